@@ -1,0 +1,302 @@
+"""Finds the application's own line, whether it called SQLAlchemy or awaited it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import sysconfig
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import CodeType, FrameType
+
+__all__ = ["CallSite", "Locator"]
+
+
+@dataclass(frozen=True, slots=True)
+class CallSite:
+    """A line of the application: the one a developer would open.
+
+    `file` is the path the code object was compiled from, `line` counts from 1, `function` is the
+    qualified name without the `<locals>` and comprehension parts that nobody wrote. `callers` holds
+    the next application frames outwards where `Settings.site_frames` asks for more than one; two
+    sites are equal when their own line is.
+    """
+
+    file: str
+    line: int
+    function: str
+    callers: tuple[CallSite, ...] = field(default=(), compare=False)
+
+    @property
+    def path(self) -> str:
+        """The file relative to the working directory where it lies below it."""
+        try:
+            relative = os.path.relpath(self.file)
+        except ValueError:  # another drive on Windows
+            return self.file
+        return self.file if relative.startswith("..") else relative
+
+    def __str__(self) -> str:
+        call = self.function if self.function.startswith("<") else f"{self.function}()"
+        return f"{self.path}:{self.line} in {call}"
+
+
+# What a frame is to somebody who looks for the line to open.
+_APPLICATION: Final = 0
+_TEMPLATE: Final = 1  # a Jinja template, whose compiled line is not its written one
+_LIBRARY: Final = 2  # somebody's package: named only where no application frame is left
+_MACHINERY: Final = 3  # what lies between a statement and whoever asked for it
+
+_MACHINERY_PACKAGES: Final = frozenset(
+    {
+        "anyio",
+        "asyncio",
+        "asyncpg",
+        "aiosqlite",
+        "contextlib",
+        "flask_sqlalchemy",
+        "greenlet",
+        "importlib",
+        "opentelemetry",
+        "psycopg",
+        "session_tracer",
+        "sqlalchemy",
+        "sqlmodel",
+        "structlog",
+        "uvloop",
+    }
+)
+
+_HERE: Final = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_CO_COROUTINE: Final = 0x80
+_CO_AWAITED: Final = 0x80 | 0x20 | 0x100 | 0x200  # coroutine, generator, or either's async kin
+_SYNTHETIC: Final = tuple(
+    f".<locals>.<{kind}>" for kind in ("listcomp", "setcomp", "dictcomp", "genexpr")
+)
+_MOST_SITES: Final = 10_000
+_MOST_HOPS: Final = 32
+
+
+def _folders() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The folders of the standard library, and those of installed packages and scripts."""
+    paths = sysconfig.get_paths()
+    standard = {paths["stdlib"], paths["platstdlib"]}
+    installed = {paths["purelib"], paths["platlib"], paths["scripts"]}
+    # In a virtual environment the interpreter's own scripts lie elsewhere.
+    installed.add(os.path.dirname(os.path.realpath(sys.executable)))
+
+    def normal(folders: set[str]) -> tuple[str, ...]:
+        both = {os.path.abspath(f) for f in folders} | {os.path.realpath(f) for f in folders}
+        return tuple(sorted(f + os.sep for f in both))
+
+    return normal(standard), normal(installed)
+
+
+_STANDARD, _INSTALLED = _folders()
+
+
+class Locator:
+    """Looks outwards from the running frame for the application's line.
+
+    What each code object is gets decided once. `application_packages` names installed packages
+    that are the application's own: without it everything below `site-packages` is a library. A
+    module that says `__session_tracer_hide__ = True` is passed over, so that an application's own
+    wrapper of sessions is not what every site names. `frames` is how many application frames a
+    site carries, itself included.
+    """
+
+    __slots__ = ("_application", "_frames", "_kinds", "_sites")
+
+    def __init__(self, application_packages: tuple[str, ...] = (), frames: int = 1) -> None:
+        self._application = frozenset(application_packages)
+        self._frames = frames
+        self._kinds: dict[CodeType, int] = {}
+        self._sites: dict[tuple[CodeType, int], CallSite] = {}
+
+    def locate(self, depth: int = 1) -> CallSite | None:
+        """The innermost application line outwards of the caller, or None where there is none.
+
+        None means that only the interpreter's and SQLAlchemy's own frames are left: a task whose
+        awaiting coroutine cannot be told, or a garbage collector's callback.
+        """
+        frame: FrameType | None = sys._getframe(depth)
+        kinds = self._kinds
+        # The common case first: the application called, and is further out on this very stack.
+        while frame is not None:
+            code = frame.f_code
+            kind = kinds.get(code)
+            if kind is None:
+                kind = self._classify(frame)
+            if kind <= _TEMPLATE:
+                if self._frames > 1:
+                    return self._chain(frame)
+                return self._site(frame, kind)
+            if kind == _LIBRARY or code.co_flags & _CO_COROUTINE:
+                break
+            frame = frame.f_back
+        return self._search(sys._getframe(depth))
+
+    def called_from(self, code: CodeType, depth: int = 1) -> bool:
+        """Whether `code` runs between the caller and the application's line."""
+        for frame in _outwards(sys._getframe(depth)):
+            if frame.f_code is code:
+                return True
+            if self._kind(frame) <= _TEMPLATE:
+                return False
+        return False
+
+    def frames(self, frame: FrameType | None) -> list[CallSite]:
+        """Every application line outwards of `frame`, innermost first."""
+        return [
+            self._site(outer, kind)
+            for outer in _outwards(frame)
+            if (kind := self._kind(outer)) <= _TEMPLATE
+        ]
+
+    def _search(self, start: FrameType) -> CallSite | None:
+        """The general case: across greenlets, coroutines, tasks, and packages in between."""
+        nearest: FrameType | None = None
+        for frame in _outwards(start):
+            kind = self._kind(frame)
+            if kind <= _TEMPLATE:
+                return self._chain(frame) if self._frames > 1 else self._site(frame, kind)
+            if kind == _LIBRARY and nearest is None:
+                nearest = frame
+        return None if nearest is None else self._site(nearest, _LIBRARY)
+
+    def _chain(self, frame: FrameType) -> CallSite:
+        inner, *outer = self.frames(frame)[: self._frames]
+        return CallSite(inner.file, inner.line, inner.function, tuple(outer))
+
+    def _site(self, frame: FrameType, kind: int) -> CallSite:
+        code, line = frame.f_code, frame.f_lineno
+        key = (code, line)
+        site = self._sites.get(key)
+        if site is None:
+            if kind == _TEMPLATE:
+                line = frame.f_globals["__jinja_template__"].get_corresponding_lineno(line)
+            if len(self._sites) >= _MOST_SITES:  # an application that makes code as it runs
+                self._sites.clear()
+                self._kinds.clear()
+            site = self._sites[key] = CallSite(code.co_filename, line, _written_name(code))
+        return site
+
+    def _kind(self, frame: FrameType) -> int:
+        kind = self._kinds.get(frame.f_code)
+        return self._classify(frame) if kind is None else kind
+
+    def _classify(self, frame: FrameType) -> int:
+        kind = self._kinds[frame.f_code] = self._kind_of(frame)
+        return kind
+
+    def _kind_of(self, frame: FrameType) -> int:
+        if frame.f_globals.get("__session_tracer_hide__"):
+            return _MACHINERY
+        package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+        if package in self._application:
+            return _APPLICATION
+        if package in _MACHINERY_PACKAGES:
+            return _MACHINERY
+        file = frame.f_code.co_filename
+        if file.startswith(("<frozen", _HERE)):
+            return _MACHINERY
+        if "__jinja_template__" in frame.f_globals:
+            return _TEMPLATE
+        path = os.path.abspath(file)
+        if path.startswith(_INSTALLED):
+            return _LIBRARY
+        if path.startswith(_STANDARD):  # after packages: site-packages lies below the library
+            return _MACHINERY
+        return _APPLICATION
+
+
+def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
+    """`frame`, its callers, and beyond a greenlet or a task those who await it."""
+    yield from _stack(frame)
+    task = _current_task()
+    for _ in range(_MOST_HOPS):
+        task = None if task is None else _awaiting_task(task)
+        if task is None:
+            return
+        yield from _suspended(task)
+
+
+def _stack(frame: FrameType | None) -> Iterator[FrameType]:
+    """`frame` and its callers, through SQLAlchemy's greenlet up to whatever drives the task."""
+    greenlet = None
+    awaited = False
+    while frame is not None:
+        flags = frame.f_code.co_flags
+        if awaited and not flags & _CO_AWAITED:
+            # What drives a task, an event loop and the line that started it, asked for nothing:
+            # the coroutine that awaits the task did.
+            return
+        awaited = awaited or bool(flags & _CO_COROUTINE)
+        yield frame
+        frame = frame.f_back
+        if frame is None and not awaited:
+            greenlet, frame = _outer_greenlet(greenlet)
+
+
+def _outer_greenlet(inner: Any) -> tuple[Any, FrameType | None]:
+    """The greenlet that `inner` (or the running one) returns to, and where that one stands."""
+    module = sys.modules.get("greenlet")
+    if module is None:
+        return None, None
+    outer = (module.getcurrent() if inner is None else inner).parent
+    return outer, None if outer is None else outer.gr_frame
+
+
+def _current_task() -> asyncio.Task[Any] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:  # no event loop runs in this thread
+        return None
+
+
+def _suspended(task: asyncio.Task[Any]) -> list[FrameType]:
+    """Where a waiting task stands, innermost first."""
+    frames: list[FrameType] = []
+    awaited: Any = task.get_coro()
+    while awaited is not None:
+        frame = getattr(awaited, "cr_frame", None) or getattr(awaited, "gi_frame", None)
+        if frame is not None:
+            frames.append(frame)
+        awaited = getattr(awaited, "cr_await", None) or getattr(awaited, "gi_yieldfrom", None)
+    frames.reverse()
+    return frames
+
+
+def _awaiting_task(future: asyncio.Future[Any], depth: int = 0) -> asyncio.Task[Any] | None:
+    """The task that will wake when `future` is done, where asyncio's own callbacks tell.
+
+    They tell for a plain await, `shield`, `gather`, `wait`, `wait_for` and `TaskGroup`; nobody
+    awaits a task that was created and left alone.
+    """
+    for callback, *_ in getattr(future, "_callbacks", None) or ():
+        owner = getattr(callback, "__self__", None)
+        owner = getattr(owner, "_parent_task", owner)  # a TaskGroup
+        if isinstance(owner, asyncio.Task):
+            return owner
+        if depth > 4:
+            continue
+        held = [cell.cell_contents for cell in getattr(callback, "__closure__", None) or ()]
+        held.extend(getattr(callback, "args", ()))
+        for candidate in held:
+            if isinstance(candidate, asyncio.Future) and candidate is not future:
+                task = _awaiting_task(candidate, depth + 1)
+                if task is not None:
+                    return task
+    return None
+
+
+def _written_name(code: CodeType) -> str:
+    """The function as it was written: `totals`, not `totals.<locals>.<listcomp>`."""
+    name = code.co_qualname
+    while name.endswith(_SYNTHETIC):
+        name = name.rpartition(".<locals>.")[0]
+    return name.rpartition(".<locals>.")[2]

@@ -1,0 +1,48 @@
+"""What a detector concludes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from session_tracer.callsite import CallSite
+
+__all__ = ["Finding", "Severity"]
+
+Severity: TypeAlias = Literal["info", "warning", "error"]
+
+_DOCUMENTATION: Final = "docs/findings.md"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One conclusion about one session.
+
+    `id` is the finding's fixed name in kebab-case. `message` says what, where and how often;
+    `remedy` what to change, as code where that fits. `site` is the application's line to look at
+    first, `session_site` where the session was opened (`session_id` and `session_name` say which
+    session); either is None only where no line of the application took part. `entity` and
+    `attribute` are mapped names. `evidence` is JSON-ready and never holds a column's value; a key
+    that ends in `_ms` counts milliseconds.
+    """
+
+    id: str
+    severity: Severity
+    message: str
+    remedy: str
+    site: CallSite | None
+    session_id: str
+    session_name: str
+    session_site: CallSite | None
+    entity: str | None = None
+    attribute: str | None = None
+    count: int = 1
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def help(self) -> str:
+        """Where the documentation explains it."""
+        return f"{_DOCUMENTATION}#{self.id}"

@@ -1,0 +1,118 @@
+"""What a flush holds, why it runs, and what stopped it."""
+
+from __future__ import annotations
+
+import datetime as dt
+import decimal
+import uuid
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy.orm import Session
+from sqlalchemy.orm.base import NO_VALUE
+
+if TYPE_CHECKING:
+    from types import CodeType, FrameType
+
+    from sqlalchemy.orm import UOWTransaction
+
+    from session_tracer.facts import Counts, Trigger
+
+__all__ = ["constraint", "counts", "trigger"]
+
+# Comparing two of these runs no code of the application's.
+_PLAIN: Final = frozenset(
+    {
+        bool, bytes, dt.date, dt.datetime, dt.time, dt.timedelta,
+        decimal.Decimal, float, int, str, type(None), uuid.UUID,
+    }
+)  # fmt: skip
+
+_FLUSH: Final = Session.flush.__code__
+_CALLERS: Final[dict[str, Trigger]] = {
+    "_autoflush": "autoflush",
+    "_prepare_impl": "commit",
+    "commit": "commit",
+    "_take_snapshot": "savepoint",
+    "begin_nested": "savepoint",
+}
+
+
+def trigger(frame: FrameType | None) -> Trigger:
+    """Why the flush runs, by whoever called `Session.flush` from within SQLAlchemy.
+
+    A subclass may override `flush`: the frames of its own are passed over.
+    """
+    while frame is not None and frame.f_code is not _FLUSH:
+        frame = frame.f_back
+    while frame is not None:
+        code = frame.f_code
+        if _is_sessions(code) and code.co_name in _CALLERS:
+            if code.co_name != "_prepare_impl":
+                return _CALLERS[code.co_name]
+            # A savepoint that is released flushes as a commit does.
+            return "savepoint" if frame.f_locals["self"].nested else "commit"
+        if not (_is_sessions(code) or code.co_name == "flush"):
+            return "explicit"
+        frame = frame.f_back
+    return "explicit"
+
+
+def _is_sessions(code: CodeType) -> bool:
+    return code.co_filename == _FLUSH.co_filename
+
+
+def counts(context: UOWTransaction) -> tuple[Counts, Counts, Counts, Counts]:
+    """The objects of the unit of work by entity: new, dirty, deleted, unchanged.
+
+    To be asked before the unit of work is finalised: after that everything is persistent.
+    """
+    new: Counts = {}
+    dirty: Counts = {}
+    deleted: Counts = {}
+    unchanged: Counts = {}
+    for state, (is_delete, list_only) in context.states.items():
+        if list_only:
+            continue
+        if is_delete:
+            into = deleted
+        elif state.key is None:
+            into = new
+        elif changed(state):
+            into = dirty
+        else:
+            into = unchanged
+        entity = state.class_.__name__
+        into[entity] = into.get(entity, 0) + 1
+    return new, dirty, deleted, unchanged
+
+
+def changed(state: Any) -> bool:
+    """Whether a persistent object has a net change, told without running code of its own.
+
+    A value of a type that could have an `__eq__` of the application's counts as changed unless it
+    is the very same object.
+    """
+    values = state.dict
+    for key, before in state.committed_state.items():
+        if before is NO_VALUE or key not in values:
+            return True
+        now = values[key]
+        if now is before:
+            continue
+        if type(now) not in _PLAIN or type(before) not in _PLAIN or now != before:
+            return True
+    return False
+
+
+def constraint(error: BaseException | None) -> str:
+    """The name of the constraint that was violated, where the driver says it."""
+    original: Any = getattr(error, "orig", None)
+    for source in (
+        getattr(original, "diag", None),  # psycopg
+        original,
+        getattr(original, "__cause__", None),  # asyncpg
+    ):
+        name = getattr(source, "constraint_name", None)
+        if isinstance(name, str):
+            return name
+    return ""

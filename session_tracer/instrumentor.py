@@ -1,0 +1,422 @@
+"""What can be instrumented, and how that is undone."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+import warnings
+import weakref
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
+
+from session_tracer import failures, listeners, live, loads, statements
+from session_tracer.detectors import DEFAULT_DETECTORS
+from session_tracer.exporter import Exporter, find_exporter
+from session_tracer.lifetime import wrap_async_session, wrap_session
+from session_tracer.patching import Patches
+from session_tracer.probe import SLOT, Probe, probe_of
+from session_tracer.providers import configured_providers
+from session_tracer.settings import Settings
+from session_tracer.tracer import Tracer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from types import TracebackType
+
+    from session_tracer.detectors.protocol import Detector
+
+__all__ = ["Instrumentation", "instrument", "uninstrument"]
+
+try:
+    from sqlalchemy.ext.asyncio import (
+        AsyncSession,
+        async_scoped_session,
+        async_session,
+        async_sessionmaker,
+    )
+except ImportError:  # SQLAlchemy 2.1 without its asyncio extra: no async session can exist
+    _ASYNC_INIT: Any = None
+else:
+    _ASYNC_INIT = AsyncSession.__init__.__code__
+_ASYNC: Final = _ASYNC_INIT is not None
+
+_OTLP_ENDPOINTS: Final = tuple(
+    f"OTEL_EXPORTER_OTLP_{signal}ENDPOINT" for signal in ("", "TRACES_", "METRICS_", "LOGS_")
+)
+
+
+class Instrumentation:
+    """What `instrument()` started. As a context manager it ends with the block."""
+
+    def __init__(self, target: _Target, tracer: Tracer, *, capture: bool) -> None:
+        self._target = target
+        self._tracer = tracer
+        self._is_capture = capture
+
+    @property
+    def name(self) -> str:
+        """The name of the factory in every signal."""
+        return self._tracer.name
+
+    @property
+    def settings(self) -> Settings:
+        """The settings in force."""
+        return self._tracer.settings
+
+    def flush(self) -> None:
+        """Wait until what was told so far is out."""
+        live.settle()
+        self._tracer.exporter.flush()
+
+    def uninstrument(self) -> None:
+        """Leave SQLAlchemy as it was found; a second time does nothing."""
+        _INSTRUMENTOR.remove(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        type_: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.uninstrument()
+
+
+class _Target:
+    """A target reduced to classes.
+
+    `owner` is the class whose constructor makes the sessions that are meant, or None for a single
+    session; `listen_to` the class whose events they fire; `session` a single session.
+    """
+
+    __slots__ = ("_session", "listen_to", "owner")
+
+    def __init__(
+        self, owner: type | None, listen_to: type[Session], session: Session | None = None
+    ) -> None:
+        self.owner = owner
+        self.listen_to = listen_to
+        self._session = None if session is None else weakref.ref(session)
+
+    @property
+    def session(self) -> Session | None:
+        return None if self._session is None else self._session()
+
+    def same_as(self, other: _Target) -> bool:
+        """Whether both mean the same sessions."""
+        if self.owner is None and other.owner is None:
+            return self.session is not None and self.session is other.session
+        return self.owner is other.owner
+
+
+def instrument(
+    target: Any = None,
+    *,
+    name: str | None = None,
+    exporter: str | Exporter | None = None,
+    settings: Settings | None = None,
+    detectors: Iterable[Detector] = DEFAULT_DETECTORS,
+    **overrides: Any,
+) -> Instrumentation:
+    """Trace the sessions that `target` makes.
+
+    `target` is a `sessionmaker`, an `async_sessionmaker`, a `scoped_session`, an
+    `async_scoped_session`, a `Session` or `AsyncSession` class, one live session, a
+    Flask-SQLAlchemy `SQLAlchemy` object, or None for every session of the process. `name` names
+    the factory in every signal. `exporter` is an exporter's name or an `Exporter`; without it the
+    environment variable `SESSION_TRACER_EXPORTER` decides, then the OpenTelemetry providers the
+    application has configured, then `otlp` if `OTEL_EXPORTER_OTLP_ENDPOINT` is set, then `console`.
+    `settings` default to the environment's; `overrides` are fields of `Settings` and win.
+
+    Raises `TypeError` for a target that is none of those, `ValueError` for a bad setting or an
+    unknown exporter, and what the exporter raises where it cannot work; SQLAlchemy is then as it
+    was. Instrumenting a target again changes nothing and returns the first `Instrumentation`.
+    """
+    resolved = _resolve(target)
+    chosen = (Settings.from_env() if settings is None else settings).override(overrides)
+    return _INSTRUMENTOR.add(resolved, name or "default", exporter, chosen, tuple(detectors))
+
+
+def uninstrument(target: Any = None) -> None:
+    """Stop tracing `target`, or with None everything; leave SQLAlchemy as it was found."""
+    _INSTRUMENTOR.remove_target(None if target is None else _resolve(target))
+
+
+def capture(
+    target: Any, name: str, exporter: Exporter, settings: Settings, detectors: Iterable[Detector]
+) -> Instrumentation:
+    """Trace `target` besides whoever traces it already."""
+    return _INSTRUMENTOR.add(
+        _resolve(target), name, exporter, settings, tuple(detectors), capture=True
+    )
+
+
+class Instrumentor:
+    """The process's one account of what is instrumented."""
+
+    def __init__(self, clock: Callable[[], int] = time.perf_counter_ns) -> None:
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._instrumentations: list[Instrumentation] = []
+        self._patches = Patches()
+        self._listening: set[type[Session]] = set()
+        self._wrapped: set[type] = set()
+        self._known: dict[tuple[type, type | None], tuple[Tracer, ...]] = {}
+
+    def add(
+        self,
+        target: _Target,
+        name: str,
+        exporter: str | Exporter | None,
+        settings: Settings,
+        detectors: tuple[Detector, ...],
+        *,
+        capture: bool = False,
+    ) -> Instrumentation:
+        """Trace a target; what can be refused is refused before SQLAlchemy is touched."""
+        with self._lock:
+            if not capture:
+                for existing in self._instrumentations:
+                    if not existing._is_capture and existing._target.same_as(target):
+                        _warn_if_different(existing, name, settings)
+                        return existing
+            opened = _open_exporter(exporter, settings)
+            tracer = Tracer(name, settings, opened, detectors, live.ages)
+            instrumentation = Instrumentation(target, tracer, capture=capture)
+            self._instrumentations.append(instrumentation)
+            try:
+                self._update()
+                self._adopt_existing(target)
+            except BaseException:
+                self._instrumentations.remove(instrumentation)
+                self._update()
+                tracer.close()
+                raise
+            return instrumentation
+
+    def remove(self, instrumentation: Instrumentation) -> None:
+        """Stop tracing what was started with it."""
+        live.settle()
+        with self._lock:
+            if instrumentation not in self._instrumentations:
+                return
+            self._instrumentations.remove(instrumentation)
+            self._update()
+            tracer = instrumentation._tracer
+            for session in _sessions():
+                self._leave(session, tracer)
+            if not self._instrumentations:
+                statements.remove()
+        tracer.close()
+
+    def remove_target(self, target: _Target | None) -> None:
+        """Stop tracing a target, or everything but what a test captures."""
+        for instrumentation in list(self._instrumentations):
+            same = target is None or instrumentation._target.same_as(target)
+            if same and not instrumentation._is_capture:
+                self.remove(instrumentation)
+
+    def opened(self, session: Session) -> None:
+        """A session was constructed: trace it if it is meant."""
+        try:
+            if probe_of(session) is not None:
+                return
+            owner = _async_owner(sys._getframe(1))
+            tracers = self._tracers_for(type(session), owner)
+            if tracers:
+                probe = self._attach(session, tracers, is_async=owner is not None)
+                probe.begin_scope(session, probe.site(), reopened=False)
+        except Exception as error:
+            for instrumentation in list(self._instrumentations):
+                instrumentation._tracer.failed("instrumentor", error)
+
+    def _attach(self, session: Session, tracers: tuple[Tracer, ...], *, is_async: bool) -> Probe:
+        probe = Probe(tracers, is_async=is_async, clock=self._clock)
+        session.__dict__[SLOT] = probe
+        return probe
+
+    def _adopt_existing(self, target: _Target) -> None:
+        """Have sessions made before be traced from their next event."""
+        single = target.session
+        for session in _sessions() if target.owner is not None else filter(None, (single,)):
+            owner = _owner_of(session)
+            tracers = self._tracers_for(type(session), owner)
+            if session is single:
+                tracers = self._tracers_of(session) + tracers
+            if not tracers:
+                continue
+            probe = probe_of(session)
+            if probe is None:
+                self._attach(session, tracers, is_async=owner is not None)
+            else:
+                probe.join(tracers)
+
+    def _tracers_of(self, session: Session) -> tuple[Tracer, ...]:
+        return tuple(
+            one._tracer for one in self._instrumentations if one._target.session is session
+        )
+
+    def _leave(self, session: Session, tracer: Tracer) -> None:
+        probe = probe_of(session)
+        if probe is None:
+            return
+        probe.part(tracer)
+        if not probe.tracers:
+            live.LIVE.pop(probe, None)
+            session.__dict__.pop(SLOT, None)
+            for holding in probe.connections:
+                holding.connection.__dict__.pop(SLOT, None)
+            loads.unwatch(session.identity_map)
+
+    def _tracers_for(self, made: type, owner: type | None) -> tuple[Tracer, ...]:
+        """Who traces sessions of a class: the nearest instrumentation, and every capture."""
+        key = (made, owner)
+        tracers = self._known.get(key)
+        if tracers is None:
+            if len(self._known) > 256:  # an application that makes factories as it runs
+                self._known.clear()
+            tracers = self._known[key] = tuple(self._find(made, owner))
+        return tracers
+
+    def _find(self, made: type, owner: type | None) -> Iterator[Tracer]:
+        classes = (*(() if owner is None else owner.__mro__), *made.__mro__)
+        nearest = False
+        for cls in classes:
+            for one in self._instrumentations:
+                if one._target.owner is cls and not one._is_capture and not nearest:
+                    nearest = True
+                    yield one._tracer
+        for one in self._instrumentations:
+            if one._is_capture and one._target.owner in classes:
+                yield one._tracer
+
+    def _update(self) -> None:
+        """Bring listeners and wrappers in line with what is instrumented now.
+
+        A class below another one that is listened to hears nothing of its own, so that no event is
+        told twice.
+        """
+        self._known.clear()
+        targets = [one._target for one in self._instrumentations]
+        everything = {target.listen_to for target in targets}
+        wanted = {cls for cls in everything if everything.isdisjoint(cls.__mro__[1:])}
+        for cls in self._listening - wanted:
+            listeners.remove(cls)
+            self._patches.undo(cls)
+        for cls in wanted - self._listening:
+            listeners.listen(cls)
+            wrap_session(self._patches, cls, self.opened)
+        self._listening = wanted
+        owners = {target.owner for target in targets if target.owner is not None}
+        if _ASYNC:
+            self._wrap_async(owners)
+        if targets:
+            failures.watch.start()
+            live.start()
+        else:
+            failures.watch.stop()
+            live.stop()
+
+    def _wrap_async(self, owners: set[type]) -> None:
+        classes = {cls for cls in owners if issubclass(cls, AsyncSession)}
+        if any(issubclass(AsyncSession, cls) or cls is Session for cls in owners):
+            classes = {AsyncSession}
+        wanted = {cls for cls in classes if classes.isdisjoint(cls.__mro__[1:])}
+        for cls in self._wrapped - wanted:
+            self._patches.undo(cls)
+        for cls in wanted - self._wrapped:
+            wrap_async_session(self._patches, cls)
+        self._wrapped = wanted
+
+
+_INSTRUMENTOR: Final = Instrumentor()
+
+
+def _resolve(target: Any) -> _Target:
+    if target is None:
+        return _Target(Session, Session)
+    if isinstance(target, sessionmaker):
+        return _Target(target.class_, target.class_)
+    if isinstance(target, scoped_session):
+        return _resolve(target.session_factory)
+    if isinstance(target, type) and issubclass(target, Session):
+        return _Target(target, target)
+    if isinstance(target, Session):
+        return _Target(None, type(target), target)
+    if _ASYNC:
+        if isinstance(target, async_sessionmaker):
+            made = target.kw.get("sync_session_class", target.class_.sync_session_class)
+            return _Target(target.class_, made if isinstance(made, type) else Session)
+        if isinstance(target, async_scoped_session):
+            return _resolve(target.session_factory)
+        if isinstance(target, type) and issubclass(target, AsyncSession):
+            return _Target(target, Session)
+        if isinstance(target, AsyncSession):
+            return _resolve(target.sync_session)
+    if type(target).__module__.partition(".")[0] == "flask_sqlalchemy":
+        return _resolve(target.session)
+    raise TypeError(
+        f"session_tracer cannot instrument {target!r}, a {type(target).__qualname__}. It takes a "
+        "sessionmaker, an async_sessionmaker, a scoped_session or async_scoped_session over one of "
+        "them, a Session or AsyncSession class, one live session, a Flask-SQLAlchemy SQLAlchemy "
+        "object, or nothing at all for every session of the process."
+    )
+
+
+def _open_exporter(exporter: str | Exporter | None, settings: Settings) -> Exporter:
+    if isinstance(exporter, Exporter):
+        return exporter
+    if exporter is None:
+        exporter = os.environ.get("SESSION_TRACER_EXPORTER") or None
+    if exporter is None and configured_providers():
+        exporter = "providers"
+    if exporter is None and any(os.environ.get(variable) for variable in _OTLP_ENDPOINTS):
+        exporter = "otlp"
+    if not isinstance(exporter, str | None):
+        raise TypeError(
+            f"exporter = {exporter!r} is not possible: it takes an exporter's name or an Exporter."
+        )
+    return find_exporter(exporter or "console")(settings)
+
+
+def _warn_if_different(existing: Instrumentation, name: str, settings: Settings) -> None:
+    if (existing.name, existing.settings) != (name, settings):
+        warnings.warn(
+            f"This is instrumented already, as {existing.name!r} and with other options, which "
+            "stay; uninstrument() it first to change them.",
+            stacklevel=4,
+        )
+
+
+def _sessions() -> list[Session]:
+    """Every live session of the process."""
+    registry: Any = getattr(sys.modules["sqlalchemy.orm.session"], "_sessions", None)
+    if isinstance(registry, weakref.WeakValueDictionary):
+        return list(registry.values())
+    import gc
+
+    # type() and not isinstance(): that would ask the __class__ of every proxy there is.
+    return [one for one in gc.get_objects() if issubclass(type(one), Session)]
+
+
+def _owner_of(session: Session) -> type | None:
+    if not _ASYNC:
+        return None
+    owner = async_session(session)
+    return None if owner is None else type(owner)
+
+
+def _async_owner(frame: Any) -> type | None:
+    """The class of the AsyncSession whose constructor is making a session, if one is."""
+    for _ in range(6):
+        if frame is None:
+            return None
+        if frame.f_code is _ASYNC_INIT:
+            return type(frame.f_locals["self"])
+        frame = frame.f_back
+    return None

@@ -1,0 +1,216 @@
+"""Opening and closing, expunging, expiring and merging: what SQLAlchemy has no event for."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy.orm import Session, attributes
+from sqlalchemy.orm.exc import NO_STATE
+
+from session_tracer import facts, loads
+from session_tracer.origin import Origin
+from session_tracer.probe import add_transition, probe_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from session_tracer.callsite import CallSite
+    from session_tracer.facts import Counts, Ending
+    from session_tracer.patching import Patches
+    from session_tracer.probe import Probe
+
+__all__ = ["wrap_async_session", "wrap_session"]
+
+
+def wrap_session(patches: Patches, owner: type[Session], adopt: Callable[[Session], None]) -> None:
+    """Wrap what begins and ends a scope of the class's sessions, and what moves objects about."""
+
+    def constructing(session: Session, *_: Any, **__: Any) -> Session:
+        return session
+
+    patches.wrap(owner, "__init__", constructing, adopt)
+    for name, before, after in _WRAPPED:
+        patches.wrap(owner, name, before, after)
+
+
+def wrap_async_session(patches: Patches, owner: type[Any]) -> None:
+    """Wrap what ends a scope from asyncio: it closes in a greenlet, or in a task of its own.
+
+    There neither the line nor the exception that is leaving can be seen, so they are noted before.
+    """
+    for name in ("close", "reset", "invalidate"):
+        patches.wrap(owner, name, _leaving, _nothing)
+    patches.wrap(owner, "__aexit__", _leaving_block, _nothing)
+
+
+def _nothing(_: Any) -> None:
+    """Has nothing to add."""
+
+
+class _Call:
+    """A wrapped call on its way: what to say of it when it has returned."""
+
+    __slots__ = ("detached", "ending", "error", "pending", "probe", "session", "site", "size")
+
+    def __init__(self, probe: Probe, session: Session, ending: Ending = "close") -> None:
+        self.probe = probe
+        self.session = session
+        self.ending = ending
+        self.site: CallSite | None = None
+        self.error = ""
+        self.size = 0
+        self.pending = 0
+        self.detached: Counts = {}
+
+
+def _closing(ending: Ending) -> Callable[..., _Call | None]:
+    def before(session: Session, *_: Any, **__: Any) -> _Call | None:
+        probe = probe_of(session)
+        if probe is None or not probe.open:
+            return None
+        try:
+            call = _Call(probe, session, ending)
+            probe.departing(session, ending)
+            call.site, call.error = probe.leaving or (None, "")
+            identity_map = session.identity_map
+            call.size = len(identity_map)
+            # The first part of an identity key is the mapped class, or its hierarchy's base.
+            call.detached = {
+                entity.__name__: count
+                for entity, count in Counter(map(itemgetter(0), identity_map.keys())).items()
+            }
+            call.pending = len(session.new)
+            add_transition(probe.transitions, "persistent_to_detached", call.size)
+        except Exception as error:
+            probe.failed("lifetime", error)
+            return None
+        return call
+
+    return before
+
+
+def _closed(call: _Call | None) -> None:
+    if call is None:
+        return
+    try:
+        call.probe.end_scope(
+            call.ending,
+            site=call.site,
+            size=call.size,
+            pending=call.pending,
+            detached=call.detached,
+            error=call.error,
+        )
+    except Exception as error:
+        call.probe.failed("lifetime", error)
+
+
+def _expunging(session: Session, instance: Any) -> None:
+    probe = probe_of(session)
+    if probe is None or not probe.open:
+        return
+    try:
+        state = attributes.instance_state(instance)
+        leaving = [state]
+        for _, _, related, _ in state.manager.mapper.cascade_iterator("expunge", state):
+            leaving.append(related)
+        now, site = probe.now(), probe.site()
+        for one in leaving:
+            loads.remember(one, probe.origin, "expunge", now, site)
+        add_transition(probe.transitions, "persistent_to_detached", len(leaving))
+        probe.settle(now)
+        probe.tell(facts.ObjectsExpunged(now, site, len(leaving)))
+    except NO_STATE:
+        pass  # not a mapped object: SQLAlchemy is about to say so
+    except Exception as error:
+        probe.failed("lifetime", error)
+
+
+def _expunging_all(session: Session) -> _Call | None:
+    probe = probe_of(session)
+    # close(), reset() and invalidate() expunge everything too, and say it themselves.
+    if probe is None or not probe.open or probe.leaving is not None:
+        return None
+    try:
+        now, site = probe.now(), probe.site()
+        size = len(session.identity_map)
+        probe.settle(now)
+        add_transition(probe.transitions, "persistent_to_detached", size)
+        probe.tell(facts.ObjectsExpunged(now, site, size + len(session.new)))
+        # The objects carry the origin; what the session loads from now on gets another.
+        probe.origin.left("expunge_all", now, site)
+        probe.origin = Origin(probe.scope)
+        return _Call(probe, session)
+    except Exception as error:
+        probe.failed("lifetime", error)
+        return None
+
+
+def _expunged_all(call: _Call | None) -> None:
+    if call is None:
+        return
+    try:
+        call.probe.watch_loads(call.session, call.probe.last_site)
+    except Exception as error:
+        call.probe.failed("lifetime", error)
+
+
+def _expiring(session: Session, instance: Any = None, *_: Any, **__: Any) -> None:
+    probe = probe_of(session)
+    if probe is None or not probe.open:
+        return
+    try:
+        now, site = probe.now(), probe.site()
+        count = len(session.identity_map) if instance is None else 1
+        probe.scope.expired_site = site
+        probe.settle(now)
+        probe.tell(facts.ObjectsExpired(now, site, count))
+    except Exception as error:
+        probe.failed("lifetime", error)
+
+
+def _merging(session: Session, instance: Any, *_: Any, **__: Any) -> None:
+    probe = probe_of(session)
+    if probe is None:
+        return
+    try:
+        probe.resume(session)
+        probe.settle(probe.now())
+        entity = type(instance).__name__
+        probe.tell(facts.ObjectMerged(probe.now(), probe.site(), entity))
+    except Exception as error:
+        probe.failed("lifetime", error)
+
+
+_WRAPPED: Final[tuple[tuple[str, Callable[..., Any], Callable[[Any], None]], ...]] = (
+    ("close", _closing("close"), _closed),
+    ("reset", _closing("reset"), _closed),
+    ("invalidate", _closing("invalidate"), _closed),
+    ("expunge", _expunging, _nothing),
+    ("expunge_all", _expunging_all, _expunged_all),
+    ("expire", _expiring, _nothing),
+    ("expire_all", _expiring, _nothing),
+    ("merge", _merging, _nothing),
+)
+
+
+def _leaving(session: Any) -> None:
+    _note(session, sys.exc_info()[1])
+
+
+def _leaving_block(session: Any, type_: Any, value: Any, traceback: Any) -> None:
+    del type_, traceback
+    _note(session, value)
+
+
+def _note(session: Any, error: BaseException | None) -> None:
+    probe = probe_of(session.sync_session)
+    if probe is None or not probe.open or probe.leaving is not None:
+        return
+    try:
+        probe.note_leaving(error)
+    except Exception as failure:
+        probe.failed("lifetime", failure)

@@ -1,0 +1,271 @@
+"""SQLAlchemy's session events in, facts out; what must be remembered is in the probe."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import event
+from sqlalchemy.orm.session import SessionTransactionOrigin
+
+from session_tracer import facts, flushes, loads, statements
+from session_tracer.probe import (
+    SLOT,
+    Flush,
+    Holding,
+    OpenTransaction,
+    add_transition,
+    type_name,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy.engine import Connection
+    from sqlalchemy.orm import InstanceState, Session, SessionTransaction, UOWTransaction
+
+    from session_tracer.probe import Probe
+
+__all__ = ["listen", "remove"]
+
+
+def _contained(listener: Callable[..., None]) -> Callable[..., None]:
+    """A listener that is deaf to sessions nobody traces, and whose failures stop with us."""
+
+    @functools.wraps(listener)
+    def contained(session: Session, *rest: Any) -> None:
+        probe = session.__dict__.get(SLOT)
+        if probe is not None:
+            try:
+                listener(probe, session, *rest)
+            except Exception as error:
+                probe.failed(listener.__name__, error)
+
+    del contained.__dict__["__wrapped__"]  # its signature is not the event's
+    return contained
+
+
+@_contained
+def after_transaction_create(
+    probe: Probe, session: Session, transaction: SessionTransaction
+) -> None:
+    if transaction.origin is SessionTransactionOrigin.SUBTRANSACTION:
+        flush = probe.flush
+        # A bulk operation makes a subtransaction too, outside of a flush.
+        if flush is not None and not flush.began:
+            flush.began = True
+            flush.began_at = probe.now()
+            probe.settle(flush.began_at)
+            probe.loading(flush.site)
+            probe.tell(facts.FlushBegan(flush.began_at, flush.site, flush.trigger))
+        return
+    probe.resume(session)
+    site = probe.site()
+    now = probe.now()
+    if not transaction.nested and not probe.used:
+        probe.used = True
+        probe.watch_loads(session, site)
+    probe.settle(now)
+    two_phase = bool(session.twophase) and not transaction.nested
+    nested = transaction.nested
+    probe.transactions.append(OpenTransaction(now, nested=nested, two_phase=two_phase))
+    probe.tell(facts.TransactionBegan(now, site, nested, two_phase))
+
+
+@_contained
+def after_transaction_end(probe: Probe, session: Session, transaction: SessionTransaction) -> None:
+    if transaction.origin is SessionTransactionOrigin.SUBTRANSACTION:
+        _end_flush(probe, session)
+        return
+    if not probe.transactions:
+        return  # it began before this session was traced
+    ended = probe.transactions.pop()
+    now = probe.now()
+    site = probe.site()
+    probe.settle(now)
+    if ended.committing_at and ended.outcome != "committed":
+        error = sys.exc_info()[1]
+        ended.error = ended.error or ("_OTHER" if error is None else type_name(error))
+    if not ended.nested:
+        probe.release_connections(now)
+        if ended.outcome in ("committed", "rolled_back"):
+            probe.last_outcome = ended.outcome
+        if ended.outcome == "committed" and session.expire_on_commit:
+            probe.scope.expired_site = site
+    probe.tell(
+        facts.TransactionEnded(
+            now,
+            site,
+            ended.outcome,
+            now - ended.began_at,
+            ended.took,
+            ended.nested,
+            ended.two_phase,
+            ended.error,
+        )
+    )
+
+
+@_contained
+def after_begin(
+    probe: Probe, session: Session, transaction: SessionTransaction, connection: Connection
+) -> None:
+    # Somebody else's session may share the connection: the last to begin is the one at work.
+    connection.__dict__[SLOT] = probe
+    if any(holding.connection is connection for holding in probe.connections):
+        return
+    database = statements.listen(connection)
+    now = probe.now()
+    probe.connections.append(Holding(connection, database, now))
+    probe.tell(facts.ConnectionAcquired(now, probe.site(), database))
+
+
+@_contained
+def before_commit(probe: Probe, session: Session) -> None:
+    if probe.transactions:
+        probe.transactions[-1].committing_at = probe.now()
+
+
+@_contained
+def after_commit(probe: Probe, session: Session) -> None:
+    if probe.transactions:
+        committed = probe.transactions[-1]
+        committed.outcome = "committed"
+        if committed.committing_at:
+            committed.took = probe.now() - committed.committing_at
+
+
+@_contained
+def after_rollback(probe: Probe, session: Session) -> None:
+    if probe.transactions:
+        probe.transactions[-1].outcome = "rolled_back"
+    flush = probe.flush
+    if flush is not None and flush.began and not flush.failed:
+        flush.failed = True
+        flush.counts = flushes.counts(flush.context)
+
+
+@_contained
+def before_flush(
+    probe: Probe, session: Session, flush_context: UOWTransaction, instances: object
+) -> None:
+    site = probe.site()
+    trigger = flushes.trigger(sys._getframe(2))
+    # It may turn out to have nothing to do; what follows tells whether it began.
+    probe.flush = Flush(flush_context, probe.now(), site, trigger)
+
+
+@_contained
+def after_flush(probe: Probe, session: Session, flush_context: UOWTransaction) -> None:
+    if probe.flush is not None:
+        # The last moment at which new, dirty and deleted can be told apart.
+        probe.flush.counts = flushes.counts(flush_context)
+
+
+@_contained
+def after_flush_postexec(probe: Probe, session: Session, flush_context: UOWTransaction) -> None:
+    if probe.flush is not None:
+        probe.flush.written = True
+
+
+def _end_flush(probe: Probe, session: Session) -> None:
+    flush = probe.flush
+    if flush is None or not flush.began:
+        return
+    probe.flush = None
+    now = probe.now()
+    probe.settle(now)
+    if probe.transactions and probe.transactions[-1].committing_at:
+        # What the flush took is not the COMMIT's.
+        probe.transactions[-1].committing_at = now
+    probe.measure(len(session.identity_map))
+    new, dirty, deleted, unchanged = flush.counts
+    duration = now - flush.began_at
+    if flush.written and not flush.failed:
+        add_transition(probe.transitions, "pending_to_persistent", sum(new.values()))
+        add_transition(probe.transitions, "persistent_to_deleted", sum(deleted.values()))
+        probe.tell(
+            facts.FlushCompleted(
+                now, flush.site, flush.trigger, duration, new, dirty, deleted, unchanged
+            )
+        )
+        return
+    error = sys.exc_info()[1]
+    probe.tell(
+        facts.FlushFailed(
+            now,
+            flush.site,
+            flush.trigger,
+            duration,
+            "_OTHER" if error is None else type_name(error),
+            new,
+            dirty,
+            deleted,
+            flushes.constraint(error),
+        )
+    )
+
+
+# Objects that change state one at a time; those that do by the thousand are counted elsewhere.
+
+
+def _counting(name: str) -> Callable[[Session, InstanceState[Any]], None]:
+    def counting(session: Session, state: InstanceState[Any]) -> None:
+        probe = session.__dict__.get(SLOT)
+        if probe is not None:
+            transitions = probe.transitions
+            transitions[name] = transitions.get(name, 0) + 1
+
+    counting.__name__ = name
+    return counting
+
+
+@_contained
+def deleted_to_detached(probe: Probe, session: Session, state: Any) -> None:
+    add_transition(probe.transitions, "deleted_to_detached")
+    loads.remember(state, probe.origin, "deleted", probe.now(), probe.last_site)
+
+
+@_contained
+def loaded_as_persistent(probe: Probe, session: Session, state: Any) -> None:
+    if isinstance(probe.counter, loads.EventCounter) and probe.counter is not loads.NOTHING_LOADED:
+        probe.counter.add(state.class_)
+        state._session_tracer = loads.Mark(probe.origin, probe.counter.site)
+
+
+_LISTENERS: Final[tuple[tuple[str, Callable[..., None], bool], ...]] = (
+    ("after_transaction_create", after_transaction_create, False),
+    ("after_transaction_end", after_transaction_end, False),
+    ("after_begin", after_begin, False),
+    ("before_commit", before_commit, False),
+    ("after_commit", after_commit, False),
+    ("after_rollback", after_rollback, False),
+    ("before_flush", before_flush, False),
+    ("after_flush", after_flush, False),
+    ("after_flush_postexec", after_flush_postexec, False),
+    ("transient_to_pending", _counting("transient_to_pending"), True),
+    ("pending_to_transient", _counting("pending_to_transient"), True),
+    ("persistent_to_transient", _counting("persistent_to_transient"), True),
+    ("deleted_to_persistent", _counting("deleted_to_persistent"), True),
+    ("detached_to_persistent", _counting("detached_to_persistent"), True),
+    ("deleted_to_detached", deleted_to_detached, True),
+)
+_FALL_BACK: Final = (("loaded_as_persistent", loaded_as_persistent, True),)
+
+
+def _wanted() -> tuple[tuple[str, Callable[..., None], bool], ...]:
+    return _LISTENERS if loads.PRIVATE_ROAD else _LISTENERS + _FALL_BACK
+
+
+def listen(target: type[Session]) -> None:
+    """Listen to every session of the class."""
+    for name, listener, raw in _wanted():
+        event.listen(target, name, listener, **({"raw": True} if raw else {}))
+
+
+def remove(target: type[Session]) -> None:
+    """Listen no longer."""
+    for name, listener, _ in _wanted():
+        if event.contains(target, name, listener):
+            event.remove(target, name, listener)

@@ -1,0 +1,138 @@
+"""Wraps a method under its exact signature, and puts it back."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Patches"]
+
+_ABSENT: Final = object()
+
+
+@dataclass(frozen=True, slots=True)
+class _Patch:
+    owner: type
+    name: str
+    before: Any
+    wrapper: Any
+
+
+class Patches:
+    """The methods replaced so far, in order.
+
+    A wrapper calls `before(*arguments)`, then the method, then `after(token)` with what `before`
+    returned, also when the method raises. Neither may raise. The wrapper has the method's own
+    signature, not `*args`: people and libraries read it.
+    """
+
+    def __init__(self) -> None:
+        self._patches: list[_Patch] = []
+
+    def wrap(
+        self, owner: type, name: str, before: Callable[..., Any], after: Callable[[Any], None]
+    ) -> None:
+        """Replace `owner.name`, if there is such a method."""
+        found = getattr(owner, name, None)
+        if found is None:
+            return
+        own = owner.__dict__.get(name, _ABSENT)
+        wrapper = _wrapper(owner, name, found, before, after, inherited=own is _ABSENT)
+        setattr(owner, name, wrapper)
+        self._patches.append(_Patch(owner, name, own, wrapper))
+
+    def undo(self, owner: type) -> None:
+        """Put back what was replaced on `owner`.
+
+        Where somebody else has wrapped a wrapper meanwhile, it stays within theirs and lets every
+        call through.
+        """
+        for patch in reversed(self._patches):
+            if patch.owner is not owner or owner.__dict__.get(patch.name) is not patch.wrapper:
+                continue
+            if patch.before is _ABSENT:
+                delattr(owner, patch.name)
+            else:
+                setattr(owner, patch.name, patch.before)
+        self._patches = [patch for patch in self._patches if patch.owner is not owner]
+
+
+_SYNC: Final = """\
+def make(_found, _owner, _before, _after):
+    def {name}({parameters}):
+        _token = _before({arguments})
+        try:
+            return {call}
+        finally:
+            _after(_token)
+    return {name}
+"""
+_ASYNC: Final = _SYNC.replace("    def {name}(", "    async def {name}(").replace(
+    "return {call}", "return await {call}"
+)
+
+
+def _wrapper(
+    owner: type,
+    name: str,
+    found: Any,
+    before: Callable[..., Any],
+    after: Callable[[Any], None],
+    *,
+    inherited: bool,
+) -> Any:
+    parameters, arguments = _signature(found)
+    # An inherited method is looked up at each call, as it would be without the wrapper.
+    rest = arguments.partition(", ")[2]
+    receiver = arguments.partition(", ")[0]
+    call = f"super(_owner, {receiver}).{name}({rest})" if inherited else f"_found({arguments})"
+    template = _ASYNC if inspect.iscoroutinefunction(found) else _SYNC
+    source = template.format(name=name, parameters=parameters, arguments=arguments, call=call)
+    namespace: dict[str, Any] = {"__name__": __name__}
+    exec(compile(source, "<session_tracer>", "exec"), namespace)
+    wrapper = namespace["make"](found, owner, before, after)
+    functools.update_wrapper(wrapper, found)
+    # `inspect.signature` reads the wrapper's own; following this would show the same.
+    del wrapper.__wrapped__
+    wrapper.__defaults__ = found.__defaults__
+    wrapper.__kwdefaults__ = found.__kwdefaults__
+    return wrapper
+
+
+def _signature(found: Any) -> tuple[str, str]:
+    """The parameters as source, and the same as arguments of a call."""
+    parameters: list[str] = []
+    arguments: list[str] = []
+    positional_only = False
+    keyword_only = False
+    for parameter in inspect.signature(found).parameters.values():
+        if positional_only and parameter.kind is not parameter.POSITIONAL_ONLY:
+            parameters.append("/")
+            positional_only = False
+        default = "" if parameter.default is parameter.empty else "=None"
+        match parameter.kind:
+            case parameter.VAR_POSITIONAL:
+                parameters.append(f"*{parameter.name}")
+                arguments.append(f"*{parameter.name}")
+                keyword_only = True
+            case parameter.VAR_KEYWORD:
+                parameters.append(f"**{parameter.name}")
+                arguments.append(f"**{parameter.name}")
+            case parameter.KEYWORD_ONLY:
+                if not keyword_only:
+                    parameters.append("*")
+                    keyword_only = True
+                parameters.append(f"{parameter.name}{default}")
+                arguments.append(f"{parameter.name}={parameter.name}")
+            case _:
+                positional_only = parameter.kind is parameter.POSITIONAL_ONLY
+                parameters.append(f"{parameter.name}{default}")
+                arguments.append(parameter.name)
+    if positional_only:
+        parameters.append("/")
+    return ", ".join(parameters), ", ".join(arguments)

@@ -1,0 +1,372 @@
+"""What hangs on a traced Session: its stories, and what the listeners need between two events."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import time
+import weakref
+from typing import TYPE_CHECKING, Final
+
+from opentelemetry import context as context_api
+
+from session_tracer import facts, loads
+from session_tracer.live import LIVE, collected
+from session_tracer.origin import Origin, Scope
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextvars import Token
+
+    from opentelemetry.context import Context
+    from sqlalchemy.engine import Connection
+    from sqlalchemy.orm import Session, UOWTransaction
+
+    from session_tracer.callsite import CallSite
+    from session_tracer.facts import Counts, Database, Ending, Fact, Outcome, Trigger
+    from session_tracer.tracer import Story, Tracer
+
+__all__ = ["SLOT", "Flush", "Holding", "OpenTransaction", "Probe", "probe_of"]
+
+# The one attribute by which a traced Session, and a Connection it holds, leads to its probe.
+SLOT: Final = "_session_tracer"
+
+_IDS = random.Random()
+os.register_at_fork(after_in_child=_IDS.seed)
+
+
+def probe_of(owner: object) -> Probe | None:
+    """The probe of a traced Session or of a Connection that one holds."""
+    probe: Probe | None = owner.__dict__.get(SLOT)
+    return probe
+
+
+class ProbeRef(weakref.ref["Session"]):
+    """A weak reference to a session that still knows its probe when the session is gone."""
+
+    __slots__ = ("probe",)
+
+    probe: Probe
+
+
+class OpenTransaction:
+    """A transaction or savepoint that has not ended: times in nanoseconds."""
+
+    __slots__ = ("began_at", "committing_at", "error", "nested", "outcome", "took", "two_phase")
+
+    def __init__(self, began_at: int, *, nested: bool, two_phase: bool) -> None:
+        self.began_at = began_at
+        self.nested = nested
+        self.two_phase = two_phase
+        self.outcome: Outcome = "closed"
+        self.committing_at = 0
+        self.took = 0
+        self.error = ""
+
+
+class Holding:
+    """A connection the open transaction uses, since when, and its statements' share of that."""
+
+    __slots__ = ("busy", "connection", "database", "since")
+
+    def __init__(self, connection: Connection, database: Database, since: int) -> None:
+        self.connection = connection
+        self.database = database
+        self.since = since
+        self.busy = 0
+
+
+class Flush:
+    """A flush that has not ended. `counts` are known once the unit of work was executed."""
+
+    __slots__ = ("began", "began_at", "context", "counts", "failed", "site", "trigger", "written")
+
+    def __init__(
+        self, context: UOWTransaction, began_at: int, site: CallSite | None, trigger: Trigger
+    ) -> None:
+        self.context = context
+        self.began_at = began_at
+        self.site = site
+        self.trigger = trigger
+        self.began = False
+        self.written = False
+        self.failed = False
+        self.counts: tuple[Counts, Counts, Counts, Counts] = ({}, {}, {}, {})
+
+
+class Probe:
+    """One for each traced Session, for all its scopes in turn."""
+
+    __slots__ = (
+        "_clock",
+        "_handled",
+        "_load_site",
+        "_locate",
+        "_token",
+        "connections",
+        "counter",
+        "flush",
+        "is_async",
+        "last_outcome",
+        "last_site",
+        "leaving",
+        "open",
+        "origin",
+        "scope",
+        "stories",
+        "tracers",
+        "transactions",
+        "transitions",
+        "used",
+    )
+
+    def __init__(
+        self, tracers: tuple[Tracer, ...], *, is_async: bool, clock: Callable[[], int]
+    ) -> None:
+        self.tracers = tracers
+        self.is_async = is_async
+        self.stories: tuple[Story, ...] = ()
+        self._clock = clock
+        self._locate = tracers[0].locator.locate
+        self.open = False
+        self._handled = 0
+        self.scope = _NO_SCOPE
+        self.origin = Origin(_NO_SCOPE)
+        self.leaving: tuple[CallSite | None, str] | None = None
+        self._token: tuple[Context, Token[Context]] | None = None
+        self._forget()
+
+    def _forget(self) -> None:
+        self.used = False
+        self.last_outcome: Outcome = "closed"
+        self.last_site: CallSite | None = None
+        self.transactions: list[OpenTransaction] = []
+        self.connections: list[Holding] = []
+        self.flush: Flush | None = None
+        self.counter = loads.NOTHING_LOADED
+        self._load_site: CallSite | None = None
+        self.transitions: Counts = {}
+
+    # The scope.
+
+    def begin_scope(self, session: Session, site: CallSite | None, *, reopened: bool) -> None:
+        """A scope begins on the session."""
+        now = self._clock()
+        scope = Scope(f"{_IDS.getrandbits(64):016x}", site, is_async=self.is_async)
+        self._forget()
+        self.scope = scope
+        self.origin = Origin(scope)
+        self.open = True
+        # An exception that is being handled already is not one that leaves the session's block.
+        self._handled = id(sys.exc_info()[1])
+        epoch = time.time_ns() - now
+        self.stories = tuple(
+            tracer.begin(scope, epoch) for tracer in self.tracers if not tracer.closed
+        )
+        scope.stories = self.stories
+        for story in self.stories:
+            story.record.transitions = self.transitions
+        ref = ProbeRef(session, collected)
+        ref.probe = self
+        LIVE[self] = ref
+        self.tell(facts.SessionOpened(now, site, reopened))
+
+    def resume(self, session: Session) -> None:
+        """Begin a scope if none is open: the session is used again, or for the first time."""
+        if not self.open:
+            reopened = self.scope is not _NO_SCOPE
+            self.begin_scope(session, self.site(), reopened=reopened)
+
+    def departing(self, session: Session, ending: Ending) -> None:
+        """The session is about to let go of everything it holds."""
+        now = self._clock()
+        site, _ = self._leave()
+        self.settle(now)
+        self.measure(len(session.identity_map))
+        self.origin.left(ending, now, site)
+
+    def end_scope(
+        self,
+        ending: Ending,
+        *,
+        site: CallSite | None = None,
+        size: int = 0,
+        pending: int = 0,
+        detached: Counts | None = None,
+        error: str = "",
+    ) -> None:
+        """The scope ended; nothing is remembered of it but what its objects carry."""
+        LIVE.pop(self, None)
+        now = self._clock()
+        self.settle(now)
+        self._give_up_transactions(now, site)
+        if not self.used:
+            outcome: Outcome = "unused"
+        elif ending == "collected":
+            outcome = "abandoned"
+        elif error:
+            outcome = "failed"
+        else:
+            outcome = self.last_outcome
+        closed = facts.SessionClosed(
+            self._clock(), site, ending, outcome, size, pending, error, detached or {}
+        )
+        self.tell(closed)
+        self.scope.end()
+        self.open = False
+        self.stories = ()
+        self.leaving = None
+        self._forget()
+
+    def release_connections(self, now: int) -> None:
+        """The transaction let go of its connections."""
+        held, self.connections = self.connections, []
+        for holding in held:
+            if holding.connection.__dict__.get(SLOT) is self:
+                del holding.connection.__dict__[SLOT]
+            self.tell(
+                facts.ConnectionReleased(now, now - holding.since, holding.busy, holding.database)
+            )
+
+    def _give_up_transactions(self, now: int, site: CallSite | None) -> None:
+        """Say of transactions that were never ended that they were abandoned."""
+        while self.transactions:
+            lost = self.transactions.pop()
+            if not lost.nested:
+                self.release_connections(now)
+            duration = now - lost.began_at
+            self.tell(
+                facts.TransactionEnded(
+                    now, site, "abandoned", duration, 0, lost.nested, lost.two_phase
+                )
+            )
+
+    def leaving_error(self) -> str:
+        """The type of the exception that is leaving the session's block; empty if none is."""
+        if self.leaving is not None:
+            return self.leaving[1]
+        error = sys.exc_info()[1]
+        if error is None or id(error) == self._handled or isinstance(error, GeneratorExit):
+            return ""
+        return type_name(error)
+
+    def note_leaving(self, error: BaseException | None) -> None:
+        """Asyncio is about to close the session elsewhere: note the line and the exception here."""
+        name = "" if error is None or id(error) == self._handled else type_name(error)
+        self.leaving = (self.site(), name)
+
+    def _leave(self) -> tuple[CallSite | None, str]:
+        if self.leaving is None:
+            self.leaving = (self.site(), self.leaving_error())
+        return self.leaving
+
+    def join(self, tracers: tuple[Tracer, ...]) -> None:
+        """Be told of by these as well, from the next scope on."""
+        self.tracers += tuple(one for one in tracers if one not in self.tracers)
+
+    def part(self, tracer: Tracer) -> None:
+        """Be told of by this one no longer."""
+        for story in self.stories:
+            if story.tracer is tracer:
+                story.stop()
+        self.stories = tuple(story for story in self.stories if story.tracer is not tracer)
+        self.tracers = tuple(one for one in self.tracers if one is not tracer)
+
+    # Telling.
+
+    def now(self) -> int:
+        """Nanoseconds of the monotonic clock."""
+        return self._clock()
+
+    def tell(self, fact: Fact) -> None:
+        """Tell a fact to every story of this scope."""
+        for story in self.stories:
+            story.tell(fact)
+
+    def site(self) -> CallSite | None:
+        """The application's line that is at work.
+
+        Where the stack does not say, it is the line that is leaving the session (it runs in a task
+        of its own), else the last one known.
+        """
+        site = self._locate(2)
+        if site is None:
+            if self.leaving is not None:
+                return self.leaving[0]
+            return self.last_site or self.scope.opened_site
+        self.last_site = site
+        return site
+
+    def failed(self, where: str, error: BaseException) -> None:
+        """A failure of ours: say it once, and tell this scope's story no further."""
+        for tracer in self.tracers:
+            tracer.failed(where, error)
+        self.stories = ()
+
+    # What is loaded.
+
+    def watch_loads(self, session: Session, site: CallSite | None) -> None:
+        """Count what the session's identity map takes in from now on."""
+        self.counter = loads.watch(session.identity_map, self.origin, site)
+        self._load_site = site
+
+    def loading(self, site: CallSite | None) -> None:
+        """A statement is about to run whose rows may become objects."""
+        if site is not self._load_site:
+            self._load_site = site
+            self.counter.come_from(site)
+
+    def settle(self, now: int) -> None:
+        """Tell what the last statement's rows became."""
+        counter = self.counter
+        if counter.counts:
+            loaded = {entity.__name__: count for entity, count in counter.counts.items()}
+            counter.counts.clear()
+            self.measure(counter.peak())
+            add_transition(self.transitions, "loaded_as_persistent", sum(loaded.values()))
+            self.tell(facts.ObjectsLoaded(now, self._load_site, loaded))
+
+    def measure(self, size: int) -> None:
+        """The identity map holds so many objects now."""
+        for story in self.stories:
+            if size > story.record.identity_map_peak:
+                story.record.identity_map_peak = size
+
+    # The context while a statement runs.
+
+    def attach(self) -> None:
+        """Make the innermost span current; a second time is the same as once."""
+        if self._token is not None or not self.stories:
+            return
+        # Where the application is traced and a test captures as well, the application's spans are
+        # the ones that its other instrumentations belong to.
+        context = self.stories[0].spans.current_context()
+        if context is not None:
+            self._token = (context, context_api.attach(context))
+
+    def detach(self) -> None:
+        """Give the caller's context back."""
+        if self._token is None:
+            return
+        (context, token), self._token = self._token, None
+        # A coroutine that was thrown away mid-statement may be unwound elsewhere.
+        if context_api.get_current() is context:
+            context_api.detach(token)
+
+
+def add_transition(transitions: Counts, name: str, count: int = 1) -> None:
+    """Count objects that went from one state to another."""
+    if count:
+        transitions[name] = transitions.get(name, 0) + count
+
+
+def type_name(error: BaseException) -> str:
+    """An exception's type as OpenTelemetry's `error.type` wants it."""
+    kind = type(error)
+    if kind.__module__ == "builtins":
+        return kind.__qualname__
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+_NO_SCOPE: Final = Scope("", None, is_async=False)

@@ -1,0 +1,357 @@
+"""The running account of one session scope."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from session_tracer import facts
+from session_tracer.timeline import Timeline, add_counts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
+
+    from session_tracer.callsite import CallSite
+    from session_tracer.facts import Counts, Database, Fact, Outcome
+    from session_tracer.findings import Finding
+    from session_tracer.timeline import Step
+
+__all__ = ["SessionRecord", "SessionSummary"]
+
+
+class SessionRecord:
+    """What one session scope did so far. Times are nanoseconds of the tracer's monotonic clock.
+
+    Detectors and signals read it; only the tracer adds to it.
+    """
+
+    __slots__ = (
+        "_load",
+        "_step",
+        "closed_at",
+        "closed_site",
+        "commits",
+        "database",
+        "deleted",
+        "dirty",
+        "ending",
+        "epoch",
+        "error",
+        "expired",
+        "expunged",
+        "failed_flushes",
+        "findings",
+        "flushes",
+        "held",
+        "id",
+        "identity_map_peak",
+        "identity_map_size",
+        "is_async",
+        "lazy_loads",
+        "loaded",
+        "merged",
+        "name",
+        "new",
+        "opened_at",
+        "opened_site",
+        "outcome",
+        "pending",
+        "rollbacks",
+        "savepoints",
+        "span_context",
+        "sql",
+        "statements",
+        "timeline",
+        "transaction_began_at",
+        "transactions",
+        "transitions",
+        "unchanged",
+    )
+
+    def __init__(
+        self,
+        id_: str,
+        name: str,
+        *,
+        is_async: bool = False,
+        epoch: int = 0,
+        timeline_steps: int = 60,
+    ) -> None:
+        self.id = id_
+        self.name = name
+        self.is_async = is_async
+        # What to add to a monotonic time to get nanoseconds since 1970.
+        self.epoch = epoch
+        self.timeline = Timeline(timeline_steps)
+        self.findings: list[Finding] = []
+        # Trace and span id of the innermost open span, where one is recording.
+        self.span_context: tuple[int, int] | None = None
+        self.opened_at = 0
+        self.opened_site: CallSite | None = None
+        self.closed_at = 0
+        self.closed_site: CallSite | None = None
+        self.ending = ""
+        self.outcome: Outcome | None = None
+        self.error = ""
+        self.database: Database | None = None
+        self.transactions = 0
+        self.savepoints = 0
+        self.transaction_began_at = 0
+        self.commits = 0
+        self.rollbacks = 0
+        self.flushes = 0
+        self.failed_flushes = 0
+        self.statements = 0
+        self.sql = 0
+        self.held = 0
+        self.expired = 0
+        self.expunged = 0
+        self.merged = 0
+        self.pending = 0
+        self.identity_map_size = 0
+        self.identity_map_peak = 0
+        self.loaded: Counts = {}
+        self.new: Counts = {}
+        self.dirty: Counts = {}
+        self.unchanged: Counts = {}
+        self.deleted: Counts = {}
+        self.lazy_loads: Counts = {}
+        # Object state transitions by SQLAlchemy's event name, counted where they happen.
+        self.transitions: Counts = {}
+        self._step: Step | None = None
+        self._load: facts.AttributeLoaded | None = None
+
+    @property
+    def wrote(self) -> bool:
+        """Whether a flush wrote anything."""
+        return bool(self.new or self.dirty or self.deleted)
+
+    def add(self, fact: Fact) -> None:
+        """Take a fact into the account."""
+        adder = _ADDERS.get(type(fact))
+        if adder is not None:
+            adder(self, fact)
+
+    def summary(self) -> SessionSummary:
+        """The account as a value that outlives the session."""
+        return SessionSummary(
+            id=self.id,
+            name=self.name,
+            is_async=self.is_async,
+            outcome=self.outcome or "closed",
+            opened_unix_ns=self.opened_at + self.epoch,
+            opened_site=self.opened_site,
+            closed_site=self.closed_site,
+            ending=self.ending,
+            error=self.error,
+            database=self.database,
+            duration_ms=(self.closed_at - self.opened_at) / 1e6,
+            held_ms=self.held / 1e6,
+            sql_ms=self.sql / 1e6,
+            statements=self.statements,
+            transactions=self.transactions,
+            savepoints=self.savepoints,
+            commits=self.commits,
+            rollbacks=self.rollbacks,
+            flushes=self.flushes,
+            failed_flushes=self.failed_flushes,
+            loaded=dict(self.loaded),
+            new=dict(self.new),
+            dirty=dict(self.dirty),
+            unchanged=dict(self.unchanged),
+            deleted=dict(self.deleted),
+            lazy_loads=dict(self.lazy_loads),
+            expired=self.expired,
+            expunged=self.expunged,
+            merged=self.merged,
+            pending=self.pending,
+            transitions=dict(self.transitions),
+            identity_map_size=self.identity_map_size,
+            identity_map_peak=self.identity_map_peak,
+            timeline=tuple(self.timeline),
+            timeline_left_out=self.timeline.left_out,
+            findings=tuple(self.findings),
+        )
+
+    def _opened(self, fact: facts.SessionOpened) -> None:
+        self.opened_at = fact.at
+        self.opened_site = fact.site
+
+    def _closed(self, fact: facts.SessionClosed) -> None:
+        self.closed_at = fact.at
+        self.closed_site = fact.site
+        self.ending = fact.ending
+        self.outcome = fact.outcome
+        self.error = fact.error
+        self.identity_map_size = fact.identity_map_size
+        self.pending = fact.pending
+        step = self._add_step(fact.at, fact.ending, "", fact.site)
+        step.error = fact.error
+
+    def _began(self, fact: facts.TransactionBegan) -> None:
+        if fact.nested:
+            self.savepoints += 1
+            self._add_step(fact.at, "savepoint", "", fact.site)
+        else:
+            self.transactions += 1
+            self.transaction_began_at = fact.at
+            self._add_step(fact.at, "begin", "two-phase" if fact.two_phase else "", fact.site)
+
+    def _ended(self, fact: facts.TransactionEnded) -> None:
+        if fact.nested:
+            verb = "release" if fact.outcome == "committed" else "rollback to savepoint"
+        else:
+            self.transaction_began_at = 0
+            verb = _ENDINGS.get(fact.outcome, "end")
+            self.commits += fact.outcome == "committed"
+            self.rollbacks += fact.outcome == "rolled_back"
+        if verb == "end" and not fact.error:
+            return  # closing the session says it
+        step = self._add_step(fact.at - fact.took, verb, "", fact.site)
+        step.duration += fact.took
+        step.error = fact.error
+
+    def _acquired(self, fact: facts.ConnectionAcquired) -> None:
+        self.database = fact.database
+
+    def _released(self, fact: facts.ConnectionReleased) -> None:
+        self.held += fact.held
+
+    def _executed(self, fact: facts.StatementExecuted) -> None:
+        self.statements += 1
+        self.sql += fact.duration
+        if fact.in_flush or fact.operation in _SAVEPOINT_OPERATIONS:
+            self._load = None
+            return
+        load, self._load = self._load, None
+        if load is not None:
+            verb: str = "lazy" if load.kind == "relationship" else load.kind
+            subject = _dotted(load.entity, load.attribute)
+        else:
+            verb = "eager" if fact.eager else fact.operation.lower() or "execute"
+            subject = fact.eager or fact.entity or fact.collection
+        step = self._add_step(fact.at - fact.duration, verb, subject, fact.site)
+        step.duration += fact.duration
+        step.error = fact.error or step.error
+
+    def _attribute_loaded(self, fact: facts.AttributeLoaded) -> None:
+        self.lazy_loads[fact.kind] = self.lazy_loads.get(fact.kind, 0) + 1
+        self._load = fact  # the statement that follows is the one that did it
+
+    def _objects_loaded(self, fact: facts.ObjectsLoaded) -> None:
+        add_counts(self.loaded, fact.loaded)
+        if self._step is not None:
+            add_counts(self._step.loaded, fact.loaded)
+
+    def _flush_completed(self, fact: facts.FlushCompleted) -> None:
+        self.flushes += 1
+        add_counts(self.new, fact.new)
+        add_counts(self.dirty, fact.dirty)
+        add_counts(self.unchanged, fact.unchanged)
+        add_counts(self.deleted, fact.deleted)
+        self._flush_step(fact)
+
+    def _flush_failed(self, fact: facts.FlushFailed) -> None:
+        self.failed_flushes += 1
+        self._flush_step(fact).error = fact.error
+
+    def _flush_step(self, fact: facts.FlushCompleted | facts.FlushFailed) -> Step:
+        step = self._add_step(fact.at - fact.duration, "flush", fact.trigger, fact.site)
+        step.duration += fact.duration
+        add_counts(step.new, fact.new)
+        add_counts(step.dirty, fact.dirty)
+        add_counts(step.deleted, fact.deleted)
+        if isinstance(fact, facts.FlushCompleted):
+            add_counts(step.unchanged, fact.unchanged)
+        return step
+
+    def _objects_expired(self, fact: facts.ObjectsExpired) -> None:
+        self.expired += fact.count
+        self._add_step(fact.at, "expire", "", fact.site)
+
+    def _objects_expunged(self, fact: facts.ObjectsExpunged) -> None:
+        self.expunged += fact.count
+        self._add_step(fact.at, "expunge", "", fact.site)
+
+    def _merged_object(self, fact: facts.ObjectMerged) -> None:
+        self.merged += 1
+        self._add_step(fact.at, "merge", fact.entity, fact.site)
+
+    def _add_step(self, at: int, verb: str, subject: str, site: CallSite | None) -> Step:
+        step = self._step = self.timeline.add(at - self.opened_at, verb, subject, site)
+        return step
+
+
+_ENDINGS: Final = {"committed": "commit", "rolled_back": "rollback"}
+_SAVEPOINT_OPERATIONS: Final = frozenset({"SAVEPOINT", "RELEASE", "ROLLBACK"})
+
+_ADDERS: Final[Mapping[type, Callable[[SessionRecord, Any], None]]] = {
+    facts.SessionOpened: SessionRecord._opened,
+    facts.SessionClosed: SessionRecord._closed,
+    facts.TransactionBegan: SessionRecord._began,
+    facts.TransactionEnded: SessionRecord._ended,
+    facts.ConnectionAcquired: SessionRecord._acquired,
+    facts.ConnectionReleased: SessionRecord._released,
+    facts.StatementExecuted: SessionRecord._executed,
+    facts.AttributeLoaded: SessionRecord._attribute_loaded,
+    facts.ObjectsLoaded: SessionRecord._objects_loaded,
+    facts.FlushCompleted: SessionRecord._flush_completed,
+    facts.FlushFailed: SessionRecord._flush_failed,
+    facts.ObjectsExpired: SessionRecord._objects_expired,
+    facts.ObjectsExpunged: SessionRecord._objects_expunged,
+    facts.ObjectMerged: SessionRecord._merged_object,
+}
+
+
+def _dotted(entity: str, attribute: str) -> str:
+    return f"{entity}.{attribute}" if attribute else entity
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionSummary:
+    """One session scope, told as a whole when it ends.
+
+    Durations are milliseconds, `opened_unix_ns` is nanoseconds since 1970. `held_ms` is how long
+    connections were held, `sql_ms` the part of it spent in the driver's execute calls. `loaded`,
+    `new`, `dirty`, `unchanged` and `deleted` count objects by mapped class, `lazy_loads` loads by
+    kind, `transitions` objects by SQLAlchemy's lifecycle event. `pending` is what was added and
+    never flushed. `timeline` holds the first and last steps, `timeline_left_out` counts the others.
+    """
+
+    id: str
+    name: str
+    is_async: bool
+    outcome: Outcome
+    opened_unix_ns: int
+    opened_site: CallSite | None
+    closed_site: CallSite | None
+    ending: str
+    error: str
+    database: Database | None
+    duration_ms: float
+    held_ms: float
+    sql_ms: float
+    statements: int
+    transactions: int
+    savepoints: int
+    commits: int
+    rollbacks: int
+    flushes: int
+    failed_flushes: int
+    loaded: Counts = field(default_factory=dict)
+    new: Counts = field(default_factory=dict)
+    dirty: Counts = field(default_factory=dict)
+    unchanged: Counts = field(default_factory=dict)
+    deleted: Counts = field(default_factory=dict)
+    lazy_loads: Counts = field(default_factory=dict)
+    expired: int = 0
+    expunged: int = 0
+    merged: int = 0
+    pending: int = 0
+    transitions: Counts = field(default_factory=dict)
+    identity_map_size: int = 0
+    identity_map_peak: int = 0
+    timeline: tuple[Step, ...] = ()
+    timeline_left_out: int = 0
+    findings: tuple[Finding, ...] = ()

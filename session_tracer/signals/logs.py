@@ -1,0 +1,263 @@
+"""Tells a session's story as structured log events."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+
+from session_tracer import facts
+from session_tracer.signals import names
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from session_tracer.callsite import CallSite
+    from session_tracer.exporter import Exporter, LogEvent
+    from session_tracer.facts import Fact
+    from session_tracer.findings import Finding
+    from session_tracer.record import SessionRecord
+    from session_tracer.settings import Settings
+
+__all__ = ["LEVELS", "LogSignal"]
+
+LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+_MOST_REPEATS: Final = 1_000
+
+
+class LogSignal:
+    """The log events of the sessions of one tracer.
+
+    They go to structlog where the application has configured it, so that its processors render
+    them; and to the exporter, if it carries logs. An event that nobody would see is not built.
+    """
+
+    def __init__(self, exporter: Exporter, settings: Settings) -> None:
+        self._exporter = exporter
+        self._least = LEVELS[settings.log_level]
+        self._slow = settings.slow_session_seconds * 1e9
+        self._repeats = Repeats(settings.repeat_finding_seconds)
+
+    def begin(self, record: SessionRecord) -> LogSignal:
+        """Nothing is remembered for one session, so one teller serves all."""
+        return self
+
+    def tell(self, fact: Fact, record: SessionRecord) -> None:
+        """Log what has ended."""
+        teller = _TELLERS.get(type(fact))
+        if teller is not None:
+            teller(self, fact, record)
+
+    def finding(self, finding: Finding, record: SessionRecord) -> None:
+        """Log a finding at its severity; repeats from one site are held back and counted."""
+        suppressed = self._repeats.suppressed(finding)
+        if suppressed is None:
+            return
+        fields = {
+            "finding_id": finding.id,
+            "severity": finding.severity,
+            # Not "message": a stdlib LogRecord has one, and refuses a second.
+            "explanation": finding.message,
+            "remedy": finding.remedy,
+            "site": _site(finding.site),
+            "session_site": _site(finding.session_site),
+            "entity": finding.entity,
+            "attribute": finding.attribute,
+            "count": finding.count,
+            "suppressed": suppressed,
+            **finding.evidence,
+            "help": finding.help,
+        }
+        self._emit(finding.severity, names.FINDING, record, fields)
+
+    def _opened(self, fact: facts.SessionOpened, record: SessionRecord) -> None:
+        if self._heard("debug"):
+            fields = {"site": _site(fact.site), "async": record.is_async, "reopened": fact.reopened}
+            self._emit("debug", names.SESSION_OPENED, record, fields)
+
+    def _ended(self, fact: facts.TransactionEnded, record: SessionRecord) -> None:
+        if self._heard("debug"):
+            fields = {
+                "outcome": fact.outcome,
+                "nested": fact.nested,
+                "two_phase": fact.two_phase,
+                "duration_ms": _ms(fact.duration),
+                "error_type": fact.error or None,
+                "site": _site(fact.site),
+            }
+            self._emit("debug", names.TRANSACTION_ENDED, record, fields)
+
+    def _flush_completed(self, fact: facts.FlushCompleted, record: SessionRecord) -> None:
+        if self._heard("debug"):
+            fields = {
+                "trigger": fact.trigger,
+                "duration_ms": _ms(fact.duration),
+                "new": fact.new,
+                "dirty": fact.dirty,
+                "unchanged": fact.unchanged,
+                "deleted": fact.deleted,
+                "site": _site(fact.site),
+            }
+            self._emit("debug", names.FLUSH_COMPLETED, record, fields)
+
+    def _flush_failed(self, fact: facts.FlushFailed, record: SessionRecord) -> None:
+        fields = {
+            "trigger": fact.trigger,
+            "duration_ms": _ms(fact.duration),
+            "error_type": fact.error,
+            "constraint": fact.constraint or None,
+            "new": fact.new,
+            "dirty": fact.dirty,
+            "deleted": fact.deleted,
+            "site": _site(fact.site),
+        }
+        self._emit("warning", names.FLUSH_FAILED, record, fields)
+
+    def _closed(self, fact: facts.SessionClosed, record: SessionRecord) -> None:
+        duration = record.closed_at - record.opened_at
+        notable = (
+            record.wrote
+            or record.findings
+            or fact.outcome in ("failed", "abandoned")
+            or duration > self._slow
+        )
+        level = "info" if notable else "debug"
+        if not self._heard(level):
+            return
+        database = record.database
+        fields = {
+            "outcome": fact.outcome,
+            "ending": fact.ending,
+            "async": record.is_async,
+            "duration_ms": _ms(duration),
+            "held_ms": _ms(record.held),
+            "sql_ms": _ms(record.sql),
+            "statements": record.statements,
+            "transactions": record.transactions,
+            "savepoints": record.savepoints,
+            "commits": record.commits,
+            "rollbacks": record.rollbacks,
+            "flushes": record.flushes,
+            "failed_flushes": record.failed_flushes,
+            "loaded": record.loaded,
+            "new": record.new,
+            "dirty": record.dirty,
+            "unchanged": record.unchanged,
+            "deleted": record.deleted,
+            "lazy_loads": record.lazy_loads,
+            "expired": record.expired,
+            "expunged": record.expunged,
+            "merged": record.merged,
+            "pending": record.pending,
+            "transitions": record.transitions,
+            "identity_map_size": record.identity_map_size,
+            "identity_map_peak": record.identity_map_peak,
+            "findings": [finding.id for finding in record.findings],
+            "error_type": fact.error or None,
+            "opened_site": _site(record.opened_site),
+            "site": _site(fact.site),
+            "db_system": database.system if database is not None else None,
+            "db_namespace": database.namespace if database is not None else None,
+        }
+        self._emit(level, names.SESSION_CLOSED, record, fields)
+
+    def _heard(self, level: str) -> bool:
+        """Whether an event of that level reaches anybody."""
+        number = LEVELS[level]
+        if self._exporter.wants_logs and number >= self._least:
+            return True
+        return structlog.is_configured() and _enabled(number)
+
+    def _emit(
+        self, level: str, event: str, record: SessionRecord, fields: Mapping[str, Any]
+    ) -> None:
+        number = LEVELS[level]
+        said: LogEvent = {"session_id": record.id, "session_name": record.name}
+        if record.span_context is not None:
+            trace_id, span_id = record.span_context
+            said["trace_id"] = f"{trace_id:032x}"
+            said["span_id"] = f"{span_id:016x}"
+        for key, value in fields.items():
+            if value is None or value == "":
+                continue
+            if isinstance(value, dict):
+                said[key] = sum(value.values())
+                if value:
+                    said[f"{key}_by_{_DICTIONARIES.get(key, 'entity')}"] = " ".join(
+                        f"{name}={number}" for name, number in value.items()
+                    )
+            else:
+                said[key] = value
+        if structlog.is_configured():
+            logger = structlog.get_logger(names.SCOPE)
+            if _enabled(number, logger):
+                getattr(logger, level)(event, **said)
+        if self._exporter.wants_logs and number >= self._least:
+            timestamp = datetime.now(UTC).isoformat(timespec="microseconds")
+            self._exporter.on_log(
+                {
+                    "timestamp": timestamp,
+                    "level": level,
+                    "event": event,
+                    "logger": names.SCOPE,
+                    **said,
+                }
+            )
+
+
+_DICTIONARIES: Final = {"lazy_loads": "kind", "transitions": "event"}
+
+_TELLERS: Final[Mapping[type, Callable[[LogSignal, Any, SessionRecord], None]]] = {
+    facts.SessionOpened: LogSignal._opened,
+    facts.TransactionEnded: LogSignal._ended,
+    facts.FlushCompleted: LogSignal._flush_completed,
+    facts.FlushFailed: LogSignal._flush_failed,
+    facts.SessionClosed: LogSignal._closed,
+}
+
+
+class Repeats:
+    """Says how often a finding from one site was held back since it was last logged."""
+
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._seconds = seconds
+        self._clock = clock
+        self._last: OrderedDict[tuple[str, CallSite | None], tuple[float, int]] = OrderedDict()
+
+    def suppressed(self, finding: Finding) -> int | None:
+        """How many were held back before this one; None if this one is held back too."""
+        key = (finding.id, finding.site)
+        now = self._clock()
+        at, held_back = self._last.get(key, (None, 0))
+        if at is not None and now - at < self._seconds:
+            self._last[key] = (at, held_back + 1)
+            return None
+        self._last[key] = (now, 0)
+        self._last.move_to_end(key)
+        if len(self._last) > _MOST_REPEATS:
+            self._last.popitem(last=False)
+        return held_back
+
+
+def _enabled(number: int, logger: Any = None) -> bool:
+    """Whether the configured structlog logs at that level; yes where it cannot tell."""
+    logger = structlog.get_logger(names.SCOPE) if logger is None else logger
+    for asked in ("is_enabled_for", "isEnabledFor"):
+        method = getattr(logger, asked, None)
+        if method is not None:
+            try:
+                return bool(method(number))
+            except Exception:
+                return True
+    return True
+
+
+def _site(site: CallSite | None) -> str:
+    return "" if site is None else str(site)
+
+
+def _ms(nanoseconds: int) -> float:
+    return round(nanoseconds / 1e6, 3)

@@ -1,0 +1,373 @@
+"""Tells a session's story as OpenTelemetry spans."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from opentelemetry import context as context_api
+from opentelemetry import trace
+from opentelemetry.trace import Link, SpanKind, Status, StatusCode
+
+from session_tracer import facts
+from session_tracer.signals import names
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from opentelemetry.context import Context
+    from opentelemetry.trace import Span, SpanContext, Tracer, TracerProvider
+    from opentelemetry.util.types import AttributeValue
+
+    from session_tracer.callsite import CallSite
+    from session_tracer.facts import Database, Fact
+    from session_tracer.findings import Finding
+    from session_tracer.record import SessionRecord
+
+    Attributes = dict[str, AttributeValue]
+
+__all__ = ["SessionSpans", "SpanSignal"]
+
+_FAILED: Final = frozenset({"failed", "abandoned"})
+
+
+class SpanSignal:
+    """Makes the spans of sessions with one tracer of one provider."""
+
+    __slots__ = ("_statement_spans", "_tracer")
+
+    def __init__(self, provider: TracerProvider, version: str, *, statement_spans: bool) -> None:
+        self._tracer = provider.get_tracer(names.SCOPE, version)
+        self._statement_spans = statement_spans
+
+    def begin(self, record: SessionRecord) -> SessionSpans:
+        """The spans of one session scope."""
+        return SessionSpans(self._tracer, record, statement_spans=self._statement_spans)
+
+    def begin_detached(self, record: SessionRecord, origin: SpanContext | None) -> SessionSpans:
+        """The span of a load that a detached object was refused, linked to its session's span."""
+        spans = self.begin(record)
+        spans.refused(origin)
+        return spans
+
+
+class SessionSpans:
+    """The open spans of one session scope: the session's, its transactions', its flush's.
+
+    The session's span starts with its first transaction, dated back to the opening of the scope: a
+    session that never begins one has no span.
+    """
+
+    __slots__ = (
+        "_base",
+        "_derived",
+        "_open",
+        "_parent",
+        "_record",
+        "_statement",
+        "_statement_spans",
+        "_tracer",
+        "session_context",
+    )
+
+    def __init__(self, tracer: Tracer, record: SessionRecord, *, statement_spans: bool) -> None:
+        self._tracer = tracer
+        self._record = record
+        self._statement_spans = statement_spans
+        self._parent = context_api.get_current()
+        self._open: list[tuple[str, Span]] = []
+        self._statement: Span | None = None
+        self._base: Context | None = None
+        self._derived: Context | None = None
+        # Where links to this session point, once its span has started.
+        self.session_context: SpanContext | None = None
+
+    def tell(self, fact: Fact, record: SessionRecord) -> None:
+        """Open, close or describe the span that the fact is about."""
+        teller = _TELLERS.get(type(fact))
+        if teller is not None:
+            teller(self, fact)
+
+    def finding(self, finding: Finding, record: SessionRecord) -> None:
+        """Put a finding on the innermost open span."""
+        if self._open:
+            span = self._open[-1][1]
+            if span.is_recording():
+                _add_finding(span, finding)
+
+    def current_context(self) -> Context | None:
+        """The caller's context with the innermost open span in it; None to leave it as it is."""
+        if not self._open:
+            return None
+        base = context_api.get_current()
+        if base is not self._base:
+            self._base = base
+            self._derived = self._derive(base)
+        return self._derived
+
+    def _derive(self, base: Context) -> Context | None:
+        span = self._statement or self._open[-1][1]
+        inner = span.get_span_context()
+        if not inner.is_valid:
+            return None
+        if not span.is_recording() and inner == trace.get_current_span(base).get_span_context():
+            return None  # nothing is recorded, and the caller's span says so itself
+        return trace.set_span_in_context(span, base)
+
+    def refused(self, origin: SpanContext | None) -> None:
+        """Open the span of a refused load; the fact that follows describes and ends it."""
+        links = [] if origin is None else [Link(origin)]
+        span = self._tracer.start_span(names.DETACHED_LOAD_SPAN, links=links)
+        self._open.append((names.DETACHED_LOAD_SPAN, span))
+        self._moved()
+
+    def stop(self) -> None:
+        """End what is open without a word: nobody will tell how it went on."""
+        while self._open:
+            self._open.pop()[1].end()
+        self._moved()
+
+    def _push(
+        self, kind: str, name: str, at: int, site: CallSite | None, attributes: Attributes
+    ) -> None:
+        if self._open:
+            parent = trace.set_span_in_context(self._open[-1][1], self._parent)
+        else:
+            parent = self._parent
+        span = self._tracer.start_span(
+            name, context=parent, start_time=at + self._record.epoch, attributes=attributes
+        )
+        if span.is_recording():
+            span.set_attributes(_code(site))
+        self._open.append((kind, span))
+        self._moved()
+
+    def _pop(self, kind: str, at: int) -> Span | None:
+        """End the innermost span of that kind, and whatever was left open within it."""
+        if all(open_kind != kind for open_kind, _ in self._open):
+            return None
+        while True:
+            open_kind, span = self._open.pop()
+            if open_kind == kind:
+                self._moved()
+                return span
+            span.end(at + self._record.epoch)
+
+    def _moved(self) -> None:
+        self._base = self._derived = None
+        self._record.span_context = None
+        if self._open:
+            span = self._open[-1][1]
+            if span.is_recording():
+                context = span.get_span_context()
+                self._record.span_context = (context.trace_id, context.span_id)
+
+    def _began(self, fact: facts.TransactionBegan) -> None:
+        record = self._record
+        if not self._open:
+            # The id is set later, where the span records: the sampler does not need it.
+            self._push(
+                "session",
+                names.session_span(record.name),
+                record.opened_at,
+                record.opened_site,
+                {names.SESSION_NAME: record.name, names.SESSION_ASYNC: record.is_async},
+            )
+            session = self._open[0][1]
+            self.session_context = session.get_span_context()
+            if session.is_recording():
+                session.set_attribute(names.SESSION_ID, record.id)
+        kind = names.SAVEPOINT_SPAN if fact.nested else names.TRANSACTION_SPAN
+        self._push(
+            kind,
+            kind,
+            fact.at,
+            fact.site,
+            {names.SESSION_NAME: record.name, names.TRANSACTION_NESTED: fact.nested},
+        )
+        self._identify()
+
+    def _ended(self, fact: facts.TransactionEnded) -> None:
+        span = self._pop(names.SAVEPOINT_SPAN if fact.nested else names.TRANSACTION_SPAN, fact.at)
+        if span is None:
+            return
+        if span.is_recording():
+            span.set_attribute(names.TRANSACTION_OUTCOME, fact.outcome)
+            if fact.error:
+                _fail(span, fact.error)
+        span.end(fact.at + self._record.epoch)
+
+    def _acquired(self, fact: facts.ConnectionAcquired) -> None:
+        for _, span in self._open:
+            if span.is_recording():
+                span.set_attributes(_database(fact.database))
+
+    def _flush_began(self, fact: facts.FlushBegan) -> None:
+        self._push(
+            names.FLUSH_SPAN,
+            names.FLUSH_SPAN,
+            fact.at,
+            fact.site,
+            {names.SESSION_NAME: self._record.name, names.FLUSH_TRIGGER: fact.trigger},
+        )
+        self._identify()
+
+    def _flush_ended(self, fact: facts.FlushCompleted | facts.FlushFailed) -> None:
+        span = self._pop(names.FLUSH_SPAN, fact.at)
+        if span is None:
+            return
+        if span.is_recording():
+            attributes: Attributes = {
+                names.FLUSH_NEW: sum(fact.new.values()),
+                names.FLUSH_DIRTY: sum(fact.dirty.values()),
+                names.FLUSH_DELETED: sum(fact.deleted.values()),
+            }
+            if isinstance(fact, facts.FlushCompleted):
+                attributes[names.FLUSH_UNCHANGED] = sum(fact.unchanged.values())
+            else:
+                _fail(span, fact.error)
+            span.set_attributes(attributes)
+        span.end(fact.at + self._record.epoch)
+
+    def _closed(self, fact: facts.SessionClosed) -> None:
+        span = self._pop("session", fact.at)
+        if span is None:
+            return
+        record = self._record
+        if span.is_recording():
+            span.set_attributes(
+                {
+                    names.SESSION_OUTCOME: fact.outcome,
+                    names.STATEMENTS: record.statements,
+                    names.STATEMENT_DURATION: record.sql / 1e9,
+                    names.CONNECTION_HELD: record.held / 1e9,
+                    names.IDENTITY_MAP_SIZE: fact.identity_map_size,
+                    names.IDENTITY_MAP_PEAK: record.identity_map_peak,
+                }
+            )
+            context = span.get_span_context()
+            record.span_context = (context.trace_id, context.span_id)
+            if fact.outcome in _FAILED:
+                _fail(span, fact.error or fact.outcome)
+        span.end(fact.at + self._record.epoch)
+
+    def _detached_load_failed(self, fact: facts.DetachedLoadFailed) -> None:
+        span = self._pop(names.DETACHED_LOAD_SPAN, fact.at)
+        if span is None:
+            return
+        if span.is_recording():
+            span.set_attributes(
+                {
+                    names.SESSION_ID: self._record.id,
+                    names.SESSION_NAME: self._record.name,
+                    names.SESSION_ASYNC: self._record.is_async,
+                    names.ENTITY: fact.entity,
+                    names.ATTRIBUTE: fact.attribute,
+                    **_code(fact.site),
+                }
+            )
+            _fail(span, "sqlalchemy.orm.exc.DetachedInstanceError")
+        span.end()
+
+    def _statement_started(self, fact: facts.StatementStarted) -> None:
+        if not self._statement_spans or not self._open:
+            return
+        attributes: Attributes = {
+            names.DB_QUERY_TEXT: fact.text,
+            names.DB_QUERY_SUMMARY: fact.summary,
+            names.DB_OPERATION_NAME: fact.operation,
+        }
+        if fact.collection:
+            attributes[names.DB_COLLECTION_NAME] = fact.collection
+        if fact.batch_size > 1:
+            attributes[names.DB_OPERATION_BATCH_SIZE] = fact.batch_size
+        attributes.update(_database(fact.database))
+        self._statement = self._tracer.start_span(
+            fact.summary or fact.operation or fact.database.system,
+            context=trace.set_span_in_context(self._open[-1][1], self._parent),
+            kind=SpanKind.CLIENT,
+            attributes=attributes,
+            start_time=fact.at + self._record.epoch,
+        )
+        self._base = None
+
+    def _statement_executed(self, fact: facts.StatementExecuted) -> None:
+        span, self._statement = self._statement, None
+        if span is None:
+            return
+        self._base = None
+        if span.is_recording():
+            span.set_attributes(_code(fact.site))
+            if fact.error:
+                _fail(span, fact.error)
+                if fact.status:
+                    span.set_attribute(names.DB_RESPONSE_STATUS_CODE, fact.status)
+        span.end(fact.at + self._record.epoch)
+
+    def _identify(self) -> None:
+        span = self._open[-1][1]
+        if span.is_recording():
+            span.set_attribute(names.SESSION_ID, self._record.id)
+            if self._record.database is not None:
+                span.set_attributes(_database(self._record.database))
+
+
+_TELLERS: Final[Mapping[type, Callable[[SessionSpans, Any], None]]] = {
+    facts.TransactionBegan: SessionSpans._began,
+    facts.TransactionEnded: SessionSpans._ended,
+    facts.ConnectionAcquired: SessionSpans._acquired,
+    facts.FlushBegan: SessionSpans._flush_began,
+    facts.FlushCompleted: SessionSpans._flush_ended,
+    facts.FlushFailed: SessionSpans._flush_ended,
+    facts.StatementStarted: SessionSpans._statement_started,
+    facts.StatementExecuted: SessionSpans._statement_executed,
+    facts.SessionClosed: SessionSpans._closed,
+    facts.DetachedLoadFailed: SessionSpans._detached_load_failed,
+}
+
+
+def _code(site: CallSite | None) -> Attributes:
+    if site is None:
+        return {}
+    attributes: Attributes = {
+        names.CODE_FUNCTION_NAME: site.function,
+        names.CODE_FILE_PATH: site.file,
+        names.CODE_LINE_NUMBER: site.line,
+    }
+    if site.callers:
+        attributes[names.CODE_STACKTRACE] = "\n".join(str(one) for one in (site, *site.callers))
+    return attributes
+
+
+def _database(database: Database) -> Attributes:
+    attributes: Attributes = {}
+    if database.system:
+        attributes[names.DB_SYSTEM_NAME] = database.system
+    if database.namespace:
+        attributes[names.DB_NAMESPACE] = database.namespace
+    if database.address:
+        attributes[names.SERVER_ADDRESS] = database.address
+        if database.port is not None:
+            attributes[names.SERVER_PORT] = database.port
+    return attributes
+
+
+def _fail(span: Span, error: str) -> None:
+    # The message stays out: a database's error text quotes column values.
+    span.set_attribute(names.ERROR_TYPE, error)
+    span.set_status(Status(StatusCode.ERROR))
+    span.add_event(names.EXCEPTION_EVENT, {names.EXCEPTION_TYPE: error})
+
+
+def _add_finding(span: Span, finding: Finding) -> None:
+    attributes: Attributes = {
+        names.FINDING_ID: finding.id,
+        names.FINDING_SEVERITY: finding.severity,
+        "sqlalchemy.finding.message": finding.message,
+        "sqlalchemy.finding.remedy": finding.remedy,
+        **_code(finding.site),
+    }
+    if finding.entity is not None:
+        attributes[names.ENTITY] = finding.entity
+    if finding.attribute is not None:
+        attributes[names.ATTRIBUTE] = finding.attribute
+    span.add_event(names.FINDING_EVENT, attributes)

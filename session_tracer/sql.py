@@ -1,0 +1,128 @@
+"""What a statement says of itself, in OpenTelemetry's terms, without its values."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from session_tracer.facts import Database
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import URL
+
+__all__ = ["Shape", "database", "shape", "status_code", "without_values"]
+
+_MOST_REMEMBERED: Final = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A statement's verb, the first table it names, and the two together."""
+
+    operation: str
+    collection: str
+    summary: str
+
+
+_NAME: Final = (
+    r"""((?:[\w$]+|"[^"]+"|`[^`]+`|\[[^\]]+\])(?:\.(?:[\w$]+|"[^"]+"|`[^`]+`|\[[^\]]+\]))*)"""
+)
+_VERB: Final = re.compile(r"\s*(?:/\*.*?\*/\s*|--[^\n]*\n\s*)*\(?\s*([A-Za-z]+)", re.DOTALL)
+_TABLE: Final = {
+    "SELECT": re.compile(rf"\bFROM\s+(?:ONLY\s+)?{_NAME}", re.IGNORECASE),
+    "DELETE": re.compile(rf"\bFROM\s+(?:ONLY\s+)?{_NAME}", re.IGNORECASE),
+    "INSERT": re.compile(rf"\bINTO\s+{_NAME}", re.IGNORECASE),
+    "REPLACE": re.compile(rf"\bINTO\s+{_NAME}", re.IGNORECASE),
+    "MERGE": re.compile(rf"\bINTO\s+{_NAME}", re.IGNORECASE),
+    "UPDATE": re.compile(rf"\bUPDATE\s+(?:ONLY\s+)?{_NAME}", re.IGNORECASE),
+}
+# The statement that a common table expression belongs to comes after the last closing bracket
+# at the outermost level; its verb is the first at that level that is not WITH.
+_WITH_VERB: Final = re.compile(r"\b(SELECT|INSERT|UPDATE|DELETE|MERGE)\b", re.IGNORECASE)
+
+_SHAPES: dict[str, Shape] = {}
+
+
+def shape(statement: str) -> Shape:
+    """The statement's shape, worked out once for each text."""
+    known = _SHAPES.get(statement)
+    if known is None:
+        if len(_SHAPES) >= _MOST_REMEMBERED:
+            _SHAPES.clear()
+        known = _SHAPES[statement] = _shape(statement)
+    return known
+
+
+def _shape(statement: str) -> Shape:
+    match = _VERB.match(statement)
+    operation = match.group(1).upper() if match else ""
+    body = statement
+    if operation == "WITH":
+        body = _outermost(statement)
+        verb = _WITH_VERB.search(body)
+        operation = verb.group(1).upper() if verb else operation
+    table = _TABLE.get(operation)
+    found = table.search(body) if table else None
+    collection = "" if found is None else re.sub(r'["`\[\]]', "", found.group(1))
+    return Shape(operation, collection, f"{operation} {collection}".strip())
+
+
+def _outermost(statement: str) -> str:
+    """The text outside of every bracket."""
+    depth = 0
+    kept: list[str] = []
+    for character in statement:
+        if character == "(":
+            depth += 1
+        elif character == ")":
+            depth -= 1
+        elif depth == 0:
+            kept.append(character)
+    return "".join(kept)
+
+
+_STRING: Final = r"'(?:[^']|'')*'"
+_DOLLAR_QUOTED: Final = r"\$(\w*)\$.*?\$\1\$"
+_NUMBER: Final = r"(?<![\w$:.%])[+-]?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?\b"
+_VALUES: Final = re.compile(f"{_DOLLAR_QUOTED}|{_STRING}|{_NUMBER}", re.DOTALL)
+# MySQL reads double quotes as strings too.
+_MYSQL_VALUES: Final = re.compile(rf"""{_STRING}|"(?:[^"]|"")*"|{_NUMBER}""", re.DOTALL)
+
+
+def without_values(statement: str, system: str) -> str:
+    """The statement with every literal value replaced by `?`; placeholders stay as they are."""
+    pattern = _MYSQL_VALUES if system in ("mysql", "mariadb") else _VALUES
+    return pattern.sub("?", statement)
+
+
+_SYSTEMS: Final = {
+    "mssql": "microsoft.sql_server",
+    "oracle": "oracle.db",
+    "cockroachdb": "cockroachdb",
+}
+
+
+def database(url: URL) -> Database:
+    """Where an engine leads, by OpenTelemetry's names; never its user or password."""
+    backend = url.get_backend_name()
+    return Database(
+        system=_SYSTEMS.get(backend, backend),
+        namespace=url.database or "",
+        address=url.host or "",
+        port=url.port,
+    )
+
+
+def status_code(error: BaseException) -> str:
+    """The database's own code for what went wrong; empty where the driver gives none."""
+    for source in (error, error.__cause__):
+        for attribute in ("sqlstate", "pgcode", "sqlite_errorname"):
+            code: Any = getattr(source, attribute, None)
+            if isinstance(code, str):
+                return code
+    arguments = error.args
+    # MySQL's drivers put their number first.
+    if type(error).__module__.startswith(("pymysql", "MySQLdb", "asyncmy")) and arguments:
+        return str(arguments[0]) if isinstance(arguments[0], int) else ""
+    return ""

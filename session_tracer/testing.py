@@ -1,0 +1,118 @@
+"""Collects in memory what the tracer tells, for tests."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from session_tracer import live
+from session_tracer.detectors import DEFAULT_DETECTORS
+from session_tracer.exporter import Exporter
+from session_tracer.instrumentor import capture as _instrument
+from session_tracer.settings import Settings
+
+try:
+    from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+except ImportError as error:
+    raise ImportError(
+        'session_tracer.testing needs the OpenTelemetry SDK: pip install "session-tracer[testing]"'
+    ) from error
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from opentelemetry.sdk.trace import ReadableSpan
+
+    from session_tracer.detectors import Detector
+    from session_tracer.exporter import LogEvent
+    from session_tracer.facts import Fact
+    from session_tracer.findings import Finding
+    from session_tracer.record import SessionSummary
+
+__all__ = ["Captured", "capture"]
+
+
+class Captured:
+    """What was told since the capture began; it can be read while it runs and afterwards.
+
+    `findings`, `logs` (event dictionaries) and `facts` come in the order they were told.
+    """
+
+    def __init__(self) -> None:
+        self.findings: list[Finding] = []
+        self.logs: list[LogEvent] = []
+        self.facts: list[Fact] = []
+        self._sessions: list[SessionSummary] = []
+        self._spans = InMemorySpanExporter()
+        self._reader = InMemoryMetricReader()
+        self._meters = MeterProvider([self._reader], shutdown_on_exit=False)
+        self._tracers = TracerProvider(shutdown_on_exit=False)
+        self._tracers.add_span_processor(SimpleSpanProcessor(self._spans))
+        self._metrics: dict[str, list[Any]] = {}
+
+    @property
+    def sessions(self) -> list[SessionSummary]:
+        """A summary of each scope that has ended, in the order in which they were opened."""
+        live.settle()
+        return sorted(self._sessions, key=lambda summary: summary.opened_unix_ns)
+
+    @property
+    def spans(self) -> list[ReadableSpan]:
+        """The spans that have ended, in that order."""
+        live.settle()
+        return list(self._spans.get_finished_spans())
+
+    @property
+    def metrics(self) -> dict[str, list[Any]]:
+        """Each metric's data points, as the SDK's metric reader gives them, by the metric's name."""
+        live.settle()
+        data = self._reader.get_metrics_data()
+        if data is not None:
+            for of_resource in data.resource_metrics:
+                for of_scope in of_resource.scope_metrics:
+                    for metric in of_scope.metrics:
+                        self._metrics[metric.name] = list(metric.data.data_points)
+        return self._metrics
+
+    def _exporter(self) -> Exporter:
+        return Exporter(
+            tracer_provider=self._tracers,
+            meter_provider=self._meters,
+            on_log=self.logs.append,
+            on_session=self._sessions.append,
+            on_finding=self.findings.append,
+            on_fact=self.facts.append,
+            close=self._close,
+        )
+
+    def _close(self) -> None:
+        self.metrics  # noqa: B018 - the reader answers no more once it is shut down
+        self._meters.shutdown()
+        self._tracers.shutdown()
+
+
+@contextmanager
+def capture(
+    target: Any = None,
+    *,
+    name: str = "default",
+    detectors: Iterable[Detector] = DEFAULT_DETECTORS,
+    **overrides: Any,
+) -> Iterator[Captured]:
+    """Trace `target` for the block, and collect in memory what is told.
+
+    `target` and `overrides` are those of `instrument()`; logs are collected from `debug` up unless
+    `log_level` says otherwise. No OpenTelemetry configuration is needed, none that exists is
+    disturbed and none is left behind. Captures nest: each collects for its own block.
+    """
+    captured = Captured()
+    settings = Settings.from_env().override({"log_level": "debug", **overrides})
+    instrumentation = _instrument(target, name, captured._exporter(), settings, detectors)
+    try:
+        yield captured
+    finally:
+        instrumentation.uninstrument()

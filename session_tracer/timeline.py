@@ -1,0 +1,91 @@
+"""The steps of a session in the order they happened, folded and bounded."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from session_tracer.callsite import CallSite
+    from session_tracer.facts import Counts
+
+__all__ = ["Step", "Timeline"]
+
+# A loop's body often takes turns (a lazy load, then a select): how far back a repeat is looked for.
+_FOLD_ACROSS: Final = 4
+
+
+@dataclass(slots=True)
+class Step:
+    """One line of a timeline: what was done `count` times in a row from one site.
+
+    `at` is nanoseconds since the session opened, `duration` nanoseconds over all its repeats. The
+    counts by entity say what was loaded and what was written.
+    """
+
+    at: int
+    verb: str
+    subject: str
+    site: CallSite | None
+    count: int = 1
+    duration: int = 0
+    error: str = ""
+    loaded: Counts = field(default_factory=dict)
+    new: Counts = field(default_factory=dict)
+    dirty: Counts = field(default_factory=dict)
+    unchanged: Counts = field(default_factory=dict)
+    deleted: Counts = field(default_factory=dict)
+
+
+class Timeline:
+    """The first and the last steps of a session; `left_out` counts those between."""
+
+    __slots__ = ("_first", "_last", "_most_first", "left_out")
+
+    def __init__(self, most: int) -> None:
+        self._most_first = most - most // 2
+        self._first: list[Step] = []
+        self._last: deque[Step] = deque(maxlen=most // 2)
+        self.left_out = 0
+
+    def __iter__(self) -> Iterator[Step]:
+        yield from self._first
+        yield from self._last
+
+    def __len__(self) -> int:
+        return len(self._first) + len(self._last)
+
+    def add(
+        self, at: int, verb: str, subject: str, site: CallSite | None, *, fold: bool = True
+    ) -> Step:
+        """A new step, or the recent one that this repeats."""
+        kept = self._last or self._first
+        if fold:
+            for back in range(1, min(_FOLD_ACROSS, len(kept)) + 1):
+                step = kept[-back]
+                if step.verb == verb and step.subject == subject and step.site == site:
+                    step.count += 1
+                    return step
+                if step.verb in _BOUNDARIES:
+                    break
+        step = Step(at, verb, subject, site)
+        if len(self._first) < self._most_first:
+            self._first.append(step)
+            return step
+        if len(self._last) == self._last.maxlen:
+            self.left_out += 1
+        self._last.append(step)
+        return step
+
+
+# What a repeat is never looked for across: two loops of two transactions are two stories.
+_BOUNDARIES: Final = frozenset({"begin", "commit", "rollback"})
+
+
+def add_counts(total: Counts, more: Counts) -> None:
+    """Add `more` to `total`, entity by entity."""
+    for entity, count in more.items():
+        total[entity] = total.get(entity, 0) + count
