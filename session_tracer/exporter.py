@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from session_tracer.record import SessionSummary
     from session_tracer.settings import Settings
 
-__all__ = ["Exporter", "ExporterFactory", "LogEvent", "find_exporter"]
+__all__ = ["Exporter", "ExporterFactory", "Exporters", "LogEvent", "find_exporter"]
 
 GROUP: Final = "session_tracer_exporter"
 
@@ -76,6 +76,37 @@ class ExporterFactory(Protocol):
     """
 
     def __call__(self, settings: Settings, /) -> Exporter: ...
+
+
+class Exporters:
+    """The exporters in use. Two factories that name the same one share it: one port, one file."""
+
+    def __init__(self) -> None:
+        self._named: dict[tuple[object, ...], Exporter] = {}
+        self._users: list[Exporter] = []
+
+    def open(self, exporter: str | Exporter, settings: Settings) -> Exporter:
+        """The exporter called `exporter`, opened if nobody uses it yet."""
+        if isinstance(exporter, str):
+            place = (settings.jsonl_path, settings.prometheus_host, settings.prometheus_port)
+            key = (exporter, *place)
+            opened = self._named.get(key)
+            if opened is None:
+                opened = self._named[key] = find_exporter(exporter)(settings)
+        else:
+            opened = exporter
+        self._users.append(opened)
+        return opened
+
+    def close(self, exporter: Exporter) -> None:
+        """Close it when its last user is done with it."""
+        for index, user in enumerate(self._users):
+            if user is exporter:
+                del self._users[index]
+                break
+        if all(user is not exporter for user in self._users):
+            self._named = {key: one for key, one in self._named.items() if one is not exporter}
+            exporter.close()
 
 
 def find_exporter(name: str) -> ExporterFactory:

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from session_tracer import failures, listeners, live, loads, statements
 from session_tracer.detectors import DEFAULT_DETECTORS
-from session_tracer.exporter import Exporter, find_exporter
+from session_tracer.exporter import Exporter, Exporters
 from session_tracer.lifetime import wrap_async_session, wrap_session
 from session_tracer.patching import Patches
 from session_tracer.probe import SLOT, Probe, probe_of
@@ -167,6 +167,7 @@ class Instrumentor:
         self._listening: set[type[Session]] = set()
         self._wrapped: set[type] = set()
         self._known: dict[tuple[type, type | None], tuple[Tracer, ...]] = {}
+        self._exporters = Exporters()
 
     def add(
         self,
@@ -185,7 +186,7 @@ class Instrumentor:
                     if not existing._is_capture and existing._target.same_as(target):
                         _warn_if_different(existing, name, settings)
                         return existing
-            opened = _open_exporter(exporter, settings)
+            opened = self._exporters.open(_choose_exporter(exporter), settings)
             tracer = Tracer(name, settings, opened, detectors, live.ages)
             instrumentation = Instrumentation(target, tracer, capture=capture)
             self._instrumentations.append(instrumentation)
@@ -195,7 +196,7 @@ class Instrumentor:
             except BaseException:
                 self._instrumentations.remove(instrumentation)
                 self._update()
-                tracer.close()
+                self._close(tracer)
                 raise
             return instrumentation
 
@@ -212,7 +213,14 @@ class Instrumentor:
                 self._leave(session, tracer)
             if not self._instrumentations:
                 statements.remove()
+        self._close(tracer)
+
+    def _close(self, tracer: Tracer) -> None:
         tracer.close()
+        try:
+            self._exporters.close(tracer.exporter)
+        except Exception as error:
+            tracer.failed("exporter", error)
 
     def remove_target(self, target: _Target | None) -> None:
         """Stop tracing a target, or everything but what a test captures."""
@@ -270,7 +278,7 @@ class Instrumentor:
             live.LIVE.pop(probe, None)
             session.__dict__.pop(SLOT, None)
             for holding in probe.connections:
-                holding.connection.__dict__.pop(SLOT, None)
+                holding.unmark(probe)
             loads.unwatch(session.identity_map)
 
     def _tracers_for(self, made: type, owner: type | None) -> tuple[Tracer, ...]:
@@ -368,7 +376,7 @@ def _resolve(target: Any) -> _Target:
     )
 
 
-def _open_exporter(exporter: str | Exporter | None, settings: Settings) -> Exporter:
+def _choose_exporter(exporter: str | Exporter | None) -> str | Exporter:
     if isinstance(exporter, Exporter):
         return exporter
     if exporter is None:
@@ -381,7 +389,7 @@ def _open_exporter(exporter: str | Exporter | None, settings: Settings) -> Expor
         raise TypeError(
             f"exporter = {exporter!r} is not possible: it takes an exporter's name or an Exporter."
         )
-    return find_exporter(exporter or "console")(settings)
+    return exporter or "console"
 
 
 def _warn_if_different(existing: Instrumentation, name: str, settings: Settings) -> None:

@@ -113,7 +113,7 @@ def after_begin(
 ) -> None:
     # Somebody else's session may share the connection: the last to begin is the one at work.
     connection.__dict__[SLOT] = probe
-    if any(holding.connection is connection for holding in probe.connections):
+    if any(holding.holds(connection) for holding in probe.connections):
         return
     database = statements.listen(connection)
     now = probe.now()
@@ -143,7 +143,8 @@ def after_rollback(probe: Probe, session: Session) -> None:
     flush = probe.flush
     if flush is not None and flush.began and not flush.failed:
         flush.failed = True
-        flush.counts = flushes.counts(flush.context)
+        if flush.context is not None:
+            flush.counts = flushes.counts(flush.context)
 
 
 @_contained

@@ -66,26 +66,42 @@ class OpenTransaction:
 
 
 class Holding:
-    """A connection the open transaction uses, since when, and its statements' share of that."""
+    """A connection the open transaction uses, since when, and its statements' share of that.
 
-    __slots__ = ("busy", "connection", "database", "since")
+    It is held weakly: an abandoned session's connection must go back to its pool as it would.
+    """
+
+    __slots__ = ("_connection", "busy", "database", "since")
 
     def __init__(self, connection: Connection, database: Database, since: int) -> None:
-        self.connection = connection
+        self._connection = weakref.ref(connection)
         self.database = database
         self.since = since
         self.busy = 0
 
+    def holds(self, connection: Connection) -> bool:
+        """Whether this is that connection."""
+        return self._connection() is connection
+
+    def unmark(self, probe: Probe) -> None:
+        """The connection leads to the probe no longer."""
+        connection = self._connection()
+        if connection is not None and connection.__dict__.get(SLOT) is probe:
+            del connection.__dict__[SLOT]
+
 
 class Flush:
-    """A flush that has not ended. `counts` are known once the unit of work was executed."""
+    """A flush that has not ended. `counts` are known once the unit of work was executed.
 
-    __slots__ = ("began", "began_at", "context", "counts", "failed", "site", "trigger", "written")
+    The unit of work is held weakly: it holds the session, and a flush may end without a word.
+    """
+
+    __slots__ = ("_context", "began", "began_at", "counts", "failed", "site", "trigger", "written")
 
     def __init__(
         self, context: UOWTransaction, began_at: int, site: CallSite | None, trigger: Trigger
     ) -> None:
-        self.context = context
+        self._context = weakref.ref(context)
         self.began_at = began_at
         self.site = site
         self.trigger = trigger
@@ -93,6 +109,11 @@ class Flush:
         self.written = False
         self.failed = False
         self.counts: tuple[Counts, Counts, Counts, Counts] = ({}, {}, {}, {})
+
+    @property
+    def context(self) -> UOWTransaction | None:
+        """The unit of work, while there is one."""
+        return self._context()
 
 
 class Probe:
@@ -223,8 +244,7 @@ class Probe:
         """The transaction let go of its connections."""
         held, self.connections = self.connections, []
         for holding in held:
-            if holding.connection.__dict__.get(SLOT) is self:
-                del holding.connection.__dict__[SLOT]
+            holding.unmark(self)
             self.tell(
                 facts.ConnectionReleased(now, now - holding.since, holding.busy, holding.database)
             )

@@ -229,7 +229,7 @@ class _Timing:
     def _tell(self, ended: int, duration: int, error: BaseException | None) -> None:
         probe, shape = self._probe, self._shape
         for holding in probe.connections:
-            if holding.connection is self._context.root_connection:
+            if holding.holds(self._context.root_connection):
                 holding.busy += duration
         load, entity, eager = _reason(self._context, probe)
         if load is not None and error is None:

@@ -68,7 +68,7 @@ class Captured:
 
     @property
     def metrics(self) -> dict[str, list[Any]]:
-        """Each metric's data points, as the SDK's metric reader gives them, by the metric's name."""
+        """The data points of each metric by its name, as the SDK's reader gives them."""
         live.settle()
         data = self._reader.get_metrics_data()
         if data is not None:

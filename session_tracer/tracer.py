@@ -114,13 +114,9 @@ class Tracer:
             pass
 
     def close(self) -> None:
-        """Tell nothing more, and give the exporter back."""
+        """Tell nothing more."""
         self.closed = True
         self.metrics.close()
-        try:
-            self.exporter.close()
-        except Exception as error:
-            self.failed("exporter", error)
 
 
 _NOBODY: Final[list[Detector]] = []
