@@ -140,10 +140,10 @@ class Locator:
             frame = frame.f_back
         return self._search(sys._getframe(depth))
 
-    def called_from(self, code: CodeType, depth: int = 1) -> bool:
-        """Whether `code` runs between the caller and the application's line."""
-        for frame in _outwards(sys._getframe(depth)):
-            if frame.f_code is code:
+    def called_by(self, names: frozenset[str], depth: int = 1) -> bool:
+        """Whether a function of such a name runs between the caller and the application's line."""
+        for frame in _stack(sys._getframe(depth)):
+            if frame.f_code.co_name in names:
                 return True
             if self._kind(frame) <= _TEMPLATE:
                 return False

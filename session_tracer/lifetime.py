@@ -132,7 +132,7 @@ def _expunging(session: Session, instance: Any) -> None:
 def _expunging_all(session: Session) -> _Call | None:
     probe = probe_of(session)
     # close(), reset() and invalidate() expunge everything too, and say it themselves.
-    if probe is None or not probe.open or probe.leaving is not None:
+    if probe is None or not probe.open or probe.closing:
         return None
     try:
         now, site = probe.now(), probe.site()

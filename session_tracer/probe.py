@@ -125,6 +125,7 @@ class Probe:
         "_load_site",
         "_locate",
         "_token",
+        "closing",
         "connections",
         "counter",
         "flush",
@@ -155,6 +156,7 @@ class Probe:
         self.scope = _NO_SCOPE
         self.origin = Origin(_NO_SCOPE)
         self.leaving: tuple[CallSite | None, str] | None = None
+        self.closing = False
         self._token: tuple[Context, Token[Context]] | None = None
         self._forget()
 
@@ -202,6 +204,7 @@ class Probe:
     def departing(self, session: Session, ending: Ending) -> None:
         """The session is about to let go of everything it holds."""
         now = self._clock()
+        self.closing = True
         site, _ = self._leave()
         self.settle(now)
         self.measure(len(session.identity_map))
@@ -238,6 +241,7 @@ class Probe:
         self.open = False
         self.stories = ()
         self.leaving = None
+        self.closing = False
         self._forget()
 
     def release_connections(self, now: int) -> None:

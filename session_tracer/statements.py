@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.orm import Session
 
 from session_tracer import facts, sql
 from session_tracer.probe import SLOT, type_name
@@ -34,7 +33,9 @@ _DATABASES: Final[weakref.WeakKeyDictionary[Dialect, Database]] = weakref.WeakKe
 _HAD_EVENTS: Final[weakref.WeakKeyDictionary[Dialect, bool]] = weakref.WeakKeyDictionary()
 _ENGINES: Final[weakref.WeakSet[Any]] = weakref.WeakSet()
 
-_REFRESH: Final = Session.refresh.__code__
+_REFRESH: Final = frozenset({"refresh"})
+# immediateload() asks the lazy loader for each object as the objects are loaded.
+_IMMEDIATE: Final = frozenset({"_load_for_path"})
 
 
 def listen(connection: Connection) -> Database:
@@ -283,6 +284,8 @@ def _reason(context: Any, probe: Probe) -> tuple[tuple[LoadKind, str, str] | Non
     path = getattr(compile_options, "_current_path", None)
     parent = getattr(options, "_lazy_loaded_from", None)
     if parent is not None:
+        if probe.tracers[0].locator.called_by(_IMMEDIATE):
+            return None, entity, f"{parent.class_.__name__}.{path.prop.key}"
         attribute = path.prop.key if path is not None and not path.is_root else ""
         return ("relationship", parent.class_.__name__, attribute), entity, ""
     state = getattr(options, "_refresh_state", None)
@@ -297,7 +300,7 @@ def _reason(context: Any, probe: Probe) -> tuple[tuple[LoadKind, str, str] | Non
 
 
 def _column_load(state: Any, wanted: Any, probe: Probe) -> tuple[LoadKind, str]:
-    if wanted is None or probe.tracers[0].locator.called_from(_REFRESH):
+    if wanted is None or probe.tracers[0].locator.called_by(_REFRESH):
         return "refresh", ""
     columns = sorted(wanted)
     if not state.expired_attributes.intersection(wanted):
