@@ -13,11 +13,11 @@ from sqlalchemy.orm.base import NO_VALUE
 if TYPE_CHECKING:
     from types import CodeType, FrameType
 
-    from sqlalchemy.orm import UOWTransaction
+    from sqlalchemy.orm import InstanceState, UOWTransaction
 
     from session_tracer.facts import Counts, Trigger
 
-__all__ = ["constraint", "counts", "trigger"]
+__all__ = ["constraint", "counts", "trigger", "unchanged"]
 
 # Comparing two of these runs no code of the application's.
 _PLAIN: Final = frozenset(
@@ -61,15 +61,30 @@ def _is_sessions(code: CodeType) -> bool:
     return code.co_filename == _FLUSH.co_filename
 
 
-def counts(context: UOWTransaction) -> tuple[Counts, Counts, Counts, Counts]:
+def unchanged(context: UOWTransaction) -> frozenset[InstanceState[Any]]:
+    """The persistent objects of the unit of work that have no net change.
+
+    To be asked before it is executed: a column set to an SQL expression is forgotten by then.
+    """
+    return frozenset(
+        state
+        for state, (is_delete, list_only) in context.states.items()
+        if not (is_delete or list_only or state.key is None or changed(state))
+    )
+
+
+def counts(
+    context: UOWTransaction, unchanged_before: frozenset[InstanceState[Any]]
+) -> tuple[Counts, Counts, Counts, Counts]:
     """The objects of the unit of work by entity: new, dirty, deleted, unchanged.
 
-    To be asked before the unit of work is finalised: after that everything is persistent.
+    To be asked before it is finalised: after that everything is persistent. What was unchanged
+    before it was executed may have been changed by a mapper's event since.
     """
     new: Counts = {}
     dirty: Counts = {}
     deleted: Counts = {}
-    unchanged: Counts = {}
+    same: Counts = {}
     for state, (is_delete, list_only) in context.states.items():
         if list_only:
             continue
@@ -77,13 +92,13 @@ def counts(context: UOWTransaction) -> tuple[Counts, Counts, Counts, Counts]:
             into = deleted
         elif state.key is None:
             into = new
-        elif changed(state):
-            into = dirty
+        elif state in unchanged_before and not changed(state):
+            into = same
         else:
-            into = unchanged
+            into = dirty
         entity = state.class_.__name__
         into[entity] = into.get(entity, 0) + 1
-    return new, dirty, deleted, unchanged
+    return new, dirty, deleted, same
 
 
 def changed(state: Any) -> bool:

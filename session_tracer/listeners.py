@@ -56,6 +56,8 @@ def after_transaction_create(
         if flush is not None and not flush.began:
             flush.began = True
             flush.began_at = probe.now()
+            if flush.context is not None:
+                flush.unchanged = flushes.unchanged(flush.context)
             probe.settle(flush.began_at)
             probe.loading(flush.site)
             probe.tell(facts.FlushBegan(flush.began_at, flush.site, flush.trigger))
@@ -144,7 +146,7 @@ def after_rollback(probe: Probe, session: Session) -> None:
     if flush is not None and flush.began and not flush.failed:
         flush.failed = True
         if flush.context is not None:
-            flush.counts = flushes.counts(flush.context)
+            flush.counts = flushes.counts(flush.context, flush.unchanged)
 
 
 @_contained
@@ -161,7 +163,7 @@ def before_flush(
 def after_flush(probe: Probe, session: Session, flush_context: UOWTransaction) -> None:
     if probe.flush is not None:
         # The last moment at which new, dirty and deleted can be told apart.
-        probe.flush.counts = flushes.counts(flush_context)
+        probe.flush.counts = flushes.counts(flush_context, probe.flush.unchanged)
 
 
 @_contained

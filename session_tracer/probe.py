@@ -7,7 +7,7 @@ import random
 import sys
 import time
 import weakref
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import context as context_api
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from opentelemetry.context import Context
     from sqlalchemy.engine import Connection
-    from sqlalchemy.orm import Session, UOWTransaction
+    from sqlalchemy.orm import InstanceState, Session, UOWTransaction
 
     from session_tracer.callsite import CallSite
     from session_tracer.facts import Counts, Database, Ending, Fact, Outcome, Trigger
@@ -96,7 +96,17 @@ class Flush:
     The unit of work is held weakly: it holds the session, and a flush may end without a word.
     """
 
-    __slots__ = ("_context", "began", "began_at", "counts", "failed", "site", "trigger", "written")
+    __slots__ = (
+        "_context",
+        "began",
+        "began_at",
+        "counts",
+        "failed",
+        "site",
+        "trigger",
+        "unchanged",
+        "written",
+    )
 
     def __init__(
         self, context: UOWTransaction, began_at: int, site: CallSite | None, trigger: Trigger
@@ -107,6 +117,7 @@ class Flush:
         self.trigger = trigger
         self.began = False
         self.written = False
+        self.unchanged: frozenset[InstanceState[Any]] = frozenset()
         self.failed = False
         self.counts: tuple[Counts, Counts, Counts, Counts] = ({}, {}, {}, {})
 

@@ -284,9 +284,9 @@ def _reason(context: Any, probe: Probe) -> tuple[tuple[LoadKind, str, str] | Non
     path = getattr(compile_options, "_current_path", None)
     parent = getattr(options, "_lazy_loaded_from", None)
     if parent is not None:
-        if probe.tracers[0].locator.called_by(_IMMEDIATE):
-            return None, entity, f"{parent.class_.__name__}.{path.prop.key}"
         attribute = path.prop.key if path is not None and not path.is_root else ""
+        if probe.tracers[0].locator.called_by(_IMMEDIATE):
+            return None, entity, f"{parent.class_.__name__}.{attribute}"
         return ("relationship", parent.class_.__name__, attribute), entity, ""
     state = getattr(options, "_refresh_state", None)
     if state is not None and getattr(compile_options, "_for_refresh_state", False):

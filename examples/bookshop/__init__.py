@@ -1,0 +1,1 @@
+"""A bookshop over SQLite, with the habits and the mistakes of real code."""
