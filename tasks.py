@@ -1,0 +1,349 @@
+"""Runs the project's tasks on a machine that has only Python: `python3 tasks.py` lists them."""
+
+import hashlib
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+OLDEST = (3, 11)
+
+# Up to here, and in its syntax, the file is for any Python 3: an old one is to say what is wrong.
+if sys.version_info < OLDEST:
+    sys.exit(
+        f"tasks.py needs Python {OLDEST[0]}.{OLDEST[1]} or newer, and {sys.executable} is "
+        f"{sys.version_info[0]}.{sys.version_info[1]}. Run it with a newer one, for example: "
+        f"python3.13 tasks.py {' '.join(sys.argv[1:])}"
+    )
+
+ROOT = Path(__file__).resolve().parent
+PROGRAM = "Scripts/python.exe" if os.name == "nt" else "bin/python"
+
+# Where the modules of the installed package come from.
+PACKAGES = (
+    ("session_tracer", ROOT / "session_tracer"),
+    ("session_tracer/exporters", ROOT / "exporters"),
+)
+
+# What pip is told to install, for each use.
+EXAMPLES = ("--editable=.[all]", "--group=examples")
+DEVELOPMENT = (
+    "--editable=.[all]",
+    "--group=test",
+    "--group=lint",
+    "--group=build",
+    "sqlalchemy>=2.1",
+)
+SQLALCHEMY_2_0 = ("--editable=.[all]", "--group=test", "sqlalchemy<2.1")
+
+# A first session, told about with nothing installed but what a bare `pip install` brings.
+FIRST_SESSION = """
+import importlib.util
+from sqlalchemy import create_engine, text
+from sqlalchemy.orm import sessionmaker
+import session_tracer, session_tracer.exporters.console
+
+assert importlib.util.find_spec("opentelemetry.sdk") is None, "the OpenTelemetry SDK is installed"
+assert importlib.util.find_spec("exporters") is None, "a top-level `exporters` is installed"
+factory = sessionmaker(create_engine("sqlite://"))
+with session_tracer.instrument(factory, name="first-session", exporter="console"):
+    with factory() as session:
+        session.execute(text("SELECT 1"))
+        session.commit()
+"""
+
+
+class StepFailed(Exception):
+    """Why a step did not pass."""
+
+
+class Step(NamedTuple):
+    """One thing to do, under its heading."""
+
+    heading: str
+    do: Callable[[], object]
+    needed_by_the_rest: bool = False
+
+
+class Task(NamedTuple):
+    """What follows `tasks.py` on the command line."""
+
+    name: str
+    does: str
+    run: Callable[[list[str]], int]
+
+
+def say(line: str) -> None:
+    """Writes a line of our own: to stderr, so that a program's stdout can be piped."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def run(command: Sequence[str | Path], cwd: Path = ROOT) -> None:
+    """Runs a command in the open; StepFailed unless it exits with 0."""
+    say(f"$ {shlex.join(map(str, command))}")
+    code = subprocess.run(command, cwd=cwd, env=environment_variables(), check=False).returncode
+    if code != 0:
+        raise StepFailed(f"exit code {code}")
+
+
+def run_quietly(command: Sequence[str | Path], cwd: Path = ROOT) -> str:
+    """What the command says; it is shown, and StepFailed raised, unless it exits with 0."""
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        env=environment_variables(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
+    )
+    if done.returncode != 0:
+        say(f"$ {shlex.join(map(str, command))}\n{done.stdout}")
+        raise StepFailed(f"exit code {done.returncode}")
+    return done.stdout
+
+
+def environment_variables() -> dict[str, str]:
+    """Ours, less those that lead Python out of the environment it was started in."""
+    leading_out = ("PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
+    return {name: value for name, value in os.environ.items() if name not in leading_out}
+
+
+# Environments
+
+
+def environment(folder: Path, requirements: Sequence[str]) -> Path:
+    """The Python of an environment where the requirements are installed, made as far as needed."""
+    python = folder / PROGRAM
+    if not is_of_this_version(python):
+        say(f"making {folder.name}")
+        run_quietly([sys.executable, "-m", "venv", "--clear", folder])
+        # Dependency groups came with pip 25.1; an environment begins with an older one.
+        run_quietly([python, "-m", "pip", "install", "--quiet", "--upgrade", "pip>=25.1"])
+        (folder / ".gitignore").write_text("*\n")
+    stamp = folder / "installed"
+    installed = stamp.read_text().splitlines() if stamp.exists() else []
+    project, wanted = project_state(), " ".join(requirements)
+    if installed[:1] == [project] and wanted in installed[1:]:
+        return python
+    stamp.unlink(missing_ok=True)
+    say(f"installing into {folder.name}; this takes a moment, once")
+    run_quietly([python, "-m", "pip", "install", "--quiet", "--no-input", *requirements])
+    others = installed[1:] if installed[:1] == [project] else []
+    stamp.write_text("\n".join([project, *others, wanted]) + "\n")
+    return python
+
+
+def is_of_this_version(python: Path) -> bool:
+    """Whether the environment is there, works, and is of the Python that runs this."""
+    try:
+        command = [str(python), "-c", "import sys; print(*sys.version_info[:2])"]
+        version = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    except OSError:
+        return False
+    return version.split() == [str(number) for number in sys.version_info[:2]]
+
+
+def project_state() -> str:
+    """Changes with everything that decides what an installation of the checkout contains."""
+    # An editable installation leads to where the checkout was when it was installed.
+    described = (ROOT / "pyproject.toml").read_bytes() + str(ROOT).encode()
+    return hashlib.sha256(described).hexdigest()
+
+
+def development() -> Path:
+    return environment(ROOT / ".venv", DEVELOPMENT)
+
+
+def sqlalchemy_2_0() -> Path:
+    return environment(ROOT / ".venv-sqlalchemy-2.0", SQLALCHEMY_2_0)
+
+
+# Steps
+
+
+def ruff_check() -> None:
+    run([development(), "-m", "ruff", "check", "."])
+
+
+def ruff_format() -> None:
+    run([development(), "-m", "ruff", "format", "--check", "."])
+
+
+def mypy() -> None:
+    run([development(), "-m", "mypy"])
+
+
+def tests(python: Path, arguments: list[str]) -> None:
+    # The caller's -n comes later, so it counts.
+    run([python, "-m", "pytest", "-n", "2", *arguments])
+
+
+def wheel() -> None:
+    """Builds what would be published, and uses it where nothing of the checkout is in reach."""
+    with tempfile.TemporaryDirectory(prefix="session-tracer-wheel-") as temporary:
+        outside = Path(temporary)
+        run_quietly([development(), "-m", "build", "--outdir", outside, ROOT])
+        (built,) = outside.glob("*.whl")
+        refuse_incomplete(built)
+        run_quietly([sys.executable, "-m", "venv", "--without-pip", outside / "venv"])
+        python = outside / "venv" / PROGRAM
+        run_quietly([development(), "-m", "pip", "--python", python, "install", "--quiet", built])
+        told = run_quietly([python, "-I", "-c", FIRST_SESSION], cwd=outside)
+        say(f"{built.name}, and a first session with it:\n{told.rstrip()}")
+        if "first-session" not in told:
+            raise StepFailed("the session did not appear on the console")
+
+
+def refuse_incomplete(built: Path) -> None:
+    """Raises StepFailed unless the wheel has every module of the checkout, and no other."""
+    expected = {
+        f"{package}/{file.relative_to(folder).as_posix()}"
+        for package, folder in PACKAGES
+        for pattern in ("*.py", "py.typed")
+        for file in folder.rglob(pattern)
+    }
+    with zipfile.ZipFile(built) as archive:
+        names = archive.namelist()
+    packed = {name for name in names if not name.partition("/")[0].endswith(".dist-info")}
+    if packed != expected:
+        missing, unexpected = sorted(expected - packed), sorted(packed - expected)
+        raise StepFailed(f"the wheel lacks {missing} and should not have {unexpected}")
+
+
+def carry_out(steps: Sequence[Step]) -> int:
+    """Does the steps in turn, sums them up, and says by its exit code whether all passed."""
+    begun = time.monotonic()
+    results: list[str] = []
+    failed = stopped = False
+    for step in steps:
+        if stopped:
+            results.append(f"  not run  {step.heading}")
+            continue
+        say(f"\n==> {step.heading}")
+        since = time.monotonic()
+        outcome, why = "passed", ""
+        try:
+            step.do()
+        except StepFailed as failure:
+            outcome, why = "FAILED", f"  ({failure})"
+            failed, stopped = True, step.needed_by_the_rest
+        except KeyboardInterrupt:
+            outcome, failed, stopped = "STOPPED", True, True
+        results.append(f"  {outcome:7}  {step.heading:<45} {time.monotonic() - since:6.1f} s{why}")
+    say("\n==> Summary")
+    say("\n".join(results))
+    verdict = "Something failed" if failed else "Everything passed"
+    say(f"{verdict}, in {time.monotonic() - begun:.0f} s.")
+    return 1 if failed else 0
+
+
+# Tasks
+
+
+def bookshop(arguments: list[str]) -> int:
+    python = environment(ROOT / ".venv", EXAMPLES)
+    return run_program([python, "-m", "examples.bookshop", *arguments])
+
+
+def benchmark(arguments: list[str]) -> int:
+    return run_program([development(), "-m", "benchmarks", *arguments])
+
+
+def dashboard(arguments: list[str]) -> int:
+    return run_program([development(), ROOT / "grafana" / "build.py", *arguments])
+
+
+def run_program(command: Sequence[str | Path]) -> int:
+    return subprocess.run(command, cwd=ROOT, env=environment_variables(), check=False).returncode
+
+
+def test(arguments: list[str]) -> int:
+    return carry_out(
+        [
+            Step("Environment with SQLAlchemy 2.1", development, needed_by_the_rest=True),
+            Step("Lint (ruff check)", ruff_check),
+            Step("Format (ruff format)", ruff_format),
+            Step("Types (mypy)", mypy),
+            Step("Tests on SQLAlchemy 2.1", lambda: tests(development(), arguments)),
+            Step("Wheel, used in a clean environment", wheel),
+            Step("Environment with SQLAlchemy 2.0", sqlalchemy_2_0, needed_by_the_rest=True),
+            Step("Tests on SQLAlchemy 2.0", lambda: tests(sqlalchemy_2_0(), arguments)),
+        ]
+    )
+
+
+def lint(arguments: list[str]) -> int:
+    refuse(arguments)
+    return carry_out(
+        [
+            Step("Lint (ruff check)", ruff_check),
+            Step("Format (ruff format)", ruff_format),
+            Step("Types (mypy)", mypy),
+        ]
+    )
+
+
+def fix(arguments: list[str]) -> int:
+    refuse(arguments)
+    return carry_out(
+        [
+            Step("Lint", lambda: run([development(), "-m", "ruff", "check", "--fix", "."])),
+            Step("Format", lambda: run([development(), "-m", "ruff", "format", "."])),
+        ]
+    )
+
+
+def clean(arguments: list[str]) -> int:
+    refuse(arguments)
+    made = (".venv*", "build", "dist", "*.egg-info", ".pytest_cache", ".mypy_cache", ".ruff_cache")
+    for pattern in made:
+        for folder in ROOT.glob(pattern):
+            say(f"removing {folder.name}")
+            shutil.rmtree(folder)
+    return 0
+
+
+def refuse(arguments: list[str]) -> None:
+    if arguments:
+        sys.exit(f"this task takes no arguments, and was given: {shlex.join(arguments)}")
+
+
+TASKS = (
+    Task("bookshop", "run the example; its arguments are passed on", bookshop),
+    Task("test", "check everything, as CI does; pytest's arguments are passed on", test),
+    Task("lint", "check style and types only", lint),
+    Task("fix", "put right what can be put right without thinking", fix),
+    Task("benchmark", "measure what tracing costs; its arguments are passed on", benchmark),
+    Task("dashboard", "write the Grafana dashboard; its arguments are passed on", dashboard),
+    Task("clean", "remove all that these tasks have made", clean),
+)
+
+
+def main(arguments: list[str]) -> int:
+    for task in TASKS:
+        if arguments[:1] == [task.name]:
+            try:
+                return task.run(arguments[1:])
+            except StepFailed as failure:
+                say(f"{task.name}: {failure}")
+                return 1
+            except KeyboardInterrupt:
+                return 130
+    say("usage: python3 tasks.py TASK [arguments]\n")
+    for task in TASKS:
+        say(f"  {task.name:<10} {task.does}")
+    return 0 if arguments in (["-h"], ["--help"]) else 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,87 @@
+"""Tests that what pyproject.toml says of the package is what the folders hold."""
+
+import os
+import re
+import tomllib
+from importlib.metadata import EntryPoint, PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tasks
+
+CHECKOUT = Path(__file__).parents[1]
+PROJECT: dict[str, Any] = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
+ENTRY_POINTS = [
+    EntryPoint(name, value, group)
+    for group, entries in PROJECT["project"]["entry-points"].items()
+    for name, value in entries.items()
+]
+
+
+def test_the_symlink_shows_type_checkers_the_exporters() -> None:
+    link = CHECKOUT / "session_tracer" / "exporters"
+    assert link.is_symlink()
+    assert os.readlink(link) == "../exporters"
+    assert PROJECT["tool"]["setuptools"]["package-dir"] == {
+        "session_tracer.exporters": os.readlink(link).removeprefix("../")
+    }
+
+
+def test_every_folder_with_modules_is_a_package_that_is_installed() -> None:
+    folders = {
+        ".".join((*package.split("/"), *file.parent.relative_to(home).parts))
+        for package, home in tasks.PACKAGES
+        for file in home.rglob("*.py")
+    }
+    packages = PROJECT["tool"]["setuptools"]["packages"]
+    assert sorted(packages) == sorted(folders)
+
+
+def test_every_package_has_its_init() -> None:
+    packages = [name.replace(".", "/") for name in PROJECT["tool"]["setuptools"]["packages"]]
+    assert [name for name in packages if not (CHECKOUT / name / "__init__.py").exists()] == []
+
+
+def test_the_types_are_published() -> None:
+    assert PROJECT["tool"]["setuptools"]["package-data"] == {"session_tracer": ["py.typed"]}
+    assert (CHECKOUT / "session_tracer" / "py.typed").exists()
+
+
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS, ids=[entry.name for entry in ENTRY_POINTS])
+def test_an_entry_point_leads_to_something(entry_point: EntryPoint) -> None:
+    assert callable(entry_point.load())
+
+
+def test_the_exporters_are_found_by_these_names() -> None:
+    exporters = PROJECT["project"]["entry-points"]["session_tracer_exporter"]
+    assert sorted(exporters) == ["console", "jsonl", "otlp", "prometheus"]
+
+
+def test_what_is_installed_is_what_the_checkout_describes() -> None:
+    try:
+        installed = distribution("session-tracer")
+    except PackageNotFoundError:
+        pytest.skip("session-tracer is not installed in this environment")
+    entries = [entry for entry in installed.entry_points if entry.group in _groups()]
+    assert sorted(map(str, entries)) == sorted(map(str, ENTRY_POINTS))
+    assert installed.version == PROJECT["project"]["version"]
+
+
+def _groups() -> set[str]:
+    return {entry.group for entry in ENTRY_POINTS}
+
+
+def test_one_oldest_python_everywhere() -> None:
+    oldest = ".".join(map(str, tasks.OLDEST))
+    named = re.findall(r"Python :: (3\.\d+)", "\n".join(PROJECT["project"]["classifiers"]))
+    assert PROJECT["project"]["requires-python"] == f">={oldest}"
+    assert named[0] == oldest
+
+
+def test_every_extra_is_in_all() -> None:
+    extras = PROJECT["project"]["optional-dependencies"]
+    named = re.fullmatch(r"session-tracer\[(.*)\]", extras["all"][0])
+    assert named is not None
+    assert set(named[1].split(",")) == set(extras) - {"all"}

@@ -1,0 +1,210 @@
+"""Tests what `tasks.py` decides: when to install, what to sum up, when to refuse."""
+
+import os
+import re
+import runpy
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+
+import tasks
+from tasks import Step, StepFailed
+
+
+@pytest.fixture
+def commands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """The quiet commands that would have run, in a checkout that is not this one."""
+    ran: list[str] = []
+
+    def run_quietly(command: Sequence[str | Path], cwd: Path = tmp_path) -> str:
+        ran.append(" ".join(map(str, command)).replace(str(tmp_path), ""))
+        (tmp_path / "venv").mkdir(exist_ok=True)
+        return ""
+
+    (tmp_path / "pyproject.toml").write_text("first")
+    monkeypatch.setattr(tasks, "ROOT", tmp_path)
+    monkeypatch.setattr(tasks, "run_quietly", run_quietly)
+    monkeypatch.setattr(tasks, "is_of_this_version", lambda python: "made" in ran)
+    return ran
+
+
+PYTHON = f"/venv/{tasks.PROGRAM}"
+MAKE = f"{sys.executable} -m venv --clear /venv"
+UPGRADE = f"{PYTHON} -m pip install --quiet --upgrade pip>=25.1"
+INSTALL = f"{PYTHON} -m pip install --quiet --no-input"
+
+
+def test_a_missing_environment_is_made(commands: list[str], tmp_path: Path) -> None:
+    tasks.environment(tmp_path / "venv", ["a", "b"])
+    assert commands == [MAKE, UPGRADE, f"{INSTALL} a b"]
+    assert (tmp_path / "venv" / ".gitignore").read_text() == "*\n"
+
+
+def test_an_environment_is_installed_into_once(commands: list[str], tmp_path: Path) -> None:
+    tasks.environment(tmp_path / "venv", ["a"])
+    commands[:] = ["made"]
+    assert tasks.environment(tmp_path / "venv", ["a"]) == tmp_path / "venv" / tasks.PROGRAM
+    assert commands == ["made"]
+
+
+def test_other_requirements_are_installed_too(commands: list[str], tmp_path: Path) -> None:
+    tasks.environment(tmp_path / "venv", ["a"])
+    commands[:] = ["made"]
+    for wanted in ("b", "a", "b"):
+        tasks.environment(tmp_path / "venv", [wanted])
+    assert commands == ["made", f"{INSTALL} b"]
+
+
+def test_a_changed_project_is_installed_anew(commands: list[str], tmp_path: Path) -> None:
+    tasks.environment(tmp_path / "venv", ["a"])
+    tasks.environment(tmp_path / "venv", ["b"])
+    commands[:] = ["made"]
+    for text in ("second", "first"):
+        (tmp_path / "pyproject.toml").write_text(text)
+        tasks.environment(tmp_path / "venv", ["a"])
+    assert commands == ["made", f"{INSTALL} a", f"{INSTALL} a"]
+
+
+def test_a_failed_installation_is_not_taken_for_a_good_one(
+    commands: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(command: Sequence[str | Path], cwd: Path = tmp_path) -> str:
+        raise StepFailed("exit code 1")
+
+    tasks.environment(tmp_path / "venv", ["a"])
+    commands[:] = ["made"]
+    with monkeypatch.context() as failing:
+        failing.setattr(tasks, "run_quietly", fail)
+        with pytest.raises(StepFailed):
+            tasks.environment(tmp_path / "venv", ["b"])
+    tasks.environment(tmp_path / "venv", ["a"])
+    assert commands == ["made", f"{INSTALL} a"]
+
+
+def test_this_python_is_of_this_version() -> None:
+    assert tasks.is_of_this_version(Path(sys.executable))
+
+
+def test_a_missing_python_is_not(tmp_path: Path) -> None:
+    assert not tasks.is_of_this_version(tmp_path / "python")
+
+
+def test_a_failing_command_is_shown(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(StepFailed, match="exit code 3"):
+        tasks.run_quietly([sys.executable, "-c", "print('why'); exit(3)"])
+    assert "why" in capfd.readouterr().err
+
+
+def test_a_good_command_is_not_shown(capfd: pytest.CaptureFixture[str]) -> None:
+    assert tasks.run_quietly([sys.executable, "-c", "print('well')"]).strip() == "well"
+    assert capfd.readouterr() == ("", "")
+
+
+def test_commands_stay_in_their_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", "elsewhere")
+    monkeypatch.setenv("KEPT", "yes")
+    show = "import os; print(os.environ.get('PYTHONPATH'), os.environ.get('KEPT'))"
+    assert tasks.run_quietly([sys.executable, "-c", show]).split() == ["None", "yes"]
+
+
+def test_the_summary_names_every_step(capsys: pytest.CaptureFixture[str]) -> None:
+    code = tasks.carry_out([Step("one", lambda: None), Step("two", _fail), Step("three", int)])
+    assert code == 1
+    assert _told(capsys) == [
+        "==> one",
+        "==> two",
+        "==> three",
+        "==> Summary",
+        "passed one 0.0 s",
+        "FAILED two 0.0 s (exit code 1)",
+        "passed three 0.0 s",
+        "Something failed, in 0 s.",
+    ]
+
+
+def test_nothing_runs_without_what_it_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    code = tasks.carry_out([Step("one", _fail, needed_by_the_rest=True), Step("two", _fail)])
+    assert code == 1
+    assert _told(capsys) == [
+        "==> one",
+        "==> Summary",
+        "FAILED one 0.0 s (exit code 1)",
+        "not run two",
+        "Something failed, in 0 s.",
+    ]
+
+
+def test_all_passed_is_exit_code_zero(capsys: pytest.CaptureFixture[str]) -> None:
+    assert tasks.carry_out([Step("one", lambda: None)]) == 0
+    assert _told(capsys)[-1] == "Everything passed, in 0 s."
+
+
+def _fail() -> None:
+    raise StepFailed("exit code 1")
+
+
+def _told(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    lines = [" ".join(line.split()) for line in capsys.readouterr().err.splitlines()]
+    return [re.sub(r"\d+\.\d s", "0.0 s", line) for line in lines if line]
+
+
+@pytest.mark.parametrize(
+    ("held", "complaint"),
+    [
+        (["a/__init__.py", "a/b.py", "a-1.dist-info/METADATA"], ""),
+        (["a/__init__.py", "a-1.dist-info/METADATA"], r"lacks \['a/b.py'\]"),
+        (["a/__init__.py", "a/b.py", "tests/c.py"], r"should not have \['tests/c.py'\]"),
+    ],
+)
+def test_a_wheel_has_the_modules_of_the_checkout(
+    held: list[str], complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "src").mkdir()
+    for module in ("__init__.py", "b.py"):
+        (tmp_path / "src" / module).touch()
+    with ZipFile(tmp_path / "a.whl", "w") as archive:
+        for name in held:
+            archive.writestr(name, "")
+    monkeypatch.setattr(tasks, "PACKAGES", (("a", tmp_path / "src"),))
+    if not complaint:
+        tasks.refuse_incomplete(tmp_path / "a.whl")
+        return
+    with pytest.raises(StepFailed, match=complaint):
+        tasks.refuse_incomplete(tmp_path / "a.whl")
+
+
+def test_an_old_python_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "version_info", (3, 10, 4, "final", 0))
+    monkeypatch.setattr(sys, "argv", ["tasks.py", "bookshop"])
+    with pytest.raises(SystemExit, match=r"needs Python 3\.11 or newer.*tasks\.py bookshop"):
+        runpy.run_path(str(Path(tasks.__file__)))
+
+
+@pytest.mark.parametrize("arguments", [[], ["nonsense"]])
+def test_without_a_task_the_tasks_are_listed(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tasks.main(arguments) == 2
+    told = capsys.readouterr().err
+    assert [task.name for task in tasks.TASKS if task.does not in told] == []
+
+
+def test_help_is_no_mistake() -> None:
+    assert tasks.main(["--help"]) == 0
+
+
+def test_a_task_without_arguments_refuses_them() -> None:
+    with pytest.raises(SystemExit, match="takes no arguments, and was given: --all"):
+        tasks.main(["clean", "--all"])
+
+
+@pytest.mark.skipif(os.name == "nt", reason=".ci/run is a shell script")
+def test_ci_runs_the_command_of_the_readme() -> None:
+    script = Path(tasks.__file__).parent / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    subprocess.run(["bash", "-n", script], check=True)
+    assert script.read_text().splitlines()[-1] == "python3 tasks.py test"
