@@ -1,0 +1,234 @@
+"""The row about the unit of work: flushes, the objects in them, loads and transactions."""
+
+from panels import (
+    COUNT,
+    OUTCOMES,
+    PER_SECOND,
+    SECONDS,
+    Columns,
+    Lines,
+    Matrix,
+    Panels,
+    Words,
+    bars,
+    chart,
+    number,
+    quantiles,
+    red_from,
+    rows_of,
+    stacked,
+    yellow_from,
+)
+from promql import counted, of, or_none, per_second, quantile, ratio
+
+SESSION_ENDED = "sqlalchemy_session_duration_seconds_count"
+TRANSACTION_ENDED = "sqlalchemy_transaction_duration_seconds_count"
+FLUSHED = "sqlalchemy_flush_duration_seconds_count"
+FAILED_FLUSH = of(FLUSHED, 'error_type!=""')
+OBJECTS = "sqlalchemy_session_objects_total"
+LAZY_LOADS = of("sqlalchemy_lazy_loads_total")
+
+STATES = {
+    "new": "green",
+    "dirty": "yellow",
+    "unchanged": "text",
+    "deleted": "red",
+    "loaded": "blue",
+    "detached": "purple",
+}
+
+PANELS: Panels = (
+    number(
+        Words(
+            "Failed flushes",
+            "Flushes that raised, in the time range. The session that met one must be rolled "
+            "back before its next use.",
+            COUNT,
+        ),
+        f"{counted(FAILED_FLUSH, window='$__range')} or vector(0)",
+        yellow_from(1),
+    ),
+    number(
+        Words(
+            "Lazy loads per session",
+            "Loads that reading or refreshing one object caused, for each session that ended.",
+            COUNT,
+        ),
+        ratio(LAZY_LOADS, of(SESSION_ENDED)),
+        yellow_from(5),
+        red_from(50),
+    ),
+    number(
+        Words(
+            "Transactions open",
+            "Transactions open at this moment. Every one that has run a statement holds a "
+            "connection.",
+            COUNT,
+        ),
+        f"sum({of('sqlalchemy_transaction_open')})",
+    ),
+    number(
+        Words(
+            "Oldest transaction",
+            "Age of the transaction open longest. It keeps its locks and its connection, and "
+            "keeps the database from cleaning up behind it.",
+            SECONDS,
+        ),
+        f"max({of('sqlalchemy_transaction_oldest_age_seconds')})",
+        yellow_from(5),
+        red_from(30),
+    ),
+    stacked(
+        Words(
+            "Flushes, by trigger",
+            "Explicit, by commit, by savepoint, or by a query (autoflush). A loop that reads "
+            "after each write shows here as autoflush.",
+            PER_SECOND,
+        ),
+        Lines(per_second(of(FLUSHED), "sqlalchemy_flush_trigger"), "{{sqlalchemy_flush_trigger}}"),
+    ),
+    chart(
+        Words(
+            "Flush duration, by trigger",
+            "The p95 of a flush: the unit of work sorted, and its INSERTs, UPDATEs and "
+            "DELETEs sent.",
+            SECONDS,
+        ),
+        Lines(
+            quantile(0.95, "sqlalchemy_flush_duration_seconds", "sqlalchemy_flush_trigger"),
+            "{{sqlalchemy_flush_trigger}}",
+        ),
+    ),
+    bars(
+        Words(
+            "Failed flushes, by error",
+            "Flushes that raised, in one step of the chart, by the type of the exception. "
+            "IntegrityError is often two requests for the same row; OperationalError is the "
+            "database.",
+            COUNT,
+        ),
+        Lines(or_none(counted(FAILED_FLUSH, "error_type"), "error_type"), "{{error_type}}"),
+        colours={"none": "text"},
+    ),
+    stacked(
+        Words(
+            "Objects flushed, by state",
+            "What the flushes of the sessions that ended wrote. Unchanged ones were in "
+            "session.dirty with no net change: they cost a comparison and wrote nothing.",
+            PER_SECOND,
+        ),
+        Lines(
+            per_second(
+                of(
+                    OBJECTS,
+                    'sqlalchemy_object_state=~"new|dirty|unchanged|deleted"',
+                ),
+                "sqlalchemy_object_state",
+            ),
+            "{{sqlalchemy_object_state}}",
+        ),
+        colours=STATES,
+    ),
+    stacked(
+        Words(
+            "Objects loaded, by entity",
+            "The ten mapped classes loaded most. More than the pages could ever show is a "
+            "missing limit, or a join that loads too much.",
+            PER_SECOND,
+        ),
+        Lines(
+            "topk(10, "
+            + per_second(
+                of(OBJECTS, 'sqlalchemy_object_state="loaded"'),
+                "sqlalchemy_entity",
+            )
+            + ")",
+            "{{sqlalchemy_entity}}",
+        ),
+    ),
+    chart(
+        Words(
+            "Identity map at its peak",
+            "The most objects a session held. Sizes are kept by powers of ten, so read the "
+            "order of magnitude; a session of tens of thousands is a batch job without "
+            "expunge or yield_per.",
+            COUNT,
+        ),
+        *quantiles("sqlalchemy_session_identity_map_size"),
+    ),
+    stacked(
+        Words(
+            "Lazy loads, by kind",
+            "relationship: an attribute that the query did not load. deferred: a column it "
+            "left out. expired: reread after a commit. refresh: asked for. detached: failed, "
+            "because the session had gone.",
+            PER_SECOND,
+        ),
+        Lines(per_second(LAZY_LOADS, "kind"), "{{kind}}"),
+    ),
+    rows_of(
+        Words(
+            "Objects, by entity and state",
+            "Every mapped class in the time range: how many of its objects were loaded, "
+            "written, found unchanged, deleted and detached.",
+            COUNT,
+        ),
+        counted(of(OBJECTS), "sqlalchemy_entity", "sqlalchemy_object_state", window="$__range"),
+        Columns(
+            headings={"sqlalchemy_entity\\sqlalchemy_object_state": "Entity"},
+            sorted_by="loaded",
+            matrix=Matrix(rows="sqlalchemy_entity", columns="sqlalchemy_object_state"),
+        ),
+        span=16,
+        height=8,
+    ),
+    stacked(
+        Words(
+            "Transactions ended, by outcome",
+            "Commits against rollbacks; closed ones ended with neither, as a read does. Savepoints "
+            "are not counted.",
+            PER_SECOND,
+        ),
+        Lines(
+            per_second(of(TRANSACTION_ENDED), "sqlalchemy_transaction_outcome"),
+            "{{sqlalchemy_transaction_outcome}}",
+        ),
+        span=6,
+        colours=OUTCOMES,
+    ),
+    chart(
+        Words(
+            "Transaction duration",
+            "From begin to commit or rollback: how long locks are held.",
+            SECONDS,
+        ),
+        *quantiles("sqlalchemy_transaction_duration_seconds"),
+        span=6,
+    ),
+    chart(
+        Words(
+            "Transactions open, by name",
+            "Which factory the open transactions come from.",
+            COUNT,
+        ),
+        Lines(
+            f"sum by (sqlalchemy_session_name) ({of('sqlalchemy_transaction_open')})",
+            "{{sqlalchemy_session_name}}",
+        ),
+        span=6,
+    ),
+    chart(
+        Words(
+            "Oldest transaction, by instance",
+            "A straight climb is a transaction that nobody ends: a connection idle in "
+            "transaction, or one very long job.",
+            SECONDS,
+        ),
+        Lines(
+            "max by (instance, sqlalchemy_session_name) "
+            f"({of('sqlalchemy_transaction_oldest_age_seconds')})",
+            "{{sqlalchemy_session_name}} {{instance}}",
+        ),
+        span=6,
+    ),
+)

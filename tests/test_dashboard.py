@@ -1,0 +1,351 @@
+"""Tests the dashboard: its rules, its names, and each of its questions on a real Prometheus."""
+
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import yaml
+
+from session_tracer.signals import names
+from tests.prometheus_server import Prometheus, Sample, missing_prometheus, prometheus
+from tests.servers.lifeline import Server, free_port, lifeline
+
+CHECKOUT: Final = Path(__file__).parents[1]
+GRAFANA: Final = CHECKOUT / "grafana"
+LOAD_SECONDS: Final = 25
+
+DASHBOARD: Final[dict[str, Any]] = json.loads(
+    (GRAFANA / "dashboards" / "session-tracer.json").read_text()
+)
+PANELS: Final = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+VARIABLES: Final = {variable["name"]: variable for variable in DASHBOARD["templating"]["list"]}
+
+# Nobody has seen a fault of the tracer; that is the idea.
+HEALTHY_WHEN_ABSENT: Final = {"session_tracer_errors_total"}
+FINDING_LINE: Final = "{{.finding_id}} at {{.site}}: {{.explanation}} {{.remedy}}"
+PROMQL_FUNCTIONS: Final = {"histogram_quantile", "label_replace"}
+
+
+@dataclass(frozen=True)
+class Question:
+    """One PromQL expression of the dashboard, and the panel that asks it."""
+
+    panel: str
+    expression: str
+    legend: str = ""
+
+    @property
+    def grouped_by(self) -> set[str]:
+        """The labels that its answer is to have: those of its outermost aggregation."""
+        by = re.search(r" by \(([^)]*)\)", self.expression)
+        return set(by[1].split(", ")) - {"le"} if by else set()
+
+    @property
+    def without_its_zero(self) -> "Question":
+        """The same without the zero that stands in for a series that does not exist."""
+        return replace(self, expression=self.expression.partition(" or on() ")[0])
+
+    def asked_now(self) -> str:
+        """The expression as Grafana would send it, with everything chosen."""
+        asked = self.expression
+        for variable, value in {
+            "$__rate_interval": "5s",
+            "$__range": "10s",
+            **{f"${name}": VARIABLES[name].get("allValue", "") for name in VARIABLES},
+        }.items():
+            asked = asked.replace(variable, value)
+        return asked
+
+    def is_answered_by(self, samples: list[Sample]) -> bool:
+        return any(sample.is_a_number for sample in samples) and all(
+            {label for label, value in sample.labels.items() if value} == self.grouped_by
+            for sample in samples
+        )
+
+
+def questions() -> list[Question]:
+    return [
+        Question(panel["title"], target["expr"], target.get("legendFormat", ""))
+        for panel in PANELS
+        for target in panel["targets"]
+        if target["datasource"]["type"] == "prometheus"
+    ]
+
+
+def choices() -> list[Question]:
+    """What fills the variables, as the expression that has the same labels."""
+    parsed = {
+        name: re.fullmatch(r"label_values\((.*), (\w+)\)", variable["query"])
+        for name, variable in VARIABLES.items()
+        if variable["type"] == "query"
+    }
+    return [
+        Question(f"${name}", f"group by ({found[2]}) ({found[1]})")
+        for name, found in parsed.items()
+        if found
+    ]
+
+
+def selectors(expression: str) -> list[tuple[str, str]]:
+    """The metrics of an expression, each with its matchers."""
+    return re.findall(r"(\w+)\{([^}]*)\}", expression)
+
+
+def metrics_of(question: Question) -> set[str]:
+    return {metric for metric, _ in selectors(question.expression)}
+
+
+def labels(question: Question) -> set[str]:
+    """Every label that an expression or its legend names."""
+    matched = {
+        label
+        for _, matchers in selectors(question.expression)
+        for label in re.findall(r'(\w+)(?:=~|!~|!=|=)"', matchers)
+    }
+    return matched | question.grouped_by | set(re.findall(r"\{\{(\w+)\}\}", question.legend))
+
+
+def series_of(metric: names.Metric) -> set[str]:
+    """The names under which Prometheus has a metric of OpenTelemetry.
+
+    OpenTelemetry, "Prometheus and OpenMetrics compatibility": dots become underscores, the unit
+    follows in words unless it is an annotation in braces, and a counter ends in `_total`.
+    """
+    unit = {"s": "_seconds"}.get(metric.unit, "")
+    name = metric.name.replace(".", "_") + unit
+    if metric.instrument == "histogram":
+        return {f"{name}_bucket", f"{name}_sum", f"{name}_count"}
+    return {f"{name}_total"} if metric.instrument == "counter" else {name}
+
+
+def test_the_committed_dashboard_is_what_the_code_writes() -> None:
+    check = subprocess.run(
+        [sys.executable, GRAFANA / "build.py", "--check"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (check.returncode, check.stdout, check.stderr) == (0, "", "")
+
+
+def test_it_is_a_classic_dashboard_that_nobody_edits_in_the_browser() -> None:
+    facts = {key: DASHBOARD[key] for key in ("schemaVersion", "editable", "uid")}
+    assert facts == {"schemaVersion": 42, "editable": False, "uid": "session-tracer"}
+
+
+def test_every_panel_has_a_title_a_description_and_a_unit() -> None:
+    said = {
+        panel["id"]: (
+            panel.get("title"),
+            panel.get("description"),
+            panel["fieldConfig"]["defaults"].get("unit"),
+        )
+        for panel in PANELS
+    }
+    assert {panel: words for panel, words in said.items() if not all(words)} == {}
+
+
+def test_panel_ids_and_titles_are_unique() -> None:
+    ids = [panel["id"] for panel in DASHBOARD["panels"]]
+    titles = [panel["title"] for panel in PANELS]
+    assert (len(set(ids)), len(set(titles))) == (len(ids), len(titles))
+
+
+def test_no_two_panels_overlap_and_none_leaves_the_grid() -> None:
+    def cells(panel: dict[str, Any]) -> set[tuple[int, int]]:
+        place = panel["gridPos"]
+        return set(
+            itertools.product(
+                range(place["x"], place["x"] + place["w"]),
+                range(place["y"], place["y"] + place["h"]),
+            )
+        )
+
+    assert [
+        (one["title"], other["title"])
+        for one, other in itertools.combinations(DASHBOARD["panels"], 2)
+        if cells(one) & cells(other)
+    ] == []
+    assert {x for panel in DASHBOARD["panels"] for x, _ in cells(panel)} == set(range(24))
+
+
+def test_every_row_is_filled_to_its_end() -> None:
+    """A panel lower than its neighbours would leave a hole that Grafana closes in its own way."""
+    area = sum(panel["gridPos"]["w"] * panel["gridPos"]["h"] for panel in DASHBOARD["panels"])
+    bottom = max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in DASHBOARD["panels"])
+    assert area == 24 * bottom
+
+
+def test_the_variables_are_those_that_the_dashboard_linter_asks_for() -> None:
+    assert {
+        name: (variable["type"], variable["label"], variable.get("allValue"))
+        for name, variable in VARIABLES.items()
+    } == {
+        "prometheus_datasource": ("datasource", "Prometheus data source", None),
+        "loki_datasource": ("datasource", "Loki data source", None),
+        "tempo_datasource": ("datasource", "Tempo data source", None),
+        "job": ("query", "Job", ".+"),
+        "instance": ("query", "Instance", ".+"),
+        "session": ("query", "Session", ".*"),
+    }
+
+
+def test_every_datasource_is_a_variable() -> None:
+    asked = [*PANELS, *(target for panel in PANELS for target in panel["targets"])]
+    assert {(one["datasource"]["type"], one["datasource"]["uid"]) for one in asked} == {
+        ("prometheus", "${prometheus_datasource}"),
+        ("loki", "${loki_datasource}"),
+        ("tempo", "${tempo_datasource}"),
+    }
+
+
+def test_every_selector_is_narrowed_by_job_and_instance() -> None:
+    asked = {selector for question in questions() for selector in selectors(question.expression)}
+    assert {
+        (metric, matchers)
+        for metric, matchers in asked
+        if not matchers.endswith(
+            'job=~"$job", instance=~"$instance", sqlalchemy_session_name=~"$session"'
+        )
+    } == {("session_tracer_errors_total", 'job=~"$job", instance=~"$instance"')}
+
+
+def test_every_rate_is_over_the_rate_interval() -> None:
+    windows = {
+        (function, window)
+        for question in questions()
+        for function, window in re.findall(
+            r"(rate|increase)\(\w+\{[^}]*\}\[([^]]*)\]", question.expression
+        )
+    }
+    assert windows == {
+        ("rate", "$__rate_interval"),
+        ("increase", "$__rate_interval"),
+        ("increase", "$__range"),
+    }
+
+
+def test_every_name_on_the_dashboard_is_one_that_is_emitted() -> None:
+    metrics = {series for metric in names.METRICS for series in series_of(metric)}
+    attributes = {
+        value.replace(".", "_") for value in vars(names).values() if isinstance(value, str)
+    }
+    asked = [*questions(), *choices()]
+    assert {metric for question in asked for metric in metrics_of(question)} - metrics == set()
+    assert {label for question in asked for label in labels(question)} - attributes == {
+        "job",
+        "instance",
+    }
+    said = {name for one in asked for name in re.findall(r"\b[a-z]+_[a-z_]+\b", one.expression)}
+    assert said - metrics - attributes == PROMQL_FUNCTIONS
+
+
+def test_every_metric_that_is_emitted_is_on_the_dashboard() -> None:
+    asked = {metric for question in questions() for metric in metrics_of(question)}
+    assert [metric.name for metric in names.METRICS if not series_of(metric) & asked] == [
+        # Only with statement_spans=True, where no other instrumentation has it.
+        "db.client.operation.duration"
+    ]
+
+
+def test_the_logs_and_traces_asked_for_bear_the_names_that_are_emitted() -> None:
+    asked = {
+        panel["type"]: target.get("expr") or target["query"]
+        for panel in PANELS
+        for target in panel["targets"]
+        if target["datasource"]["type"] != "prometheus"
+    }
+    assert {kind: re.findall(r'"([^"]*)"', query) for kind, query in asked.items()} == {
+        "logs": [".+", names.SCOPE, "", "$session", FINDING_LINE],
+        "table": [names.SCOPE, names.FINDING_EVENT],
+    }
+
+
+def test_the_provisioned_datasources_bear_the_uids_of_the_demo_stack() -> None:
+    provisioned = provisioning("datasources")["datasources"]
+    uids = {datasource["uid"]: datasource["type"] for datasource in provisioned}
+    assert uids == {"prometheus": "prometheus", "tempo": "tempo", "loki": "loki"}
+    # What links to another datasource finds it.
+    assert set(re.findall(r"'datasourceUid': '(\w+)'", str(provisioned))) <= set(uids)
+    # And the variables choose them first.
+    assert {VARIABLES[f"{uid}_datasource"]["current"]["value"] for uid in uids} == set(uids)
+
+
+def test_the_dashboards_are_provisioned_from_where_the_readme_mounts_them() -> None:
+    (provider,) = provisioning("dashboards")["providers"]
+    mount = f'"$PWD/grafana/dashboards:{provider["options"]["path"]}:ro"'
+    assert (provider["type"], provider["allowUiUpdates"]) == ("file", False)
+    assert mount in (GRAFANA / "README.md").read_text()
+
+
+def provisioning(kind: str) -> Any:
+    (file,) = (GRAFANA / "provisioning" / kind).glob("*.yaml")
+    loaded = yaml.safe_load(file.read_text())
+    assert loaded.pop("apiVersion") == 1
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def bookshop_under_load() -> Iterator[Prometheus]:
+    """A Prometheus that scrapes the bookshop while it serves its customers."""
+    if (reason := missing_prometheus()) is not None:
+        pytest.skip(reason)
+    port = free_port()
+    with lifeline() as line:
+        bookshop = Server(
+            line,
+            line.server_folder("bookshop"),
+            [
+                *(sys.executable, "-m", "examples.bookshop"),
+                *("--exporter", "prometheus", "--load", str(LOAD_SECONDS)),
+            ],
+            environment={
+                "SESSION_TRACER_PROMETHEUS_PORT": str(port),
+                "PYTHONPATH": os.pathsep.join([str(CHECKOUT), os.environ.get("PYTHONPATH", "")]),
+            },
+        )
+        try:
+            with prometheus(line, port) as server:
+                bookshop.wait_until(
+                    lambda: True if server.query("sqlalchemy_session_open") else None,
+                    "the bookshop to be scraped",
+                    seconds=20,
+                )
+                yield server
+        finally:
+            bookshop.stop()
+
+
+def test_every_expression_returns_data_while_the_bookshop_is_busy(
+    bookshop_under_load: Prometheus,
+) -> None:
+    unanswered = [
+        *questions(),
+        *choices(),
+        *(
+            question.without_its_zero
+            for question in questions()
+            if not metrics_of(question) <= HEALTHY_WHEN_ABSENT
+        ),
+    ]
+    deadline = time.monotonic() + LOAD_SECONDS
+    while unanswered and time.monotonic() < deadline:
+        time.sleep(1)
+        unanswered = [
+            question
+            for question in unanswered
+            if not question.is_answered_by(bookshop_under_load.query(question.asked_now()))
+        ]
+    assert bookshop_under_load.query("session_tracer_errors_total") == []
+    assert [(question.panel, question.expression) for question in unanswered] == []
+    asked = {metric for question in questions() for metric in metrics_of(question)}
+    assert asked - bookshop_under_load.metric_names() == HEALTHY_WHEN_ABSENT
