@@ -74,9 +74,7 @@ _MACHINERY_PACKAGES: Final = frozenset(
 _HERE: Final = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _CO_COROUTINE: Final = 0x80
 _CO_AWAITED: Final = 0x80 | 0x20 | 0x100 | 0x200  # coroutine, generator, or either's async kin
-_SYNTHETIC: Final = tuple(
-    f".<locals>.<{kind}>" for kind in ("listcomp", "setcomp", "dictcomp", "genexpr")
-)
+_COMPREHENSIONS: Final = frozenset({"<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>"})
 _MOST_SITES: Final = 10_000
 _MOST_HOPS: Final = 32
 
@@ -97,6 +95,8 @@ def _folders() -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 _STANDARD, _INSTALLED = _folders()
+# A user's own and a distribution's packages lie elsewhere, in folders of these names.
+_PACKAGED: Final = frozenset({"site-packages", "dist-packages"})
 
 
 class Locator:
@@ -151,11 +151,18 @@ class Locator:
 
     def frames(self, frame: FrameType | None) -> list[CallSite]:
         """Every application line outwards of `frame`, innermost first."""
-        return [
-            self._site(outer, kind)
-            for outer in _outwards(frame)
-            if (kind := self._kind(outer)) <= _TEMPLATE
-        ]
+        sites: list[CallSite] = []
+        written_in = ""
+        for outer in _outwards(frame):
+            kind = self._kind(outer)
+            if kind <= _TEMPLATE:
+                site = self._site(outer, kind)
+                # A comprehension and the function it is written in are one.
+                if site.function != written_in:
+                    sites.append(site)
+                in_comprehension = outer.f_code.co_name in _COMPREHENSIONS
+                written_in = site.function if in_comprehension else ""
+        return sites
 
     def _search(self, start: FrameType) -> CallSite | None:
         """The general case: across greenlets, coroutines, tasks, and packages in between."""
@@ -206,8 +213,10 @@ class Locator:
             return _MACHINERY
         if "__jinja_template__" in frame.f_globals:
             return _TEMPLATE
+        if file.startswith("<") and package != "__main__":
+            return _LIBRARY  # made as it runs, as a dataclass's __init__ is: nobody can open it
         path = os.path.abspath(file)
-        if path.startswith(_INSTALLED):
+        if path.startswith(_INSTALLED) or not _PACKAGED.isdisjoint(path.split(os.sep)):
             return _LIBRARY
         if path.startswith(_STANDARD):  # after packages: site-packages lies below the library
             return _MACHINERY
@@ -296,7 +305,6 @@ def _awaiting_task(future: asyncio.Future[Any], depth: int = 0) -> asyncio.Task[
 
 def _written_name(code: CodeType) -> str:
     """The function as it was written: `totals`, not `totals.<locals>.<listcomp>`."""
-    name = code.co_qualname
-    while name.endswith(_SYNTHETIC):
-        name = name.rpartition(".<locals>.")[0]
-    return name.rpartition(".<locals>.")[2]
+    parts = [part for part in code.co_qualname.split(".") if part not in _COMPREHENSIONS]
+    written = ".".join(parts).removesuffix(".<locals>").rpartition(".<locals>.")[2]
+    return written or "<module>"

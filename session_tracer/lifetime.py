@@ -12,7 +12,7 @@ from sqlalchemy.orm.exc import NO_STATE
 
 from session_tracer import facts, loads
 from session_tracer.origin import Origin
-from session_tracer.probe import add_transition, probe_of
+from session_tracer.probe import add_transition, probe_of, type_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -172,6 +172,19 @@ def _expiring(session: Session, instance: Any = None, *_: Any, **__: Any) -> Non
         probe.failed("lifetime", error)
 
 
+def _committing(session: Session) -> Probe | None:
+    return probe_of(session)
+
+
+def _committed(probe: Probe | None) -> None:
+    # A transaction whose COMMIT failed stays open until somebody rolls it back, and by then the
+    # error may be gone. One that was committed is open no longer.
+    if probe is not None and probe.transactions:
+        transaction, error = probe.transactions[-1], sys.exc_info()[1]
+        if transaction.committing_at and error is not None:
+            transaction.error = type_name(error)
+
+
 def _merging(session: Session, instance: Any, *_: Any, **__: Any) -> None:
     probe = probe_of(session)
     if probe is None:
@@ -194,6 +207,7 @@ _WRAPPED: Final[tuple[tuple[str, Callable[..., Any], Callable[[Any], None]], ...
     ("expire", _expiring, _nothing),
     ("expire_all", _expiring, _nothing),
     ("merge", _merging, _nothing),
+    ("commit", _committing, _committed),
 )
 
 

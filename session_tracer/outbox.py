@@ -66,7 +66,6 @@ class Outbox(Generic[T]):
         self._lost = lost
         self._settle = settle
         self._closed = False
-        self._given_up = False
         self._start()
         _LIVING.add(self)
         atexit.register(self._at_exit)
@@ -88,20 +87,17 @@ class Outbox(Generic[T]):
         return mark.wait(timeout)
 
     def close(self, timeout: float = 5.0) -> bool:
-        """Consume what waits and end the thread; False where `timeout` seconds did not suffice."""
+        """Take nothing more, consume what waits, and end the thread.
+
+        False where `timeout` seconds did not suffice: the thread ends when it has done the rest.
+        """
         if not self._closed:
             self._closed = True
             atexit.unregister(self._at_exit)
             _LIVING.discard(self)
             self._queue.put(_Mark(last=True))
-            if self._thread is not threading.current_thread():
-                self._thread.join(timeout)
-            self._given_up = True
-        return not self._thread.is_alive()
-
-    def wait(self, timeout: float) -> bool:
-        """After `close()`, wait for a consumer that took longer; False where it still does."""
-        self._thread.join(timeout)
+        if self._thread is not threading.current_thread():
+            self._thread.join(timeout)
         return not self._thread.is_alive()
 
     def _start(self) -> None:
@@ -117,7 +113,7 @@ class Outbox(Generic[T]):
     def _work(self, queue: SimpleQueue[T | _Mark]) -> None:
         said = 0
         wait: float | None = None
-        while not self._given_up:
+        while True:
             try:
                 value = queue.get(timeout=wait)
             except Empty:

@@ -148,6 +148,7 @@ class Probe:
         "origin",
         "scope",
         "stories",
+        "tells_statements",
         "tracers",
         "transactions",
         "transitions",
@@ -168,6 +169,7 @@ class Probe:
         self.origin = Origin(_NO_SCOPE)
         self.leaving: tuple[CallSite | None, str] | None = None
         self.closing = False
+        self.tells_statements = False
         self._token: tuple[Context, Token[Context]] | None = None
         self._forget()
 
@@ -198,6 +200,7 @@ class Probe:
         self.stories = tuple(
             tracer.begin(scope, epoch) for tracer in self.tracers if not tracer.closed
         )
+        self.tells_statements = any(tracer.settings.statement_spans for tracer in self.tracers)
         scope.stories = self.stories
         for story in self.stories:
             story.record.transitions = self.transitions
@@ -281,15 +284,17 @@ class Probe:
         """The type of the exception that is leaving the session's block; empty if none is."""
         if self.leaving is not None:
             return self.leaving[1]
-        error = sys.exc_info()[1]
-        if error is None or id(error) == self._handled or isinstance(error, GeneratorExit):
-            return ""
-        return type_name(error)
+        return self._name_leaving(sys.exc_info()[1])
 
     def note_leaving(self, error: BaseException | None) -> None:
         """Asyncio is about to close the session elsewhere: note the line and the exception here."""
-        name = "" if error is None or id(error) == self._handled else type_name(error)
-        self.leaving = (self.site(), name)
+        self.leaving = (self.site(), self._name_leaving(error))
+
+    def _name_leaving(self, error: BaseException | None) -> str:
+        # A generator that is closed early has done what it was asked for.
+        if error is None or id(error) == self._handled or isinstance(error, GeneratorExit):
+            return ""
+        return type_name(error)
 
     def _leave(self) -> tuple[CallSite | None, str]:
         if self.leaving is None:

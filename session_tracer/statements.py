@@ -73,21 +73,29 @@ def _precede_cursor_listeners(engine: Engine) -> None:
     Where an engine has such listeners their cost is paid already; where it has none, nothing is
     added: what starts inside the driver finds the context set by `do_execute`.
     """
-    for target in (Engine, engine):
-        listened_to: Any = target.dispatch
-        if target not in _ENGINES and listened_to.before_cursor_execute:
-            event.listen(target, "before_cursor_execute", before_cursor_execute, insert=True)
-            _ENGINES.add(target)
-            return
+    listeners: Any = engine.dispatch.before_cursor_execute
+    if not listeners or next(iter(listeners)) is before_cursor_execute:
+        return
+    # Listeners of the Engine class come before any engine's own: there ours has to be one too.
+    target: Any = Engine if engine in _ENGINES else engine
+    if target not in _ENGINES:
+        _ENGINES.add(target)
+        event.listen(
+            target, "before_cursor_execute", before_cursor_execute, insert=True, retval=True
+        )
+        _precede_cursor_listeners(engine)
 
 
-def before_cursor_execute(connection: Connection, *_: Any) -> None:
+def before_cursor_execute(
+    connection: Connection, _: object, statement: str, parameters: Any, *__: object
+) -> tuple[str, Any]:
     probe = connection.__dict__.get(SLOT)
     if probe is not None:
         try:
             probe.attach()
         except Exception as error:
             probe.failed("before_cursor_execute", error)
+    return statement, parameters
 
 
 def do_execute(
@@ -200,7 +208,7 @@ class _Timing:
         now = probe.now()
         probe.settle(now)
         probe.loading(self._site)
-        if any(story.tracer.settings.statement_spans for story in probe.stories):
+        if probe.tells_statements:
             shape, database = self._shape, self._database()
             text = sql.without_values(statement, database.system)
             probe.tell(

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from session_tracer.origin import Scope
     from session_tracer.settings import Settings
     from session_tracer.signals.metrics import Ages
+    from session_tracer.signals.routes import Routes
     from session_tracer.signals.spans import SessionSpans
 
 __all__ = ["Story", "Tracer"]
@@ -33,10 +34,15 @@ __all__ = ["Story", "Tracer"]
 _LOGGER: Final = logging.getLogger("session_tracer")
 
 
+class Signal(Protocol):
+    """One kind of signal: which facts it tells of."""
+
+    @property
+    def routes(self) -> Routes: ...
+
+
 class Teller(Protocol):
     """What one kind of signal says about one session."""
-
-    def tell(self, fact: Fact, record: SessionRecord) -> None: ...
 
     def finding(self, finding: Finding, record: SessionRecord) -> None: ...
 
@@ -65,11 +71,17 @@ class Tracer:
         )
         self.logs = LogSignal(exporter, settings)
         self.reports = ReportSignal(exporter)
+        # In the order of a story's tellers; reports come last, for a summary holds the findings.
+        signals: tuple[Signal, ...] = (self.spans, self.metrics, self.logs, self.reports)
+        self.routes: dict[type, list[tuple[int, Callable[..., None]]]] = {}
+        for index, signal in enumerate(signals):
+            for kind, tell in signal.routes.items():
+                self.routes.setdefault(kind, []).append((index, tell))
         self._failures_said: set[str] = set()
-        self._listening: dict[type, list[Detector]] = {}
+        self.listening: dict[type, list[Detector]] = {}
         for detector in detectors:
             for fact in detector.facts:
-                self._listening.setdefault(fact, []).append(detector)
+                self.listening.setdefault(fact, []).append(detector)
 
     def begin(self, scope: Scope, epoch: int) -> Story:
         """The story of a session scope that begins now."""
@@ -81,10 +93,6 @@ class Tracer:
         record = self._record(scope, epoch)
         record.opened_site = scope.opened_site
         return Story(self, record, self.spans.begin_detached(record, span))
-
-    def listening(self, fact: Fact) -> list[Detector]:
-        """The detectors that want to hear of facts of this type."""
-        return self._listening.get(type(fact), _NOBODY)
 
     def _record(self, scope: Scope, epoch: int) -> SessionRecord:
         return SessionRecord(
@@ -119,7 +127,7 @@ class Tracer:
         self.metrics.close()
 
 
-_NOBODY: Final[list[Detector]] = []
+_NOBODY: Final = ()
 
 
 class Story:
@@ -134,26 +142,27 @@ class Story:
         self.tracer = tracer
         self.record = record
         self.spans = spans
-        # Reports come last: a summary holds what the others concluded.
-        self._tellers: list[Teller] = [self.spans, tracer.metrics, tracer.logs, tracer.reports]
+        self._tellers: list[Teller | None] = [spans, tracer.metrics, tracer.logs, tracer.reports]
         self._memories: dict[int, Any] = {}
         self._muted: list[Detector] = []
 
     def tell(self, fact: Fact) -> None:
         """Take a fact through the pipeline; never raises."""
-        record = self.record
+        kind = type(fact)
         try:
-            record.add(fact)
+            self.record.add(fact)
         except Exception as error:
             self.tracer.failed("record", error)
-        for detector in self.tracer.listening(fact):
+        for detector in self.tracer.listening.get(kind, _NOBODY):
             if detector not in self._muted:
                 self._judge(detector, fact)
-        for teller in self._tellers:
-            try:
-                teller.tell(fact, record)
-            except Exception as error:
-                self._mute(teller, error)
+        for index, say in self.tracer.routes.get(kind, _NOBODY):
+            teller = self._tellers[index]
+            if teller is not None:
+                try:
+                    say(teller, fact, self.record)
+                except Exception as error:
+                    self._mute(index, error)
 
     def stop(self) -> None:
         """End the story unfinished."""
@@ -174,12 +183,13 @@ class Story:
             return
         for finding in findings:
             self.record.findings.append(finding)
-            for teller in self._tellers:
-                try:
-                    teller.finding(finding, self.record)
-                except Exception as error:
-                    self._mute(teller, error)
+            for index, teller in enumerate(self._tellers):
+                if teller is not None:
+                    try:
+                        teller.finding(finding, self.record)
+                    except Exception as error:
+                        self._mute(index, error)
 
-    def _mute(self, teller: Teller, error: Exception) -> None:
-        self._tellers = [other for other in self._tellers if other is not teller]
+    def _mute(self, index: int, error: Exception) -> None:
+        teller, self._tellers[index] = self._tellers[index], None
         self.tracer.failed(type(teller).__name__, error)

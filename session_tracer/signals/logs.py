@@ -17,15 +17,16 @@ if TYPE_CHECKING:
 
     from session_tracer.callsite import CallSite
     from session_tracer.exporter import Exporter, LogEvent
-    from session_tracer.facts import Fact
     from session_tracer.findings import Finding
     from session_tracer.record import SessionRecord
     from session_tracer.settings import Settings
+    from session_tracer.signals.routes import Routes
 
 __all__ = ["LEVELS", "LogSignal"]
 
 LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _MOST_REPEATS: Final = 1_000
+_NEVER: Final = 1_000
 
 
 class LogSignal:
@@ -37,7 +38,8 @@ class LogSignal:
 
     def __init__(self, exporter: Exporter, settings: Settings) -> None:
         self._exporter = exporter
-        self._least = LEVELS[settings.log_level]
+        # Above every level where the exporter carries no logs.
+        self._least = LEVELS[settings.log_level] if exporter.wants_logs else _NEVER
         self._slow = settings.slow_session_seconds * 1e9
         self._repeats = Repeats(settings.repeat_finding_seconds)
 
@@ -45,11 +47,10 @@ class LogSignal:
         """Nothing is remembered for one session, so one teller serves all."""
         return self
 
-    def tell(self, fact: Fact, record: SessionRecord) -> None:
-        """Log what has ended."""
-        teller = _TELLERS.get(type(fact))
-        if teller is not None:
-            teller(self, fact, record)
+    @property
+    def routes(self) -> Routes:
+        """Who hears of which facts."""
+        return _TELLS
 
     def finding(self, finding: Finding, record: SessionRecord) -> None:
         """Log a finding at its severity; repeats from one site are held back and counted."""
@@ -167,7 +168,7 @@ class LogSignal:
     def _heard(self, level: str) -> bool:
         """Whether an event of that level reaches anybody."""
         number = LEVELS[level]
-        if self._exporter.wants_logs and number >= self._least:
+        if number >= self._least:
             return True
         return structlog.is_configured() and _enabled(number)
 
@@ -195,7 +196,7 @@ class LogSignal:
             logger = structlog.get_logger(names.SCOPE)
             if _enabled(number, logger):
                 getattr(logger, level)(event, **said)
-        if self._exporter.wants_logs and number >= self._least:
+        if number >= self._least:
             timestamp = datetime.now(UTC).isoformat(timespec="microseconds")
             self._exporter.on_log(
                 {
@@ -210,7 +211,7 @@ class LogSignal:
 
 _DICTIONARIES: Final = {"lazy_loads": "kind", "transitions": "event"}
 
-_TELLERS: Final[Mapping[type, Callable[[LogSignal, Any, SessionRecord], None]]] = {
+_TELLS: Final[Routes] = {
     facts.SessionOpened: LogSignal._opened,
     facts.TransactionEnded: LogSignal._ended,
     facts.FlushCompleted: LogSignal._flush_completed,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from opentelemetry import trace
 from opentelemetry.metrics import (
@@ -23,11 +23,12 @@ if TYPE_CHECKING:
 
     from opentelemetry.context import Context
 
-    from session_tracer.facts import Counts, Fact
+    from session_tracer.facts import Counts
     from session_tracer.findings import Finding
     from session_tracer.record import SessionRecord
     from session_tracer.settings import Settings
     from session_tracer.signals.names import Metric
+    from session_tracer.signals.routes import Routes
 
 __all__ = ["Ages", "MetricSignal"]
 
@@ -169,13 +170,12 @@ class MetricSignal:
         """Stop answering the gauges."""
         self._ages = None
 
-    def tell(self, fact: Fact, record: SessionRecord) -> None:
-        """Measure what has ended."""
+    @property
+    def routes(self) -> Routes:
+        """Who hears of which facts; nobody where no provider takes measurements."""
         if self._idle:
-            return
-        teller = _TELLERS.get(type(fact))
-        if teller is not None:
-            teller(self, fact, record)
+            return {}
+        return {**_TELLS, **_TELLS_OF_STATEMENTS} if self._statements else _TELLS
 
     def finding(self, finding: Finding, record: SessionRecord) -> None:
         """Count a finding."""
@@ -214,7 +214,7 @@ class MetricSignal:
         self._flush_duration.record(fact.duration / 1e9, attributes, context=_exemplar(record))
 
     def _executed(self, fact: facts.StatementExecuted, record: SessionRecord) -> None:
-        if not self._statements or record.database is None:
+        if record.database is None:
             return
         attributes = {
             names.SESSION_NAME: self._name,
@@ -285,15 +285,15 @@ class MetricSignal:
         return attributes
 
 
-_TELLERS: Final[Mapping[type, Callable[[MetricSignal, Any, SessionRecord], None]]] = {
+_TELLS: Final[Routes] = {
     facts.TransactionEnded: MetricSignal._ended,
     facts.ConnectionReleased: MetricSignal._released,
     facts.FlushCompleted: MetricSignal._flushed,
     facts.FlushFailed: MetricSignal._flushed,
-    facts.StatementExecuted: MetricSignal._executed,
     facts.SessionClosed: MetricSignal._closed,
     facts.DetachedLoadFailed: MetricSignal._refused,
 }
+_TELLS_OF_STATEMENTS: Final[Routes] = {facts.StatementExecuted: MetricSignal._executed}
 
 
 def _exemplar(record: SessionRecord) -> Context | None:

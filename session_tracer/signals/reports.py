@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from session_tracer import facts
 
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from session_tracer.facts import Fact
     from session_tracer.findings import Finding
     from session_tracer.record import SessionRecord
+    from session_tracer.signals.routes import Routes
 
 __all__ = ["ReportSignal"]
 
@@ -25,13 +26,26 @@ class ReportSignal:
         """Nothing is remembered for one session, so one teller serves all."""
         return self
 
-    def tell(self, fact: Fact, record: SessionRecord) -> None:
-        """Pass the fact on, and with the last one the summary."""
+    @property
+    def routes(self) -> Routes:
+        """Who hears of which facts: of all of them, or of the last one, or of none."""
         if self._exporter.wants_facts:
-            self._exporter.on_fact(fact)
-        if type(fact) is facts.SessionClosed and self._exporter.wants_sessions:
-            self._exporter.on_session(record.summary())
+            heard = dict.fromkeys(get_args(facts.Fact), ReportSignal._fact)
+            return {**heard, facts.SessionClosed: ReportSignal._last_fact}
+        if self._exporter.wants_sessions:
+            return {facts.SessionClosed: ReportSignal._closed}
+        return {}
 
     def finding(self, finding: Finding, record: SessionRecord) -> None:
         """Pass the finding on."""
         self._exporter.on_finding(finding)
+
+    def _fact(self, fact: Fact, record: SessionRecord) -> None:
+        self._exporter.on_fact(fact)
+
+    def _closed(self, fact: facts.SessionClosed, record: SessionRecord) -> None:
+        self._exporter.on_session(record.summary())
+
+    def _last_fact(self, fact: facts.SessionClosed, record: SessionRecord) -> None:
+        self._fact(fact, record)
+        self._closed(fact, record)

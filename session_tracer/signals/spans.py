@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from opentelemetry import context as context_api
 from opentelemetry import trace
-from opentelemetry.trace import Link, SpanKind, Status, StatusCode
+from opentelemetry.trace import Link, NoOpTracerProvider, SpanKind, Status, StatusCode
 
 from session_tracer import facts
 from session_tracer.signals import names
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
     from opentelemetry.context import Context
     from opentelemetry.trace import Span, SpanContext, Tracer, TracerProvider
     from opentelemetry.util.types import AttributeValue
 
     from session_tracer.callsite import CallSite
-    from session_tracer.facts import Database, Fact
+    from session_tracer.facts import Database
     from session_tracer.findings import Finding
     from session_tracer.record import SessionRecord
+    from session_tracer.signals.routes import Routes
 
     Attributes = dict[str, AttributeValue]
 
@@ -33,15 +32,25 @@ _FAILED: Final = frozenset({"failed", "abandoned"})
 class SpanSignal:
     """Makes the spans of sessions with one tracer of one provider."""
 
-    __slots__ = ("_statement_spans", "_tracer")
+    __slots__ = ("_idle", "_statement_spans", "_tracer")
 
     def __init__(self, provider: TracerProvider, version: str, *, statement_spans: bool) -> None:
+        self._idle = isinstance(provider, NoOpTracerProvider)
         self._tracer = provider.get_tracer(names.SCOPE, version)
         self._statement_spans = statement_spans
 
+    @property
+    def routes(self) -> Routes:
+        """Who hears of which facts; nobody where no provider makes spans."""
+        if self._idle:
+            return {}
+        if self._statement_spans:
+            return {**_TELLS, **_TELLS_OF_STATEMENTS}
+        return _TELLS
+
     def begin(self, record: SessionRecord) -> SessionSpans:
         """The spans of one session scope."""
-        return SessionSpans(self._tracer, record, statement_spans=self._statement_spans)
+        return SessionSpans(self._tracer, record)
 
     def begin_detached(self, record: SessionRecord, origin: SpanContext | None) -> SessionSpans:
         """The span of a load that a detached object was refused, linked to its session's span."""
@@ -64,15 +73,13 @@ class SessionSpans:
         "_parent",
         "_record",
         "_statement",
-        "_statement_spans",
         "_tracer",
         "session_context",
     )
 
-    def __init__(self, tracer: Tracer, record: SessionRecord, *, statement_spans: bool) -> None:
+    def __init__(self, tracer: Tracer, record: SessionRecord) -> None:
         self._tracer = tracer
         self._record = record
-        self._statement_spans = statement_spans
         self._parent = context_api.get_current()
         self._open: list[tuple[str, Span]] = []
         self._statement: Span | None = None
@@ -80,12 +87,6 @@ class SessionSpans:
         self._derived: Context | None = None
         # Where links to this session point, once its span has started.
         self.session_context: SpanContext | None = None
-
-    def tell(self, fact: Fact, record: SessionRecord) -> None:
-        """Open, close or describe the span that the fact is about."""
-        teller = _TELLERS.get(type(fact))
-        if teller is not None:
-            teller(self, fact)
 
     def finding(self, finding: Finding, record: SessionRecord) -> None:
         """Put a finding on the innermost open span."""
@@ -129,10 +130,14 @@ class SessionSpans:
     def _push(
         self, kind: str, name: str, at: int, site: CallSite | None, attributes: Attributes
     ) -> None:
+        parent = self._parent
         if self._open:
-            parent = trace.set_span_in_context(self._open[-1][1], self._parent)
-        else:
-            parent = self._parent
+            outer = self._open[-1][1]
+            if not outer.is_recording():
+                # Unsampled means cheap: what is within is not recorded either.
+                self._open.append((kind, outer))
+                return
+            parent = trace.set_span_in_context(outer, parent)
         span = self._tracer.start_span(
             name, context=parent, start_time=at + self._record.epoch, attributes=attributes
         )
@@ -148,7 +153,8 @@ class SessionSpans:
         while True:
             open_kind, span = self._open.pop()
             if open_kind == kind:
-                self._moved()
+                if span.is_recording():
+                    self._moved()
                 return span
             span.end(at + self._record.epoch)
 
@@ -161,8 +167,7 @@ class SessionSpans:
                 context = span.get_span_context()
                 self._record.span_context = (context.trace_id, context.span_id)
 
-    def _began(self, fact: facts.TransactionBegan) -> None:
-        record = self._record
+    def _began(self, fact: facts.TransactionBegan, record: SessionRecord) -> None:
         if not self._open:
             # The id is set later, where the span records: the sampler does not need it.
             self._push(
@@ -186,7 +191,7 @@ class SessionSpans:
         )
         self._identify()
 
-    def _ended(self, fact: facts.TransactionEnded) -> None:
+    def _ended(self, fact: facts.TransactionEnded, record: SessionRecord) -> None:
         span = self._pop(names.SAVEPOINT_SPAN if fact.nested else names.TRANSACTION_SPAN, fact.at)
         if span is None:
             return
@@ -196,12 +201,12 @@ class SessionSpans:
                 _fail(span, fact.error)
         span.end(fact.at + self._record.epoch)
 
-    def _acquired(self, fact: facts.ConnectionAcquired) -> None:
+    def _acquired(self, fact: facts.ConnectionAcquired, record: SessionRecord) -> None:
         for _, span in self._open:
             if span.is_recording():
                 span.set_attributes(_database(fact.database))
 
-    def _flush_began(self, fact: facts.FlushBegan) -> None:
+    def _flush_began(self, fact: facts.FlushBegan, record: SessionRecord) -> None:
         self._push(
             names.FLUSH_SPAN,
             names.FLUSH_SPAN,
@@ -211,7 +216,9 @@ class SessionSpans:
         )
         self._identify()
 
-    def _flush_ended(self, fact: facts.FlushCompleted | facts.FlushFailed) -> None:
+    def _flush_ended(
+        self, fact: facts.FlushCompleted | facts.FlushFailed, record: SessionRecord
+    ) -> None:
         span = self._pop(names.FLUSH_SPAN, fact.at)
         if span is None:
             return
@@ -228,11 +235,10 @@ class SessionSpans:
             span.set_attributes(attributes)
         span.end(fact.at + self._record.epoch)
 
-    def _closed(self, fact: facts.SessionClosed) -> None:
+    def _closed(self, fact: facts.SessionClosed, record: SessionRecord) -> None:
         span = self._pop("session", fact.at)
         if span is None:
             return
-        record = self._record
         if span.is_recording():
             span.set_attributes(
                 {
@@ -250,7 +256,7 @@ class SessionSpans:
                 _fail(span, fact.error or fact.outcome)
         span.end(fact.at + self._record.epoch)
 
-    def _detached_load_failed(self, fact: facts.DetachedLoadFailed) -> None:
+    def _detached_load_failed(self, fact: facts.DetachedLoadFailed, record: SessionRecord) -> None:
         span = self._pop(names.DETACHED_LOAD_SPAN, fact.at)
         if span is None:
             return
@@ -268,8 +274,8 @@ class SessionSpans:
             _fail(span, "sqlalchemy.orm.exc.DetachedInstanceError")
         span.end()
 
-    def _statement_started(self, fact: facts.StatementStarted) -> None:
-        if not self._statement_spans or not self._open:
+    def _statement_started(self, fact: facts.StatementStarted, record: SessionRecord) -> None:
+        if not self._open:
             return
         attributes: Attributes = {
             names.DB_QUERY_TEXT: fact.text,
@@ -290,7 +296,7 @@ class SessionSpans:
         )
         self._base = None
 
-    def _statement_executed(self, fact: facts.StatementExecuted) -> None:
+    def _statement_executed(self, fact: facts.StatementExecuted, record: SessionRecord) -> None:
         span, self._statement = self._statement, None
         if span is None:
             return
@@ -311,17 +317,19 @@ class SessionSpans:
                 span.set_attributes(_database(self._record.database))
 
 
-_TELLERS: Final[Mapping[type, Callable[[SessionSpans, Any], None]]] = {
+_TELLS: Final[Routes] = {
     facts.TransactionBegan: SessionSpans._began,
     facts.TransactionEnded: SessionSpans._ended,
     facts.ConnectionAcquired: SessionSpans._acquired,
     facts.FlushBegan: SessionSpans._flush_began,
     facts.FlushCompleted: SessionSpans._flush_ended,
     facts.FlushFailed: SessionSpans._flush_ended,
-    facts.StatementStarted: SessionSpans._statement_started,
-    facts.StatementExecuted: SessionSpans._statement_executed,
     facts.SessionClosed: SessionSpans._closed,
     facts.DetachedLoadFailed: SessionSpans._detached_load_failed,
+}
+_TELLS_OF_STATEMENTS: Final[Routes] = {
+    facts.StatementStarted: SessionSpans._statement_started,
+    facts.StatementExecuted: SessionSpans._statement_executed,
 }
 
 
