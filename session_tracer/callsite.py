@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import sys
 import sysconfig
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from types import CodeType, FrameType
 
 __all__ = ["CallSite", "Locator"]
+
+# An application that makes code as it runs must not fill the memory with its sites.
+_MOST_SITES: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,15 +38,20 @@ class CallSite:
     @property
     def path(self) -> str:
         """The file relative to the working directory where it lies below it."""
-        try:
-            relative = os.path.relpath(self.file)
-        except ValueError:  # another drive on Windows
-            return self.file
-        return self.file if relative.startswith("..") else relative
+        return _relative(self.file)
 
     def __str__(self) -> str:
         call = self.function if self.function.startswith("<") else f"{self.function}()"
         return f"{self.path}:{self.line} in {call}"
+
+
+@functools.lru_cache(maxsize=_MOST_SITES)
+def _relative(file: str) -> str:
+    try:
+        relative = os.path.relpath(file)
+    except ValueError:  # another drive on Windows
+        return file
+    return file if relative.startswith("..") else relative
 
 
 # What a frame is to somebody who looks for the line to open.
@@ -75,7 +84,6 @@ _HERE: Final = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _CO_COROUTINE: Final = 0x80
 _CO_AWAITED: Final = 0x80 | 0x20 | 0x100 | 0x200  # coroutine, generator, or either's async kin
 _COMPREHENSIONS: Final = frozenset({"<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>"})
-_MOST_SITES: Final = 10_000
 _MOST_HOPS: Final = 32
 
 
@@ -186,7 +194,7 @@ class Locator:
         if site is None:
             if kind == _TEMPLATE:
                 line = frame.f_globals["__jinja_template__"].get_corresponding_lineno(line)
-            if len(self._sites) >= _MOST_SITES:  # an application that makes code as it runs
+            if len(self._sites) >= _MOST_SITES:
                 self._sites.clear()
                 self._kinds.clear()
             site = self._sites[key] = CallSite(code.co_filename, line, _written_name(code))
