@@ -117,11 +117,20 @@ class Twin:
 
     def __post_init__(self) -> None:
         if self.is_async:
-            self.engine = create_async_engine(self.url)
+            self.engine = create_async_engine(self.url, connect_args=self._arguments)
             self.factory = async_sessionmaker(self.engine)
         else:
-            self.engine = create_engine(self.url)
+            self.engine = create_engine(self.url, connect_args=self._arguments)
             self.factory = sessionmaker(self.engine)
+
+    @property
+    def _arguments(self) -> dict[str, Any]:
+        """A test that leaves a transaction open fails when the tables are dropped, and hangs not."""
+        if self.database == "sqlite":
+            return {}
+        if self.is_async:
+            return {"server_settings": {"lock_timeout": "10000"}}
+        return {"options": "-c lock_timeout=10000"}
 
     @property
     def database(self) -> str:

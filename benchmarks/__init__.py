@@ -1,0 +1,1 @@
+"""What tracing a session costs, as ratios to the same work untraced."""

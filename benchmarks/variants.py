@@ -1,0 +1,157 @@
+"""What a work is run under: nothing, listeners that do nothing, or session_tracer at a level."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
+from opentelemetry.trace import SpanKind
+from sqlalchemy import event
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+from sqlalchemy.orm import Session, sessionmaker
+
+from session_tracer import Exporter, instrument
+
+Factory = sessionmaker[Session] | async_sessionmaker[AsyncSession]
+# Asked once, before anything is timed and after the work ran: is this variant really in force?
+Proof = Callable[[], None]
+
+
+class BenchmarkSession(Session):
+    """The session class of every factory, sync or async, so that listeners have one target."""
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    name: str
+    title: str
+    applied: Callable[[Factory], AbstractContextManager[Proof]]
+
+
+# do_orm_execute is left out: it is a hook round a statement rather than news of a session.
+SESSION_EVENTS = (
+    "after_transaction_create",
+    "after_transaction_end",
+    "after_begin",
+    "before_commit",
+    "after_commit",
+    "after_rollback",
+    "after_soft_rollback",
+    "before_flush",
+    "after_flush",
+    "after_flush_postexec",
+)
+
+
+@contextmanager
+def nothing(_factory: Factory) -> Iterator[Proof]:
+    yield lambda: None
+
+
+@contextmanager
+def listeners_that_do_nothing(_factory: Factory) -> Iterator[Proof]:
+    def listen(*_arguments: object) -> None:
+        pass
+
+    def prove() -> None:
+        assert all(event.contains(BenchmarkSession, name, listen) for name in SESSION_EVENTS)
+
+    for name in SESSION_EVENTS:
+        event.listen(BenchmarkSession, name, listen)
+    try:
+        yield prove
+    finally:
+        for name in SESSION_EVENTS:
+            event.remove(BenchmarkSession, name, listen)
+
+
+class NowhereProcessor(SpanProcessor):
+    """Where a free exporter would be: counts the spans that end, and lets them go."""
+
+    def __init__(self) -> None:
+        self.kinds = dict.fromkeys(SpanKind, 0)
+
+    def on_end(self, span: ReadableSpan) -> None:
+        self.kinds[span.kind] += 1
+
+
+class JSONToNowhere:
+    """A log sink that costs its rendering alone."""
+
+    def __init__(self) -> None:
+        self.lines = 0
+        self._file = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 -- closed by close()
+
+    def __call__(self, event_dict: Mapping[str, object]) -> None:
+        self._file.write(json.dumps(event_dict) + "\n")
+        self.lines += 1
+
+    def close(self) -> None:
+        self._file.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    recorded: bool
+    statement_spans: bool
+
+    @contextmanager
+    def __call__(self, factory: Factory) -> Iterator[Proof]:
+        spans = NowhereProcessor()
+        lines = JSONToNowhere()
+        reader = InMemoryMetricReader()
+        tracer_provider = TracerProvider(
+            sampler=ALWAYS_ON if self.recorded else ALWAYS_OFF, shutdown_on_exit=False
+        )
+        tracer_provider.add_span_processor(spans)
+        exporter = Exporter(
+            tracer_provider=tracer_provider,
+            # Collected by the proof and never while time is taken.
+            meter_provider=MeterProvider(metric_readers=[reader], shutdown_on_exit=False),
+        )
+        if self.recorded:
+            exporter = replace(exporter, on_log=lines)
+
+        def prove() -> None:
+            assert "sqlalchemy.session.duration" in metric_names(reader), "no metric came out"
+            assert bool(spans.kinds[SpanKind.INTERNAL]) is self.recorded, "spans against the level"
+            assert bool(spans.kinds[SpanKind.CLIENT]) is self.statement_spans
+            assert bool(lines.lines) is self.recorded, "log lines against the level"
+
+        instrumentation = instrument(
+            factory, exporter=exporter, statement_spans=self.statement_spans
+        )
+        try:
+            yield prove
+        finally:
+            instrumentation.uninstrument()
+            lines.close()
+
+
+def metric_names(reader: InMemoryMetricReader) -> set[str]:
+    data = reader.get_metrics_data()
+    if data is None:
+        return set()
+    return {
+        metric.name
+        for resource in data.resource_metrics
+        for scope in resource.scope_metrics
+        for metric in scope.metrics
+    }
+
+
+BARE = Variant("bare", "no tracing", nothing)
+CONTROL = Variant("control", "no tracing, a second time", nothing)
+FLOOR = Variant("floor", "session events, listeners that do nothing", listeners_that_do_nothing)
+LEVELS = {
+    "A": Variant("A", "metrics, all detectors, not sampled", Level(False, False)),
+    "B": Variant("B", "A, spans recorded, session.closed as JSON", Level(True, False)),
+    "C": Variant("C", "B, statement spans", Level(True, True)),
+}

@@ -1,0 +1,1 @@
+"""What carries the tracer's signals away: console, jsonl, otlp, prometheus and providers."""

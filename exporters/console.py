@@ -1,0 +1,273 @@
+"""Writes each session scope as it ends, and each finding, where people see it: on the terminal."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import OrderedDict, deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
+
+from rich.text import Text
+
+from session_tracer.exporter import Exporter
+from session_tracer.exporters.finding_block import finding_block, finding_reminder
+from session_tracer.exporters.screen import Screen
+from session_tracer.exporters.session_block import is_quiet, session_head, timeline_lines
+from session_tracer.exporters.wording import cropped, duration, plain
+from session_tracer.findings import Finding
+from session_tracer.outbox import Outbox
+from session_tracer.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+    from typing import TextIO
+
+    from session_tracer.record import SessionSummary
+
+__all__ = ["console_exporter", "open_exporter"]
+
+# A finding waits so long for its session's block; then it is told by itself.
+_GRACE_SECONDS: Final = 0.3
+# Sessions that resemble each other are told one by one up to so many a second, then summed up.
+_ALIKE_A_SECOND: Final = 10
+# How many sessions, sites and kinds of session are remembered for all that.
+_MOST_REMEMBERED: Final = 1000
+
+
+def open_exporter(settings: Settings) -> Exporter:
+    """Writes to standard error, in colour and to its width where that is a terminal."""
+    return console_exporter(settings=settings)
+
+
+def console_exporter(
+    stream: TextIO | None = None,
+    width: int | None = None,
+    colour: bool | None = None,
+    settings: Settings | None = None,
+) -> Exporter:
+    """Writes to `stream` (standard error), `width` columns wide, with or without `colour`.
+
+    What is not said is found out: a terminal tells its width, and has colours unless `NO_COLOR` is
+    set; anything else is as wide as `COLUMNS`, or 100, and has none. Writing is a thread's job, so
+    that a slow terminal never holds up the application.
+    """
+    screen = Screen(stream, width, colour)
+    writer = _Writer(screen, Settings() if settings is None else settings)
+    outbox: Outbox[SessionSummary | Finding] = Outbox(
+        writer.consume, name="session_tracer console", lost=writer.lost, settle=writer.settle
+    )
+
+    def flush() -> None:
+        outbox.flush()
+
+    def close() -> None:
+        outbox.close()
+
+    return Exporter(on_session=outbox.put, on_finding=outbox.put, flush=flush, close=close)
+
+
+_Key: TypeAlias = "tuple[Hashable, ...]"
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+@dataclass(slots=True)
+class _Telling:
+    """When a finding was told in full, for which session, and how many like it were held back."""
+
+    at: float
+    session_id: str
+    finding: Finding
+    held_back: int = 0
+
+
+@dataclass(slots=True)
+class _Burst:
+    """Sessions of one kind that ended within one second."""
+
+    since: float
+    like: SessionSummary
+    told: int = 0
+    held_back: int = 0
+    shortest: float = float("inf")
+    longest: float = 0.0
+
+
+class _Writer:
+    """Decides what is told in full, in short, later, or summed up; lives in the outbox's thread."""
+
+    def __init__(
+        self, screen: Screen, settings: Settings, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._screen = screen
+        self._slow_ms = settings.slow_session_seconds * 1000
+        self._repeat_seconds = settings.repeat_finding_seconds
+        self._clock = clock
+        self._forget()
+
+    def consume(self, told: SessionSummary | Finding) -> None:
+        """Tell a session that ended, or a finding."""
+        if self._process != os.getpid():
+            self._forget()  # what is held back here, the parent tells
+        if isinstance(told, Finding):
+            self._waiting.append((self._clock() + _GRACE_SECONDS, told))
+        else:
+            self._session(told)
+
+    def settle(self, everything: bool) -> float | None:
+        """Tell what has waited long enough, or everything; seconds until there is more."""
+        if self._process != os.getpid():
+            self._forget()
+        now = self._clock()
+        due = [
+            *self._settle_waiting(now, everything),
+            *self._settle_repeated(now, everything),
+            *self._settle_bursts(now, everything),
+        ]
+        return max(min(due) - now, 0.0) if due else None
+
+    def lost(self, count: int) -> None:
+        """Say that the terminal could not keep up."""
+        told = "1 session or finding" if count == 1 else f"{count} sessions and findings"
+        self._short(f"… {told} not shown: more came than could be written")
+
+    def _forget(self) -> None:
+        self._process = os.getpid()
+        self._waiting: deque[tuple[float, Finding]] = deque()
+        self._ended: OrderedDict[str, None] = OrderedDict()
+        self._tellings: OrderedDict[_Key, _Telling] = OrderedDict()
+        self._repeated: dict[_Key, _Telling] = {}
+        self._bursts: OrderedDict[_Key, _Burst] = OrderedDict()
+
+    def _session(self, summary: SessionSummary) -> None:
+        _remember(self._ended, summary.id, None)
+        self._waiting = deque(
+            (due, finding)
+            for due, finding in self._waiting
+            if finding.session_id != summary.id or finding not in summary.findings
+        )
+        known = [self._telling(finding, summary.id) for finding in summary.findings]
+        if None not in known and self._is_one_of_many(summary):
+            return
+        width = self._screen.width
+        quiet = is_quiet(summary, self._slow_ms)
+        lines = session_head(summary, width, slow_ms=self._slow_ms, quiet=quiet)
+        if not quiet:
+            lines += timeline_lines(summary, width)
+        for finding, telling in zip(summary.findings, known, strict=True):
+            lines.append(Text())
+            if telling is None:
+                lines += finding_block(finding, width, indent=2)
+                self._note(finding)
+            else:
+                whose = "" if telling.session_id == summary.id else f", {_named(telling.finding)}"
+                lines += finding_reminder(
+                    finding, width, indent=2, told=f"told in full above{whose}"
+                )
+        self._screen.write(lines, apart=not quiet)
+
+    def _finding(self, finding: Finding) -> None:
+        """Tell a finding by itself, unless it repeats a recent one."""
+        telling = self._telling(finding)
+        if telling is not None:
+            telling.held_back += 1
+            self._repeated[_key(finding)] = telling
+            return
+        self._screen.write(finding_block(finding, self._screen.width, session=True), apart=True)
+        self._note(finding)
+
+    def _telling(self, finding: Finding, session_id: str = "") -> _Telling | None:
+        """When this was told: lately for any session, or at any time for this one."""
+        telling = self._tellings.get(_key(finding))
+        if telling is None or telling.session_id == session_id:
+            return telling
+        return telling if self._clock() - telling.at < self._repeat_seconds else None
+
+    def _note(self, finding: Finding) -> None:
+        telling = _Telling(self._clock(), finding.session_id, finding)
+        _remember(self._tellings, _key(finding), telling)
+
+    def _is_one_of_many(self, summary: SessionSummary) -> bool:
+        """Whether enough like it were told this second; it is counted then."""
+        key = _kind(summary)
+        burst = self._bursts.get(key)
+        if burst is None:
+            burst = _Burst(self._clock(), summary)
+            _remember(self._bursts, key, burst)
+        if burst.told < _ALIKE_A_SECOND:
+            burst.told += 1
+            return False
+        burst.held_back += 1
+        burst.shortest = min(burst.shortest, summary.duration_ms)
+        burst.longest = max(burst.longest, summary.duration_ms)
+        return True
+
+    def _settle_waiting(self, now: float, everything: bool) -> list[float]:
+        while self._waiting:
+            due, finding = self._waiting[0]
+            # A session that has ended says nothing any more.
+            if not everything and due > now and finding.session_id not in self._ended:
+                return [due]
+            self._waiting.popleft()
+            self._finding(finding)
+        return []
+
+    def _settle_repeated(self, now: float, everything: bool) -> list[float]:
+        due: list[float] = []
+        for key, telling in list(self._repeated.items()):
+            if not everything and telling.at + self._repeat_seconds > now:
+                due.append(telling.at + self._repeat_seconds)
+                continue
+            del self._repeated[key]
+            site = f" at {telling.finding.site}" if telling.finding.site else ""
+            times = "once more" if telling.held_back == 1 else f"{telling.held_back} more times"
+            self._short(f"… {telling.finding.id} {times}{site}")
+            telling.held_back = 0
+        return due
+
+    def _settle_bursts(self, now: float, everything: bool) -> list[float]:
+        due: list[float] = []
+        for key, burst in list(self._bursts.items()):
+            if not everything and burst.since + 1 > now:
+                due.append(burst.since + 1)
+                continue
+            del self._bursts[key]
+            if burst.held_back:
+                self._short(_summed_up(burst))
+        return due
+
+    def _short(self, text: str) -> None:
+        line = Text(cropped(plain(text), self._screen.width), "dim")
+        self._screen.write([line], apart=False)
+
+
+def _summed_up(burst: _Burst) -> str:
+    like = burst.like
+    opened = f" · opened {like.opened_site}" if like.opened_site else ""
+    return (
+        f"… {burst.held_back} more like it: session {like.name} · {like.outcome.replace('_', ' ')}"
+        f" · {duration(burst.shortest)} to {duration(burst.longest)}{opened}"
+    )
+
+
+def _named(finding: Finding) -> str:
+    return f"session {finding.session_id[:6]}"
+
+
+def _key(finding: Finding) -> _Key:
+    """What makes two findings the same to a reader: the same to look at, and the same to do."""
+    return (finding.id, finding.session_name, finding.site, finding.remedy)
+
+
+def _kind(summary: SessionSummary) -> _Key:
+    """What makes two sessions alike to a reader."""
+    findings = tuple(_key(finding) for finding in summary.findings)
+    return (summary.name, summary.opened_site, summary.outcome, summary.error, findings)
+
+
+def _remember(memory: OrderedDict[K, V], key: K, value: V) -> None:
+    memory[key] = value
+    memory.move_to_end(key)
+    if len(memory) > _MOST_REMEMBERED:
+        memory.popitem(last=False)

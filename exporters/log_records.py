@@ -1,0 +1,119 @@
+"""Turns log events into OpenTelemetry's log records: the one place that speaks its logs API."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+from opentelemetry import _logs as logs
+from opentelemetry.context import Context
+from opentelemetry.trace import (
+    INVALID_SPAN,
+    NonRecordingSpan,
+    SpanContext,
+    TraceFlags,
+    set_span_in_context,
+)
+
+from session_tracer.signals import names
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from session_tracer.exporter import LogEvent
+
+__all__ = ["application_logger_provider", "emit_to", "sentence"]
+
+_SEVERITIES: Final = {
+    "debug": (logs.SeverityNumber.DEBUG, "DEBUG"),
+    "info": (logs.SeverityNumber.INFO, "INFO"),
+    "warning": (logs.SeverityNumber.WARN, "WARN"),
+    "error": (logs.SeverityNumber.ERROR, "ERROR"),
+    "critical": (logs.SeverityNumber.FATAL, "FATAL"),
+}
+_UNKNOWN_LEVEL: Final = (logs.SeverityNumber.UNSPECIFIED, "")
+
+# What a log record has a place of its own for.
+_PLACED: Final = frozenset({"event", "level", "logger", "timestamp", "trace_id", "span_id"})
+# What joins the logs to the other signals, by the name it has there.
+_ALSO_KNOWN_AS: Final = {"session_id": names.SESSION_ID, "session_name": names.SESSION_NAME}
+
+# What the sentence for a log event without an explanation names, where it has them.
+_TOLD: Final = ("outcome", "trigger", "error_type", "duration_ms", "statements")
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
+# An empty context would be taken for none, and replaced by the caller's.
+_NO_SPAN: Final = set_span_in_context(INVALID_SPAN, Context())
+
+
+def emit_to(provider: logs.LoggerProvider) -> Callable[[LogEvent], None]:
+    """A function that takes log events and emits them as records of `provider`."""
+    logger = provider.get_logger(names.SCOPE)
+
+    def emit(event: LogEvent) -> None:
+        number, text = _SEVERITIES.get(str(event.get("level", "")), _UNKNOWN_LEVEL)
+        logger.emit(
+            timestamp=_nanoseconds(str(event.get("timestamp", ""))),
+            context=_context(event),
+            severity_number=number,
+            severity_text=text,
+            body=sentence(event),
+            attributes=_attributes(event),
+            event_name=str(event.get("event", "")),
+        )
+
+    return emit
+
+
+def application_logger_provider() -> logs.LoggerProvider | None:
+    """The process's own logger provider, where the application has set one."""
+    provider = logs.get_logger_provider()
+    # What the API itself brings does nothing: a no-op, or the stand-in (no public name) until then.
+    return None if type(provider).__module__.startswith(logs.__name__) else provider
+
+
+def sentence(event: LogEvent) -> str:
+    """What a person reads: a finding's explanation, else the event and what matters most of it."""
+    explanation = event.get("explanation")
+    if explanation:
+        return f"{event.get('finding_id', event.get('event'))}: {explanation}"
+    told = [f"{key}={event[key]}" for key in _TOLD if event.get(key) not in (None, "")]
+    return " ".join([str(event.get("event", "")), str(event.get("session_name", "")), *told])
+
+
+def _attributes(event: LogEvent) -> dict[str, Any]:
+    attributes: dict[str, Any] = {}
+    for key, value in event.items():
+        if key in _PLACED or value is None:
+            continue
+        attributes[key] = _attribute(value)
+        if key in _ALSO_KNOWN_AS:
+            attributes[_ALSO_KNOWN_AS[key]] = attributes[key]
+    return attributes
+
+
+def _attribute(value: object) -> Any:
+    if isinstance(value, str | bool | int | float):
+        return value
+    if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
+        return list(value)
+    return json.dumps(value, default=str, ensure_ascii=False)
+
+
+def _context(event: LogEvent) -> Context:
+    try:
+        trace_id, span_id = int(event["trace_id"], 16), int(event["span_id"], 16)
+    except (KeyError, TypeError, ValueError):
+        return _NO_SPAN
+    sampled = TraceFlags(TraceFlags.SAMPLED)
+    span_context = SpanContext(trace_id, span_id, is_remote=False, trace_flags=sampled)
+    return set_span_in_context(NonRecordingSpan(span_context), Context())
+
+
+def _nanoseconds(timestamp: str) -> int | None:
+    try:
+        return (datetime.fromisoformat(timestamp) - _EPOCH) // _MICROSECOND * 1000
+    except (TypeError, ValueError):  # a naive time, or none
+        return None

@@ -1,0 +1,184 @@
+"""Sends traces, metrics and logs to an OpenTelemetry collector by OTLP."""
+
+from __future__ import annotations
+
+import atexit
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+
+from session_tracer.exporter import Exporter
+from session_tracer.exporters.log_records import emit_to
+from session_tracer.outbox import Outbox
+
+try:
+    import opentelemetry.exporter.otlp.proto.http  # noqa: F401 - else it is missed only below
+    from opentelemetry.sdk._logs import LoggerProvider
+    from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
+    from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+except ImportError as missing:
+    raise ImportError(
+        "The otlp exporter needs OpenTelemetry's SDK and its OTLP exporters "
+        f"({missing}): pip install 'session-tracer[otlp]'",
+        name=missing.name,
+    ) from missing
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk._logs.export import LogRecordExporter
+    from opentelemetry.sdk.metrics.export import MetricExporter
+    from opentelemetry.sdk.trace.export import SpanExporter
+
+    from session_tracer.settings import Settings
+
+__all__ = ["open_exporter"]
+
+Signal: TypeAlias = Literal["TRACES", "METRICS", "LOGS"]
+
+_DISTRIBUTION: Final = "session-tracer"
+_GRPC: Final = "grpc"
+_HTTP: Final = "http/protobuf"
+
+_FLUSH_SECONDS: Final = 10.0
+_CLOSE_SECONDS: Final = 3.0
+_GIVE_UP_SECONDS: Final = 1.0
+
+
+def open_exporter(_settings: Settings) -> Exporter:
+    """Where and how to send is the environment's to say, by the standard `OTEL_*` variables.
+
+    The providers are private: none is made global, the application's own are left alone. A signal
+    whose `OTEL_<SIGNAL>_EXPORTER` is `none` goes nowhere, and with `OTEL_SDK_DISABLED` none does.
+    Raises `ValueError` for a protocol it does not speak.
+    """
+    exporter = Exporter()
+    if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        return exporter
+    spans = _span_exporter() if _is_wanted("TRACES") else None
+    metrics = _metric_exporter() if _is_wanted("METRICS") else None
+    records = _log_record_exporter() if _is_wanted("LOGS") else None
+    resource = _resource()
+    roads: list[_Road] = []
+    if spans is not None:
+        tracers = TracerProvider(resource=resource, shutdown_on_exit=False)
+        tracers.add_span_processor(BatchSpanProcessor(spans))
+        roads.append(_Road(tracers.force_flush, tracers.shutdown, spans.shutdown))
+        exporter = replace(exporter, tracer_provider=tracers)
+    if records is not None:
+        loggers = LoggerProvider(resource=resource, shutdown_on_exit=False)
+        loggers.add_log_record_processor(BatchLogRecordProcessor(records))
+        roads.append(_Road(loggers.force_flush, loggers.shutdown, records.shutdown))
+        exporter = replace(exporter, on_log=emit_to(loggers))
+    if metrics is not None:
+        reader = PeriodicExportingMetricReader(metrics)
+        meters = MeterProvider([reader], resource=resource, shutdown_on_exit=False)
+        roads.append(_Road(meters.force_flush, meters.shutdown, metrics.shutdown))
+        exporter = replace(exporter, meter_provider=meters)
+    traffic = _Traffic(roads)
+    return replace(exporter, flush=traffic.flush, close=traffic.close)
+
+
+@dataclass(frozen=True, slots=True)
+class _Road:
+    """One signal's way out; `give_up` makes its exporter stop trying."""
+
+    flush: Callable[[], object]
+    shutdown: Callable[[], object]
+    give_up: Callable[[], object]
+
+
+class _Traffic:
+    """All the ways out together, closed in bounded time though the collector be dead.
+
+    The SDK's own flush and shutdown may take half a minute for each signal: they run in a thread
+    that is waited for only so long. It stands ready from the start, for at interpreter exit Python
+    begins no new one.
+    """
+
+    def __init__(self, roads: list[_Road]) -> None:
+        self._roads = roads
+        self._outbox = Outbox[Callable[[], object]](_run, name="session_tracer otlp")
+        atexit.register(self.close)
+
+    def flush(self) -> None:
+        for road in self._roads:
+            self._outbox.put(road.flush)
+        self._outbox.flush(_FLUSH_SECONDS)
+
+    def close(self) -> None:
+        atexit.unregister(self.close)
+        for road in self._roads:
+            self._outbox.put(road.shutdown)
+        if not self._outbox.close(_CLOSE_SECONDS):
+            for road in self._roads:
+                road.give_up()
+            self._outbox.close(_GIVE_UP_SECONDS)
+        self._roads = []
+
+
+def _run(call: Callable[[], object]) -> None:
+    call()
+
+
+def _resource() -> Resource:
+    # Service name, instance and the rest are the environment's; these tell who emitted it.
+    return Resource.create(
+        {
+            "telemetry.distro.name": _DISTRIBUTION,
+            "telemetry.distro.version": version(_DISTRIBUTION),
+        }
+    )
+
+
+def _is_wanted(signal: Signal) -> bool:
+    return os.environ.get(f"OTEL_{signal}_EXPORTER", "").strip().lower() != "none"
+
+
+def _speaks_grpc(signal: Signal) -> bool:
+    for variable in (f"OTEL_EXPORTER_OTLP_{signal}_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
+        protocol = os.environ.get(variable, "").strip()
+        if protocol and protocol not in (_GRPC, _HTTP):
+            raise ValueError(
+                f"{variable}={protocol!r} is not possible: it takes {_GRPC} or {_HTTP}."
+            )
+        if protocol:
+            return protocol == _GRPC
+    return False
+
+
+# The exporters are imported one by one: loading gRPC takes a tenth of a second and a few threads.
+
+
+def _span_exporter() -> SpanExporter:
+    if _speaks_grpc("TRACES"):
+        from opentelemetry.exporter.otlp.proto.grpc import trace_exporter as by_grpc
+
+        return by_grpc.OTLPSpanExporter()
+    from opentelemetry.exporter.otlp.proto.http import trace_exporter as by_http
+
+    return by_http.OTLPSpanExporter()
+
+
+def _metric_exporter() -> MetricExporter:
+    if _speaks_grpc("METRICS"):
+        from opentelemetry.exporter.otlp.proto.grpc import metric_exporter as by_grpc
+
+        return by_grpc.OTLPMetricExporter()
+    from opentelemetry.exporter.otlp.proto.http import metric_exporter as by_http
+
+    return by_http.OTLPMetricExporter()
+
+
+def _log_record_exporter() -> LogRecordExporter:
+    if _speaks_grpc("LOGS"):
+        from opentelemetry.exporter.otlp.proto.grpc import _log_exporter as by_grpc
+
+        return by_grpc.OTLPLogExporter()
+    from opentelemetry.exporter.otlp.proto.http import _log_exporter as by_http
+
+    return by_http.OTLPLogExporter()

@@ -1,0 +1,337 @@
+"""Lays out a session scope as lines: whether to care, and then what it did, in order."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from rich.cells import cell_len
+from rich.text import Text
+
+from session_tracer.exporters.finding_block import SIGNS
+from session_tracer.exporters.wording import (
+    cropped,
+    duration,
+    entities,
+    error_name,
+    fitted_site,
+    plain,
+    wrapped,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from session_tracer.callsite import CallSite
+    from session_tracer.facts import Counts
+    from session_tracer.findings import Finding
+    from session_tracer.record import SessionSummary
+    from session_tracer.timeline import Step
+
+__all__ = ["is_quiet", "session_head", "timeline_lines"]
+
+_BAD: Final = "bold red"
+_SLOW: Final = "yellow"
+_FAINT: Final = "dim"
+
+_BAD_OUTCOMES: Final = frozenset({"failed", "abandoned"})
+
+# A quiet session is told in two lines: it has at most so many steps.
+_QUIET_STEPS: Final = 8
+# What is done so often from one line is worth a look.
+_LOUD_REPEATS: Final = 5
+# So many steps of a timeline are shown: where it began, how it ended, and what stands out.
+_MOST_ROWS: Final = 24
+_FIRST_ROWS: Final = 10
+_LAST_ROWS: Final = 8
+
+# A step is slow that took so many milliseconds, and so much of its session.
+_SLOW_STEP_MS: Final = 50.0
+_SLOW_STEP_SHARE: Final = 0.25
+# A connection held this long with less in SQL than this deserves the eye.
+_IDLE_HELD_MS: Final = 500.0
+_IDLE_HELD_SHARE: Final = 0.2
+
+_MOST_WRITTEN: Final = 6
+_INDENT: Final = 4
+_WIDEST_VERB: Final = 9
+_NARROWEST_SITE: Final = 24
+
+_SUBJECTS: Final = {"collected": "by the garbage collector"}
+
+
+def is_quiet(summary: SessionSummary, slow_ms: float) -> bool:
+    """Whether nothing about the session deserves more than two lines."""
+    return not (
+        summary.findings
+        or summary.outcome in _BAD_OUTCOMES
+        or summary.error
+        or summary.failed_flushes
+        or summary.new
+        or summary.dirty
+        or summary.deleted
+        or summary.unchanged
+        or summary.pending
+        or summary.timeline_left_out
+        or len(summary.timeline) > _QUIET_STEPS
+        or any(step.error or step.count >= _LOUD_REPEATS for step in summary.timeline)
+        or summary.duration_ms >= slow_ms
+    )
+
+
+def session_head(summary: SessionSummary, width: int, *, slow_ms: float, quiet: bool) -> list[Text]:
+    """Two lines, more where they are narrow: which session, how it went, what it cost."""
+    verdict = _flowing(_verdict(summary, slow_ms), width, first=0)
+    if len(verdict) > 1:
+        verdict = _flowing(_verdict(summary, slow_ms, short=True), width, first=0)
+    account = _flowing(_account(summary, width, quiet), width, first=2)
+    # The first words of the account matter most: a quiet session has one line for it.
+    return [*verdict, *(account[:1] if quiet else account)]
+
+
+def timeline_lines(summary: SessionSummary, width: int) -> list[Text]:
+    """A line for each step that is shown."""
+    shown = list(_shown(summary.timeline, summary.timeline_left_out))
+    rows = {id(step): _row(step, summary) for step in shown if not isinstance(step, int)}
+    columns = _Columns(list(rows.values()), width)
+    lines: list[Text] = []
+    for step in shown:
+        if isinstance(step, int):
+            lines.append(columns.gap(step))
+        else:
+            lines.extend(columns.lines(rows[id(step)]))
+    return lines
+
+
+def _verdict(summary: SessionSummary, slow_ms: float, *, short: bool = False) -> Iterator[Text]:
+    bad = _BAD if summary.outcome in _BAD_OUTCOMES else ""
+    yield Text.assemble(
+        ("● ", bad),
+        "session ",
+        (plain(summary.name), "bold"),
+        " ",
+        (plain(summary.id[:6]), _FAINT),
+    )
+    outcome = summary.outcome.replace("_", " ")
+    yield Text(f"{outcome} with {error_name(summary.error)}" if summary.error else outcome, bad)
+    slow = _SLOW if summary.duration_ms >= slow_ms else ""
+    yield Text(duration(summary.duration_ms), slow)
+    if summary.held_ms > 0:
+        share = min(summary.sql_ms / summary.held_ms, 1.0)
+        idle = summary.held_ms >= _IDLE_HELD_MS and share < _IDLE_HELD_SHARE
+        held, sql = duration(summary.held_ms), _percent(share)
+        told = f"connection held {held}, {sql} of it in SQL"
+        yield Text(f"held {held}, {sql} in SQL" if short else told, _SLOW if idle else "")
+
+
+def _percent(share: float) -> str:
+    return "under 1 %" if 0 < share < 0.005 else f"{share:.0%}".replace("%", " %")
+
+
+def _account(summary: SessionSummary, width: int, quiet: bool) -> Iterator[Text]:
+    if summary.opened_site is not None:
+        yield Text(f"opened {fitted_site(summary.opened_site, width - len('  opened '))}")
+    if summary.statements:
+        yield Text(_number(summary.statements, "statement"))
+    if quiet and summary.loaded:
+        yield Text(f"{entities(summary.loaded)} loaded")
+    if summary.identity_map_peak:
+        yield Text(f"identity map peak {summary.identity_map_peak}")
+    if summary.pending:
+        yield Text(f"{_number(summary.pending, 'object')} added and never flushed", _SLOW)
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _flowing(parts: Iterable[Text], width: int, *, first: int) -> list[Text]:
+    """The parts with dots between them, on as many lines as they need."""
+    lines: list[Text] = []
+    line = Text(" " * first)
+    begun = False
+    for part in parts:
+        if begun and line.cell_len + 3 + part.cell_len > width:
+            lines.append(line)
+            line, begun = Text("  "), False
+        if begun:
+            line.append(" · ", _FAINT)
+        if line.cell_len + part.cell_len > width:
+            part.truncate(width - line.cell_len, overflow="ellipsis")
+        line.append_text(part)
+        begun = True
+    return [*lines, line] if begun else lines
+
+
+def _shown(steps: Sequence[Step], left_out: int) -> Iterator[Step | int]:
+    """The steps to show, and between them how many are not."""
+    total = len(steps)
+    kept = set(range(total))
+    if total > _MOST_ROWS:
+        middle = sorted(
+            range(_FIRST_ROWS, total - _LAST_ROWS),
+            key=lambda index: (not steps[index].error, -steps[index].duration),
+        )
+        kept = {*range(_FIRST_ROWS), *range(total - _LAST_ROWS, total)}
+        kept.update(middle[: _MOST_ROWS - _FIRST_ROWS - _LAST_ROWS])
+        # A line that says "one more" is no shorter than that one.
+        kept.update(i for i in middle if i - 1 in kept and i + 1 in kept)
+    # The record keeps the first and the last steps, and the odd one is a first.
+    boundary = total - total // 2
+    gap = 0
+    for index, step in enumerate(steps):
+        if index == boundary:
+            gap += left_out
+        if index not in kept:
+            gap += 1
+            continue
+        if gap:
+            yield gap
+            gap = 0
+        yield step
+
+
+class _Row(NamedTuple):
+    """What a step's line says; `style` marks what a finding is about."""
+
+    at: str
+    style: str
+    verb: str
+    subject: str
+    times: str
+    done: str
+    in_brief: str
+    done_style: str
+    took: str
+    took_style: str
+    site: CallSite | None
+
+
+def _row(step: Step, summary: SessionSummary) -> _Row:
+    took_ms = step.duration / 1e6
+    slow = took_ms >= _SLOW_STEP_MS and took_ms >= _SLOW_STEP_SHARE * summary.duration_ms
+    return _Row(
+        at=_offset(step.at / 1e6, summary.duration_ms),
+        style=_mark(step, summary.findings),
+        verb=plain(step.verb),
+        subject=plain(step.subject) or _SUBJECTS.get(step.verb, ""),
+        times=f" ×{step.count}" if step.count > 1 else "",
+        done=" ".join(_done(step, entities)),
+        in_brief=" ".join(_done(step, _sum)),
+        done_style=_BAD if step.error else "",
+        took=duration(took_ms) if step.duration else "",
+        took_style=_SLOW if slow else "",
+        site=step.site,
+    )
+
+
+def _mark(step: Step, findings: Iterable[Finding]) -> str:
+    for finding in findings:
+        if step.site is not None and finding.site == step.site:
+            named = finding.attribute or finding.entity or ""
+            if named in step.subject:
+                return SIGNS[finding.severity][1]
+    return ""
+
+
+def _offset(milliseconds: float, session_ms: float) -> str:
+    # One unit for the whole block; the head says which.
+    return f"{milliseconds / 1000:.2f} s" if session_ms >= 10_000 else f"{milliseconds:.1f}"
+
+
+def _done(step: Step, loaded: Callable[[Counts], str]) -> Iterator[str]:
+    """What failed, `+2 Order ~1 Stock (4 unchanged) −1 Cart` if it wrote, and what it loaded."""
+    if step.error:
+        yield error_name(step.error)
+    told = [f"+{count} {plain(entity)}" for entity, count in step.new.items()]
+    for entity in {**step.dirty, **step.unchanged}:
+        count, same = step.dirty.get(entity, 0), step.unchanged.get(entity, 0)
+        changed = f"~{count} {plain(entity)}"
+        if count and same:
+            told.append(f"{changed} ({same} unchanged)")
+        else:
+            told.append(changed if count else f"({same} {plain(entity)} unchanged)")
+    told += [f"−{count} {plain(entity)}" for entity, count in step.deleted.items()]
+    if len(told) > _MOST_WRITTEN:
+        told[_MOST_WRITTEN:] = [f"… {len(told) - _MOST_WRITTEN} more"]
+    yield from told
+    if step.loaded:
+        yield f"{_sum(step.loaded) if len(step.loaded) == 1 else loaded(step.loaded)} loaded"
+
+
+def _sum(counts: Counts) -> str:
+    return str(sum(counts.values()))
+
+
+class _Columns:
+    """The widths that the rows of one timeline share, and its lines."""
+
+    def __init__(self, rows: list[_Row], width: int) -> None:
+        self._width = width
+        self._at = max((len(row.at) for row in rows), default=0)
+        verbs = [cell_len(row.verb) for row in rows if row.subject or row.done]
+        self._verb = max((verb for verb in verbs if verb <= _WIDEST_VERB), default=0)
+        deeds = [cell_len(self._deed(row) + row.times) for row in rows]
+        self._deed_width = min(max(deeds, default=0), max(24, width * 2 // 5))
+        self._took = max((len(row.took) for row in rows), default=0)
+        self._sites = [plain(str(row.site)) for row in rows if row.site is not None]
+        self._done, self._in_brief = self._done_column(rows)
+
+    def gap(self, steps: int) -> Text:
+        """How many steps are not shown here."""
+        margin = " " * (_INDENT + self._at + 2)
+        return Text(f"{margin}… {_number(steps, 'step')} more", _FAINT)
+
+    def lines(self, row: _Row) -> Iterator[Text]:
+        """The row on one line; what has no room in it on lines below."""
+        done = row.in_brief if self._in_brief else row.done
+        fits = cell_len(done) <= self._done
+        line = Text(" " * _INDENT)
+        line.append(row.at.rjust(self._at), _FAINT)
+        line.append("  ")
+        deed = cropped(self._deed(row), self._deed_width - cell_len(row.times)) + row.times
+        line.append(deed, row.style)
+        line.append(" " * (self._deed_width - cell_len(deed)))
+        if self._done:
+            line.append("  ")
+            line.append(_padded(done if fits else "", self._done), row.done_style)
+        if self._took:
+            line.append("  ")
+            line.append(row.took.rjust(self._took), row.took_style)
+        below = [] if fits else [(done, row.done_style)]
+        room = self._width - line.cell_len - 2
+        if row.site is not None and room >= _NARROWEST_SITE // 2:
+            line.append("  ")
+            line.append(fitted_site(row.site, room), _FAINT)
+        elif row.site is not None:
+            below.append((plain(str(row.site)), _FAINT))
+        line.rstrip()
+        yield line
+        start = _INDENT + self._at + 2 + self._verb + 1
+        for text, style in below:
+            for more in wrapped(text, self._width - start):
+                yield Text.assemble(" " * start, (more, style))
+
+    def _deed(self, row: _Row) -> str:
+        return f"{_padded(row.verb, self._verb)} {row.subject}" if row.subject else row.verb
+
+    def _done_column(self, rows: list[_Row]) -> tuple[int, bool]:
+        """How wide the column is that says what a step did, and whether it says it in brief.
+
+        The sites give up their functions for it, then the beginnings of their paths.
+        """
+        whole = max(map(cell_len, self._sites), default=0)
+        lines = max((cell_len(site.partition(" in ")[0]) for site in self._sites), default=0)
+        fixed = _INDENT + self._at + 2 + self._deed_width + 2 + self._took + 2
+        best = 0
+        for brief in (False, True):
+            widths = [cell_len(row.in_brief if brief else row.done) for row in rows]
+            for site in (whole, lines, min(lines, _NARROWEST_SITE)):
+                room = self._width - fixed - site
+                best = max((width for width in widths if width + 2 <= room), default=0)
+                if sum(width > best for width in widths) <= max(1, len(widths) // 10):
+                    return best, brief
+        return best, True
+
+
+def _padded(text: str, width: int) -> str:
+    return text + " " * (width - cell_len(text))

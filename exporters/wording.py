@@ -1,0 +1,125 @@
+"""Puts values into words that fit, and that cannot harm a terminal."""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import TYPE_CHECKING, Final
+
+from rich.cells import cell_len, set_cell_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from session_tracer.callsite import CallSite
+
+__all__ = [
+    "cropped",
+    "cropped_left",
+    "duration",
+    "entities",
+    "error_name",
+    "fitted_site",
+    "plain",
+    "wrapped",
+]
+
+ELLIPSIS: Final = "…"
+
+# Controls, invisible formatting (which can turn text around), lone surrogates, line separators.
+_UNPRINTABLE: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+_MOST_ENTITIES: Final = 4
+
+
+def plain(text: str) -> str:
+    """`text` on one line, with everything that a terminal would act on made visible instead."""
+    if text.isprintable():
+        return text
+    return "".join(_visible(character) for character in text)
+
+
+def _visible(character: str) -> str:
+    if character in "\t\n\r":
+        return " "
+    if unicodedata.category(character) in _UNPRINTABLE:
+        return character.encode("unicode_escape", "backslashreplace").decode("ascii")
+    return character
+
+
+def duration(milliseconds: float) -> str:
+    """`0.04 ms`, `48.2 ms`, `312 ms`, `1.25 s`, `4 min 12 s`."""
+    if milliseconds < 0.095:
+        return f"{milliseconds:.2f} ms"
+    if milliseconds < 99.95:
+        return f"{milliseconds:.1f} ms"
+    if milliseconds < 999.5:
+        return f"{milliseconds:.0f} ms"
+    seconds = milliseconds / 1000
+    if seconds < 59.995:
+        return f"{seconds:.2f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min"
+
+
+def entities(counts: Mapping[str, int]) -> str:
+    """`12 Author, 300 Book`; the less frequent ones of many are summed up."""
+    there = [item for item in counts.items() if item[1]]
+    ordered = sorted(there, key=lambda item: -item[1])
+    told = [f"{count} {plain(entity)}" for entity, count in ordered[:_MOST_ENTITIES]]
+    if len(ordered) > _MOST_ENTITIES:
+        told.append(f"{sum(count for _, count in ordered[_MOST_ENTITIES:])} others")
+    return ", ".join(told)
+
+
+def error_name(error: str) -> str:
+    """`IntegrityError` of `sqlalchemy.exc.IntegrityError`."""
+    return plain(error.rpartition(".")[2])
+
+
+def fitted_site(site: CallSite, room: int) -> str:
+    """The site in `room` cells: first the function goes, then the path's beginning."""
+    whole = plain(str(site))
+    if cell_len(whole) <= room:
+        return whole
+    return cropped_left(plain(f"{site.path}:{site.line}"), room)
+
+
+def cropped(text: str, room: int) -> str:
+    """`text`, or as much of its beginning as `room` cells hold."""
+    if cell_len(text) <= room:
+        return text
+    return set_cell_size(text, max(room - 1, 0)).rstrip() + ELLIPSIS
+
+
+def cropped_left(text: str, room: int) -> str:
+    """`text`, or as much of its end as `room` cells hold, from a slash on where there is one."""
+    if cell_len(text) <= room:
+        return text
+    end = set_cell_size(text[::-1], max(room - 1, 0))[::-1].lstrip()
+    slash = max(end.find("/"), end.find("\\"))
+    return ELLIPSIS + (end[slash:] if slash > 0 else end)
+
+
+def wrapped(text: str, room: int) -> list[str]:
+    """`text` in lines of at most `room` cells, broken at spaces, else wherever it must be."""
+    lines: list[str] = []
+    line = ""
+    for word in _pieces(text.split(" "), room):
+        if line and cell_len(line) + 1 + cell_len(word) > room:
+            lines.append(line)
+            line = word
+        else:
+            line = f"{line} {word}" if line else word
+    return [*lines, line]
+
+
+def _pieces(words: Iterable[str], room: int) -> Iterable[str]:
+    for word in words:
+        rest = word
+        while cell_len(rest) > room:
+            piece = set_cell_size(rest, room).rstrip() or rest[:1]
+            yield piece
+            rest = rest[len(piece) :]
+        yield rest
