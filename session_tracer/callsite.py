@@ -85,6 +85,8 @@ _CO_COROUTINE: Final = 0x80
 _CO_AWAITED: Final = 0x80 | 0x20 | 0x100 | 0x200  # coroutine, generator, or either's async kin
 _COMPREHENSIONS: Final = frozenset({"<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>"})
 _MOST_HOPS: Final = 32
+_NO_JUMPS: Final[tuple[tuple[int, CodeType], ...]] = ()
+_MOST_JUMPS: Final = 8
 
 
 def _folders() -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -117,13 +119,17 @@ class Locator:
     site carries, itself included.
     """
 
-    __slots__ = ("_application", "_frames", "_kinds", "_sites")
+    __slots__ = ("_application", "_frames", "_jumps", "_kept", "_kinds", "_sites")
 
     def __init__(self, application_packages: tuple[str, ...] = (), frames: int = 1) -> None:
         self._application = frozenset(application_packages)
         self._frames = frames
-        self._kinds: dict[CodeType, int] = {}
-        self._sites: dict[tuple[CodeType, int], CallSite] = {}
+        # All by id(code): hashing a code object reads its names and constants anew each time. The
+        # code objects are kept, so that no other one can have their id.
+        self._kinds: dict[int, int] = {}
+        self._sites: dict[tuple[int, int], CallSite] = {}
+        self._jumps: dict[int, tuple[tuple[int, CodeType], ...]] = {}
+        self._kept: list[CodeType] = []
 
     def locate(self, depth: int = 1) -> CallSite | None:
         """The innermost application line outwards of the caller, or None where there is none.
@@ -131,22 +137,46 @@ class Locator:
         None means that only the interpreter's and SQLAlchemy's own frames are left: a task whose
         awaiting coroutine cannot be told, or a garbage collector's callback.
         """
-        frame: FrameType | None = sys._getframe(depth)
+        start = sys._getframe(depth)
         kinds = self._kinds
-        # The common case first: the application called, and is further out on this very stack.
-        while frame is not None:
-            code = frame.f_code
-            kind = kinds.get(code)
-            if kind is None:
-                kind = self._classify(frame)
-            if kind <= _TEMPLATE:
-                if self._frames > 1:
-                    return self._chain(frame)
-                return self._site(frame, kind)
-            if kind == _LIBRARY or code.co_flags & _CO_COROUTINE:
+        # Jumping over frames is a tenth of the cost of walking them: each one that is looked at has
+        # to be made into an object first. From one of our listeners, one of SQLAlchemy's methods is
+        # always as far away, unless the application's code runs in between.
+        for distance, entry in self._jumps.get(id(start.f_code), _NO_JUMPS):
+            try:
+                frame: FrameType | None = sys._getframe(depth + distance)
+            except ValueError:  # the stack is not as deep
                 break
+            if frame is not None:
+                kind = kinds.get(id(frame.f_code), _MACHINERY)
+                if kind <= _TEMPLATE and sys._getframe(depth + distance - 1).f_code is entry:
+                    return self._chain(frame) if self._frames > 1 else self._site(frame, kind)
+        return self._walk(start) or self._search(start)
+
+    def _walk(self, start: FrameType) -> CallSite | None:
+        """The common case: the application called, and is further out on this very stack."""
+        frame: FrameType | None = start
+        inner = start
+        distance = 0
+        while frame is not None:
+            kind = self._kind(frame)
+            if kind <= _TEMPLATE:
+                self._remember_jump(start.f_code, distance, inner.f_code)
+                return self._chain(frame) if self._frames > 1 else self._site(frame, kind)
+            if kind == _LIBRARY or frame.f_code.co_flags & _CO_COROUTINE:
+                return None
+            inner = frame
             frame = frame.f_back
-        return self._search(sys._getframe(depth))
+            distance += 1
+        return None
+
+    def _remember_jump(self, start: CodeType, distance: int, entry: CodeType) -> None:
+        jumps = self._jumps.get(id(start), _NO_JUMPS)
+        if len(jumps) < _MOST_JUMPS:
+            # The nearest first: what lies further in is nearer to what happened.
+            self._jumps[id(start)] = tuple(
+                sorted((*jumps, (distance, entry)), key=lambda jump: jump[0])
+            )
 
     def called_by(self, names: frozenset[str], depth: int = 1) -> bool:
         """Whether a function of such a name runs between the caller and the application's line."""
@@ -178,7 +208,8 @@ class Locator:
         for frame in _outwards(start):
             kind = self._kind(frame)
             if kind <= _TEMPLATE:
-                return self._chain(frame) if self._frames > 1 else self._site(frame, kind)
+                # From a waiting task's frame the way outwards would begin anew at the running task.
+                return self._chain(start) if self._frames > 1 else self._site(frame, kind)
             if kind == _LIBRARY and nearest is None:
                 nearest = frame
         return None if nearest is None else self._site(nearest, _LIBRARY)
@@ -189,24 +220,30 @@ class Locator:
 
     def _site(self, frame: FrameType, kind: int) -> CallSite:
         code, line = frame.f_code, frame.f_lineno
-        key = (code, line)
+        key = (id(code), line)
         site = self._sites.get(key)
         if site is None:
             if kind == _TEMPLATE:
                 line = frame.f_globals["__jinja_template__"].get_corresponding_lineno(line)
             if len(self._sites) >= _MOST_SITES:
                 self._sites.clear()
-                self._kinds.clear()
             site = self._sites[key] = CallSite(code.co_filename, line, _written_name(code))
         return site
 
     def _kind(self, frame: FrameType) -> int:
-        kind = self._kinds.get(frame.f_code)
+        kind = self._kinds.get(id(frame.f_code))
         return self._classify(frame) if kind is None else kind
 
     def _classify(self, frame: FrameType) -> int:
-        kind = self._kinds[frame.f_code] = self._kind_of(frame)
+        if len(self._kept) >= _MOST_SITES:
+            self._forget()
+        self._kept.append(frame.f_code)
+        kind = self._kinds[id(frame.f_code)] = self._kind_of(frame)
         return kind
+
+    def _forget(self) -> None:
+        for known in (self._kinds, self._sites, self._jumps, self._kept):
+            known.clear()
 
     def _kind_of(self, frame: FrameType) -> int:
         if frame.f_globals.get("__session_tracer_hide__"):

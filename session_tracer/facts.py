@@ -20,6 +20,7 @@ Outcome: TypeAlias = Literal["committed", "rolled_back", "closed", "failed", "ab
 Trigger: TypeAlias = Literal["explicit", "autoflush", "commit", "savepoint"]
 LoadKind: TypeAlias = Literal["relationship", "deferred", "expired", "refresh", "detached"]
 Ending: TypeAlias = Literal["close", "reset", "invalidate", "collected"]
+Expiry: TypeAlias = Literal["commit", "rollback", "expire", "expire_all"]
 Departure: TypeAlias = Literal[
     "close", "reset", "invalidate", "expunge", "expunge_all", "deleted", "collected"
 ]
@@ -94,7 +95,6 @@ class ConnectionAcquired:
     """The transaction used a connection for the first time."""
 
     at: int
-    site: CallSite | None
     database: Database
 
 
@@ -238,7 +238,8 @@ class DetachedLoadFailed:
     `load` says what was missing: a relationship, a deferred column, expired columns, or the query
     of a dynamic relationship. `loader` is the loader option that would have brought it, as code.
     The session that last held the object tells the rest: its id, where it was opened, where the
-    object was loaded, and how, where and when the object left it (`departed_at`, monotonic).
+    object was loaded, what expired it (`expired_by`), and how, where and when the object left it
+    (`departed_at`, monotonic).
     `departure` is empty where no traced session is known to have held the object.
     """
 
@@ -252,6 +253,7 @@ class DetachedLoadFailed:
     departure: Departure | Literal[""] = ""
     departed_at: int = 0
     departed_site: CallSite | None = None
+    expired_by: Expiry | Literal[""] = ""
     expired_site: CallSite | None = None
     identity: str = ""
 

@@ -6,7 +6,6 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import RelationshipProperty, attributes
 from sqlalchemy.orm.exc import DetachedInstanceError
 
@@ -33,24 +32,35 @@ class Watch:
 
     def __init__(self) -> None:
         self._watching = False
+        self._before: Any = None
+        self._wrapper: Any = None
 
     def start(self) -> None:
         """See the errors from now on."""
         if self._watching:
             return
 
+        found: Any = DetachedInstanceError.__init__
+
         def __init__(self: Any, *arg: Any, **kw: Any) -> None:
-            SQLAlchemyError.__init__(self, *arg, **kw)
+            found(self, *arg, **kw)
             _detached(sys._getframe(1))
 
+        self._before = DetachedInstanceError.__dict__.get("__init__")
+        self._wrapper = __init__
         DetachedInstanceError.__init__ = __init__  # type: ignore[method-assign] # the seam
         self._watching = True
 
     def stop(self) -> None:
-        """Leave the class as it was found: it had no `__init__` of its own."""
-        if self._watching:
-            del DetachedInstanceError.__init__
-            self._watching = False
+        """Leave the class as it was found; what somebody wrapped meanwhile stays within theirs."""
+        if not self._watching:
+            return
+        if DetachedInstanceError.__dict__.get("__init__") is self._wrapper:
+            if self._before is None:
+                del DetachedInstanceError.__init__
+            else:
+                DetachedInstanceError.__init__ = self._before  # type: ignore[method-assign] # theirs
+        self._watching = False
 
 
 watch: Final = Watch()
@@ -69,12 +79,16 @@ def _detached(frame: FrameType) -> None:
         tracers = mark.origin.scope.told()
         now = time.perf_counter_ns()
         epoch = time.time_ns() - now
-        for tracer, span in tracers:
+    except Exception as error:
+        for tracer, _ in tracers:
+            tracer.failed("failures", error)
+        return
+    for tracer, span in tracers:
+        try:
             if not tracer.closed:
                 fact = _fact(frame, state, mark, now, tracer)
                 tracer.begin_detached(mark.origin.scope, epoch, span).tell(fact)
-    except Exception as error:
-        for tracer, _ in tracers:
+        except Exception as error:
             tracer.failed("failures", error)
 
 
@@ -103,7 +117,9 @@ def _fact(
         departed_site=mark.departed_site or origin.departed_site,
     )
     fact.attribute, fact.load = _attribute(frame)
-    if fact.load == "expired":
+    # Whether a relationship had been loaded before its object was expired, nothing tells.
+    if fact.load == "expired" or (state.expired and fact.load != "dynamic"):
+        fact.expired_by = origin.scope.expired_by
         fact.expired_site = origin.scope.expired_site
     fact.loader = _loader(mapper, fact.attribute)
     if tracer.settings.record_identity and state.key is not None:

@@ -7,7 +7,7 @@ import decimal
 import uuid
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, dynamic
 from sqlalchemy.orm.base import NO_VALUE
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ _PLAIN: Final = frozenset(
 )  # fmt: skip
 
 _FLUSH: Final = Session.flush.__code__
+# A dynamic relationship's query autoflushes by calling flush() itself.
+_DYNAMIC: Final = dynamic.__file__
 _CALLERS: Final[dict[str, Trigger]] = {
     "_autoflush": "autoflush",
     "_prepare_impl": "commit",
@@ -52,7 +54,7 @@ def trigger(frame: FrameType | None) -> Trigger:
             # A savepoint that is released flushes as a commit does.
             return "savepoint" if frame.f_locals["self"].nested else "commit"
         if not (_is_sessions(code) or code.co_name == "flush"):
-            return "explicit"
+            return "autoflush" if code.co_filename == _DYNAMIC else "explicit"
         frame = frame.f_back
     return "explicit"
 

@@ -39,8 +39,10 @@ try:
     )
 except ImportError:  # SQLAlchemy 2.1 without its asyncio extra: no async session can exist
     _ASYNC_INIT: Any = None
+    _MAKER_CALL: Any = None
 else:
     _ASYNC_INIT = AsyncSession.__init__.__code__
+    _MAKER_CALL = async_sessionmaker.__call__.__code__
 _ASYNC: Final = _ASYNC_INIT is not None
 
 _OTLP_ENDPOINTS: Final = tuple(
@@ -88,30 +90,26 @@ class Instrumentation:
 
 
 class _Target:
-    """A target reduced to classes.
+    """What is meant, and the class whose events tell of it.
 
-    `owner` is the class whose constructor makes the sessions that are meant, or None for a single
-    session; `listen_to` the class whose events they fire; `session` a single session.
+    `place` is the class whose constructor makes the sessions that are meant, or the one thing that
+    makes them and has no class of its own (an `async_sessionmaker`), or one live session.
     """
 
-    __slots__ = ("_session", "listen_to", "owner")
+    __slots__ = ("_place", "listen_to")
 
-    def __init__(
-        self, owner: type | None, listen_to: type[Session], session: Session | None = None
-    ) -> None:
-        self.owner = owner
+    def __init__(self, place: object, listen_to: type[Session]) -> None:
+        self._place = weakref.ref(place)
         self.listen_to = listen_to
-        self._session = None if session is None else weakref.ref(session)
 
     @property
-    def session(self) -> Session | None:
-        return None if self._session is None else self._session()
+    def place(self) -> object:
+        """What is meant; None if it is gone."""
+        return self._place()
 
     def same_as(self, other: _Target) -> bool:
         """Whether both mean the same sessions."""
-        if self.owner is None and other.owner is None:
-            return self.session is not None and self.session is other.session
-        return self.owner is other.owner
+        return self.place is not None and self.place is other.place
 
 
 def instrument(
@@ -165,8 +163,8 @@ class Instrumentor:
         self._instrumentations: list[Instrumentation] = []
         self._patches = Patches()
         self._listening: set[type[Session]] = set()
-        self._wrapped: set[type] = set()
-        self._known: dict[tuple[type, type | None], tuple[Tracer, ...]] = {}
+        self._is_listening_to_all = False
+        self._known: dict[tuple[object, ...], tuple[Tracer, ...]] = {}
         self._exporters = Exporters()
 
     def add(
@@ -187,12 +185,16 @@ class Instrumentor:
                         _warn_if_different(existing, name, settings)
                         return existing
             opened = self._exporters.open(_choose_exporter(exporter), settings)
-            tracer = Tracer(name, settings, opened, detectors, live.ages)
+            try:
+                tracer = Tracer(name, settings, opened, detectors, live.ages)
+            except BaseException:
+                self._exporters.close(opened)
+                raise
             instrumentation = Instrumentation(target, tracer, capture=capture)
             self._instrumentations.append(instrumentation)
             try:
                 self._update()
-                self._adopt_existing(target)
+                self._take_up()
             except BaseException:
                 self._instrumentations.remove(instrumentation)
                 self._update()
@@ -234,8 +236,8 @@ class Instrumentor:
         try:
             if probe_of(session) is not None:
                 return
-            owner = _async_owner(sys._getframe(1))
-            tracers = self._tracers_for(type(session), owner)
+            maker, owner = _async_makers(sys._getframe(1))
+            tracers = self._tracers_for(type(session), owner, maker)
             if tracers:
                 probe = self._attach(session, tracers, is_async=owner is not None)
                 probe.begin_scope(session, probe.site(), reopened=False)
@@ -248,32 +250,34 @@ class Instrumentor:
         session.__dict__[SLOT] = probe
         return probe
 
-    def _adopt_existing(self, target: _Target) -> None:
-        """Have sessions made before be traced from their next event."""
-        single = target.session
-        for session in _sessions() if target.owner is not None else filter(None, (single,)):
-            owner = _owner_of(session)
-            tracers = self._tracers_for(type(session), owner)
-            if session is single:
-                tracers = self._tracers_of(session) + tracers
-            if not tracers:
-                continue
+    def _take_up(self) -> None:
+        """Have each session that exists be told of by whom it should be."""
+        for session in _sessions():
+            tracers = self._tracers_of(session)
             probe = probe_of(session)
-            if probe is None:
-                self._attach(session, tracers, is_async=owner is not None)
-            else:
-                probe.join(tracers)
+            if probe is not None:
+                probe.hand_to(tracers)
+            elif tracers:
+                self._attach(session, tracers, is_async=_async_session(session) is not None)
+                listeners.take_up(session)
 
     def _tracers_of(self, session: Session) -> tuple[Tracer, ...]:
-        return tuple(
-            one._tracer for one in self._instrumentations if one._target.session is session
-        )
+        """Who traces a session that exists."""
+        proxy = _async_session(session)
+        owner = None if proxy is None else type(proxy)
+        places = [one._target.place for one in self._instrumentations]
+        makers = [place for place in places if proxy is not None and _may_have_made(place, proxy)]
+        if any(place is session for place in places):
+            return tuple(self._find((session, *makers, *_places(type(session), owner))))
+        return self._tracers_for(type(session), owner, makers[0] if makers else None)
 
     def _leave(self, session: Session, tracer: Tracer) -> None:
         probe = probe_of(session)
         if probe is None:
             return
         probe.part(tracer)
+        # Who was further off may be the nearest now.
+        probe.hand_to(self._tracers_of(session))
         if not probe.tracers:
             live.LIVE.pop(probe, None)
             session.__dict__.pop(SLOT, None)
@@ -281,26 +285,39 @@ class Instrumentor:
                 holding.unmark(probe)
             loads.unwatch(session.identity_map)
 
-    def _tracers_for(self, made: type, owner: type | None) -> tuple[Tracer, ...]:
+    def _tracers_for(
+        self, made: type, owner: type | None, maker: object | None
+    ) -> tuple[Tracer, ...]:
         """Who traces sessions of a class: the nearest instrumentation, and every capture."""
-        key = (made, owner)
+        if maker is not None and all(
+            one._target.place is not maker for one in self._instrumentations
+        ):
+            maker = None  # or what is known here would keep it alive
+        key = (made, owner, maker)
         tracers = self._known.get(key)
         if tracers is None:
             if len(self._known) > 256:  # an application that makes factories as it runs
                 self._known.clear()
-            tracers = self._known[key] = tuple(self._find(made, owner))
+            if len(self._listening.intersection(made.__mro__)) > 1:
+                # It is heir to two instrumented classes, and would hear every event twice.
+                self._is_listening_to_all = True
+                self._update()
+            tracers = tuple(self._find((maker, *_places(made, owner))))
+            self._known[key] = tracers
         return tracers
 
-    def _find(self, made: type, owner: type | None) -> Iterator[Tracer]:
-        classes = (*(() if owner is None else owner.__mro__), *made.__mro__)
+    def _find(self, places: tuple[object, ...]) -> Iterator[Tracer]:
+        """From the nearest place outwards."""
         nearest = False
-        for cls in classes:
+        for place in places:
             for one in self._instrumentations:
-                if one._target.owner is cls and not one._is_capture and not nearest:
+                is_meant = place is not None and one._target.place is place
+                if is_meant and not one._is_capture and not nearest:
                     nearest = True
                     yield one._tracer
         for one in self._instrumentations:
-            if one._is_capture and one._target.owner in classes:
+            place = one._target.place
+            if one._is_capture and place is not None and any(place is other for other in places):
                 yield one._tracer
 
     def _update(self) -> None:
@@ -310,8 +327,11 @@ class Instrumentor:
         told twice.
         """
         self._known.clear()
-        targets = [one._target for one in self._instrumentations]
-        everything = {target.listen_to for target in targets}
+        everything = {one._target.listen_to for one in self._instrumentations}
+        if not everything:
+            self._is_listening_to_all = False
+        elif self._is_listening_to_all:
+            everything = {Session}
         wanted = {cls for cls in everything if everything.isdisjoint(cls.__mro__[1:])}
         for cls in self._listening - wanted:
             listeners.remove(cls)
@@ -319,27 +339,17 @@ class Instrumentor:
         for cls in wanted - self._listening:
             listeners.listen(cls)
             wrap_session(self._patches, cls, self.opened)
+        if _ASYNC and wanted and not self._listening:
+            wrap_async_session(self._patches, AsyncSession)
+        if _ASYNC and not wanted:
+            self._patches.undo(AsyncSession)
         self._listening = wanted
-        owners = {target.owner for target in targets if target.owner is not None}
-        if _ASYNC:
-            self._wrap_async(owners)
-        if targets:
+        if wanted:
             failures.watch.start()
             live.start()
         else:
             failures.watch.stop()
             live.stop()
-
-    def _wrap_async(self, owners: set[type]) -> None:
-        classes = {cls for cls in owners if issubclass(cls, AsyncSession)}
-        if any(issubclass(AsyncSession, cls) or cls is Session for cls in owners):
-            classes = {AsyncSession}
-        wanted = {cls for cls in classes if classes.isdisjoint(cls.__mro__[1:])}
-        for cls in self._wrapped - wanted:
-            self._patches.undo(cls)
-        for cls in wanted - self._wrapped:
-            wrap_async_session(self._patches, cls)
-        self._wrapped = wanted
 
 
 _INSTRUMENTOR: Final = Instrumentor()
@@ -355,11 +365,12 @@ def _resolve(target: Any) -> _Target:
     if isinstance(target, type) and issubclass(target, Session):
         return _Target(target, target)
     if isinstance(target, Session):
-        return _Target(None, type(target), target)
+        return _Target(target, type(target))
     if _ASYNC:
         if isinstance(target, async_sessionmaker):
+            # It makes its sessions without a class of its own.
             made = target.kw.get("sync_session_class", target.class_.sync_session_class)
-            return _Target(target.class_, made if isinstance(made, type) else Session)
+            return _Target(target, made if isinstance(made, type) else Session)
         if isinstance(target, async_scoped_session):
             return _resolve(target.session_factory)
         if isinstance(target, type) and issubclass(target, AsyncSession):
@@ -368,11 +379,15 @@ def _resolve(target: Any) -> _Target:
             return _resolve(target.sync_session)
     if type(target).__module__.partition(".")[0] == "flask_sqlalchemy":
         return _resolve(target.session)
+    # Not its repr(): that may be the application's code.
+    kind = "the class" if isinstance(target, type) else "an object of"
+    made = target if isinstance(target, type) else type(target)
+    name = f"{made.__module__}.{made.__qualname__}"
     raise TypeError(
-        f"session_tracer cannot instrument {target!r}, a {type(target).__qualname__}. It takes a "
-        "sessionmaker, an async_sessionmaker, a scoped_session or async_scoped_session over one of "
-        "them, a Session or AsyncSession class, one live session, a Flask-SQLAlchemy SQLAlchemy "
-        "object, or nothing at all for every session of the process."
+        f"session_tracer cannot instrument {kind} {name}. It takes a sessionmaker, an "
+        "async_sessionmaker, a scoped_session or async_scoped_session over one of them, a Session "
+        "or AsyncSession class, one live session, a Flask-SQLAlchemy SQLAlchemy object, or nothing "
+        "at all for every session of the process."
     )
 
 
@@ -412,19 +427,38 @@ def _sessions() -> list[Session]:
     return [one for one in gc.get_objects() if issubclass(type(one), Session)]
 
 
-def _owner_of(session: Session) -> type | None:
-    if not _ASYNC:
-        return None
-    owner = async_session(session)
-    return None if owner is None else type(owner)
+def _async_session(session: Session) -> Any:
+    """The AsyncSession whose session it is, if it is one's."""
+    return async_session(session) if _ASYNC else None
 
 
-def _async_owner(frame: Any) -> type | None:
-    """The class of the AsyncSession whose constructor is making a session, if one is."""
-    for _ in range(6):
+def _may_have_made(maker: object, session: Any) -> bool:
+    """Whether an `async_sessionmaker` may have made an AsyncSession: nothing says that it did."""
+    if not isinstance(maker, async_sessionmaker):
+        return False
+    made = maker.kw.get("sync_session_class", session.sync_session_class)
+    bind, bound = session.sync_session.bind, maker.kw.get("bind")
+    return (
+        type(session) is maker.class_
+        and type(session.sync_session) is made
+        and (bind is getattr(bound, "sync_engine", None) or bind is bound)
+    )
+
+
+def _places(made: type, owner: type | None) -> tuple[object, ...]:
+    """What may be instrumented of a session, from the nearest outwards."""
+    return (*(() if owner is None else owner.__mro__), *made.__mro__)
+
+
+def _async_makers(frame: Any) -> tuple[object | None, type | None]:
+    """The async factory and the class of the AsyncSession that make a session, if they do."""
+    owner = None
+    for _ in range(8):
         if frame is None:
-            return None
+            break
         if frame.f_code is _ASYNC_INIT:
-            return type(frame.f_locals["self"])
+            owner = type(frame.f_locals["self"])
+        elif frame.f_code is _MAKER_CALL and owner is not None:
+            return frame.f_locals["self"], owner
         frame = frame.f_back
-    return None
+    return None, owner

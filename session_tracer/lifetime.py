@@ -28,10 +28,15 @@ __all__ = ["wrap_async_session", "wrap_session"]
 def wrap_session(patches: Patches, owner: type[Session], adopt: Callable[[Session], None]) -> None:
     """Wrap what begins and ends a scope of the class's sessions, and what moves objects about."""
 
-    def constructing(session: Session, *_: Any, **__: Any) -> Session:
-        return session
+    def constructing(session: Session, *_: Any, **__: Any) -> tuple[Session, object]:
+        return session, sys.exc_info()[1]
 
-    patches.wrap(owner, "__init__", constructing, adopt)
+    def constructed(call: tuple[Session, object]) -> None:
+        session, handled = call
+        if sys.exc_info()[1] is handled:  # else it could not be made
+            adopt(session)
+
+    patches.wrap(owner, "__init__", constructing, constructed)
     for name, before, after in _WRAPPED:
         patches.wrap(owner, name, before, after)
 
@@ -108,19 +113,22 @@ def _closed(call: _Call | None) -> None:
         call.probe.failed("lifetime", error)
 
 
-def _expunging(session: Session, instance: Any) -> None:
+def _expunging(session: Session, instance: Any, *_more: Any, **__: Any) -> None:
     probe = probe_of(session)
     if probe is None or not probe.open:
         return
     try:
         state = attributes.instance_state(instance)
+        if state.session is not session:
+            return  # SQLAlchemy is about to refuse it
         leaving = [state]
         for _, _, related, _ in state.manager.mapper.cascade_iterator("expunge", state):
             leaving.append(related)
         now, site = probe.now(), probe.site()
         for one in leaving:
             loads.remember(one, probe.origin, "expunge", now, site)
-        add_transition(probe.transitions, "persistent_to_detached", len(leaving))
+        persistent = sum(one.persistent for one in leaving)
+        add_transition(probe.transitions, "persistent_to_detached", persistent)
         probe.settle(now)
         probe.tell(facts.ObjectsExpunged(now, site, len(leaving)))
     except NO_STATE:
@@ -129,7 +137,7 @@ def _expunging(session: Session, instance: Any) -> None:
         probe.failed("lifetime", error)
 
 
-def _expunging_all(session: Session) -> _Call | None:
+def _expunging_all(session: Session, *_: Any, **__: Any) -> _Call | None:
     probe = probe_of(session)
     # close(), reset() and invalidate() expunge everything too, and say it themselves.
     if probe is None or not probe.open or probe.closing:
@@ -163,16 +171,22 @@ def _expiring(session: Session, instance: Any = None, *_: Any, **__: Any) -> Non
     if probe is None or not probe.open:
         return
     try:
+        if instance is not None:
+            state = attributes.instance_state(instance)
+            if not state.persistent or state.session is not session:
+                return  # SQLAlchemy is about to refuse it
         now, site = probe.now(), probe.site()
         count = len(session.identity_map) if instance is None else 1
-        probe.scope.expired_site = site
+        probe.scope.expired("expire_all" if instance is None else "expire", site)
         probe.settle(now)
         probe.tell(facts.ObjectsExpired(now, site, count))
+    except NO_STATE:
+        pass  # not a mapped object: SQLAlchemy is about to say so
     except Exception as error:
         probe.failed("lifetime", error)
 
 
-def _committing(session: Session) -> Probe | None:
+def _committing(session: Session, *_: Any, **__: Any) -> Probe | None:
     return probe_of(session)
 
 
@@ -190,14 +204,18 @@ def _merging(session: Session, instance: Any, *_: Any, **__: Any) -> None:
     if probe is None:
         return
     try:
+        attributes.instance_state(instance)
         probe.resume(session)
         probe.settle(probe.now())
         entity = type(instance).__name__
         probe.tell(facts.ObjectMerged(probe.now(), probe.site(), entity))
+    except NO_STATE:
+        pass  # not a mapped object: SQLAlchemy is about to say so
     except Exception as error:
         probe.failed("lifetime", error)
 
 
+# A subclass's method may take more than the one it extends.
 _WRAPPED: Final[tuple[tuple[str, Callable[..., Any], Callable[[Any], None]], ...]] = (
     ("close", _closing("close"), _closed),
     ("reset", _closing("reset"), _closed),
@@ -211,7 +229,7 @@ _WRAPPED: Final[tuple[tuple[str, Callable[..., Any], Callable[[Any], None]], ...
 )
 
 
-def _leaving(session: Any) -> None:
+def _leaving(session: Any, *_: Any, **__: Any) -> None:
     _note(session, sys.exc_info()[1])
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from session_tracer.probe import Probe
 
-__all__ = ["listen", "remove"]
+__all__ = ["listen", "remove", "take_up"]
 
 
 def _contained(listener: Callable[..., None]) -> Callable[..., None]:
@@ -84,7 +84,7 @@ def after_transaction_end(probe: Probe, session: Session, transaction: SessionTr
         return  # it began before this session was traced
     ended = probe.transactions.pop()
     now = probe.now()
-    site = probe.site()
+    site = ended.site_of_commit or probe.site()
     probe.settle(now)
     if ended.committing_at and ended.outcome != "committed":
         error = sys.exc_info()[1]
@@ -94,7 +94,9 @@ def after_transaction_end(probe: Probe, session: Session, transaction: SessionTr
         if ended.outcome in ("committed", "rolled_back"):
             probe.last_outcome = ended.outcome
         if ended.outcome == "committed" and session.expire_on_commit:
-            probe.scope.expired_site = site
+            probe.scope.expired("commit", site)
+        elif ended.outcome == "rolled_back":
+            probe.scope.expired("rollback", site)
     probe.tell(
         facts.TransactionEnded(
             now,
@@ -119,8 +121,38 @@ def after_begin(
         return
     database = statements.listen(connection)
     now = probe.now()
+    probe.settle(now)
     probe.connections.append(Holding(connection, database, now))
-    probe.tell(facts.ConnectionAcquired(now, probe.site(), database))
+    probe.tell(facts.ConnectionAcquired(now, database))
+
+
+@_contained
+def take_up(probe: Probe, session: Session) -> None:
+    """Tell how far a session amid a transaction is: where it came there is unknown."""
+    outermost = session.get_transaction()
+    if outermost is None:
+        return
+    probe.begin_scope(session, None, reopened=False)
+    probe.used = True
+    probe.watch_loads(session, None)
+    now = probe.now()
+    opened = []
+    transaction: SessionTransaction | None = session.get_nested_transaction() or outermost
+    while transaction is not None:
+        if transaction.origin is not SessionTransactionOrigin.SUBTRANSACTION:
+            opened.append(transaction.nested)
+        transaction = transaction.parent
+    for nested in reversed(opened):
+        two_phase = bool(session.twophase) and not nested
+        probe.transactions.append(OpenTransaction(now, nested=nested, two_phase=two_phase))
+        probe.tell(facts.TransactionBegan(now, None, nested, two_phase))
+    # It has no public name; without it this transaction's statements stay untold.
+    held = {id(entry[0]): entry[0] for entry in getattr(outermost, "_connections", {}).values()}
+    for connection in held.values():
+        connection.__dict__[SLOT] = probe
+        database = statements.listen(connection)
+        probe.connections.append(Holding(connection, database, now))
+        probe.tell(facts.ConnectionAcquired(now, database))
 
 
 @_contained
@@ -164,6 +196,19 @@ def after_flush(probe: Probe, session: Session, flush_context: UOWTransaction) -
     if probe.flush is not None:
         # The last moment at which new, dirty and deleted can be told apart.
         probe.flush.counts = flushes.counts(flush_context, probe.flush.unchanged)
+        if probe.flush.counts[2]:
+            _remember_deleted(probe, probe.flush, flush_context)
+
+
+def _remember_deleted(probe: Probe, flush: Flush, context: UOWTransaction) -> None:
+    """Mark what is deleted: it is about to leave the identity map, and not always with an event.
+
+    Without expire_on_commit, SQLAlchemy tells of no deleted object that it became detached.
+    """
+    now = probe.now()
+    for state, (is_delete, list_only) in context.states.items():
+        if is_delete and not list_only:
+            loads.remember(state, probe.origin, "deleted", now, flush.site)
 
 
 @_contained
@@ -180,8 +225,9 @@ def _end_flush(probe: Probe, session: Session) -> None:
     now = probe.now()
     probe.settle(now)
     if probe.transactions and probe.transactions[-1].committing_at:
-        # What the flush took is not the COMMIT's.
+        # What the flush took is not the COMMIT's; the line is the same.
         probe.transactions[-1].committing_at = now
+        probe.transactions[-1].site_of_commit = flush.site
     probe.measure(len(session.identity_map))
     new, dirty, deleted, unchanged = flush.counts
     duration = now - flush.began_at
@@ -227,13 +273,20 @@ def _counting(name: str) -> Callable[[Session, InstanceState[Any]], None]:
 @_contained
 def deleted_to_detached(probe: Probe, session: Session, state: Any) -> None:
     add_transition(probe.transitions, "deleted_to_detached")
-    loads.remember(state, probe.origin, "deleted", probe.now(), probe.last_site)
+    loads.remember(state, probe.origin, "deleted", probe.now(), probe.site())
 
 
 @_contained
 def loaded_as_persistent(probe: Probe, session: Session, state: Any) -> None:
     if isinstance(probe.counter, loads.EventCounter) and probe.counter is not loads.NOTHING_LOADED:
-        probe.counter.add(state.class_)
+        probe.counter.counts[state.class_] += 1
+        state._session_tracer = loads.Mark(probe.origin, probe.counter.site)
+
+
+@_contained
+def taken_in(probe: Probe, session: Session, state: Any) -> None:
+    """An object became persistent otherwise than by a load: it was written, or added again."""
+    if isinstance(probe.counter, loads.EventCounter):
         state._session_tracer = loads.Mark(probe.origin, probe.counter.site)
 
 
@@ -254,7 +307,11 @@ _LISTENERS: Final[tuple[tuple[str, Callable[..., None], bool], ...]] = (
     ("detached_to_persistent", _counting("detached_to_persistent"), True),
     ("deleted_to_detached", deleted_to_detached, True),
 )
-_FALL_BACK: Final = (("loaded_as_persistent", loaded_as_persistent, True),)
+_FALL_BACK: Final = (
+    ("loaded_as_persistent", loaded_as_persistent, True),
+    ("pending_to_persistent", taken_in, True),
+    ("detached_to_persistent", taken_in, True),
+)
 
 
 def _wanted() -> tuple[tuple[str, Callable[..., None], bool], ...]:

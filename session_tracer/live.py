@@ -26,14 +26,20 @@ def collected(ref: Any) -> None:
     """The garbage collector took a session: leave the rest to the thread."""
     probe: Probe = ref.probe
     if LIVE.pop(probe, None) is not None:
-        probe.origin.left("collected", probe.now(), probe.last_site)
+        try:
+            probe.origin.left("collected", probe.now(), probe.last_site)
+        except Exception as error:
+            probe.failed("live", error)
         _LOST.put(probe)
 
 
 def start() -> None:
     """Have the thread run."""
+    global _LOST
     if not _THREAD or not _THREAD[0].is_alive():
-        thread = threading.Thread(target=_listen, name="session_tracer", daemon=True)
+        # A thread that is slow to end must not hear what the next one is told.
+        _LOST = SimpleQueue()
+        thread = threading.Thread(target=_listen, args=(_LOST,), name="session_tracer", daemon=True)
         _THREAD[:] = [thread]
         thread.start()
 
@@ -49,7 +55,7 @@ def stop() -> None:
 
 def settle(timeout: float = 2.0) -> None:
     """Wait until every session lost so far has been told of."""
-    if _THREAD and _THREAD[0].is_alive():
+    if _THREAD and _THREAD[0].is_alive() and _THREAD[0] is not threading.current_thread():
         told = threading.Event()
         _LOST.put(told)
         told.wait(timeout)
@@ -70,9 +76,9 @@ def ages(tracer: Tracer) -> Ages:
     return tracer.name, sessions, transactions
 
 
-def _listen() -> None:
+def _listen(queue: SimpleQueue[Probe | threading.Event | None]) -> None:
     while True:
-        lost = _LOST.get()
+        lost = queue.get()
         if lost is None:
             return
         if isinstance(lost, threading.Event):
@@ -86,12 +92,11 @@ def _listen() -> None:
 
 def _after_fork() -> None:
     """A child watches its own sessions only, from the first one it is told of."""
-    global _LOST
     LIVE.clear()
-    _LOST = SimpleQueue()
     if _THREAD:
         _THREAD.clear()
         start()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_after_fork)

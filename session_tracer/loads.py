@@ -9,6 +9,7 @@ where it does not, the public event (listeners.py) counts instead.
 from __future__ import annotations
 
 import weakref
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from sqlalchemy.orm import Session
@@ -44,43 +45,41 @@ class Counter(Protocol):
     def come_from(self, site: CallSite | None) -> None:
         """What is loaded from now on, is loaded from this line."""
 
-    def peak(self) -> int:
-        """The most objects the identity map held."""
+    def size(self) -> int:
+        """How many objects the identity map holds."""
 
 
 class EventCounter:
     """Counts what the public event tells; the fall-back, and what counts before a transaction."""
 
-    __slots__ = ("_identity_map", "_most", "counts", "site")
+    __slots__ = ("_map", "counts", "site")
 
     def __init__(self, identity_map: IdentityMap | None = None) -> None:
-        self.counts: dict[type, int] = {}
+        self.counts: dict[type, int] = defaultdict(int)
         self.site: CallSite | None = None
-        self._identity_map = identity_map
-        self._most = 0
+        self._map = _nowhere if identity_map is None else weakref.ref(identity_map)
 
     def come_from(self, site: CallSite | None) -> None:
         self.site = site
 
-    def peak(self) -> int:
-        self._most = max(self._most, 0 if self._identity_map is None else len(self._identity_map))
-        return self._most
+    def size(self) -> int:
+        identity_map = self._map()
+        return 0 if identity_map is None else len(identity_map)
 
-    def add(self, entity: type) -> None:
-        """Count one object."""
-        self.counts[entity] = self.counts.get(entity, 0) + 1
+
+def _nowhere() -> None:
+    """The reference to no identity map."""
 
 
 class MapCounter:
     """Counts within the identity map. It must not hold the map: its lifetime is SQLAlchemy's."""
 
-    __slots__ = ("_map", "_origin", "_peak", "counts", "ref")
+    __slots__ = ("_map", "_origin", "counts", "ref")
 
     def __init__(self, identity_map: Any, origin: Origin, site: CallSite | None) -> None:
-        self.counts: dict[type, int] = {}
+        self.counts: dict[type, int] = defaultdict(int)
         self._map = weakref.ref(identity_map)
         self._origin = origin
-        self._peak = [0]
         self.ref = refer(identity_map, origin, site)
         identity_map._wr = self.ref
         identity_map._add_unpresent = self._counting(identity_map._dict)
@@ -90,25 +89,19 @@ class MapCounter:
         if identity_map is not None:
             self.ref = identity_map._wr = refer(identity_map, self._origin, site)
 
-    def peak(self) -> int:
-        return self._peak[0]
+    def size(self) -> int:
+        identity_map = self._map()
+        return 0 if identity_map is None else len(identity_map)
 
     def _counting(self, rows: dict[Any, Any]) -> Callable[[Any, Any], None]:
         # Runs for every object loaded. The cycle-free closure and the inlined body are its price.
         counts = self.counts
-        peak = self._peak
         counter = self
 
         def _add_unpresent(state: Any, key: Any) -> None:
             rows[key] = state
             state._instance_dict = counter.ref
-            entity = state.class_
-            if entity in counts:
-                counts[entity] += 1
-            else:
-                counts[entity] = 1
-            if len(rows) > peak[0]:
-                peak[0] = len(rows)
+            counts[state.class_] += 1
 
         return _add_unpresent
 
@@ -158,11 +151,15 @@ def mark_of(state: Any) -> Mark | None:
 
 
 def unwatch(identity_map: Any) -> None:
-    """Leave the identity map as it would be without us."""
+    """Leave the identity map, and the objects in it, as they would be without us."""
     if isinstance(getattr(identity_map, "_wr", None), OriginRef):
-        identity_map._wr = weakref.ref(identity_map)
+        plain = identity_map._wr = weakref.ref(identity_map)
         if "_add_unpresent" in identity_map.__dict__:
             del identity_map._add_unpresent
+        for state in identity_map.all_states():
+            if isinstance(state._instance_dict, OriginRef):
+                state._instance_dict = plain
+            state.__dict__.pop("_session_tracer", None)
 
 
 def _works() -> bool:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from opentelemetry.trace import SpanContext
 
     from session_tracer.callsite import CallSite
-    from session_tracer.facts import Departure
+    from session_tracer.facts import Departure, Expiry
     from session_tracer.tracer import Story, Tracer
 
 __all__ = ["Origin", "OriginRef", "Scope", "refer"]
@@ -22,12 +22,22 @@ class Scope:
     the context of the span it made.
     """
 
-    __slots__ = ("expired_site", "id", "is_async", "opened_site", "stories", "tracers")
+    __slots__ = (
+        "expired_by",
+        "expired_site",
+        "id",
+        "is_async",
+        "opened_site",
+        "stories",
+        "tracers",
+    )
 
     def __init__(self, id_: str, opened_site: CallSite | None, *, is_async: bool) -> None:
         self.id = id_
         self.opened_site = opened_site
         self.is_async = is_async
+        # What expired objects of the scope last.
+        self.expired_by: Expiry | Literal[""] = ""
         self.expired_site: CallSite | None = None
         self.stories: tuple[Story, ...] = ()
         self.tracers: tuple[tuple[Tracer, SpanContext | None], ...] = ()
@@ -37,6 +47,11 @@ class Scope:
         if self.stories:
             return tuple((story.tracer, story.spans.session_context) for story in self.stories)
         return self.tracers
+
+    def expired(self, by: Expiry, site: CallSite | None) -> None:
+        """Say what expired objects of the scope."""
+        self.expired_by = by
+        self.expired_site = site
 
     def end(self) -> None:
         """Let the stories go: a detached object must not keep them alive."""

@@ -15,12 +15,20 @@ __all__ = ["Patches"]
 _ABSENT: Final = object()
 
 
+@dataclass(slots=True)
+class _Switch:
+    """Whether a wrapper still says what it sees."""
+
+    is_on: bool = True
+
+
 @dataclass(frozen=True, slots=True)
 class _Patch:
     owner: type
     name: str
     before: Any
     wrapper: Any
+    switch: _Switch
 
 
 class Patches:
@@ -42,9 +50,10 @@ class Patches:
         if found is None:
             return
         own = owner.__dict__.get(name, _ABSENT)
-        wrapper = _wrapper(owner, name, found, before, after, inherited=own is _ABSENT)
+        switch = _Switch()
+        wrapper = _wrapper(owner, name, found, before, after, switch, inherited=own is _ABSENT)
         setattr(owner, name, wrapper)
-        self._patches.append(_Patch(owner, name, own, wrapper))
+        self._patches.append(_Patch(owner, name, own, wrapper, switch))
 
     def undo(self, owner: type) -> None:
         """Put back what was replaced on `owner`.
@@ -53,7 +62,10 @@ class Patches:
         call through.
         """
         for patch in reversed(self._patches):
-            if patch.owner is not owner or owner.__dict__.get(patch.name) is not patch.wrapper:
+            if patch.owner is not owner:
+                continue
+            patch.switch.is_on = False
+            if owner.__dict__.get(patch.name) is not patch.wrapper:
                 continue
             if patch.before is _ABSENT:
                 delattr(owner, patch.name)
@@ -63,8 +75,10 @@ class Patches:
 
 
 _SYNC: Final = """\
-def make(_found, _owner, _before, _after):
+def make(_found, _owner, _before, _after, _switch):
     def {name}({parameters}):
+        if not _switch.is_on:
+            return {call}
         _token = _before({arguments})
         try:
             return {call}
@@ -83,22 +97,27 @@ def _wrapper(
     found: Any,
     before: Callable[..., Any],
     after: Callable[[Any], None],
+    switch: _Switch,
     *,
     inherited: bool,
 ) -> Any:
     parameters, arguments = _signature(found)
     # An inherited method is looked up at each call, as it would be without the wrapper.
-    rest = arguments.partition(", ")[2]
-    receiver = arguments.partition(", ")[0]
+    receiver, _, rest = arguments.partition(", ")
+    if receiver.startswith("*"):  # a decorator's function takes everything together
+        together = receiver.removeprefix("*")
+        receiver, rest = f"{together}[0]", f"*{together}[1:], {rest}"
     call = f"super(_owner, {receiver}).{name}({rest})" if inherited else f"_found({arguments})"
     template = _ASYNC if inspect.iscoroutinefunction(found) else _SYNC
     source = template.format(name=name, parameters=parameters, arguments=arguments, call=call)
     namespace: dict[str, Any] = {"__name__": __name__}
     exec(compile(source, "<session_tracer>", "exec"), namespace)
-    wrapper = namespace["make"](found, owner, before, after)
+    wrapper = namespace["make"](found, owner, before, after, switch)
     functools.update_wrapper(wrapper, found)
-    # `inspect.signature` reads the wrapper's own; following this would show the same.
+    # `inspect.signature` reads the wrapper's own, or follows what a decorator has left.
     del wrapper.__wrapped__
+    if "__wrapped__" in vars(found):
+        wrapper.__wrapped__ = found.__wrapped__
     wrapper.__defaults__ = found.__defaults__
     wrapper.__kwdefaults__ = found.__kwdefaults__
     return wrapper
@@ -110,7 +129,8 @@ def _signature(found: Any) -> tuple[str, str]:
     arguments: list[str] = []
     positional_only = False
     keyword_only = False
-    for parameter in inspect.signature(found).parameters.values():
+    # A decorated method takes what its decorator's function takes, whatever that shows.
+    for parameter in inspect.signature(found, follow_wrapped=False).parameters.values():
         if positional_only and parameter.kind is not parameter.POSITIONAL_ONLY:
             parameters.append("/")
             positional_only = False

@@ -14,6 +14,7 @@ from opentelemetry import context as context_api
 from session_tracer import facts, loads
 from session_tracer.live import LIVE, collected
 from session_tracer.origin import Origin, Scope
+from session_tracer.tracer import is_telling
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,7 +34,8 @@ __all__ = ["SLOT", "Flush", "Holding", "OpenTransaction", "Probe", "probe_of"]
 SLOT: Final = "_session_tracer"
 
 _IDS = random.Random()
-os.register_at_fork(after_in_child=_IDS.seed)
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_IDS.seed)
 
 
 def probe_of(owner: object) -> Probe | None:
@@ -53,7 +55,16 @@ class ProbeRef(weakref.ref["Session"]):
 class OpenTransaction:
     """A transaction or savepoint that has not ended: times in nanoseconds."""
 
-    __slots__ = ("began_at", "committing_at", "error", "nested", "outcome", "took", "two_phase")
+    __slots__ = (
+        "began_at",
+        "committing_at",
+        "error",
+        "nested",
+        "outcome",
+        "site_of_commit",
+        "took",
+        "two_phase",
+    )
 
     def __init__(self, began_at: int, *, nested: bool, two_phase: bool) -> None:
         self.began_at = began_at
@@ -61,6 +72,7 @@ class OpenTransaction:
         self.two_phase = two_phase
         self.outcome: Outcome = "closed"
         self.committing_at = 0
+        self.site_of_commit: CallSite | None = None
         self.took = 0
         self.error = ""
 
@@ -133,7 +145,9 @@ class Probe:
     __slots__ = (
         "_clock",
         "_handled",
+        "_at_once",
         "_load_site",
+        "_size_before",
         "_locate",
         "_token",
         "closing",
@@ -164,7 +178,7 @@ class Probe:
         self._clock = clock
         self._locate = tracers[0].locator.locate
         self.open = False
-        self._handled = 0
+        self._handled: Callable[[BaseException], bool] = _never
         self.scope = _NO_SCOPE
         self.origin = Origin(_NO_SCOPE)
         self.leaving: tuple[CallSite | None, str] | None = None
@@ -182,6 +196,8 @@ class Probe:
         self.flush: Flush | None = None
         self.counter = loads.NOTHING_LOADED
         self._load_site: CallSite | None = None
+        self._size_before = 0
+        self._at_once = 0
         self.transitions: Counts = {}
 
     # The scope.
@@ -195,10 +211,12 @@ class Probe:
         self.origin = Origin(scope)
         self.open = True
         # An exception that is being handled already is not one that leaves the session's block.
-        self._handled = id(sys.exc_info()[1])
+        self._handled = _recognising(sys.exc_info()[1])
         epoch = time.time_ns() - now
         self.stories = tuple(
-            tracer.begin(scope, epoch) for tracer in self.tracers if not tracer.closed
+            tracer.begin(scope, epoch)
+            for tracer in self.tracers
+            if not (tracer.closed or is_telling())
         )
         self.tells_statements = any(tracer.settings.statement_spans for tracer in self.tracers)
         scope.stories = self.stories
@@ -292,7 +310,7 @@ class Probe:
 
     def _name_leaving(self, error: BaseException | None) -> str:
         # A generator that is closed early has done what it was asked for.
-        if error is None or id(error) == self._handled or isinstance(error, GeneratorExit):
+        if error is None or isinstance(error, GeneratorExit) or self._handled(error):
             return ""
         return type_name(error)
 
@@ -301,9 +319,33 @@ class Probe:
             self.leaving = (self.site(), self.leaving_error())
         return self.leaving
 
-    def join(self, tracers: tuple[Tracer, ...]) -> None:
-        """Be told of by these as well, from the next scope on."""
-        self.tracers += tuple(one for one in tracers if one not in self.tracers)
+    def hand_to(self, tracers: tuple[Tracer, ...]) -> None:
+        """Be told of by these and by no others from the next scope on.
+
+        Who tells of the open scope goes on to its end; who comes besides is told how far it is.
+        """
+        if not tracers:
+            return
+        known, self.tracers = self.tracers, tracers
+        self._locate = tracers[0].locator.locate
+        telling = [story.tracer for story in self.stories]
+        coming = [tracer for tracer in tracers if tracer not in telling and not tracer.closed]
+        if any(tracer not in tracers for tracer in telling):
+            coming = coming[1:]  # the nearest comes first: its turn is the next scope
+        coming = [tracer for tracer in coming if tracer not in known]
+        if not (self.open and coming):
+            return
+        self.tells_statements = any(tracer.settings.statement_spans for tracer in tracers)
+        now = self._clock()
+        begun = tuple(tracer.begin(self.scope, time.time_ns() - now) for tracer in coming)
+        self.stories = self.scope.stories = self.stories + begun
+        for story in begun:
+            story.record.transitions = self.transitions
+            story.tell(facts.SessionOpened(now, self.scope.opened_site))
+            for open_ in self.transactions:
+                story.tell(facts.TransactionBegan(now, None, open_.nested, open_.two_phase))
+            for holding in self.connections:
+                story.tell(facts.ConnectionAcquired(now, holding.database))
 
     def part(self, tracer: Tracer) -> None:
         """Be told of by this one no longer."""
@@ -330,6 +372,8 @@ class Probe:
         Where the stack does not say, it is the line that is leaving the session (it runs in a task
         of its own), else the last one known.
         """
+        if self.closing and self.leaving is not None:
+            return self.leaving[0]
         site = self._locate(2)
         if site is None:
             if self.leaving is not None:
@@ -351,8 +395,14 @@ class Probe:
         self.counter = loads.watch(session.identity_map, self.origin, site)
         self._load_site = site
 
-    def loading(self, site: CallSite | None) -> None:
-        """A statement is about to run whose rows may become objects."""
+    def loading(self, site: CallSite | None, at_once: int = 0) -> None:
+        """A statement is about to run whose rows may become objects.
+
+        `at_once` is how many rows become objects at a time, or 0 where all of them do: no listener
+        sees an identity map at its fullest, but that says how full it was.
+        """
+        self._size_before = self.counter.size()
+        self._at_once = at_once
         if site is not self._load_site:
             self._load_site = site
             self.counter.come_from(site)
@@ -363,8 +413,10 @@ class Probe:
         if counter.counts:
             loaded = {entity.__name__: count for entity, count in counter.counts.items()}
             counter.counts.clear()
-            self.measure(counter.peak())
-            add_transition(self.transitions, "loaded_as_persistent", sum(loaded.values()))
+            number = sum(loaded.values())
+            together = min(number, self._at_once) if self._at_once else number
+            self.measure(max(self._size_before + together, counter.size()))
+            add_transition(self.transitions, "loaded_as_persistent", number)
             self.tell(facts.ObjectsLoaded(now, self._load_site, loaded))
 
     def measure(self, size: int) -> None:
@@ -399,6 +451,23 @@ def add_transition(transitions: Counts, name: str, count: int = 1) -> None:
     """Count objects that went from one state to another."""
     if count:
         transitions[name] = transitions.get(name, 0) + count
+
+
+def _never(_: BaseException) -> bool:
+    """Recognises no exception."""
+    return False
+
+
+def _recognising(error: BaseException | None) -> Callable[[BaseException], bool]:
+    """What recognises this very exception again, without keeping it and its frames alive."""
+    if error is None:
+        return _never
+    try:
+        known = weakref.ref(error)
+    except TypeError:  # one of the interpreter's own: another may later lie in its place
+        address = id(error)
+        return lambda other: id(other) == address
+    return lambda other: known() is other
 
 
 def type_name(error: BaseException) -> str:

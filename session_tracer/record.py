@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from session_tracer import facts
-from session_tracer.timeline import Timeline, add_counts
+from session_tracer.timeline import NoTimeline, Timeline, add_counts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -83,7 +83,7 @@ class SessionRecord:
         self.is_async = is_async
         # What to add to a monotonic time to get nanoseconds since 1970.
         self.epoch = epoch
-        self.timeline = Timeline(timeline_steps)
+        self.timeline = Timeline(timeline_steps) if timeline_steps else NoTimeline()
         self.findings: list[Finding] = []
         # Trace and span id of the innermost open span, where one is recording.
         self.span_context: tuple[int, int] | None = None

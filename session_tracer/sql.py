@@ -30,7 +30,7 @@ _NAME: Final = (
 )
 _VERB: Final = re.compile(r"\s*(?:/\*.*?\*/\s*|--[^\n]*\n\s*)*\(?\s*([A-Za-z]+)", re.DOTALL)
 _TABLE: Final = {
-    "SELECT": re.compile(rf"\bFROM\s+(?:ONLY\s+)?{_NAME}", re.IGNORECASE),
+    "SELECT": re.compile(rf"(?<!\bDISTINCT )\bFROM\s+(?:ONLY\s+)?{_NAME}", re.IGNORECASE),
     "DELETE": re.compile(rf"\bFROM\s+(?:ONLY\s+)?{_NAME}", re.IGNORECASE),
     "INSERT": re.compile(rf"\bINTO\s+{_NAME}", re.IGNORECASE),
     "REPLACE": re.compile(rf"\bINTO\s+{_NAME}", re.IGNORECASE),
@@ -57,43 +57,74 @@ def shape(statement: str) -> Shape:
 def _shape(statement: str) -> Shape:
     match = _VERB.match(statement)
     operation = match.group(1).upper() if match else ""
-    body = statement
+    body = _outermost(statement)
     if operation == "WITH":
-        body = _outermost(statement)
         verb = _WITH_VERB.search(body)
         operation = verb.group(1).upper() if verb else operation
     table = _TABLE.get(operation)
-    found = table.search(body) if table else None
+    found = None
+    if table is not None:
+        # A bracket before the table may hold a FROM of its own; one in its place holds the table.
+        found = table.search(body) or table.search(statement)
     collection = "" if found is None else re.sub(r'["`\[\]]', "", found.group(1))
     return Shape(operation, collection, f"{operation} {collection}".strip())
 
 
 def _outermost(statement: str) -> str:
-    """The text outside of every bracket."""
+    """The text with nothing in its brackets."""
     depth = 0
     kept: list[str] = []
     for character in statement:
+        if character == ")":
+            depth -= 1
+        if depth == 0:
+            kept.append(character)
         if character == "(":
             depth += 1
-        elif character == ")":
-            depth -= 1
-        elif depth == 0:
-            kept.append(character)
     return "".join(kept)
 
 
-_STRING: Final = r"'(?:[^']|'')*'"
-_DOLLAR_QUOTED: Final = r"\$(\w*)\$.*?\$\1\$"
-_NUMBER: Final = r"(?<![\w$:.%])[+-]?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?\b"
-_VALUES: Final = re.compile(f"{_DOLLAR_QUOTED}|{_STRING}|{_NUMBER}", re.DOTALL)
-# MySQL reads double quotes as strings too.
-_MYSQL_VALUES: Final = re.compile(rf"""{_STRING}|"(?:[^"]|"")*"|{_NUMBER}""", re.DOTALL)
+# What is read as one piece: what stays, what is left out, and the values.
+_NAMES: Final = r"`[^`]*`"
+_QUOTED_NAMES: Final = rf'{_NAMES}|"(?:[^"]|"")*"'
+_BRACKETED_NAMES: Final = rf"{_QUOTED_NAMES}|\[[^\]]*\]"
+_PLACEHOLDER: Final = r"(?<![\w:\[\]]):\w+|\$\d+|\?\d+"
+_HINT: Final = r"/\*\+.*?\*/"
+_COMMENT: Final = r"/\*.*?(?:\*/|\Z)|--[^\n]*"
+_DOLLAR_QUOTED: Final = r"\$(?P<tag>\w*)\$.*?(?:\$(?P=tag)\$|\Z)"
+_ESCAPED: Final = r"'(?:[^'\\]|\\.|'')*(?:'|\Z)"
+_STRING: Final = rf"(?<!\w)[eE]{_ESCAPED}|'(?:[^']|'')*(?:'|\Z)"
+# MySQL reads double quotes as strings too, and a backslash in either.
+_MYSQL_STRING: Final = _ESCAPED + "|" + _ESCAPED.replace("'", '"')
+_NUMBER: Final = r"(?<![\w$])\.?\d[\w.]*(?:(?<=[eE])[+-]\d+)?"
+
+
+def _pieces(names: str, comment: str, value: str) -> re.Pattern[str]:
+    kept = f"(?P<kept>{names}|{_PLACEHOLDER}|{_HINT})"
+    return re.compile(f"{kept}|(?P<comment>{comment})|{value}|{_NUMBER}", re.DOTALL)
+
+
+_PIECES: Final = _pieces(_QUOTED_NAMES, _COMMENT, f"{_DOLLAR_QUOTED}|{_STRING}")
+_MYSQL_PIECES: Final = _pieces(_NAMES, rf"{_COMMENT}|\#[^\n]*", _MYSQL_STRING)
+_PIECES_OF: Final = {
+    "mysql": _MYSQL_PIECES,
+    "mariadb": _MYSQL_PIECES,
+    "microsoft.sql_server": _pieces(_BRACKETED_NAMES, _COMMENT, _STRING),
+}
 
 
 def without_values(statement: str, system: str) -> str:
-    """The statement with every literal value replaced by `?`; placeholders stay as they are."""
-    pattern = _MYSQL_VALUES if system in ("mysql", "mariadb") else _VALUES
-    return pattern.sub("?", statement)
+    """The statement with every literal value replaced by `?`; placeholders stay as they are.
+
+    Comments are left out: anything may stand in them. A hint to the optimizer stays.
+    """
+    return _PIECES_OF.get(system, _PIECES).sub(_shown, statement).strip()
+
+
+def _shown(piece: re.Match[str]) -> str:
+    if piece.lastgroup == "kept":
+        return piece[0]
+    return "" if piece.lastgroup == "comment" else "?"
 
 
 _SYSTEMS: Final = {

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine.events import ConnectionEvents, DialectEvents
 
 from session_tracer import facts, sql
 from session_tracer.probe import SLOT, type_name
@@ -19,7 +20,7 @@ from session_tracer.probe import SLOT, type_name
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sqlalchemy.engine import Dialect, ExecutionContext
+    from sqlalchemy.engine import Dialect, ExceptionContext, ExecutionContext
     from sqlalchemy.engine.interfaces import DBAPICursor
 
     from session_tracer.callsite import CallSite
@@ -31,7 +32,8 @@ __all__ = ["listen", "remove"]
 _DATABASES: Final[weakref.WeakKeyDictionary[Dialect, Database]] = weakref.WeakKeyDictionary()
 # Whether the dialect said itself that it has events before we listened to it.
 _HAD_EVENTS: Final[weakref.WeakKeyDictionary[Dialect, bool]] = weakref.WeakKeyDictionary()
-_ENGINES: Final[weakref.WeakSet[Any]] = weakref.WeakSet()
+# The same of the Engine class, while we listen to it.
+_ENGINE_HAD_EVENTS: Final[list[bool]] = []
 
 _REFRESH: Final = frozenset({"refresh"})
 # immediateload() asks the lazy loader for each object as the objects are loaded.
@@ -58,13 +60,38 @@ def remove() -> None:
         for name, listener in _DIALECT_LISTENERS:
             if event.contains(dialect, name, listener):
                 event.remove(dialect, name, listener)
-        if not had_events:
+        # Somebody may have begun to listen after us.
+        if not had_events and not _has_listeners(dialect):
             dialect.__dict__.pop("_has_events", None)
-    for engine in list(_ENGINES):
-        if event.contains(engine, "before_cursor_execute", before_cursor_execute):
-            event.remove(engine, "before_cursor_execute", before_cursor_execute)
     _HAD_EVENTS.clear()
-    _ENGINES.clear()
+    while _ENGINE_HAD_EVENTS:
+        had_events = _ENGINE_HAD_EVENTS.pop()
+        for name, listener in _CURSOR_LISTENERS:
+            if event.contains(Engine, name, listener):
+                event.remove(Engine, name, listener)
+        if not had_events and not _class_has_listeners():
+            Engine._has_events = False
+
+
+def _has_listeners(dialect: Dialect) -> bool:
+    """Whether anybody listens to this very dialect."""
+    listened_to: Any = dialect.dispatch
+    return any(getattr(listened_to, name).listeners for name in _names(DialectEvents))
+
+
+def _class_has_listeners() -> bool:
+    """Whether anybody listens to all engines; yes where it cannot be told."""
+    try:
+        listened_to: Any = Engine.dispatch
+        return any(
+            getattr(listened_to, name)._clslevel.get(Engine) for name in _names(ConnectionEvents)
+        )
+    except AttributeError:
+        return True
+
+
+def _names(events: type) -> list[str]:
+    return [name for name in vars(events) if not name.startswith("_") and name != "dispatch"]
 
 
 def _precede_cursor_listeners(engine: Engine) -> None:
@@ -73,17 +100,13 @@ def _precede_cursor_listeners(engine: Engine) -> None:
     Where an engine has such listeners their cost is paid already; where it has none, nothing is
     added: what starts inside the driver finds the context set by `do_execute`.
     """
-    listeners: Any = engine.dispatch.before_cursor_execute
-    if not listeners or next(iter(listeners)) is before_cursor_execute:
+    listened_to: Any = engine.dispatch
+    if _ENGINE_HAD_EVENTS or not listened_to.before_cursor_execute:
         return
-    # Listeners of the Engine class come before any engine's own: there ours has to be one too.
-    target: Any = Engine if engine in _ENGINES else engine
-    if target not in _ENGINES:
-        _ENGINES.add(target)
-        event.listen(
-            target, "before_cursor_execute", before_cursor_execute, insert=True, retval=True
-        )
-        _precede_cursor_listeners(engine)
+    # An engine calls its listeners in the order in which they came, and its class's before those.
+    _ENGINE_HAD_EVENTS.append(Engine._has_events)
+    for name, listener in _CURSOR_LISTENERS:
+        event.listen(Engine, name, listener, retval=listener is before_cursor_execute)
 
 
 def before_cursor_execute(
@@ -98,6 +121,31 @@ def before_cursor_execute(
     return statement, parameters
 
 
+def after_cursor_execute(connection: Connection, *_: object) -> None:
+    # Where somebody else's listener executed the statement before ours was asked.
+    _detach(connection.__dict__.get(SLOT))
+
+
+_CURSOR_LISTENERS: Final[tuple[tuple[str, Callable[..., Any]], ...]] = (
+    ("before_cursor_execute", before_cursor_execute),
+    ("after_cursor_execute", after_cursor_execute),
+)
+
+
+def handle_error(context: ExceptionContext) -> None:
+    connection = context.connection
+    if connection is not None:
+        _detach(connection.__dict__.get(SLOT))
+
+
+def _detach(probe: Probe | None) -> None:
+    if probe is not None:
+        try:
+            probe.detach()
+        except Exception as error:
+            probe.failed("statements", error)
+
+
 def do_execute(
     cursor: DBAPICursor, statement: str, parameters: Any, context: ExecutionContext
 ) -> bool | None:
@@ -105,7 +153,8 @@ def do_execute(
     if probe is None:
         return None
     arguments = (cursor, statement, parameters, context)
-    return _run(probe, "do_execute", do_execute, arguments, statement, 0, context)
+    # An INSERT of many rows is one operation: only executemany() is a batch to the conventions.
+    return _run(probe, "do_execute", do_execute, arguments, statement, 1, context)
 
 
 def do_executemany(
@@ -131,10 +180,11 @@ def do_execute_no_params(
     )
 
 
-_DIALECT_LISTENERS: Final[tuple[tuple[str, Callable[..., bool | None]], ...]] = (
+_DIALECT_LISTENERS: Final[tuple[tuple[str, Callable[..., Any]], ...]] = (
     ("do_execute", do_execute),
     ("do_executemany", do_executemany),
     ("do_execute_no_params", do_execute_no_params),
+    ("handle_error", handle_error),
 )
 
 
@@ -156,7 +206,7 @@ def _run(
     context: Any,
 ) -> bool:
     """Execute the statement as SQLAlchemy would have, and time it."""
-    timing = _Timing(probe, size or _rows(arguments[2], context), context)
+    timing = _Timing(probe, size, context)
     timing.start(statement)
     try:
         dialect = context.dialect
@@ -207,7 +257,7 @@ class _Timing:
         self._shape = sql.shape(statement)
         now = probe.now()
         probe.settle(now)
-        probe.loading(self._site)
+        probe.loading(self._site, self._context.execution_options.get("yield_per") or 0)
         if probe.tells_statements:
             shape, database = self._shape, self._database()
             text = sql.without_values(statement, database.system)
@@ -222,14 +272,17 @@ class _Timing:
                     database,
                 )
             )
+            probe.detach()  # the span is new: what was set for a cursor listener is not innermost
         probe.attach()
         self._started = probe.now()
 
     def stop(self, error: BaseException | None) -> None:
         probe = self._probe
         try:
-            ended = probe.now()
-            probe.detach()
+            try:
+                ended = probe.now()
+            finally:
+                probe.detach()
             if self._started:
                 self._tell(ended, ended - self._started, error)
         except Exception as failure:
@@ -262,15 +315,6 @@ class _Timing:
 
     def _database(self) -> Database:
         return _DATABASES.get(self._context.dialect) or facts.Database()
-
-
-def _rows(parameters: Any, context: Any) -> int:
-    """How many rows one execute call carries: SQLAlchemy puts many rows into one INSERT."""
-    if not getattr(context, "executemany", False):
-        return 1
-    compiled = context.compiled
-    in_one_row = len(getattr(compiled, "positiontup", None) or context.compiled_parameters[0])
-    return max(1, len(parameters) // max(1, in_one_row))
 
 
 def _reason(context: Any, probe: Probe) -> tuple[tuple[LoadKind, str, str] | None, str, str]:

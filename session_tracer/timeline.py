@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from session_tracer.callsite import CallSite
     from session_tracer.facts import Counts
 
-__all__ = ["Step", "Timeline"]
+__all__ = ["NoTimeline", "Step", "Timeline"]
 
 # A loop's body often takes turns (a lazy load, then a select): how far back a repeat is looked for.
 _FOLD_ACROSS: Final = 4
@@ -58,14 +59,17 @@ class Timeline:
     def __len__(self) -> int:
         return len(self._first) + len(self._last)
 
+    def _backwards(self) -> Iterator[Step]:
+        yield from reversed(self._last)
+        if not self.left_out:
+            yield from reversed(self._first)
+
     def add(
         self, at: int, verb: str, subject: str, site: CallSite | None, *, fold: bool = True
     ) -> Step:
         """A new step, or the recent one that this repeats."""
-        kept = self._last or self._first
         if fold:
-            for back in range(1, min(_FOLD_ACROSS, len(kept)) + 1):
-                step = kept[-back]
+            for step in islice(self._backwards(), _FOLD_ACROSS):
                 if step.verb == verb and step.subject == subject and step.site == site:
                     step.count += 1
                     return step
@@ -79,6 +83,23 @@ class Timeline:
             self.left_out += 1
         self._last.append(step)
         return step
+
+
+class NoTimeline(Timeline):
+    """Keeps no steps, where nobody reads them."""
+
+    __slots__ = ("_nowhere",)
+
+    def __init__(self) -> None:
+        super().__init__(0)
+        self._nowhere = Step(0, "", "", None)
+
+    def add(
+        self, at: int, verb: str, subject: str, site: CallSite | None, *, fold: bool = True
+    ) -> Step:
+        """The step that everything goes into, and nothing is read from."""
+        del at, verb, subject, site, fold
+        return self._nowhere
 
 
 # What a repeat is never looked for across: two loops of two transactions are two stories.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import threading
 import traceback
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from session_tracer.callsite import Locator
+from session_tracer.findings import Finding
 from session_tracer.record import SessionRecord
 from session_tracer.signals.logs import LogSignal
 from session_tracer.signals.metrics import MetricSignal
@@ -22,14 +24,13 @@ if TYPE_CHECKING:
     from session_tracer.detectors.protocol import Detector
     from session_tracer.exporter import Exporter
     from session_tracer.facts import Fact
-    from session_tracer.findings import Finding
     from session_tracer.origin import Scope
     from session_tracer.settings import Settings
     from session_tracer.signals.metrics import Ages
     from session_tracer.signals.routes import Routes
     from session_tracer.signals.spans import SessionSpans
 
-__all__ = ["Story", "Tracer"]
+__all__ = ["Story", "Tracer", "is_telling"]
 
 _LOGGER: Final = logging.getLogger("session_tracer")
 
@@ -71,8 +72,9 @@ class Tracer:
         )
         self.logs = LogSignal(exporter, settings)
         self.reports = ReportSignal(exporter)
-        # In the order of a story's tellers; reports come last, for a summary holds the findings.
-        signals: tuple[Signal, ...] = (self.spans, self.metrics, self.logs, self.reports)
+        # In the order of a story's tellers. What is measured and logged of something that ended
+        # is of its span, which spans end; reports come last, for a summary holds the findings.
+        signals: tuple[Signal, ...] = (self.metrics, self.logs, self.spans, self.reports)
         self.routes: dict[type, list[tuple[int, Callable[..., None]]]] = {}
         for index, signal in enumerate(signals):
             for kind, tell in signal.routes.items():
@@ -92,7 +94,9 @@ class Tracer:
         """The story of one load that an object was refused after its scope had ended."""
         record = self._record(scope, epoch)
         record.opened_site = scope.opened_site
-        return Story(self, record, self.spans.begin_detached(record, span))
+        story = Story(self, record, self.spans.begin(record))
+        story.refused(span)
+        return story
 
     def _record(self, scope: Scope, epoch: int) -> SessionRecord:
         return SessionRecord(
@@ -100,7 +104,7 @@ class Tracer:
             self.name,
             is_async=scope.is_async,
             epoch=epoch,
-            timeline_steps=self.settings.timeline_steps,
+            timeline_steps=self.settings.timeline_steps if self.exporter.wants_sessions else 0,
         )
 
     def failed(self, where: str, error: BaseException) -> None:
@@ -130,6 +134,23 @@ class Tracer:
 _NOBODY: Final = ()
 
 
+class _Telling(threading.local):
+    """Whether this thread is telling a fact.
+
+    A detector or an exporter may use a session itself, which would have something to tell again.
+    """
+
+    now = False
+
+
+_TELLING: Final = _Telling()
+
+
+def is_telling() -> bool:
+    """Whether what happens now is done by what is told."""
+    return _TELLING.now
+
+
 class Story:
     """One session scope as one tracer tells it: its record, its detectors' memory, its signals.
 
@@ -142,12 +163,21 @@ class Story:
         self.tracer = tracer
         self.record = record
         self.spans = spans
-        self._tellers: list[Teller | None] = [spans, tracer.metrics, tracer.logs, tracer.reports]
+        self._tellers: list[Teller | None] = [tracer.metrics, tracer.logs, spans, tracer.reports]
         self._memories: dict[int, Any] = {}
         self._muted: list[Detector] = []
 
     def tell(self, fact: Fact) -> None:
         """Take a fact through the pipeline; never raises."""
+        if _TELLING.now:
+            return
+        _TELLING.now = True
+        try:
+            self._tell(fact)
+        finally:
+            _TELLING.now = False
+
+    def _tell(self, fact: Fact) -> None:
         kind = type(fact)
         try:
             self.record.add(fact)
@@ -164,6 +194,13 @@ class Story:
                 except Exception as error:
                     self._mute(index, error)
 
+    def refused(self, origin: SpanContext | None) -> None:
+        """Open the span of a load that was refused, linked to its session's."""
+        try:
+            self.spans.refused(origin)
+        except Exception as error:
+            self._mute(self._tellers.index(self.spans), error)
+
     def stop(self) -> None:
         """End the story unfinished."""
         try:
@@ -177,6 +214,9 @@ class Story:
             if key not in self._memories:
                 self._memories[key] = detector.memory()
             findings = list(detector.judge(fact, self.record, self._memories[key]))
+            for finding in findings:
+                if not isinstance(finding, Finding):
+                    raise TypeError(f"{type(finding).__qualname__} is no Finding")
         except Exception as error:
             self._muted.append(detector)
             self.tracer.failed(type(detector).__name__, error)

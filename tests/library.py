@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from sqlalchemy import CheckConstraint, ForeignKey
 from sqlalchemy.orm import (
     DeclarativeBase,
@@ -10,6 +12,9 @@ from sqlalchemy.orm import (
     mapped_column,
     relationship,
 )
+
+if TYPE_CHECKING:
+    from tests.twins import Twin
 
 
 class Base(DeclarativeBase):
@@ -50,6 +55,28 @@ class Letter(Base):
     author_id: Mapped[int] = mapped_column(ForeignKey("authors.id"))
 
 
+class Essay(Base):
+    """Has two columns that are loaded together, when either is asked for."""
+
+    __tablename__ = "essays"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    title: Mapped[str]
+    text: Mapped[str] = mapped_column(default="", deferred=True, deferred_group="body")
+    notes: Mapped[str] = mapped_column(default="", deferred=True, deferred_group="body")
+
+
+class Loan(Base):
+    """Is of a book; where the database checks such things, it does so at the COMMIT."""
+
+    __tablename__ = "loans"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    book_id: Mapped[int] = mapped_column(
+        ForeignKey("books.id", deferrable=True, initially="DEFERRED", name="loan_is_of_a_book")
+    )
+
+
 class Item(Base):
     """The base of a joined inheritance."""
 
@@ -79,3 +106,10 @@ def authors(count: int, books_each: int = 0) -> list[Author]:
         )
         for number in range(count)
     ]
+
+
+async def keep(twin: Twin, *objects: Base) -> None:
+    """Commit objects by a session that nobody traces yet, so that a story can begin with them."""
+    async with twin.session() as session:
+        session.add_all(objects)
+        await session.commit()

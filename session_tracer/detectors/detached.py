@@ -51,7 +51,7 @@ _DEPARTURES: Final[Mapping[str, str]] = {
     "invalidate": "its session was invalidated",
     "expunge": "it was expunged from its session",
     "expunge_all": "its session was emptied by expunge_all()",
-    "deleted": "it was deleted and the deletion committed",
+    "deleted": "it was deleted",
     "collected": "its session was garbage collected without being closed",
 }
 
@@ -60,6 +60,13 @@ _REASONS: Final[Mapping[str, str]] = {
     "deferred": "the column is deferred and was never loaded",
     "expired": "the column was expired",
     "dynamic": "a dynamic relationship runs a query each time it is read",
+}
+
+_EXPIRIES: Final[Mapping[str, str]] = {
+    "commit": "the commit",
+    "rollback": "the rollback",
+    "expire": "expire()",
+    "expire_all": "expire_all()",
 }
 
 
@@ -73,11 +80,12 @@ def _message(name: str, fact: DetachedLoadFailed) -> str:
 
 def _remedy(name: str, fact: DetachedLoadFailed) -> str:
     where = f" at {fact.loaded_site}" if fact.loaded_site is not None else ""
+    expiry = _expiry(fact)
     match fact.load:
-        case "expired" if fact.expired_site is not None:
+        case "expired" if fact.expired_by == "commit":
             return (
-                f"sessionmaker(expire_on_commit=False), or read {name} before the commit at "
-                f"{fact.expired_site}, or session.merge() the {fact.entity} into an open session"
+                f"sessionmaker(expire_on_commit=False), or read {name} before {expiry}, "
+                f"or session.merge() the {fact.entity} into an open session"
             )
         case "expired":
             return (
@@ -89,14 +97,33 @@ def _remedy(name: str, fact: DetachedLoadFailed) -> str:
                 f"read {name} while the session is open, "
                 f"or make it lazy='select' and load it with selectinload({name})"
             )
+        case _ if fact.expired_by == "commit":
+            return (
+                f"select({fact.entity}).options({fact.loader}){where}, and "
+                f"sessionmaker(expire_on_commit=False): {expiry} expired what was loaded before"
+            )
+        case _ if expiry:
+            return (
+                f"select({fact.entity}).options({fact.loader}) after {expiry}, "
+                "which expired what was loaded before"
+            )
         case _:
             return f"select({fact.entity}).options({fact.loader}){where}"
 
 
+def _expiry(fact: DetachedLoadFailed) -> str:
+    """What expired the object, and where; empty if nothing did."""
+    what = _EXPIRIES.get(fact.expired_by, "")
+    return f"{what} at {fact.expired_site}" if what and fact.expired_site is not None else what
+
+
 def _evidence(fact: DetachedLoadFailed, record: SessionRecord) -> dict[str, Any]:
     reason = _REASONS[fact.load]
-    if fact.load == "expired" and fact.expired_site is not None:
-        reason += f" by the commit at {fact.expired_site}"
+    expiry = _expiry(fact)
+    if expiry and fact.load == "expired":
+        reason += f" by {expiry}"
+    elif expiry and fact.load != "dynamic":
+        reason += f", or expired by {expiry}"
     evidence: dict[str, Any] = {"why": reason}
     if fact.departure:
         evidence["session"] = record.id

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
 import time
 from collections import OrderedDict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
-
-import structlog
 
 from session_tracer import facts
 from session_tracer.signals import names
@@ -170,7 +171,7 @@ class LogSignal:
         number = LEVELS[level]
         if number >= self._least:
             return True
-        return structlog.is_configured() and _enabled(number)
+        return _structlog_is_configured() and _enabled(number)
 
     def _emit(
         self, level: str, event: str, record: SessionRecord, fields: Mapping[str, Any]
@@ -185,15 +186,11 @@ class LogSignal:
             if value is None or value == "":
                 continue
             if isinstance(value, dict):
-                said[key] = sum(value.values())
-                if value:
-                    said[f"{key}_by_{_DICTIONARIES.get(key, 'entity')}"] = " ".join(
-                        f"{name}={number}" for name, number in value.items()
-                    )
+                said.update(_flat(key, value))
             else:
                 said[key] = value
-        if structlog.is_configured():
-            logger = structlog.get_logger(names.SCOPE)
+        if _structlog_is_configured():
+            logger = _logger()
             if _enabled(number, logger):
                 getattr(logger, level)(event, **said)
         if number >= self._least:
@@ -220,6 +217,19 @@ _TELLS: Final[Routes] = {
 }
 
 
+# Reentrant: the garbage collector may close a session anywhere.
+_LOCK = threading.RLock()
+
+
+def _renew_lock() -> None:
+    global _LOCK
+    _LOCK = threading.RLock()  # whoever held it does not live in the child
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_renew_lock)
+
+
 class Repeats:
     """Says how often a finding from one site was held back since it was last logged."""
 
@@ -230,8 +240,10 @@ class Repeats:
 
     def suppressed(self, finding: Finding) -> int | None:
         """How many were held back before this one; None if this one is held back too."""
-        key = (finding.id, finding.site)
-        now = self._clock()
+        with _LOCK:  # a thread may take over between reading and writing
+            return self._count((finding.id, finding.site), self._clock())
+
+    def _count(self, key: tuple[str, CallSite | None], now: float) -> int | None:
         at, held_back = self._last.get(key, (None, 0))
         if at is not None and now - at < self._seconds:
             self._last[key] = (at, held_back + 1)
@@ -243,14 +255,40 @@ class Repeats:
         return held_back
 
 
+def _flat(key: str, value: Mapping[str, Any]) -> LogEvent:
+    """A dictionary as flat keys: counts as their sum and a text, what else it holds by its keys."""
+    if not all(isinstance(number, int) for number in value.values()):
+        return {f"{key}_{inner}": held for inner, held in value.items() if held is not None}
+    flat: LogEvent = {key: sum(value.values())}
+    if value:
+        flat[f"{key}_by_{_DICTIONARIES.get(key, 'entity')}"] = " ".join(
+            f"{name}={number}" for name, number in value.items()
+        )
+    return flat
+
+
+def _structlog_is_configured() -> bool:
+    """Whether the application has configured structlog: it must have imported it to do so.
+
+    Importing it takes longer than all of ours where rich is installed, so that is left to whoever
+    uses it.
+    """
+    structlog = sys.modules.get("structlog")
+    return structlog is not None and structlog.is_configured()
+
+
+def _logger() -> Any:
+    return sys.modules["structlog"].get_logger(names.SCOPE)
+
+
 def _enabled(number: int, logger: Any = None) -> bool:
     """Whether the configured structlog logs at that level; yes where it cannot tell."""
-    logger = structlog.get_logger(names.SCOPE) if logger is None else logger
+    bound = (_logger() if logger is None else logger).bind()
     for asked in ("is_enabled_for", "isEnabledFor"):
-        method = getattr(logger, asked, None)
-        if method is not None:
+        # Asked of the class: an instance may log any name that it does not know.
+        if hasattr(type(bound), asked):
             try:
-                return bool(method(number))
+                return bool(getattr(bound, asked)(number))
             except Exception:
                 return True
     return True

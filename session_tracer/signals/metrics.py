@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import weakref
 from typing import TYPE_CHECKING, Final
 
@@ -62,7 +64,8 @@ class Instruments:
         """Add to a counter."""
         totals = self.totals[metric.name]
         key = tuple(attributes.items())
-        totals[key] = totals.get(key, 0) + number
+        with _LOCK:  # a thread may take over between reading and writing
+            totals[key] = totals.get(key, 0) + number
 
     def _create(self, meter: Meter, metric: Metric) -> None:
         if metric.instrument == "histogram":
@@ -115,6 +118,18 @@ def _oldest(ages: list[float]) -> float:
     return max(ages, default=0.0)
 
 
+# Reentrant: the garbage collector may close a session anywhere.
+_LOCK = threading.RLock()
+
+
+def _renew_lock() -> None:
+    global _LOCK
+    _LOCK = threading.RLock()  # whoever held it does not live in the child
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_renew_lock)
+
 # One set for each provider: a second instrument of the same name would only draw a warning.
 _INSTRUMENTS: weakref.WeakKeyDictionary[MeterProvider, Instruments] = weakref.WeakKeyDictionary()
 
@@ -145,6 +160,7 @@ class MetricSignal:
         self._statements = settings.statement_spans
         self._most_entities = settings.max_entities
         self._entities: set[str] = set()
+        self._collections: set[str] = set()
         self._by_outcome: dict[tuple[str, str], dict[str, str]] = {}
         self._plain = {names.SESSION_NAME: name}
         histogram = instruments.histogram
@@ -214,17 +230,27 @@ class MetricSignal:
         self._flush_duration.record(fact.duration / 1e9, attributes, context=_exemplar(record))
 
     def _executed(self, fact: facts.StatementExecuted, record: SessionRecord) -> None:
-        if record.database is None:
+        database = record.database
+        if database is None:
             return
-        attributes = {
+        batch = names.BATCH if fact.batch_size > 1 else ""
+        attributes: dict[str, str | int] = {
             names.SESSION_NAME: self._name,
-            names.DB_SYSTEM_NAME: record.database.system,
-            names.DB_OPERATION_NAME: fact.operation,
+            names.DB_SYSTEM_NAME: database.system,
+            names.DB_OPERATION_NAME: batch + fact.operation,
         }
+        if database.namespace:
+            attributes[names.DB_NAMESPACE] = database.namespace
+        if database.address:
+            attributes[names.SERVER_ADDRESS] = database.address
+        if database.port is not None:
+            attributes[names.SERVER_PORT] = database.port
         if fact.collection:
-            attributes[names.DB_COLLECTION_NAME] = self._bounded(fact.collection)
+            attributes[names.DB_COLLECTION_NAME] = self._bounded(fact.collection, self._collections)
         if fact.error:
             attributes[names.ERROR_TYPE] = fact.error
+        if fact.status:
+            attributes[names.DB_RESPONSE_STATUS_CODE] = fact.status
         self._client_duration.record(fact.duration / 1e9, attributes, context=_exemplar(record))
 
     def _closed(self, fact: facts.SessionClosed, record: SessionRecord) -> None:
@@ -256,7 +282,7 @@ class MetricSignal:
                 {
                     names.SESSION_NAME: self._name,
                     names.OBJECT_STATE: state,
-                    names.ENTITY: self._bounded(entity),
+                    names.ENTITY: self._bounded(entity, self._entities),
                 },
                 number,
             )
@@ -267,14 +293,14 @@ class MetricSignal:
                 names.LAZY_LOADS, {names.SESSION_NAME: self._name, names.KIND: kind}, number
             )
 
-    def _bounded(self, entity: str) -> str:
-        """The mapped class's name while there are few enough of them."""
-        if entity in self._entities:
-            return entity
-        if len(self._entities) >= self._most_entities:
+    def _bounded(self, value: str, known: set[str]) -> str:
+        """The value while few enough of its kind are known."""
+        if value in known:
+            return value
+        if len(known) >= self._most_entities:
             return names.OTHER
-        self._entities.add(entity)
-        return entity
+        known.add(value)
+        return value
 
     def _with(self, attribute: str, value: str) -> dict[str, str]:
         """The attributes with one more, made once for each value."""

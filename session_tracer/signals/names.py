@@ -67,6 +67,9 @@ FLUSH_FAILED: Final = "flush.failed"
 FINDING: Final = "finding"
 FINDING_RETRACTED: Final = "finding.retracted"
 
+# What the conventions put before the operation's name and the summary of a batch.
+BATCH: Final = "BATCH "
+
 # What a value becomes once its attribute has had `Settings.max_entities` others.
 OTHER: Final = "_other"
 

@@ -52,12 +52,6 @@ class SpanSignal:
         """The spans of one session scope."""
         return SessionSpans(self._tracer, record)
 
-    def begin_detached(self, record: SessionRecord, origin: SpanContext | None) -> SessionSpans:
-        """The span of a load that a detached object was refused, linked to its session's span."""
-        spans = self.begin(record)
-        spans.refused(origin)
-        return spans
-
 
 class SessionSpans:
     """The open spans of one session scope: the session's, its transactions', its flush's.
@@ -250,8 +244,6 @@ class SessionSpans:
                     names.IDENTITY_MAP_PEAK: record.identity_map_peak,
                 }
             )
-            context = span.get_span_context()
-            record.span_context = (context.trace_id, context.span_id)
             if fact.outcome in _FAILED:
                 _fail(span, fact.error or fact.outcome)
         span.end(fact.at + self._record.epoch)
@@ -277,10 +269,11 @@ class SessionSpans:
     def _statement_started(self, fact: facts.StatementStarted, record: SessionRecord) -> None:
         if not self._open:
             return
+        batch = names.BATCH if fact.batch_size > 1 else ""
         attributes: Attributes = {
             names.DB_QUERY_TEXT: fact.text,
-            names.DB_QUERY_SUMMARY: fact.summary,
-            names.DB_OPERATION_NAME: fact.operation,
+            names.DB_QUERY_SUMMARY: batch + fact.summary,
+            names.DB_OPERATION_NAME: batch + fact.operation,
         }
         if fact.collection:
             attributes[names.DB_COLLECTION_NAME] = fact.collection
@@ -288,7 +281,7 @@ class SessionSpans:
             attributes[names.DB_OPERATION_BATCH_SIZE] = fact.batch_size
         attributes.update(_database(fact.database))
         self._statement = self._tracer.start_span(
-            fact.summary or fact.operation or fact.database.system,
+            batch + fact.summary or fact.database.system,
             context=trace.set_span_in_context(self._open[-1][1], self._parent),
             kind=SpanKind.CLIENT,
             attributes=attributes,

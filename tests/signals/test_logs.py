@@ -1,0 +1,852 @@
+"""Tests the log events: what they say, at which level, and that structlog is left as it was."""
+
+import gc
+import io
+import json
+import logging
+import re
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import structlog
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm.exc import DetachedInstanceError
+from structlog.testing import LogCapture
+
+from session_tracer import Finding, instrument
+from session_tracer.callsite import CallSite
+from session_tracer.exporter import Exporter, LogEvent
+from session_tracer.facts import FlushCompleted
+from session_tracer.record import SessionRecord
+from session_tracer.signals.logs import Repeats
+from session_tracer.testing import capture
+from tests.library import Author, Book, authors
+from tests.signals.telling import Measurements, Traces, context, left_by
+from tests.twins import Twin
+
+
+@pytest.fixture(autouse=True)
+def _structlog_stays_unconfigured() -> Iterator[None]:
+    structlog.reset_defaults()
+    yield
+    structlog.reset_defaults()
+
+
+def masked(event: LogEvent) -> LogEvent:
+    """The event, where what differs from run to run is right but not said."""
+    return {key: _mask(key, value) for key, value in event.items()}
+
+
+def _mask(key: str, value: Any) -> Any:
+    for name, pattern in _PATTERNS.items():
+        if key == name and re.fullmatch(pattern, value):
+            return f"<{name}>"
+    if (key.endswith("_ms") or key == "departed_ms_ago") and 0 <= value < 60_000:
+        return "<ms>"
+    if isinstance(value, str):
+        return re.sub(r"[^ ]*test_logs\.py:\d+ in (\w+)", r"test_logs.py in \1", value)
+    return value
+
+
+_PATTERNS = {
+    "timestamp": r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}\+00:00",
+    "session_id": "[0-9a-f]{16}",
+    "trace_id": "[0-9a-f]{32}",
+    "span_id": "[0-9a-f]{16}",
+    "explanation": r"Author\.books was read (less than 1 ms|[\d.]+ m?s) "
+    "after its session was closed",
+}
+
+HERE = "test_logs.py in story()"
+FIRST = {
+    "timestamp": "<timestamp>",
+    "logger": "session_tracer",
+    "session_id": "<session_id>",
+    "session_name": "library",
+}
+TRACED = {"trace_id": "<trace_id>", "span_id": "<span_id>"}
+
+
+def test_what_the_events_of_a_session_say(twin: Twin) -> None:
+    async def story() -> None:
+        with capture(twin.factory, name="library") as captured:
+            async with twin.session() as session:
+                session.add_all(authors(1, books_each=2))
+                await session.commit()
+                author = (await session.scalars(select(Author))).one()
+                async with session.begin_nested():
+                    author.name = "another"
+                await session.commit()
+        assert [masked(event) for event in captured.logs] == [
+            {
+                **FIRST,
+                "level": "debug",
+                "event": "session.opened",
+                "async": twin.is_async,
+                "reopened": False,
+                "site": HERE,
+            },
+            {
+                **FIRST,
+                **TRACED,
+                "level": "debug",
+                "event": "flush.completed",
+                "trigger": "commit",
+                "duration_ms": "<ms>",
+                "new": 3,
+                "new_by_entity": captured.logs[1]["new_by_entity"],
+                "dirty": 0,
+                "unchanged": 0,
+                "deleted": 0,
+                "site": HERE,
+            },
+            {
+                **FIRST,
+                **TRACED,
+                "level": "debug",
+                "event": "transaction.ended",
+                "outcome": "committed",
+                "nested": False,
+                "two_phase": False,
+                "duration_ms": "<ms>",
+                "site": HERE,
+            },
+            {
+                **FIRST,
+                **TRACED,
+                "level": "debug",
+                "event": "flush.completed",
+                "trigger": "savepoint",
+                "duration_ms": "<ms>",
+                "new": 0,
+                "dirty": 1,
+                "dirty_by_entity": "Author=1",
+                "unchanged": 0,
+                "deleted": 0,
+                "site": HERE,
+            },
+            {
+                **FIRST,
+                **TRACED,
+                "level": "debug",
+                "event": "transaction.ended",
+                "outcome": "committed",
+                "nested": True,
+                "two_phase": False,
+                "duration_ms": "<ms>",
+                "site": HERE,
+            },
+            {
+                **FIRST,
+                **TRACED,
+                "level": "debug",
+                "event": "transaction.ended",
+                "outcome": "committed",
+                "nested": False,
+                "two_phase": False,
+                "duration_ms": "<ms>",
+                "site": HERE,
+            },
+            {
+                **FIRST,
+                **TRACED,
+                "level": "info",
+                "event": "session.closed",
+                "outcome": "committed",
+                "ending": "close",
+                "async": twin.is_async,
+                "duration_ms": "<ms>",
+                "held_ms": "<ms>",
+                "sql_ms": "<ms>",
+                "statements": 7 if twin.database == "sqlite" else 6,
+                "transactions": 2,
+                "savepoints": 1,
+                "commits": 2,
+                "rollbacks": 0,
+                "flushes": 2,
+                "failed_flushes": 0,
+                "loaded": 1,
+                "loaded_by_entity": "Author=1",
+                "new": 3,
+                "new_by_entity": captured.logs[1]["new_by_entity"],
+                "dirty": 1,
+                "dirty_by_entity": "Author=1",
+                "unchanged": 0,
+                "deleted": 0,
+                "lazy_loads": 0,
+                "expired": 0,
+                "expunged": 0,
+                "merged": 0,
+                "pending": 0,
+                "transitions": captured.logs[6]["transitions"],
+                "transitions_by_event": captured.logs[6]["transitions_by_event"],
+                "identity_map_size": 1,
+                "identity_map_peak": 3,
+                "findings": [],
+                "opened_site": HERE,
+                "site": HERE,
+                "db_system": twin.database,
+                "db_namespace": twin.url.database,
+            },
+        ]
+        assert sorted(captured.logs[1]["new_by_entity"].split()) == ["Author=1", "Book=2"]
+
+    twin.run(story)
+
+
+def test_a_failed_flush_is_a_warning_that_names_the_constraint(twin: Twin) -> None:
+    async def story() -> None:
+        with (
+            capture(twin.factory, name="library", log_level="info") as captured,
+            left_by(IntegrityError),
+        ):
+            async with twin.session() as session:
+                session.add_all(authors(1, books_each=1))
+                await session.flush()
+                session.add_all([Book(title="a secret", copies=-1, author_id=1)])
+                await session.flush()
+        failed, closed = captured.logs
+        expected = {
+            **FIRST,
+            **TRACED,
+            "level": "warning",
+            "event": "flush.failed",
+            "trigger": "explicit",
+            "duration_ms": "<ms>",
+            "error_type": "sqlalchemy.exc.IntegrityError",
+            "new": 1,
+            "new_by_entity": "Book=1",
+            "dirty": 0,
+            "deleted": 0,
+            "site": HERE,
+        }
+        if twin.database == "postgresql":
+            expected["constraint"] = "copies_are_not_negative"
+        assert masked(failed) == expected
+        assert "secret" not in str(captured.logs)
+        assert [closed[key] for key in ("event", "level", "outcome", "error_type")] == [
+            "session.closed",
+            "info",
+            "failed",
+            "sqlalchemy.exc.IntegrityError",
+        ]
+
+    twin.run(story)
+
+
+def test_a_finding_is_logged_with_its_remedy(twin: Twin) -> None:
+    async def story() -> None:
+        with capture(twin.factory, name="library", log_level="warning") as captured:
+            async with twin.session() as session:
+                session.add_all(authors(1, books_each=1))
+                await session.commit()
+                author = (await session.scalars(select(Author))).one()
+            with pytest.raises(DetachedInstanceError):
+                author.books  # noqa: B018 - reading it is the point
+        (said,) = captured.logs
+        assert masked(said) == {
+            **FIRST,
+            **TRACED,
+            "level": "error",
+            "event": "finding",
+            "finding_id": "detached-lazy-load",
+            "severity": "error",
+            "explanation": "<explanation>",
+            "remedy": f"select(Author).options(selectinload(Author.books)) at {HERE}",
+            "site": HERE,
+            "session_site": HERE,
+            "entity": "Author",
+            "attribute": "books",
+            "count": 1,
+            "suppressed": 0,
+            "why": "the relationship was never loaded",
+            "session": said["session_id"],
+            "departure": "close",
+            "departed_ms_ago": "<ms>",
+            "loaded_at": HERE,
+            "opened_at": HERE,
+            "departed_at": HERE,
+            "help": "docs/findings.md#detached-lazy-load",
+        }
+        (span,) = [span for span in captured.spans if span.name == "detached_load"]
+        assert said["span_id"] == f"{context(span).span_id:016x}"
+
+    twin.run(story)
+
+
+class Remark:
+    """A detector with a word for every flush: one that is as bad as it is told to be."""
+
+    facts = (FlushCompleted,)
+
+    def __init__(self, severity: Any = "warning", **evidence: Any) -> None:
+        self._severity = severity
+        self._evidence = evidence
+
+    def memory(self) -> None:
+        """It remembers nothing."""
+
+    def judge(self, fact: FlushCompleted, record: SessionRecord, memory: None) -> Iterator[Finding]:
+        """A finding."""
+        yield finding(
+            fact.site, severity=self._severity, session_id=record.id, evidence=self._evidence
+        )
+
+
+def finding(site: CallSite | None, **options: Any) -> Finding:
+    """A remark about a line."""
+    said: dict[str, Any] = {
+        "id": "a-remark",
+        "severity": "warning",
+        "message": "Something was written.",
+        "remedy": "Leave it.",
+        "site": site,
+        "session_id": "1",
+        "session_name": "library",
+        "session_site": None,
+    }
+    return Finding(**{**said, **options})
+
+
+@pytest.mark.parametrize("severity", ["info", "warning", "error"])
+def test_a_finding_is_logged_at_its_severity(sqlite_twin: Twin, severity: str) -> None:
+    async def story() -> None:
+        with capture(
+            sqlite_twin.factory, log_level="info", detectors=(Remark(severity),)
+        ) as captured:
+            async with sqlite_twin.session() as session:
+                session.add_all(authors(1))
+                await session.flush()
+                await session.rollback()
+        assert [(event["event"], event["level"]) for event in captured.logs] == [
+            ("finding", severity),
+            ("session.closed", "info"),
+        ]
+        assert captured.logs[1]["findings"] == ["a-remark"]
+
+    sqlite_twin.run(story)
+
+
+def closing(captured: Any) -> list[tuple[str, str]]:
+    """The level and the outcome of each closed session."""
+    return [
+        (event["level"], event["outcome"])
+        for event in captured.logs
+        if event["event"] == "session.closed"
+    ]
+
+
+def test_a_closed_session_is_worth_telling_when_it_did_something(twin: Twin) -> None:
+    async def story() -> None:
+        with capture(twin.factory, slow_session_seconds=0.5) as captured:
+            async with twin.session():
+                pass
+            async with twin.session() as session:
+                await session.scalars(select(Author))
+            async with twin.session() as session:
+                session.add_all(authors(1))
+                await session.flush()
+                await session.rollback()
+            with left_by(LookupError):
+                async with twin.session() as session:
+                    await session.scalars(select(Author))
+                    raise LookupError
+            async with twin.session() as session:
+                await session.scalars(select(Author))
+                time.sleep(0.6)
+            session = twin.session()
+            session.sync_session.begin()
+            del session
+            gc.collect()
+        assert closing(captured) == [
+            ("debug", "unused"),
+            ("debug", "closed"),
+            ("info", "rolled_back"),
+            ("info", "failed"),
+            ("info", "closed"),
+            ("info", "abandoned"),
+        ]
+
+    twin.run(story)
+
+
+def test_an_exporter_gets_the_levels_it_asks_for(sqlite_twin: Twin) -> None:
+    async def story() -> None:
+        for level in ("debug", "info", "warning", "error"):
+            with capture(
+                sqlite_twin.factory, log_level=level, detectors=(Remark("warning"),)
+            ) as captured:
+                async with sqlite_twin.session() as session:
+                    session.add_all(authors(1))
+                    await session.flush()
+                    await session.rollback()
+            said[level] = [event["event"] for event in captured.logs]
+
+    said: dict[str, list[str]] = {}
+    sqlite_twin.run(story)
+    assert said == {
+        "debug": [
+            "session.opened",
+            "finding",
+            "flush.completed",
+            "transaction.ended",
+            "session.closed",
+        ],
+        "info": ["finding", "session.closed"],
+        "warning": ["finding"],
+        "error": [],
+    }
+
+
+def test_each_event_belongs_to_the_span_it_is_about(twin: Twin) -> None:
+    async def story() -> None:
+        exporter = Exporter(tracer_provider=traces.provider, on_log=said.append)
+        with instrument(twin.factory, exporter=exporter, detectors=(Remark(),), log_level="debug"):
+            async with twin.session() as session:
+                session.add_all(authors(1))
+                await session.commit()
+                async with session.begin_nested():
+                    pass
+
+    said: list[LogEvent] = []
+    traces = Traces()
+    twin.run(story)
+    spans = {
+        (f"{context(span).trace_id:032x}", f"{context(span).span_id:016x}"): span.name
+        for span in traces.spans
+    }
+    assert [
+        (event["event"], spans.get((event.get("trace_id", ""), event.get("span_id", "")), "none"))
+        for event in said
+    ] == [
+        ("session.opened", "none"),
+        ("finding", "flush"),
+        ("flush.completed", "flush"),
+        ("transaction.ended", "transaction"),
+        ("transaction.ended", "savepoint"),
+        ("transaction.ended", "transaction"),
+        ("session.closed", "session default"),
+    ]
+
+
+@pytest.mark.parametrize("recording", [False, True], ids=["unsampled", "without a provider"])
+def test_where_nothing_is_recorded_no_span_is_named(twin: Twin, recording: bool) -> None:
+    async def story() -> None:
+        with instrument(twin.factory, exporter=exporter, log_level="debug"):
+            async with twin.session() as session:
+                session.add_all(authors(1))
+                await session.commit()
+
+    said: list[LogEvent] = []
+    exporter = Exporter(on_log=said.append)
+    if recording:
+        exporter = Exporter(tracer_provider=Traces(sampler=ALWAYS_OFF).provider, on_log=said.append)
+    twin.run(story)
+    assert [event["event"] for event in said] == [
+        "session.opened",
+        "flush.completed",
+        "transaction.ended",
+        "session.closed",
+    ]
+    assert [key for event in said for key in event if key in ("trace_id", "span_id")] == []
+
+
+def test_events_are_flat_and_ready_for_json(twin: Twin) -> None:
+    async def story() -> None:
+        evidence: dict[str, Any] = {
+            "lines": ["one", "two"],
+            "counts": {"Author": 2, "Book": 1},
+            "words": {"first": "a", "second": None},
+            "nothing": None,
+            "share": 0.5,
+        }
+        with (
+            capture(twin.factory, detectors=(Remark(**evidence),)) as captured,
+            left_by(IntegrityError),
+        ):
+            async with twin.session() as session:
+                session.add_all(authors(1, books_each=1))
+                await session.commit()
+                await session.run_sync(lambda sync: sync.scalars(select(Author)).one().books)
+                session.add_all(authors(1))
+                await session.flush()
+        assert {event["event"] for event in captured.logs} == {
+            "session.opened",
+            "flush.completed",
+            "flush.failed",
+            "finding",
+            "transaction.ended",
+            "session.closed",
+        }
+        for event in captured.logs:
+            assert json.loads(json.dumps(event)) == event
+            for key, value in event.items():
+                assert re.fullmatch("[a-z][a-z0-9_]*", key)
+                assert isinstance(value, str | bool | int | float) or (
+                    isinstance(value, list) and all(isinstance(one, str) for one in value)
+                )
+        (said,) = [event for event in captured.logs if event["event"] == "finding"]
+        assert {
+            key: said.get(key)
+            for key in (
+                *("lines", "counts", "counts_by_entity", "words_first", "words_second"),
+                *("words", "nothing", "share"),
+            )
+        } == {
+            "lines": ["one", "two"],
+            "counts": 3,
+            "counts_by_entity": "Author=2 Book=1",
+            "words_first": "a",
+            "words_second": None,
+            "words": None,
+            "nothing": None,
+            "share": 0.5,
+        }
+
+    twin.run(story)
+
+
+class Clock:
+    """A clock that stands still until it is told to go on."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_repeats_from_one_site_are_held_back_and_counted() -> None:
+    clock = Clock()
+    repeats = Repeats(60.0, clock)
+    here, there = CallSite("app.py", 1, "f"), CallSite("app.py", 2, "f")
+    said = []
+    for at, site in (
+        (0, here),
+        (1, here),
+        (2, there),
+        (59.9, here),
+        (60, here),
+        (61, here),
+        (62, there),
+        (200, here),
+        (201, there),
+    ):
+        clock.now = at
+        said.append(repeats.suppressed(finding(site)))
+    assert said == [0, None, 0, None, 2, None, 0, 1, 0]
+
+
+def test_another_finding_from_the_same_site_is_no_repeat() -> None:
+    repeats = Repeats(60.0, Clock())
+    site = CallSite("app.py", 1, "f")
+    assert [
+        repeats.suppressed(finding(site, id="one")),
+        repeats.suppressed(finding(site, id="two")),
+        repeats.suppressed(finding(None, id="one")),
+        repeats.suppressed(finding(None, id="one")),
+        repeats.suppressed(finding(site, id="one", message="in other words")),
+    ] == [0, 0, 0, None, None]
+
+
+def test_no_repeat_is_lost_between_threads() -> None:
+    def repeat() -> None:
+        answers.extend(repeats.suppressed(remark) for _ in range(5_000))
+
+    clock = Clock()
+    repeats, remark = Repeats(60.0, clock), finding(None)
+    answers: list[int | None] = []
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=repeat) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert [answer for answer in answers if answer is not None] == [0]
+    clock.now = 60
+    assert repeats.suppressed(remark) == 19_999
+
+
+def test_what_is_remembered_of_repeats_is_bounded() -> None:
+    repeats = Repeats(60.0, Clock())
+    for line in range(5_000):
+        assert repeats.suppressed(finding(CallSite("app.py", line, "f"))) == 0
+    assert repeats.suppressed(finding(CallSite("app.py", 4_999, "f"))) is None
+    assert len(repeats._last) == 1_000
+
+
+def test_a_loop_of_findings_is_logged_once_and_counted_each_time(twin: Twin) -> None:
+    async def story() -> None:
+        said: list[LogEvent] = []
+        exporter = Exporter(meter_provider=measured.provider, on_log=said.append)
+        with instrument(twin.factory, exporter=exporter, log_level="warning"):
+            async with twin.session() as session:
+                session.add_all(authors(5))
+                await session.commit()
+                found = (await session.scalars(select(Author))).all()
+            for author in found:
+                with pytest.raises(DetachedInstanceError):
+                    author.books  # noqa: B018 - reading it is the point
+            with pytest.raises(DetachedInstanceError):
+                found[0].books  # noqa: B018 - another line
+        assert [(event["event"], event["suppressed"]) for event in said] == [
+            ("finding", 0),
+            ("finding", 0),
+        ]
+        assert measured.totals("sqlalchemy.findings") == {
+            ("default", "detached-lazy-load", "error"): 6
+        }
+
+    measured = Measurements()
+    twin.run(story)
+
+
+def test_a_repeat_after_a_while_says_how_many_were_held_back(sqlite_twin: Twin) -> None:
+    async def story() -> None:
+        with capture(
+            sqlite_twin.factory, log_level="warning", repeat_finding_seconds=0.2
+        ) as captured:
+            async with sqlite_twin.session() as session:
+                session.add_all(authors(4))
+                await session.commit()
+                found = (await session.scalars(select(Author))).all()
+            for number, author in enumerate(found):
+                if number == 3:
+                    time.sleep(0.25)
+                with pytest.raises(DetachedInstanceError):
+                    author.books  # noqa: B018 - reading it is the point
+        assert [event["suppressed"] for event in captured.logs] == [0, 2]
+        assert len(captured.findings) == 4
+
+    sqlite_twin.run(story)
+
+
+async def write_and_read(twin: Twin) -> None:
+    """One session that writes, and one that does not."""
+    async with twin.session() as session:
+        session.add_all(authors(1))
+        await session.commit()
+    async with twin.session() as session:
+        await session.scalars(select(Author))
+
+
+EVENTS = [
+    ("debug", "session.opened"),
+    ("debug", "flush.completed"),
+    ("debug", "transaction.ended"),
+    ("info", "session.closed"),
+    ("debug", "session.opened"),
+    ("debug", "transaction.ended"),
+    ("debug", "session.closed"),
+]
+
+
+def test_a_configured_structlog_renders_the_events(
+    sqlite_twin: Twin, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def story() -> None:
+        with instrument(sqlite_twin.factory, exporter=Exporter()):
+            await write_and_read(sqlite_twin)
+
+    stream = io.StringIO()
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.JSONRenderer(),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(stream),
+        cache_logger_on_first_use=False,
+    )
+    with structlog.contextvars.bound_contextvars(request="7"):
+        sqlite_twin.run(story)
+    said = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [(event["level"], event["event"]) for event in said] == EVENTS
+    assert {event["request"] for event in said} == {"7"}
+    assert masked(said[1]) == {
+        "level": "debug",
+        "event": "flush.completed",
+        "request": "7",
+        "session_id": "<session_id>",
+        "session_name": "default",
+        "trigger": "commit",
+        "duration_ms": "<ms>",
+        "new": 1,
+        "new_by_entity": "Author=1",
+        "dirty": 0,
+        "unchanged": 0,
+        "deleted": 0,
+        "site": "test_logs.py in write_and_read()",
+    }
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "")
+
+
+def test_a_structlog_that_filters_gets_no_more_than_it_takes(sqlite_twin: Twin) -> None:
+    async def story() -> None:
+        with instrument(sqlite_twin.factory, exporter=Exporter(on_log=exported.append)):
+            await write_and_read(sqlite_twin)
+
+    exported: list[LogEvent] = []
+    entries = LogCapture()
+    structlog.configure(
+        processors=[entries],
+        wrapper_class=structlog.make_filtering_bound_logger("info"),
+        cache_logger_on_first_use=False,
+    )
+    sqlite_twin.run(story)
+    assert [(one["log_level"], one["event"]) for one in entries.entries] == [
+        ("info", "session.closed")
+    ]
+    # The exporter filters for itself, and gets the same.
+    assert [event["event"] for event in exported] == ["session.closed"]
+    assert {**entries.entries[0], "level": "info"} == {
+        **{key: value for key, value in exported[0].items() if key not in ("timestamp", "logger")},
+        "log_level": "info",
+    }
+
+
+@pytest.mark.parametrize(
+    "wrapper_class",
+    [
+        structlog.stdlib.BoundLogger,
+        structlog.BoundLogger,
+        structlog.make_filtering_bound_logger(logging.DEBUG),
+    ],
+)
+def test_each_kind_of_bound_logger_takes_the_events(sqlite_twin: Twin, wrapper_class: type) -> None:
+    async def story() -> None:
+        with instrument(sqlite_twin.factory, exporter=Exporter()):
+            await write_and_read(sqlite_twin)
+
+    entries = LogCapture()
+    structlog.configure(
+        processors=[entries],
+        wrapper_class=wrapper_class,
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=False,
+    )
+    logger = logging.getLogger("session_tracer")
+    logger.setLevel(logging.DEBUG)
+    try:
+        sqlite_twin.run(story)
+    finally:
+        logger.setLevel(logging.NOTSET)
+    assert [(one["log_level"], one["event"]) for one in entries.entries] == EVENTS
+
+
+def test_a_structlog_over_the_standard_library_clashes_with_no_log_record(
+    twin: Twin, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def story() -> None:
+        with instrument(twin.factory, exporter=Exporter(), detectors=detectors):
+            await write_and_read(twin)
+            async with twin.session() as session:
+                found = (await session.scalars(select(Author))).one()
+            with pytest.raises(DetachedInstanceError):
+                found.books  # noqa: B018 - reading it is the point
+            async with twin.session() as session:
+                session.add_all(authors(1))
+                with pytest.raises(IntegrityError):
+                    await session.flush()
+
+    from session_tracer.detectors import DEFAULT_DETECTORS
+
+    detectors = (*DEFAULT_DETECTORS, Remark())
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            structlog.stdlib.add_logger_name,
+            structlog.processors.format_exc_info,
+            structlog.stdlib.render_to_log_kwargs,
+        ],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=False,
+    )
+    with caplog.at_level(logging.DEBUG, "session_tracer"):
+        twin.run(story)
+    records = [record for record in caplog.records if record.name == "session_tracer"]
+    assert [(record.levelname, record.getMessage()) for record in records] == [
+        ("DEBUG", "session.opened"),
+        ("WARNING", "finding"),
+        ("DEBUG", "flush.completed"),
+        ("DEBUG", "transaction.ended"),
+        ("INFO", "session.closed"),
+        *[("DEBUG", name) for name in ("session.opened", "transaction.ended", "session.closed")]
+        * 2,
+        ("ERROR", "finding"),
+        ("DEBUG", "session.opened"),
+        ("WARNING", "flush.failed"),
+        ("DEBUG", "transaction.ended"),
+        ("DEBUG", "session.closed"),
+    ]
+    assert records[4].__dict__["statements"] == 1
+    assert all(re.fullmatch("[0-9a-f]{16}", record.__dict__["session_id"]) for record in records)
+
+
+def test_a_processor_that_raises_is_counted_and_goes_no_further(
+    twin: Twin, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def story() -> None:
+        with instrument(twin.factory, exporter=Exporter(meter_provider=measured.provider)):
+            await write_and_read(twin)
+
+    def refuse(logger: Any, name: str, event: Any) -> Any:
+        raise LookupError(6 * 7)
+
+    measured = Measurements()
+    structlog.configure(processors=[refuse], cache_logger_on_first_use=False)
+    twin.run(story)
+    assert measured.totals("session_tracer.errors") == {("default", "LogSignal"): 2}
+    assert measured.totals("sqlalchemy.session.duration") == {
+        ("default", "committed"): 1,
+        ("default", "closed"): 1,
+    }
+    (said,) = caplog.records
+    assert said.getMessage().startswith("session_tracer failed in LogSignal with LookupError")
+    assert "42" not in said.getMessage()
+
+
+def test_a_structlog_that_nobody_configured_says_nothing_and_stays_so(
+    twin: Twin, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def story() -> None:
+        with instrument(twin.factory, exporter=Exporter(on_log=exported.append)):
+            await write_and_read(twin)
+            assert not structlog.is_configured()
+
+    exported: list[LogEvent] = []
+    root, ours = logging.getLogger(), logging.getLogger("session_tracer")
+    before = list(root.handlers), root.level, list(ours.handlers), ours.level, ours.propagate
+    twin.run(story)
+    assert not structlog.is_configured()
+    assert (list(root.handlers), root.level, list(ours.handlers), ours.level, ours.propagate) == (
+        before
+    )
+    assert [event["event"] for event in exported] == ["session.closed"]
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "")
+
+
+def test_a_structlog_that_is_configured_later_gets_what_comes_after(sqlite_twin: Twin) -> None:
+    async def story() -> None:
+        with instrument(sqlite_twin.factory, exporter=Exporter()):
+            await write_and_read(sqlite_twin)
+            structlog.configure(processors=[entries], cache_logger_on_first_use=False)
+            async with sqlite_twin.session():
+                pass
+
+    entries = LogCapture()
+    sqlite_twin.run(story)
+    assert [one["event"] for one in entries.entries] == ["session.opened", "session.closed"]

@@ -1,0 +1,231 @@
+"""The detached lazy load in each signal, and those beside it that are none."""
+
+import asyncio
+import traceback
+from typing import Any
+
+import pytest
+from opentelemetry.trace import StatusCode
+from sqlalchemy import select
+from sqlalchemy.orm.exc import DetachedInstanceError
+
+from session_tracer.testing import Captured, capture
+from tests.library import Author, Book, authors, keep
+from tests.stories import detached
+from tests.stories.lines import marked
+from tests.twins import Twin
+
+ERROR = "sqlalchemy.orm.exc.DetachedInstanceError"
+
+
+async def refused(twin: Twin, name: str = "default", **settings: Any) -> Captured:
+    """A capture of one collection read too late."""
+    with capture(twin.factory, name=name, **settings) as told:
+        author = await detached.closed(twin, Author)
+        with pytest.raises(DetachedInstanceError):
+            detached.read_books(author)
+    return told
+
+
+def test_the_log_tells_it_all(sqlite_twin: Twin) -> None:
+    async def story() -> None:
+        await keep(sqlite_twin, *authors(1, books_each=1))
+        told = await refused(sqlite_twin, name="shop-db")
+        (finding,) = told.findings
+        (event,) = [log for log in told.logs if log["event"] == "finding"]
+        (span,) = [span for span in told.spans if span.name == "detached_load"]
+        assert event == {
+            "timestamp": event["timestamp"],
+            "level": "error",
+            "event": "finding",
+            "logger": "session_tracer",
+            "session_id": finding.session_id,
+            "session_name": "shop-db",
+            "trace_id": f"{span.context.trace_id:032x}",
+            "span_id": f"{span.context.span_id:016x}",
+            "finding_id": "detached-lazy-load",
+            "severity": "error",
+            "explanation": finding.message,
+            "remedy": finding.remedy,
+            "site": str(marked(detached.read_books, "read")),
+            "session_site": str(marked(detached.closed, "opened")),
+            "entity": "Author",
+            "attribute": "books",
+            "count": 1,
+            "suppressed": 0,
+            "why": "the relationship was never loaded",
+            "session": finding.session_id,
+            "departure": "close",
+            "departed_ms_ago": finding.evidence["departed_ms_ago"],
+            "loaded_at": str(marked(detached.closed, "loaded")),
+            "opened_at": str(marked(detached.closed, "opened")),
+            "departed_at": str(marked(detached.closed, "departed")),
+            "help": "docs/findings.md#detached-lazy-load",
+        }
+
+    sqlite_twin.run(story)
+
+
+def test_the_metrics_count_every_one_and_the_log_says_it_once(sqlite_twin: Twin) -> None:
+    async def story() -> None:
+        await keep(sqlite_twin, *authors(3, books_each=1))
+        with capture(sqlite_twin.factory, name="shop-db") as told:
+            async with sqlite_twin.session() as session:
+                found = (await session.scalars(select(Author))).all()
+            for author in found:
+                with pytest.raises(DetachedInstanceError):
+                    detached.read_books(author)
+        (loads,) = told.metrics["sqlalchemy.lazy_loads"]
+        assert (dict(loads.attributes), loads.value) == (
+            {"sqlalchemy.session.name": "shop-db", "kind": "detached"},
+            3,
+        )
+        (findings,) = told.metrics["sqlalchemy.findings"]
+        assert (dict(findings.attributes), findings.value) == (
+            {
+                "sqlalchemy.session.name": "shop-db",
+                "sqlalchemy.finding.id": "detached-lazy-load",
+                "sqlalchemy.finding.severity": "error",
+            },
+            3,
+        )
+        assert len([log for log in told.logs if log["event"] == "finding"]) == 1
+
+    sqlite_twin.run(story)
+
+
+def test_the_span_is_linked_to_the_session_that_held_the_object(sqlite_twin: Twin) -> None:
+    async def story() -> None:
+        await keep(sqlite_twin, *authors(1, books_each=1))
+        told = await refused(sqlite_twin, name="shop-db")
+        (finding,) = told.findings
+        (session,) = [span for span in told.spans if span.name == "session shop-db"]
+        (span,) = [span for span in told.spans if span.name == "detached_load"]
+        read = marked(detached.read_books, "read")
+        code = {
+            "code.function.name": read.function,
+            "code.file.path": read.file,
+            "code.line.number": read.line,
+        }
+        assert [link.context for link in span.links] == [session.context]
+        assert span.parent is None
+        assert dict(span.attributes or {}) == {
+            "sqlalchemy.session.id": finding.session_id,
+            "sqlalchemy.session.name": "shop-db",
+            "sqlalchemy.session.async": sqlite_twin.is_async,
+            "sqlalchemy.entity": "Author",
+            "sqlalchemy.attribute": "books",
+            "error.type": ERROR,
+            **code,
+        }
+        assert span.status.status_code is StatusCode.ERROR
+        assert [(event.name, dict(event.attributes or {})) for event in span.events] == [
+            (
+                "sqlalchemy.finding",
+                {
+                    "sqlalchemy.finding.id": "detached-lazy-load",
+                    "sqlalchemy.finding.severity": "error",
+                    "sqlalchemy.finding.message": finding.message,
+                    "sqlalchemy.finding.remedy": finding.remedy,
+                    "sqlalchemy.entity": "Author",
+                    "sqlalchemy.attribute": "books",
+                    **code,
+                },
+            ),
+            ("exception", {"exception.type": ERROR}),
+        ]
+
+    sqlite_twin.run(story)
+
+
+def test_the_session_that_held_the_object_may_still_be_open(sqlite_twin: Twin) -> None:
+    async def story() -> None:
+        await keep(sqlite_twin, *authors(1, books_each=1))
+        with capture(sqlite_twin.factory) as told:
+            async with sqlite_twin.session() as session:
+                author = (await session.scalars(select(Author))).one()
+                session.expunge(author)
+                with pytest.raises(DetachedInstanceError):
+                    detached.read_books(author)
+        (origin,) = [span for span in told.spans if span.name == "session default"]
+        (span,) = [span for span in told.spans if span.name == "detached_load"]
+        assert [link.context for link in span.links] == [origin.context]
+        assert [finding.evidence["departure"] for finding in told.findings] == ["expunge"]
+
+    sqlite_twin.run(story)
+
+
+def test_the_primary_key_is_named_only_when_asked_for(sqlite_twin: Twin) -> None:
+    async def story() -> None:
+        await keep(sqlite_twin, Author(id=4711, name="author nobody may see"))
+        silent = await refused(sqlite_twin)
+        said = await refused(sqlite_twin, record_identity=True)
+        assert "identity" not in silent.findings[0].evidence
+        assert said.findings[0].evidence["identity"] == "4711"
+        told = [silent.findings, silent.logs, *(span.to_json() for span in silent.spans)]
+        assert "4711" not in str(told)
+        assert "may see" not in str([told, said.findings, said.logs])
+
+    sqlite_twin.run(story)
+
+
+def test_the_error_is_sqlalchemys_own(sqlite_twin: Twin) -> None:
+    def raised(read: Any, entity: object) -> tuple[object, ...]:
+        with pytest.raises(DetachedInstanceError) as caught:
+            read(entity)
+        error = caught.value
+        frames = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+        return type(error), str(error), error.args, error.code, vars(error), frames
+
+    async def story() -> None:
+        await keep(sqlite_twin, *authors(1, books_each=1))
+        reads = (
+            detached.read_books,
+            detached.read_biography,
+            detached.read_name,
+            detached.read_letters,
+        )
+        with capture(sqlite_twin.factory) as told:
+            author = await detached.expired_by_commit(sqlite_twin, Author)
+            traced = [raised(read, author) for read in reads]
+        untraced = [raised(read, author) for read in reads]
+        assert traced == untraced
+        assert len(told.findings) == len(reads)
+
+    sqlite_twin.run(story)
+
+
+@pytest.mark.parametrize("is_async", [True], ids=["async"])
+def test_a_task_that_reads_what_another_loaded_is_the_reader(sqlite_twin: Twin) -> None:
+    async def reader(author: Author) -> None:
+        await asyncio.sleep(0)
+        with pytest.raises(DetachedInstanceError):
+            [author.books for _ in range(1)]  # read
+
+    async def story() -> None:
+        await keep(sqlite_twin, *authors(1, books_each=1))
+        with capture(sqlite_twin.factory) as told:
+            author = await detached.closed(sqlite_twin, Author)
+            await asyncio.gather(reader(author))
+        assert [finding.site for finding in told.findings] == [marked(reader, "read")]
+
+    sqlite_twin.run(story)
+
+
+def test_a_book_read_in_a_template_of_ones_own_names_that_line(sqlite_twin: Twin) -> None:
+    def sentence(books: list[Book]) -> str:
+        return ", ".join(
+            f"{book.title} by {book.author.name}"  # read
+            for book in books
+        )
+
+    async def story() -> None:
+        await keep(sqlite_twin, *authors(1, books_each=2))
+        with capture(sqlite_twin.factory) as told:
+            async with sqlite_twin.session() as session:
+                books = (await session.scalars(select(Book))).all()
+            with pytest.raises(DetachedInstanceError):
+                sentence(list(books))
+        assert [finding.site for finding in told.findings] == [marked(sentence, "read")]
+
+    sqlite_twin.run(story)

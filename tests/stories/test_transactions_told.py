@@ -1,0 +1,248 @@
+"""Stories of transactions: begun, committed, rolled back, prepared, and refused at the COMMIT."""
+
+from contextlib import suppress
+
+import pytest
+from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
+
+from session_tracer.testing import capture
+from tests.library import Author, Loan, authors
+from tests.outline import outline
+from tests.twins import Twin, url_of
+
+WRITTEN = [
+    "connection acquired",
+    "INSERT authors",
+    "flushed +1 Author",
+]
+
+
+def test_a_begin_block_commits(twin: Twin) -> None:
+    async def story() -> None:
+        with capture(twin.factory) as told:
+            async with twin.session() as session, session.begin():
+                session.add_all(authors(1))
+        assert outline(told.facts) == [
+            "session opened",
+            "transaction began",
+            "commit flush began",
+            *WRITTEN,
+            "connection released",
+            "transaction committed",
+            "session close: committed",
+        ]
+
+    twin.run(story)
+
+
+def test_two_begin_blocks_are_two_transactions_of_one_scope(twin: Twin) -> None:
+    async def story() -> None:
+        with capture(twin.factory) as told:
+            async with twin.session() as session:
+                async with session.begin():
+                    session.add_all(authors(1))
+                async with session.begin():
+                    (await session.scalars(select(Author))).all()
+        assert outline(told.facts) == [
+            "session opened",
+            "transaction began",
+            "commit flush began",
+            *WRITTEN,
+            "connection released",
+            "transaction committed",
+            "transaction began",
+            "connection acquired",
+            "SELECT Author",
+            "loaded 1 Author",
+            "connection released",
+            "transaction committed",
+            "session close: committed",
+        ]
+        (summary,) = told.sessions
+        assert (summary.transactions, summary.commits) == (2, 2)
+
+    twin.run(story)
+
+
+def test_a_commit_with_nothing_to_commit_takes_no_connection(twin: Twin) -> None:
+    async def story() -> None:
+        with capture(twin.factory) as told:
+            async with twin.session() as session:
+                await session.commit()
+        assert outline(told.facts) == [
+            "session opened",
+            "transaction began",
+            "transaction committed",
+            "session close: committed",
+        ]
+
+    twin.run(story)
+
+
+def test_a_rollback_after_a_flush(twin: Twin) -> None:
+    async def story() -> None:
+        with capture(twin.factory) as told:
+            async with twin.session() as session:
+                written = authors(1)
+                session.add_all(written)
+                await session.flush()
+                await session.rollback()
+        assert outline(told.facts) == [
+            "session opened",
+            "transaction began",
+            "explicit flush began",
+            *WRITTEN,
+            "connection released",
+            "transaction rolled_back",
+            "session close: rolled_back",
+        ]
+        (summary,) = told.sessions
+        assert summary.transitions == {
+            "transient_to_pending": 1,
+            "pending_to_persistent": 1,
+            "persistent_to_transient": 1,
+        }
+
+    twin.run(story)
+
+
+def test_a_close_with_an_open_transaction_neither_commits_nor_rolls_back(twin: Twin) -> None:
+    async def story() -> None:
+        with capture(twin.factory) as told:
+            async with twin.session() as session:
+                session.add_all(authors(1))
+                await session.flush()
+        assert outline(told.facts) == [
+            "session opened",
+            "transaction began",
+            "explicit flush began",
+            *WRITTEN,
+            "connection released",
+            "transaction closed",
+            "session close: closed",
+        ]
+
+    twin.run(story)
+
+
+@pytest.fixture
+def postgres_twin(is_async: bool, postgres_url: str) -> Twin:
+    """The same story sync and async, on the database that checks constraints at the COMMIT."""
+    return Twin(url_of("postgresql", "", postgres_url, is_async=is_async), is_async)
+
+
+def test_a_commit_that_the_database_refuses(postgres_twin: Twin) -> None:
+    async def story() -> None:
+        with capture(postgres_twin.factory) as told:
+            async with postgres_twin.session() as session:
+                session.add(Loan(book_id=404))
+                with pytest.raises(IntegrityError):
+                    await session.commit()
+                await session.rollback()
+        assert outline(told.facts) == [
+            "session opened",
+            "transaction began",
+            "commit flush began",
+            "connection acquired",
+            "INSERT loans",
+            "flushed +1 Loan",
+            "connection released",
+            "transaction rolled_back with IntegrityError",
+            "session close: rolled_back",
+        ]
+        (summary,) = told.sessions
+        assert (summary.commits, summary.rollbacks, summary.failed_flushes) == (0, 1, 0)
+
+    postgres_twin.run(story)
+
+
+def test_a_commit_that_the_database_refuses_and_nobody_rolls_back(postgres_twin: Twin) -> None:
+    async def story() -> None:
+        with capture(postgres_twin.factory) as told, suppress(IntegrityError):
+            async with postgres_twin.session() as session:
+                session.add(Loan(book_id=404))
+                await session.commit()
+        assert outline(told.facts) == [
+            "session opened",
+            "transaction began",
+            "commit flush began",
+            "connection acquired",
+            "INSERT loans",
+            "flushed +1 Loan",
+            "connection released",
+            "transaction closed with IntegrityError",
+            "session close: failed with IntegrityError",
+        ]
+
+    postgres_twin.run(story)
+
+
+def test_a_begin_block_whose_commit_the_database_refuses(postgres_twin: Twin) -> None:
+    async def story() -> None:
+        with capture(postgres_twin.factory) as told, suppress(IntegrityError):
+            async with postgres_twin.session() as session, session.begin():
+                session.add(Loan(book_id=404))
+        assert outline(told.facts) == [
+            "session opened",
+            "transaction began",
+            "commit flush began",
+            "connection acquired",
+            "INSERT loans",
+            "flushed +1 Loan",
+            "connection released",
+            "transaction rolled_back with IntegrityError",
+            "session close: failed with IntegrityError",
+        ]
+
+    postgres_twin.run(story)
+
+
+@pytest.mark.parametrize("is_async", [False], ids=["sync"])
+def test_two_phases(postgres_twin: Twin) -> None:
+    async def story() -> None:
+        with capture(postgres_twin.factory) as told:
+            async with postgres_twin.session(twophase=True) as session:
+                session.add_all(authors(1))
+                await session.flush()
+                await session.prepare()
+                await session.commit()
+        assert outline(told.facts) == [
+            "session opened",
+            "two-phase transaction began",
+            "explicit flush began",
+            *WRITTEN,
+            "connection released",
+            "transaction committed",
+            "session close: committed",
+        ]
+
+    postgres_twin.run(story)
+
+
+@pytest.mark.parametrize("is_async", [False], ids=["sync"])
+def test_two_phases_at_one_commit_and_one_rollback(postgres_twin: Twin) -> None:
+    async def story() -> None:
+        with capture(postgres_twin.factory) as told:
+            async with postgres_twin.session(twophase=True) as session:
+                session.add_all(authors(1))
+                await session.commit()
+                session.add(Author(name="another"))
+                await session.flush()
+                await session.rollback()
+        assert outline(told.facts) == [
+            "session opened",
+            "two-phase transaction began",
+            "commit flush began",
+            *WRITTEN,
+            "connection released",
+            "transaction committed",
+            "two-phase transaction began",
+            "explicit flush began",
+            *WRITTEN,
+            "connection released",
+            "transaction rolled_back",
+            "session close: rolled_back",
+        ]
+
+    postgres_twin.run(story)

@@ -1,0 +1,300 @@
+"""Tests what a flush is said to hold, why it ran, and that no value's own code is called for it."""
+
+from __future__ import annotations
+
+import datetime as dt
+import decimal
+import enum
+import uuid
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import create_engine, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session, attributes, sessionmaker
+
+from session_tracer import facts
+from session_tracer.flushes import changed, constraint
+from session_tracer.testing import Captured, capture
+from tests.library import Author, Base, Book, authors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.twins import Twin
+
+
+def triggers(told: Captured) -> list[str]:
+    """Why each flush that began ran."""
+    return [fact.trigger for fact in told.facts if isinstance(fact, facts.FlushBegan)]
+
+
+@pytest.fixture
+def factory() -> Iterator[sessionmaker[Session]]:
+    engine = create_engine("sqlite://")
+    Base.metadata.create_all(engine)
+    yield sessionmaker(engine)
+    engine.dispose()
+
+
+# Why.
+
+
+def test_each_flush_says_why_it_ran(sqlite_twin: Twin) -> None:
+    async def story() -> None:
+        with capture(sqlite_twin.factory) as told:
+            async with sqlite_twin.session() as session:
+                ada, grace, mary, jane = authors(4)
+                session.add(ada)
+                await session.flush()
+                session.add(grace)
+                await session.scalars(select(Author))
+                session.add(mary)
+                async with session.begin_nested():
+                    pass
+                session.add(jane)
+                await session.commit()
+        assert triggers(told) == ["explicit", "autoflush", "savepoint", "commit"]
+
+    sqlite_twin.run(story)
+
+
+def test_a_savepoint_that_is_released_flushes_for_the_savepoint(sqlite_twin: Twin) -> None:
+    async def story() -> None:
+        with capture(sqlite_twin.factory) as told:
+            async with sqlite_twin.session() as session:
+                async with session.begin_nested():
+                    session.add(Author(name="Ada"))
+                await session.commit()
+        assert triggers(told) == ["savepoint"]
+
+    sqlite_twin.run(story)
+
+
+def test_a_block_that_ends_flushes_for_the_commit(sqlite_twin: Twin) -> None:
+    async def story() -> None:
+        with capture(sqlite_twin.factory) as told:
+            async with sqlite_twin.session() as session, session.begin():
+                session.add(Author(name="Ada"))
+        assert triggers(told) == ["commit"]
+
+    sqlite_twin.run(story)
+
+
+def test_a_lazy_load_flushes_first(sqlite_twin: Twin) -> None:
+    async def story() -> None:
+        with capture(sqlite_twin.factory) as told:
+            async with sqlite_twin.session() as session:
+                session.add(Author(name="Ada"))
+                await session.flush()
+                session.expire_all()
+                ada = (await session.scalars(select(Author))).one()
+                session.add(Author(name="Grace"))
+                await session.run_sync(lambda _: ada.books)
+        assert triggers(told) == ["explicit", "autoflush"]
+
+    sqlite_twin.run(story)
+
+
+class ShopSession(Session):
+    """A session with a flush of its own."""
+
+    def flush(self, objects: Any = None) -> None:
+        super().flush(objects)
+
+
+def test_a_flush_of_a_subclass_is_not_taken_for_the_reason(factory: sessionmaker[Session]) -> None:
+    made_by = sessionmaker(factory.kw["bind"], class_=ShopSession)
+    with capture(made_by) as told, made_by() as session:
+        ada, grace, mary, jane = authors(4)
+        session.add(ada)
+        session.flush()
+        session.add(grace)
+        session.scalars(select(Author))
+        session.add(mary)
+        session.begin_nested().commit()
+        session.add(jane)
+        session.commit()
+    assert triggers(told) == ["explicit", "autoflush", "savepoint", "commit"]
+
+
+def commit(session: Session) -> None:
+    """An application's own function that happens to bear such a name."""
+    session.flush()
+
+
+def test_a_function_of_the_applications_is_not_taken_for_the_reason(
+    factory: sessionmaker[Session],
+) -> None:
+    with capture(factory) as told, factory() as session:
+        session.add(Author(name="Ada"))
+        commit(session)
+    assert triggers(told) == ["explicit"]
+
+
+def test_a_flush_with_nothing_to_do_is_not_told_of(factory: sessionmaker[Session]) -> None:
+    with capture(factory) as told, factory() as session:
+        session.flush()
+        session.scalars(select(Author))
+        session.commit()
+    assert triggers(told) == []
+
+
+# What changed.
+
+
+class Hostile:
+    """A value that must be left alone."""
+
+    def __eq__(self, other: object) -> bool:
+        raise AssertionError("its __eq__ was called")
+
+    def __ne__(self, other: object) -> bool:
+        raise AssertionError("its __ne__ was called")
+
+    def __hash__(self) -> int:
+        raise AssertionError("its __hash__ was called")
+
+    def __repr__(self) -> str:
+        raise AssertionError("its __repr__ was called")
+
+    def __bool__(self) -> bool:
+        raise AssertionError("its __bool__ was called")
+
+
+class HostileText(str):
+    """One that looks harmless."""
+
+    __slots__ = ()
+    __hash__ = Hostile.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        raise AssertionError("its __eq__ was called")
+
+    def __ne__(self, other: object) -> bool:
+        raise AssertionError("its __ne__ was called")
+
+
+class Genre(enum.Enum):
+    """A value of the application's."""
+
+    NOVEL = "novel"
+    POEM = "poem"
+
+
+def after(before: object, now: object) -> bool:
+    """Whether a persistent book is said to have changed when its title goes from one to another."""
+    book = Book(id=1)
+    state = attributes.instance_state(book)
+    attributes.set_committed_value(book, "title", before)
+    state._commit_all(state.dict)
+    book.title = now  # type: ignore[assignment] # any value will do
+    return changed(state)
+
+
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        (Hostile(), Hostile()),
+        ("Emma", Hostile()),
+        (Hostile(), None),
+        (HostileText("Emma"), HostileText("Emma")),
+        ("Emma", HostileText("Emma")),
+        (HostileText("Emma"), "Emma"),
+    ],
+    ids=["hostile", "to", "from", "texts", "to text", "from text"],
+)
+def test_a_value_that_could_answer_back_counts_as_changed(before: object, now: object) -> None:
+    assert after(before, now)
+
+
+def test_a_value_that_is_the_very_same_is_unchanged() -> None:
+    hostile = Hostile()
+    assert not after(hostile, hostile)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "expected"),
+    [
+        ("Emma", "Emma", False),
+        ("Emma", "Persuasion", True),
+        (None, None, False),
+        (None, "Emma", True),
+        ("Emma", None, True),
+        (1, 2, True),
+        (1000, int("1000"), False),
+        (1.5, 1.5, False),
+        (decimal.Decimal("1.0"), decimal.Decimal("1.00"), False),
+        (dt.date(1815, 12, 23), dt.date(1815, 12, 23), False),
+        (dt.datetime(1815, 12, 23, tzinfo=dt.UTC), dt.datetime(1815, 12, 24, tzinfo=dt.UTC), True),
+        (uuid.UUID(int=1), uuid.UUID(int=1), False),
+        (b"Emma", b"Emma", False),
+        (Genre.NOVEL, Genre.NOVEL, False),
+        (Genre.NOVEL, Genre.POEM, True),
+        ([1], [1], True),
+    ],
+)
+def test_plain_values_are_compared(before: object, now: object, expected: bool) -> None:
+    assert after(before, now) is expected
+
+
+def test_an_object_that_nothing_was_done_to_is_unchanged() -> None:
+    book = Book(id=1)
+    attributes.set_committed_value(book, "title", "Emma")
+    state = attributes.instance_state(book)
+    state._commit_all(state.dict)
+    assert not changed(state)
+
+
+def test_a_value_whose_old_one_was_never_loaded_counts_as_changed() -> None:
+    book = Book(id=1)
+    book.title = "Emma"
+    assert changed(attributes.instance_state(book))
+
+
+def test_a_flush_tells_changed_from_unchanged(factory: sessionmaker[Session]) -> None:
+    with factory.begin() as session:
+        session.add_all(authors(3, books_each=1))
+    with capture(factory) as told, factory() as session:
+        emma, persuasion, sanditon = session.scalars(select(Book).order_by(Book.id))
+        emma.copies = 5
+        persuasion.copies = persuasion.copies + 0
+        session.delete(sanditon)
+        session.add(Author(name="Ada"))
+        session.commit()
+    (flushed,) = [fact for fact in told.facts if isinstance(fact, facts.FlushCompleted)]
+    assert (flushed.new, flushed.dirty, flushed.unchanged, flushed.deleted) == (
+        {"Author": 1},
+        {"Book": 1},
+        {"Book": 1},
+        {"Book": 1},
+    )
+
+
+# What stopped it.
+
+
+def test_a_failed_flush_names_the_constraint_where_the_driver_does(twin: Twin) -> None:
+    async def story() -> None:
+        with capture(twin.factory) as told:
+            async with twin.session() as session:
+                session.add(Author(name="Ada", books=[Book(title="Notes", copies=-1)]))
+                with pytest.raises(IntegrityError):
+                    await session.flush()
+        (failed,) = [fact for fact in told.facts if isinstance(fact, facts.FlushFailed)]
+        named = {"postgresql": "copies_are_not_negative", "sqlite": ""}
+        assert (failed.trigger, failed.new, failed.error, failed.constraint) == (
+            "explicit",
+            {"Author": 1, "Book": 1},
+            "sqlalchemy.exc.IntegrityError",
+            named[twin.database],
+        )
+
+    twin.run(story)
+
+
+@pytest.mark.parametrize(
+    "error", [None, ValueError("no"), IntegrityError("no", None, ValueError())]
+)
+def test_an_error_that_is_about_no_constraint_names_none(error: BaseException | None) -> None:
+    assert constraint(error) == ""

@@ -1,0 +1,179 @@
+"""Holds the README to its word: its snippets run, its tables and links are those of the code."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import re
+from dataclasses import fields
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery.signals import worker_process_init
+from flask import Flask
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy import create_engine, text
+from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
+from sqlalchemy.orm import sessionmaker
+
+from session_tracer import Settings, uninstrument
+from session_tracer.signals import names
+from session_tracer.testing import capture
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def snippet_with(words: str) -> str:
+    """The README's one snippet that has these words."""
+    (found,) = [snippet for snippet in SNIPPETS if words in snippet]
+    return str(found)
+
+
+def run(snippet: str, **given: Any) -> dict[str, Any]:
+    """Run a snippet as a module of an application that has these names."""
+    namespace = {"__name__": "application", **given}
+    exec(compile(snippet, "application.py", "exec"), namespace)
+    return namespace
+
+
+@pytest.fixture(autouse=True)
+def _on_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OTEL_EXPORTER_OTLP_ENDPOINT", raising=False)
+    monkeypatch.setenv("SESSION_TRACER_EXPORTER", "jsonl")
+
+
+@pytest.fixture
+def factory() -> sessionmaker[Any]:
+    return sessionmaker(create_engine("sqlite://"))
+
+
+def test_every_snippet_is_valid_python() -> None:
+    for snippet in SNIPPETS:
+        ast.parse(snippet)
+
+
+def test_one_line_is_enough_for_plain_sqlalchemy(factory: sessionmaker[Any]) -> None:
+    run(snippet_with('name="orders-db"'), SessionLocal=factory)
+    assert_traced(factory, "orders-db")
+
+
+def test_a_fastapi_dependency_needs_no_change(factory: sessionmaker[Any]) -> None:
+    application = run(snippet_with("def get_db():\n    with"), SessionLocal=factory)
+    assert_traced(factory, "default")
+    for session in application["get_db"]():
+        session.execute(text("SELECT 1"))
+
+
+def test_an_async_fastapi_dependency_needs_no_change(tmp_path: Path) -> None:
+    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'readme.db'}")
+    factory = async_sessionmaker(engine)
+    application = run(snippet_with("async def get_db():"), AsyncSessionLocal=factory)
+
+    async def request() -> None:
+        with capture(factory) as told:
+            async for session in application["get_db"]():
+                await session.execute(text("SELECT 1"))
+        await engine.dispose()
+        assert [summary.statements for summary in told.sessions] == [1]
+
+    asyncio.run(request())
+
+
+def test_a_flask_sqlalchemy_object_is_a_target() -> None:
+    app = Flask("shop")
+    app.config["SQLALCHEMY_DATABASE_URI"] = "sqlite://"
+    db = SQLAlchemy(app)
+    run(snippet_with("instrument(db)"), app=app, db=db)
+    with app.app_context(), capture(db) as told:
+        db.session.execute(text("SELECT 1"))
+        db.session.remove()
+    assert [summary.statements for summary in told.sessions] == [1]
+
+
+def test_sqlmodels_session_is_a_target() -> None:
+    application = run(snippet_with("from sqlmodel import Session"))
+    session_class = application["Session"]
+    with capture(session_class) as told, session_class(create_engine("sqlite://")) as session:
+        session.connection().execute(text("SELECT 1"))
+    assert [summary.statements for summary in told.sessions] == [1]
+
+
+def test_a_celery_worker_is_instrumented_when_its_process_begins(
+    factory: sessionmaker[Any],
+) -> None:
+    application = run(snippet_with("worker_process_init"), SessionLocal=factory)
+    worker_process_init.send(sender=None)
+    assert_traced(factory, "worker")
+    worker_process_init.disconnect(application["trace_sessions"])
+
+
+def assert_traced(factory: sessionmaker[Any], name: str) -> None:
+    """The factory's sessions are traced, under that name, until the test ends."""
+    with factory() as session:
+        stories = session.__dict__["_session_tracer"].stories
+        assert [story.record.name for story in stories] == [name]
+    uninstrument(factory)
+
+
+def table_under(heading: str) -> list[list[str]]:
+    """The rows of the first table below a heading, without markup."""
+    section = README.partition(f"## {heading}\n")[2].partition("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[2:]]
+
+
+def test_the_settings_table_has_every_setting_and_its_default() -> None:
+    told: dict[str, str] = {}
+    for option, default, _ in table_under("Settings"):
+        options = [one.strip(" `") for one in option.split(",")]
+        defaults = [one.strip(" `") for one in default.split(",")]
+        told.update(zip(options, defaults, strict=True))
+    assert told == {field.name: in_a_table(field.default) for field in fields(Settings)}
+
+
+def in_a_table(default: object) -> str:
+    if isinstance(default, bool):
+        return str(default).lower()
+    return "" if default == () else str(default)
+
+
+def test_the_exporters_table_has_every_exporter() -> None:
+    told = [row[0].strip("`") for row in table_under("Where it goes")]
+    installed = {
+        entry.name
+        for entry in entry_points(group="session_tracer_exporter")
+        if entry.value.startswith("session_tracer.")
+    }
+    assert sorted(told) == sorted(installed)
+
+
+def test_every_log_event_the_readme_names_is_one_and_none_is_missing() -> None:
+    (told,) = re.findall(r"\*\*Logs\*\*.*?: (.*?)\. `session", README, re.DOTALL)
+    said = set(re.findall(r"`([a-z.]+)`", told))
+    assert said == {
+        names.SESSION_OPENED,
+        names.SESSION_CLOSED,
+        names.TRANSACTION_ENDED,
+        names.FLUSH_COMPLETED,
+        names.FLUSH_FAILED,
+        names.FINDING,
+    }
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/findings.md", "docs/architecture.md"])
+def test_every_link_leads_to_a_file(page: str) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / page).read_text())
+    missing = [link for link in links if not ((ROOT / page).parent / link).exists()]
+    assert missing == []
+
+
+def test_the_architecture_page_names_every_module() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    modules = {path.name for path in (ROOT / "session_tracer").glob("[a-z]*.py")}
+    # What is there by its name alone, or is public face.
+    modules -= {"version.py", "settings.py", "findings.py", "testing.py"}
+    assert sorted(module for module in modules if f"`{module}`" not in page) == []

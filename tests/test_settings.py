@@ -1,0 +1,218 @@
+"""Tests that every option has one home, and that a bad value is refused by name."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from dataclasses import FrozenInstanceError, fields
+from typing import Any
+
+import pytest
+from sqlalchemy.orm import Session, sessionmaker
+
+from session_tracer import Settings, instrument
+from session_tracer import settings as module
+
+DEFAULTS = Settings()
+
+
+def documented() -> set[str]:
+    """The fields of Settings that are followed by a docstring."""
+    (settings,) = [
+        node
+        for node in ast.parse(inspect.getsource(module)).body
+        if isinstance(node, ast.ClassDef) and node.name == "Settings"
+    ]
+    return {
+        field.target.id
+        for field, text in zip(settings.body, settings.body[1:], strict=False)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and isinstance(text, ast.Expr)
+        and isinstance(text.value, ast.Constant)
+        and isinstance(text.value.value, str)
+    }
+
+
+def test_every_option_has_a_rule_a_parser_and_a_docstring() -> None:
+    names = {field.name for field in fields(Settings)}
+    assert set(module._RULES) == names
+    assert documented() == names
+    assert {type(field.default) for field in fields(Settings)} <= set(module._PARSERS)
+
+
+def test_the_defaults_are_possible() -> None:
+    assert DEFAULTS.override({}) == DEFAULTS
+    assert Settings.from_env({}) == DEFAULTS
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "expected"),
+    [
+        ("STATEMENT_SPANS", "1", Settings(statement_spans=True)),
+        ("STATEMENT_SPANS", "TRUE", Settings(statement_spans=True)),
+        ("STATEMENT_SPANS", "yes", Settings(statement_spans=True)),
+        ("STATEMENT_SPANS", "on", Settings(statement_spans=True)),
+        ("STATEMENT_SPANS", "0", DEFAULTS),
+        ("STATEMENT_SPANS", "False", DEFAULTS),
+        ("RECORD_IDENTITY", "no", DEFAULTS),
+        ("RECORD_IDENTITY", "off", DEFAULTS),
+        ("MAX_ENTITIES", "7", Settings(max_entities=7)),
+        ("SITE_FRAMES", " 3 ", Settings(site_frames=3)),
+        ("SLOW_SESSION_SECONDS", "0.25", Settings(slow_session_seconds=0.25)),
+        ("SLOW_SESSION_SECONDS", "5", Settings(slow_session_seconds=5.0)),
+        ("LOG_LEVEL", "warning", Settings(log_level="warning")),
+        ("APPLICATION_PACKAGES", "shop", Settings(application_packages=("shop",))),
+        ("APPLICATION_PACKAGES", "shop, till,", Settings(application_packages=("shop", "till"))),
+        ("JSONL_PATH", "sessions.jsonl", Settings(jsonl_path="sessions.jsonl")),
+        ("MAX_ENTITIES", "", DEFAULTS),
+    ],
+)
+def test_the_environment_names_an_option(variable: str, text: str, expected: Settings) -> None:
+    assert Settings.from_env({f"SESSION_TRACER_{variable}": text}) == expected
+
+
+def test_every_option_can_be_named_in_the_environment() -> None:
+    texts = {
+        field.name: ",".join(field.default) or "shop"
+        if isinstance(field.default, tuple)
+        else str(field.default)
+        for field in fields(Settings)
+    }
+    environ = {f"SESSION_TRACER_{name.upper()}": text for name, text in texts.items()}
+    assert Settings.from_env(environ) == Settings(application_packages=("shop",))
+
+
+def test_the_environment_is_that_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SESSION_TRACER_MAX_ENTITIES", "7")
+    assert Settings.from_env() == Settings(max_entities=7)
+
+
+def test_other_variables_are_nobodys_business() -> None:
+    assert Settings.from_env({"SESSION_TRACER_EXPORTER": "jsonl", "MAX_ENTITIES": "x"}) == DEFAULTS
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "allowed"),
+    [
+        ("STATEMENT_SPANS", "maybe", "true or false"),
+        ("MAX_ENTITIES", "many", "a whole number from 1 up"),
+        ("MAX_ENTITIES", "1.5", "a whole number from 1 up"),
+        ("SITE_FRAMES", "one", "a whole number from 1 to 50"),
+        ("SLOW_SESSION_SECONDS", "soon", "a number of seconds above 0"),
+    ],
+)
+def test_a_text_that_is_no_such_value_is_refused_by_its_variable(
+    variable: str, text: str, allowed: str
+) -> None:
+    variable = f"SESSION_TRACER_{variable}"
+    with pytest.raises(ValueError, match="possible") as refused:
+        Settings.from_env({variable: text})
+    assert str(refused.value) == f"{variable}={text!r} is not possible: it takes {allowed}."
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "value", "allowed"),
+    [
+        ("site_frames", "51", 51, "a whole number from 1 to 50"),
+        ("log_level", "loud", "loud", "one of debug, info, warning, error"),
+        ("application_packages", "a.b", ("a.b",), "names of top-level packages"),
+        ("slow_session_seconds", "nan", float("nan"), "a number of seconds above 0"),
+    ],
+)
+def test_a_value_out_of_range_in_the_environment_is_refused_by_name(
+    option: str, text: str, value: Any, allowed: str
+) -> None:
+    with pytest.raises(ValueError, match="possible") as refused:
+        Settings.from_env({f"SESSION_TRACER_{option.upper()}": text})
+    assert str(refused.value) == (
+        f"in the environment (SESSION_TRACER_...): {option} = {value!r} is not possible: "
+        f"it takes {allowed}."
+    )
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "allowed"),
+    [
+        ("statement_spans", 1, "true or false"),
+        ("record_identity", "yes", "true or false"),
+        ("max_entities", 0, "a whole number from 1 up"),
+        ("max_entities", True, "a whole number from 1 up"),
+        ("max_entities", 2.0, "a whole number from 1 up"),
+        ("site_frames", 0, "a whole number from 1 to 50"),
+        ("site_frames", None, "a whole number from 1 to 50"),
+        ("application_packages", "shop", "names of top-level packages"),
+        ("application_packages", ["shop"], "names of top-level packages"),
+        ("application_packages", (1,), "names of top-level packages"),
+        ("application_packages", ("",), "names of top-level packages"),
+        ("slow_session_seconds", 0, "a number of seconds above 0"),
+        ("slow_session_seconds", float("nan"), "a number of seconds above 0"),
+        ("slow_session_seconds", True, "a number of seconds above 0"),
+        ("repeat_finding_seconds", -1.0, "a number of seconds above 0"),
+        ("repeat_finding_seconds", "60", "a number of seconds above 0"),
+        ("log_level", "INFO", "one of debug, info, warning, error"),
+        ("log_level", [], "one of debug, info, warning, error"),
+        ("timeline_steps", 3, "a whole number from 4 to 10000"),
+        ("timeline_steps", 10_001, "a whole number from 4 to 10000"),
+        ("jsonl_path", "", "some text"),
+        ("prometheus_host", None, "some text"),
+        ("prometheus_port", 65_536, "a whole number from 0 to 65535"),
+        ("prometheus_port", -1, "a whole number from 0 to 65535"),
+    ],
+)
+def test_a_bad_value_is_refused_by_name(option: str, value: Any, allowed: str) -> None:
+    message = f"{option} = {value!r} is not possible: it takes {allowed}."
+    with pytest.raises(ValueError, match="possible") as refused:
+        Settings(**{option: value})
+    assert str(refused.value) == message
+    with pytest.raises(ValueError, match="possible") as refused:
+        DEFAULTS.override({option: value})
+    assert str(refused.value) == message
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("site_frames", 1),
+        ("site_frames", 50),
+        ("timeline_steps", 4),
+        ("timeline_steps", 10_000),
+        ("prometheus_port", 0),
+        ("prometheus_port", 65_535),
+        ("slow_session_seconds", 1),
+        ("application_packages", ("_shop", "till2")),
+    ],
+)
+def test_a_value_at_the_edge_is_possible(option: str, value: Any) -> None:
+    assert getattr(Settings(**{option: value}), option) == value
+
+
+def test_a_keyword_beats_the_environment() -> None:
+    of_the_environment = Settings.from_env(
+        {"SESSION_TRACER_MAX_ENTITIES": "7", "SESSION_TRACER_SITE_FRAMES": "3"}
+    )
+    assert of_the_environment.override({"max_entities": 9}) == Settings(
+        max_entities=9, site_frames=3
+    )
+
+
+def test_an_unknown_option_is_refused_with_those_there_are() -> None:
+    with pytest.raises(ValueError, match="no option") as refused:
+        DEFAULTS.override({"max_entity": 1, "frames": 2, "site_frames": 2})
+    known = ", ".join(sorted(field.name for field in fields(Settings)))
+    assert str(refused.value) == f"There is no option frames, max_entity; there are {known}."
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(FrozenInstanceError):
+        DEFAULTS.max_entities = 1  # type: ignore[misc] # what the test is about
+    assert hash(DEFAULTS) == hash(Settings())
+
+
+def test_a_bad_setting_leaves_sqlalchemy_as_it_was() -> None:
+    before = dict(vars(Session))
+    with pytest.raises(ValueError, match="max_entities = 0 is not possible"):
+        instrument(sessionmaker(), max_entities=0)
+    with pytest.raises(ValueError, match="There is no option max_entitys"):
+        instrument(max_entitys=1)
+    assert dict(vars(Session)) == before

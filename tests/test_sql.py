@@ -1,0 +1,253 @@
+"""Tests what a statement says of itself, and that it never says a value."""
+
+from __future__ import annotations
+
+import sqlite3
+
+import asyncpg
+import psycopg
+import pytest
+from sqlalchemy import make_url
+
+from session_tracer.facts import Database
+from session_tracer.sql import Shape, database, shape, status_code, without_values
+
+
+@pytest.mark.parametrize(
+    ("statement", "operation", "collection"),
+    [
+        ("SELECT books.id FROM books", "SELECT", "books"),
+        ("select id\nfrom books\nwhere id = ?", "SELECT", "books"),
+        ("SELECT 1", "SELECT", ""),
+        ("  \n SELECT id FROM books", "SELECT", "books"),
+        ("SELECT id FROM books AS b JOIN authors AS a ON a.id = b.author_id", "SELECT", "books"),
+        ("SELECT id FROM ONLY books", "SELECT", "books"),
+        ("SELECT id FROM books FOR UPDATE", "SELECT", "books"),
+        ("(SELECT id FROM books) UNION (SELECT id FROM maps)", "SELECT", "books"),
+        ("SELECT n FROM (SELECT count(*) AS n FROM books) AS anon_1", "SELECT", "books"),
+        ("SELECT (SELECT count(*) FROM maps) AS n FROM books", "SELECT", "books"),
+        ("SELECT EXTRACT(year FROM books.published) AS anon_1 FROM books", "SELECT", "books"),
+        ("SELECT id FROM books WHERE id IN (SELECT id FROM maps)", "SELECT", "books"),
+        ("SELECT a IS DISTINCT FROM b FROM books", "SELECT", "books"),
+        ("SELECT id FROM books WHERE title LIKE '%(%'", "SELECT", "books"),
+        ("INSERT INTO books (title) VALUES (?)", "INSERT", "books"),
+        ("INSERT INTO books (title) VALUES (?) RETURNING id", "INSERT", "books"),
+        ("INSERT INTO books (id) SELECT maps.id FROM maps", "INSERT", "books"),
+        ("INSERT OR IGNORE INTO books (id) VALUES (?)", "INSERT", "books"),
+        ("INSERT INTO books VALUES (?) ON CONFLICT (id) DO UPDATE SET id = ?", "INSERT", "books"),
+        ("UPDATE books SET title=? WHERE books.id = ?", "UPDATE", "books"),
+        ("UPDATE ONLY books SET title=?", "UPDATE", "books"),
+        ("UPDATE books SET id=maps.id FROM maps RETURNING id", "UPDATE", "books"),
+        ("DELETE FROM books WHERE books.id = ?", "DELETE", "books"),
+        ("DELETE FROM books USING maps WHERE maps.id = books.id", "DELETE", "books"),
+        ("REPLACE INTO books (id) VALUES (?)", "REPLACE", "books"),
+        ("MERGE INTO books USING maps ON (maps.id = books.id)", "MERGE", "books"),
+        ('SELECT id FROM "order items"', "SELECT", "order items"),
+        ("SELECT id FROM `order`", "SELECT", "order"),
+        ("SELECT id FROM [order items]", "SELECT", "order items"),
+        ("SELECT id FROM shop.books", "SELECT", "shop.books"),
+        ('SELECT id FROM "My Shop"."Books"', "SELECT", "My Shop.Books"),
+        ("WITH best AS (SELECT id FROM maps) SELECT id FROM books", "SELECT", "books"),
+        ("WITH RECURSIVE t(n) AS (SELECT 1) SELECT n FROM t", "SELECT", "t"),
+        ("WITH old AS (SELECT id FROM maps) DELETE FROM books", "DELETE", "books"),
+        ("WITH a AS (DELETE FROM maps RETURNING id) INSERT INTO books (id) SELECT id FROM a",
+         "INSERT", "books"),
+        ("WITH a AS (SELECT 1) UPDATE books SET id = 1", "UPDATE", "books"),
+        ("/* by hand */ SELECT id FROM books", "SELECT", "books"),
+        ("-- by hand\n-- twice\nSELECT id FROM books", "SELECT", "books"),
+        ("/* one */ /* two */\nUPDATE books SET id = 1", "UPDATE", "books"),
+        ("SAVEPOINT sa_savepoint_1", "SAVEPOINT", ""),
+        ("RELEASE SAVEPOINT sa_savepoint_1", "RELEASE", ""),
+        ("ROLLBACK TO SAVEPOINT sa_savepoint_1", "ROLLBACK", ""),
+        ("CREATE TABLE books (id INTEGER)", "CREATE", ""),
+        ("PRAGMA main.table_info(books)", "PRAGMA", ""),
+        ("", "", ""),
+        ("/* nothing */", "", ""),
+        ("???", "", ""),
+    ],
+)  # fmt: skip
+def test_a_statement_says_its_verb_and_its_first_table(
+    statement: str, operation: str, collection: str
+) -> None:
+    summary = f"{operation} {collection}".strip()
+    assert shape(statement) == Shape(operation, collection, summary)
+
+
+def test_a_shape_is_worked_out_once() -> None:
+    statement = "SELECT id FROM once"
+    assert shape(statement) is shape(statement)
+
+
+def test_statements_that_differ_each_time_do_not_pile_up() -> None:
+    for number in range(2_001):
+        assert shape(f"SELECT {number} FROM piled").collection == "piled"
+    known = shape("SELECT 2000 FROM piled")
+    shape("SELECT id FROM another")
+    assert shape("SELECT 2000 FROM piled") is known
+
+
+@pytest.mark.parametrize(
+    ("statement", "shown"),
+    [
+        ("SELECT * FROM t WHERE a = 'secret'", "SELECT * FROM t WHERE a = ?"),
+        ("SELECT * FROM t WHERE a = 'it''s secret'", "SELECT * FROM t WHERE a = ?"),
+        ("SELECT * FROM t WHERE a = ''", "SELECT * FROM t WHERE a = ?"),
+        ("SELECT * FROM t WHERE a = 'two\nlines'", "SELECT * FROM t WHERE a = ?"),
+        ("SELECT * FROM t WHERE a IN ('secret', 'secrets')", "SELECT * FROM t WHERE a IN (?, ?)"),
+        ("SELECT * FROM t WHERE a = N'secret'", "SELECT * FROM t WHERE a = N?"),
+        ("SELECT * FROM t WHERE a = X'5EC2E7'", "SELECT * FROM t WHERE a = X?"),
+        ("SELECT * FROM t WHERE a = 42", "SELECT * FROM t WHERE a = ?"),
+        ("SELECT * FROM t WHERE a = -42", "SELECT * FROM t WHERE a = -?"),
+        ("SELECT * FROM t WHERE a=42 LIMIT 10", "SELECT * FROM t WHERE a=? LIMIT ?"),
+        ("SELECT * FROM t WHERE a > 4.2", "SELECT * FROM t WHERE a > ?"),
+        ("SELECT * FROM t WHERE a > .42", "SELECT * FROM t WHERE a > ?"),
+        ("SELECT * FROM t WHERE a > 4.2e-10", "SELECT * FROM t WHERE a > ?"),
+        ("SELECT * FROM t WHERE a = 0x5EC2E7", "SELECT * FROM t WHERE a = ?"),
+        ("SELECT * FROM t WHERE a = 42_000", "SELECT * FROM t WHERE a = ?"),
+        ("SELECT a-42 FROM t", "SELECT a-? FROM t"),
+        ("VALUES (1, 'secret'), (2, 'secret')", "VALUES (?, ?), (?, ?)"),
+        ("SELECT 'open", "SELECT ?"),
+    ],
+)
+@pytest.mark.parametrize("system", ["postgresql", "sqlite", "mysql", "mariadb", "oracle.db"])
+def test_a_literal_is_never_shown(system: str, statement: str, shown: str) -> None:
+    assert without_values(statement, system) == shown
+
+
+@pytest.mark.parametrize(
+    ("system", "statement", "shown"),
+    [
+        ("postgresql", "SELECT $$secret$$", "SELECT ?"),
+        ("postgresql", "SELECT $q$it's $$ secret$q$, 1", "SELECT ?, ?"),
+        ("postgresql", "SELECT a[1:2], a[:2]", "SELECT a[?:?], a[:?]"),
+        ("postgresql", "SELECT $$two\nlines$$", "SELECT ?"),
+        ("postgresql", r"SELECT E'it\'s secret', 1", "SELECT ?, ?"),
+        ("postgresql", r"SELECT 'C:\', 'secret'", "SELECT ?, ?"),
+        ("mysql", 'SELECT "secret"', "SELECT ?"),
+        ("mariadb", 'SELECT "a ""secret"" of mine"', "SELECT ?"),
+        ("mysql", r"SELECT 'it\'s secret', 1", "SELECT ?, ?"),
+        ("mysql", r'SELECT "a \"secret\" of mine", 1', "SELECT ?, ?"),
+        ("mysql", r"SELECT 'C:\\', 'secret'", "SELECT ?, ?"),
+    ],
+)
+def test_a_database_has_literals_of_its_own(system: str, statement: str, shown: str) -> None:
+    assert without_values(statement, system) == shown
+
+
+@pytest.mark.parametrize(
+    ("system", "statement", "shown"),
+    [
+        ("postgresql", """SELECT "o'brien", 'secret'""", """SELECT "o'brien", ?"""),
+        ("sqlite", """SELECT "o'brien", 'secret'""", """SELECT "o'brien", ?"""),
+        ("mysql", "SELECT `o'brien`, 'secret'", "SELECT `o'brien`, ?"),
+        ("microsoft.sql_server", "SELECT [o'brien], 'secret'", "SELECT [o'brien], ?"),
+        ("postgresql", 'SELECT "page 42" FROM "42"', 'SELECT "page 42" FROM "42"'),
+        ("postgresql", "SELECT ARRAY['secret', 'more']", "SELECT ARRAY[?, ?]"),
+    ],
+)
+def test_a_quoted_name_stays_as_it_is(system: str, statement: str, shown: str) -> None:
+    assert without_values(statement, system) == shown
+
+
+@pytest.mark.parametrize(
+    ("system", "statement", "shown"),
+    [
+        ("postgresql", "/* don't tell */ SELECT 'secret'", "SELECT ?"),
+        ("postgresql", "SELECT 1 -- don't tell\n, 'secret'", "SELECT ? \n, ?"),
+        ("mysql", "SELECT 1 # don't tell\n, 'secret'", "SELECT ? \n, ?"),
+        ("postgresql", "/* user secret */ SELECT a", "SELECT a"),
+        ("postgresql", "SELECT '/* none', a, '*/'", "SELECT ?, a, ?"),
+        ("postgresql", "SELECT a #> '{secret}'", "SELECT a #> ?"),
+        ("oracle.db", "SELECT /*+ INDEX(t) */ a FROM t", "SELECT /*+ INDEX(t) */ a FROM t"),
+    ],
+)
+def test_a_comment_hides_no_literal_and_shows_none(system: str, statement: str, shown: str) -> None:
+    assert without_values(statement, system) == shown
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT t1.c2 FROM t1 WHERE t1.c2 = ? AND a = ?",
+        "SELECT a FROM t WHERE a = $1 AND b = $12",
+        "SELECT a FROM t WHERE a = $1::VARCHAR",
+        "SELECT a FROM t WHERE a = %s",
+        "SELECT a FROM t WHERE a = %(a_1)s AND b = %(param_1)s",
+        "SELECT a FROM t WHERE a = :a_1 AND b = :1",
+        "SELECT a FROM t WHERE a = ?1",
+        "SELECT a FROM t WHERE a IS NOT NULL",
+        "SELECT a AS anon_1 FROM t AS t_1",
+    ],
+)
+@pytest.mark.parametrize("system", ["postgresql", "sqlite", "mysql", "oracle.db"])
+def test_a_placeholder_stays_as_it_is(system: str, statement: str) -> None:
+    assert without_values(statement, system) == statement
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        (
+            "postgresql+psycopg://me:secret@db.example:5433/shop?password=secret",
+            Database("postgresql", "shop", "db.example", 5433),
+        ),
+        ("postgresql+asyncpg://me@db.example/shop", Database("postgresql", "shop", "db.example")),
+        ("mysql+pymysql://me:secret@db.example/shop", Database("mysql", "shop", "db.example")),
+        ("mariadb+pymysql://db.example/shop", Database("mariadb", "shop", "db.example")),
+        (
+            "mssql+pyodbc://me:secret@db.example/shop",
+            Database("microsoft.sql_server", "shop", "db.example"),
+        ),
+        ("oracle://me:secret@db.example", Database("oracle.db", "", "db.example")),
+        ("cockroachdb://me@db.example/shop", Database("cockroachdb", "shop", "db.example")),
+        ("sqlite:///shop.db", Database("sqlite", "shop.db")),
+        ("sqlite+aiosqlite://", Database("sqlite")),
+    ],
+)
+def test_a_url_says_where_it_leads_and_not_as_whom(url: str, expected: Database) -> None:
+    assert database(make_url(url)) == expected
+
+
+class OfMySQL(Exception):
+    """As PyMySQL raises it: a number, then a text."""
+
+
+OfMySQL.__module__ = "pymysql.err"
+
+
+def unique_violation() -> sqlite3.IntegrityError:
+    """SQLite's own error."""
+    connection = sqlite3.connect(":memory:")
+    try:
+        connection.execute("CREATE TABLE t (a UNIQUE)")
+        connection.execute("INSERT INTO t VALUES (1)")
+        with pytest.raises(sqlite3.IntegrityError) as raised:
+            connection.execute("INSERT INTO t VALUES (1)")
+    finally:
+        connection.close()
+    return raised.value
+
+
+def caused_by(cause: Exception) -> Exception:
+    """As SQLAlchemy wraps what asyncpg raises."""
+    error = Exception("a wrapper")
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (psycopg.errors.UniqueViolation(), "23505"),
+        (caused_by(asyncpg.UniqueViolationError("twice")), "23505"),
+        (unique_violation(), "SQLITE_CONSTRAINT_UNIQUE"),
+        (OfMySQL(1062, "Duplicate entry"), "1062"),
+        (OfMySQL("no number"), ""),
+        (OfMySQL(), ""),
+        (psycopg.OperationalError("the server is gone"), ""),
+        (ValueError(42), ""),
+        (KeyboardInterrupt(), ""),
+    ],
+)
+def test_an_error_says_the_databases_own_code(error: BaseException, code: str) -> None:
+    assert status_code(error) == code
