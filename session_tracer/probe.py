@@ -143,12 +143,12 @@ class Probe:
     """One for each traced Session, for all its scopes in turn."""
 
     __slots__ = (
+        "_at_once",
         "_clock",
         "_handled",
-        "_at_once",
         "_load_site",
-        "_size_before",
         "_locate",
+        "_size_before",
         "_token",
         "closing",
         "connections",

@@ -845,7 +845,7 @@ def run_alone(program: str, **environment: str) -> subprocess.CompletedProcess[s
 
 
 def is_console(text: str) -> bool:
-    return "session default" in text and "connection held" in text
+    return "session default" in text and "held" in text
 
 
 def is_jsonl(text: str) -> bool:

@@ -125,7 +125,7 @@ class Twin:
 
     @property
     def _arguments(self) -> dict[str, Any]:
-        """A test that leaves a transaction open fails when the tables are dropped, and hangs not."""
+        """What makes a test that leaves a transaction open fail, instead of hang."""
         if self.database == "sqlite":
             return {}
         if self.is_async:
