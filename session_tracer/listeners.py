@@ -13,7 +13,6 @@ from session_tracer import facts, flushes, loads, statements
 from session_tracer.probe import (
     SLOT,
     Flush,
-    Holding,
     OpenTransaction,
     add_transition,
     type_name,
@@ -119,11 +118,11 @@ def after_begin(
     connection.__dict__[SLOT] = probe
     if any(holding.holds(connection) for holding in probe.connections):
         return
-    database = statements.listen(connection)
     now = probe.now()
     probe.settle(now)
-    probe.connections.append(Holding(connection, database, now))
-    probe.tell(facts.ConnectionAcquired(now, database))
+    holding = statements.hold(connection, now)
+    probe.connections.append(holding)
+    probe.tell(facts.ConnectionAcquired(now, holding.database))
 
 
 @_contained
@@ -150,9 +149,9 @@ def take_up(probe: Probe, session: Session) -> None:
     held = {id(entry[0]): entry[0] for entry in getattr(outermost, "_connections", {}).values()}
     for connection in held.values():
         connection.__dict__[SLOT] = probe
-        database = statements.listen(connection)
-        probe.connections.append(Holding(connection, database, now))
-        probe.tell(facts.ConnectionAcquired(now, database))
+        holding = statements.hold(connection, now)
+        probe.connections.append(holding)
+        probe.tell(facts.ConnectionAcquired(now, holding.database))
 
 
 @_contained

@@ -9,8 +9,6 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any, Final
 
-from opentelemetry import context as context_api
-
 from session_tracer import facts, loads
 from session_tracer.live import LIVE, collected
 from session_tracer.origin import Origin, Scope
@@ -18,20 +16,21 @@ from session_tracer.tracer import is_telling
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from contextvars import Token
 
-    from opentelemetry.context import Context
     from sqlalchemy.engine import Connection
     from sqlalchemy.orm import InstanceState, Session, UOWTransaction
 
     from session_tracer.callsite import CallSite
     from session_tracer.facts import Counts, Database, Ending, Fact, Outcome, Trigger
+    from session_tracer.signals.spans import Attached
     from session_tracer.tracer import Story, Tracer
 
-__all__ = ["SLOT", "Flush", "Holding", "OpenTransaction", "Probe", "probe_of"]
+__all__ = ["SLOT", "SURROUNDED", "Flush", "Holding", "OpenTransaction", "Probe", "probe_of"]
 
 # The one attribute by which a traced Session, and a Connection it holds, leads to its probe.
 SLOT: Final = "_session_tracer"
+# The methods that are replaced on a Connection to whose cursor others listen.
+SURROUNDED: Final = ("execute", "exec_driver_sql")
 
 _IDS = random.Random()
 if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
@@ -83,10 +82,13 @@ class Holding:
     It is held weakly: an abandoned session's connection must go back to its pool as it would.
     """
 
-    __slots__ = ("_connection", "busy", "database", "since")
+    __slots__ = ("_connection", "_surrounded", "busy", "database", "since")
 
-    def __init__(self, connection: Connection, database: Database, since: int) -> None:
+    def __init__(
+        self, connection: Connection, database: Database, since: int, *, surrounded: bool
+    ) -> None:
         self._connection = weakref.ref(connection)
+        self._surrounded = surrounded
         self.database = database
         self.since = since
         self.busy = 0
@@ -100,6 +102,8 @@ class Holding:
         connection = self._connection()
         if connection is not None and connection.__dict__.get(SLOT) is probe:
             del connection.__dict__[SLOT]
+            for name in SURROUNDED if self._surrounded else ():
+                connection.__dict__.pop(name, None)
 
 
 class Flush:
@@ -149,7 +153,6 @@ class Probe:
         "_load_site",
         "_locate",
         "_size_before",
-        "_token",
         "closing",
         "connections",
         "counter",
@@ -184,7 +187,6 @@ class Probe:
         self.leaving: tuple[CallSite | None, str] | None = None
         self.closing = False
         self.tells_statements = False
-        self._token: tuple[Context, Token[Context]] | None = None
         self._forget()
 
     def _forget(self) -> None:
@@ -427,24 +429,11 @@ class Probe:
 
     # The context while a statement runs.
 
-    def attach(self) -> None:
-        """Make the innermost span current; a second time is the same as once."""
-        if self._token is not None or not self.stories:
-            return
+    def attach(self) -> Attached | None:
+        """Make the innermost span current; None where it is, or where nothing is to be set."""
         # Where the application is traced and a test captures as well, the application's spans are
         # the ones that its other instrumentations belong to.
-        context = self.stories[0].spans.current_context()
-        if context is not None:
-            self._token = (context, context_api.attach(context))
-
-    def detach(self) -> None:
-        """Give the caller's context back."""
-        if self._token is None:
-            return
-        (context, token), self._token = self._token, None
-        # A coroutine that was thrown away mid-statement may be unwound elsewhere.
-        if context_api.get_current() is context:
-            context_api.detach(token)
+        return self.stories[0].spans.attach() if self.stories else None
 
 
 def add_transition(transitions: Counts, name: str, count: int = 1) -> None:

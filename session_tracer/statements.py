@@ -11,37 +11,36 @@ import weakref
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import event
-from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.engine.events import ConnectionEvents, DialectEvents
+from sqlalchemy.engine import Connection
+from sqlalchemy.engine.events import DialectEvents
 
 from session_tracer import facts, sql
-from session_tracer.probe import SLOT, type_name
+from session_tracer.probe import SLOT, SURROUNDED, Holding, type_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sqlalchemy.engine import Dialect, ExceptionContext, ExecutionContext
+    from sqlalchemy.engine import Connection, Dialect, ExecutionContext
     from sqlalchemy.engine.interfaces import DBAPICursor
 
     from session_tracer.callsite import CallSite
     from session_tracer.facts import Database, LoadKind
     from session_tracer.probe import Probe
+    from session_tracer.signals.spans import Attached
 
-__all__ = ["listen", "remove"]
+__all__ = ["hold", "remove"]
 
 _DATABASES: Final[weakref.WeakKeyDictionary[Dialect, Database]] = weakref.WeakKeyDictionary()
 # Whether the dialect said itself that it has events before we listened to it.
 _HAD_EVENTS: Final[weakref.WeakKeyDictionary[Dialect, bool]] = weakref.WeakKeyDictionary()
-# The same of the Engine class, while we listen to it.
-_ENGINE_HAD_EVENTS: Final[list[bool]] = []
 
 _REFRESH: Final = frozenset({"refresh"})
 # immediateload() asks the lazy loader for each object as the objects are loaded.
 _IMMEDIATE: Final = frozenset({"_load_for_path"})
 
 
-def listen(connection: Connection) -> Database:
-    """Time what this connection's dialect executes; say where it leads."""
+def hold(connection: Connection, since: int) -> Holding:
+    """Time what is executed on a connection that the session has begun on."""
     dialect = connection.dialect
     database = _DATABASES.get(dialect)
     if database is None:
@@ -50,8 +49,7 @@ def listen(connection: Connection) -> Database:
         _HAD_EVENTS[dialect] = "_has_events" in dialect.__dict__
         for name, listener in _DIALECT_LISTENERS:
             event.listen(dialect, name, listener)
-    _precede_cursor_listeners(connection.engine)
-    return database
+    return Holding(connection, database, since, surrounded=_surround(connection))
 
 
 def remove() -> None:
@@ -64,13 +62,6 @@ def remove() -> None:
         if not had_events and not _has_listeners(dialect):
             dialect.__dict__.pop("_has_events", None)
     _HAD_EVENTS.clear()
-    while _ENGINE_HAD_EVENTS:
-        had_events = _ENGINE_HAD_EVENTS.pop()
-        for name, listener in _CURSOR_LISTENERS:
-            if event.contains(Engine, name, listener):
-                event.remove(Engine, name, listener)
-        if not had_events and not _class_has_listeners():
-            Engine._has_events = False
 
 
 def _has_listeners(dialect: Dialect) -> bool:
@@ -79,71 +70,50 @@ def _has_listeners(dialect: Dialect) -> bool:
     return any(getattr(listened_to, name).listeners for name in _names(DialectEvents))
 
 
-def _class_has_listeners() -> bool:
-    """Whether anybody listens to all engines; yes where it cannot be told."""
-    try:
-        listened_to: Any = Engine.dispatch
-        return any(
-            getattr(listened_to, name)._clslevel.get(Engine) for name in _names(ConnectionEvents)
-        )
-    except AttributeError:
-        return True
-
-
 def _names(events: type) -> list[str]:
     return [name for name in vars(events) if not name.startswith("_") and name != "dispatch"]
 
 
-def _precede_cursor_listeners(engine: Engine) -> None:
-    """Set the context before anybody else's cursor listener starts a span.
+def _surround(connection: Connection) -> bool:
+    """Set the context around the connection's whole execution, where others listen to its cursor.
 
-    Where an engine has such listeners their cost is paid already; where it has none, nothing is
-    added: what starts inside the driver finds the context set by `do_execute`.
+    They start their spans before `do_execute`, and some set a context of their own until after it:
+    ours has to be the outer one. Where nobody listens, nothing is added: what starts inside the
+    driver finds the context that `do_execute` sets.
     """
-    listened_to: Any = engine.dispatch
-    if _ENGINE_HAD_EVENTS or not listened_to.before_cursor_execute:
-        return
-    # An engine calls its listeners in the order in which they came, and its class's before those.
-    _ENGINE_HAD_EVENTS.append(Engine._has_events)
-    for name, listener in _CURSOR_LISTENERS:
-        event.listen(Engine, name, listener, retval=listener is before_cursor_execute)
+    listened_to: tuple[Any, Any] = (connection.engine.dispatch, connection.dispatch)
+    if not any(one.before_cursor_execute for one in listened_to):
+        return False
+    # A connection that is forgotten must go back to its pool: it may not be held by its own method.
+    reference = weakref.ref(connection)
+
+    def surrounded(method: Any) -> Any:
+        def execute(*args: Any, **kwargs: Any) -> Any:
+            connection = reference()
+            attached = _attach(connection)
+            try:
+                return method(connection, *args, **kwargs)
+            finally:
+                if attached is not None:
+                    attached.detach()
+
+        return execute
+
+    for name in SURROUNDED:
+        connection.__dict__[name] = surrounded(getattr(type(connection), name))
+    return True
 
 
-def before_cursor_execute(
-    connection: Connection, _: object, statement: str, parameters: Any, *__: object
-) -> tuple[str, Any]:
-    probe = connection.__dict__.get(SLOT)
-    if probe is not None:
-        try:
-            probe.attach()
-        except Exception as error:
-            probe.failed("before_cursor_execute", error)
-    return statement, parameters
-
-
-def after_cursor_execute(connection: Connection, *_: object) -> None:
-    # Where somebody else's listener executed the statement before ours was asked.
-    _detach(connection.__dict__.get(SLOT))
-
-
-_CURSOR_LISTENERS: Final[tuple[tuple[str, Callable[..., Any]], ...]] = (
-    ("before_cursor_execute", before_cursor_execute),
-    ("after_cursor_execute", after_cursor_execute),
-)
-
-
-def handle_error(context: ExceptionContext) -> None:
-    connection = context.connection
-    if connection is not None:
-        _detach(connection.__dict__.get(SLOT))
-
-
-def _detach(probe: Probe | None) -> None:
-    if probe is not None:
-        try:
-            probe.detach()
-        except Exception as error:
-            probe.failed("statements", error)
+def _attach(connection: Connection | None) -> Attached | None:
+    probe = None if connection is None else connection.__dict__.get(SLOT)
+    if probe is None:
+        return None
+    try:
+        attached: Attached | None = probe.attach()
+    except Exception as error:
+        probe.failed("statements", error)
+        return None
+    return attached
 
 
 def do_execute(
@@ -184,7 +154,6 @@ _DIALECT_LISTENERS: Final[tuple[tuple[str, Callable[..., Any]], ...]] = (
     ("do_execute", do_execute),
     ("do_executemany", do_executemany),
     ("do_execute_no_params", do_execute_no_params),
-    ("handle_error", handle_error),
 )
 
 
@@ -236,13 +205,14 @@ def _others_handle(
 class _Timing:
     """One statement on its way; neither `start` nor `stop` raises."""
 
-    __slots__ = ("_context", "_probe", "_shape", "_site", "_size", "_started")
+    __slots__ = ("_attached", "_context", "_probe", "_shape", "_site", "_size", "_started")
 
     def __init__(self, probe: Probe, size: int, context: Any) -> None:
         self._probe = probe
         self._context = context
         self._size = size
         self._started = 0
+        self._attached: Attached | None = None
 
     def start(self, statement: str) -> None:
         try:
@@ -272,8 +242,7 @@ class _Timing:
                     database,
                 )
             )
-            probe.detach()  # the span is new: what was set for a cursor listener is not innermost
-        probe.attach()
+        self._attached = probe.attach()
         self._started = probe.now()
 
     def stop(self, error: BaseException | None) -> None:
@@ -282,7 +251,8 @@ class _Timing:
             try:
                 ended = probe.now()
             finally:
-                probe.detach()
+                if self._attached is not None:
+                    self._attached.detach()
             if self._started:
                 self._tell(ended, ended - self._started, error)
         except Exception as failure:

@@ -531,6 +531,26 @@ def test_the_callers_context_survives_a_listener_that_handles_or_raises(
     assert seen == [True, True, True]
 
 
+def test_the_callers_context_survives_a_cursor_listener_that_raises(engine: Engine) -> None:
+    maker = sessionmaker(engine)
+
+    def raises(*arguments: Any) -> None:
+        if "42" in arguments[2]:
+            raise LookupError
+
+    event.listen(engine, "before_cursor_execute", raises)
+    exporter = Exporter(tracer_provider=TracerProvider(shutdown_on_exit=False))
+    before = context_api.get_current()
+    with instrument(maker, exporter=exporter), maker() as session:
+        for end in (session.rollback, session.close):
+            session.execute(text("SELECT 1"))
+            with suppress(LookupError):
+                session.execute(text("SELECT 42"))
+            assert context_api.get_current() is before
+            end()
+            assert context_api.get_current() is before
+
+
 # Other people's patches.
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     Attributes = dict[str, AttributeValue]
 
-__all__ = ["SessionSpans", "SpanSignal"]
+__all__ = ["Attached", "SessionSpans", "SpanSignal"]
 
 _FAILED: Final = frozenset({"failed", "abandoned"})
 
@@ -51,6 +51,22 @@ class SpanSignal:
     def begin(self, record: SessionRecord) -> SessionSpans:
         """The spans of one session scope."""
         return SessionSpans(self._tracer, record)
+
+
+class Attached:
+    """A context in force, until it is given back."""
+
+    __slots__ = ("_context", "_token")
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._token = context_api.attach(context)
+
+    def detach(self) -> None:
+        """Put the caller's context back."""
+        # A coroutine that was thrown away amid a statement may be unwound in another context.
+        if context_api.get_current() is self._context:
+            context_api.detach(self._token)
 
 
 class SessionSpans:
@@ -89,23 +105,23 @@ class SessionSpans:
             if span.is_recording():
                 _add_finding(span, finding)
 
-    def current_context(self) -> Context | None:
-        """The caller's context with the innermost open span in it; None to leave it as it is."""
+    def attach(self) -> Attached | None:
+        """Put the innermost open span into the caller's context; None to leave that as it is."""
         if not self._open:
             return None
         base = context_api.get_current()
         if base is not self._base:
             self._base = base
             self._derived = self._derive(base)
-        return self._derived
+        return None if self._derived is None else Attached(self._derived)
 
     def _derive(self, base: Context) -> Context | None:
         span = self._statement or self._open[-1][1]
         inner = span.get_span_context()
         if not inner.is_valid:
             return None
-        if not span.is_recording() and inner == trace.get_current_span(base).get_span_context():
-            return None  # nothing is recorded, and the caller's span says so itself
+        if inner == trace.get_current_span(base).get_span_context():
+            return None  # it is current already, or nothing is recorded and the caller says so
         return trace.set_span_in_context(span, base)
 
     def refused(self, origin: SpanContext | None) -> None:

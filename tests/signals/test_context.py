@@ -585,3 +585,54 @@ def test_the_callers_context_is_as_before_when_a_listener_of_somebody_elses_rais
         raise Refusal
 
     twin.run(story)
+
+
+def test_a_listener_that_refuses_the_very_first_statement_leaves_no_context(
+    twin: Twin, traces: Traces
+) -> None:
+    async def story() -> None:
+        event.listen(sync_engine(twin), "before_cursor_execute", refuse)
+        with traces.of(twin), traces.caller(), surroundings() as standing:
+            async with twin.session() as session:
+                with pytest.raises(Refusal):
+                    await session.execute(text("SELECT 1"))
+                assert context_api.get_current() is standing
+            assert context_api.get_current() is standing
+        event.remove(sync_engine(twin), "before_cursor_execute", refuse)
+
+    def refuse(_connection: Any, _cursor: Any, _statement: str, *_: Any) -> None:
+        raise Refusal
+
+    twin.run(story)
+
+
+def test_a_listener_with_a_context_of_its_own_around_the_statement_is_within_ours(
+    twin: Twin, traces: Traces
+) -> None:
+    tokens: list[Any] = []
+    seen: list[str] = []
+
+    def enter(*_: Any) -> None:
+        span: Any = trace.get_current_span()
+        seen.append(span.name)
+        tokens.append(context_api.attach(context_api.set_value("theirs", 1)))
+
+    def leave(*_: Any) -> None:
+        context_api.detach(tokens.pop())
+
+    async def story() -> None:
+        engine = sync_engine(twin)
+        with traces.of(twin), traces.caller(), surroundings() as standing:
+            async with twin.session() as session:
+                await session.execute(text("SELECT 1"))
+                event.listen(engine, "before_cursor_execute", enter)
+                event.listen(engine, "after_cursor_execute", leave)
+                await session.commit()
+                await session.execute(text("SELECT 1"))
+                assert context_api.get_current() is standing
+            assert context_api.get_current() is standing
+        event.remove(engine, "before_cursor_execute", enter)
+        event.remove(engine, "after_cursor_execute", leave)
+
+    twin.run(story)
+    assert seen == ["transaction"]
