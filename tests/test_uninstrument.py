@@ -460,6 +460,22 @@ def test_other_peoples_cursor_listeners_stay_and_still_fire(engine: Engine, on: 
                 event.remove(target, name, listener)
 
 
+def test_a_connection_in_use_to_whose_cursor_others_listen_is_as_it_would_be(
+    engine: Engine,
+) -> None:
+    maker = sessionmaker(engine)
+    event.listen(engine, "before_cursor_execute", lambda *_: None)
+    with maker() as session:
+        session.execute(text("SELECT 1"))
+        expected = snapshot(engine, session)
+    instrumentation = quiet(maker)
+    with maker() as session:
+        session.execute(text("SELECT 1"))
+        instrumentation.uninstrument()
+        assert snapshot(engine, session) == expected
+        assert session.execute(text("SELECT 2")).scalar() == 2
+
+
 @pytest.mark.parametrize("turn", ["before ours", "after ours"])
 @pytest.mark.parametrize("handles", [False, True], ids=["looks on", "handles it"])
 def test_other_peoples_dialect_listeners_stay_and_still_fire(
