@@ -1,4 +1,4 @@
-"""What can be instrumented, and how that is undone."""
+"""What is instrumented, and how that is undone."""
 
 from __future__ import annotations
 
@@ -7,20 +7,31 @@ import sys
 import threading
 import time
 import warnings
-import weakref
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from sqlalchemy.orm import Session, scoped_session, sessionmaker
+from sqlalchemy.orm import Session
 
 from session_tracer import failures, listeners, live, loads, statements
 from session_tracer.detectors import DEFAULT_DETECTORS
 from session_tracer.exporter import Exporter, Exporters
 from session_tracer.lifetime import wrap_async_session, wrap_session
 from session_tracer.patching import Patches
-from session_tracer.probe import SLOT, Probe, probe_of
+from session_tracer.probe import Probe, probe_of
 from session_tracer.providers import configured_providers
 from session_tracer.settings import Settings
+from session_tracer.targets import (
+    ASYNC,
+    AsyncSession,
+    Target,
+    async_makers,
+    async_session_of,
+    live_sessions,
+    may_have_made,
+    places,
+    resolve,
+)
 from session_tracer.tracer import Tracer
+from session_tracer.underway import SLOT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -30,21 +41,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Instrumentation", "instrument", "uninstrument"]
 
-try:
-    from sqlalchemy.ext.asyncio import (
-        AsyncSession,
-        async_scoped_session,
-        async_session,
-        async_sessionmaker,
-    )
-except ImportError:  # SQLAlchemy 2.1 without its asyncio extra: no async session can exist
-    _ASYNC_INIT: Any = None
-    _MAKER_CALL: Any = None
-else:
-    _ASYNC_INIT = AsyncSession.__init__.__code__
-    _MAKER_CALL = async_sessionmaker.__call__.__code__
-_ASYNC: Final = _ASYNC_INIT is not None
-
 _OTLP_ENDPOINTS: Final = tuple(
     f"OTEL_EXPORTER_OTLP_{signal}ENDPOINT" for signal in ("", "TRACES_", "METRICS_", "LOGS_")
 )
@@ -53,7 +49,7 @@ _OTLP_ENDPOINTS: Final = tuple(
 class Instrumentation:
     """What `instrument()` started. As a context manager it ends with the block."""
 
-    def __init__(self, target: _Target, tracer: Tracer, *, capture: bool) -> None:
+    def __init__(self, target: Target, tracer: Tracer, *, capture: bool) -> None:
         self._target = target
         self._tracer = tracer
         self._is_capture = capture
@@ -89,29 +85,6 @@ class Instrumentation:
         self.uninstrument()
 
 
-class _Target:
-    """What is meant, and the class whose events tell of it.
-
-    `place` is the class whose constructor makes the sessions that are meant, or the one thing that
-    makes them and has no class of its own (an `async_sessionmaker`), or one live session.
-    """
-
-    __slots__ = ("_place", "listen_to")
-
-    def __init__(self, place: object, listen_to: type[Session]) -> None:
-        self._place = weakref.ref(place)
-        self.listen_to = listen_to
-
-    @property
-    def place(self) -> object:
-        """What is meant; None if it is gone."""
-        return self._place()
-
-    def same_as(self, other: _Target) -> bool:
-        """Whether both mean the same sessions."""
-        return self.place is not None and self.place is other.place
-
-
 def instrument(
     target: Any = None,
     *,
@@ -135,14 +108,14 @@ def instrument(
     unknown exporter, and what the exporter raises where it cannot work; SQLAlchemy is then as it
     was. Instrumenting a target again changes nothing and returns the first `Instrumentation`.
     """
-    resolved = _resolve(target)
+    resolved = resolve(target)
     chosen = (Settings.from_env() if settings is None else settings).override(overrides)
     return _INSTRUMENTOR.add(resolved, name or "default", exporter, chosen, tuple(detectors))
 
 
 def uninstrument(target: Any = None) -> None:
     """Stop tracing `target`, or with None everything; leave SQLAlchemy as it was found."""
-    _INSTRUMENTOR.remove_target(None if target is None else _resolve(target))
+    _INSTRUMENTOR.remove_target(None if target is None else resolve(target))
 
 
 def capture(
@@ -150,7 +123,7 @@ def capture(
 ) -> Instrumentation:
     """Trace `target` besides whoever traces it already."""
     return _INSTRUMENTOR.add(
-        _resolve(target), name, exporter, settings, tuple(detectors), capture=True
+        resolve(target), name, exporter, settings, tuple(detectors), capture=True
     )
 
 
@@ -169,7 +142,7 @@ class Instrumentor:
 
     def add(
         self,
-        target: _Target,
+        target: Target,
         name: str,
         exporter: str | Exporter | None,
         settings: Settings,
@@ -179,6 +152,8 @@ class Instrumentor:
     ) -> Instrumentation:
         """Trace a target; what can be refused is refused before SQLAlchemy is touched."""
         with self._lock:
+            for gone in [one for one in self._instrumentations if one._target.place is None]:
+                self.remove(gone)
             if not capture:
                 for existing in self._instrumentations:
                     if not existing._is_capture and existing._target.same_as(target):
@@ -211,7 +186,7 @@ class Instrumentor:
             self._instrumentations.remove(instrumentation)
             self._update()
             tracer = instrumentation._tracer
-            for session in _sessions():
+            for session in live_sessions():
                 self._leave(session, tracer)
             if not self._instrumentations:
                 statements.remove()
@@ -224,7 +199,7 @@ class Instrumentor:
         except Exception as error:
             tracer.failed("exporter", error)
 
-    def remove_target(self, target: _Target | None) -> None:
+    def remove_target(self, target: Target | None) -> None:
         """Stop tracing a target, or everything but what a test captures."""
         for instrumentation in list(self._instrumentations):
             same = target is None or instrumentation._target.same_as(target)
@@ -236,7 +211,7 @@ class Instrumentor:
         try:
             if probe_of(session) is not None:
                 return
-            maker, owner = _async_makers(sys._getframe(1))
+            maker, owner = async_makers(sys._getframe(1))
             tracers = self._tracers_for(type(session), owner, maker)
             if tracers:
                 probe = self._attach(session, tracers, is_async=owner is not None)
@@ -252,23 +227,23 @@ class Instrumentor:
 
     def _take_up(self) -> None:
         """Have each session that exists be told of by whom it should be."""
-        for session in _sessions():
+        for session in live_sessions():
             tracers = self._tracers_of(session)
             probe = probe_of(session)
             if probe is not None:
                 probe.hand_to(tracers)
             elif tracers:
-                self._attach(session, tracers, is_async=_async_session(session) is not None)
+                self._attach(session, tracers, is_async=async_session_of(session) is not None)
                 listeners.take_up(session)
 
     def _tracers_of(self, session: Session) -> tuple[Tracer, ...]:
         """Who traces a session that exists."""
-        proxy = _async_session(session)
+        proxy = async_session_of(session)
         owner = None if proxy is None else type(proxy)
-        places = [one._target.place for one in self._instrumentations]
-        makers = [place for place in places if proxy is not None and _may_have_made(place, proxy)]
-        if any(place is session for place in places):
-            return tuple(self._find((session, *makers, *_places(type(session), owner))))
+        meant = [one._target.place for one in self._instrumentations]
+        makers = [place for place in meant if proxy is not None and may_have_made(place, proxy)]
+        if any(place is session for place in meant):
+            return tuple(self._find((session, *makers, *places(type(session), owner))))
         return self._tracers_for(type(session), owner, makers[0] if makers else None)
 
     def _leave(self, session: Session, tracer: Tracer) -> None:
@@ -302,7 +277,7 @@ class Instrumentor:
                 # It is heir to two instrumented classes, and would hear every event twice.
                 self._is_listening_to_all = True
                 self._update()
-            tracers = tuple(self._find((maker, *_places(made, owner))))
+            tracers = tuple(self._find((maker, *places(made, owner))))
             self._known[key] = tracers
         return tracers
 
@@ -339,9 +314,9 @@ class Instrumentor:
         for cls in wanted - self._listening:
             listeners.listen(cls)
             wrap_session(self._patches, cls, self.opened)
-        if _ASYNC and wanted and not self._listening:
+        if ASYNC and wanted and not self._listening:
             wrap_async_session(self._patches, AsyncSession)
-        if _ASYNC and not wanted:
+        if ASYNC and not wanted:
             self._patches.undo(AsyncSession)
         self._listening = wanted
         if wanted:
@@ -353,42 +328,6 @@ class Instrumentor:
 
 
 _INSTRUMENTOR: Final = Instrumentor()
-
-
-def _resolve(target: Any) -> _Target:
-    if target is None:
-        return _Target(Session, Session)
-    if isinstance(target, sessionmaker):
-        return _Target(target.class_, target.class_)
-    if isinstance(target, scoped_session):
-        return _resolve(target.session_factory)
-    if isinstance(target, type) and issubclass(target, Session):
-        return _Target(target, target)
-    if isinstance(target, Session):
-        return _Target(target, type(target))
-    if _ASYNC:
-        if isinstance(target, async_sessionmaker):
-            # It makes its sessions without a class of its own.
-            made = target.kw.get("sync_session_class", target.class_.sync_session_class)
-            return _Target(target, made if isinstance(made, type) else Session)
-        if isinstance(target, async_scoped_session):
-            return _resolve(target.session_factory)
-        if isinstance(target, type) and issubclass(target, AsyncSession):
-            return _Target(target, Session)
-        if isinstance(target, AsyncSession):
-            return _resolve(target.sync_session)
-    if type(target).__module__.partition(".")[0] == "flask_sqlalchemy":
-        return _resolve(target.session)
-    # Not its repr(): that may be the application's code.
-    kind = "the class" if isinstance(target, type) else "an object of"
-    made = target if isinstance(target, type) else type(target)
-    name = f"{made.__module__}.{made.__qualname__}"
-    raise TypeError(
-        f"session_tracer cannot instrument {kind} {name}. It takes a sessionmaker, an "
-        "async_sessionmaker, a scoped_session or async_scoped_session over one of them, a Session "
-        "or AsyncSession class, one live session, a Flask-SQLAlchemy SQLAlchemy object, or nothing "
-        "at all for every session of the process."
-    )
 
 
 def _choose_exporter(exporter: str | Exporter | None) -> str | Exporter:
@@ -414,51 +353,3 @@ def _warn_if_different(existing: Instrumentation, name: str, settings: Settings)
             "stay; uninstrument() it first to change them.",
             stacklevel=4,
         )
-
-
-def _sessions() -> list[Session]:
-    """Every live session of the process."""
-    registry: Any = getattr(sys.modules["sqlalchemy.orm.session"], "_sessions", None)
-    if isinstance(registry, weakref.WeakValueDictionary):
-        return list(registry.values())
-    import gc
-
-    # type() and not isinstance(): that would ask the __class__ of every proxy there is.
-    return [one for one in gc.get_objects() if issubclass(type(one), Session)]
-
-
-def _async_session(session: Session) -> Any:
-    """The AsyncSession whose session it is, if it is one's."""
-    return async_session(session) if _ASYNC else None
-
-
-def _may_have_made(maker: object, session: Any) -> bool:
-    """Whether an `async_sessionmaker` may have made an AsyncSession: nothing says that it did."""
-    if not isinstance(maker, async_sessionmaker):
-        return False
-    made = maker.kw.get("sync_session_class", session.sync_session_class)
-    bind, bound = session.sync_session.bind, maker.kw.get("bind")
-    return (
-        type(session) is maker.class_
-        and type(session.sync_session) is made
-        and (bind is getattr(bound, "sync_engine", None) or bind is bound)
-    )
-
-
-def _places(made: type, owner: type | None) -> tuple[object, ...]:
-    """What may be instrumented of a session, from the nearest outwards."""
-    return (*(() if owner is None else owner.__mro__), *made.__mro__)
-
-
-def _async_makers(frame: Any) -> tuple[object | None, type | None]:
-    """The async factory and the class of the AsyncSession that make a session, if they do."""
-    owner = None
-    for _ in range(8):
-        if frame is None:
-            break
-        if frame.f_code is _ASYNC_INIT:
-            owner = type(frame.f_locals["self"])
-        elif frame.f_code is _MAKER_CALL and owner is not None:
-            return frame.f_locals["self"], owner
-        frame = frame.f_back
-    return None, owner

@@ -10,13 +10,8 @@ from sqlalchemy import event
 from sqlalchemy.orm.session import SessionTransactionOrigin
 
 from session_tracer import facts, flushes, loads, statements
-from session_tracer.probe import (
-    SLOT,
-    Flush,
-    OpenTransaction,
-    add_transition,
-    type_name,
-)
+from session_tracer.probe import add_transition, type_name
+from session_tracer.underway import SLOT, Flush, OpenTransaction
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -114,6 +109,8 @@ def after_transaction_end(probe: Probe, session: Session, transaction: SessionTr
 def after_begin(
     probe: Probe, session: Session, transaction: SessionTransaction, connection: Connection
 ) -> None:
+    if not statements.is_timed(connection):
+        return
     # Somebody else's session may share the connection: the last to begin is the one at work.
     connection.__dict__[SLOT] = probe
     if any(holding.holds(connection) for holding in probe.connections):
@@ -147,7 +144,7 @@ def take_up(probe: Probe, session: Session) -> None:
         probe.tell(facts.TransactionBegan(now, None, nested, two_phase))
     # It has no public name; without it this transaction's statements stay untold.
     held = {id(entry[0]): entry[0] for entry in getattr(outermost, "_connections", {}).values()}
-    for connection in held.values():
+    for connection in filter(statements.is_timed, held.values()):
         connection.__dict__[SLOT] = probe
         holding = statements.hold(connection, now)
         probe.connections.append(holding)

@@ -15,12 +15,13 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.engine.events import DialectEvents
 
 from session_tracer import facts, sql
-from session_tracer.probe import SLOT, SURROUNDED, Holding, type_name
+from session_tracer.probe import type_name
+from session_tracer.underway import SLOT, SURROUNDED, Holding
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sqlalchemy.engine import Connection, Dialect, ExecutionContext
+    from sqlalchemy.engine import Dialect, ExecutionContext
     from sqlalchemy.engine.interfaces import DBAPICursor
 
     from session_tracer.callsite import CallSite
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from session_tracer.probe import Probe
     from session_tracer.signals.spans import Attached
 
-__all__ = ["hold", "remove"]
+__all__ = ["hold", "is_timed", "remove"]
 
 _DATABASES: Final[weakref.WeakKeyDictionary[Dialect, Database]] = weakref.WeakKeyDictionary()
 # Whether the dialect said itself that it has events before we listened to it.
@@ -39,6 +40,11 @@ _REFRESH: Final = frozenset({"refresh"})
 _IMMEDIATE: Final = frozenset({"_load_for_path"})
 
 
+def is_timed(connection: object) -> bool:
+    """Whether this is a connection, and not what a test has put in its place."""
+    return issubclass(type(connection), Connection)
+
+
 def hold(connection: Connection, since: int) -> Holding:
     """Time what is executed on a connection that the session has begun on."""
     dialect = connection.dialect
@@ -46,9 +52,10 @@ def hold(connection: Connection, since: int) -> Holding:
     if database is None:
         database = _DATABASES[dialect] = sql.database(connection.engine.url)
     if dialect not in _HAD_EVENTS:
-        _HAD_EVENTS[dialect] = "_has_events" in dialect.__dict__
+        had_events = "_has_events" in dialect.__dict__
         for name, listener in _DIALECT_LISTENERS:
             event.listen(dialect, name, listener)
+        _HAD_EVENTS[dialect] = had_events
     return Holding(connection, database, since, surrounded=_surround(connection))
 
 

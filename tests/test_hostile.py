@@ -42,8 +42,9 @@ from sqlalchemy.orm import (
 from sqlalchemy.orm.exc import DetachedInstanceError
 
 from session_tracer import DEFAULT_DETECTORS, Exporter, Finding, facts, instrument
-from session_tracer.instrumentor import Instrumentor, _resolve
+from session_tracer.instrumentor import Instrumentor
 from session_tracer.settings import Settings
+from session_tracer.targets import resolve
 from session_tracer.testing import capture
 from tests.library import Author, Base, Book, authors
 from tests.outline import outline
@@ -492,7 +493,7 @@ def traced_with(clock: Callable[[], int], maker: Any, exporter: Exporter) -> Ite
     """Trace the factory by a clock of one's own."""
     instrumentor = Instrumentor(clock)
     instrumentation = instrumentor.add(
-        _resolve(maker), "default", exporter, Settings(), DEFAULT_DETECTORS
+        resolve(maker), "default", exporter, Settings(), DEFAULT_DETECTORS
     )
     try:
         yield

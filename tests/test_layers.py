@@ -39,10 +39,10 @@ OURS: dict[str, set[str]] = {
 THEIRS: dict[str, set[str]] = {
     "sqlalchemy": {
         "failures", "flushes", "instrumentor", "lifetime", "listeners", "loads", "statements",
+        "targets",
     },
     "opentelemetry": {
-        "exporter", "exporters.*", "probe", "providers", "signals.metrics", "signals.spans",
-        "testing",
+        "exporter", "exporters.*", "providers", "signals.metrics", "signals.spans", "testing",
     },
     "opentelemetry.sdk": {"exporters.*", "testing"},
     "structlog": {"signals.logs"},
@@ -51,7 +51,7 @@ THEIRS: dict[str, set[str]] = {
 
 # The same, for types alone.
 THEIR_TYPES: dict[str, set[str]] = {
-    "sqlalchemy": {"probe", "sql"},
+    "sqlalchemy": {"probe", "sql", "underway"},
     "opentelemetry": {"origin", "tracer"},
 }
 
