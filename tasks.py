@@ -43,6 +43,15 @@ DEVELOPMENT = (
 )
 SQLALCHEMY_2_0 = ("--editable=.[all]", "--group=test", "sqlalchemy<2.1")
 
+# What meets no SQLAlchemy, or only from afar: once is enough.
+ALIKE_ON_EVERY_SQLALCHEMY = (
+    "--ignore=tests/exporters",
+    "--ignore=tests/servers",
+    "--ignore=tests/test_dashboard.py",
+    "--ignore=tests/test_packaging.py",
+    "--ignore=tests/test_tasks.py",
+)
+
 # A first session, told about with nothing installed but what a bare `pip install` brings.
 FIRST_SESSION = """
 import importlib.util
@@ -263,6 +272,10 @@ def dashboard(arguments: list[str]) -> int:
     return run_program([development(), ROOT / "grafana" / "build.py", *arguments])
 
 
+def picture(arguments: list[str]) -> int:
+    return run_program([development(), ROOT / "docs" / "picture.py", *arguments])
+
+
 def run_program(command: Sequence[str | Path]) -> int:
     return subprocess.run(command, cwd=ROOT, env=environment_variables(), check=False).returncode
 
@@ -277,7 +290,10 @@ def test(arguments: list[str]) -> int:
             Step("Tests on SQLAlchemy 2.1", lambda: tests(development(), arguments)),
             Step("Wheel, used in a clean environment", wheel),
             Step("Environment with SQLAlchemy 2.0", sqlalchemy_2_0, needed_by_the_rest=True),
-            Step("Tests on SQLAlchemy 2.0", lambda: tests(sqlalchemy_2_0(), arguments)),
+            Step(
+                "Tests on SQLAlchemy 2.0",
+                lambda: tests(sqlalchemy_2_0(), [*ALIKE_ON_EVERY_SQLALCHEMY, *arguments]),
+            ),
         ]
     )
 
@@ -325,6 +341,7 @@ TASKS = (
     Task("fix", "put right what can be put right without thinking", fix),
     Task("benchmark", "measure what tracing costs; its arguments are passed on", benchmark),
     Task("dashboard", "write the Grafana dashboard; its arguments are passed on", dashboard),
+    Task("picture", "draw the picture of the README from a real run", picture),
     Task("clean", "remove all that these tasks have made", clean),
 )
 
