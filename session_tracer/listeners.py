@@ -28,11 +28,12 @@ def _contained(listener: Callable[..., None]) -> Callable[..., None]:
     """A listener that is deaf to sessions nobody traces, and whose failures stop with us."""
 
     @functools.wraps(listener)
-    def contained(session: Session, *rest: Any) -> None:
-        probe = session.__dict__.get(SLOT)
+    def contained(*told: Any) -> None:
+        # Whoever fires an event by hand may leave out what it should tell.
+        probe = told[0].__dict__.get(SLOT) if told else None
         if probe is not None:
             try:
-                listener(probe, session, *rest)
+                listener(probe, *told)
             except Exception as error:
                 probe.failed(listener.__name__, error)
 
