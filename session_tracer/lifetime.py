@@ -12,7 +12,7 @@ from sqlalchemy.orm.exc import NO_STATE
 
 from session_tracer import facts, loads
 from session_tracer.origin import Origin
-from session_tracer.probe import add_transition, probe_of, type_name
+from session_tracer.probe import add_transition, by_name, probe_of, type_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,10 +83,7 @@ def _closing(ending: Ending) -> Callable[..., _Call | None]:
             identity_map = session.identity_map
             call.size = len(identity_map)
             # The first part of an identity key is the mapped class, or its hierarchy's base.
-            call.detached = {
-                entity.__name__: count
-                for entity, count in Counter(map(itemgetter(0), identity_map.keys())).items()
-            }
+            call.detached = by_name(Counter(map(itemgetter(0), identity_map.keys())))
             call.pending = len(session.new)
             add_transition(probe.transitions, "persistent_to_detached", call.size)
         except Exception as error:

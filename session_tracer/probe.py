@@ -16,7 +16,7 @@ from session_tracer.tracer import is_telling
 from session_tracer.underway import SLOT, Flush, Holding, OpenTransaction
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from sqlalchemy.orm import Session
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from session_tracer.signals.spans import Attached
     from session_tracer.tracer import Story, Tracer
 
-__all__ = ["Probe", "add_transition", "probe_of", "type_name"]
+__all__ = ["Probe", "add_transition", "by_name", "probe_of", "type_name"]
 
 _IDS = random.Random()
 if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
@@ -291,6 +291,8 @@ class Probe:
         """A failure of ours: say it once, and tell this scope's story no further."""
         for tracer in self.tracers:
             tracer.failed(where, error)
+        for story in self.stories:
+            story.stop()
         self.stories = ()
 
     # What is loaded.
@@ -316,7 +318,7 @@ class Probe:
         """Tell what the last statement's rows became."""
         counter = self.counter
         if counter.counts:
-            loaded = {entity.__name__: count for entity, count in counter.counts.items()}
+            loaded = by_name(counter.counts)
             counter.counts.clear()
             number = sum(loaded.values())
             together = min(number, self._at_once) if self._at_once else number
@@ -337,6 +339,14 @@ class Probe:
         # Where the application is traced and a test captures as well, the application's spans are
         # the ones that its other instrumentations belong to.
         return self.stories[0].spans.attach() if self.stories else None
+
+
+def by_name(counts: Mapping[type, int]) -> Counts:
+    """Counts by mapped class as counts by its name; two classes may have the same."""
+    named: Counts = {}
+    for entity, count in counts.items():
+        named[entity.__name__] = named.get(entity.__name__, 0) + count
+    return named
 
 
 def add_transition(transitions: Counts, name: str, count: int = 1) -> None:
