@@ -15,6 +15,7 @@ import time
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NoReturn
+from unittest.mock import Mock
 
 import pytest
 import structlog
@@ -938,3 +939,20 @@ def test_the_error_itself_can_be_pickled_copied_and_made_by_hand(maker: Any) -> 
         assert copy.copy(error).args == error.args
         assert DetachedInstanceError("with a code", code="bhk3").code == "bhk3"
     assert (told.findings, errors(told)) == ([], {})
+
+
+def test_an_applications_stand_in_for_an_engine_is_passed_over() -> None:
+    # Some applications test their own code with one.
+    with capture() as told:
+        session = Session(bind=Mock())
+        session.connection()
+        session.close()
+    assert told.metrics.get("session_tracer.errors", []) == []
+
+
+def test_an_event_fired_by_hand_without_its_arguments_is_passed_over(maker: Any) -> None:
+    with capture(maker) as told, maker() as session:
+        session.dispatch.before_flush()
+        session.execute(text("SELECT 1"))
+    assert told.metrics.get("session_tracer.errors", []) == []
+    assert [summary.statements for summary in told.sessions] == [1]
