@@ -164,7 +164,9 @@ def test_every_log_event_the_readme_names_is_one_and_none_is_missing() -> None:
     }
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/findings.md", "docs/architecture.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/findings.md", "docs/architecture.md", "docs/performance.md"]
+)
 def test_every_link_leads_to_a_file(page: str) -> None:
     links = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / page).read_text())
     missing = [link for link in links if not ((ROOT / page).parent / link).exists()]
