@@ -29,6 +29,7 @@ try:
         async_sessionmaker,
     )
 except ImportError:  # SQLAlchemy 2.1 without its asyncio extra: no async session can exist
+    AsyncSession: Any = None  # type: ignore[no-redef] # asked for only where ASYNC says so
     _ASYNC_INIT: Any = None
     _MAKER_CALL: Any = None
 else:

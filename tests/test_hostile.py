@@ -944,7 +944,9 @@ def test_the_error_itself_can_be_pickled_copied_and_made_by_hand(maker: Any) -> 
 def test_an_applications_stand_in_for_an_engine_is_passed_over() -> None:
     # Some applications test their own code with one.
     with capture() as told:
-        session = Session(bind=Mock())
+        engine = Mock()
+        engine.connect.return_value.in_transaction.return_value = False
+        session = Session(bind=engine)
         session.connection()
         session.close()
     assert told.metrics.get("session_tracer.errors", []) == []
