@@ -117,7 +117,8 @@ class Probe:
         self.open = True
         # An exception that is being handled already is not one that leaves the session's block.
         self._handled = _recognising(sys.exc_info()[1])
-        epoch = time.time_ns() - now
+        # Read one right after the other: what passes between them, spans would be late by.
+        epoch = time.time_ns() - self._clock()
         self.stories = tuple(
             tracer.begin(scope, epoch)
             for tracer in self.tracers
