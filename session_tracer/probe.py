@@ -204,15 +204,10 @@ class Probe:
                 )
             )
 
-    def leaving_error(self) -> str:
-        """The type of the exception that is leaving the session's block; empty if none is."""
-        if self.leaving is not None:
-            return self.leaving[1]
-        return self._name_leaving(sys.exc_info()[1])
-
-    def note_leaving(self, error: BaseException | None) -> None:
-        """Asyncio is about to close the session elsewhere: note the line and the exception here."""
-        self.leaving = (self.site(), self._name_leaving(error))
+    def note_leaving(self, error: BaseException | None) -> tuple[CallSite | None, str]:
+        """Note the line, and the exception, that leave: asyncio closes the session elsewhere."""
+        noted = self.leaving = (self.site(), self._name_leaving(error))
+        return noted
 
     def _name_leaving(self, error: BaseException | None) -> str:
         # A generator that is closed early has done what it was asked for.
@@ -221,9 +216,7 @@ class Probe:
         return type_name(error)
 
     def _leave(self) -> tuple[CallSite | None, str]:
-        if self.leaving is None:
-            self.leaving = (self.site(), self.leaving_error())
-        return self.leaving
+        return self.leaving or self.note_leaving(sys.exc_info()[1])
 
     def hand_to(self, tracers: tuple[Tracer, ...]) -> None:
         """Be told of by these and by no others from the next scope on.
