@@ -264,6 +264,11 @@ def bookshop(arguments: list[str]) -> int:
     return run_program([python, "-m", "examples.bookshop", *arguments])
 
 
+def misuse(arguments: list[str]) -> int:
+    python = environment(ROOT / ".venv", EXAMPLES)
+    return run_program([python, "-m", "examples.misuse", *arguments])
+
+
 def benchmark(arguments: list[str]) -> int:
     return run_program([development(), "-m", "benchmarks", *arguments])
 
@@ -274,6 +279,10 @@ def dashboard(arguments: list[str]) -> int:
 
 def picture(arguments: list[str]) -> int:
     return run_program([development(), ROOT / "docs" / "picture.py", *arguments])
+
+
+def findings(arguments: list[str]) -> int:
+    return run_program([development(), ROOT / "docs" / "findings.py", *arguments])
 
 
 def run_program(command: Sequence[str | Path]) -> int:
@@ -336,11 +345,13 @@ def refuse(arguments: list[str]) -> None:
 
 TASKS = (
     Task("bookshop", "run the example; its arguments are passed on", bookshop),
+    Task("misuse", "show every finding, or those named; its arguments are passed on", misuse),
     Task("test", "check everything, as CI does; pytest's arguments are passed on", test),
     Task("lint", "check style and types only", lint),
     Task("fix", "put right what can be put right without thinking", fix),
     Task("benchmark", "measure what tracing costs; its arguments are passed on", benchmark),
     Task("dashboard", "write the Grafana dashboard; its arguments are passed on", dashboard),
+    Task("findings", "write what the examples of docs/findings.md say today", findings),
     Task("picture", "draw the picture of the README from a real run", picture),
     Task("clean", "remove all that these tasks have made", clean),
 )

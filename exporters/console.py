@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import os
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 
 from rich.text import Text
 
 from session_tracer.exporter import Exporter
-from session_tracer.exporters.finding_block import finding_block, finding_reminder
+from session_tracer.exporters.finding_block import (
+    finding_block,
+    finding_reminder,
+    retraction_block,
+    retraction_note,
+)
 from session_tracer.exporters.screen import Screen
 from session_tracer.exporters.session_block import is_quiet, session_head, timeline_lines
 from session_tracer.exporters.wording import cropped, duration, plain
-from session_tracer.findings import Finding
+from session_tracer.findings import Finding, Retraction
 from session_tracer.outbox import Outbox
 from session_tracer.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable, Hashable, Sequence
     from typing import TextIO
 
     from session_tracer.record import SessionSummary
@@ -54,7 +59,7 @@ def console_exporter(
     """
     screen = Screen(stream, width, colour)
     writer = _Writer(screen, Settings() if settings is None else settings)
-    outbox: Outbox[SessionSummary | Finding] = Outbox(
+    outbox: Outbox[_Told] = Outbox(
         writer.consume, name="session_tracer console", lost=writer.lost, settle=writer.settle
     )
 
@@ -64,10 +69,17 @@ def console_exporter(
     def close() -> None:
         outbox.close()
 
-    return Exporter(on_session=outbox.put, on_finding=outbox.put, flush=flush, close=close)
+    return Exporter(
+        on_session=outbox.put,
+        on_finding=outbox.put,
+        on_retraction=outbox.put,
+        flush=flush,
+        close=close,
+    )
 
 
 _Key: TypeAlias = "tuple[Hashable, ...]"
+_Told: TypeAlias = "SessionSummary | Finding | Retraction"
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -106,11 +118,11 @@ class _Writer:
         self._clock = clock
         self._forget()
 
-    def consume(self, told: SessionSummary | Finding) -> None:
-        """Tell a session that ended, or a finding."""
+    def consume(self, told: _Told) -> None:
+        """Tell a session that ended, a finding, or that one is taken back."""
         if self._process != os.getpid():
             self._forget()  # what is held back here, the parent tells
-        if isinstance(told, Finding):
+        if isinstance(told, Finding | Retraction):
             self._waiting.append((self._clock() + _GRACE_SECONDS, told))
         else:
             self._session(told)
@@ -134,20 +146,18 @@ class _Writer:
 
     def _forget(self) -> None:
         self._process = os.getpid()
-        self._waiting: deque[tuple[float, Finding]] = deque()
+        self._waiting: deque[tuple[float, Finding | Retraction]] = deque()
         self._ended: OrderedDict[str, None] = OrderedDict()
         self._tellings: OrderedDict[_Key, _Telling] = OrderedDict()
+        self._in_full: OrderedDict[_Key, None] = OrderedDict()
         self._repeated: dict[_Key, _Telling] = {}
         self._bursts: OrderedDict[_Key, _Burst] = OrderedDict()
 
     def _session(self, summary: SessionSummary) -> None:
         _remember(self._ended, summary.id, None)
-        self._waiting = deque(
-            (due, finding)
-            for due, finding in self._waiting
-            if finding.session_id != summary.id or finding not in summary.findings
-        )
-        known = [self._telling(finding, summary.id) for finding in summary.findings]
+        retracted = self._take_waiting(summary)
+        findings = _folded(summary.findings)
+        known = [self._telling(finding, summary.id) for finding, _ in findings]
         if None not in known and self._is_one_of_many(summary):
             return
         width = self._screen.width
@@ -155,17 +165,35 @@ class _Writer:
         lines = session_head(summary, width, slow_ms=self._slow_ms, quiet=quiet)
         if not quiet:
             lines += timeline_lines(summary, width)
-        for finding, telling in zip(summary.findings, known, strict=True):
-            lines.append(Text())
-            if telling is None:
-                lines += finding_block(finding, width, indent=2)
-                self._note(finding)
-            else:
-                whose = "" if telling.session_id == summary.id else f", {_named(telling.finding)}"
-                lines += finding_reminder(
-                    finding, width, indent=2, told=f"told in full above{whose}"
-                )
+        for (finding, times), telling in zip(findings, known, strict=True):
+            lines += [Text(), *self._full_or_short(finding, telling, width)]
+            if times > 1:
+                lines.append(Text(f"      … {_more(times - 1)} in this session", "dim"))
+            for retraction in retracted:
+                if retraction.finding == finding:
+                    lines += retraction_note(retraction, width, indent=6)
         self._screen.write(lines, apart=not quiet)
+
+    def _full_or_short(self, finding: Finding, telling: _Telling | None, width: int) -> list[Text]:
+        if telling is None:
+            self._note(finding)
+            return finding_block(finding, width, indent=2)
+        same = telling.session_id == finding.session_id
+        told = "told in full above" if same else f"told in full above, {_named(telling.finding)}"
+        return finding_reminder(finding, width, indent=2, told=told)
+
+    def _take_waiting(self, summary: SessionSummary) -> list[Retraction]:
+        """Hold back no more what the session's own block tells; the retractions among it."""
+        retracted: list[Retraction] = []
+        kept: deque[tuple[float, Finding | Retraction]] = deque()
+        for due, one in self._waiting:
+            finding = one.finding if isinstance(one, Retraction) else one
+            if finding.session_id != summary.id or finding not in summary.findings:
+                kept.append((due, one))
+            elif isinstance(one, Retraction):
+                retracted.append(one)
+        self._waiting = kept
+        return retracted
 
     def _finding(self, finding: Finding) -> None:
         """Tell a finding by itself, unless it repeats a recent one."""
@@ -177,6 +205,13 @@ class _Writer:
         self._screen.write(finding_block(finding, self._screen.width, session=True), apart=True)
         self._note(finding)
 
+    def _retraction(self, retraction: Retraction) -> None:
+        """Take a finding back, unless it was never told in full."""
+        key = (retraction.finding.session_id, *_key(retraction.finding))
+        if key in self._in_full:
+            del self._in_full[key]
+            self._screen.write(retraction_block(retraction, self._screen.width), apart=True)
+
     def _telling(self, finding: Finding, session_id: str = "") -> _Telling | None:
         """When this was told: lately for any session, or at any time for this one."""
         telling = self._tellings.get(_key(finding))
@@ -187,6 +222,7 @@ class _Writer:
     def _note(self, finding: Finding) -> None:
         telling = _Telling(self._clock(), finding.session_id, finding)
         _remember(self._tellings, _key(finding), telling)
+        _remember(self._in_full, (finding.session_id, *_key(finding)), None)
 
     def _is_one_of_many(self, summary: SessionSummary) -> bool:
         """Whether enough like it were told this second; it is counted then."""
@@ -205,12 +241,16 @@ class _Writer:
 
     def _settle_waiting(self, now: float, everything: bool) -> list[float]:
         while self._waiting:
-            due, finding = self._waiting[0]
+            due, one = self._waiting[0]
+            whose = (one.finding if isinstance(one, Retraction) else one).session_id
             # A session that has ended says nothing any more.
-            if not everything and due > now and finding.session_id not in self._ended:
+            if not everything and due > now and whose not in self._ended:
                 return [due]
             self._waiting.popleft()
-            self._finding(finding)
+            if isinstance(one, Retraction):
+                self._retraction(one)
+            else:
+                self._finding(one)
         return []
 
     def _settle_repeated(self, now: float, everything: bool) -> list[float]:
@@ -221,8 +261,7 @@ class _Writer:
                 continue
             del self._repeated[key]
             site = f" at {telling.finding.site}" if telling.finding.site else ""
-            times = "once more" if telling.held_back == 1 else f"{telling.held_back} more times"
-            self._short(f"… {telling.finding.id} {times}{site}")
+            self._short(f"… {telling.finding.id} {_more(telling.held_back)}{site}")
             telling.held_back = 0
         return due
 
@@ -249,6 +288,17 @@ def _summed_up(burst: _Burst) -> str:
         f"… {burst.held_back} more like it: session {like.name} · {like.outcome.replace('_', ' ')}"
         f" · {duration(burst.shortest)} to {duration(burst.longest)}{opened}"
     )
+
+
+def _folded(findings: Sequence[Finding]) -> list[tuple[Finding, int]]:
+    """Those that differ to a reader, each with how often it was drawn."""
+    times = Counter(map(_key, findings))
+    first = {_key(finding): finding for finding in reversed(findings)}
+    return [(first[key], number) for key, number in times.items()]
+
+
+def _more(times: int) -> str:
+    return "once more" if times == 1 else f"{times} more times"
 
 
 def _named(finding: Finding) -> str:

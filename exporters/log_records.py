@@ -78,7 +78,9 @@ def sentence(event: LogEvent) -> str:
     """What a person reads: a finding's explanation, else the event and what matters most of it."""
     explanation = event.get("explanation")
     if explanation:
-        return f"{event.get('finding_id', event.get('event'))}: {explanation}"
+        about = str(event.get("finding_id", event.get("event")))
+        retracted = " retracted" if event.get("event") == names.FINDING_RETRACTED else ""
+        return f"{about}{retracted}: {explanation}"
     told = [f"{key}={event[key]}" for key in _TOLD if event.get(key) not in (None, "")]
     return " ".join([str(event.get("event", "")), str(event.get("session_name", "")), *told])
 

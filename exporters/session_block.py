@@ -14,6 +14,7 @@ from session_tracer.exporters.wording import (
     entities,
     error_name,
     fitted_site,
+    flush_contents,
     plain,
     wrapped,
 )
@@ -51,7 +52,6 @@ _SLOW_STEP_SHARE: Final = 0.25
 _IDLE_HELD_MS: Final = 500.0
 _IDLE_HELD_SHARE: Final = 0.2
 
-_MOST_WRITTEN: Final = 6
 _INDENT: Final = 4
 _WIDEST_VERB: Final = 9
 _NARROWEST_SITE: Final = 24
@@ -111,7 +111,7 @@ def _verdict(summary: SessionSummary, slow_ms: float, *, short: bool = False) ->
         " ",
         (plain(summary.id[:6]), _FAINT),
     )
-    outcome = summary.outcome.replace("_", " ")
+    outcome = summary.outcome.replace("_", " ") if summary.ending else "still open"
     yield Text(f"{outcome} with {error_name(summary.error)}" if summary.error else outcome, bad)
     slow = _SLOW if summary.duration_ms >= slow_ms else ""
     yield Text(duration(summary.duration_ms), slow)
@@ -242,18 +242,7 @@ def _done(step: Step, loaded: Callable[[Counts], str]) -> Iterator[str]:
     """What failed, `+2 Order ~1 Stock (4 unchanged) −1 Cart` if it wrote, and what it loaded."""
     if step.error:
         yield error_name(step.error)
-    told = [f"+{count} {plain(entity)}" for entity, count in step.new.items()]
-    for entity in {**step.dirty, **step.unchanged}:
-        count, same = step.dirty.get(entity, 0), step.unchanged.get(entity, 0)
-        changed = f"~{count} {plain(entity)}"
-        if count and same:
-            told.append(f"{changed} ({same} unchanged)")
-        else:
-            told.append(changed if count else f"({same} {plain(entity)} unchanged)")
-    told += [f"−{count} {plain(entity)}" for entity, count in step.deleted.items()]
-    if len(told) > _MOST_WRITTEN:
-        told[_MOST_WRITTEN:] = [f"… {len(told) - _MOST_WRITTEN} more"]
-    yield from told
+    yield from flush_contents(step.new, step.dirty, step.deleted, step.unchanged)
     if step.loaded:
         yield f"{_sum(step.loaded) if len(step.loaded) == 1 else loaded(step.loaded)} loaded"
 

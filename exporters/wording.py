@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from typing import TYPE_CHECKING, Final
 
@@ -19,8 +20,10 @@ __all__ = [
     "entities",
     "error_name",
     "fitted_site",
+    "flush_contents",
     "plain",
     "wrapped",
+    "wrapped_code",
 ]
 
 ELLIPSIS: Final = "…"
@@ -28,6 +31,11 @@ ELLIPSIS: Final = "…"
 # Controls, invisible formatting (which can turn text around), lone surrogates, line separators.
 _UNPRINTABLE: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 _MOST_ENTITIES: Final = 4
+_MOST_WRITTEN: Final = 6
+_NOTHING: Final[Mapping[str, int]] = {}
+
+# Where a line of code may be broken and still be read: before a call of a method, after a comma.
+_JOINTS: Final = re.compile(r"(?=\.\w+\()|(?<=, )")
 
 
 def plain(text: str) -> str:
@@ -73,6 +81,27 @@ def entities(counts: Mapping[str, int]) -> str:
     return ", ".join(told)
 
 
+def flush_contents(
+    new: Mapping[str, int],
+    dirty: Mapping[str, int],
+    deleted: Mapping[str, int],
+    unchanged: Mapping[str, int] = _NOTHING,
+) -> list[str]:
+    """`+2 Order`, `~1 Stock (4 unchanged)`, `−1 Cart`; the rest of many is counted."""
+    told = [f"+{count} {plain(entity)}" for entity, count in new.items()]
+    for entity in {**dirty, **unchanged}:
+        count, same = dirty.get(entity, 0), unchanged.get(entity, 0)
+        changed = f"~{count} {plain(entity)}"
+        if count and same:
+            told.append(f"{changed} ({same} unchanged)")
+        else:
+            told.append(changed if count else f"({same} {plain(entity)} unchanged)")
+    told += [f"−{count} {plain(entity)}" for entity, count in deleted.items()]
+    if len(told) > _MOST_WRITTEN:
+        told[_MOST_WRITTEN:] = [f"… {len(told) - _MOST_WRITTEN} more"]
+    return told
+
+
 def error_name(error: str) -> str:
     """`IntegrityError` of `sqlalchemy.exc.IntegrityError`."""
     return plain(error.rpartition(".")[2])
@@ -108,11 +137,25 @@ def wrapped(text: str, room: int) -> list[str]:
     line = ""
     for word in _pieces(text.split(" "), room):
         if line and cell_len(line) + 1 + cell_len(word) > room:
-            lines.append(line)
+            lines.append(line.rstrip())
             line = word
         else:
             line = f"{line} {word}" if line else word
     return [*lines, line]
+
+
+def wrapped_code(code: str, room: int) -> list[str]:
+    """`code` in lines of at most `room` cells, broken where a reader would, if that is enough."""
+    lines: list[str] = []
+    line = ""
+    for piece in _JOINTS.split(code):
+        if line.strip() and cell_len(line) + cell_len(piece.rstrip()) > room:
+            lines.append(line.rstrip())
+            line = f"    {piece}"
+        else:
+            line += piece
+    lines.append(line)
+    return lines if max(map(cell_len, lines)) <= room else wrapped(code, room)
 
 
 def _pieces(words: Iterable[str], room: int) -> Iterable[str]:

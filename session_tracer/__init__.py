@@ -1,13 +1,28 @@
-"""Runtime observability and debugging for SQLAlchemy sessions."""
+"""Runtime observability and debugging for SQLAlchemy sessions.
 
-from session_tracer.callsite import CallSite
-from session_tracer.detectors import DEFAULT_DETECTORS, Detector
-from session_tracer.exporter import Exporter
-from session_tracer.findings import Finding
-from session_tracer.instrumentor import Instrumentation, instrument, uninstrument
-from session_tracer.record import SessionSummary
-from session_tracer.settings import Settings
-from session_tracer.version import VERSION as __version__
+PYTEST_DONT_REWRITE
+"""
+# That word is pytest's: it rewrites the packages of its plugins as they are imported, and warns
+# where an application has imported one before. There is no assertion here.
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from session_tracer.callsite import CallSite
+    from session_tracer.detectors import DEFAULT_DETECTORS, Detector
+    from session_tracer.exporter import Exporter
+    from session_tracer.findings import Finding, Retraction
+    from session_tracer.instrumentor import Instrumentation, instrument, uninstrument
+    from session_tracer.live import live_sessions
+    from session_tracer.misuse import SessionMisuse
+    from session_tracer.record import SessionSummary
+    from session_tracer.settings import Settings
+    from session_tracer.silencing import silence
+    from session_tracer.snapshot import LiveSession
+    from session_tracer.version import VERSION as __version__
 
 __all__ = [
     "DEFAULT_DETECTORS",
@@ -16,9 +31,48 @@ __all__ = [
     "Exporter",
     "Finding",
     "Instrumentation",
+    "LiveSession",
+    "Retraction",
+    "SessionMisuse",
     "SessionSummary",
     "Settings",
     "__version__",
     "instrument",
+    "live_sessions",
+    "silence",
     "uninstrument",
 ]
+
+# pytest imports this package in every environment that has it, for the plugin's sake: nothing more
+# is imported, and SQLAlchemy least of all, until one of the names is asked for.
+_HOMES: Final = {
+    "CallSite": "callsite",
+    "DEFAULT_DETECTORS": "detectors",
+    "Detector": "detectors",
+    "Exporter": "exporter",
+    "Finding": "findings",
+    "Instrumentation": "instrumentor",
+    "LiveSession": "snapshot",
+    "Retraction": "findings",
+    "SessionMisuse": "misuse",
+    "SessionSummary": "record",
+    "Settings": "settings",
+    "instrument": "instrumentor",
+    "live_sessions": "live",
+    "silence": "silencing",
+    "uninstrument": "instrumentor",
+}
+
+if not TYPE_CHECKING:  # or every other name would be taken for one of these
+
+    def __getattr__(name: str) -> Any:
+        """Import a public name from where it lives."""
+        if name == "__version__":
+            return import_module("session_tracer.version").VERSION
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

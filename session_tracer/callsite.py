@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import os
 import sys
@@ -10,8 +9,10 @@ import sysconfig
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from session_tracer.awaiting import MOST_HOPS, awaiting_task, current_task, suspended
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from types import CodeType, FrameType
 
 __all__ = ["CallSite", "Locator"]
@@ -84,7 +85,6 @@ _HERE: Final = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _CO_COROUTINE: Final = 0x80
 _CO_AWAITED: Final = 0x80 | 0x20 | 0x100 | 0x200  # coroutine, generator, or either's async kin
 _COMPREHENSIONS: Final = frozenset({"<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>"})
-_MOST_HOPS: Final = 32
 _NO_JUMPS: Final[tuple[tuple[int, CodeType], ...]] = ()
 _MOST_JUMPS: Final = 8
 
@@ -189,9 +189,13 @@ class Locator:
 
     def frames(self, frame: FrameType | None) -> list[CallSite]:
         """Every application line outwards of `frame`, innermost first."""
+        return self.sites(_outwards(frame))
+
+    def sites(self, frames: Iterable[FrameType]) -> list[CallSite]:
+        """The application's lines among these frames, innermost first."""
         sites: list[CallSite] = []
         written_in = ""
-        for outer in _outwards(frame):
+        for outer in frames:
             kind = self._kind(outer)
             if kind <= _TEMPLATE:
                 site = self._site(outer, kind)
@@ -201,6 +205,17 @@ class Locator:
                 in_comprehension = outer.f_code.co_name in _COMPREHENSIONS
                 written_in = site.function if in_comprehension else ""
         return sites
+
+    def raised_at(self, error: BaseException) -> CallSite | None:
+        """The innermost application line that an exception has passed."""
+        found = None
+        passed = error.__traceback__
+        while passed is not None:
+            kind = self._kind(passed.tb_frame)
+            if kind <= _TEMPLATE:
+                found = self._at(passed.tb_frame, passed.tb_lineno, kind)
+            passed = passed.tb_next
+        return found
 
     def _search(self, start: FrameType) -> CallSite | None:
         """The general case: across greenlets, coroutines, tasks, and packages in between."""
@@ -219,7 +234,10 @@ class Locator:
         return CallSite(inner.file, inner.line, inner.function, tuple(outer))
 
     def _site(self, frame: FrameType, kind: int) -> CallSite:
-        code, line = frame.f_code, frame.f_lineno
+        return self._at(frame, frame.f_lineno, kind)
+
+    def _at(self, frame: FrameType, line: int, kind: int) -> CallSite:
+        code = frame.f_code
         key = (id(code), line)
         site = self._sites.get(key)
         if site is None:
@@ -271,12 +289,12 @@ class Locator:
 def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
     """`frame`, its callers, and beyond a greenlet or a task those who await it."""
     yield from _stack(frame)
-    task = _current_task()
-    for _ in range(_MOST_HOPS):
-        task = None if task is None else _awaiting_task(task)
+    task = current_task()
+    for _ in range(MOST_HOPS):
+        task = None if task is None else awaiting_task(task)
         if task is None:
             return
-        yield from _suspended(task)
+        yield from suspended(task)
 
 
 def _stack(frame: FrameType | None) -> Iterator[FrameType]:
@@ -303,49 +321,6 @@ def _outer_greenlet(inner: Any) -> tuple[Any, FrameType | None]:
         return None, None
     outer = (module.getcurrent() if inner is None else inner).parent
     return outer, None if outer is None else outer.gr_frame
-
-
-def _current_task() -> asyncio.Task[Any] | None:
-    try:
-        return asyncio.current_task()
-    except RuntimeError:  # no event loop runs in this thread
-        return None
-
-
-def _suspended(task: asyncio.Task[Any]) -> list[FrameType]:
-    """Where a waiting task stands, innermost first."""
-    frames: list[FrameType] = []
-    awaited: Any = task.get_coro()
-    while awaited is not None:
-        frame = getattr(awaited, "cr_frame", None) or getattr(awaited, "gi_frame", None)
-        if frame is not None:
-            frames.append(frame)
-        awaited = getattr(awaited, "cr_await", None) or getattr(awaited, "gi_yieldfrom", None)
-    frames.reverse()
-    return frames
-
-
-def _awaiting_task(future: asyncio.Future[Any], depth: int = 0) -> asyncio.Task[Any] | None:
-    """The task that will wake when `future` is done, where asyncio's own callbacks tell.
-
-    They tell for a plain await, `shield`, `gather`, `wait`, `wait_for` and `TaskGroup`; nobody
-    awaits a task that was created and left alone.
-    """
-    for callback, *_ in getattr(future, "_callbacks", None) or ():
-        owner = getattr(callback, "__self__", None)
-        owner = getattr(owner, "_parent_task", owner)  # a TaskGroup
-        if isinstance(owner, asyncio.Task):
-            return owner
-        if depth > 4:
-            continue
-        held = [cell.cell_contents for cell in getattr(callback, "__closure__", None) or ()]
-        held.extend(getattr(callback, "args", ()))
-        for candidate in held:
-            if isinstance(candidate, asyncio.Future) and candidate is not future:
-                task = _awaiting_task(candidate, depth + 1)
-                if task is not None:
-                    return task
-    return None
 
 
 def _written_name(code: CodeType) -> str:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from session_tracer.facts import Fact
-    from session_tracer.findings import Finding
+    from session_tracer.findings import Finding, Retraction
     from session_tracer.record import SessionSummary
     from session_tracer.settings import Settings
 
@@ -38,7 +38,9 @@ class Exporter:
 
     `on_log` gets every log event as a flat dictionary with `event`, `level` and `timestamp`
     (ISO 8601, UTC). `on_session` gets the summary of each scope as it ends, `on_finding` each
-    finding as it is drawn, `on_fact` everything that happens.
+    finding as it is drawn, `on_retraction` each one that is taken back, `on_fact` everything that
+    happens. `structlog=False` keeps the log events from a structlog that the application has
+    configured.
     All are called in the application's own thread and must not block; `flush` waits until what
     was told is out, `close` gives everything back.
     """
@@ -48,7 +50,9 @@ class Exporter:
     on_log: Callable[[LogEvent], None] = _nowhere
     on_session: Callable[[SessionSummary], None] = _nowhere
     on_finding: Callable[[Finding], None] = _nowhere
+    on_retraction: Callable[[Retraction], None] = _nowhere
     on_fact: Callable[[Fact], None] = _nowhere
+    structlog: bool = True
     flush: Callable[[], None] = _nothing
     close: Callable[[], None] = _nothing
 

@@ -6,160 +6,301 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy.orm import RelationshipProperty, attributes
+from sqlalchemy import exc
 from sqlalchemy.orm.exc import DetachedInstanceError
 
-from session_tracer import facts, loads
+from session_tracer import facts, frames, live, loaders, loads, owner
+from session_tracer.handlers import handler_of
+from session_tracer.probe import probe_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from types import FrameType
 
+    from session_tracer.facts import Fact
+    from session_tracer.frames import Read
+    from session_tracer.probe import Probe
     from session_tracer.tracer import Tracer
 
 __all__ = ["watch"]
 
-# How far out from the error the attribute's own frame is looked for.
-_NEAR: Final = 8
+
+class Seam:
+    """One class of SQLAlchemy's errors, of which each one made is seen.
+
+    SQLAlchemy makes them by calling the class. So its `__init__` sees each one, and in its caller's
+    frame what it is about. It costs nothing until something is raised.
+    """
+
+    def __init__(self, error: type[Exception], seen: Callable[[Any, FrameType], None]) -> None:
+        self._error: Any = error
+        self._seen = seen
+        self._before: Any = None
+        self._wrapper: Any = None
+        self._is_open = False
+
+    def open(self) -> None:
+        """See the errors from now on."""
+        self._is_open = True
+        error, seen = self._error, self._seen
+        found = self._before = error.__dict__.get("__init__")
+
+        def __init__(self: Any, *arg: Any, **kw: Any) -> None:
+            if found is None:
+                super(error, self).__init__(*arg, **kw)
+            else:
+                found(self, *arg, **kw)
+            if seam._is_open:
+                seen(self, sys._getframe(1))
+
+        seam = self
+        self._wrapper = error.__init__ = __init__
+
+    def close(self) -> None:
+        """Leave the class as it was found; what somebody wrapped meanwhile stays within theirs."""
+        self._is_open = False
+        if self._error.__dict__.get("__init__") is not self._wrapper:
+            return
+        if self._before is None:
+            del self._error.__init__
+        else:
+            self._error.__init__ = self._before
 
 
 class Watch:
-    """The seam: SQLAlchemy makes every `DetachedInstanceError` by calling its class.
-
-    So the class's `__init__` sees each one, and in its caller's frame the object and the attribute
-    it is about. It costs nothing until something is raised.
-    """
+    """The seams, all open or all closed."""
 
     def __init__(self) -> None:
-        self._watching = False
-        self._before: Any = None
-        self._wrapper: Any = None
+        self._seams: list[Seam] = []
 
     def start(self) -> None:
         """See the errors from now on."""
-        if self._watching:
-            return
-
-        found: Any = DetachedInstanceError.__init__
-
-        def __init__(self: Any, *arg: Any, **kw: Any) -> None:
-            found(self, *arg, **kw)
-            _detached(sys._getframe(1))
-
-        self._before = DetachedInstanceError.__dict__.get("__init__")
-        self._wrapper = __init__
-        DetachedInstanceError.__init__ = __init__  # type: ignore[method-assign] # the seam
-        self._watching = True
+        if not self._seams:
+            self._seams = [Seam(error, seen) for error, seen in _SEEN]
+            for seam in self._seams:
+                seam.open()
 
     def stop(self) -> None:
-        """Leave the class as it was found; what somebody wrapped meanwhile stays within theirs."""
-        if not self._watching:
-            return
-        if DetachedInstanceError.__dict__.get("__init__") is self._wrapper:
-            if self._before is None:
-                del DetachedInstanceError.__init__
-            else:
-                DetachedInstanceError.__init__ = self._before  # type: ignore[method-assign] # theirs
-        self._watching = False
+        """Leave SQLAlchemy's errors as they were found."""
+        while self._seams:
+            self._seams.pop().close()
 
 
 watch: Final = Watch()
 
 
-def _detached(frame: FrameType) -> None:
+# Errors about a session that is there.
+
+
+def _refused(error: Any, frame: FrameType) -> None:
+    """Tell the session that an operation was refused; never raises."""
+    probe: Probe | None = None
+    try:
+        tell = _TELLING.get(frame.f_code.co_name) or _TELLING_OF.get(type(error))
+        if tell is None or not frames.is_sqlalchemys(frame):
+            return
+        probe, fact = tell(error, frame)
+        if probe is not None and fact is not None and probe.open:
+            probe.tell(fact)
+    except Exception as failure:
+        if probe is not None:
+            probe.failed("failures", failure)
+
+
+def _rollback_pending(error: Any, frame: FrameType) -> tuple[Probe | None, Fact | None]:
+    if type(error) is not exc.PendingRollbackError:
+        return _used_at_once(error, frame)
+    probe = _probe_near(frame)
+    if probe is None:
+        return None, None
+    here = probe.tracers[0].locator.frames(frame)
+    swallowed = handler_of(probe.failure, here) if probe.failure is not None else None
+    return probe, facts.RollbackPending(probe.now(), probe.site(), swallowed)
+
+
+def _used_at_once(error: Any, frame: FrameType) -> tuple[Probe | None, Fact | None]:
+    """SQLAlchemy refuses what happens at once. That may be the doing of a listener, all alone."""
+    del error
+    session = frames.session_near(frame)
+    probe = None if session is None else probe_of(session)
+    if session is None or probe is None:
+        return None, None
+    for other in owner.others():
+        stack = other.frames()
+        if any(frames.is_inside(one, session) for one in stack):
+            other_site = next(iter(probe.tracers[0].locator.sites(stack)), None)
+            return probe, facts.SessionUsedConcurrently(
+                probe.now(), probe.site(), owner.current(), other_site, other
+            )
+    return None, None
+
+
+def _crossed(error: Any, frame: FrameType) -> tuple[Probe | None, Fact | None]:
+    del error
+    session: Any = frame.f_locals["self"]
+    state: Any = frame.f_locals["state"]
+    probe = probe_of(session)
+    if probe is None:
+        return None, None
+    probe.resume(session)
+    other = None if state.session is None else probe_of(state.session)
+    mark = loads.mark_of(state)
+    return probe, facts.ObjectCrossed(
+        probe.now(),
+        probe.site(),
+        state.class_.__name__,
+        "" if other is None else other.scope.id,
+        "" if other is None else other.tracers[0].name,
+        None if other is None else other.scope.opened_site,
+        None if mark is None else mark.site,
+    )
+
+
+def _load_refused(error: Any, frame: FrameType) -> tuple[Probe | None, Fact | None]:
+    del error
+    state: Any = frame.f_locals["state"]
+    probe = _probe_of(state)
+    if probe is None:
+        return None, None
+    key = str(frame.f_locals["self"].key)
+    return probe, facts.LoadRefused(probe.now(), probe.site(), state.class_.__name__, key)
+
+
+def _implicit(error: Any, frame: FrameType) -> tuple[Probe | None, Fact | None]:
+    del error
+    read = frames.refused_read(frame)
+    probe = None if read is None else _probe_of(read.state)
+    if read is None or probe is None:
+        return None, None
+    state = read.state
+    by, expired_site = loads.expiry_of(state, probe.scope)
+    load = read.load
+    if load == "expired" and not state.expired and loaders.is_generated(state, read.attribute):
+        by, expired_site = "flush", None
+    if load == "expired" and not by and loaders.is_left_out(state, (read.attribute,)):
+        load = "left_out"
+    mark = loads.mark_of(state)
+    root, options, root_site = loaders.selection(state, read.attribute)
+    # What was added, or merged, no SELECT has brought that could be given options.
+    selected = bool(state.load_path.path)
+    fact = facts.ImplicitLoadFailed(
+        probe.now(),
+        probe.site(),
+        state.class_.__name__,
+        read.attribute,
+        load,
+        root,
+        options,
+        mark.site if mark is not None and selected else None,
+        by,
+        expired_site,
+        root_site if selected else None,
+    )
+    if probe.tracers[0].settings.record_identity and state.key is not None:
+        fact.identity = ", ".join(str(part) for part in state.key[1])
+    return probe, fact
+
+
+def _timed_out(error: Any, frame: FrameType) -> None:
+    """Tell the session that wanted a connection who has them; never raises."""
+    probe: Probe | None = None
+    try:
+        if type(error) is not exc.TimeoutError or not frames.is_sqlalchemys(frame):
+            return
+        probe = _probe_near(frame)
+        if probe is None or not probe.open:
+            return
+        pool = frame.f_locals["self"]
+        timeout = getattr(pool, "timeout", None)
+        seconds = timeout() if callable(timeout) else 0
+        probe.tell(
+            facts.CheckoutTimedOut(
+                probe.now(), probe.site(), live.holders_of(pool), int(seconds * 1e9)
+            )
+        )
+    except Exception as failure:
+        if probe is not None:
+            probe.failed("failures", failure)
+
+
+def _probe_of(state: Any) -> Probe | None:
+    session = state.session
+    return None if session is None else probe_of(session)
+
+
+def _probe_near(frame: FrameType) -> Probe | None:
+    session = frames.session_near(frame)
+    return None if session is None else probe_of(session)
+
+
+# By the function that makes the error, and by the error's own class.
+_TELLING: Final[dict[str, Callable[..., tuple[Probe | None, Fact | None]]]] = {
+    "_before_attach": _crossed,
+    "_invoke_raise_load": _load_refused,
+    "_raise_for_prerequisite_state": _rollback_pending,
+    "_trans_ctx_check": _used_at_once,
+    "flush": _used_at_once,
+}
+_TELLING_OF: Final[dict[type, Callable[..., tuple[Probe | None, Fact | None]]]] = {
+    exc.MissingGreenlet: _implicit,
+    exc.PendingRollbackError: _rollback_pending,
+    exc.IllegalStateChangeError: _used_at_once,
+}
+
+
+# Errors about a session that is gone.
+
+
+def _detached(error: Any, frame: FrameType) -> None:
     """Tell whoever traced the session that last held the object; never raises."""
+    del error
     tracers: Iterable[tuple[Tracer, Any]] = ()
     try:
-        state = _state(frame)
-        if state is None:
-            return
-        mark = loads.mark_of(state)
-        if mark is None:
+        read = frames.detached_read(frame)
+        mark = None if read is None else loads.mark_of(read.state)
+        if read is None or mark is None:
             return
         tracers = mark.origin.scope.told()
         now = time.perf_counter_ns()
         epoch = time.time_ns() - now
-    except Exception as error:
+    except Exception as failure:
         for tracer, _ in tracers:
-            tracer.failed("failures", error)
+            tracer.failed("failures", failure)
         return
     for tracer, span in tracers:
         try:
             if not tracer.closed:
-                fact = _fact(frame, state, mark, now, tracer)
+                fact = _fact(read, mark, now, tracer)
                 tracer.begin_detached(mark.origin.scope, epoch, span).tell(fact)
-        except Exception as error:
-            tracer.failed("failures", error)
+        except Exception as failure:
+            tracer.failed("failures", failure)
 
 
-def _state(frame: FrameType) -> Any:
-    state = frame.f_locals.get("state")
-    if state is None:
-        instance = getattr(frame.f_locals.get("self"), "instance", None)  # a dynamic collection
-        state = None if instance is None else attributes.instance_state(instance)
-    return state
-
-
-def _fact(
-    frame: FrameType, state: Any, mark: loads.Mark, now: int, tracer: Tracer
-) -> facts.DetachedLoadFailed:
-    mapper = state.manager.mapper
+def _fact(read: Read, mark: loads.Mark, now: int, tracer: Tracer) -> facts.DetachedLoadFailed:
+    state: Any = read.state
     origin = mark.origin
     fact = facts.DetachedLoadFailed(
         at=now,
         site=tracer.locator.locate(3),
         entity=state.class_.__name__,
-        attribute="",
-        load="expired",
+        attribute=read.attribute,
+        load=read.load,
+        loader=loaders.loader(state.manager.mapper, read.attribute),
         loaded_site=mark.site,
         departure=mark.departure or origin.departure or "collected",
         departed_at=mark.departed_at or origin.departed_at,
         departed_site=mark.departed_site or origin.departed_site,
     )
-    fact.attribute, fact.load = _attribute(frame)
     # Whether a relationship had been loaded before its object was expired, nothing tells.
     if fact.load == "expired" or (state.expired and fact.load != "dynamic"):
-        fact.expired_by = origin.scope.expired_by
-        fact.expired_site = origin.scope.expired_site
-    fact.loader = _loader(mapper, fact.attribute)
+        fact.expired_by, fact.expired_site = loads.expiry_of(state, origin.scope)
     if tracer.settings.record_identity and state.key is not None:
         fact.identity = ", ".join(str(part) for part in state.key[1])
     return fact
 
 
-def _attribute(frame: FrameType) -> tuple[str, Any]:
-    """The attribute that was read, and what kind of load it needed."""
-    values = frame.f_locals
-    owner = values.get("self")
-    if "attribute_names" in values:
-        return _expired_attribute(frame, values["attribute_names"]), "expired"
-    attr = getattr(owner, "attr", None)
-    if attr is not None:
-        return str(attr.key), "dynamic"
-    is_relationship = isinstance(getattr(owner, "parent_property", None), RelationshipProperty)
-    return str(getattr(owner, "key", "")), "relationship" if is_relationship else "deferred"
-
-
-def _expired_attribute(frame: FrameType, names: Any) -> str:
-    """All that is expired is loaded at once: which of it was read, an outer frame knows."""
-    outer = frame.f_back
-    for _ in range(_NEAR):
-        if outer is None:
-            break
-        key = getattr(outer.f_locals.get("self"), "key", None)
-        if isinstance(key, str) and key in names:
-            return key
-        outer = outer.f_back
-    return ""
-
-
-def _loader(mapper: Any, attribute: str) -> str:
-    """The loader option that brings the attribute with its object, as code."""
-    prop = mapper.attrs.get(attribute) if attribute else None
-    if prop is None:
-        return ""
-    name = f"{prop.parent.class_.__name__}.{attribute}"
-    if isinstance(prop, RelationshipProperty):
-        return f"selectinload({name})" if prop.uselist else f"joinedload({name})"
-    group = getattr(prop, "group", None)
-    return f'undefer_group("{group}")' if group else f"undefer({name})"
+_SEEN: Final = (
+    (DetachedInstanceError, _detached),
+    (exc.InvalidRequestError, _refused),
+    (exc.TimeoutError, _timed_out),
+)

@@ -10,11 +10,46 @@ if TYPE_CHECKING:
 
     from session_tracer.callsite import CallSite
 
-__all__ = ["Finding", "Severity"]
+__all__ = ["FINDING_IDS", "Finding", "Retraction", "Severity"]
 
 Severity: TypeAlias = Literal["info", "warning", "error"]
 
 _DOCUMENTATION: Final = "docs/findings.md"
+
+# What our own detectors draw; one of an application draws what it likes.
+FINDING_IDS: Final[tuple[str, ...]] = (
+    "leaked-session",
+    "abandoned-session",
+    "discarded-changes",
+    "reused-after-close",
+    "long-transaction",
+    "idle-in-transaction",
+    "commit-in-loop",
+    "split-writes",
+    "nested-sessions",
+    "pool-exhausted",
+    "savepoint-churn",
+    "cancelled-transaction",
+    "failed-flush",
+    "pending-rollback",
+    "autoflush-storm",
+    "large-flush",
+    "unchanged-dirty",
+    "row-by-row-writes",
+    "n-plus-one",
+    "get-in-loop",
+    "repeated-select",
+    "reload-after-commit",
+    "refresh-after-write",
+    "large-identity-map",
+    "large-result",
+    "detached-lazy-load",
+    "implicit-async-io",
+    "crossed-sessions",
+    "concurrent-use",
+    "foreign-loop",
+    "shared-session",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,3 +81,15 @@ class Finding:
     def help(self) -> str:
         """Where the documentation explains it."""
         return f"{_DOCUMENTATION}#{self.id}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retraction:
+    """A finding said of something that lasted has an end after all.
+
+    `message` says how it ended and how long it took.
+    """
+
+    finding: Finding
+    message: str
+    evidence: Mapping[str, Any] = field(default_factory=dict)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy.orm import Session, dynamic
 from sqlalchemy.orm.base import NO_VALUE
+from sqlalchemy.orm.collections import InstrumentedDict, InstrumentedList, InstrumentedSet
 
 if TYPE_CHECKING:
     from types import CodeType, FrameType
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
 
     from session_tracer.facts import Counts, Trigger
 
-__all__ = ["constraint", "counts", "trigger", "unchanged"]
+__all__ = ["attributes", "changed", "constraint", "counts", "trigger", "unchanged"]
+
+_MOST_ATTRIBUTES: Final = 10
 
 # Comparing two of these runs no code of the application's.
 _PLAIN: Final = frozenset(
@@ -26,6 +29,9 @@ _PLAIN: Final = frozenset(
         decimal.Decimal, float, int, str, type(None), uuid.UUID,
     }
 )  # fmt: skip
+
+# Going through one of these runs none either.
+_COLLECTIONS: Final = frozenset({InstrumentedDict, InstrumentedList, InstrumentedSet})
 
 _FLUSH: Final = Session.flush.__code__
 # A dynamic relationship's query autoflushes by calling flush() itself.
@@ -75,6 +81,17 @@ def unchanged(context: UOWTransaction) -> frozenset[InstanceState[Any]]:
     )
 
 
+def attributes(unchanged: frozenset[InstanceState[Any]]) -> tuple[str, ...]:
+    """The attributes that were set to what they were, as `Author.name`; the first ten of them."""
+    named: dict[str, None] = {}
+    for state in unchanged:
+        for key in state.committed_state:
+            named[f"{state.class_.__name__}.{key}"] = None
+        if len(named) > _MOST_ATTRIBUTES:
+            break
+    return tuple(sorted(named)[:_MOST_ATTRIBUTES])
+
+
 def counts(
     context: UOWTransaction, unchanged_before: frozenset[InstanceState[Any]]
 ) -> tuple[Counts, Counts, Counts, Counts]:
@@ -107,7 +124,7 @@ def changed(state: Any) -> bool:
     """Whether a persistent object has a net change, told without running code of its own.
 
     A value of a type that could have an `__eq__` of the application's counts as changed unless it
-    is the very same object.
+    is the very same object. A collection that holds the same objects in another order is as it was.
     """
     values = state.dict
     for key, before in state.committed_state.items():
@@ -116,9 +133,20 @@ def changed(state: Any) -> bool:
         now = values[key]
         if now is before:
             continue
-        if type(now) not in _PLAIN or type(before) not in _PLAIN or now != before:
+        if type(now) in _COLLECTIONS:
+            if not _holds_same(now, before):
+                return True
+        elif type(now) not in _PLAIN or type(before) not in _PLAIN or now != before:
             return True
     return False
+
+
+def _holds_same(now: Any, before: Any) -> bool:
+    """Whether a collection has the members it had, which SQLAlchemy keeps as a list."""
+    if type(before) is not list or len(before) != len(now):
+        return False
+    members = now.values() if isinstance(now, dict) else now
+    return sorted(map(id, members)) == sorted(map(id, before))
 
 
 def constraint(error: BaseException | None) -> str:

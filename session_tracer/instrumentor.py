@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 import threading
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from sqlalchemy.orm import Session
 
-from session_tracer import failures, listeners, live, loads, statements
+from session_tracer import failures, listeners, live, loads, peers, statements, watch
 from session_tracer.detectors import DEFAULT_DETECTORS
 from session_tracer.exporter import Exporter, Exporters
 from session_tracer.lifetime import wrap_async_session, wrap_session
@@ -22,6 +23,7 @@ from session_tracer.settings import Settings
 from session_tracer.targets import (
     ASYNC,
     AsyncSession,
+    AsyncSessionTransaction,
     Target,
     async_makers,
     async_session_of,
@@ -66,7 +68,7 @@ class Instrumentation:
 
     def flush(self) -> None:
         """Wait until what was told so far is out."""
-        live.settle()
+        watch.settle()
         self._tracer.exporter.flush()
 
     def uninstrument(self) -> None:
@@ -167,6 +169,9 @@ class Instrumentor:
                 raise
             instrumentation = Instrumentation(target, tracer, capture=capture)
             self._instrumentations.append(instrumentation)
+            # The last to be registered is the first to run: the exporters are still there.
+            atexit.unregister(live.end_all)
+            atexit.register(live.end_all)
             try:
                 self._update()
                 self._take_up()
@@ -179,7 +184,7 @@ class Instrumentor:
 
     def remove(self, instrumentation: Instrumentation) -> None:
         """Stop tracing what was started with it."""
-        live.settle()
+        watch.settle()
         with self._lock:
             if instrumentation not in self._instrumentations:
                 return
@@ -190,6 +195,7 @@ class Instrumentor:
                 self._leave(session, tracer)
             if not self._instrumentations:
                 statements.remove()
+                atexit.unregister(live.end_all)
         self._close(tracer)
 
     def _close(self, tracer: Tracer) -> None:
@@ -255,6 +261,7 @@ class Instrumentor:
         probe.hand_to(self._tracers_of(session))
         if not probe.tracers:
             live.LIVE.pop(probe, None)
+            peers.leave(probe)
             session.__dict__.pop(SLOT, None)
             for holding in probe.connections:
                 holding.unmark(probe)
@@ -315,16 +322,17 @@ class Instrumentor:
             listeners.listen(cls)
             wrap_session(self._patches, cls, self.opened)
         if ASYNC and wanted and not self._listening:
-            wrap_async_session(self._patches, AsyncSession)
+            wrap_async_session(self._patches, AsyncSession, AsyncSessionTransaction)
         if ASYNC and not wanted:
             self._patches.undo(AsyncSession)
+            self._patches.undo(AsyncSessionTransaction)
         self._listening = wanted
         if wanted:
             failures.watch.start()
-            live.start()
+            watch.start()
         else:
             failures.watch.stop()
-            live.stop()
+            watch.stop()
 
 
 _INSTRUMENTOR: Final = Instrumentor()

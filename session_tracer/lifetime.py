@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import sys
+from asyncio import CancelledError
 from collections import Counter
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final
 
+from sqlalchemy.exc import IllegalStateChangeError
 from sqlalchemy.orm import Session, attributes
 from sqlalchemy.orm.exc import NO_STATE
 
-from session_tracer import facts, loads
+from session_tracer import facts, flushes, loads
+from session_tracer.misuse import raise_due
 from session_tracer.origin import Origin
 from session_tracer.probe import add_transition, by_name, probe_of, type_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from sqlalchemy.ext.asyncio import AsyncSession, AsyncSessionTransaction
 
     from session_tracer.callsite import CallSite
     from session_tracer.facts import Counts, Ending
@@ -41,14 +46,17 @@ def wrap_session(patches: Patches, owner: type[Session], adopt: Callable[[Sessio
         patches.wrap(owner, name, before, after)
 
 
-def wrap_async_session(patches: Patches, owner: type[Any]) -> None:
+def wrap_async_session(
+    patches: Patches, session: type[AsyncSession], transaction: type[AsyncSessionTransaction]
+) -> None:
     """Wrap what ends a scope from asyncio: it closes in a greenlet, or in a task of its own.
 
     There neither the line nor the exception that is leaving can be seen, so they are noted before.
     """
     for name in ("close", "reset", "invalidate"):
-        patches.wrap(owner, name, _leaving, _nothing)
-    patches.wrap(owner, "__aexit__", _leaving_block, _nothing)
+        patches.wrap(session, name, _leaving, _nothing)
+    patches.wrap(session, "__aexit__", _leaving_block, _nothing)
+    patches.wrap(transaction, "__aexit__", _leaving_transaction, _nothing)
 
 
 def _nothing(_: Any) -> None:
@@ -58,17 +66,34 @@ def _nothing(_: Any) -> None:
 class _Call:
     """A wrapped call on its way: what to say of it when it has returned."""
 
-    __slots__ = ("detached", "ending", "error", "pending", "probe", "session", "site", "size")
+    __slots__ = (
+        "detached",
+        "ending",
+        "error",
+        "handled",
+        "leaving",
+        "modified",
+        "pending",
+        "probe",
+        "removed",
+        "session",
+        "site",
+        "size",
+    )
 
     def __init__(self, probe: Probe, session: Session, ending: Ending = "close") -> None:
         self.probe = probe
         self.session = session
         self.ending = ending
+        self.handled = sys.exc_info()[1]
         self.site: CallSite | None = None
         self.error = ""
         self.size = 0
         self.pending = 0
         self.detached: Counts = {}
+        self.leaving = False
+        self.modified: Counts = {}
+        self.removed: Counts = {}
 
 
 def _closing(ending: Ending) -> Callable[..., _Call | None]:
@@ -79,12 +104,16 @@ def _closing(ending: Ending) -> Callable[..., _Call | None]:
         try:
             call = _Call(probe, session, ending)
             probe.departing(session, ending)
-            call.site, call.error = probe.leaving or (None, "")
+            call.site, call.error, call.leaving = probe.leaving or (None, "", False)
             identity_map = session.identity_map
             call.size = len(identity_map)
             # The first part of an identity key is the mapped class, or its hierarchy's base.
             call.detached = by_name(Counter(map(itemgetter(0), identity_map.keys())))
             call.pending = len(session.new)
+            if identity_map.check_modified():
+                call.modified = _modified(session)
+            if session.deleted:
+                call.removed = by_name(Counter(map(type, session.deleted)))
             add_transition(probe.transitions, "persistent_to_detached", call.size)
         except Exception as error:
             probe.failed("lifetime", error)
@@ -94,10 +123,25 @@ def _closing(ending: Ending) -> Callable[..., _Call | None]:
     return before
 
 
+def _modified(session: Session) -> Counts:
+    """The objects with a net change that was not flushed, by mapped class."""
+    counts: Counts = {}
+    for instance in session.dirty:
+        state = attributes.instance_state(instance)
+        if flushes.changed(state):
+            entity = state.class_.__name__
+            counts[entity] = counts.get(entity, 0) + 1
+    return counts
+
+
 def _closed(call: _Call | None) -> None:
     if call is None:
         return
+    stories = call.probe.stories
     try:
+        if _is_refused(call):
+            call.probe.remain(call.session, call.site)
+            return
         call.probe.end_scope(
             call.ending,
             site=call.site,
@@ -105,9 +149,20 @@ def _closed(call: _Call | None) -> None:
             pending=call.pending,
             detached=call.detached,
             error=call.error,
+            leaving=call.leaving,
+            modified=call.modified,
+            removed=call.removed,
         )
     except Exception as error:
         call.probe.failed("lifetime", error)
+    if not call.leaving:
+        raise_due(stories)
+
+
+def _is_refused(call: _Call) -> bool:
+    """Whether SQLAlchemy would not close the session, because something is being done with it."""
+    error = sys.exc_info()[1]
+    return error is not call.handled and isinstance(error, IllegalStateChangeError)
 
 
 def _expunging(session: Session, instance: Any, *_more: Any, **__: Any) -> None:
@@ -174,7 +229,11 @@ def _expiring(session: Session, instance: Any = None, *_: Any, **__: Any) -> Non
                 return  # SQLAlchemy is about to refuse it
         now, site = probe.now(), probe.site()
         count = len(session.identity_map) if instance is None else 1
-        probe.scope.expired("expire_all" if instance is None else "expire", site)
+        if instance is None:
+            probe.swept("expire_all", site)
+        else:
+            probe.scope.expired("expire", site)
+            loads.expire(state, "expire", site, probe.scope.sweeps)
         probe.settle(now)
         probe.tell(facts.ObjectsExpired(now, site, count))
     except NO_STATE:
@@ -194,6 +253,8 @@ def _committed(probe: Probe | None) -> None:
         transaction, error = probe.transactions[-1], sys.exc_info()[1]
         if transaction.committing_at and error is not None:
             transaction.error = type_name(error)
+    if probe is not None:
+        raise_due(probe.stories)
 
 
 def _merging(session: Session, instance: Any, *_: Any, **__: Any) -> None:
@@ -233,6 +294,19 @@ def _leaving(session: Any, *_: Any, **__: Any) -> None:
 def _leaving_block(session: Any, type_: Any, value: Any, traceback: Any) -> None:
     del type_, traceback
     _note(session, value)
+
+
+def _leaving_transaction(transaction: Any, type_: Any, value: Any, traceback: Any) -> None:
+    del type_, traceback
+    if not isinstance(value, CancelledError):
+        return
+    probe = probe_of(transaction.session.sync_session)
+    if probe is not None and probe.open:
+        try:
+            # By the time the session's own block is left, no transaction is open any more.
+            probe.note_cancelled(value)
+        except Exception as failure:
+            probe.failed("lifetime", failure)
 
 
 def _note(session: Any, error: BaseException | None) -> None:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import functools
 import sys
+from asyncio import CancelledError
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import event
+from sqlalchemy.engine import NestedTransaction
 from sqlalchemy.orm.session import SessionTransactionOrigin
 
-from session_tracer import facts, flushes, loads, statements
+from session_tracer import facts, flushes, loads, owner, peers, statements
+from session_tracer.handlers import failure
 from session_tracer.probe import add_transition, type_name
+from session_tracer.signals.spans import caller
+from session_tracer.timeline import add_counts
 from session_tracer.underway import SLOT, Flush, OpenTransaction
 
 if TYPE_CHECKING:
@@ -53,6 +58,8 @@ def after_transaction_create(
             flush.began_at = probe.now()
             if flush.context is not None:
                 flush.unchanged = flushes.unchanged(flush.context)
+                if flush.unchanged:
+                    flush.unchanged_attributes = flushes.attributes(flush.unchanged)
             probe.settle(flush.began_at)
             probe.loading(flush.site)
             probe.tell(facts.FlushBegan(flush.began_at, flush.site, flush.trigger))
@@ -64,10 +71,16 @@ def after_transaction_create(
         probe.used = True
         probe.watch_loads(session, site)
     probe.settle(now)
+    probe.check_use(site)
     two_phase = bool(session.twophase) and not transaction.nested
     nested = transaction.nested
-    probe.transactions.append(OpenTransaction(now, nested=nested, two_phase=two_phase))
-    probe.tell(facts.TransactionBegan(now, site, nested, two_phase))
+    user = probe.used_by()
+    # Only where it is not the one who opened the session is it worth asking who awaits it.
+    root = user if user is probe.opened_by else owner.root_of(user)
+    probe.transactions.append(
+        OpenTransaction(now, nested=nested, two_phase=two_phase, owner=user, site=site)
+    )
+    probe.tell(facts.TransactionBegan(now, site, nested, two_phase, user, root, caller()[0]))
 
 
 @_contained
@@ -77,6 +90,9 @@ def after_transaction_end(probe: Probe, session: Session, transaction: SessionTr
         return
     if not probe.transactions:
         return  # it began before this session was traced
+    leaving = sys.exc_info()[1]
+    if isinstance(leaving, CancelledError) and probe.transactions[-1].outcome == "rolled_back":
+        probe.note_cancelled(leaving)
     ended = probe.transactions.pop()
     now = probe.now()
     site = ended.site_of_commit or probe.site()
@@ -89,9 +105,9 @@ def after_transaction_end(probe: Probe, session: Session, transaction: SessionTr
         if ended.outcome in ("committed", "rolled_back"):
             probe.last_outcome = ended.outcome
         if ended.outcome == "committed" and session.expire_on_commit:
-            probe.scope.expired("commit", site)
+            probe.swept("commit", site)
         elif ended.outcome == "rolled_back":
-            probe.scope.expired("rollback", site)
+            probe.swept("rollback", site)
     probe.tell(
         facts.TransactionEnded(
             now,
@@ -102,8 +118,14 @@ def after_transaction_end(probe: Probe, session: Session, transaction: SessionTr
             ended.nested,
             ended.two_phase,
             ended.error,
+            len(session.identity_map),
         )
     )
+    if not ended.nested:
+        written, probe.written = probe.written, {}
+        if written and ended.outcome == "committed":
+            for split in peers.committed(probe, peers.Commit(probe.scope, site, written), now):
+                probe.tell(split)
 
 
 @_contained
@@ -118,9 +140,26 @@ def after_begin(
         return
     now = probe.now()
     probe.settle(now)
-    holding = statements.hold(connection, now)
+    user, site = probe.used_by(), probe.site()
+    holding = statements.hold(connection, now, user, site)
     probe.connections.append(holding)
-    probe.tell(facts.ConnectionAcquired(now, holding.database))
+    joined = _is_joined(transaction, connection)
+    probe.is_joined = probe.is_joined or joined
+    probe.tell(facts.ConnectionAcquired(now, holding.database, site, joined))
+    nested = peers.nested_in(probe, connection, now)
+    if nested is not None:
+        probe.tell(nested)
+
+
+def _is_joined(transaction: SessionTransaction, connection: Connection) -> bool:
+    """Whether the connection was in a transaction of somebody else's before.
+
+    It has no public name; without it such a session that is closed uncommitted looks forgetful.
+    """
+    entry: Any = getattr(transaction, "_connections", {}).get(connection)
+    if entry is None or transaction.nested:
+        return False
+    return not entry[2] or isinstance(entry[1], NestedTransaction)
 
 
 @_contained
@@ -139,21 +178,26 @@ def take_up(probe: Probe, session: Session) -> None:
         if transaction.origin is not SessionTransactionOrigin.SUBTRANSACTION:
             opened.append(transaction.nested)
         transaction = transaction.parent
+    user = probe.owner
     for nested in reversed(opened):
         two_phase = bool(session.twophase) and not nested
-        probe.transactions.append(OpenTransaction(now, nested=nested, two_phase=two_phase))
-        probe.tell(facts.TransactionBegan(now, None, nested, two_phase))
+        probe.transactions.append(
+            OpenTransaction(now, nested=nested, two_phase=two_phase, owner=user)
+        )
+        probe.tell(facts.TransactionBegan(now, None, nested, two_phase, user, user))
     # It has no public name; without it this transaction's statements stay untold.
     held = {id(entry[0]): entry[0] for entry in getattr(outermost, "_connections", {}).values()}
     for connection in filter(statements.is_timed, held.values()):
         connection.__dict__[SLOT] = probe
-        holding = statements.hold(connection, now)
+        holding = statements.hold(connection, now, user, None)
         probe.connections.append(holding)
         probe.tell(facts.ConnectionAcquired(now, holding.database))
 
 
 @_contained
 def before_commit(probe: Probe, session: Session) -> None:
+    if probe.at_work is not None:
+        probe.check_use(probe.site())
     if probe.transactions:
         probe.transactions[-1].committing_at = probe.now()
 
@@ -183,9 +227,10 @@ def before_flush(
     probe: Probe, session: Session, flush_context: UOWTransaction, instances: object
 ) -> None:
     site = probe.site()
+    probe.check_use(site)
     trigger = flushes.trigger(sys._getframe(2))
     # It may turn out to have nothing to do; what follows tells whether it began.
-    probe.flush = Flush(flush_context, probe.now(), site, trigger)
+    probe.flush = Flush(flush_context, probe.now(), site, trigger, probe.used_by())
 
 
 @_contained
@@ -231,13 +276,30 @@ def _end_flush(probe: Probe, session: Session) -> None:
     if flush.written and not flush.failed:
         add_transition(probe.transitions, "pending_to_persistent", sum(new.values()))
         add_transition(probe.transitions, "persistent_to_deleted", sum(deleted.values()))
+        probe.pending.clear()
+        for added in session.new:  # by somebody's listener, after what there was had been written
+            probe.pending[type(added)] = probe.pending.get(type(added), 0) + 1
+        for counts in (new, dirty, deleted):
+            add_counts(probe.written, counts)
         probe.tell(
             facts.FlushCompleted(
-                now, flush.site, flush.trigger, duration, new, dirty, deleted, unchanged
+                now,
+                flush.site,
+                flush.trigger,
+                duration,
+                new,
+                dirty,
+                deleted,
+                unchanged,
+                flush.unchanged_attributes,
             )
         )
         return
+    if not flush.failed and flush.context is not None:
+        # What failed is the rollback itself: nothing has told of one.
+        new, dirty, deleted, _ = flushes.counts(flush.context, flush.unchanged)
     error = sys.exc_info()[1]
+    probe.failure = failure(error, probe.tracers[0].locator.frames(sys._getframe(1)))
     probe.tell(
         facts.FlushFailed(
             now,
@@ -265,6 +327,31 @@ def _counting(name: str) -> Callable[[Session, InstanceState[Any]], None]:
 
     counting.__name__ = name
     return counting
+
+
+# An add() of many calls a line for each: beyond these, the line is looked for ever more rarely.
+_SURE: Final = 16
+
+
+@_contained
+def transient_to_pending(probe: Probe, session: Session, state: Any) -> None:
+    transitions, pending, entity = probe.transitions, probe.pending, state.class_
+    transitions["transient_to_pending"] = count = transitions.get("transient_to_pending", 0) + 1
+    pending[entity] = pending.get(entity, 0) + 1
+    if count <= _SURE or count & (count - 1) == 0:
+        probe.added_site = probe.site()
+
+
+@_contained
+def pending_to_transient(probe: Probe, session: Session, state: Any) -> None:
+    add_transition(probe.transitions, "pending_to_transient")
+    if probe.closing:
+        return  # close() empties the session first: what it held is still to be told
+    left = probe.pending.get(state.class_, 0) - 1
+    if left > 0:
+        probe.pending[state.class_] = left
+    else:
+        probe.pending.pop(state.class_, None)
 
 
 @_contained
@@ -297,8 +384,8 @@ _LISTENERS: Final[tuple[tuple[str, Callable[..., None], bool], ...]] = (
     ("before_flush", before_flush, False),
     ("after_flush", after_flush, False),
     ("after_flush_postexec", after_flush_postexec, False),
-    ("transient_to_pending", _counting("transient_to_pending"), True),
-    ("pending_to_transient", _counting("pending_to_transient"), True),
+    ("transient_to_pending", transient_to_pending, True),
+    ("pending_to_transient", pending_to_transient, True),
     ("persistent_to_transient", _counting("persistent_to_transient"), True),
     ("deleted_to_persistent", _counting("deleted_to_persistent"), True),
     ("detached_to_persistent", _counting("detached_to_persistent"), True),

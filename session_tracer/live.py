@@ -1,64 +1,108 @@
-"""The open sessions, and the thread that hears when one is lost."""
+"""The open sessions, and what can be seen of them from outside."""
 
 from __future__ import annotations
 
-import os
-import threading
-from queue import SimpleQueue
+import time
 from typing import TYPE_CHECKING, Any, Final
 
+from session_tracer import peers
+from session_tracer.snapshot import LiveSession
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from session_tracer.probe import Probe, ProbeRef
     from session_tracer.signals.metrics import Ages
-    from session_tracer.tracer import Tracer
+    from session_tracer.tracer import Story, Tracer
 
-__all__ = ["LIVE", "ages", "collected", "start", "stop"]
+__all__ = ["LIVE", "ages", "end_all", "forget", "holders_of", "live_sessions", "look"]
 
 # Every open scope. The sessions are held weakly; a scope leaves as it ends.
 LIVE: Final[dict[Probe, ProbeRef]] = {}
 
-# Filled from garbage collection, which may strike while any lock is held: put() takes none.
-_LOST: SimpleQueue[Probe | threading.Event | None] = SimpleQueue()
-_THREAD: list[threading.Thread] = []
+
+def live_sessions() -> list[LiveSession]:
+    """Every open session that is traced, the oldest first, as it is now.
+
+    Cheap, and safe from any thread: nothing is asked of a database, loaded, or kept. Where their
+    owners are at this moment (`owner_stack`) is not looked for; findings about them tell that.
+    """
+    stories = [(probe, story) for probe in list(LIVE) for story in probe.stories[:1]]
+    stories.sort(key=lambda one: one[1].record.opened_at)
+    return [look(probe, story, stack=False) for probe, story in stories]
 
 
-def collected(ref: Any) -> None:
-    """The garbage collector took a session: leave the rest to the thread."""
-    probe: Probe = ref.probe
-    if LIVE.pop(probe, None) is not None:
-        try:
-            probe.origin.left("collected", probe.now(), probe.last_site)
-        except Exception as error:
-            probe.failed("live", error)
-        _LOST.put(probe)
+def holders_of(pool: object) -> tuple[LiveSession, ...]:
+    """The open sessions that hold a connection of the pool."""
+    return tuple(
+        look(probe, story)
+        for probe in list(LIVE)
+        if any(holding.is_of(pool) for holding in list(probe.connections))
+        for story in probe.stories[:1]
+    )
 
 
-def start() -> None:
-    """Have the thread run."""
-    global _LOST
-    if not _THREAD or not _THREAD[0].is_alive():
-        # A thread that is slow to end must not hear what the next one is told.
-        _LOST = SimpleQueue()
-        thread = threading.Thread(target=_listen, args=(_LOST,), name="session_tracer", daemon=True)
-        _THREAD[:] = [thread]
-        thread.start()
+def look(probe: Probe, story: Story, *, stack: bool = True) -> LiveSession:
+    """An open session as one tracer knows it. Its own thread may be changing it meanwhile."""
+    record, now = story.record, probe.now()
+    # Who used it last may have ended, and whoever opened it may be waiting with it.
+    frames = (probe.owner.frames() or probe.opened_by.frames()) if stack else []
+    return LiveSession(
+        id=record.id,
+        name=record.name,
+        age_seconds=_seconds(record.opened_at, now),
+        opened_site=record.opened_site,
+        owner=probe.owner.name,
+        owner_stack=tuple(story.tracer.locator.sites(frames)),
+        transaction=_transaction(probe),
+        transaction_seconds=_seconds(record.transaction_began_at, now),
+        holds_connection=bool(probe.connections),
+        held_seconds=_seconds(record.held_since, now),
+        process_id=_process_id(probe),
+        statements=record.statements,
+        sql_seconds=record.sql / 1e9,
+        objects=_objects(probe),
+        pending_entities={kind.__name__: count for kind, count in dict(probe.pending).items()},
+        last_activity_seconds=_seconds(record.last_activity_at, now),
+        last_activity_site=record.last_activity_site,
+        last_statement_seconds=_seconds(record.last_statement_at, now),
+        last_statement_site=record.last_statement_site,
+        findings=tuple(record.findings),
+    )
 
 
-def stop() -> None:
-    """Tell of what was lost so far, and end the thread."""
-    if _THREAD:
-        thread = _THREAD.pop()
-        _LOST.put(None)
-        if thread is not threading.current_thread():
-            thread.join(timeout=2.0)
+def _seconds(since: int, now: int) -> float:
+    return max(0.0, (now - since) / 1e9) if since else 0.0
 
 
-def settle(timeout: float = 2.0) -> None:
-    """Wait until every session lost so far has been told of."""
-    if _THREAD and _THREAD[0].is_alive() and _THREAD[0] is not threading.current_thread():
-        told = threading.Event()
-        _LOST.put(told)
-        told.wait(timeout)
+def _transaction(probe: Probe) -> str:
+    depth = len(probe.transactions)
+    return "none" if depth == 0 else "open" if depth == 1 else "savepoint"
+
+
+def _process_id(probe: Probe) -> int | None:
+    try:
+        for holding in list(probe.connections):
+            return holding.process_id()
+    except Exception:  # the connection is being closed at this moment
+        pass
+    return None
+
+
+def _objects(probe: Probe) -> dict[str, int]:
+    ref = LIVE.get(probe)
+    session: Any = None if ref is None else ref()
+    if session is None:
+        return {}
+    # Counted by length alone: the public collections are made anew, and may change meanwhile.
+    identity_map = session.identity_map
+    counts = {
+        "persistent": len(identity_map),
+        "pending": sum(dict(probe.pending).values()),
+        "modified": len(getattr(identity_map, "_modified", ())),
+        "deleted": len(getattr(session, "_deleted", ())),
+    }
+    return {state: count for state, count in counts.items() if count}
 
 
 def ages(tracer: Tracer) -> Ages:
@@ -76,27 +120,21 @@ def ages(tracer: Tracer) -> Ages:
     return tracer.name, sessions, transactions
 
 
-def _listen(queue: SimpleQueue[Probe | threading.Event | None]) -> None:
-    while True:
-        lost = queue.get()
-        if lost is None:
-            return
-        if isinstance(lost, threading.Event):
-            lost.set()
+def end_all(clock: Callable[[], float] = time.monotonic, seconds: float = 1.0) -> None:
+    """Tell of each session that is still open at the end of the process, for a second at most."""
+    until = clock() + seconds
+    for probe, ref in list(LIVE.items()):
+        if not probe.used or clock() > until:
             continue
+        session = ref()
         try:
-            lost.end_scope("collected", site=lost.last_site)
+            size = 0 if session is None else len(session.identity_map)
+            probe.end_scope("exit", site=probe.last_site, size=size)
         except Exception as error:
-            lost.failed("live", error)
+            probe.failed("live", error)
 
 
-def _after_fork() -> None:
-    """A child watches its own sessions only, from the first one it is told of."""
+def forget() -> None:
+    """In a child process: what its parent has open is not its own."""
     LIVE.clear()
-    if _THREAD:
-        _THREAD.clear()
-        start()
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
-    os.register_at_fork(after_in_child=_after_fork)
+    peers.forget()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, cast
 
 from sqlalchemy.orm import Session
 
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from sqlalchemy.orm.identity import IdentityMap
 
     from session_tracer.callsite import CallSite
-    from session_tracer.facts import Departure
+    from session_tracer.facts import Departure, Expiry
+    from session_tracer.origin import Route, Scope
 
 __all__ = [
     "NOTHING_LOADED",
@@ -30,6 +31,8 @@ __all__ = [
     "Counter",
     "EventCounter",
     "Mark",
+    "expire",
+    "expiry_of",
     "mark_of",
     "remember",
     "unwatch",
@@ -42,8 +45,8 @@ class Counter(Protocol):
 
     counts: dict[type, int]
 
-    def come_from(self, site: CallSite | None) -> None:
-        """What is loaded from now on, is loaded from this line."""
+    def come_from(self, site: CallSite | None, route: Route | None = None) -> None:
+        """What is loaded from now on, is loaded from this line, by this route."""
 
     def size(self) -> int:
         """How many objects the identity map holds."""
@@ -59,7 +62,8 @@ class EventCounter:
         self.site: CallSite | None = None
         self._map = _nowhere if identity_map is None else weakref.ref(identity_map)
 
-    def come_from(self, site: CallSite | None) -> None:
+    def come_from(self, site: CallSite | None, route: Route | None = None) -> None:
+        del route
         self.site = site
 
     def size(self) -> int:
@@ -84,10 +88,10 @@ class MapCounter:
         identity_map._wr = self.ref
         identity_map._add_unpresent = self._counting(identity_map._dict)
 
-    def come_from(self, site: CallSite | None) -> None:
+    def come_from(self, site: CallSite | None, route: Route | None = None) -> None:
         identity_map = self._map()
         if identity_map is not None:
-            self.ref = identity_map._wr = refer(identity_map, self._origin, site)
+            self.ref = identity_map._wr = refer(identity_map, self._origin, site, route)
 
     def size(self) -> int:
         identity_map = self._map()
@@ -118,11 +122,20 @@ def watch(identity_map: IdentityMap, origin: Origin, site: CallSite | None) -> C
 class Mark:
     """Where an object came from, and how it left where its session's end does not say."""
 
-    __slots__ = ("departed_at", "departed_site", "departure", "origin", "site")
+    __slots__ = ("departed_at", "departed_site", "departure", "origin", "route", "site", "sweeps")
 
-    def __init__(self, origin: Origin, site: CallSite | None) -> None:
+    def __init__(
+        self,
+        origin: Origin,
+        site: CallSite | None,
+        sweeps: int | None = None,
+        route: Route | None = None,
+    ) -> None:
         self.origin = origin
         self.site = site
+        self.route = route
+        # How often all objects of its scope had been expired when it came.
+        self.sweeps = origin.scope.sweeps if sweeps is None else sweeps
         self.departure: Departure | None = None
         self.departed_at = 0
         self.departed_site: CallSite | None = None
@@ -145,9 +158,26 @@ def mark_of(state: Any) -> Mark | None:
     # In an identity map again, the object carries that map's reference: newer than any mark.
     ref = state._instance_dict
     if isinstance(ref, OriginRef):
-        return Mark(ref.origin, ref.site)
+        return Mark(ref.origin, ref.site, ref.sweeps, ref.route)
     mark: Mark | None = state.__dict__.get("_session_tracer")
     return mark
+
+
+def expire(state: Any, by: Expiry, site: CallSite | None, sweeps: int) -> None:
+    """Mark an object that was expired by itself."""
+    state._session_tracer_expired = (by, site, sweeps)
+
+
+def expiry_of(state: Any, scope: Scope) -> tuple[Expiry | Literal[""], CallSite | None]:
+    """What expired the object last, if anything did since it came."""
+    singly: tuple[Expiry, CallSite | None, int] | None
+    singly = state.__dict__.get("_session_tracer_expired")
+    if singly is not None and singly[2] == scope.sweeps:
+        return singly[:2]
+    mark = mark_of(state)
+    if mark is not None and mark.sweeps == scope.sweeps:
+        return "", None
+    return scope.swept_by, scope.swept_site
 
 
 def unwatch(identity_map: Any) -> None:
@@ -160,6 +190,7 @@ def unwatch(identity_map: Any) -> None:
             if isinstance(state._instance_dict, OriginRef):
                 state._instance_dict = plain
             state.__dict__.pop("_session_tracer", None)
+            state.__dict__.pop("_session_tracer_expired", None)
 
 
 def _works() -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from opentelemetry.trace import SpanContext
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from session_tracer.facts import Departure, Expiry
     from session_tracer.tracer import Story, Tracer
 
-__all__ = ["Origin", "OriginRef", "Scope", "refer"]
+__all__ = ["Origin", "OriginRef", "Route", "Scope", "refer"]
 
 
 class Scope:
@@ -29,6 +29,9 @@ class Scope:
         "is_async",
         "opened_site",
         "stories",
+        "sweeps",
+        "swept_by",
+        "swept_site",
         "tracers",
     )
 
@@ -39,6 +42,10 @@ class Scope:
         # What expired objects of the scope last.
         self.expired_by: Expiry | Literal[""] = ""
         self.expired_site: CallSite | None = None
+        # What expired all of them last, and how often that has happened.
+        self.swept_by: Expiry | Literal[""] = ""
+        self.swept_site: CallSite | None = None
+        self.sweeps = 0
         self.stories: tuple[Story, ...] = ()
         self.tracers: tuple[tuple[Tracer, SpanContext | None], ...] = ()
 
@@ -52,6 +59,13 @@ class Scope:
         """Say what expired objects of the scope."""
         self.expired_by = by
         self.expired_site = site
+
+    def swept(self, by: Expiry, site: CallSite | None) -> None:
+        """Say what expired all objects of the scope."""
+        self.expired(by, site)
+        self.swept_by = by
+        self.swept_site = site
+        self.sweeps += 1
 
     def end(self) -> None:
         """Let the stories go: a detached object must not keep them alive."""
@@ -80,23 +94,42 @@ class Origin:
         self.departed_site = site
 
 
+class Route(NamedTuple):
+    """How objects come: `root`, a mapper, was selected at `site`, the rest through relationships.
+
+    `steps` are the relationships' properties, outermost first.
+    """
+
+    root: Any
+    steps: tuple[Any, ...]
+    site: CallSite | None
+
+
 class OriginRef(weakref.ref[Any]):
     """The weak reference to the identity map that every persistent object carries anyway.
 
     SQLAlchemy gives each object's state the identity map's own weak reference, and leaves it there
     when the session is closed. Handing out this one instead tells where an object came from at no
-    cost for each: `origin` is its session scope, `site` the line that loaded it.
+    cost for each: `origin` is its session scope, `site` the line that loaded it, `sweeps` how often
+    all objects of the scope had been expired before, `route` how it came where that was by a lazy
+    load.
     """
 
-    __slots__ = ("origin", "site")
+    __slots__ = ("origin", "route", "site", "sweeps")
 
     origin: Origin
     site: CallSite | None
+    sweeps: int
+    route: Route | None
 
 
-def refer(identity_map: Any, origin: Origin, site: CallSite | None) -> OriginRef:
+def refer(
+    identity_map: Any, origin: Origin, site: CallSite | None, route: Route | None = None
+) -> OriginRef:
     """A reference to the identity map that knows where its objects come from."""
     ref = OriginRef(identity_map)
     ref.origin = origin
     ref.site = site
+    ref.sweeps = origin.scope.sweeps
+    ref.route = route
     return ref

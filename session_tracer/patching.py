@@ -35,8 +35,8 @@ class Patches:
     """The methods replaced so far, in order.
 
     A wrapper calls `before(*arguments)`, then the method, then `after(token)` with what `before`
-    returned, also when the method raises. Neither may raise. The wrapper has the method's own
-    signature, not `*args`: people and libraries read it.
+    returned, also when the method raises. Neither may raise, unless it is for the caller to see.
+    The wrapper has the method's own signature, not `*args`: people and libraries read it.
     """
 
     def __init__(self) -> None:

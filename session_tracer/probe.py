@@ -5,15 +5,21 @@ from __future__ import annotations
 import os
 import random
 import sys
+import threading
 import time
 import weakref
-from typing import TYPE_CHECKING, Final
+from asyncio import CancelledError
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
-from session_tracer import facts, loads
-from session_tracer.live import LIVE, collected
+from session_tracer import facts, loads, owner, peers
+from session_tracer.awaiting import running_loop
+from session_tracer.live import LIVE
 from session_tracer.origin import Origin, Scope
+from session_tracer.signals.spans import caller
+from session_tracer.teardown import error_of_request
 from session_tracer.tracer import is_telling
 from session_tracer.underway import SLOT, Flush, Holding, OpenTransaction
+from session_tracer.watch import collected, nudge
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -21,11 +27,18 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from session_tracer.callsite import CallSite
-    from session_tracer.facts import Counts, Ending, Fact, Outcome
+    from session_tracer.facts import Counts, Ending, Expiry, Fact, Outcome
+    from session_tracer.handlers import Failure
+    from session_tracer.origin import Route
+    from session_tracer.owner import Owner
+    from session_tracer.peers import Commit
     from session_tracer.signals.spans import Attached
     from session_tracer.tracer import Story, Tracer
 
 __all__ = ["Probe", "add_transition", "by_name", "probe_of", "type_name"]
+
+# Where a scope is left, the error that leaves, and whether anything does.
+Leaving: TypeAlias = "tuple[CallSite | None, str, bool]"
 
 _IDS = random.Random()
 if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
@@ -53,19 +66,39 @@ class Probe:
         "_at_once",
         "_clock",
         "_handled",
+        "_last_ending",
         "_load_site",
         "_locate",
+        "_route",
         "_size_before",
+        "_sweeps",
+        "added_site",
+        "at_work",
+        "at_work_site",
+        "beside",
+        "caller",
+        "cancelled",
         "closing",
+        "commit",
         "connections",
         "counter",
+        "failure",
         "flush",
         "is_async",
+        "is_joined",
+        "is_streaming",
+        "kind",
         "last_outcome",
         "last_site",
         "leaving",
+        "loop_changed",
+        "loop_owner",
+        "loop_site",
         "open",
+        "opened_by",
         "origin",
+        "owner",
+        "pending",
         "scope",
         "stories",
         "tells_statements",
@@ -73,6 +106,8 @@ class Probe:
         "transactions",
         "transitions",
         "used",
+        "was_handed_on",
+        "written",
     )
 
     def __init__(
@@ -87,9 +122,12 @@ class Probe:
         self._handled: Callable[[BaseException], bool] = _never
         self.scope = _NO_SCOPE
         self.origin = Origin(_NO_SCOPE)
-        self.leaving: tuple[CallSite | None, str] | None = None
+        self.leaving: Leaving | None = None
         self.closing = False
         self.tells_statements = False
+        self.opened_by = self.owner = _NOBODY
+        self.kind: type = object
+        self._last_ending: tuple[Ending | Literal[""], CallSite | None, Owner] = ("", None, _NOBODY)
         self._forget()
 
     def _forget(self) -> None:
@@ -101,9 +139,31 @@ class Probe:
         self.flush: Flush | None = None
         self.counter = loads.NOTHING_LOADED
         self._load_site: CallSite | None = None
+        self._route: Route | None = None
         self._size_before = 0
         self._at_once = 0
+        self._sweeps = 0
         self.transitions: Counts = {}
+        # What was added and is not flushed, by mapped class, and where the last of it was.
+        self.pending: dict[type, int] = {}
+        self.added_site: CallSite | None = None
+        # Who is inside an operation of the session, and where.
+        self.at_work: Owner | None = None
+        self.at_work_site: CallSite | None = None
+        self.is_streaming = False
+        # Who used it first under asyncio, where, and whether it was used on another loop since.
+        self.loop_owner: Owner | None = None
+        self.loop_site: CallSite | None = None
+        self.loop_changed = False
+        self.cancelled = False
+        # The last flush that failed.
+        self.failure: Failure | None = None
+        self.was_handed_on = False
+        self.is_joined = False
+        # What this transaction has written, what the scope and those beside it have committed.
+        self.written: Counts = {}
+        self.commit: Commit | None = None
+        self.beside: list[Commit] = []
 
     # The scope.
 
@@ -112,6 +172,9 @@ class Probe:
         now = self._clock()
         scope = Scope(f"{_IDS.getrandbits(64):016x}", site, is_async=self.is_async)
         self._forget()
+        self.kind = type(session)
+        self.opened_by = self.owner = owner.current()
+        self.caller = caller()
         self.scope = scope
         self.origin = Origin(scope)
         self.open = True
@@ -131,7 +194,14 @@ class Probe:
         ref = ProbeRef(session, collected)
         ref.probe = self
         LIVE[self] = ref
-        self.tell(facts.SessionOpened(now, site, reopened))
+        nudge()
+        peers.join(self)
+        ending, closed_site, closed_by = self._last_ending
+        self.tell(
+            facts.SessionOpened(
+                now, site, reopened, ending, closed_site, reopened and closed_by == self.owner
+            )
+        )
 
     def resume(self, session: Session) -> None:
         """Begin a scope if none is open: the session is used again, or for the first time."""
@@ -143,8 +213,9 @@ class Probe:
         """The session is about to let go of everything it holds."""
         now = self._clock()
         self.closing = True
-        site, _ = self._leave()
+        site = self._leave()[0]
         self.settle(now)
+        self.check_use(site)
         self.measure(len(session.identity_map))
         self.origin.left(ending, now, site)
 
@@ -157,30 +228,56 @@ class Probe:
         pending: int = 0,
         detached: Counts | None = None,
         error: str = "",
+        leaving: bool = False,
+        modified: Counts | None = None,
+        removed: Counts | None = None,
     ) -> None:
         """The scope ended; nothing is remembered of it but what its objects carry."""
         LIVE.pop(self, None)
+        peers.leave(self)
         now = self._clock()
         self.settle(now)
         self._give_up_transactions(now, site)
         if not self.used:
             outcome: Outcome = "unused"
-        elif ending == "collected":
+        elif ending in ("collected", "exit"):
             outcome = "abandoned"
         elif error:
             outcome = "failed"
         else:
             outcome = self.last_outcome
         closed = facts.SessionClosed(
-            self._clock(), site, ending, outcome, size, pending, error, detached or {}
+            self._clock(),
+            site,
+            ending,
+            outcome,
+            size,
+            pending,
+            error,
+            detached or {},
+            leaving,
+            by_name(self.pending) if self.pending else {},
+            modified or {},
+            removed or {},
+            self.added_site,
+            self.is_joined,
         )
         self.tell(closed)
+        self._last_ending = (ending, site, self.owner)
         self.scope.end()
         self.open = False
         self.stories = ()
         self.leaving = None
         self.closing = False
         self._forget()
+
+    def remain(self, session: Session, site: CallSite | None) -> None:
+        """The session let go of its objects, and then it was refused to be closed."""
+        self.closing = False
+        self.leaving = None
+        self.pending.clear()
+        self.origin = Origin(self.scope)
+        self.watch_loads(session, site)
 
     def release_connections(self, now: int) -> None:
         """The transaction let go of its connections."""
@@ -204,9 +301,11 @@ class Probe:
                 )
             )
 
-    def note_leaving(self, error: BaseException | None) -> tuple[CallSite | None, str]:
+    def note_leaving(self, error: BaseException | None) -> Leaving:
         """Note the line, and the exception, that leave: asyncio closes the session elsewhere."""
-        noted = self.leaving = (self.site(), self._name_leaving(error))
+        if isinstance(error, CancelledError):
+            self.note_cancelled(error)
+        noted = self.leaving = (self.site(), self._name_leaving(error), error is not None)
         return noted
 
     def _name_leaving(self, error: BaseException | None) -> str:
@@ -215,8 +314,8 @@ class Probe:
             return ""
         return type_name(error)
 
-    def _leave(self) -> tuple[CallSite | None, str]:
-        return self.leaving or self.note_leaving(sys.exc_info()[1])
+    def _leave(self) -> Leaving:
+        return self.leaving or self.note_leaving(sys.exc_info()[1] or error_of_request())
 
     def hand_to(self, tracers: tuple[Tracer, ...]) -> None:
         """Be told of by these and by no others from the next scope on.
@@ -242,7 +341,9 @@ class Probe:
             story.record.transitions = self.transitions
             story.tell(facts.SessionOpened(now, self.scope.opened_site))
             for open_ in self.transactions:
-                story.tell(facts.TransactionBegan(now, None, open_.nested, open_.two_phase))
+                story.tell(
+                    facts.TransactionBegan(now, None, open_.nested, open_.two_phase, open_.owner)
+                )
             for holding in self.connections:
                 story.tell(facts.ConnectionAcquired(now, holding.database))
 
@@ -253,6 +354,60 @@ class Probe:
                 story.stop()
         self.stories = tuple(story for story in self.stories if story.tracer is not tracer)
         self.tracers = tuple(one for one in self.tracers if one is not tracer)
+
+    # Who uses it.
+
+    def used_by(self) -> Owner:
+        """Who uses it now, which is remembered."""
+        if not self.owner.is_current():
+            self.owner = owner.current()
+            self.was_handed_on = True
+        return self.owner
+
+    def check_use(self, site: CallSite | None) -> None:
+        """Say so if another one is inside an operation, or if this is another event loop."""
+        worker = self.at_work
+        if worker is None and self.flush is not None and self.flush.began:
+            worker, other_site = self.flush.owner, self.flush.site
+        else:
+            other_site = self.at_work_site
+        if worker is not None and not worker.is_current():
+            self.tell(
+                facts.SessionUsedConcurrently(
+                    self._clock(), site, owner.current(), other_site, worker
+                )
+            )
+        if self.is_async and not self.loop_changed:
+            self._check_loop(site)
+
+    def _check_loop(self, site: CallSite | None) -> None:
+        loop = running_loop()
+        if loop is None:
+            return
+        first = self.loop_owner
+        if first is None:
+            self.loop_owner, self.loop_site = owner.current(), site
+        elif first.loop() is not loop:
+            self.loop_changed = True
+            now_in = owner.current()
+            self.tell(
+                facts.EventLoopChanged(
+                    self._clock(),
+                    site,
+                    now_in.thread_name,
+                    first.thread_name,
+                    self.loop_site,
+                )
+            )
+
+    def note_cancelled(self, error: BaseException) -> None:
+        """A task is being cancelled: say so if that leaves a transaction open."""
+        if self.cancelled or not self.transactions:
+            return
+        self.cancelled = True
+        site = self.tracers[0].locator.raised_at(error) or self.site()
+        # SQLAlchemy may be leaving the block in a task of its own.
+        self.tell(facts.TransactionCancelled(self._clock(), site, self.owner))
 
     # Telling.
 
@@ -295,6 +450,11 @@ class Probe:
         """Count what the session's identity map takes in from now on."""
         self.counter = loads.watch(session.identity_map, self.origin, site)
         self._load_site = site
+        self._route = None
+
+    def swept(self, by: Expiry, site: CallSite | None) -> None:
+        """Everything that the session holds was expired."""
+        self.scope.swept(by, site)
 
     def loading(self, site: CallSite | None, at_once: int = 0) -> None:
         """A statement is about to run whose rows may become objects.
@@ -304,9 +464,17 @@ class Probe:
         """
         self._size_before = self.counter.size()
         self._at_once = at_once
-        if site is not self._load_site:
+        if site is not self._load_site or self._sweeps != self.scope.sweeps:
             self._load_site = site
+            self._sweeps = self.scope.sweeps
+            self._route = None
             self.counter.come_from(site)
+
+    def come_by(self, route: Route | None) -> None:
+        """The rows of the statement that has just run come by a lazy load, or by none."""
+        if route != self._route:
+            self._route = route
+            self.counter.come_from(self._load_site, route)
 
     def settle(self, now: int) -> None:
         """Tell what the last statement's rows became."""
@@ -318,7 +486,7 @@ class Probe:
             together = min(number, self._at_once) if self._at_once else number
             self.measure(max(self._size_before + together, counter.size()))
             add_transition(self.transitions, "loaded_as_persistent", number)
-            self.tell(facts.ObjectsLoaded(now, self._load_site, loaded))
+            self.tell(facts.ObjectsLoaded(now, self._load_site, loaded, self._at_once))
 
     def measure(self, size: int) -> None:
         """The identity map holds so many objects now."""
@@ -375,3 +543,4 @@ def type_name(error: BaseException) -> str:
 
 
 _NO_SCOPE: Final = Scope("", None, is_async=False)
+_NOBODY: Final = owner.Owner(threading.main_thread(), None, None, object())

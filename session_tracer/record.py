@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from session_tracer import facts
+from session_tracer.findings import Finding
+from session_tracer.settings import Settings
 from session_tracer.timeline import NoTimeline, Timeline, add_counts
 
 if TYPE_CHECKING:
@@ -14,10 +16,13 @@ if TYPE_CHECKING:
 
     from session_tracer.callsite import CallSite
     from session_tracer.facts import Counts, Database, Fact, Outcome
-    from session_tracer.findings import Finding
+    from session_tracer.findings import Severity
     from session_tracer.timeline import Step
 
 __all__ = ["SessionRecord", "SessionSummary"]
+
+
+_DEFAULTS: Final = Settings()
 
 
 class SessionRecord:
@@ -44,26 +49,37 @@ class SessionRecord:
         "findings",
         "flushes",
         "held",
+        "held_since",
         "id",
         "identity_map_peak",
         "identity_map_size",
         "is_async",
+        "is_joined",
+        "last_activity_at",
+        "last_activity_site",
+        "last_statement_at",
+        "last_statement_site",
         "lazy_loads",
         "loaded",
         "merged",
+        "misuses",
         "name",
         "new",
         "opened_at",
         "opened_site",
         "outcome",
         "pending",
+        "refused",
         "rollbacks",
         "savepoints",
+        "settings",
+        "silenced",
         "span_context",
         "sql",
         "statements",
         "timeline",
         "transaction_began_at",
+        "transaction_began_site",
         "transactions",
         "transitions",
         "unchanged",
@@ -77,14 +93,22 @@ class SessionRecord:
         is_async: bool = False,
         epoch: int = 0,
         timeline_steps: int = 60,
+        settings: Settings = _DEFAULTS,
     ) -> None:
         self.id = id_
         self.name = name
+        self.settings = settings
         self.is_async = is_async
+        # Whether it takes part in a transaction of its connection's, as test fixtures have it.
+        self.is_joined = False
         # What to add to a monotonic time to get nanoseconds since 1970.
         self.epoch = epoch
         self.timeline = Timeline(timeline_steps) if timeline_steps else NoTimeline()
         self.findings: list[Finding] = []
+        # What is to be raised as `SessionMisuse`.
+        self.misuses: list[Finding] = []
+        # What was silenced where the scope was opened.
+        self.silenced: frozenset[str] = frozenset()
         # Trace and span id of the innermost open span, where one is recording.
         self.span_context: tuple[int, int] | None = None
         self.opened_at = 0
@@ -97,7 +121,14 @@ class SessionRecord:
         self.database: Database | None = None
         self.transactions = 0
         self.savepoints = 0
+        # 0 while no transaction is open, no connection held, nothing was done.
         self.transaction_began_at = 0
+        self.transaction_began_site: CallSite | None = None
+        self.held_since = 0
+        self.last_activity_at = 0
+        self.last_activity_site: CallSite | None = None
+        self.last_statement_at = 0
+        self.last_statement_site: CallSite | None = None
         self.commits = 0
         self.rollbacks = 0
         self.flushes = 0
@@ -108,6 +139,7 @@ class SessionRecord:
         self.expired = 0
         self.expunged = 0
         self.merged = 0
+        self.refused = 0
         self.pending = 0
         self.identity_map_size = 0
         self.identity_map_peak = 0
@@ -126,6 +158,39 @@ class SessionRecord:
     def wrote(self) -> bool:
         """Whether a flush wrote anything."""
         return bool(self.new or self.dirty or self.deleted)
+
+    def finding(
+        self,
+        id_: str,
+        severity: Severity,
+        message: str,
+        remedy: str,
+        site: CallSite | None,
+        *,
+        entity: str | None = None,
+        attribute: str | None = None,
+        count: int = 1,
+        evidence: Mapping[str, Any] | None = None,
+    ) -> Finding:
+        """A finding about this scope."""
+        return Finding(
+            id=id_,
+            severity=severity,
+            message=message,
+            remedy=remedy,
+            site=site,
+            session_id=self.id,
+            session_name=self.name,
+            session_site=self.opened_site,
+            entity=entity,
+            attribute=attribute,
+            count=count,
+            evidence=evidence or {},
+        )
+
+    def was_said(self, id_: str) -> bool:
+        """Whether a finding of that id was said of this scope."""
+        return any(finding.id == id_ for finding in self.findings)
 
     def add(self, fact: Fact) -> None:
         """Take a fact into the account."""
@@ -175,8 +240,8 @@ class SessionRecord:
         )
 
     def _opened(self, fact: facts.SessionOpened) -> None:
-        self.opened_at = fact.at
-        self.opened_site = fact.site
+        self.opened_at = self.last_activity_at = fact.at
+        self.opened_site = self.last_activity_site = fact.site
 
     def _closed(self, fact: facts.SessionClosed) -> None:
         self.closed_at = fact.at
@@ -196,6 +261,7 @@ class SessionRecord:
         else:
             self.transactions += 1
             self.transaction_began_at = fact.at
+            self.transaction_began_site = fact.site
             self._add_step(fact.at, "begin", "two-phase" if fact.two_phase else "", fact.site)
 
     def _ended(self, fact: facts.TransactionEnded) -> None:
@@ -203,6 +269,7 @@ class SessionRecord:
             verb = "release" if fact.outcome == "committed" else "rollback to savepoint"
         else:
             self.transaction_began_at = 0
+            self.transaction_began_site = None
             verb = _ENDINGS.get(fact.outcome, "end")
             self.commits += fact.outcome == "committed"
             self.rollbacks += fact.outcome == "rolled_back"
@@ -214,13 +281,19 @@ class SessionRecord:
 
     def _acquired(self, fact: facts.ConnectionAcquired) -> None:
         self.database = fact.database
+        self.is_joined = self.is_joined or fact.joined
+        if not self.held_since:
+            self.held_since = fact.at
 
     def _released(self, fact: facts.ConnectionReleased) -> None:
         self.held += fact.held
+        self.held_since = 0
 
     def _executed(self, fact: facts.StatementExecuted) -> None:
         self.statements += 1
         self.sql += fact.duration
+        self.last_activity_at = self.last_statement_at = fact.at
+        self.last_activity_site = self.last_statement_site = fact.site
         if fact.in_flush or fact.operation in _SAVEPOINT_OPERATIONS:
             self._load = None
             return
@@ -278,7 +351,13 @@ class SessionRecord:
         self.merged += 1
         self._add_step(fact.at, "merge", fact.entity, fact.site)
 
+    def _load_refused(self, fact: facts.LoadRefused) -> None:
+        self.refused += 1
+        self._add_step(fact.at, "refused", _dotted(fact.entity, fact.attribute), fact.site)
+
     def _add_step(self, at: int, verb: str, subject: str, site: CallSite | None) -> Step:
+        self.last_activity_at = at
+        self.last_activity_site = site
         step = self._step = self.timeline.add(at - self.opened_at, verb, subject, site)
         return step
 
@@ -301,6 +380,7 @@ _ADDERS: Final[Mapping[type, Callable[[SessionRecord, Any], None]]] = {
     facts.ObjectsExpired: SessionRecord._objects_expired,
     facts.ObjectsExpunged: SessionRecord._objects_expunged,
     facts.ObjectMerged: SessionRecord._merged_object,
+    facts.LoadRefused: SessionRecord._load_refused,
 }
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
+
+    from session_tracer.findings import Severity
 
 __all__ = ["LogLevel", "Settings"]
 
@@ -57,6 +59,78 @@ class Settings:
     timeline_steps: int = 60
     """The most steps of a session's timeline that are kept; the middle is left out."""
 
+    ignore: Collection[str] = ()
+    """Findings that are not said: an id, or `id@glob` for sites, or `id:Entity.attribute`.
+
+    `*` is every id; the glob is matched with the site's file, relative to the working directory.
+    """
+
+    severities: Mapping[str, Severity] = field(default_factory=dict, hash=False)
+    """Another severity for findings of an id; in the environment `id=severity` pairs."""
+
+    raise_on: Collection[str] = ()
+    """Findings that are raised as `SessionMisuse`: ids, or severities, each with those above it.
+
+    Meant for tests.
+    """
+
+    baseline_path: str = ""
+    """A file of known findings, which are not said, as the pytest plugin writes it. Empty: none."""
+
+    leak_after_seconds: float = 60.0
+    """A session open longer that has begun a transaction is said to leak (`leaked-session`)."""
+
+    long_transaction_seconds: float = 30.0
+    """A transaction open longer is long (`long-transaction`)."""
+
+    idle_in_transaction_seconds: float = 5.0
+    """A connection held longer without a statement is idle (`idle-in-transaction`)."""
+
+    commits_from_one_site: int = 10
+    """So many commits from one line are a loop (`commit-in-loop`)."""
+
+    batch_commit_objects: int = 10
+    """A commit of so many objects is a batch, and none of a loop's (`commit-in-loop`)."""
+
+    savepoints_per_transaction: int = 50
+    """So many savepoints in one transaction are many (`savepoint-churn`)."""
+
+    autoflushes_from_one_site: int = 10
+    """So many autoflushes with content from one line in one transaction (`autoflush-storm`)."""
+
+    large_flush_objects: int = 1_000
+    """A flush of more objects is large (`large-flush`)."""
+
+    unchanged_dirty_objects: int = 10
+    """So many objects without a net change in one flush (`unchanged-dirty`)."""
+
+    single_row_writes: int = 50
+    """So many single-row writes of one kind to one table (`row-by-row-writes`)."""
+
+    lazy_loads_from_one_site: int = 5
+    """One attribute lazily loaded for so many objects from one line (`n-plus-one`)."""
+
+    gets_from_one_site: int = 10
+    """So many loads by primary key of one entity from one line (`get-in-loop`)."""
+
+    repeats_of_one_select: int = 5
+    """The same SELECT with the same parameters so many times (`repeated-select`)."""
+
+    reloads_after_commit: int = 5
+    """So many objects that one commit expired, reloaded one by one (`reload-after-commit`)."""
+
+    refreshes_from_one_site: int = 5
+    """So many `refresh()` from one line after a flush or commit (`refresh-after-write`)."""
+
+    large_identity_map_objects: int = 10_000
+    """An identity map of more objects is large (`large-identity-map`)."""
+
+    large_result_objects: int = 5_000
+    """A statement that loads more objects has a large result (`large-result`)."""
+
+    traces_per_session: int = 3
+    """A session used in so many traces, or unrelated tasks, is shared (`shared-session`)."""
+
     jsonl_path: str = "-"
     """Where the `jsonl` exporter appends its lines; `-` is standard output."""
 
@@ -67,30 +141,35 @@ class Settings:
     """The port the `prometheus` exporter listens on; 0 takes a free one."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            allowed, holds = _RULES[field.name]
+        for option in fields(self):
+            value = getattr(self, option.name)
+            allowed, holds = _RULES[option.name]
             try:
                 right = holds(value)
             except TypeError:
                 right = False
             if not right:
-                raise ValueError(f"{field.name} = {value!r} is not possible: it takes {allowed}.")
+                raise ValueError(f"{option.name} = {value!r} is not possible: it takes {allowed}.")
+        # Whose set or dict it is may change it later.
+        object.__setattr__(self, "ignore", frozenset(self.ignore))
+        object.__setattr__(self, "raise_on", frozenset(self.raise_on))
+        object.__setattr__(self, "severities", dict(self.severities))
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
         """The settings that the environment names, the defaults for the rest."""
         environ = os.environ if environ is None else environ
         given: dict[str, Any] = {}
-        for field in fields(cls):
-            variable = _PREFIX + field.name.upper()
+        for option in fields(cls):
+            variable = _PREFIX + option.name.upper()
             text = environ.get(variable)
             if text is None or text == "":
                 continue
+            parse = _pairs if option.name == "severities" else _PARSERS[type(option.default)]
             try:
-                given[field.name] = _PARSERS[type(field.default)](text.strip())
+                given[option.name] = parse(text.strip())
             except ValueError:
-                allowed, _ = _RULES[field.name]
+                allowed, _ = _RULES[option.name]
                 raise ValueError(
                     f"{variable}={text!r} is not possible: it takes {allowed}."
                 ) from None
@@ -101,7 +180,7 @@ class Settings:
 
     def override(self, overrides: Mapping[str, Any]) -> Settings:
         """These settings with some fields replaced; an unknown name raises `ValueError`."""
-        known = {field.name for field in fields(self)}
+        known = {option.name for option in fields(self)}
         unknown = sorted(set(overrides) - known)
         if unknown:
             raise ValueError(
@@ -119,6 +198,13 @@ def _boolean(text: str) -> bool:
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _pairs(text: str) -> dict[str, str]:
+    pairs = [part.partition("=") for part in _names(text)]
+    if any(not sign for _, sign, _ in pairs):
+        raise ValueError(text)
+    return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 _PARSERS: Final[Mapping[type, Callable[[str], Any]]] = {
@@ -166,6 +252,38 @@ _LEVEL: Final[tuple[str, Callable[[Any], bool]]] = (
     f"one of {', '.join(get_args(LogLevel))}",
     lambda value: value in get_args(LogLevel),
 )
+_ID: Final = r"[a-z0-9]+(?:-[a-z0-9]+)*"
+_IGNORED: Final = re.compile(rf"(?:{_ID}|\*)(?:@.+|:[A-Za-z_]\w*(?:\.\w+)?)?")
+_SEVERITIES: Final = ("info", "warning", "error")
+_IGNORE: Final[tuple[str, Callable[[Any], bool]]] = (
+    "a set of findings' ids, each alone, with @ and a glob for files, or with : and an entity",
+    lambda value: _each(value, lambda item: _IGNORED.fullmatch(item) is not None),
+)
+_RAISE_ON: Final[tuple[str, Callable[[Any], bool]]] = (
+    "a set of severities (info, warning, error) and of findings' ids",
+    lambda value: _each(value, lambda item: re.fullmatch(_ID, item) is not None),
+)
+_SEVERITY_OF: Final[tuple[str, Callable[[Any], bool]]] = (
+    "severities (info, warning, error) by findings' ids",
+    lambda value: (
+        all(one in _SEVERITIES for one in value.values())
+        and _each(list(value), lambda item: re.fullmatch(_ID, item) is not None)
+        if isinstance(value, dict)
+        else False
+    ),
+)
+_ANY_TEXT: Final[tuple[str, Callable[[Any], bool]]] = (
+    "some text, or none",
+    lambda value: isinstance(value, str),
+)
+
+
+def _each(value: Any, holds: Callable[[str], bool]) -> bool:
+    """Whether a collection, which a text is not, holds such texts only."""
+    return isinstance(value, set | frozenset | tuple | list) and all(
+        isinstance(item, str) and holds(item) for item in value
+    )
+
 
 _RULES: Final[Mapping[str, tuple[str, Callable[[Any], bool]]]] = {
     "statement_spans": _SWITCH,
@@ -177,6 +295,28 @@ _RULES: Final[Mapping[str, tuple[str, Callable[[Any], bool]]]] = {
     "log_level": _LEVEL,
     "repeat_finding_seconds": _SECONDS,
     "timeline_steps": _whole(4, 10_000),
+    "ignore": _IGNORE,
+    "severities": _SEVERITY_OF,
+    "raise_on": _RAISE_ON,
+    "baseline_path": _ANY_TEXT,
+    "leak_after_seconds": _SECONDS,
+    "long_transaction_seconds": _SECONDS,
+    "idle_in_transaction_seconds": _SECONDS,
+    "commits_from_one_site": _whole(2),
+    "batch_commit_objects": _whole(2),
+    "savepoints_per_transaction": _whole(2),
+    "autoflushes_from_one_site": _whole(2),
+    "large_flush_objects": _whole(1),
+    "unchanged_dirty_objects": _whole(1),
+    "single_row_writes": _whole(2),
+    "lazy_loads_from_one_site": _whole(2),
+    "gets_from_one_site": _whole(2),
+    "repeats_of_one_select": _whole(2),
+    "reloads_after_commit": _whole(2),
+    "refreshes_from_one_site": _whole(2),
+    "large_identity_map_objects": _whole(1),
+    "large_result_objects": _whole(1),
+    "traces_per_session": _whole(2),
     "jsonl_path": _TEXT,
     "prometheus_host": _TEXT,
     "prometheus_port": _whole(0, 65_535),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import decimal
 import re
+import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,7 +14,7 @@ from session_tracer.facts import Database
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL
 
-__all__ = ["Shape", "database", "shape", "status_code", "without_values"]
+__all__ = ["Shape", "database", "fingerprint", "shape", "status_code", "without_values"]
 
 _MOST_REMEMBERED: Final = 2_000
 
@@ -125,6 +128,23 @@ def _shown(piece: re.Match[str]) -> str:
     if piece.lastgroup == "kept":
         return piece[0]
     return "" if piece.lastgroup == "comment" else "?"
+
+
+# Hashing one of these runs no code of the application's.
+_PLAIN: Final = frozenset(
+    {
+        bool, bytes, dt.date, dt.datetime, dt.time, dt.timedelta,
+        decimal.Decimal, float, int, str, type(None), uuid.UUID,
+    }
+)  # fmt: skip
+
+
+def fingerprint(statement: str, parameters: Any) -> int:
+    """Equal for the same text with the same parameters; 0 where these cannot be compared."""
+    held = tuple(parameters.values() if type(parameters) is dict else parameters)
+    if any(type(value) not in _PLAIN for value in held):
+        return 0
+    return hash((statement, held)) or 1
 
 
 _SYSTEMS: Final = {

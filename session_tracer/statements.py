@@ -8,13 +8,15 @@ that is where statements are timed, and why each of them executes the statement 
 from __future__ import annotations
 
 import weakref
+from asyncio import CancelledError
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import event
 from sqlalchemy.engine import Connection
 from sqlalchemy.engine.events import DialectEvents
 
-from session_tracer import facts, sql
+from session_tracer import facts, reasons, sql
+from session_tracer.misuse import raise_due
 from session_tracer.probe import type_name
 from session_tracer.underway import SLOT, SURROUNDED, Holding
 
@@ -25,7 +27,8 @@ if TYPE_CHECKING:
     from sqlalchemy.engine.interfaces import DBAPICursor
 
     from session_tracer.callsite import CallSite
-    from session_tracer.facts import Database, LoadKind
+    from session_tracer.facts import Database
+    from session_tracer.owner import Owner
     from session_tracer.probe import Probe
     from session_tracer.signals.spans import Attached
 
@@ -35,17 +38,13 @@ _DATABASES: Final[weakref.WeakKeyDictionary[Dialect, Database]] = weakref.WeakKe
 # Whether the dialect said itself that it has events before we listened to it.
 _HAD_EVENTS: Final[weakref.WeakKeyDictionary[Dialect, bool]] = weakref.WeakKeyDictionary()
 
-_REFRESH: Final = frozenset({"refresh"})
-# immediateload() asks the lazy loader for each object as the objects are loaded.
-_IMMEDIATE: Final = frozenset({"_load_for_path"})
-
 
 def is_timed(connection: object) -> bool:
     """Whether this is a connection, and not what a test has put in its place."""
     return issubclass(type(connection), Connection)
 
 
-def hold(connection: Connection, since: int) -> Holding:
+def hold(connection: Connection, since: int, owner: Owner, site: CallSite | None) -> Holding:
     """Time what is executed on a connection that the session has begun on."""
     dialect = connection.dialect
     database = _DATABASES.get(dialect)
@@ -56,7 +55,7 @@ def hold(connection: Connection, since: int) -> Holding:
         for name, listener in _DIALECT_LISTENERS:
             event.listen(dialect, name, listener)
         _HAD_EVENTS[dialect] = had_events
-    return Holding(connection, database, since, surrounded=_surround(connection))
+    return Holding(connection, database, since, owner, site, surrounded=_surround(connection))
 
 
 def remove() -> None:
@@ -182,8 +181,8 @@ def _run(
     context: Any,
 ) -> bool:
     """Execute the statement as SQLAlchemy would have, and time it."""
-    timing = _Timing(probe, size, context)
-    timing.start(statement)
+    timing = _Timing(probe, size, context, statement, arguments[2] if name == "do_execute" else ())
+    timing.start()
     try:
         dialect = context.dialect
         if not _others_handle(getattr(dialect.dispatch, name), listener, arguments):
@@ -192,6 +191,9 @@ def _run(
         timing.stop(error)
         raise
     timing.stop(None)
+    for story in probe.stories:
+        if story.record.misuses and timing.may_raise():
+            raise_due(probe.stories)
     return True
 
 
@@ -212,29 +214,52 @@ def _others_handle(
 class _Timing:
     """One statement on its way; neither `start` nor `stop` raises."""
 
-    __slots__ = ("_attached", "_context", "_probe", "_shape", "_site", "_size", "_started")
+    __slots__ = (
+        "_attached",
+        "_context",
+        "_parameters",
+        "_probe",
+        "_shape",
+        "_site",
+        "_size",
+        "_started",
+        "_statement",
+        "_works",
+    )
 
-    def __init__(self, probe: Probe, size: int, context: Any) -> None:
+    def __init__(
+        self, probe: Probe, size: int, context: Any, statement: str, parameters: Any
+    ) -> None:
         self._probe = probe
+        self._statement = statement
+        self._parameters = parameters
         self._context = context
         self._size = size
         self._started = 0
+        self._works = False
         self._attached: Attached | None = None
 
-    def start(self, statement: str) -> None:
+    def start(self) -> None:
         try:
-            self._begin(statement)
+            self._begin()
         except Exception as error:
             self._probe.failed("statements", error)
 
-    def _begin(self, statement: str) -> None:
-        probe = self._probe
+    def _begin(self) -> None:
+        probe, statement = self._probe, self._statement
         flush = probe.flush
         self._site: CallSite | None = flush.site if flush is not None else probe.site()
         self._shape = sql.shape(statement)
         now = probe.now()
         probe.settle(now)
-        probe.loading(self._site, self._context.execution_options.get("yield_per") or 0)
+        probe.check_use(self._site)
+        if probe.at_work is None:
+            probe.at_work = probe.used_by()
+            probe.at_work_site = self._site
+            self._works = True
+        options = self._context.execution_options
+        probe.is_streaming = bool(options.get("stream_results") or options.get("yield_per"))
+        probe.loading(self._site, options.get("yield_per") or 0)
         if probe.tells_statements:
             shape, database = self._shape, self._database()
             text = sql.without_values(statement, database.system)
@@ -255,11 +280,15 @@ class _Timing:
     def stop(self, error: BaseException | None) -> None:
         probe = self._probe
         try:
+            if self._works:
+                probe.at_work = None
             try:
                 ended = probe.now()
             finally:
                 if self._attached is not None:
                     self._attached.detach()
+            if isinstance(error, CancelledError):
+                probe.note_cancelled(error)
             if self._started:
                 self._tell(ended, ended - self._started, error)
         except Exception as failure:
@@ -270,71 +299,70 @@ class _Timing:
         for holding in probe.connections:
             if holding.holds(self._context.root_connection):
                 holding.busy += duration
-        load, entity, eager = _reason(self._context, probe)
-        if load is not None and error is None:
-            kind, parent, attribute = load
-            probe.tell(facts.AttributeLoaded(ended, self._site, kind, parent, attribute))
+        context = self._context
+        reason = reasons.reason(context, probe, ended, self._site)
+        if reason.load is not None and error is None:
+            probe.tell(reason.load)
+        reads = shape.operation == "SELECT"
+        if reads and not (reason.eager and reason.route is None):
+            probe.come_by(reason.route)
+        rows = -1 if reads or error is not None else _rows(context, shape.operation, self._size)
+        in_flush = probe.flush is not None
+        if error is None and not in_flush and shape.operation in _WRITES and rows:
+            subject = reason.entity or shape.collection
+            probe.written[subject] = probe.written.get(subject, 0) + max(rows, 1)
         probe.tell(
             facts.StatementExecuted(
                 ended,
                 self._site,
                 shape.operation,
                 shape.collection,
-                entity,
+                reason.entity,
                 duration,
-                eager,
+                reason.eager,
                 self._size,
-                probe.flush is not None,
+                in_flush,
                 "" if error is None else type_name(error),
                 "" if error is None else sql.status_code(error),
+                rows,
+                reads and reason.load is None and not reason.eager and reasons.is_by_key(context),
+                reasons.key_of(context) if reads else "",
+                sql.fingerprint(self._statement, self._parameters) if reads else 0,
+                probe.is_streaming,
+                hash(self._statement),
             )
         )
+
+    def may_raise(self) -> bool:
+        """Whether an exception now would only leave rows unread."""
+        probe = self._probe
+        writing = probe.flush is not None and probe.flush.began
+        committing = bool(probe.transactions and probe.transactions[-1].committing_at)
+        reads = bool(self._started) and self._shape.operation == "SELECT"
+        return reads and not writing and not committing
 
     def _database(self) -> Database:
         return _DATABASES.get(self._context.dialect) or facts.Database()
 
 
-def _reason(context: Any, probe: Probe) -> tuple[tuple[LoadKind, str, str] | None, str, str]:
-    """Why the statement runs: the attribute it loads, the entity it is for, what it loads eagerly.
-
-    SQLAlchemy's loaders leave it in the statement's and the execution's options, where
-    `ORMExecuteState` reads it too. Asking there costs nothing, while a `do_orm_execute` listener
-    has every statement prepared twice.
-    """
-    statement = getattr(context, "invoked_statement", None)
-    if statement is None:
-        return None, "", ""
-    mapper = getattr(statement, "_propagate_attrs", _EMPTY).get("plugin_subject")
-    entity = "" if mapper is None else mapper.class_.__name__
-    options = context.execution_options.get("_sa_orm_load_options")
-    if options is None:
-        return None, entity, ""
-    compile_options = getattr(statement, "_compile_options", None)
-    path = getattr(compile_options, "_current_path", None)
-    parent = getattr(options, "_lazy_loaded_from", None)
-    if parent is not None:
-        attribute = path.prop.key if path is not None and not path.is_root else ""
-        if probe.tracers[0].locator.called_by(_IMMEDIATE):
-            return None, entity, f"{parent.class_.__name__}.{attribute}"
-        return ("relationship", parent.class_.__name__, attribute), entity, ""
-    state = getattr(options, "_refresh_state", None)
-    if state is not None and getattr(compile_options, "_for_refresh_state", False):
-        wanted = getattr(compile_options, "_only_load_props", None)
-        kind, attribute = _column_load(state, wanted, probe)
-        return (kind, state.class_.__name__, attribute), entity, ""
-    if path is not None and not path.is_root:
-        prop = path.prop
-        return None, entity, f"{prop.parent.class_.__name__}.{prop.key}"
-    return None, entity, ""
+_WRITES: Final = frozenset({"INSERT", "UPDATE", "DELETE", "MERGE", "REPLACE"})
 
 
-def _column_load(state: Any, wanted: Any, probe: Probe) -> tuple[LoadKind, str]:
-    if wanted is None or probe.tracers[0].locator.called_by(_REFRESH):
-        return "refresh", ""
-    columns = sorted(wanted)
-    if not state.expired_attributes.intersection(wanted):
-        return "deferred", columns[0] if len(columns) == 1 else ", ".join(columns)
-    return "expired", ""
-
-
-_EMPTY: Final[dict[str, Any]] = {}
+def _rows(context: Any, operation: str, size: int) -> int:
+    """How many rows were written, as far as it is known without asking; -1 where it is not."""
+    if operation not in _WRITES:
+        return -1
+    if size > 1:
+        return size
+    if operation == "INSERT":
+        compiled = getattr(context, "compiled", None)
+        if getattr(compiled, "_insertmanyvalues", None) is not None:
+            # Split in batches, each of which runs by itself; how many rows it has only SQL tells.
+            return 1 if len(context.compiled_parameters) == 1 else -1
+        if getattr(getattr(compiled, "statement", None), "_multi_values", None):
+            return -1
+    rows = getattr(context.cursor, "rowcount", -1)
+    if isinstance(rows, int) and rows > 0:
+        return rows
+    # With RETURNING, SQLite does not know before the rows are fetched.
+    return 1 if operation == "INSERT" else -1

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 __all__ = [
     "ASYNC",
     "AsyncSession",
+    "AsyncSessionTransaction",
     "Target",
     "async_makers",
     "async_session_of",
@@ -24,12 +25,15 @@ __all__ = [
 try:
     from sqlalchemy.ext.asyncio import (
         AsyncSession,
+        AsyncSessionTransaction,
         async_scoped_session,
         async_session,
         async_sessionmaker,
     )
 except ImportError:  # SQLAlchemy 2.1 without its asyncio extra: no async session can exist
-    AsyncSession: Any = None  # type: ignore[no-redef] # asked for only where ASYNC says so
+    # They are asked for only where ASYNC says so.
+    AsyncSession: Any = None  # type: ignore[no-redef]
+    AsyncSessionTransaction: Any = None  # type: ignore[no-redef]
     _ASYNC_INIT: Any = None
     _MAKER_CALL: Any = None
 else:

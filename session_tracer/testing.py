@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from session_tracer import live
+from session_tracer import watch
 from session_tracer.detectors import DEFAULT_DETECTORS
 from session_tracer.exporter import Exporter
 from session_tracer.instrumentor import capture as _instrument
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from session_tracer.detectors import Detector
     from session_tracer.exporter import LogEvent
     from session_tracer.facts import Fact
-    from session_tracer.findings import Finding
+    from session_tracer.findings import Finding, Retraction
     from session_tracer.record import SessionSummary
 
 __all__ = ["Captured", "capture"]
@@ -39,11 +39,13 @@ __all__ = ["Captured", "capture"]
 class Captured:
     """What was told since the capture began; it can be read while it runs and afterwards.
 
-    `findings`, `logs` (event dictionaries) and `facts` come in the order they were told.
+    `findings`, `retractions`, `logs` (event dictionaries) and `facts` come in the order they were
+    told.
     """
 
     def __init__(self) -> None:
         self.findings: list[Finding] = []
+        self.retractions: list[Retraction] = []
         self.logs: list[LogEvent] = []
         self.facts: list[Fact] = []
         self._sessions: list[SessionSummary] = []
@@ -57,19 +59,19 @@ class Captured:
     @property
     def sessions(self) -> list[SessionSummary]:
         """A summary of each scope that has ended, in the order in which they were opened."""
-        live.settle()
+        watch.settle()
         return sorted(self._sessions, key=lambda summary: summary.opened_unix_ns)
 
     @property
     def spans(self) -> list[ReadableSpan]:
         """The spans that have ended, in that order."""
-        live.settle()
+        watch.settle()
         return list(self._spans.get_finished_spans())
 
     @property
     def metrics(self) -> dict[str, list[Any]]:
         """The data points of each metric by its name, as the SDK's reader gives them."""
-        live.settle()
+        watch.settle()
         data = self._reader.get_metrics_data()
         if data is not None:
             for of_resource in data.resource_metrics:
@@ -85,6 +87,7 @@ class Captured:
             on_log=self.logs.append,
             on_session=self._sessions.append,
             on_finding=self.findings.append,
+            on_retraction=self.retractions.append,
             on_fact=self.facts.append,
             close=self._close,
         )

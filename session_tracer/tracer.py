@@ -5,15 +5,18 @@ from __future__ import annotations
 import logging
 import threading
 import traceback
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from session_tracer.callsite import Locator
-from session_tracer.findings import Finding
+from session_tracer.findings import Finding, Retraction
+from session_tracer.policy import Policy
 from session_tracer.record import SessionRecord
 from session_tracer.signals.logs import LogSignal
 from session_tracer.signals.metrics import MetricSignal
 from session_tracer.signals.reports import ReportSignal
 from session_tracer.signals.spans import SpanSignal
+from session_tracer.silencing import silenced_now
 from session_tracer.version import VERSION
 
 if TYPE_CHECKING:
@@ -47,6 +50,8 @@ class Teller(Protocol):
 
     def finding(self, finding: Finding, record: SessionRecord) -> None: ...
 
+    def retracted(self, retraction: Retraction, record: SessionRecord) -> None: ...
+
 
 class Tracer:
     """One name, its settings, its detectors and its signals; it makes a story of each session."""
@@ -61,9 +66,18 @@ class Tracer:
     ) -> None:
         self.name = name
         self.settings = settings
+        detectors = tuple(detectors)
+        self.policy = Policy(settings, detectors)
         self.locator = Locator(settings.application_packages, settings.site_frames)
         self.exporter = exporter
         self.closed = False
+        # How long a scope may do nothing before somebody wants to hear of it, in nanoseconds: until
+        # it leaks, until its transaction is long, until its connection is idle.
+        self.patience = (
+            int(settings.leak_after_seconds * 1e9),
+            int(settings.long_transaction_seconds * 1e9),
+            int(settings.idle_in_transaction_seconds * 1e9),
+        )
         self.spans = SpanSignal(
             exporter.tracer_provider, VERSION, statement_spans=settings.statement_spans
         )
@@ -80,10 +94,13 @@ class Tracer:
             for kind, tell in signal.routes.items():
                 self.routes.setdefault(kind, []).append((index, tell))
         self._failures_said: set[str] = set()
-        self.listening: dict[type, list[Detector]] = {}
-        for detector in detectors:
+        # Who is asked about which facts, and where each one's memory is in a story.
+        self.listening: dict[type, list[tuple[int, Detector]]] = {}
+        self.memories = 0
+        for index, detector in enumerate(detectors):
+            self.memories = index + 1
             for fact in detector.facts:
-                self.listening.setdefault(fact, []).append(detector)
+                self.listening.setdefault(fact, []).append((index, detector))
 
     def begin(self, scope: Scope, epoch: int) -> Story:
         """The story of a session scope that begins now."""
@@ -99,13 +116,17 @@ class Tracer:
         return story
 
     def _record(self, scope: Scope, epoch: int) -> SessionRecord:
-        return SessionRecord(
+        record = SessionRecord(
             scope.id,
             self.name,
             is_async=scope.is_async,
             epoch=epoch,
             timeline_steps=self.settings.timeline_steps if self.exporter.wants_sessions else 0,
+            settings=self.settings,
         )
+        # What other threads conclude of the scope has no context of the application's.
+        record.silenced = silenced_now()
+        return record
 
     def failed(self, where: str, error: BaseException) -> None:
         """Count a failure of our own, and log the first of its kind."""
@@ -132,6 +153,10 @@ class Tracer:
 
 
 _NOBODY: Final = ()
+# What stands in a memory's place before it is made, and once its detector has failed.
+_UNMADE: Final = object()
+_MUTED: Final = object()
+_MOST_FINDINGS: Final = 1_000
 
 
 class _Telling(threading.local):
@@ -157,15 +182,14 @@ class Story:
     A detector or signal that fails is counted, logged once and left out of the rest of the story.
     """
 
-    __slots__ = ("_memories", "_muted", "_tellers", "record", "spans", "tracer")
+    __slots__ = ("_memories", "_tellers", "record", "spans", "tracer")
 
     def __init__(self, tracer: Tracer, record: SessionRecord, spans: SessionSpans) -> None:
         self.tracer = tracer
         self.record = record
         self.spans = spans
         self._tellers: list[Teller | None] = [tracer.metrics, tracer.logs, spans, tracer.reports]
-        self._memories: dict[int, Any] = {}
-        self._muted: list[Detector] = []
+        self._memories: list[Any] = [_UNMADE] * tracer.memories
 
     def tell(self, fact: Fact) -> None:
         """Take a fact through the pipeline; never raises."""
@@ -183,9 +207,10 @@ class Story:
             self.record.add(fact)
         except Exception as error:
             self.tracer.failed("record", error)
-        for detector in self.tracer.listening.get(kind, _NOBODY):
-            if detector not in self._muted:
-                self._judge(detector, fact)
+        for index, detector in self.tracer.listening.get(kind, _NOBODY):
+            memory = self._memories[index]
+            if memory is not _MUTED:
+                self._judge(index, detector, memory, fact)
         for index, say in self.tracer.routes.get(kind, _NOBODY):
             teller = self._tellers[index]
             if teller is not None:
@@ -208,27 +233,48 @@ class Story:
         except Exception as error:
             self.tracer.failed("spans", error)
 
-    def _judge(self, detector: Detector, fact: Fact) -> None:
+    def _judge(self, index: int, detector: Detector, memory: Any, fact: Fact) -> None:
+        verdicts: list[Finding | Retraction] = []
         try:
-            key = id(detector)
-            if key not in self._memories:
-                self._memories[key] = detector.memory()
-            findings = list(detector.judge(fact, self.record, self._memories[key]))
-            for finding in findings:
-                if not isinstance(finding, Finding):
-                    raise TypeError(f"{type(finding).__qualname__} is no Finding")
+            if memory is _UNMADE:
+                memory = self._memories[index] = detector.memory()
+            for verdict in detector.judge(fact, self.record, memory):
+                if not isinstance(verdict, Finding | Retraction):
+                    raise TypeError(f"{type(verdict).__qualname__} is no Finding")
+                verdicts.append(verdict)
+            ruled = [one for one in map(self._rule, verdicts) if one is not None]
         except Exception as error:
-            self._muted.append(detector)
+            self._memories[index] = _MUTED
             self.tracer.failed(type(detector).__name__, error)
             return
-        for finding in findings:
-            self.record.findings.append(finding)
-            for index, teller in enumerate(self._tellers):
-                if teller is not None:
-                    try:
-                        teller.finding(finding, self.record)
-                    except Exception as error:
-                        self._mute(index, error)
+        for one in ruled:
+            self._say(one)
+
+    def _say(self, verdict: Finding | Retraction) -> None:
+        record = self.record
+        if isinstance(verdict, Finding):
+            # A scope that goes on for ever and fails for ever must not fill the memory.
+            if len(record.findings) < _MOST_FINDINGS:
+                record.findings.append(verdict)
+            if self.tracer.policy.raises(verdict) and len(record.misuses) < _MOST_FINDINGS:
+                record.misuses.append(verdict)
+        for index, teller in enumerate(self._tellers):
+            if teller is not None:
+                try:
+                    if isinstance(verdict, Finding):
+                        teller.finding(verdict, record)
+                    else:
+                        teller.retracted(verdict, record)
+                except Exception as error:
+                    self._mute(index, error)
+
+    def _rule(self, verdict: Finding | Retraction) -> Finding | Retraction | None:
+        """The verdict as the policy has it told, or None."""
+        policy = self.tracer.policy
+        if isinstance(verdict, Finding):
+            return policy.rule(verdict, self.record)
+        said = policy.as_said(verdict.finding)
+        return replace(verdict, finding=said) if said in self.record.findings else None
 
     def _mute(self, index: int, error: Exception) -> None:
         teller, self._tellers[index] = self._tellers[index], None

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from session_tracer.callsite import CallSite
     from session_tracer.facts import Counts, Database, Outcome, Trigger
+    from session_tracer.owner import Owner
 
 __all__ = ["SLOT", "SURROUNDED", "Flush", "Holding", "OpenTransaction"]
 
@@ -29,13 +30,25 @@ class OpenTransaction:
         "error",
         "nested",
         "outcome",
+        "owner",
+        "site",
         "site_of_commit",
         "took",
         "two_phase",
     )
 
-    def __init__(self, began_at: int, *, nested: bool, two_phase: bool) -> None:
+    def __init__(
+        self,
+        began_at: int,
+        *,
+        nested: bool,
+        two_phase: bool,
+        owner: Owner,
+        site: CallSite | None = None,
+    ) -> None:
         self.began_at = began_at
+        self.owner = owner
+        self.site = site
         self.nested = nested
         self.two_phase = two_phase
         self.outcome: Outcome = "closed"
@@ -51,12 +64,21 @@ class Holding:
     It is held weakly: an abandoned session's connection must go back to its pool as it would.
     """
 
-    __slots__ = ("_connection", "_surrounded", "busy", "database", "since")
+    __slots__ = ("_connection", "_surrounded", "busy", "database", "owner", "since", "site")
 
     def __init__(
-        self, connection: Connection, database: Database, since: int, *, surrounded: bool
+        self,
+        connection: Connection,
+        database: Database,
+        since: int,
+        owner: Owner,
+        site: CallSite | None,
+        *,
+        surrounded: bool,
     ) -> None:
         self._connection = weakref.ref(connection)
+        self.owner = owner
+        self.site = site
         self._surrounded = surrounded
         self.database = database
         self.since = since
@@ -66,6 +88,22 @@ class Holding:
         """Whether this is that connection."""
         return self._connection() is connection
 
+    def is_of(self, pool: object) -> bool:
+        """Whether the connection is one of that pool."""
+        connection = self._connection()
+        return connection is not None and connection.engine.pool is pool
+
+    def is_beside(self, connection: Connection) -> bool:
+        """Whether that is another connection of the same engine."""
+        return not self.holds(connection) and self.is_of(connection.engine.pool)
+
+    def process_id(self) -> int | None:
+        """The database server's process of the connection, where the driver knows it by itself."""
+        connection = self._connection()
+        if connection is None or connection.closed or connection.invalidated:
+            return None
+        return _process_id(connection.connection.dbapi_connection)
+
     def unmark(self, probe: object) -> None:
         """The connection leads to the probe no longer."""
         connection = self._connection()
@@ -73,6 +111,17 @@ class Holding:
             del connection.__dict__[SLOT]
             for name in SURROUNDED if self._surrounded else ():
                 connection.__dict__.pop(name, None)
+
+
+def _process_id(driver: Any) -> int | None:
+    """psycopg, psycopg2 and asyncpg, PyMySQL and asyncmy keep it; nobody is asked."""
+    inner = getattr(driver, "_connection", driver)  # SQLAlchemy's adapters of asyncio's drivers
+    known = getattr(getattr(inner, "info", None), "backend_pid", None)
+    for name in ("get_server_pid", "get_backend_pid", "thread_id"):
+        ask = getattr(inner, name, None)
+        if known is None and callable(ask):
+            known = ask()
+    return known if isinstance(known, int) else None
 
 
 class Flush:
@@ -87,15 +136,24 @@ class Flush:
         "began_at",
         "counts",
         "failed",
+        "owner",
         "site",
         "trigger",
         "unchanged",
+        "unchanged_attributes",
         "written",
     )
 
     def __init__(
-        self, context: UOWTransaction, began_at: int, site: CallSite | None, trigger: Trigger
+        self,
+        context: UOWTransaction,
+        began_at: int,
+        site: CallSite | None,
+        trigger: Trigger,
+        owner: Owner,
     ) -> None:
+        self.owner = owner
+        self.unchanged_attributes: tuple[str, ...] = ()
         self._context = weakref.ref(context)
         self.began_at = began_at
         self.site = site

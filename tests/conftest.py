@@ -8,7 +8,7 @@ import pytest
 from session_tracer import uninstrument
 from tests.twins import Twin, url_of
 
-pytest_plugins = ["tests.servers.plugin"]
+pytest_plugins = ["pytester", "tests.servers.plugin"]
 
 DATABASES = ("sqlite", "postgresql")
 

@@ -111,6 +111,7 @@ def test_each_fact_names_the_line_that_made_it_happen(factory: Factory) -> None:
     assert [(type(fact), fact.site) for fact in told.facts if hasattr(fact, "site")] == [
         (facts.SessionOpened, marked("opened", name)),
         (facts.TransactionBegan, marked("executed", name)),
+        (facts.ConnectionAcquired, marked("executed", name)),
         (facts.StatementExecuted, marked("executed", name)),
         (facts.TransactionEnded, marked("committed", name)),
         (facts.SessionClosed, marked("closed", name)),
@@ -353,6 +354,7 @@ async def test_an_awaited_call_names_the_line_that_awaits(async_factory: AsyncFa
     assert [(type(fact), fact.site) for fact in told.facts if hasattr(fact, "site")] == [
         (facts.SessionOpened, marked("async opened", name)),
         (facts.TransactionBegan, marked("awaited", name)),
+        (facts.ConnectionAcquired, marked("awaited", name)),
         (facts.StatementExecuted, marked("awaited", name)),
         (facts.TransactionEnded, marked("async committed", name)),
         (facts.SessionClosed, marked("async closed", name)),

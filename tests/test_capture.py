@@ -15,8 +15,9 @@ from sqlalchemy import Engine, create_engine, select
 from sqlalchemy.orm import sessionmaker
 from sqlalchemy.orm.exc import DetachedInstanceError
 
-from session_tracer import Exporter, instrument
+from session_tracer import Exporter, Retraction, instrument
 from session_tracer.testing import Captured, capture
+from tests.fickle import Fickle
 from tests.library import Author, Base
 from tests.outline import outline
 from tests.test_uninstrument import snapshot
@@ -102,10 +103,29 @@ def test_it_collects_every_signal(maker: Any) -> None:
     assert {event["session_id"] for event in told.logs} == {told.sessions[0].id}
 
 
+def test_it_collects_what_is_taken_back(maker: Any) -> None:
+    with capture(maker, detectors=[Fickle()]) as told:
+        read(maker)
+    (finding,) = told.findings
+    assert told.retractions == [
+        Retraction(
+            finding=finding,
+            message="the transaction ended after all",
+            evidence={"lasted_ms": 1.5, "written": {"Author": 2}},
+        )
+    ]
+    # It was true when it was said.
+    (summary,) = told.sessions
+    assert summary.findings == (finding,)
+    (counted,) = told.metrics["sqlalchemy.findings"]
+    assert counted.value == 1
+
+
 def test_nothing_happened_and_nothing_is_told(maker: Any) -> None:
     with capture(maker) as told:
         pass
     assert (told.facts, told.logs, told.findings, told.sessions, told.spans) == ([],) * 5
+    assert told.retractions == []
 
 
 def test_it_can_be_read_while_it_runs_and_afterwards(maker: Any) -> None:

@@ -7,6 +7,7 @@ import pytest
 from sqlalchemy.orm.exc import DetachedInstanceError
 
 from session_tracer import Finding
+from session_tracer.detectors import DetachedLazyLoad
 from session_tracer.testing import capture
 from tests.library import Author, Book, Essay, authors, keep
 from tests.outline import outline
@@ -218,7 +219,7 @@ def test_each_way_an_object_leaves_its_session(twin: Twin, departure: str) -> No
 
     async def story() -> None:
         await keep(twin, Author(name="somebody"), Essay(title="on leaving"))
-        with capture(twin.factory) as told:
+        with capture(twin.factory, detectors=[DetachedLazyLoad()]) as told:
             essay = await leave(twin, Essay)
             with pytest.raises(DetachedInstanceError):
                 detached.read_text(essay)

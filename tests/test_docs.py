@@ -1,87 +1,136 @@
-"""Runs the examples of docs/findings.md: wrong code is told as the page says, right code not."""
+"""Holds docs/findings.md to its word: its examples run, and the findings are told as it says."""
 
 from __future__ import annotations
 
+import ast
 import re
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
-import sqlalchemy.orm
-from sqlalchemy import create_engine, select
-from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import sessionmaker
-from sqlalchemy.pool import StaticPool
 
-from session_tracer.exporters.finding_block import finding_block
-from session_tracer.testing import capture
-from tests.library import Author, Base, Book
+from session_tracer import DEFAULT_DETECTORS, Finding, Settings, silence
+from session_tracer import settings as settings_module
+from session_tracer.findings import FINDING_IDS
+from tests.findings_page import Section, found_in, printed, read, skeleton
 
-if TYPE_CHECKING:
-    from session_tracer.findings import Finding
+__session_tracer_hide__ = True
 
-PAGE = (Path(__file__).parent.parent / "docs" / "findings.md").read_text()
+ROOT = Path(__file__).parent.parent
+HEAD, SECTIONS = read()
 
-
-def section(finding_id: str) -> tuple[str, str, str]:
-    """A finding's wrong code, what is said of it, and the right code."""
-    body = PAGE.partition(f"## {finding_id}\n")[2].partition("\n## ")[0]
-    wrong, right = re.findall(r"```python\n(.*?)```", body, re.DOTALL)[:2]
-    (said,) = re.findall(r"```\n(✖.*?)```", body, re.DOTALL)
-    return wrong, said, right
+# SQLAlchemy 2.1 drops a coroutine of aiosqlite where it raises MissingGreenlet.
+pytestmark = pytest.mark.filterwarnings("ignore:coroutine 'Connection.cursor' was never awaited")
 
 
-@pytest.fixture
-def factory() -> Any:
-    engine = create_engine("sqlite://", poolclass=StaticPool)
-    Base.metadata.create_all(engine)
-    maker = sessionmaker(engine)
-    with maker() as session:
-        session.add(Author(name="Jane Austen", books=[Book(title="Emma")]))
-        session.commit()
-    return maker
+def settings_of(finding: str) -> list[str]:
+    """The settings whose description names the finding."""
+    body = ast.parse(Path(settings_module.__file__).read_text()).body
+    (fields,) = [node.body for node in body if isinstance(node, ast.ClassDef)]
+    return [
+        field.target.id
+        for field, told in pairwise(fields)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and f"(`{finding}`)" in ast.unparse(told)
+    ]
 
 
-def names(factory: Any) -> dict[str, Any]:
-    """What the page's code finds around it."""
-    return {
-        "__name__": "app",
-        "SessionLocal": factory,
-        "Author": Author,
-        "select": select,
-        "selectinload": sqlalchemy.orm.selectinload,
-    }
+each_section = pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.finding)
 
 
-def test_the_detached_lazy_load_is_said_as_the_page_says_it(factory: Any) -> None:
-    wrong, said, right = section("detached-lazy-load")
-    application = names(factory)
-    exec(compile(wrong, "app.py", "exec"), application)
-    with capture(factory) as told:
-        author = application["author"]("Jane Austen")
-        with pytest.raises(SQLAlchemyError):
-            application["render"](author)
-    (finding,) = told.findings
-    assert skeleton(printed(finding)) == skeleton(said)
-
-    application = names(factory)
-    exec(compile(right + wrong.partition("\n\n\n")[2], "app.py", "exec"), application)
-    with capture(factory) as told:
-        assert application["render"](application["author"]("Jane Austen")) == "Emma"
-    assert told.findings == []
+def test_every_finding_has_its_anchor_and_every_anchor_its_finding() -> None:
+    assert tuple(section.finding for section in SECTIONS) == FINDING_IDS
 
 
-def printed(finding: Finding) -> str:
-    return "\n".join(line.plain for line in finding_block(finding, 110))
+def test_every_detector_says_which_finding_it_draws() -> None:
+    told = [(type(detector).__doc__ or "").partition(": ")[0] for detector in DEFAULT_DETECTORS]
+    assert {id_ for names in told for id_ in re.findall(r"`([a-z-]+)`", names)} == set(FINDING_IDS)
 
 
-def skeleton(block: str) -> list[str]:
-    """The block without what depends on the run: the file's lines, the times, the session."""
-    lines = []
-    for line in block.splitlines():
-        if "return" in line or line.strip().startswith("session "):
-            continue  # the source of a file that does not exist, and a random id
-        masked = re.sub(r"\S*app\S*\.py:\d+", "FILE", line)
-        masked = re.sub(r"less than 1 ms|\d+(\.\d+)? ms", "TIME", masked)
-        lines.append(" ".join(masked.split()))
-    return lines
+@each_section
+def test_the_help_of_a_finding_leads_to_its_section(section: Section) -> None:
+    finding = Finding(
+        id=section.finding,
+        severity="info",
+        message="",
+        remedy="",
+        site=None,
+        session_id="",
+        session_name="",
+        session_site=None,
+    )
+    page, _, anchor = finding.help.partition("#")
+    assert (ROOT / page).read_text().count(f"\n## {anchor}\n") == 1
+
+
+def test_the_list_above_the_findings_has_each_of_them() -> None:
+    assert tuple(re.findall(r"\[([a-z-]+)\]\(#\1\)", HEAD)) == FINDING_IDS
+
+
+def test_the_readme_lists_each_finding_as_its_section_begins() -> None:
+    table = (ROOT / "README.md").read_text().partition("\n## Findings\n")[2].partition("\n## ")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| [")]
+    assert rows == [
+        f"| [{section.finding}](docs/findings.md#{section.finding}) "
+        f"| {section.severity} | {section.meaning} |"
+        for section in SECTIONS
+    ]
+
+
+def test_the_classes_that_are_shown_are_those_of_the_examples() -> None:
+    (classes,) = re.findall(r"^```python\n(class .*?)^```$", HEAD, re.MULTILINE | re.DOTALL)
+    assert (ROOT / "examples" / "misuse" / "models.py").read_text().endswith(classes)
+
+
+@each_section
+def test_the_wrong_code_is_told_as_the_page_tells_it(section: Section, tmp_path: Path) -> None:
+    (finding,) = found_in(section.wrong, tmp_path, **section.settings)
+    assert (finding.id, finding.severity) == (section.finding, section.severity)
+    assert skeleton(printed(finding)) == skeleton(section.said), (
+        "the page is stale: `python3 tasks.py findings` writes it anew"
+    )
+
+
+@each_section
+def test_nothing_is_said_of_the_right_code(section: Section, tmp_path: Path) -> None:
+    assert found_in(section.right, tmp_path, **section.settings) == []
+
+
+@each_section
+def test_the_page_says_how_to_silence_it(section: Section, tmp_path: Path) -> None:
+    (ignore, id_) = re.findall(
+        r'^- Silence: `ignore=(.*)`, or `with session_tracer.silence\("(.*)", reason="..."\):`.$',
+        section.text,
+        re.MULTILINE,
+    )[0]
+    ignored = {*section.settings.get("ignore", ()), *ast.literal_eval(ignore)}
+    assert found_in(section.wrong, tmp_path, **{**section.settings, "ignore": ignored}) == []
+    with silence(id_, reason="the page says so"):
+        assert found_in(section.wrong, tmp_path, **section.settings) == []
+
+
+@each_section
+def test_the_page_names_the_settings_that_tune_it(section: Section) -> None:
+    lines = re.findall(r"^- Tune: (.*)\.$", section.text, re.MULTILINE)
+    told = [re.fullmatch(r"`(\w+)=(.*)`, `(\w+)`", line) for line in lines]
+    wanted = settings_of(section.finding)
+    if not wanted:
+        assert lines == ["it has no threshold"]
+        return
+    settings = {one[1]: (ast.literal_eval(one[2]), one[3]) for one in told if one is not None}
+    defaults = {name: getattr(Settings(), name) for name in wanted}
+    assert {name: default for name, (default, _) in settings.items()} == defaults
+    for name, (default, variable) in settings.items():
+        assert getattr(Settings.from_env({variable: str(default + 1)}), name) == default + 1
+
+
+TUNED = [section for section in SECTIONS if settings_of(section.finding)]
+
+
+@pytest.mark.parametrize("section", TUNED, ids=lambda section: section.finding)
+def test_a_higher_threshold_leaves_it_unsaid(section: Section, tmp_path: Path) -> None:
+    threshold = settings_of(section.finding)[0]
+    higher: dict[str, Any] = {threshold: getattr(Settings(), threshold) * 1_000}
+    assert found_in(section.wrong, tmp_path, **{**section.settings, **higher}) == []

@@ -532,6 +532,9 @@ def test_a_live_session_and_its_factory_tell_it_once_scope_after_scope(
             await _forget_authors(sqlite_twin)
         twice = WRITTEN_ONCE.times(2)
         twice.facts = [*WRITTEN, "session reopened", *WRITTEN[1:]]
+        opened, *rest = WRITTEN_ONCE.logs
+        twice.logs = [opened, *rest, opened, "finding", *rest]  # reused-after-close
+        twice.metrics["sqlalchemy.findings"] = 1
         assert sink.told() == twice
 
     sqlite_twin.run(story)

@@ -10,36 +10,65 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-VALUES = {"callsite", "facts", "findings", "record", "settings", "timeline"}
+VALUES = {
+    "callsite", "facts", "findings", "owner", "record", "settings", "snapshot", "timeline",
+}  # fmt: skip
 SAYS = {"exporter", "signals.names", "signals.routes"}
 
 # Of our own modules, those a module may import. The first pattern that fits counts; a module that
 # none fits may import any module of ours but an exporter.
 OURS: dict[str, set[str]] = {
-    "callsite": set(),
+    "awaiting": set(),
+    "teardown": set(),
+    "callsite": {"awaiting"},
+    "owner": {"awaiting"},
     "outbox": set(),
     "patching": set(),
-    "settings": set(),
+    "settings": {"findings"},
     "version": set(),
     "signals.names": set(),
-    "facts": {"callsite"},
+    "facts": {"callsite", "owner", "snapshot"},
+    "snapshot": {"callsite", "facts", "findings"},
     "findings": {"callsite"},
+    "silencing": {"findings"},
+    "baseline": {"findings"},
+    "policy": VALUES | {"baseline", "detectors", "detectors.protocol", "silencing"},
+    "misuse": {"findings", "tracer"},
     "sql": {"facts"},
     "flushes": {"facts"},
+    "frames": {"facts"},
     "timeline": {"callsite", "facts"},
-    "record": {"callsite", "facts", "findings", "timeline"},
+    "record": {"callsite", "facts", "findings", "settings", "timeline"},
     "detectors": {"detectors.*"},
-    "detectors.*": VALUES | {"detectors.protocol"},
+    "detectors.*": VALUES
+    | {
+        "detectors.missing",
+        "detectors.recent",
+        "detectors.evidence",
+        "detectors.protocol",
+        "detectors.said",
+        "detectors.unsaved",
+        "detectors.watched",
+        "detectors.wording",
+    },
     "signals.*": VALUES | SAYS,
     "exporter": VALUES,
     "exporters.*": VALUES | SAYS | {"outbox", "exporters.*"},
+    "pytest_plugin": {"pytest_plugin.*"},
+    "pytest_plugin.annotations": {"findings"},
+    "pytest_plugin.budgets": set(),
+    "pytest_plugin.options": {"findings"},
+    "pytest_plugin.trace": {"findings", "pytest_plugin.*", "record", "snapshot"},
+    # What the console shows of a session, a failing test shows too.
+    "pytest_plugin.wording": VALUES
+    | {"exporters.finding_block", "exporters.session_block", "pytest_plugin.*"},
 }
 
 # Of other people's, those that only some modules may import, and which modules those are.
 THEIRS: dict[str, set[str]] = {
     "sqlalchemy": {
-        "failures", "flushes", "instrumentor", "lifetime", "listeners", "loads", "statements",
-        "targets",
+        "failures", "flushes", "frames", "instrumentor", "lifetime", "listeners", "loaders", "loads",
+        "misuse", "statements", "targets",
     },
     "opentelemetry": {
         "exporter", "exporters.*", "providers", "signals.metrics", "signals.spans", "testing",
@@ -47,12 +76,14 @@ THEIRS: dict[str, set[str]] = {
     "opentelemetry.sdk": {"exporters.*", "testing"},
     "structlog": {"signals.logs"},
     "rich": {"exporters.*"},
+    "pytest": {"pytest_plugin", "pytest_plugin.*"},
 }  # fmt: skip
 
 # The same, for types alone.
 THEIR_TYPES: dict[str, set[str]] = {
-    "sqlalchemy": {"probe", "sql", "underway"},
+    "sqlalchemy": {"peers", "probe", "sql", "underway"},
     "opentelemetry": {"origin", "tracer"},
+    "rich": {"pytest_plugin.wording"},
 }
 
 

@@ -16,7 +16,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import StaticPool
 
-from session_tracer import CallSite, SessionSummary, facts, instrument, live, uninstrument
+from session_tracer import CallSite, SessionSummary, facts, instrument, live, uninstrument, watch
 from session_tracer.exporter import Exporter
 from session_tracer.testing import capture
 
@@ -206,7 +206,7 @@ def test_an_exporter_that_asks_to_flush_does_not_wait_for_itself(factory: Factor
     with instrument(factory, exporter=Exporter(on_session=on_session)) as instrumentation:
         forget(factory)
         gc.collect()
-        live.settle()
+        watch.settle()
     assert len(took) == 1
     assert took[0] < 1
 
@@ -271,7 +271,7 @@ def test_an_instrumentation_that_is_refused_starts_no_thread() -> None:
 
 
 def test_there_is_nothing_to_wait_for_where_nothing_is_instrumented() -> None:
-    assert within(5, live.settle)
+    assert within(5, watch.settle)
 
 
 FORK = """
@@ -279,7 +279,7 @@ import gc, json, os, sys, threading
 from sqlalchemy import create_engine, text
 from sqlalchemy.orm import sessionmaker
 from sqlalchemy.pool import StaticPool
-from session_tracer import instrument, live
+from session_tracer import instrument, live, watch
 from session_tracer.exporter import Exporter
 
 told = []

@@ -5,22 +5,26 @@ from __future__ import annotations
 import ast
 import asyncio
 import re
+from contextlib import nullcontext
 from dataclasses import fields
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from celery.signals import worker_process_init
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, select, text
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import sessionmaker
+from sqlalchemy.pool import StaticPool
 
-from session_tracer import Settings, uninstrument
+from session_tracer import CallSite, SessionMisuse, Settings, uninstrument
 from session_tracer.signals import names
 from session_tracer.testing import capture
+from tests.library import Author, Base, authors
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -111,6 +115,68 @@ def test_a_celery_worker_is_instrumented_when_its_process_begins(
     worker_process_init.disconnect(application["trace_sessions"])
 
 
+@pytest.fixture
+def library() -> sessionmaker[Any]:
+    """Makes sessions of a library of six authors."""
+    engine = create_engine("sqlite://", poolclass=StaticPool)
+    Base.metadata.create_all(engine)
+    factory = sessionmaker(engine)
+    with factory() as session:
+        session.add_all(authors(6, books_each=1))
+        session.commit()
+    return factory
+
+
+def test_findings_are_ignored_as_the_readme_says(library: sessionmaker[Any]) -> None:
+    run(snippet_with("ignore={"), SessionLocal=library)
+    with library() as session:
+        (story,) = session.__dict__["_session_tracer"].stories
+        rule, record = story.tracer.policy.rule, story.record
+
+        def said(id_: str, file: str, entity: str = "", attribute: str = "") -> str:
+            site = CallSite(str(Path.cwd() / file), 7, "work")
+            finding = record.finding(
+                id_, "warning", "", "", site, entity=entity, attribute=attribute
+            )
+            ruled = rule(finding, record)
+            return "" if ruled is None else ruled.severity
+
+        assert said("large-result", "shop/views.py") == ""
+        assert said("commit-in-loop", "jobs/nightly.py") == ""
+        assert said("commit-in-loop", "shop/jobs.py") == "warning"
+        assert said("n-plus-one", "shop/views.py", "Author", "books") == ""
+        assert said("n-plus-one", "shop/views.py", "Author", "letters") == "warning"
+        assert said("large-flush", "vendor/it.py") == ""
+        assert said("large-flush", "shop/vendor/it.py") == "warning"
+        assert said("split-writes", "shop/views.py") == "error"
+    uninstrument(library)
+
+
+def test_a_finding_is_silenced_around_code(library: sessionmaker[Any]) -> None:
+    take_in = run(snippet_with("import silence"), SessionLocal=library)["take_in"]
+    with capture(library) as told:
+        take_in(Author(name=f"newcomer {number}") for number in range(12))
+    assert told.findings == []
+    loud = snippet_with("import silence").replace(', silence("commit-in-loop"', ', quiet("x"')
+    given = {"SessionLocal": library, "quiet": lambda *_, reason: nullcontext()}
+    with capture(library) as told:
+        run(loud, **given)["take_in"](Author(name=f"guest {number}") for number in range(12))
+    assert [finding.id for finding in told.findings] == ["commit-in-loop"]
+
+
+def test_a_finding_is_raised_in_a_test(library: sessionmaker[Any]) -> None:
+    def totals() -> int:
+        with library() as session:
+            return sum(len(author.books) for author in session.scalars(select(Author)))
+
+    application = run(
+        snippet_with("raise_on="), SessionLocal=library, report=SimpleNamespace(totals=totals)
+    )
+    with pytest.raises(SessionMisuse, match="n-plus-one"):
+        application["test_totals"]()
+    assert totals() == 6
+
+
 def assert_traced(factory: sessionmaker[Any], name: str) -> None:
     """The factory's sessions are traced, under that name, until the test ends."""
     with factory() as session:
@@ -132,13 +198,16 @@ def test_the_settings_table_has_every_setting_and_its_default() -> None:
         options = [one.strip(" `") for one in option.split(",")]
         defaults = [one.strip(" `") for one in default.split(",")]
         told.update(zip(options, defaults, strict=True))
-    assert told == {field.name: in_a_table(field.default) for field in fields(Settings)}
+    defaults_of = Settings()
+    assert told == {
+        field.name: in_a_table(getattr(defaults_of, field.name)) for field in fields(Settings)
+    }
 
 
 def in_a_table(default: object) -> str:
     if isinstance(default, bool):
         return str(default).lower()
-    return "" if default == () else str(default)
+    return "" if default in ((), {}, frozenset()) else str(default)
 
 
 def test_the_exporters_table_has_every_exporter() -> None:
@@ -161,6 +230,7 @@ def test_every_log_event_the_readme_names_is_one_and_none_is_missing() -> None:
         names.FLUSH_COMPLETED,
         names.FLUSH_FAILED,
         names.FINDING,
+        names.FINDING_RETRACTED,
     }
 
 
@@ -179,3 +249,19 @@ def test_the_architecture_page_names_every_module() -> None:
     # What is there by its name alone, or is public face.
     modules -= {"version.py", "settings.py", "findings.py", "testing.py"}
     assert sorted(module for module in modules if f"`{module}`" not in page) == []
+
+
+def test_the_architecture_pages_detector_finds_what_it_says(library: sessionmaker[Any]) -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    detector = run(example, SessionLocal=library)["SlowStatement"]
+    uninstrument(library)
+    with capture(library, detectors=[detector(seconds=0.0)]) as told, library() as session:
+        for _ in range(2):
+            session.scalars(select(Author)).all()
+    (finding,) = told.findings
+    assert (finding.id, finding.severity, finding.entity) == ("slow-statement", "warning", "Author")
+    assert re.fullmatch(r"SELECT authors took \d+\.\d s", finding.message)
+    with capture(library, detectors=[detector(seconds=60.0)]) as told, library() as session:
+        session.scalars(select(Author)).all()
+    assert told.findings == []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
-from dataclasses import FrozenInstanceError, fields
+from dataclasses import MISSING, FrozenInstanceError, fields
 from typing import Any
 
 import pytest
@@ -14,6 +14,9 @@ from session_tracer import Settings, instrument
 from session_tracer import settings as module
 
 DEFAULTS = Settings()
+IGNORE = "a set of findings' ids, each alone, with @ and a glob for files, or with : and an entity"
+RAISE_ON = "a set of severities (info, warning, error) and of findings' ids"
+SEVERITIES = "severities (info, warning, error) by findings' ids"
 
 
 def documented() -> set[str]:
@@ -38,7 +41,8 @@ def test_every_option_has_a_rule_a_parser_and_a_docstring() -> None:
     names = {field.name for field in fields(Settings)}
     assert set(module._RULES) == names
     assert documented() == names
-    assert {type(field.default) for field in fields(Settings)} <= set(module._PARSERS)
+    kinds = {type(field.default) for field in fields(Settings) if field.default is not MISSING}
+    assert kinds <= set(module._PARSERS)
 
 
 def test_the_defaults_are_possible() -> None:
@@ -66,6 +70,20 @@ def test_the_defaults_are_possible() -> None:
         ("APPLICATION_PACKAGES", "shop, till,", Settings(application_packages=("shop", "till"))),
         ("JSONL_PATH", "sessions.jsonl", Settings(jsonl_path="sessions.jsonl")),
         ("MAX_ENTITIES", "", DEFAULTS),
+        ("IGNORE", "n-plus-one", Settings(ignore={"n-plus-one"})),
+        (
+            "IGNORE",
+            "commit-in-loop@jobs/*, n-plus-one:Author.books,",
+            Settings(ignore=["n-plus-one:Author.books", "commit-in-loop@jobs/*"]),
+        ),
+        (
+            "SEVERITIES",
+            "n-plus-one=error, large-flush = info",
+            Settings(severities={"large-flush": "info", "n-plus-one": "error"}),
+        ),
+        ("RAISE_ON", "error,n-plus-one", Settings(raise_on={"n-plus-one", "error"})),
+        ("BASELINE_PATH", "known.jsonl", Settings(baseline_path="known.jsonl")),
+        ("LEAK_AFTER_SECONDS", "0.5", Settings(leak_after_seconds=0.5)),
     ],
 )
 def test_the_environment_names_an_option(variable: str, text: str, expected: Settings) -> None:
@@ -79,8 +97,14 @@ def test_every_option_can_be_named_in_the_environment() -> None:
         else str(field.default)
         for field in fields(Settings)
     }
+    texts["severities"] = "shop=info"
     environ = {f"SESSION_TRACER_{name.upper()}": text for name, text in texts.items()}
-    assert Settings.from_env(environ) == Settings(application_packages=("shop",))
+    assert Settings.from_env(environ) == Settings(
+        application_packages=("shop",),
+        ignore={"shop"},
+        raise_on={"shop"},
+        severities={"shop": "info"},
+    )
 
 
 def test_the_environment_is_that_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,6 +124,8 @@ def test_other_variables_are_nobodys_business() -> None:
         ("MAX_ENTITIES", "1.5", "a whole number from 1 up"),
         ("SITE_FRAMES", "one", "a whole number from 1 to 50"),
         ("SLOW_SESSION_SECONDS", "soon", "a number of seconds above 0"),
+        ("SEVERITIES", "n-plus-one", SEVERITIES),
+        ("SEVERITIES", "n-plus-one=error,large-flush", SEVERITIES),
     ],
 )
 def test_a_text_that_is_no_such_value_is_refused_by_its_variable(
@@ -118,6 +144,8 @@ def test_a_text_that_is_no_such_value_is_refused_by_its_variable(
         ("log_level", "loud", "loud", "one of debug, info, warning, error"),
         ("application_packages", "a.b", ("a.b",), "names of top-level packages"),
         ("slow_session_seconds", "nan", float("nan"), "a number of seconds above 0"),
+        ("severities", "n-plus-one=fatal", {"n-plus-one": "fatal"}, SEVERITIES),
+        ("ignore", "N-Plus-One", ("N-Plus-One",), IGNORE),
     ],
 )
 def test_a_value_out_of_range_in_the_environment_is_refused_by_name(
@@ -158,6 +186,28 @@ def test_a_value_out_of_range_in_the_environment_is_refused_by_name(
         ("prometheus_host", None, "some text"),
         ("prometheus_port", 65_536, "a whole number from 0 to 65535"),
         ("prometheus_port", -1, "a whole number from 0 to 65535"),
+        ("ignore", "n-plus-one", IGNORE),
+        ("ignore", {1}, IGNORE),
+        ("ignore", {""}, IGNORE),
+        ("ignore", {"n plus one"}, IGNORE),
+        ("ignore", {"n-plus-one@"}, IGNORE),
+        ("ignore", {"n-plus-one:"}, IGNORE),
+        ("ignore", {"n-plus-one:Author.books.title"}, IGNORE),
+        ("ignore", {"@jobs/*"}, IGNORE),
+        ("ignore", {"n-*"}, IGNORE),
+        ("ignore", None, IGNORE),
+        ("raise_on", "error", RAISE_ON),
+        ("raise_on", {"Error"}, RAISE_ON),
+        ("raise_on", {"n-plus-one@jobs/*"}, RAISE_ON),
+        ("severities", {"n-plus-one": "fatal"}, SEVERITIES),
+        ("severities", {"n-plus-one": None}, SEVERITIES),
+        ("severities", {"N+1": "info"}, SEVERITIES),
+        ("severities", {1: "info"}, SEVERITIES),
+        ("severities", ["n-plus-one"], SEVERITIES),
+        ("baseline_path", None, "some text, or none"),
+        ("leak_after_seconds", 0, "a number of seconds above 0"),
+        ("lazy_loads_from_one_site", 1, "a whole number from 2 up"),
+        ("large_flush_objects", 0, "a whole number from 1 up"),
     ],
 )
 def test_a_bad_value_is_refused_by_name(option: str, value: Any, allowed: str) -> None:
@@ -181,6 +231,12 @@ def test_a_bad_value_is_refused_by_name(option: str, value: Any, allowed: str) -
         ("prometheus_port", 65_535),
         ("slow_session_seconds", 1),
         ("application_packages", ("_shop", "till2")),
+        ("ignore", {"*", "*@jobs/*", "*:Author", "own-finding:Author.books", "n-plus-one@*.py"}),
+        ("raise_on", {"error", "own-finding"}),
+        ("severities", {"own-finding": "error"}),
+        ("baseline_path", ""),
+        ("lazy_loads_from_one_site", 2),
+        ("large_flush_objects", 1),
     ],
 )
 def test_a_value_at_the_edge_is_possible(option: str, value: Any) -> None:
@@ -207,6 +263,17 @@ def test_settings_are_frozen() -> None:
     with pytest.raises(FrozenInstanceError):
         DEFAULTS.max_entities = 1  # type: ignore[misc] # what the test is about
     assert hash(DEFAULTS) == hash(Settings())
+
+
+def test_whose_set_or_dict_it_is_cannot_change_settings_later() -> None:
+    ignore, severities = {"n-plus-one"}, {"n-plus-one": "info"}
+    settings = DEFAULTS.override({"ignore": ignore, "severities": severities, "raise_on": ignore})
+    assert isinstance(hash(settings), int)
+    ignore.clear()
+    severities.clear()
+    assert settings == Settings(
+        ignore={"n-plus-one"}, raise_on={"n-plus-one"}, severities={"n-plus-one": "info"}
+    )
 
 
 def test_a_bad_setting_leaves_sqlalchemy_as_it_was() -> None:

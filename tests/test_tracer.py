@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections import Counter
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -15,9 +16,12 @@ from session_tracer import DEFAULT_DETECTORS, CallSite, Exporter, Finding, Setti
 from session_tracer import facts as what
 from session_tracer.live import ages
 from session_tracer.origin import Scope
+from session_tracer.owner import Owner
 from session_tracer.record import SessionRecord
+from session_tracer.snapshot import LiveSession
 from session_tracer.testing import capture
 from session_tracer.tracer import Story, Tracer
+from tests.fickle import Fickle
 from tests.library import Author, Base
 
 if TYPE_CHECKING:
@@ -106,6 +110,18 @@ def test_its_findings_are_in_every_signal(maker: Any) -> None:
     )
     (closed,) = [event for event in told.logs if event["event"] == "session.closed"]
     assert closed["findings"] == [finding.id]
+
+
+def test_what_a_detector_takes_back_goes_out_in_its_place(maker: Any) -> None:
+    order: list[str] = []
+    exporter = Exporter(
+        on_finding=lambda finding: order.append(f"finding {finding.id}"),
+        on_retraction=lambda retraction: order.append(f"retracted {retraction.finding.id}"),
+        on_session=lambda summary: order.append(f"summary with {len(summary.findings)}"),
+    )
+    with instrument(maker, exporter=exporter, detectors=[Fickle()]):
+        read(maker, 1)
+    assert order == ["finding a-suspicion", "retracted a-suspicion", "summary with 1"]
 
 
 def test_the_detectors_that_are_named_are_the_only_ones(maker: Any) -> None:
@@ -232,6 +248,15 @@ def test_a_detector_sees_the_record_with_the_fact_in_it(maker: Any) -> None:
 SITE = CallSite("/srv/shop/views.py", 41, "index")
 
 
+OWNERS = [
+    Owner(threading.main_thread(), None, None, None),
+    Owner(threading.Thread(name="export"), None, None, object()),
+]
+OPEN = LiveSession(
+    id="0123456789abcdef", name="default", age_seconds=61.5, opened_site=SITE, owner="a thread"
+)
+
+
 def made(kind: type[Any], rng: random.Random) -> Fact:
     """A fact of that kind with whatever its fields may hold."""
     values: dict[str, Any] = {
@@ -256,6 +281,24 @@ def made(kind: type[Any], rng: random.Random) -> Fact:
         "dirty": rng.choice([{}, {"Author": 3}]),
         "deleted": rng.choice([{}, {"Author": 3}]),
         "unchanged": rng.choice([{}, {"Author": 3}]),
+        "added": rng.choice([{}, {"Author": 3}]),
+        "modified": rng.choice([{}, {"Author": 3}]),
+        "removed": rng.choice([{}, {"Author": 3}]),
+        "written": rng.choice([{}, {"Author": 3}]),
+        "other_written": rng.choice([{}, {"Author": 3}]),
+        "unchanged_attributes": rng.choice([(), ("Author.name",)]),
+        "added_site": rng.choice([None, SITE]),
+        "last_closed_site": rng.choice([None, SITE]),
+        "last_ending": rng.choice(["", "close", "reset"]),
+        "other_site": rng.choice([None, SITE]),
+        "other_opened_site": rng.choice([None, SITE]),
+        "swallowed": rng.choice([None, SITE]),
+        "expired_by": rng.choice(["", "commit", "rollback", "expire"]),
+        "owner": rng.choice(OWNERS),
+        "root": rng.choice(OWNERS) if kind is what.TransactionBegan else "Author",
+        "other_owner": rng.choice(OWNERS),
+        "holders": rng.choice([(), (OPEN,)]),
+        "look": lambda: OPEN,
     }
     given = {}
     for field in fields(kind):

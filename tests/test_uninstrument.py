@@ -21,6 +21,7 @@ from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import (
     AsyncEngine,
     AsyncSession,
+    AsyncSessionTransaction,
     async_scoped_session,
     async_sessionmaker,
     create_async_engine,
@@ -84,6 +85,7 @@ def snapshot(*things: Any) -> dict[str, Any]:
     taken: dict[str, Any] = {
         "Session": _attributes(Session),
         "AsyncSession": _attributes(AsyncSession),
+        "AsyncSessionTransaction": _attributes(AsyncSessionTransaction),
         "DetachedInstanceError": dict(vars(DetachedInstanceError)),
         "Session listeners": _listeners(Session, SessionEvents),
         "Engine": {"_has_events": Engine._has_events, **_listeners(Engine, ConnectionEvents)},

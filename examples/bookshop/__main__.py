@@ -40,9 +40,10 @@ def main() -> int:
 
 def _play(number: int, scene: Scene, day: Day, tracers: tuple[Instrumentation, ...]) -> None:
     _say(f"\n{number:2} {scene.title}")
-    _say(f"   → {respond(lambda: scene.play(day))}")
+    answer = respond(lambda: scene.play(day))
     for tracer in tracers:
-        tracer.flush()  # so that the story of this scene comes before the next title
+        tracer.flush()  # an exporter writes when it can: the story is to come before the answer
+    _say(f"   → {answer}")
 
 
 def _say(line: str) -> None:

@@ -1,4 +1,4 @@
-"""More views of the shop, each with one mistake, for the ways a session can end."""
+"""More views of the shop, for the ways a session can end; most make a mistake."""
 
 import gc
 import time
@@ -85,7 +85,7 @@ def late_blurb_page(text: str) -> str:
 
 
 def clearance_page(books: range) -> str:
-    """Commits once for each book instead of once."""
+    """Gets and commits each book by itself instead of all at once."""
     with request_session() as session:
         for book_id in books:
             session.get_one(Book, book_id).price_pence -= 1

@@ -20,7 +20,10 @@ class Day:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What is about to be seen, and the code that does it and returns what the visitor saw."""
+    """What is about to be seen, and the code that does it and returns what the visitor saw.
+
+    The title ends with the finding that is drawn, in parentheses.
+    """
 
     title: str
     play: Callable[[Day], str]
@@ -96,29 +99,29 @@ SCENES = (
     Scene("A customer searches (nothing wrong here)", search),
     Scene("A customer orders four books: several entities, one commit (nothing wrong here)", order),
     Scene(
-        "An order asks for more than the stock, fails on its constraint and is rolled back",
+        "An order asks for more than the stock, fails and is rolled back (failed-flush)",
         order_too_many,
     ),
     Scene(
-        "A delivery adds each title in a savepoint of its own; two titles are known already",
+        "A delivery adds each title in a savepoint; two are known already (failed-flush)",
         accept_delivery,
     ),
-    Scene("The monthly report reads author.books in a loop (N+1)", report),
+    Scene("The monthly report reads author.books in a loop (n-plus-one)", report),
     Scene(
-        "Shelves are filled, committed, then read: the commit expired them (reload after commit)",
+        "Shelves are filled, committed, then read: the commit expired them (reload-after-commit)",
         restock,
     ),
-    Scene("Every price is set anew to what it was (unchanged objects in the flush)", reprice),
+    Scene("Every price is set anew to what it was (unchanged-dirty)", reprice),
     Scene(
-        "A page renders an author after the session was closed (detached lazy load)", show_author
+        "A page renders an author after the session was closed (detached-lazy-load)", show_author
     ),
     Scene("The search again, awaited (nothing wrong here)", search_async),
     Scene(
-        "An async page reads book.author without await (implicit I/O, MissingGreenlet)",
+        "An async page reads book.author and cannot await the load (implicit-async-io)",
         show_book_async,
     ),
     Scene(
-        "An async page renders an author after its session was closed (detached lazy load)",
+        "An async page renders an author after its session was closed (detached-lazy-load)",
         show_author_async,
     ),
 )

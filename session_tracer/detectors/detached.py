@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from session_tracer.detectors.evidence import places
+from session_tracer.detectors.missing import expiry, reason
+from session_tracer.detectors.wording import dotted, lasted
 from session_tracer.facts import DetachedLoadFailed
 from session_tracer.findings import Finding
 
@@ -28,7 +31,7 @@ class DetachedLazyLoad:
     ) -> Iterator[Finding]:
         """One finding for each refused load."""
         del memory
-        name = f"{fact.entity}.{fact.attribute}" if fact.attribute else fact.entity
+        name = dotted(fact.entity, fact.attribute)
         yield Finding(
             id="detached-lazy-load",
             severity="error",
@@ -53,20 +56,7 @@ _DEPARTURES: Final[Mapping[str, str]] = {
     "expunge_all": "its session was emptied by expunge_all()",
     "deleted": "it was deleted",
     "collected": "its session was garbage collected without being closed",
-}
-
-_REASONS: Final[Mapping[str, str]] = {
-    "relationship": "the relationship was never loaded",
-    "deferred": "the column is deferred and was never loaded",
-    "expired": "the column was expired",
-    "dynamic": "a dynamic relationship runs a query each time it is read",
-}
-
-_EXPIRIES: Final[Mapping[str, str]] = {
-    "commit": "the commit",
-    "rollback": "the rollback",
-    "expire": "expire()",
-    "expire_all": "expire_all()",
+    "exit": "the process had begun to end, and its session with it",
 }
 
 
@@ -75,16 +65,18 @@ def _message(name: str, fact: DetachedLoadFailed) -> str:
         return f"{name} was read on an object that is in no session"
     if not fact.departed_at:
         return f"{name} was read after {_DEPARTURES[fact.departure]}"
-    return f"{name} was read {_ago(fact.at - fact.departed_at)} after {_DEPARTURES[fact.departure]}"
+    return (
+        f"{name} was read {lasted(fact.at - fact.departed_at)} after {_DEPARTURES[fact.departure]}"
+    )
 
 
 def _remedy(name: str, fact: DetachedLoadFailed) -> str:
     where = f" at {fact.loaded_site}" if fact.loaded_site is not None else ""
-    expiry = _expiry(fact)
+    by = expiry(fact)
     match fact.load:
         case "expired" if fact.expired_by == "commit":
             return (
-                f"sessionmaker(expire_on_commit=False), or read {name} before {expiry}, "
+                f"sessionmaker(expire_on_commit=False), or read {name} before {by}, "
                 f"or session.merge() the {fact.entity} into an open session"
             )
         case "expired":
@@ -100,53 +92,30 @@ def _remedy(name: str, fact: DetachedLoadFailed) -> str:
         case _ if fact.expired_by == "commit":
             return (
                 f"select({fact.entity}).options({fact.loader}){where}, and "
-                f"sessionmaker(expire_on_commit=False): {expiry} expired what was loaded before"
+                f"sessionmaker(expire_on_commit=False): {by} expired what was loaded before"
             )
-        case _ if expiry:
+        case _ if by:
             return (
-                f"select({fact.entity}).options({fact.loader}) after {expiry}, "
+                f"select({fact.entity}).options({fact.loader}) after {by}, "
                 "which expired what was loaded before"
             )
         case _:
             return f"select({fact.entity}).options({fact.loader}){where}"
 
 
-def _expiry(fact: DetachedLoadFailed) -> str:
-    """What expired the object, and where; empty if nothing did."""
-    what = _EXPIRIES.get(fact.expired_by, "")
-    return f"{what} at {fact.expired_site}" if what and fact.expired_site is not None else what
-
-
 def _evidence(fact: DetachedLoadFailed, record: SessionRecord) -> dict[str, Any]:
-    reason = _REASONS[fact.load]
-    expiry = _expiry(fact)
-    if expiry and fact.load == "expired":
-        reason += f" by {expiry}"
-    elif expiry and fact.load != "dynamic":
-        reason += f", or expired by {expiry}"
-    evidence: dict[str, Any] = {"why": reason}
+    evidence: dict[str, Any] = {"why": reason(fact)}
     if fact.departure:
         evidence["session"] = record.id
         evidence["departure"] = fact.departure
     if fact.departed_at:
         evidence["departed_ms_ago"] = round((fact.at - fact.departed_at) / 1e6, 3)
-    for key, site in (
-        ("loaded_at", fact.loaded_site),
-        ("opened_at", record.opened_site),
-        ("departed_at", fact.departed_site),
-        ("expired_at", fact.expired_site),
-    ):
-        if site is not None:
-            evidence[key] = str(site)
+    evidence |= places(
+        loaded_at=fact.loaded_site,
+        opened_at=record.opened_site,
+        departed_at=fact.departed_site,
+        expired_at=fact.expired_site,
+    )
     if fact.identity:
         evidence["identity"] = fact.identity
     return evidence
-
-
-def _ago(nanoseconds: int) -> str:
-    seconds = nanoseconds / 1e9
-    if seconds < 1:
-        return f"{seconds * 1e3:.0f} ms" if seconds >= 0.001 else "less than 1 ms"
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.0f} min"

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from session_tracer.facts import Fact
-    from session_tracer.findings import Finding
+    from session_tracer.findings import Finding, Retraction
     from session_tracer.record import SessionRecord
 
 __all__ = ["Detector"]
@@ -19,8 +19,11 @@ class Detector(Protocol):
 
     `facts` names the types of fact it is asked about. `memory()` makes what it wants to remember
     of one session; it is made at the first such fact and dies with the scope. `judge()` gets the
-    fact after the record has taken it in, and yields what it concludes. It must not run SQL, load
-    an attribute, call a mapped class's code, or keep an object of the application.
+    fact after the record has taken it in, and yields what it concludes, `record.finding(...)`, or
+    takes it back, `Retraction(...)`. Thresholds are `record.settings`. It must not run SQL, load
+    an attribute, call a mapped class's code, or keep an object of the application. Of a
+    `TimePassed` it is asked by the watch's thread, perhaps while the session's own asks it of
+    something else.
     """
 
     @property
@@ -28,4 +31,6 @@ class Detector(Protocol):
 
     def memory(self) -> Any: ...
 
-    def judge(self, fact: Any, record: SessionRecord, memory: Any) -> Iterable[Finding]: ...
+    def judge(
+        self, fact: Any, record: SessionRecord, memory: Any
+    ) -> Iterable[Finding | Retraction]: ...

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from session_tracer.callsite import CallSite
     from session_tracer.exporter import Exporter, LogEvent
-    from session_tracer.findings import Finding
+    from session_tracer.findings import Finding, Retraction
     from session_tracer.record import SessionRecord
     from session_tracer.settings import Settings
     from session_tracer.signals.routes import Routes
@@ -74,6 +74,18 @@ class LogSignal:
             "help": finding.help,
         }
         self._emit(finding.severity, names.FINDING, record, fields)
+
+    def retracted(self, retraction: Retraction, record: SessionRecord) -> None:
+        """Log that a finding is taken back, even if it was held back itself."""
+        finding = retraction.finding
+        fields = {
+            "finding_id": finding.id,
+            "explanation": retraction.message,
+            "site": _site(finding.site),
+            "session_site": _site(finding.session_site),
+            **retraction.evidence,
+        }
+        self._emit("info", names.FINDING_RETRACTED, record, fields)
 
     def _opened(self, fact: facts.SessionOpened, record: SessionRecord) -> None:
         if self._heard("debug"):
@@ -171,7 +183,10 @@ class LogSignal:
         number = LEVELS[level]
         if number >= self._least:
             return True
-        return _structlog_is_configured() and _enabled(number)
+        return self._is_heard_by_structlog() and _enabled(number)
+
+    def _is_heard_by_structlog(self) -> bool:
+        return self._exporter.structlog and _structlog_is_configured()
 
     def _emit(
         self, level: str, event: str, record: SessionRecord, fields: Mapping[str, Any]
@@ -189,7 +204,7 @@ class LogSignal:
                 said.update(_flat(key, value))
             else:
                 said[key] = value
-        if _structlog_is_configured():
+        if self._is_heard_by_structlog():
             logger = _logger()
             if _enabled(number, logger):
                 getattr(logger, level)(event, **said)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from opentelemetry.context import Context
 
     from session_tracer.facts import Counts
-    from session_tracer.findings import Finding
+    from session_tracer.findings import Finding, Retraction
     from session_tracer.record import SessionRecord
     from session_tracer.settings import Settings
     from session_tracer.signals.names import Metric
@@ -203,6 +203,9 @@ class MetricSignal:
                 names.FINDING_SEVERITY: finding.severity,
             },
         )
+
+    def retracted(self, retraction: Retraction, record: SessionRecord) -> None:
+        """A finding that was drawn stays counted."""
 
     def error(self, where: str) -> None:
         """Count a failure of the tracer's own."""

@@ -1,4 +1,4 @@
-"""Hands exporters whole values: each scope's summary, each finding, each fact."""
+"""Hands exporters whole values: each scope's summary, each finding, each retraction, each fact."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from session_tracer import facts
 if TYPE_CHECKING:
     from session_tracer.exporter import Exporter
     from session_tracer.facts import Fact
-    from session_tracer.findings import Finding
+    from session_tracer.findings import Finding, Retraction
     from session_tracer.record import SessionRecord
     from session_tracer.signals.routes import Routes
 
@@ -39,6 +39,10 @@ class ReportSignal:
     def finding(self, finding: Finding, record: SessionRecord) -> None:
         """Pass the finding on."""
         self._exporter.on_finding(finding)
+
+    def retracted(self, retraction: Retraction, record: SessionRecord) -> None:
+        """Pass the retraction on."""
+        self._exporter.on_retraction(retraction)
 
     def _fact(self, fact: Fact, record: SessionRecord) -> None:
         self._exporter.on_fact(fact)

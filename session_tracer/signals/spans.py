@@ -18,15 +18,21 @@ if TYPE_CHECKING:
 
     from session_tracer.callsite import CallSite
     from session_tracer.facts import Database
-    from session_tracer.findings import Finding
+    from session_tracer.findings import Finding, Retraction
     from session_tracer.record import SessionRecord
     from session_tracer.signals.routes import Routes
 
     Attributes = dict[str, AttributeValue]
 
-__all__ = ["Attached", "SessionSpans", "SpanSignal"]
+__all__ = ["Attached", "SessionSpans", "SpanSignal", "caller"]
 
 _FAILED: Final = frozenset({"failed", "abandoned"})
+
+
+def caller() -> tuple[int, int]:
+    """The trace and the span that the caller is in; zeros where it is in none."""
+    context = trace.get_current_span().get_span_context()
+    return context.trace_id, context.span_id
 
 
 class SpanSignal:
@@ -100,10 +106,20 @@ class SessionSpans:
 
     def finding(self, finding: Finding, record: SessionRecord) -> None:
         """Put a finding on the innermost open span."""
-        if self._open:
-            span = self._open[-1][1]
+        # The watch's thread says some, while the session's own may be ending a span.
+        for _, span in self._open[-1:]:
             if span.is_recording():
                 _add_finding(span, finding)
+
+    def retracted(self, retraction: Retraction, record: SessionRecord) -> None:
+        """Say on the innermost open span that a finding is taken back."""
+        for _, span in self._open[-1:]:
+            if span.is_recording():
+                attributes = {
+                    names.FINDING_ID: retraction.finding.id,
+                    names.FINDING_MESSAGE: retraction.message,
+                }
+                span.add_event(names.FINDING_RETRACTED_EVENT, attributes)
 
     def attach(self) -> Attached | None:
         """Put the innermost open span into the caller's context; None to leave that as it is."""
@@ -379,8 +395,8 @@ def _add_finding(span: Span, finding: Finding) -> None:
     attributes: Attributes = {
         names.FINDING_ID: finding.id,
         names.FINDING_SEVERITY: finding.severity,
-        "sqlalchemy.finding.message": finding.message,
-        "sqlalchemy.finding.remedy": finding.remedy,
+        names.FINDING_MESSAGE: finding.message,
+        names.FINDING_REMEDY: finding.remedy,
         **_code(finding.site),
     }
     if finding.entity is not None:

@@ -5,13 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from session_tracer.callsite import CallSite
-from session_tracer.findings import Finding
+from session_tracer.findings import Finding, Retraction
 from session_tracer.record import SessionSummary
 from session_tracer.timeline import Step
 
 SOURCES = {
     ("app/report.py", 33): "        total += sum(b.price for b in author.books)",
     ("app/views.py", 42): "    {% for b in author.books %}",
+    ("app/db.py", 12): "    with SessionLocal() as session:",
+    ("app/jobs/upload.py", 120): "    client.put(url, content=chunk)",
+    ("app/jobs/export.py", 71): "            upload(session, chunk)",
 }
 
 
@@ -19,7 +22,7 @@ def write_sources(folder: Path) -> None:
     """Put the lines that sites point to below `folder`, which has to be the working directory."""
     for (file, line), text in SOURCES.items():
         path = folder / file
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(exist_ok=True, parents=True)
         path.write_text("\n" * (line - 1) + text + "\n")
 
 
@@ -79,7 +82,7 @@ def n_plus_one(**changes: Any) -> Finding:
         entity="Author",
         attribute="books",
         count=12,
-        evidence={"selected_at": "app/repo.py:18 in authors()", "unheard_of": [1, 2]},
+        evidence={"loaded_at": "app/repo.py:18 in authors()", "unheard_of": [1, 2]},
     )
     return replace(finding, **changes)
 
@@ -108,6 +111,51 @@ def detached_lazy_load(**changes: Any) -> Finding:
         },
     )
     return replace(finding, **changes)
+
+
+def leaked_session(**changes: Any) -> Finding:
+    """A session that is open while its owner uploads a file."""
+    finding = Finding(
+        id="leaked-session",
+        severity="error",
+        message="session 9b21e0 (orders-db) has been open for 4 min 12 s and holds a connection "
+        "(PostgreSQL process 31877)",
+        remedy="commit before the wait at app/jobs/upload.py:120 in upload(), "
+        "or open the session after it",
+        site=site("app/db.py", 12, "get_db"),
+        session_id="9b21e0456789",
+        session_name="orders-db",
+        session_site=site("app/db.py", 12, "get_db"),
+        evidence={
+            "age_ms": 252_000.0,
+            "owner": 'thread "export-3"',
+            "doing": [
+                "app/jobs/upload.py:120 in upload()",
+                "app/jobs/export.py:71 in run_export()",
+                "app/jobs/gone.py:3 in main()",
+            ],
+            "transaction": "open",
+            "transaction_ms": 251_000.0,
+            "statements": 31,
+            "sql_ms": 812.0,
+            "held_ms": 250_400.0,
+            "process_id": 31877,
+            "pending": {"Invoice": 412},
+            "modified_objects": 2,
+            "last_statement_at": "app/jobs/export.py:71 in run_export()",
+            "last_statement_ms_ago": 250_000.0,
+            "earlier": ["idle-in-transaction"],
+        },
+    )
+    return replace(finding, **changes)
+
+
+def retraction(**changes: Any) -> Retraction:
+    """The session was closed after all."""
+    taken_back = Retraction(
+        finding=leaked_session(), message="the session was closed after 4 min 31 s"
+    )
+    return replace(taken_back, **changes)
 
 
 def busy_session(**changes: Any) -> SessionSummary:

@@ -15,12 +15,12 @@ import pytest
 from rich.cells import cell_len
 
 from session_tracer.exporters.console import console_exporter
-from session_tracer.findings import Finding
+from session_tracer.findings import Finding, Retraction
 from session_tracer.record import SessionSummary
 from session_tracer.settings import Settings
 from tests.exporters import samples
 
-Told = SessionSummary | Finding
+Told = SessionSummary | Finding | Retraction
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +42,12 @@ def shown(
     stream = io.StringIO()
     exporter = console_exporter(stream, width, colour, settings)
     for one in told:
-        exporter.on_finding(one) if isinstance(one, Finding) else exporter.on_session(one)
+        if isinstance(one, Finding):
+            exporter.on_finding(one)
+        elif isinstance(one, Retraction):
+            exporter.on_retraction(one)
+        else:
+            exporter.on_session(one)
     exporter.close()
     return stream.getvalue()
 
@@ -103,7 +108,7 @@ def test_a_session_is_its_head_its_timeline_and_its_findings() -> None:
 
   ▲ n-plus-one  Author.books was lazily loaded for 12 authors, one SELECT each
       app/report.py:33 in totals()  total += sum(b.price for b in author.books)
-      selected at                   app/repo.py:18 in authors()
+      loaded at                     app/repo.py:18 in authors()
       write                         select(Author).options(selectinload(Author.books))
 """
     )
@@ -127,8 +132,8 @@ def test_a_narrow_terminal_gets_the_same_in_fewer_columns() -> None:
   ▲ n-plus-one  Author.books was lazily loaded for 12 authors, one SELECT each
       app/report.py:33 in totals()
           total += sum(b.price for b in author.books)
-      selected at  app/repo.py:18 in authors()
-      write        select(Author).options(selectinload(Author.books))
+      loaded at  app/repo.py:18 in authors()
+      write      select(Author).options(selectinload(Author.books))
 """
     )
 
@@ -252,6 +257,80 @@ def test_a_finding_about_a_session_that_ended_is_a_block_of_its_own() -> None:
     )
 
 
+def test_a_session_that_leaks_tells_who_has_it_and_what_it_is_doing() -> None:
+    assert (
+        shown(samples.leaked_session())
+        == """\
+✖ leaked-session  session 9b21e0 (orders-db) has been open for 4 min 12 s and holds a connection
+    (PostgreSQL process 31877)
+    app/db.py:12 in get_db()  with SessionLocal() as session:
+    owner                     thread "export-3"
+    now at                    app/jobs/upload.py:120 in upload()  client.put(url, content=chunk)
+    called from               app/jobs/export.py:71 in run_export()  upload(session, chunk)
+                              app/jobs/gone.py:3 in main()
+    transaction open for      4 min 11 s
+    connection held           4 min 10 s, server process 31877
+    in SQL                    812 ms, 31 statements
+    not flushed               412 Invoice added, 2 modified
+    last statement            4 min 10 s ago at app/jobs/export.py:71 in run_export()
+    said before               idle-in-transaction
+    do                        commit before the wait at app/jobs/upload.py:120 in upload(), or open
+                              the session after it
+"""
+    )
+
+
+def test_it_tells_so_on_a_narrow_terminal_too() -> None:
+    assert (
+        shown(samples.leaked_session(), width=80)
+        == """\
+✖ leaked-session  session 9b21e0 (orders-db) has been open for 4 min 12 s and
+    holds a connection (PostgreSQL process 31877)
+    app/db.py:12 in get_db()  with SessionLocal() as session:
+    owner                     thread "export-3"
+    now at                    app/jobs/upload.py:120 in upload()
+                                client.put(url, content=chunk)
+    called from               app/jobs/export.py:71 in run_export()
+                                upload(session, chunk)
+                              app/jobs/gone.py:3 in main()
+    transaction open for      4 min 11 s
+    connection held           4 min 10 s, server process 31877
+    in SQL                    812 ms, 31 statements
+    not flushed               412 Invoice added, 2 modified
+    last statement            4 min 10 s ago at app/jobs/export.py:71 in
+                              run_export()
+    said before               idle-in-transaction
+    do                        commit before the wait at app/jobs/upload.py:120
+                              in upload(), or open the session after it
+"""
+    )
+
+
+def test_code_that_is_too_long_is_broken_where_a_reader_would() -> None:
+    remedy = (
+        "select(Author).options(selectinload(Author.books).selectinload(Book.reviews)) "
+        "at app/repo.py:18 in authors()"
+    )
+    text = shown(samples.n_plus_one(remedy=remedy, evidence={}, site=None), width=80)
+    assert text.splitlines()[-4:] == [
+        "    write",
+        "        select(Author).options(selectinload(Author.books)",
+        "            .selectinload(Book.reviews))",
+        "        at app/repo.py:18 in authors()",
+    ]
+
+
+def test_a_comment_on_code_goes_below_where_there_is_no_room_beside_it() -> None:
+    remedy = "with SessionLocal.begin() as session:  # one session for all of it"
+    lines = shown(samples.n_plus_one(remedy=remedy, evidence={}, site=None)).splitlines()
+    assert lines[-1] == f"    write    {remedy}"
+    finding = samples.n_plus_one(remedy=remedy, evidence={"began_at": "app/db.py:12"}, site=None)
+    assert shown(finding, width=80).splitlines()[-2:] == [
+        "    write                 with SessionLocal.begin() as session:",
+        "                          # one session for all of it",
+    ]
+
+
 def test_code_to_write_at_a_place_is_code() -> None:
     remedy = "select(Author).options(selectinload(Author.books)) at app/repo.py:18 in author()"
     text = shown(samples.n_plus_one(remedy=remedy, evidence={}, site=None), width=120)
@@ -298,7 +377,7 @@ def test_a_finding_of_an_open_session_is_told_at_once_and_its_session_refers_to_
         == """\
 ▲ n-plus-one  Author.books was lazily loaded for 12 authors, one SELECT each
     app/report.py:33 in totals()  total += sum(b.price for b in author.books)
-    selected at                   app/repo.py:18 in authors()
+    loaded at                     app/repo.py:18 in authors()
     session                       orders-db 4f1c9a, opened app/db.py:12 in get_db()
     write                         select(Author).options(selectinload(Author.books))
 """
@@ -342,6 +421,63 @@ def test_repeats_are_told_again_when_their_time_has_passed() -> None:
     settings = Settings(repeat_finding_seconds=1e-6)
     text = shown(*[samples.detached_lazy_load() for _ in range(3)], settings=settings)
     assert text.count("selectinload") == 3
+
+
+def test_repeats_within_a_session_are_told_once_and_counted() -> None:
+    told = [samples.n_plus_one(count=5 * n) for n in range(1, 43)]
+    lines = shown(samples.busy_session(findings=tuple(told))).splitlines()
+    assert lines[-2:] == [
+        "      write                         select(Author).options(selectinload(Author.books))",
+        "      … 41 more times in this session",
+    ]
+    assert "\n".join(lines).count("n-plus-one") == 1
+
+
+def test_a_finding_that_is_taken_back_is_so_in_a_block_of_its_own() -> None:
+    blocks = shown(samples.leaked_session(), samples.retraction()).split("\n\n")
+    assert blocks[1:] == [
+        """\
+● leaked-session retracted  the session was closed after 4 min 31 s
+    session  orders-db 9b21e0, opened app/db.py:12 in get_db()
+"""
+    ]
+
+
+def test_a_retraction_tells_what_it_has_evidence_of() -> None:
+    taken_back = samples.retraction(evidence={"closed_at": "app/jobs/export.py:90 in run_export()"})
+    assert shown(samples.leaked_session(), taken_back).splitlines()[-3:] == [
+        "● leaked-session retracted  the session was closed after 4 min 31 s",
+        "    closed at  app/jobs/export.py:90 in run_export()",
+        "    session    orders-db 9b21e0, opened app/db.py:12 in get_db()",
+    ]
+
+
+def test_a_finding_that_is_taken_back_as_its_session_ends_is_told_there() -> None:
+    finding = samples.leaked_session()
+    session = samples.busy_session(id=finding.session_id, findings=(finding,))
+    taken_back = samples.retraction()
+    text = shown(finding, taken_back, session)
+    assert text == shown(finding, session) + (
+        "      ● retracted  the session was closed after 4 min 31 s\n"
+    )
+
+
+def test_what_was_never_told_in_full_is_not_taken_back() -> None:
+    first, second = (samples.leaked_session(session_id=f"{n:012}") for n in range(2))
+    told = [samples.retraction(finding=one) for one in (first, second)]
+    alone = shown(first, told[0])
+    assert shown(told[0]) == ""
+    assert shown(first, second, *told) == alone + (
+        "\n… leaked-session once more at app/db.py:12 in get_db()\n"
+    )
+    assert shown(first, told[0], told[0]) == alone
+
+
+def test_each_finding_that_was_told_in_full_is_taken_back() -> None:
+    findings = [samples.leaked_session(session_id=f"{n:012}") for n in range(2)]
+    told = [samples.retraction(finding=one) for one in findings]
+    settings = Settings(repeat_finding_seconds=1e-6)
+    assert shown(*findings, *told, settings=settings).count("● leaked-session retracted") == 2
 
 
 def test_a_thousand_sessions_do_not_drown_a_finding() -> None:

@@ -10,9 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import create_engine
+from sqlalchemy.orm import sessionmaker
 
+from session_tracer import instrument
 from session_tracer.exporters.jsonl import line, open_exporter
 from session_tracer.settings import Settings
+from tests.fickle import Fickle
 
 EVENT = {
     "outcome": "committed",
@@ -99,6 +103,26 @@ def test_many_threads_and_processes_share_a_file(tmp_path: Path) -> None:
     assert sorted(event["event"] for event in read(path)) == sorted(
         f"{p}-{t}-{n}" for p in range(3) for t in range(4) for n in range(200)
     )
+
+
+def test_a_finding_and_its_retraction_are_lines(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    engine = create_engine("sqlite://")
+    maker = sessionmaker(engine)
+    with (
+        instrument(maker, exporter="jsonl", jsonl_path=str(path), detectors=[Fickle()]),
+        maker() as session,
+    ):
+        session.connection()
+    engine.dispose()
+    first, second = [event for event in read(path) if event["event"].startswith("finding")]
+    assert (first["event"], first["level"], first["finding_id"]) == (
+        "finding", "warning", "a-suspicion",
+    )  # fmt: skip
+    assert (second["event"], second["level"], second["finding_id"], second["explanation"]) == (
+        "finding.retracted", "info", "a-suspicion", "the transaction ended after all",
+    )  # fmt: skip
+    assert first["session_id"] == second["session_id"]
 
 
 def test_a_file_that_was_moved_is_opened_anew(tmp_path: Path) -> None:

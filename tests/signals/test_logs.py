@@ -26,6 +26,7 @@ from session_tracer.facts import FlushCompleted
 from session_tracer.record import SessionRecord
 from session_tracer.signals.logs import Repeats
 from session_tracer.testing import capture
+from tests.fickle import Fickle
 from tests.library import Author, Book, authors
 from tests.signals.telling import Measurements, Traces, context, left_by
 from tests.twins import Twin
@@ -203,7 +204,7 @@ def test_what_the_events_of_a_session_say(twin: Twin) -> None:
 def test_a_failed_flush_is_a_warning_that_names_the_constraint(twin: Twin) -> None:
     async def story() -> None:
         with (
-            capture(twin.factory, name="library", log_level="info") as captured,
+            capture(twin.factory, name="library", log_level="info", detectors=()) as captured,
             left_by(IntegrityError),
         ):
             async with twin.session() as session:
@@ -638,6 +639,56 @@ def test_a_repeat_after_a_while_says_how_many_were_held_back(sqlite_twin: Twin) 
     sqlite_twin.run(story)
 
 
+def test_a_finding_that_is_taken_back_is_logged_as_that(twin: Twin) -> None:
+    async def story() -> None:
+        with capture(twin.factory, name="library", detectors=(Fickle(),)) as captured:
+            async with twin.session() as session:
+                await session.scalars(select(Author))
+        said = [masked(event) for event in captured.logs if event["event"] == "finding.retracted"]
+        assert said == [
+            {
+                **FIRST,
+                **TRACED,
+                "level": "info",
+                "event": "finding.retracted",
+                "finding_id": "a-suspicion",
+                "explanation": "the transaction ended after all",
+                "site": HERE,
+                "session_site": HERE,
+                "lasted_ms": "<ms>",
+                "written": 2,
+                "written_by_entity": "Author=2",
+            }
+        ]
+        order = [event["event"] for event in captured.logs]
+        assert order.index("finding.retracted") < order.index("transaction.ended")
+
+    twin.run(story)
+
+
+def test_a_retraction_is_logged_though_the_finding_was_held_back(sqlite_twin: Twin) -> None:
+    async def story() -> None:
+        with capture(sqlite_twin.factory, detectors=(Fickle(),)) as captured:
+            for _ in range(3):
+                async with sqlite_twin.session() as session:
+                    await session.scalars(select(Author))
+        events = [event["event"] for event in captured.logs]
+        assert (events.count("finding"), events.count("finding.retracted")) == (1, 3)
+
+    sqlite_twin.run(story)
+
+
+def test_nobody_hears_of_a_retraction_who_wants_warnings_alone(sqlite_twin: Twin) -> None:
+    async def story() -> None:
+        with capture(sqlite_twin.factory, log_level="warning", detectors=(Fickle(),)) as captured:
+            async with sqlite_twin.session() as session:
+                await session.scalars(select(Author))
+        assert [event["event"] for event in captured.logs] == ["finding"]
+        assert len(captured.retractions) == 1
+
+    sqlite_twin.run(story)
+
+
 async def write_and_read(twin: Twin) -> None:
     """One session that writes, and one that does not."""
     async with twin.session() as session:
@@ -794,9 +845,10 @@ def test_a_structlog_over_the_standard_library_clashes_with_no_log_record(
         * 2,
         ("ERROR", "finding"),
         ("DEBUG", "session.opened"),
+        ("WARNING", "finding"),
         ("WARNING", "flush.failed"),
         ("DEBUG", "transaction.ended"),
-        ("DEBUG", "session.closed"),
+        ("INFO", "session.closed"),
     ]
     assert records[4].__dict__["statements"] == 1
     assert all(re.fullmatch("[0-9a-f]{16}", record.__dict__["session_id"]) for record in records)

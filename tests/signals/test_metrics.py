@@ -194,7 +194,11 @@ def test_what_was_done_is_counted(twin: Twin, caplog: pytest.LogCaptureFixture) 
             (*ours, "refresh"): 1,
             (*ours, "detached"): 1,
         },
-        "sqlalchemy.findings": {(*ours, "detached-lazy-load", "error"): 1},
+        "sqlalchemy.findings": {
+            (*ours, "discarded-changes", "warning"): 1,
+            (*ours, "detached-lazy-load", "error"): 1,
+            (*ours, "failed-flush", "warning"): 1,
+        },
         "session_tracer.errors": {(*ours, "Fault"): 2},
     }
 

@@ -32,6 +32,7 @@ from session_tracer.facts import FlushCompleted
 from session_tracer.findings import Finding
 from session_tracer.record import SessionRecord
 from session_tracer.testing import capture
+from tests.fickle import Fickle
 from tests.library import Author, Book, authors
 from tests.signals.telling import Traces, began, context, ended, left_by, of_database, told, tree
 from tests.twins import Twin
@@ -270,7 +271,7 @@ def test_the_spans_of_one_scope_share_its_id_and_the_next_scope_has_another(twin
 
 def test_a_failed_flush_is_an_error(twin: Twin) -> None:
     async def story() -> None:
-        with traces.of(twin), left_by(IntegrityError):
+        with traces.of(twin, detectors=()), left_by(IntegrityError):
             async with twin.session() as session:
                 session.add_all([Author(name="one"), Author(name="one")])
                 await session.flush()
@@ -474,7 +475,7 @@ def test_a_scope_that_ends_well_within_an_exceptions_handling_is_none(twin: Twin
 
 def test_a_scope_that_is_collected_while_open_is_an_error(twin: Twin) -> None:
     async def story() -> None:
-        with traces.of(twin):
+        with traces.of(twin, detectors=()):
             session = twin.session()
             # It holds no connection: losing one is for SQLAlchemy to warn of.
             session.sync_session.begin()
@@ -582,6 +583,31 @@ def test_a_finding_is_an_event_of_the_innermost_open_span(twin: Twin) -> None:
     flush = traces.named("flush")
     assert flush.status.status_code.name == "UNSET"
     assert began(flush) <= flush.events[0].timestamp
+
+
+def test_a_retraction_is_an_event_of_the_innermost_open_span(twin: Twin) -> None:
+    async def story() -> None:
+        with traces.of(twin, detectors=(Fickle(),)):
+            async with twin.session() as session:
+                await session.scalars(select(Author))
+
+    traces = Traces()
+    twin.run(story)
+    assert [(span.name, told(span)["events"][-1:]) for span in traces.spans] == [
+        ("session default", []),
+        (
+            "transaction",
+            [
+                (
+                    "sqlalchemy.finding.retracted",
+                    {
+                        "sqlalchemy.finding.id": "a-suspicion",
+                        "sqlalchemy.finding.message": "the transaction ended after all",
+                    },
+                )
+            ],
+        ),
+    ]
 
 
 def test_a_refused_load_has_a_span_linked_to_the_session_of_the_object(twin: Twin) -> None:

@@ -1,8 +1,9 @@
 """Stories of what a flush writes: new, changed, deleted and unchanged, by entity."""
 
 from sqlalchemy import delete, insert, select, update
+from sqlalchemy.orm import selectinload
 
-from session_tracer.facts import StatementExecuted
+from session_tracer.facts import FlushCompleted, StatementExecuted
 from session_tracer.testing import capture
 from tests.library import Author, Book, Item, Map, authors, keep
 from tests.outline import outline
@@ -112,6 +113,22 @@ def test_an_object_added_to_a_collection_changes_its_parent(twin: Twin) -> None:
             {"Author": 1},
             {},
         )
+
+    twin.run(story)
+
+
+def test_a_collection_of_the_same_objects_in_another_order_is_no_change(twin: Twin) -> None:
+    async def story() -> None:
+        await keep(twin, *authors(3, books_each=3))
+        statement = select(Author).options(selectinload(Author.books)).order_by(Author.id)
+        with capture(twin.factory) as told:
+            async with twin.session() as session:
+                sorted_, fewer, other = (await session.scalars(statement)).all()
+                sorted_.books = sorted_.books[::-1]
+                other.books = [*other.books, fewer.books[0]]
+                await session.commit()
+        (flushed,) = [fact for fact in told.facts if isinstance(fact, FlushCompleted)]
+        assert (flushed.unchanged, flushed.dirty["Author"]) == ({"Author": 1}, 2)
 
     twin.run(story)
 

@@ -69,7 +69,9 @@ def test_the_summary_of_a_scope_tells_everything(twin: Twin) -> None:
             identity_map_size=2,
             identity_map_peak=4,
             timeline=summary.timeline,
+            findings=tuple(told.findings),
         )
+        assert [finding.id for finding in told.findings] == ["discarded-changes"]
         assert 0 < summary.sql_ms < summary.held_ms < summary.duration_ms
         assert summary.statements >= 9
 

@@ -1,0 +1,1 @@
+"""Each finding once: small functions of a shop, each with one mistake."""

@@ -1,0 +1,57 @@
+"""Flushes that fail, and flushes that write one by one, again and again, too much, or nothing."""
+
+from contextlib import suppress
+
+from sqlalchemy import func, insert, select
+from sqlalchemy.exc import IntegrityError
+
+from examples.misuse.db import SessionLocal
+from examples.misuse.models import Author, Book, Order
+
+NAMES = [f"New author {number}" for number in range(1_200)]
+
+
+def sell(book_id: int = 1, copies: int = 100) -> None:
+    """Sells more copies than there are, which a constraint forbids."""
+    with SessionLocal() as session:
+        session.get_one(Book, book_id).copies -= copies
+        session.commit()
+
+
+def sell_basket(book_ids: tuple[int, ...] = (1, 2), copies: int = 100) -> None:
+    """Goes on after a flush has failed, without a rollback."""
+    with SessionLocal() as session:
+        for book_id in book_ids:
+            session.get_one(Book, book_id).copies -= copies
+            with suppress(IntegrityError):  # sold out: on with the next
+                session.flush()
+        session.commit()
+
+
+def discount_what_sells_badly() -> None:
+    """Changes a book and asks for the orders of the next, in turn."""
+    with SessionLocal.begin() as session:
+        for book in session.scalars(select(Book)).all():
+            ordered = select(func.count()).select_from(Order).where(Order.book_id == book.id)
+            if session.scalar(ordered) == 0:
+                book.price -= 1
+
+
+def import_authors() -> None:
+    """Adds a large file's authors as objects, in one flush."""
+    with SessionLocal.begin() as session:
+        session.add_all([Author(name=name) for name in NAMES])
+
+
+def tidy_names() -> None:
+    """Sets each name to what it was, but for spaces that are not there."""
+    with SessionLocal.begin() as session:
+        for author in session.scalars(select(Author)):
+            author.name = author.name.strip()
+
+
+def copy_authors() -> None:
+    """Executes an INSERT for each row."""
+    with SessionLocal.begin() as session:
+        for name in NAMES[:60]:
+            session.execute(insert(Author).values(name=name))

@@ -1,0 +1,70 @@
+"""What is loaded one by one, again and again, or all at once."""
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from examples.misuse.db import SessionLocal
+from examples.misuse.models import Author, Book, Order
+
+
+def count_books() -> dict[str, int]:
+    """Reads each author's books by themselves."""
+    with SessionLocal() as session:
+        authors = session.scalars(select(Author)).all()
+        return {author.name: len(author.books) for author in authors}
+
+
+def total_of(book_ids: tuple[int, ...] = tuple(range(1, 13))) -> int:
+    """Looks each book of a basket up by itself."""
+    with SessionLocal() as session:
+        return sum(session.get_one(Book, book_id).price for book_id in book_ids)
+
+
+def label_books() -> list[str]:
+    """Asks for the house author again for each of his books."""
+    with SessionLocal() as session:
+        titles = session.scalars(select(Book.title).limit(6)).all()
+        return [f"{title}, as {_house_author(session).name} says" for title in titles]
+
+
+def _house_author(session: Session) -> Author:
+    return session.scalars(select(Author).where(Author.name == "Author 1")).one()
+
+
+def raise_prices() -> list[str]:
+    """Reads the books again after the commit that expired them."""
+    with SessionLocal() as session:
+        books = session.scalars(select(Book)).all()
+        for book in books:
+            book.price += 1
+        session.commit()
+        return [f"{book.title} costs {book.price}" for book in books]
+
+
+def take_orders(book_ids: tuple[int, ...] = tuple(range(1, 9))) -> list[int]:
+    """Refreshes each order for its id, which the flush has set."""
+    with SessionLocal.begin() as session:
+        orders = [Order(book_id=book_id) for book_id in book_ids]
+        for order in orders:
+            session.add(order)
+            session.flush()
+            session.refresh(order)
+        return [order.id for order in orders]
+
+
+def import_files(files: int = 3, rows: int = 400) -> int:
+    """Keeps every author of every file, in one session."""
+    with SessionLocal() as session:
+        authors: list[Author] = []
+        for file in range(files):
+            authors += [Author(name=f"Author {file}.{row}") for row in range(rows)]
+            session.add_all(authors[-rows:])
+            session.commit()
+        return len(authors)
+
+
+def dearest() -> str:
+    """Loads every book to find one."""
+    with SessionLocal() as session:
+        books = session.scalars(select(Book)).all()
+        return max(books, key=lambda book: book.price).title

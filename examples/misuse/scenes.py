@@ -1,0 +1,73 @@
+"""Which function shows which finding."""
+
+import asyncio
+import inspect
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from examples.misuse import detached, endings, flushes, loading, sharing, transactions
+
+# Who plays a scene is no line of the shop.
+__session_tracer_hide__ = True
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """A finding, the function that makes the mistake, and what it takes to see it soon."""
+
+    finding: str
+    mistake: Callable[[], object]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """What the function does wrong, in its own words."""
+        return (inspect.getdoc(self.mistake) or "").partition("\n")[0]
+
+    def play(self) -> None:
+        """Make the mistake; what SQLAlchemy says to it is of no further interest."""
+        with suppress(SQLAlchemyError):
+            if inspect.iscoroutinefunction(self.mistake):
+                asyncio.run(self.mistake())
+            else:
+                self.mistake()
+
+
+SCENES: Final = (
+    Scene("leaked-session", endings.send_catalogue, {"leak_after_seconds": 0.5}),
+    Scene("abandoned-session", endings.forget_an_author),
+    Scene("discarded-changes", endings.raise_price),
+    Scene("reused-after-close", endings.count_twice),
+    Scene("long-transaction", transactions.reprice_all, {"long_transaction_seconds": 0.5}),
+    Scene("idle-in-transaction", transactions.pay, {"idle_in_transaction_seconds": 0.4}),
+    Scene("commit-in-loop", transactions.import_authors),
+    Scene("split-writes", transactions.order),
+    Scene("nested-sessions", transactions.show_book),
+    Scene("pool-exhausted", transactions.show_book_on_a_busy_day),
+    Scene("savepoint-churn", transactions.import_authors_carefully),
+    Scene("cancelled-transaction", transactions.order_within_a_moment),
+    Scene("failed-flush", flushes.sell),
+    # The flush that fails before is a finding of its own.
+    Scene("pending-rollback", flushes.sell_basket, {"ignore": {"failed-flush"}}),
+    Scene("autoflush-storm", flushes.discount_what_sells_badly),
+    Scene("large-flush", flushes.import_authors),
+    Scene("unchanged-dirty", flushes.tidy_names),
+    Scene("row-by-row-writes", flushes.copy_authors),
+    Scene("n-plus-one", loading.count_books),
+    Scene("get-in-loop", loading.total_of),
+    Scene("repeated-select", loading.label_books),
+    Scene("reload-after-commit", loading.raise_prices),
+    Scene("refresh-after-write", loading.take_orders),
+    Scene("large-identity-map", loading.import_files, {"large_identity_map_objects": 1_000}),
+    Scene("large-result", loading.dearest, {"large_result_objects": 20}),
+    Scene("detached-lazy-load", detached.author_page),
+    Scene("implicit-async-io", detached.book_page),
+    Scene("crossed-sessions", sharing.rename_and_log),
+    Scene("concurrent-use", sharing.front_page),
+    Scene("foreign-loop", sharing.open_and_close),
+    Scene("shared-session", sharing.serve_from_one_session),
+)

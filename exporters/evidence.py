@@ -1,0 +1,254 @@
+"""Puts a finding's evidence into rows, in the order in which a person asks for it."""
+
+from __future__ import annotations
+
+import linecache
+import re
+from typing import TYPE_CHECKING, Final
+
+from session_tracer.exporters.rows import Row
+from session_tracer.exporters.wording import duration, entities, flush_contents, plain
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from typing import Any
+
+    from session_tracer.callsite import CallSite
+
+    Evidence = Mapping[str, Any]
+
+__all__ = ["SHOWN", "alternatives", "evidence_rows", "places", "source_line"]
+
+# What is told of the evidence, in this order, and what it is called; the rest is for machines.
+_LABELS: Final = (
+    ("why", "why"),
+    ("loaded_at", "loaded at"),
+    ("departure", "left its session"),
+    ("expired_at", "expired at"),
+    ("committed_at", "committed at"),
+    ("began_at", "transaction began at"),
+    ("failed_at", "first failed at"),
+    ("swallowed_at", "caught at"),
+    ("constraint", "constraint"),
+    ("trigger", "flushed by"),
+    ("new", "objects"),
+    ("duration_ms", "took"),
+    ("added_at", "last added at"),
+    ("flushed_at", "flushed at"),
+    ("first_at", "first ran at"),
+    ("attributes", "attributes"),
+    ("came", "loaded or added"),
+    ("sizes_after_commits", "after commits"),
+    ("owner", "owner"),
+    ("doing", "now at"),
+    ("owners", "used by"),
+    ("in_use_at", "in use at"),
+    ("first_used_at", "first used at"),
+    ("transaction_ms", "transaction open for"),
+    ("held_ms", "connection held"),
+    ("sql_ms", "in SQL"),
+    ("pending", "not flushed"),
+    ("last_statement_at", "last statement"),
+    ("last_activity_at", "last used"),
+    ("closed_at", "closed at"),
+    ("ended_at", "ended at"),
+    ("other_opened_at", "other session opened at"),
+    ("other_acquired_at", "it took its connection at"),
+    ("other_committed_at", "it committed at"),
+    ("holders", "held by"),
+    ("earlier", "said before"),
+    ("identity", "primary key"),
+)
+
+# What is told together with another key.
+_TOLD_WITH: Final = frozenset(
+    {
+        "departed_at",
+        "departed_ms_ago",
+        "dirty",
+        "deleted",
+        "statements",
+        "process_id",
+        "modified_objects",
+        "deleted_objects",
+        "last_statement_ms_ago",
+        "last_activity_ms_ago",
+        "alternatives",
+    }
+)
+# All the evidence that people are told of.
+SHOWN: Final = frozenset({key for key, _ in _LABELS} | _TOLD_WITH)
+
+_MOST_HOLDERS: Final = 6
+
+
+def evidence_rows(evidence: Evidence, site: CallSite | None) -> Iterator[Row]:
+    """What people are told; `site` is the line that they see already."""
+    for key, label in _LABELS:
+        if key in _SEVERAL:
+            yield from _SEVERAL[key](label, evidence, site)
+            continue
+        words = _COMBINED[key](evidence) if key in _COMBINED else _in_words(key, evidence.get(key))
+        if words:
+            yield Row(label, words)
+
+
+def places(evidence: Evidence) -> Iterator[Row]:
+    """The sites alone."""
+    yield from evidence_rows(
+        {key: value for key, value in evidence.items() if key.endswith("_at")}, None
+    )
+
+
+def alternatives(evidence: Evidence) -> list[str]:
+    """What else there is to do."""
+    return [str(other) for other in evidence.get("alternatives", ())]
+
+
+def source_line(file: str, line: int) -> str:
+    """The line of source, as it is on the disk now."""
+    linecache.checkcache(file)
+    return plain(linecache.getline(file, line).strip())
+
+
+# How an object left its session; the place and the time follow.
+_DEPARTURES: Final = {
+    "close": "session closed at",
+    "reset": "session reset at",
+    "invalidate": "session invalidated at",
+    "collected": "session collected at",
+    "exit": "session left at",
+    "expunge": "expunged at",
+    "expunge_all": "all expunged at",
+    "deleted": "deleted at",
+}
+
+
+def _departure(_label: str, evidence: Evidence, _site: CallSite | None) -> Iterator[Row]:
+    label = _DEPARTURES.get(str(evidence.get("departure", "")))
+    if label is None:
+        return
+    ago = _in_words("departed_ms_ago", evidence.get("departed_ms_ago"))
+    site = _in_words("departed_at", evidence.get("departed_at"))
+    told = _listed(site, f"{ago} before" if ago else "")
+    if told:
+        yield Row(label if site else label.removesuffix(" at"), told)
+
+
+# A site as evidence has it: the line of source that it names stands in no other key.
+_SITE: Final = re.compile(r"(?P<file>.+):(?P<line>\d+) in [^ ]+")
+
+
+def _doing(label: str, evidence: Evidence, site: CallSite | None) -> Iterator[Row]:
+    frames = [plain(str(frame)) for frame in evidence.get("doing", ())]
+    if frames and site is not None and frames[0] == plain(str(site)):
+        del frames[0]
+        label = "called from"
+    for frame in frames:
+        found = _SITE.fullmatch(frame)
+        source = source_line(found["file"], int(found["line"])) if found else ""
+        yield Row(label, f"{frame}  {source}" if source else frame, hangs=True)
+        label = "called from" if label == "now at" else ""
+
+
+def _holders(label: str, evidence: Evidence, _site: CallSite | None) -> Iterator[Row]:
+    holders = list(evidence.get("holders", ()))
+    for holder in holders[:_MOST_HOLDERS]:
+        yield Row(label, plain(str(holder)), hangs=True)
+        label = ""
+    if len(holders) > _MOST_HOLDERS:
+        yield Row("", f"… {len(holders) - _MOST_HOLDERS} more")
+
+
+# What takes rows of its own.
+_SEVERAL: Final[Mapping[str, Callable[[str, Evidence, CallSite | None], Iterator[Row]]]] = {
+    "departure": _departure,
+    "doing": _doing,
+    "holders": _holders,
+}
+
+
+# What makes a session flush, as it stands in code.
+_TRIGGERS: Final = {
+    "explicit": "flush()",
+    "autoflush": "autoflush",
+    "commit": "commit()",
+    "savepoint": "begin_nested()",
+}
+
+
+def _trigger(evidence: Evidence) -> str:
+    return _TRIGGERS.get(str(evidence.get("trigger")), "")
+
+
+def _objects(evidence: Evidence) -> str:
+    kinds = (evidence.get(kind) or {} for kind in ("new", "dirty", "deleted"))
+    return " ".join(flush_contents(*kinds))
+
+
+def _held(evidence: Evidence) -> str:
+    held = _in_words("held_ms", evidence.get("held_ms"))
+    process = evidence.get("process_id")
+    return f"{held}, server process {process}" if held and process is not None else held
+
+
+def _sql(evidence: Evidence) -> str:
+    sql, number = _in_words("sql_ms", evidence.get("sql_ms")), evidence.get("statements")
+    if not sql or number == 0:
+        return ""
+    return sql if number is None else f"{sql}, {number} statement{'' if number == 1 else 's'}"
+
+
+def _unflushed(evidence: Evidence) -> str:
+    added = _in_words("pending", evidence.get("pending"))
+    modified, deleted = (evidence.get(f"{state}_objects") for state in ("modified", "deleted"))
+    return _listed(
+        f"{added} added" if added else "",
+        f"{modified} modified" if modified else "",
+        f"{deleted} deleted" if deleted else "",
+    )
+
+
+def _last(what: str) -> Callable[[Evidence], str]:
+    def told(evidence: Evidence) -> str:
+        ago = _in_words("_ms", evidence.get(f"{what}_ms_ago"))
+        site = _in_words("", evidence.get(f"{what}_at"))
+        parts = (f"{ago} ago" if ago else "", f"at {site}" if site else "")
+        return " ".join(part for part in parts if part)
+
+    return told
+
+
+def _growth(evidence: Evidence) -> str:
+    return " → ".join(str(size) for size in evidence.get("sizes_after_commits", ()))
+
+
+# What takes several keys to say.
+_COMBINED: Final[Mapping[str, Callable[[Evidence], str]]] = {
+    "trigger": _trigger,
+    "new": _objects,
+    "held_ms": _held,
+    "sql_ms": _sql,
+    "pending": _unflushed,
+    "last_statement_at": _last("last_statement"),
+    "last_activity_at": _last("last_activity"),
+    "sizes_after_commits": _growth,
+}
+
+
+def _listed(*parts: str) -> str:
+    return ", ".join(part for part in parts if part)
+
+
+def _in_words(key: str, value: object) -> str:
+    if isinstance(value, str):
+        return plain(value)
+    if isinstance(value, bool) or value is None:
+        return ""
+    if isinstance(value, int | float):
+        return duration(value) if "_ms" in key else f"{value}"
+    if isinstance(value, dict):
+        return entities(value)
+    if isinstance(value, list | tuple):
+        return ", ".join(plain(str(item)) for item in value)
+    return ""

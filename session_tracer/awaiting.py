@@ -1,0 +1,59 @@
+"""Which task waits for which, and where a waiting one stands."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+__all__ = ["MOST_HOPS", "awaiting_task", "current_task", "running_loop", "suspended"]
+
+# How many tasks outwards are looked at: two that wait for each other must not hang us.
+MOST_HOPS: Final = 32
+
+# The public function raises where no loop runs, which costs five times as much as this one.
+running_loop: Final = asyncio._get_running_loop
+
+
+def current_task() -> asyncio.Task[Any] | None:
+    """The task that runs in this thread, if an event loop does."""
+    loop = running_loop()
+    return None if loop is None else asyncio.current_task(loop)
+
+
+def suspended(task: asyncio.Task[Any]) -> list[FrameType]:
+    """Where a waiting task stands, innermost first."""
+    frames: list[FrameType] = []
+    awaited: Any = task.get_coro()
+    while awaited is not None:
+        frame = getattr(awaited, "cr_frame", None) or getattr(awaited, "gi_frame", None)
+        if frame is not None:
+            frames.append(frame)
+        awaited = getattr(awaited, "cr_await", None) or getattr(awaited, "gi_yieldfrom", None)
+    frames.reverse()
+    return frames
+
+
+def awaiting_task(future: asyncio.Future[Any], depth: int = 0) -> asyncio.Task[Any] | None:
+    """The task that will wake when `future` is done, where asyncio's own callbacks tell.
+
+    They tell for a plain await, `shield`, `gather`, `wait`, `wait_for` and `TaskGroup`; nobody
+    awaits a task that was created and left alone.
+    """
+    for callback, *_ in getattr(future, "_callbacks", None) or ():
+        owner = getattr(callback, "__self__", None)
+        owner = getattr(owner, "_parent_task", owner)  # a TaskGroup
+        if isinstance(owner, asyncio.Task):
+            return owner
+        if depth > 4:
+            continue
+        held = [cell.cell_contents for cell in getattr(callback, "__closure__", None) or ()]
+        held.extend(getattr(callback, "args", ()))
+        for candidate in held:
+            if isinstance(candidate, asyncio.Future) and candidate is not future:
+                task = awaiting_task(candidate, depth + 1)
+                if task is not None:
+                    return task
+    return None

@@ -1,0 +1,315 @@
+"""Finds flushes that fail, that hold too much, and that nobody asked for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from session_tracer.detectors.evidence import added_up, largest, places, written
+from session_tracer.detectors.recent import Recent
+from session_tracer.detectors.wording import bulk_write, counted, lasted, objects
+from session_tracer.facts import (
+    FlushCompleted,
+    FlushFailed,
+    ImplicitLoadFailed,
+    RollbackPending,
+    TransactionEnded,
+)
+from session_tracer.timeline import add_counts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from session_tracer.callsite import CallSite
+    from session_tracer.facts import Counts, Trigger
+    from session_tracer.findings import Finding
+    from session_tracer.record import SessionRecord
+
+__all__ = [
+    "AutoflushStorm",
+    "FailedFlush",
+    "LargeFlush",
+    "PendingRollback",
+    "UnchangedDirty",
+]
+
+
+class FailedFlush:
+    """`failed-flush`: a flush raises."""
+
+    facts = (ImplicitLoadFailed, FlushFailed)
+
+    def memory(self) -> _Refused:
+        """The last load that could not be awaited."""
+        return _Refused()
+
+    def judge(
+        self, fact: ImplicitLoadFailed | FlushFailed, record: SessionRecord, memory: _Refused
+    ) -> Iterator[Finding]:
+        """One finding for each flush that failed.
+
+        Where it is one that reading an attribute asked for, and that could not be awaited,
+        `implicit-async-io` tells of it.
+        """
+        if isinstance(fact, ImplicitLoadFailed):
+            memory.at = fact.at
+            return
+        began_at = fact.at - fact.duration
+        if fact.trigger == "autoflush" and memory.at is not None and memory.at >= began_at:
+            return
+        held = written(fact)
+        contents = added_up(held)
+        remedy, *others = _survive(fact, record)
+        yield record.finding(
+            "failed-flush",
+            "warning",
+            f"{_FLUSHES[fact.trigger]} of {counted(contents) or 'no objects'} "
+            f"failed with {_name(fact.error)}",
+            remedy,
+            fact.site,
+            entity=largest(contents),
+            evidence={
+                "error": fact.error,
+                **({"constraint": fact.constraint} if fact.constraint else {}),
+                "trigger": fact.trigger,
+                **held,
+                "duration_ms": fact.duration / 1e6,
+                **({"alternatives": others} if others else {}),
+            },
+        )
+
+
+class _Refused:
+    """When a load was refused, because it could not be awaited."""
+
+    __slots__ = ("at",)
+
+    def __init__(self) -> None:
+        self.at: int | None = None
+
+
+_FLUSHES: Final[Mapping[Trigger, str]] = {
+    "explicit": "a flush",
+    "autoflush": "an autoflush",
+    "commit": "a commit's flush",
+    "savepoint": "a savepoint's flush",
+}
+
+
+def _survive(fact: FlushFailed, record: SessionRecord) -> Iterator[str]:
+    awaited, block = ("await ", "async with") if record.is_async else ("", "with")
+    error = _name(fact.error)
+    if fact.trigger == "savepoint":
+        yield f"catch {error} around the savepoint's block: no more than the savepoint is lost"
+        return
+    yield f"catch {error} here, and call {awaited}session.rollback() in the except block"
+    yield f"{block} session.begin_nested(): around what may fail"
+
+
+def _name(error: str) -> str:
+    return error.rpartition(".")[2] or "an error"
+
+
+class PendingRollback:
+    """`pending-rollback`: a session is used after a failed flush without `rollback()`."""
+
+    facts = (FlushFailed, TransactionEnded, RollbackPending)
+
+    def memory(self) -> _Failure:
+        """The first flush that failed since the last rollback."""
+        return _Failure()
+
+    def judge(
+        self,
+        fact: FlushFailed | TransactionEnded | RollbackPending,
+        record: SessionRecord,
+        memory: _Failure,
+    ) -> Iterator[Finding]:
+        """One finding for each failure, at the first use that SQLAlchemy refuses after it."""
+        if isinstance(fact, TransactionEnded):
+            memory.flush = None
+            memory.said = False
+        elif isinstance(fact, FlushFailed):
+            memory.flush = memory.flush or fact
+        elif not memory.said:
+            memory.said = True
+            yield _pending(fact, memory.flush, record)
+
+
+class _Failure:
+    """A transaction that waits for a rollback."""
+
+    __slots__ = ("flush", "said")
+
+    def __init__(self) -> None:
+        self.flush: FlushFailed | None = None
+        self.said = False
+
+
+def _pending(fact: RollbackPending, failed: FlushFailed | None, record: SessionRecord) -> Finding:
+    if failed is None:
+        used = "the session was used again after its transaction had failed"
+    else:
+        since = lasted(fact.at - failed.at)
+        used = f"the session was used again {since} after a flush failed with {_name(failed.error)}"
+    evidence: dict[str, Any] = {}
+    if failed is not None:
+        evidence["error"] = failed.error
+        evidence["failed_ms_ago"] = (fact.at - failed.at) / 1e6
+        evidence |= places(failed_at=failed.site)
+        if failed.constraint:
+            evidence["constraint"] = failed.constraint
+    evidence |= places(swallowed_at=fact.swallowed)
+    rollback = "await session.rollback()" if record.is_async else "session.rollback()"
+    if fact.swallowed is None:
+        where = " in the except block that caught the failure"
+    else:
+        where = f" at {fact.swallowed}"
+    return record.finding(
+        "pending-rollback",
+        "error",
+        f"{used}, without a rollback()",
+        rollback + where,
+        fact.site,
+        evidence=evidence,
+    )
+
+
+class AutoflushStorm:
+    """`autoflush-storm`: reading in a loop flushes what the loop has changed, each time."""
+
+    facts = (FlushCompleted, TransactionEnded)
+
+    def memory(self) -> Recent[CallSite | None, _Autoflushes]:
+        """The autoflushes of each line in this transaction."""
+        return Recent(_Autoflushes)
+
+    def judge(
+        self,
+        fact: FlushCompleted | TransactionEnded,
+        record: SessionRecord,
+        memory: Recent[CallSite | None, _Autoflushes],
+    ) -> Iterator[Finding]:
+        """One finding for each line."""
+        enough = record.settings.autoflushes_from_one_site
+        if isinstance(fact, TransactionEnded):
+            if not fact.nested:
+                # What was said once is not said of the next transaction too.
+                memory.forget(lambda autoflushes: autoflushes.count < enough)
+            return
+        held = written(fact)
+        if fact.trigger != "autoflush" or not held:
+            return
+        autoflushes = memory.of(fact.site)
+        autoflushes.add(held)
+        if autoflushes.count == enough:
+            yield _storm(fact, autoflushes, record)
+
+
+class _Autoflushes:
+    """What one line has had flushed."""
+
+    __slots__ = ("count", "written")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.written: dict[str, Counts] = {}
+
+    def add(self, held: dict[str, Any]) -> None:
+        """Take one more autoflush into account."""
+        self.count += 1
+        for kind, counts in held.items():
+            add_counts(self.written.setdefault(kind, {}), counts)
+
+
+def _storm(fact: FlushCompleted, autoflushes: _Autoflushes, record: SessionRecord) -> Finding:
+    contents = added_up(autoflushes.written)
+    return record.finding(
+        "autoflush-storm",
+        "warning",
+        f"reading made {autoflushes.count} autoflushes in one transaction so far, "
+        f"which wrote {counted(contents)}",
+        "read what the loop needs before the loop",
+        fact.site,
+        entity=largest(contents),
+        count=autoflushes.count,
+        evidence={
+            **{kind: dict(counts) for kind, counts in autoflushes.written.items()},
+            **places(began_at=record.transaction_began_site),
+            "alternatives": ["with session.no_autoflush:"],
+        },
+    )
+
+
+class LargeFlush:
+    """`large-flush`: one flush holds too many objects to be written one after the other."""
+
+    facts = (FlushCompleted,)
+
+    def memory(self) -> None:
+        """Each flush speaks for itself."""
+
+    def judge(self, fact: FlushCompleted, record: SessionRecord, memory: None) -> Iterator[Finding]:
+        """One finding for each large flush."""
+        del memory
+        count = sum(map(_sum, (fact.new, fact.dirty, fact.deleted)))
+        if count <= record.settings.large_flush_objects:
+            return
+        held = written(fact)
+        kind = max(held, key=lambda kind: _sum(held[kind]))
+        entity = largest(held[kind])
+        contents = added_up(held)
+        yield record.finding(
+            "large-flush",
+            "warning",
+            f"one flush held {objects(contents)}",
+            bulk_write(_VERBS[kind], entity or "", is_async=record.is_async),
+            fact.site,
+            entity=entity,
+            count=count,
+            evidence={
+                "trigger": fact.trigger,
+                **held,
+                "duration_ms": fact.duration / 1e6,
+                "alternatives": ["a flush for each batch of them"],
+            },
+        )
+
+
+_VERBS: Final[Mapping[str, str]] = {"new": "INSERT", "dirty": "UPDATE", "deleted": "DELETE"}
+
+
+def _sum(counts: Counts) -> int:
+    return sum(counts.values())
+
+
+class UnchangedDirty:
+    """`unchanged-dirty`: objects are in `session.dirty` and have no net change."""
+
+    facts = (FlushCompleted,)
+
+    def memory(self) -> None:
+        """Each flush speaks for itself."""
+
+    def judge(self, fact: FlushCompleted, record: SessionRecord, memory: None) -> Iterator[Finding]:
+        """One finding for each flush with so many."""
+        del memory
+        count = _sum(fact.unchanged)
+        if count < record.settings.unchanged_dirty_objects:
+            return
+        names = ", ".join(fact.unchanged_attributes)
+        to = f": {names} set to what it was" if names else ""
+        yield record.finding(
+            "unchanged-dirty",
+            "info",
+            f"{objects(fact.unchanged)} in session.dirty had no net change{to}",
+            "assign only what differs: the flush compares each such object, and writes nothing",
+            fact.site,
+            entity=largest(fact.unchanged),
+            attribute=names.rpartition(".")[2] if len(fact.unchanged_attributes) == 1 else None,
+            count=count,
+            evidence={
+                "unchanged": dict(fact.unchanged),
+                "unchanged_attributes": list(fact.unchanged_attributes),
+                "trigger": fact.trigger,
+            },
+        )

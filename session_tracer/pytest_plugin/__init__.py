@@ -1,0 +1,165 @@
+"""The pytest plugin: it traces the sessions of tests where it is asked to, and says what it found.
+
+Every environment that has this package loads it, so it imports nothing but pytest until somebody
+asks: by `--session-tracer`, by the fixture `session_trace`, or by the marker `session_budget`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from session_tracer.pytest_plugin.budgets import BUDGETS, MARKER, read_budgets
+from session_tracer.pytest_plugin.options import Options, add_options, give_back_path, read_options
+from session_tracer.pytest_plugin.trace import SessionTrace
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from session_tracer.pytest_plugin.case import Case
+    from session_tracer.pytest_plugin.run import Run
+
+__all__ = ["SessionTrace"]
+
+_OPTIONS: Final = pytest.StashKey[Options]()
+_RUN: Final[pytest.StashKey[Run]] = pytest.StashKey()
+_CASE: Final[pytest.StashKey[Case]] = pytest.StashKey()
+_CALLED: Final = pytest.StashKey[bool]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    add_options(parser)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config, args: list[str]) -> None:
+    give_back_path(early_config, args)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    budgets = ", ".join(f"{name}=..." for name in BUDGETS)
+    config.addinivalue_line("markers", f"{MARKER}({budgets}): the most that its sessions may do.")
+    options = config.stash[_OPTIONS] = read_options(config)
+    if options.on:
+        config.pluginmanager.register(_run_of(config), "session_tracer_run")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    try:
+        read_budgets(metafunc.definition.iter_markers(MARKER))
+    except ValueError as error:
+        raise pytest.Collector.CollectError(f"{metafunc.definition.nodeid}: {error}") from None
+
+
+@pytest.fixture
+def session_trace(request: pytest.FixtureRequest) -> SessionTrace:
+    """What the SQLAlchemy sessions of this test do: its findings, its sessions, how often what."""
+    stash = request.node.stash
+    if _CASE not in stash:  # it is asked for by name, as the test runs
+        refusal = _begin(request.node)
+        if refusal:
+            pytest.fail(refusal, pytrace=False)
+        stash[_CASE].phase = "call" if stash[_CALLED] else "setup"
+    return SessionTrace(stash[_CASE])
+
+
+# Outermost, so that the fixtures are inside.
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
+    item.stash[_CALLED] = False
+    refusal = _begin(item) if _is_traced(item) else ""
+    result = yield
+    if refusal:  # only now, or other plugins would miss the setup when they tear down
+        pytest.fail(refusal, pytrace=False)
+    return result
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(
+    fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
+) -> Generator[None, object, object]:
+    run = request.config.stash.get(_RUN, None)
+    if run is None or fixturedef.scope == "function":
+        return (yield)
+    with run.tracing.sharing():
+        return (yield)
+
+
+# Innermost, so that what it raises is treated as if the test had raised it.
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    item.stash[_CALLED] = True
+    case = item.stash.get(_CASE, None)
+    if case is not None:
+        case.phase = "call"
+    result = yield
+    case = item.stash.get(_CASE, None)
+    if case is not None:
+        _run_of(item.config).judge_call(case)
+    return result
+
+
+# Outermost, so that the fixtures have gone.
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
+    case = item.stash.get(_CASE, None)
+    if case is None:
+        return (yield)
+    run = _run_of(item.config)
+    case.phase = "teardown"
+    try:
+        result = yield
+    finally:
+        run.end(case)
+        item.user_properties.extend(case.properties())
+    run.judge_fixtures(case)
+    return result
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    case = item.stash.get(_CASE, None)
+    if case is not None:
+        _run_of(item.config).tell(case, item, call, report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    try:
+        return (yield)
+    finally:
+        if _CASE in item.stash:
+            del item.stash[_CASE]
+
+
+def _is_traced(item: pytest.Item) -> bool:
+    return (
+        item.config.stash[_OPTIONS].on
+        or item.get_closest_marker(MARKER) is not None
+        or "session_trace" in getattr(item, "fixturenames", ())
+    )
+
+
+def _begin(item: pytest.Item) -> str:
+    """Have the test traced; why it cannot be, if so."""
+    try:
+        budgets = read_budgets(item.iter_markers(MARKER))
+        item.stash[_CASE] = _run_of(item.config).begin(item.nodeid, budgets)
+    except ValueError as error:  # of settings, or of a marker that parametrize() sets
+        return str(error)
+    return ""
+
+
+def _run_of(config: pytest.Config) -> Run:
+    """What traces this run; imported and made when somebody asks for the first time."""
+    run = config.stash.get(_RUN, None)
+    if run is None:
+        from session_tracer.pytest_plugin.run import Run
+
+        run = config.stash[_RUN] = Run(config, config.stash[_OPTIONS])
+    return run

@@ -1,0 +1,51 @@
+"""Says findings as GitHub's workflow commands, which it shows beside the lines they are about."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from session_tracer.findings import Finding
+
+__all__ = ["are_wanted", "workflow_commands"]
+
+_COMMANDS: Final = {"error": "error", "warning": "warning", "info": "notice"}
+
+
+def are_wanted(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether GitHub reads along."""
+    return environ.get("GITHUB_ACTIONS") == "true"
+
+
+def workflow_commands(
+    findings: Iterable[Finding], environ: Mapping[str, str] = os.environ
+) -> Iterator[str]:
+    """A line for each finding: `::warning file=app/report.py,line=33,title=n-plus-one::...`."""
+    root = environ.get("GITHUB_WORKSPACE") or os.getcwd()
+    for finding in findings:
+        properties = {"title": finding.id}
+        if finding.site is not None:
+            file = _below(finding.site.file, root)
+            properties = {"file": file, "line": str(finding.site.line), **properties}
+        told = ",".join(f"{name}={_property(value)}" for name, value in properties.items())
+        message = _data(f"{finding.message}\n{finding.remedy}")
+        yield f"::{_COMMANDS[finding.severity]} {told}::{message}"
+
+
+def _below(file: str, root: str) -> str:
+    """The file as the repository names it."""
+    real, home = os.path.realpath(file), os.path.realpath(root)
+    if not real.startswith(home + os.sep):
+        return file
+    return os.path.relpath(real, home).replace(os.sep, "/")
+
+
+def _data(text: str) -> str:
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def _property(text: str) -> str:
+    return _data(text).replace(":", "%3A").replace(",", "%2C")

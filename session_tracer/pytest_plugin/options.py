@@ -1,0 +1,111 @@
+"""What the command line and the configuration file ask of the plugin."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+if TYPE_CHECKING:
+    from session_tracer.findings import Severity
+
+__all__ = ["Options", "add_options", "give_back_path", "read_options"]
+
+_FAIL_FROM: Final[dict[str, Severity | None]] = {
+    "report": None,
+    "info": "info",
+    "warning": "warning",
+    "error": "error",
+}
+_ALLOWED: Final = "report, info, warning, error or off"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Whether every test is traced, and what becomes of what is found.
+
+    A test fails for findings from the severity `fail_from` up, and for none where that is None.
+    `baseline` is the file of known findings, to which `update` has the new ones added.
+    """
+
+    on: bool = False
+    fail_from: Severity | None = None
+    baseline: Path | None = None
+    update: bool = False
+
+
+def add_options(parser: pytest.Parser) -> None:
+    """Say which options there are."""
+    group = parser.getgroup("session_tracer", "SQLAlchemy sessions (session_tracer)")
+    group.addoption(
+        "--session-tracer",
+        nargs="?",
+        const="report",
+        metavar="SEVERITY",
+        help="report what session_tracer finds; with info, warning or error also fail the tests "
+        "that cause findings of that severity or above",
+    )
+    group.addoption(
+        "--session-tracer-baseline",
+        metavar="FILE",
+        help="accept the findings that FILE knows, and report the others",
+    )
+    group.addoption(
+        "--session-tracer-update-baseline",
+        action="store_true",
+        help="accept what this run finds too: add it to the baseline",
+    )
+    parser.addini("session_tracer", f"the default of --session-tracer: {_ALLOWED}", default="off")
+    parser.addini(
+        "session_tracer_baseline",
+        "the default of --session-tracer-baseline, relative to the configuration file",
+        default="",
+    )
+
+
+def give_back_path(config: pytest.Config, args: list[str]) -> None:
+    """Have `--session-tracer tests/` mean a report, and the path."""
+    for index, (option, following) in enumerate(pairwise(args)):
+        is_value = following in (*_FAIL_FROM, "off") or following.startswith("-")
+        if option == "--session-tracer" and not is_value:
+            args[index] = "--session-tracer=report"
+            # Where pytest looks for the first conftest files.
+            config.known_args_namespace.file_or_dir.insert(0, following)
+
+
+def read_options(config: pytest.Config) -> Options:
+    """What is asked; `pytest.UsageError` where it makes no sense."""
+    given = config.getoption("--session-tracer")
+    update = bool(config.getoption("--session-tracer-update-baseline"))
+    baseline = _baseline(config)
+    asked = config.getoption("--session-tracer-baseline") is not None or update
+    value = given or config.getini("session_tracer")
+    if value == "off":
+        if given or not asked:
+            return Options()
+        value = "report"  # whoever names a baseline wants to hear of the rest
+    if value not in _FAIL_FROM:
+        where = "--session-tracer" if given else "in the configuration file session_tracer"
+        raise pytest.UsageError(f"{where}={value!r} is not possible: it takes {_ALLOWED}.")
+    if update and baseline is None:
+        raise pytest.UsageError(
+            "--session-tracer-update-baseline needs --session-tracer-baseline=FILE."
+        )
+    return Options(on=True, fail_from=_FAIL_FROM[value], baseline=baseline, update=update)
+
+
+def _baseline(config: pytest.Config) -> Path | None:
+    given = config.getoption("--session-tracer-baseline")
+    if given:
+        return Path(config.invocation_params.dir, given)
+    default = config.getini("session_tracer_baseline")
+    if default:
+        home = config.rootpath if config.inipath is None else config.inipath.parent
+        return Path(home, default)
+    # The setting that instrument() has too.
+    setting = os.environ.get("SESSION_TRACER_BASELINE_PATH")
+    return Path(config.invocation_params.dir, setting) if setting else None

@@ -1,0 +1,152 @@
+"""Puts what a test's sessions did, and what was found, into words."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from session_tracer.exporters.finding_block import finding_block, remedy_label
+from session_tracer.exporters.session_block import session_head, timeline_lines
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from rich.text import Text
+
+    from session_tracer.findings import Finding, Severity
+    from session_tracer.pytest_plugin.case import Case
+    from session_tracer.pytest_plugin.ledger import Entry
+    from session_tracer.record import SessionSummary
+
+__all__ = [
+    "Failure",
+    "blocks",
+    "failure_of_call",
+    "failure_of_fixtures",
+    "number",
+    "rows",
+    "timelines",
+]
+
+_NEVER_SLOW: Final = float("inf")
+# A test that opens hundreds of sessions has said enough with the first ones.
+_MOST_SESSIONS: Final = 5
+_NARROWEST: Final = 50
+
+
+class Failure(NamedTuple):
+    """Why a test fails: in one line, with all that one needs to see, and for which findings."""
+
+    headline: str
+    text: str
+    findings: list[Finding]
+
+
+def failure_of_call(case: Case, fail_from: Severity | None) -> Failure | None:
+    """Why the test itself fails, if it does: for its budget, for what was found in it, or both."""
+    exceeded = case.exceeded()
+    findings = case.blamed(fail_from, ("call",))
+    parts = []
+    if exceeded:
+        parts.append(f"session budget: {', '.join(exceeded)}")
+    if findings:
+        parts.append(_found(findings))
+    shown = [timelines(case.summaries())] if exceeded else []
+    return _failure(parts, shown, findings)
+
+
+def failure_of_fixtures(case: Case, fail_from: Severity | None) -> Failure | None:
+    """Why the test's fixtures fail, if they do."""
+    findings = case.blamed(fail_from, ("setup", "teardown"))
+    return _failure([_found(findings)] if findings else [], [], findings)
+
+
+def _failure(parts: list[str], shown: list[str], findings: list[Finding]) -> Failure | None:
+    if not parts:
+        return None
+    headline = "; ".join(parts)
+    text = "\n\n".join(filter(None, [headline, *shown, blocks(findings)]))
+    return Failure(headline, text, findings)
+
+
+def _found(findings: Sequence[Finding]) -> str:
+    told = ", ".join(f"{finding.id} ({_subject_and_site(finding)})" for finding in findings)
+    return f"session finding{'s' if len(findings) > 1 else ''}: {told}"
+
+
+def _subject_and_site(finding: Finding) -> str:
+    subject, where = _subject(finding, finding.count), _where(finding)
+    return " at ".join(filter(None, [subject, where])) or finding.message
+
+
+def blocks(findings: Iterable[Finding]) -> str:
+    """Each finding in full."""
+    width = _width()
+    return "\n\n".join(_plain(finding_block(finding, width, session=True)) for finding in findings)
+
+
+def timelines(summaries: Sequence[SessionSummary]) -> str:
+    """What each session did, in order."""
+    width = _width()
+    told = [
+        _plain(
+            [
+                *session_head(summary, width, slow_ms=_NEVER_SLOW, quiet=False),
+                *timeline_lines(summary, width),
+            ]
+        )
+        for summary in summaries[:_MOST_SESSIONS]
+    ]
+    more = len(summaries) - len(told)
+    if more:
+        told.append(f"… {number(more, 'more session')}")
+    return "\n\n".join(told)
+
+
+def rows(entries: Sequence[Entry]) -> Iterator[tuple[str, str, str]]:
+    """For each finding its id, padded, the rest of its line, and what to do about it."""
+    told = [
+        (entry.finding.id, _where(entry.finding), _subject(entry.finding, entry.count))
+        for entry in entries
+    ]
+    widths = [max(map(len, column)) for column in zip(*told, strict=True)]
+    for entry, cells in zip(entries, told, strict=True):
+        id_, where, subject = map(str.ljust, cells, widths)
+        columns = [where, subject] if widths[2] else [where]
+        rest = "   ".join([*columns, _tests(entry.tests)])
+        if not (entry.finding.entity or entry.finding.attribute):
+            rest = f"{rest}\n    {entry.finding.message}"
+        remedy = entry.finding.remedy.partition("\n")[0]
+        yield id_, rest, f"{remedy_label(entry.finding.remedy)} {remedy}" if remedy else ""
+
+
+def number(count: int, noun: str) -> str:
+    """`1 test`, `3 tests`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _tests(tests: dict[str, str]) -> str:
+    if not tests:
+        return "outside of tests"
+    if len(tests) > 1:
+        return number(len(tests), "test")
+    ((nodeid, phase),) = tests.items()
+    return f"1 test ({nodeid}{'' if phase == 'call' else f', {phase}'})"
+
+
+def _subject(finding: Finding, count: int) -> str:
+    name = ".".join(filter(None, [finding.entity, finding.attribute]))
+    return f"{name} ×{count}".strip() if count > 1 else name
+
+
+def _where(finding: Finding) -> str:
+    return "" if finding.site is None else f"{finding.site.path}:{finding.site.line}"
+
+
+def _width() -> int:
+    # pytest's own answer needs a terminal reporter, which xdist's workers have not.
+    return max(shutil.get_terminal_size((100, 24)).columns, _NARROWEST)
+
+
+def _plain(lines: Iterable[Text]) -> str:
+    return "\n".join(line.plain for line in lines)

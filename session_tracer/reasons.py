@@ -1,0 +1,125 @@
+"""Why a statement runs: the attribute it loads, the entity it is for.
+
+SQLAlchemy's loaders leave it in the statement's and the execution's options, where
+`ORMExecuteState` reads it too. Asking there costs nothing, while a `do_orm_execute` listener has
+every statement prepared twice.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from session_tracer import facts, loaders, loads
+
+if TYPE_CHECKING:
+    from session_tracer.callsite import CallSite
+    from session_tracer.facts import LoadKind
+    from session_tracer.origin import Route
+    from session_tracer.probe import Probe
+
+__all__ = ["Reason", "is_by_key", "key_of", "reason"]
+
+_EMPTY: Final[dict[str, Any]] = {}
+_REFRESH: Final = frozenset({"refresh"})
+# immediateload() asks the lazy loader for each object as the objects are loaded.
+_IMMEDIATE: Final = frozenset({"_load_for_path"})
+# What the mapper calls the parameter of its own SELECT by primary key.
+_KEY: Final = "pk_1"
+
+
+class Reason(NamedTuple):
+    """What one object's attribute is loaded by the statement, its entity, its eager loader.
+
+    `route` is how the objects come that it brings, where they come by a relationship of one object.
+    """
+
+    load: facts.AttributeLoaded | None = None
+    entity: str = ""
+    eager: str = ""
+    route: Route | None = None
+
+
+_NONE: Final = Reason()
+
+
+def reason(context: Any, probe: Probe, at: int, site: CallSite | None) -> Reason:
+    """Why the statement runs."""
+    statement = getattr(context, "invoked_statement", None)
+    if statement is None:
+        return _NONE
+    mapper = getattr(statement, "_propagate_attrs", _EMPTY).get("plugin_subject")
+    entity = "" if mapper is None else mapper.class_.__name__
+    options = context.execution_options.get("_sa_orm_load_options")
+    if options is None:
+        return Reason(None, entity)
+    compile_options = getattr(statement, "_compile_options", None)
+    path = getattr(compile_options, "_current_path", None)
+    parent = getattr(options, "_lazy_loaded_from", None)
+    if parent is not None:
+        prop = path.prop if path is not None and not path.is_root else None
+        attribute = "" if prop is None else prop.key
+        route = None if prop is None else loaders.route_to(parent, prop)
+        if probe.tracers[0].locator.called_by(_IMMEDIATE):
+            eager = f"{loaders.owner(parent.manager.mapper, attribute)}.{attribute}"
+            return Reason(None, entity, eager, route)
+        load = _load("relationship", parent, attribute, probe, at, site)
+        return Reason(load, entity, "", route)
+    state = getattr(options, "_refresh_state", None)
+    if state is not None and getattr(compile_options, "_for_refresh_state", False):
+        wanted = getattr(compile_options, "_only_load_props", None)
+        return Reason(_column_load(state, wanted, probe, at, site), entity)
+    if path is not None and not path.is_root:
+        prop = path.prop
+        return Reason(None, entity, f"{prop.parent.class_.__name__}.{prop.key}")
+    return Reason(None, entity)
+
+
+def _column_load(
+    state: Any, wanted: Any, probe: Probe, at: int, site: CallSite | None
+) -> facts.AttributeLoaded:
+    if wanted is None or probe.tracers[0].locator.called_by(_REFRESH):
+        return _load("refresh", state, "", probe, at, site)
+    columns = ", ".join(sorted(wanted))
+    if not state.expired_attributes.intersection(wanted):
+        return _load("deferred", state, columns, probe, at, site)
+    # SQLAlchemy calls expired what a SELECT of the base class has not brought, too.
+    if loaders.is_left_out(state, wanted) and not loads.expiry_of(state, probe.scope)[0]:
+        load = _load("deferred", state, columns, probe, at, site)
+        load.left_out = True
+        return load
+    return _load("expired", state, "", probe, at, site)
+
+
+def _load(
+    kind: LoadKind, state: Any, attribute: str, probe: Probe, at: int, site: CallSite | None
+) -> facts.AttributeLoaded:
+    mark = loads.mark_of(state)
+    by, expired_site = loads.expiry_of(state, probe.scope) if kind != "refresh" else ("", None)
+    root, options, root_site = loaders.selection(state, attribute) if attribute else ("", "", None)
+    return facts.AttributeLoaded(
+        at,
+        site,
+        kind,
+        loaders.owner(state.manager.mapper, attribute),
+        attribute,
+        id(state) if state.key is None else hash(state.key),
+        root,
+        options,
+        None if mark is None else mark.site,
+        by,
+        expired_site,
+        root_site,
+    )
+
+
+def is_by_key(context: Any) -> bool:
+    """Whether the statement is the mapper's own SELECT by primary key: `get()`, `merge()`."""
+    parameters: Any = getattr(context, "compiled_parameters", None) or ()
+    return len(parameters) == 1 and _KEY in parameters[0]
+
+
+def key_of(context: Any) -> str:
+    """The attribute that is the primary key of the entity; empty where there is none."""
+    statement = getattr(context, "invoked_statement", None)
+    mapper = getattr(statement, "_propagate_attrs", _EMPTY).get("plugin_subject")
+    return "" if mapper is None else loaders.primary_key(mapper)

@@ -1,0 +1,33 @@
+"""Finds the error of a request whose framework has answered it by the time it cleans up."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+__all__ = ["error_of_request"]
+
+# Flask and Quart make a response of an error, and then tell it to whoever tears down: to the
+# extension, or to the application's function, that removes the session.
+_TEARDOWNS: Final = frozenset({"do_teardown_appcontext", "do_teardown_request"})
+_FRAMEWORKS: Final = ("flask", "quart")
+# From a wrapped close() out to one of them it is about eight, through `scoped_session.remove()`.
+_MOST_FRAMES: Final = 16
+
+
+def error_of_request() -> BaseException | None:
+    """The error that a request had, if this runs as its context is torn down."""
+    if not any(name in sys.modules for name in _FRAMEWORKS):
+        return None
+    frame: FrameType | None = sys._getframe(1)
+    for _ in range(_MOST_FRAMES):
+        if frame is None:
+            return None
+        if frame.f_code.co_name in _TEARDOWNS:
+            error = frame.f_locals.get("exc")
+            return error if isinstance(error, BaseException) else None
+        frame = frame.f_back
+    return None

@@ -1,0 +1,154 @@
+"""Sessions that take more connections than there are, or than they need."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from session_tracer import Finding
+from session_tracer.detectors.connections import NestedSessions, PoolExhausted
+from session_tracer.facts import CheckoutTimedOut, ConnectionNested, SessionOpened
+from session_tracer.record import SessionRecord
+from session_tracer.snapshot import LiveSession
+from tests.detectors.feeding import MS, SECOND, at, told
+
+OPENED, TAKEN = at(12, "get_db", "/srv/shop/db.py"), at(20)
+OTHER_OPENED, OTHER_TAKEN, WAITING = at(31, "report"), at(32, "report"), at(120, "upload")
+OF_SESSION: dict[str, Any] = {
+    "session_id": "9b21e0456789abcd",
+    "session_name": "orders-db",
+    "session_site": OPENED,
+}
+OPENING = SessionOpened(SECOND, OPENED)
+NESTED = ConnectionNested(
+    2 * SECOND, TAKEN, "4f1c9a0000000000", "reports", OTHER_OPENED, OTHER_TAKEN, 35 * MS
+)
+
+
+# Nested sessions.
+
+
+def test_a_session_takes_a_second_connection() -> None:
+    assert told(NestedSessions(), OPENING, NESTED) == [
+        Finding(
+            id="nested-sessions",
+            severity="warning",
+            message="a second connection was taken while session 4f1c9a (reports) "
+            "of the same thread held one, for 35 ms so far",
+            remedy="pass that session to this code: if every connection of the pool is held by "
+            "somebody who waits for a second one, none ever comes free",
+            site=TAKEN,
+            **OF_SESSION,
+            evidence={
+                "other_session": "4f1c9a0000000000",
+                "other_session_name": "reports",
+                "other_held_ms": 35.0,
+                "other_opened_at": str(OTHER_OPENED),
+                "other_acquired_at": str(OTHER_TAKEN),
+            },
+        )
+    ]
+
+
+def test_a_line_that_nests_sessions_is_named_once() -> None:
+    elsewhere = ConnectionNested(3, at(21), "4f1c9a0000000000", "reports", None, None, MS)
+    assert len(told(NestedSessions(), OPENING, NESTED, NESTED, NESTED)) == 1
+    assert len(told(NestedSessions(), OPENING, NESTED, elsewhere, NESTED, elsewhere)) == 2
+
+
+def test_under_asyncio_it_is_the_same_task() -> None:
+    record = SessionRecord("9b21e0456789abcd", "orders-db", is_async=True)
+    detector = NestedSessions()
+    [finding] = detector.judge(NESTED, record, detector.memory())
+    assert "of the same task held one" in finding.message
+
+
+def test_a_thousand_lines_are_not_all_named() -> None:
+    nested = [ConnectionNested(3, at(line), "4f1c9a", "", None, None, 0) for line in range(1_000)]
+    assert len(told(NestedSessions(), *nested)) == 100
+
+
+# An exhausted pool.
+
+
+def holder(id_: str, held: float, **more: Any) -> LiveSession:
+    return LiveSession(
+        id=id_,
+        name="orders-db",
+        age_seconds=held + 1,
+        opened_site=OTHER_OPENED,
+        owner='thread "export-3"',
+        holds_connection=True,
+        held_seconds=held,
+        **more,
+    )
+
+
+LONG_HOLDER = (
+    f"orders-db 4f1c9a opened {OTHER_OPENED}, holds a connection for 12.0 s, "
+    f'last statement {OTHER_TAKEN}, thread "export-3" now at {WAITING}'
+)
+SHORT_HOLDER = (
+    f'orders-db 0a1b2c opened {OTHER_OPENED}, holds a connection for 250 ms, thread "export-3"'
+)
+
+
+def test_a_pool_has_no_connection_left() -> None:
+    short = holder("0a1b2c0000000000", 0.25)
+    long = holder(
+        "4f1c9a0000000000", 12.0, last_statement_site=OTHER_TAKEN, owner_stack=(WAITING, OPENED)
+    )
+    timeout = CheckoutTimedOut(40 * SECOND, TAKEN, (short, long), 30 * SECOND)
+    assert told(PoolExhausted(), OPENING, timeout) == [
+        Finding(
+            id="pool-exhausted",
+            severity="error",
+            message="no connection came free in 30.0 s: 2 traced sessions hold one",
+            remedy=f"commit or close sooner, first of all session 4f1c9a opened at {OTHER_OPENED}: "
+            "it has held a connection for 12.0 s",
+            site=TAKEN,
+            **OF_SESSION,
+            count=2,
+            evidence={
+                "timeout_ms": 30_000.0,
+                "holders": [LONG_HOLDER, SHORT_HOLDER],
+            },
+        )
+    ]
+
+
+def exhausted(*holders: LiveSession, timeout: int = 0) -> Finding:
+    [finding] = told(PoolExhausted(), OPENING, CheckoutTimedOut(40, TAKEN, holders, timeout))
+    assert isinstance(finding, Finding)
+    return finding
+
+
+def test_one_session_may_hold_the_only_connection() -> None:
+    message = exhausted(holder("4f1c9a0000000000", 1)).message
+    assert message == "no connection came free: 1 traced session holds one"
+
+
+def test_nobody_who_is_traced_may_hold_one() -> None:
+    finding = exhausted(timeout=SECOND)
+    assert finding.message == "no connection came free in 1.0 s: no traced session holds one"
+    assert (finding.count, finding.evidence["holders"]) == (1, [])
+    assert finding.remedy == (
+        "look for connections that are not closed, and for sessions that are not traced; "
+        "else raise pool_size"
+    )
+
+
+def test_twenty_holders_are_named() -> None:
+    holders = [holder(f"{number:016x}", number) for number in range(1, 24)]
+    told_of = exhausted(*holders[:20]).evidence["holders"]
+    assert (len(told_of), told_of[-1]) == (
+        20,
+        f'orders-db 000000 opened {OTHER_OPENED}, holds a connection for 1.0 s, thread "export-3"',
+    )
+    finding = exhausted(*holders)
+    assert (len(finding.evidence["holders"]), finding.count) == (21, 23)
+    assert finding.evidence["holders"][-1] == "and 3 more"
+
+
+def test_each_timeout_is_said() -> None:
+    timeouts = [CheckoutTimedOut(40, TAKEN, (), 1)] * 3
+    assert len(told(PoolExhausted(), OPENING, *timeouts)) == 3

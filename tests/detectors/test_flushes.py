@@ -1,0 +1,380 @@
+"""Flushes that fail, that hold too much, and that nobody asked for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from session_tracer import Finding
+from session_tracer.detectors.flushes import (
+    AutoflushStorm,
+    FailedFlush,
+    LargeFlush,
+    PendingRollback,
+    UnchangedDirty,
+)
+from session_tracer.facts import (
+    FlushCompleted,
+    FlushFailed,
+    RollbackPending,
+    SessionOpened,
+    TransactionBegan,
+    TransactionEnded,
+)
+from tests.detectors.feeding import MS, at, told
+
+if TYPE_CHECKING:
+    from session_tracer.callsite import CallSite
+    from session_tracer.facts import Fact, Trigger
+    from session_tracer.findings import Retraction
+
+OPENED = at(12, "get_db", "/srv/shop/db.py")
+OPENING = SessionOpened(1, OPENED)
+OF_SESSION: dict[str, Any] = {
+    "session_id": "9b21e0456789abcd",
+    "session_name": "orders-db",
+    "session_site": OPENED,
+}
+COMMIT, USE, EXCEPT, LOOP = at(92, "place_order"), at(97), at(95), at(77, "reserve")
+INTEGRITY = "sqlalchemy.exc.IntegrityError"
+
+
+def messages(said: list[Finding | Retraction]) -> list[str]:
+    return [one.message for one in said]
+
+
+def remedies(said: list[Finding | Retraction]) -> list[str]:
+    return [one.remedy for one in said if isinstance(one, Finding)]
+
+
+def evidence(said: list[Finding | Retraction], key: str) -> list[Any]:
+    return [one.evidence.get(key) for one in said]
+
+
+# failed-flush
+
+
+def failed(site: CallSite | None = COMMIT, trigger: Trigger = "commit", when: int = 0) -> Fact:
+    return FlushFailed(
+        when,
+        site,
+        trigger,
+        4 * MS,
+        INTEGRITY,
+        {"Author": 2},
+        {"Book": 1},
+        constraint="authors_name_key",
+    )
+
+
+def test_a_flush_that_fails_tells_what_was_in_it() -> None:
+    assert told(FailedFlush(), OPENING, failed()) == [
+        Finding(
+            id="failed-flush",
+            severity="warning",
+            message="a commit's flush of 2 Author, 1 Book failed with IntegrityError",
+            remedy="catch IntegrityError here, and call session.rollback() in the except block",
+            site=COMMIT,
+            entity="Author",
+            evidence={
+                "error": INTEGRITY,
+                "constraint": "authors_name_key",
+                "trigger": "commit",
+                "new": {"Author": 2},
+                "dirty": {"Book": 1},
+                "duration_ms": 4.0,
+                "alternatives": ["with session.begin_nested(): around what may fail"],
+            },
+            **OF_SESSION,
+        )
+    ]
+
+
+def test_the_remedy_of_a_failed_flush_awaits_under_asyncio() -> None:
+    said = told(FailedFlush(), failed(), is_async=True)
+    assert remedies(said) == [
+        "catch IntegrityError here, and call await session.rollback() in the except block"
+    ]
+    assert evidence(said, "alternatives") == [
+        ["async with session.begin_nested(): around what may fail"]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("trigger", "message"),
+    [
+        ("explicit", "a flush of 2 Author, 1 Book failed with IntegrityError"),
+        ("autoflush", "an autoflush of 2 Author, 1 Book failed with IntegrityError"),
+        ("savepoint", "a savepoint's flush of 2 Author, 1 Book failed with IntegrityError"),
+    ],
+)
+def test_what_asked_for_the_flush_is_said(trigger: Trigger, message: str) -> None:
+    assert messages(told(FailedFlush(), failed(trigger=trigger))) == [message]
+
+
+def test_whoever_has_a_savepoint_is_not_told_to_use_one() -> None:
+    said = told(FailedFlush(), failed(trigger="savepoint"))
+    assert remedies(said) == [
+        "catch IntegrityError around the savepoint's block: no more than the savepoint is lost"
+    ]
+    assert evidence(said, "alternatives") == [None]
+
+
+def test_each_flush_that_fails_is_said() -> None:
+    assert len(told(FailedFlush(), failed(), failed())) == 2
+
+
+def test_a_flush_that_fails_with_nothing_known_of_it() -> None:
+    said = told(FailedFlush(), FlushFailed(1, None, "explicit", 0, ""))
+    assert messages(said) == ["a flush of no objects failed with an error"]
+    assert evidence(said, "constraint") == [None]
+
+
+# pending-rollback
+
+
+def test_a_session_used_after_a_failed_flush_names_both_lines() -> None:
+    pending = RollbackPending(35 * MS, USE, swallowed=EXCEPT)
+    assert told(PendingRollback(), OPENING, failed(), pending) == [
+        Finding(
+            id="pending-rollback",
+            severity="error",
+            message="the session was used again 35 ms after a flush failed with IntegrityError, "
+            "without a rollback()",
+            remedy=f"session.rollback() at {EXCEPT}",
+            site=USE,
+            evidence={
+                "error": INTEGRITY,
+                "failed_ms_ago": 35.0,
+                "failed_at": str(COMMIT),
+                "constraint": "authors_name_key",
+                "swallowed_at": str(EXCEPT),
+            },
+            **OF_SESSION,
+        )
+    ]
+
+
+def test_the_rollback_is_awaited_under_asyncio() -> None:
+    said = told(PendingRollback(), failed(), RollbackPending(1, USE), is_async=True)
+    assert remedies(said) == [
+        "await session.rollback() in the except block that caught the failure"
+    ]
+
+
+def test_the_first_failure_is_the_one_that_is_told() -> None:
+    first, second = failed(LOOP), failed(COMMIT, when=MS)
+    said = told(PendingRollback(), first, second, RollbackPending(2 * MS, USE))
+    assert evidence(said, "failed_at") == [str(LOOP)]
+
+
+def test_a_failure_nobody_saw_is_told_without_it() -> None:
+    said = told(PendingRollback(), RollbackPending(1, USE))
+    assert messages(said) == [
+        "the session was used again after its transaction had failed, without a rollback()"
+    ]
+    assert [one.evidence for one in said] == [{}]
+
+
+def test_a_failure_is_said_once_however_often_the_session_is_used_after_it() -> None:
+    uses = [RollbackPending(number, at(number)) for number in range(1, 11)]
+    (said,) = told(PendingRollback(), failed(), *uses)
+    assert isinstance(said, Finding)
+    assert said.site == at(1)
+
+
+def test_the_next_failure_is_said_again() -> None:
+    use, rollback = RollbackPending(1, USE), TransactionEnded(2, USE, "rolled_back", 1)
+    assert len(told(PendingRollback(), failed(), use, rollback, failed(), use)) == 2
+
+
+def test_a_failure_that_was_rolled_back_is_not_the_one_of_the_next() -> None:
+    rollback = TransactionEnded(2, USE, "rolled_back", 1, nested=True)
+    said = told(PendingRollback(), failed(), rollback, RollbackPending(3, USE))
+    assert evidence(said, "failed_at") == [None]
+
+
+def test_a_failed_flush_that_is_rolled_back_is_no_pending_rollback() -> None:
+    rollback = TransactionEnded(2, USE, "rolled_back", 1)
+    again = FlushCompleted(3, COMMIT, "commit", 1, {"Author": 1})
+    assert told(PendingRollback(), failed(), rollback, again) == []
+
+
+# autoflush-storm
+
+
+def autoflush(site: CallSite | None = LOOP, **contents: Any) -> Fact:
+    return FlushCompleted(1, site, "autoflush", MS, **(contents or {"new": {"Order": 1}}))
+
+
+def test_a_loop_that_reads_and_changes_in_turns_flushes_each_time() -> None:
+    flushes = [autoflush(new={"Order": 1}, dirty={"Stock": 2}) for _ in range(12)]
+    assert told(AutoflushStorm(), OPENING, TransactionBegan(1, COMMIT), *flushes) == [
+        Finding(
+            id="autoflush-storm",
+            severity="warning",
+            message="reading made 10 autoflushes in one transaction so far, "
+            "which wrote 20 Stock, 10 Order",
+            remedy="read what the loop needs before the loop",
+            site=LOOP,
+            entity="Stock",
+            count=10,
+            evidence={
+                "new": {"Order": 10},
+                "dirty": {"Stock": 20},
+                "began_at": str(COMMIT),
+                "alternatives": ["with session.no_autoflush:"],
+            },
+            **OF_SESSION,
+        )
+    ]
+
+
+def test_nine_autoflushes_are_no_storm() -> None:
+    assert told(AutoflushStorm(), *[autoflush() for _ in range(9)]) == []
+
+
+def test_two_lines_that_stay_below_are_no_storm() -> None:
+    both = [autoflush(site) for site in (LOOP, USE) for _ in range(9)]
+    assert told(AutoflushStorm(), *both) == []
+
+
+def test_a_loop_that_commits_in_between_is_no_storm() -> None:
+    ended = TransactionEnded(2, COMMIT, "committed", 1)
+    loop = [fact for _ in range(20) for fact in (*[autoflush()] * 9, ended)]
+    assert told(AutoflushStorm(), *loop) == []
+
+
+def test_a_savepoint_in_between_does_not_end_the_transaction() -> None:
+    released = TransactionEnded(2, COMMIT, "committed", 1, nested=True)
+    loop = [fact for _ in range(10) for fact in (autoflush(), released)]
+    assert len(told(AutoflushStorm(), *loop)) == 1
+
+
+def test_a_storm_is_not_said_of_each_transaction() -> None:
+    ended = TransactionEnded(2, COMMIT, "committed", 1)
+    loop = [fact for _ in range(3) for fact in (*[autoflush()] * 12, ended)]
+    assert len(told(AutoflushStorm(), *loop)) == 1
+
+
+def test_an_autoflush_with_nothing_to_flush_does_not_count() -> None:
+    assert told(AutoflushStorm(), *[autoflush(unchanged={"Order": 1})] * 20) == []
+
+
+def test_a_flush_that_was_asked_for_is_no_autoflush() -> None:
+    flush = FlushCompleted(1, LOOP, "explicit", MS, {"Order": 1})
+    assert told(AutoflushStorm(), *[flush] * 20) == []
+
+
+def test_how_many_autoflushes_are_a_storm_can_be_chosen() -> None:
+    assert len(told(AutoflushStorm(), autoflush(), autoflush(), autoflushes_from_one_site=2)) == 1
+
+
+# large-flush
+
+
+def test_a_flush_of_more_than_a_thousand_objects_is_large() -> None:
+    flush = FlushCompleted(1, COMMIT, "commit", 812 * MS, {"Line": 1000}, {"Order": 1})
+    assert told(LargeFlush(), OPENING, flush) == [
+        Finding(
+            id="large-flush",
+            severity="warning",
+            message="one flush held 1000 Line, 1 Order",
+            remedy="session.execute(insert(Line), [{...}, {...}, ...])",
+            site=COMMIT,
+            entity="Line",
+            count=1001,
+            evidence={
+                "trigger": "commit",
+                "new": {"Line": 1000},
+                "dirty": {"Order": 1},
+                "duration_ms": 812.0,
+                "alternatives": ["a flush for each batch of them"],
+            },
+            **OF_SESSION,
+        )
+    ]
+
+
+def test_a_flush_of_a_thousand_objects_is_not_large() -> None:
+    flush = FlushCompleted(1, COMMIT, "commit", MS, {"Line": 900}, {"Line": 50}, {"Line": 50})
+    assert told(LargeFlush(), flush) == []
+
+
+def test_objects_without_a_net_change_do_not_make_a_flush_large() -> None:
+    assert told(LargeFlush(), FlushCompleted(1, COMMIT, "commit", MS, unchanged={"A": 2000})) == []
+
+
+def test_flushes_are_not_added_up() -> None:
+    flush = FlushCompleted(1, COMMIT, "commit", MS, {"Line": 600})
+    assert told(LargeFlush(), flush, flush) == []
+
+
+@pytest.mark.parametrize(
+    ("contents", "remedy"),
+    [
+        ({"new": {"Line": 2}}, "session.execute(insert(Line), [{...}, {...}, ...])"),
+        ({"dirty": {"Line": 2}}, "session.execute(update(Line), [{...}, {...}, ...])"),
+        ({"deleted": {"Line": 2}}, "session.execute(delete(Line).where(...))"),
+    ],
+)
+def test_the_remedy_of_a_large_flush_is_for_most_of_it(contents: Any, remedy: str) -> None:
+    flush = FlushCompleted(1, COMMIT, "commit", MS, **contents)
+    assert remedies(told(LargeFlush(), flush, large_flush_objects=1)) == [remedy]
+    assert remedies(told(LargeFlush(), flush, large_flush_objects=1, is_async=True)) == [
+        f"await {remedy}"
+    ]
+
+
+# unchanged-dirty
+
+
+def unchanged(**objects: int) -> Fact:
+    return FlushCompleted(
+        1,
+        COMMIT,
+        "commit",
+        MS,
+        dirty={"Author": 3},
+        unchanged=objects,
+        unchanged_attributes=("Author.name",),
+    )
+
+
+def test_ten_objects_without_a_net_change() -> None:
+    assert told(UnchangedDirty(), OPENING, unchanged(Author=10)) == [
+        Finding(
+            id="unchanged-dirty",
+            severity="info",
+            message="10 Author objects in session.dirty had no net change: "
+            "Author.name set to what it was",
+            remedy="assign only what differs: the flush compares each such object, "
+            "and writes nothing",
+            site=COMMIT,
+            entity="Author",
+            attribute="name",
+            count=10,
+            evidence={
+                "unchanged": {"Author": 10},
+                "unchanged_attributes": ["Author.name"],
+                "trigger": "commit",
+            },
+            **OF_SESSION,
+        )
+    ]
+
+
+def test_nine_objects_without_a_net_change_are_few() -> None:
+    assert told(UnchangedDirty(), unchanged(Author=5, Book=4)) == []
+
+
+def test_objects_of_several_classes_are_counted_together() -> None:
+    flush = FlushCompleted(1, COMMIT, "commit", MS, unchanged={"Author": 4, "Book": 6})
+    (said,) = told(UnchangedDirty(), flush)
+    assert isinstance(said, Finding)
+    assert (said.message, said.entity, said.attribute) == (
+        "6 Book, 4 Author in session.dirty had no net change",
+        "Book",
+        None,
+    )

@@ -1,0 +1,286 @@
+"""What is loaded one by one, or again and again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from session_tracer import Finding
+from session_tracer.detectors.loading import GetInLoop, NPlusOne, RepeatedSelect
+from tests.detectors.feeding import at, told
+from tests.detectors.reading import (
+    COMMIT,
+    COMMITTED,
+    EXPIRED,
+    LOOP,
+    OF_SESSION,
+    OPENING,
+    OTHER,
+    SELECTED,
+    deferred,
+    get,
+    lazy,
+    one,
+    reload_,
+    select,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from session_tracer.facts import Fact
+
+# n-plus-one
+
+
+def test_a_relationship_loaded_for_each_of_many_objects() -> None:
+    assert told(NPlusOne(), OPENING, *map(lazy, range(12))) == [
+        Finding(
+            id="n-plus-one",
+            severity="warning",
+            message="Author.books was lazily loaded for 5 Author objects so far, one SELECT each",
+            remedy=f"select(Author).options(selectinload(Author.books)) at {SELECTED}",
+            site=LOOP,
+            entity="Author",
+            attribute="books",
+            count=5,
+            evidence={"loaded_at": str(SELECTED)},
+            **OF_SESSION,
+        )
+    ]
+
+
+def test_a_deferred_column_loaded_for_each_of_many_objects() -> None:
+    said = one(told(NPlusOne(), *map(deferred, range(5))))
+    assert (said.message, said.remedy) == (
+        "Author.biography is deferred, and was loaded for 5 Author objects so far, one SELECT each",
+        f"select(Author).options(undefer(Author.biography)) at {SELECTED}",
+    )
+
+
+def test_deferred_columns_that_are_loaded_together() -> None:
+    loads = [deferred(parent, attribute="biography, motto", options="") for parent in range(5)]
+    said = one(told(NPlusOne(), *loads))
+    assert said.message == (
+        "Author.biography and Author.motto are deferred, and were loaded for 5 Author objects "
+        "so far, one SELECT each"
+    )
+    assert said.remedy == (
+        f"select(Author).options(undefer(Author.biography), undefer(Author.motto)) at {SELECTED}"
+    )
+
+
+def test_what_was_itself_lazily_loaded_is_selected_with_its_root() -> None:
+    options = "selectinload(Author.books).selectinload(Book.reviews)"
+    nested: dict[str, Any] = {
+        "entity": "Book",
+        "attribute": "reviews",
+        "root": "Author",
+        "options": options,
+    }
+    said = one(told(NPlusOne(), *[lazy(parent, **nested) for parent in range(5)]))
+    assert said.remedy == f"select(Author).options({options}) at {SELECTED}"
+
+
+def test_where_the_line_that_selected_is_unknown_the_remedy_names_none() -> None:
+    said = one(told(NPlusOne(), *[lazy(parent, loaded_site=None) for parent in range(5)]))
+    assert said.remedy == "select(Author).options(selectinload(Author.books))"
+    assert said.evidence == {}
+
+
+def test_where_no_loader_option_fits_the_remedy_is_said_in_words() -> None:
+    said = one(told(NPlusOne(), *[lazy(parent, options="") for parent in range(5)]))
+    assert said.remedy == "one SELECT of Author.books for all of them, before the loop"
+
+
+def test_what_a_rollback_expired_has_to_be_selected_after_it() -> None:
+    expired: dict[str, Any] = {"expired_by": "rollback", "expired_site": COMMIT}
+    said = one(told(NPlusOne(), *[lazy(parent, **expired) for parent in range(5)]))
+    assert said.remedy == (
+        f"select(Author).options(selectinload(Author.books)) after the rollback at {COMMIT}"
+    )
+    assert said.evidence == {
+        "loaded_at": str(SELECTED),
+        "expired_at": str(COMMIT),
+        "why": "the rollback expired whatever had been loaded before",
+    }
+
+
+def test_four_lazy_loads_are_nothing() -> None:
+    assert told(NPlusOne(), *map(lazy, range(4))) == []
+
+
+def test_the_same_object_loaded_again_is_not_another_one() -> None:
+    assert told(NPlusOne(), *map(lazy, [1, 2, 3, 4] * 5)) == []
+
+
+def test_two_lines_that_stay_below_are_nothing() -> None:
+    assert told(NPlusOne(), *[lazy(n, site) for site in (LOOP, OTHER) for n in range(4)]) == []
+
+
+def test_two_attributes_that_stay_below_are_nothing() -> None:
+    both = [lazy(n, attribute=name) for name in ("books", "letters") for n in range(4)]
+    assert told(NPlusOne(), *both) == []
+
+
+def test_two_scopes_that_stay_below_are_nothing() -> None:
+    detector = NPlusOne()
+    assert told(detector, *map(lazy, range(4))) == []
+    assert told(detector, *map(lazy, range(4, 8))) == []
+
+
+def test_what_a_commit_expired_is_another_finding() -> None:
+    assert told(NPlusOne(), *[lazy(parent, **EXPIRED) for parent in range(9)]) == []
+
+
+def test_reloads_and_refreshes_are_no_lazy_loads() -> None:
+    loads = [lazy(parent, kind=kind) for kind in ("expired", "refresh") for parent in range(9)]
+    assert told(NPlusOne(), *loads) == []
+
+
+def test_a_finding_is_drawn_for_each_line_and_attribute() -> None:
+    loads = [
+        *map(lazy, range(6)),
+        *[lazy(n, OTHER) for n in range(6)],
+        *[lazy(n, attribute="letters") for n in range(6)],
+    ]
+    said = told(NPlusOne(), *loads)
+    assert [(f.site, f.attribute) for f in said if isinstance(f, Finding)] == [
+        (LOOP, "books"),
+        (OTHER, "books"),
+        (LOOP, "letters"),
+    ]
+
+
+def test_how_many_lazy_loads_are_too_many_can_be_chosen() -> None:
+    assert one(told(NPlusOne(), lazy(1), lazy(2), lazy_loads_from_one_site=2)).count == 2
+
+
+# get-in-loop
+
+
+def test_objects_that_are_looked_up_one_by_one() -> None:
+    assert told(GetInLoop(), OPENING, *map(get, range(1, 30))) == [
+        Finding(
+            id="get-in-loop",
+            severity="warning",
+            message="Author was looked up by 10 different primary keys so far, one SELECT each",
+            remedy="select(Author).where(Author.id.in_(keys))",
+            site=LOOP,
+            entity="Author",
+            count=10,
+            **OF_SESSION,
+        )
+    ]
+
+
+def test_where_the_primary_key_is_several_attributes_the_remedy_is_said_in_words() -> None:
+    said = one(told(GetInLoop(), *[get(number, key="") for number in range(1, 11)]))
+    assert said.remedy == "one select(Author) for all keys, before the loop"
+
+
+def get_of_a_loaded(key: int) -> Iterable[Fact]:
+    return (lazy(key), get(key))
+
+
+NO_LOOKUPS: dict[str, Callable[[int], Iterable[Fact]]] = {
+    "the same key each time": lambda key: [get(7)],
+    "keys that cannot be compared": lambda key: [get(0)],
+    "a SELECT that is not by key": lambda key: [get(key, by_key=False)],
+    "a lookup that fails": lambda key: [get(key, error="sqlalchemy.exc.OperationalError")],
+    "a lazy load of a many-to-one": get_of_a_loaded,
+    "each from a line of its own": lambda key: [get(key, at(key))],
+    "each of another class": lambda key: [get(key, entity=f"Entity{key}")],
+}
+
+
+@pytest.mark.parametrize("what", NO_LOOKUPS)
+def test_what_is_no_lookup_in_a_loop(what: str) -> None:
+    facts = [fact for key in range(1, 30) for fact in NO_LOOKUPS[what](key)]
+    assert told(GetInLoop(), *facts) == []
+
+
+def test_nine_lookups_are_nothing() -> None:
+    assert told(GetInLoop(), *map(get, range(1, 10))) == []
+
+
+def test_two_lines_that_look_up_nine_are_nothing() -> None:
+    both = [get(key, site) for site in (LOOP, OTHER) for key in range(1, 10)]
+    assert told(GetInLoop(), *both) == []
+
+
+# repeated-select
+
+
+def test_the_same_select_again_and_again() -> None:
+    assert told(RepeatedSelect(), OPENING, *[select() for _ in range(9)]) == [
+        Finding(
+            id="repeated-select",
+            severity="warning",
+            message="the same SELECT of Author, with the same parameters, ran 5 times so far, "
+            "all from one line",
+            remedy="run it once, and keep what it returned",
+            site=LOOP,
+            entity="Author",
+            count=5,
+            evidence={
+                "why": "the identity map is no query cache: only get() can spare a SELECT",
+            },
+            **OF_SESSION,
+        )
+    ]
+
+
+def test_the_same_select_from_several_lines_is_said_at_the_last() -> None:
+    said = one(told(RepeatedSelect(), *[select(site=OTHER)] * 4, select()))
+    assert (said.site, said.evidence["first_at"]) == (LOOP, str(OTHER))
+    assert said.message.endswith("ran 5 times so far, from several lines")
+
+
+def test_a_row_that_is_looked_up_and_is_not_there() -> None:
+    said = one(told(RepeatedSelect(), *[get(7)] * 5))
+    assert said.message == (
+        "Author was looked up by the same primary key 5 times so far, all from one line"
+    )
+    assert said.evidence["why"].startswith("there is no such row, or nothing kept the object")
+
+
+def test_four_times_is_nothing() -> None:
+    assert told(RepeatedSelect(), *[select()] * 4) == []
+
+
+def test_a_select_that_was_repeated_stays_in_mind_across_commits() -> None:
+    assert len(told(RepeatedSelect(), *[select(), COMMITTED] * 5)) == 1
+
+
+REPEATS: dict[str, list[Fact]] = {
+    "other parameters": [select(fingerprint) for fingerprint in range(1, 100)],
+    "parameters that cannot be compared": [select(0)] * 9,
+    "a lazy load": [lazy(1), select()] * 9,
+    "a reload": [reload_(1), select()] * 9,
+    "an eager loader's": [select(eager="Author.books")] * 9,
+    "a SELECT that fails": [select(error="sqlalchemy.exc.OperationalError")] * 9,
+    "the next value of a sequence": [select(entity="", in_flush=True)] * 9,
+    "what writes": [select(operation="UPDATE")] * 9,
+}
+
+
+@pytest.mark.parametrize("what", REPEATS)
+def test_what_is_no_repeated_select(what: str) -> None:
+    assert told(RepeatedSelect(), *REPEATS[what]) == []
+
+
+def test_a_select_after_a_lazy_load_counts() -> None:
+    assert len(told(RepeatedSelect(), *[lazy(1), select(8), select(9)] * 5)) == 1
+
+
+def test_a_select_that_is_run_in_a_flush_by_the_application_counts() -> None:
+    assert len(told(RepeatedSelect(), *[select(in_flush=True)] * 5)) == 1
+
+
+def test_what_was_forgotten_is_what_was_seen_least_recently() -> None:
+    kept = [fact for n in range(4) for fact in (select(1), *map(select, range(10, 900)))]
+    assert len(told(RepeatedSelect(), *kept, select(1), repeats_of_one_select=5)) == 1
+    lost = [fact for n in range(4) for fact in (select(1), *map(select, range(9, 1_100)))]
+    assert told(RepeatedSelect(), *lost, select(1), repeats_of_one_select=5) == []

@@ -1,0 +1,190 @@
+"""What is read back from the database after the session itself had it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from session_tracer import Finding
+from session_tracer.detectors.reloads import RefreshAfterWrite, ReloadAfterCommit
+from session_tracer.facts import FlushCompleted, TransactionEnded
+from tests.detectors.feeding import MS, told
+from tests.detectors.reading import (
+    COMMIT,
+    COMMITTED,
+    EXPIRED,
+    FLUSHED,
+    LOOP,
+    OF_SESSION,
+    OPENING,
+    OTHER,
+    lazy,
+    one,
+    refresh,
+    reload_,
+    select,
+)
+
+if TYPE_CHECKING:
+    from session_tracer.facts import Fact
+
+# reload-after-commit
+
+
+def test_objects_that_a_commit_expired_and_a_loop_reloads() -> None:
+    assert told(ReloadAfterCommit(), OPENING, COMMITTED, *map(reload_, range(9))) == [
+        Finding(
+            id="reload-after-commit",
+            severity="warning",
+            message="5 Author objects expired by a commit were reloaded so far, one SELECT each",
+            remedy="sessionmaker(expire_on_commit=False)",
+            site=LOOP,
+            entity="Author",
+            count=5,
+            evidence={
+                "committed_at": str(COMMIT),
+                "reloaded": {"Author": 5},
+                "alternatives": ["select them again after the commit, in one statement"],
+            },
+            **OF_SESSION,
+        )
+    ]
+
+
+def test_a_relationship_that_a_commit_expired_counts_as_a_reload() -> None:
+    said = one(told(ReloadAfterCommit(), *[lazy(parent, **EXPIRED) for parent in range(5)]))
+    assert (said.entity, said.attribute) == ("Author", "books")
+    assert said.evidence["attributes"] == ["Author.books"]
+
+
+def test_an_object_whose_columns_and_relationship_are_reloaded_counts_once() -> None:
+    both = [fact for n in range(4) for fact in (reload_(n), lazy(n, **EXPIRED))]
+    assert told(ReloadAfterCommit(), COMMITTED, *both) == []
+    said = one(told(ReloadAfterCommit(), COMMITTED, *both, reload_(4)))
+    assert (said.count, said.evidence["reloaded"]) == (5, {"Author": 5})
+
+
+def test_objects_of_several_classes_are_reloaded() -> None:
+    books = [reload_(10 + n, entity="Book") for n in range(2)]
+    said = one(told(ReloadAfterCommit(), COMMITTED, *map(reload_, range(3)), *books))
+    assert said.message == (
+        "3 Author, 2 Book expired by a commit were reloaded so far, one SELECT each"
+    )
+    assert (said.entity, said.attribute) == ("Author", None)
+
+
+def test_the_remedy_names_the_maker_of_async_sessions() -> None:
+    said = one(told(ReloadAfterCommit(), *map(reload_, range(5)), is_async=True))
+    assert said.remedy == "async_sessionmaker(expire_on_commit=False)"
+
+
+def test_four_objects_reloaded_are_nothing() -> None:
+    assert told(ReloadAfterCommit(), COMMITTED, *map(reload_, range(4))) == []
+
+
+def test_each_commit_begins_anew() -> None:
+    loop = [fact for _ in range(10) for fact in (COMMITTED, *map(reload_, range(4)))]
+    assert told(ReloadAfterCommit(), *loop) == []
+
+
+def test_a_savepoint_and_a_rollback_do_not_begin_anew() -> None:
+    released = TransactionEnded(1, COMMIT, "committed", MS, nested=True)
+    rolled_back = TransactionEnded(1, COMMIT, "rolled_back", MS)
+    between = [
+        reload_(1),
+        released,
+        reload_(2),
+        rolled_back,
+        *map(reload_, range(3, 6)),
+    ]
+    assert len(told(ReloadAfterCommit(), COMMITTED, *between)) == 1
+
+
+def test_a_loop_that_commits_and_reloads_is_one_finding() -> None:
+    loop = [fact for _ in range(10) for fact in (COMMITTED, *map(reload_, range(8)))]
+    assert len(told(ReloadAfterCommit(), *loop)) == 1
+
+
+def test_another_line_that_reloads_is_another_finding() -> None:
+    others = [reload_(parent, OTHER) for parent in range(5)]
+    loop = [COMMITTED, *map(reload_, range(5)), COMMITTED, *others]
+    assert [f.site for f in told(ReloadAfterCommit(), *loop) if isinstance(f, Finding)] == [
+        LOOP,
+        OTHER,
+    ]
+
+
+@pytest.mark.parametrize("by", ["rollback", "expire", "expire_all", ""])
+def test_what_was_expired_by_anything_else_is_no_reload_after_a_commit(by: str) -> None:
+    loads = [reload_(parent, expired_by=by) for parent in range(9)]
+    assert told(ReloadAfterCommit(), COMMITTED, *loads) == []
+
+
+def test_a_refresh_is_no_reload() -> None:
+    loads = [reload_(parent, kind="refresh") for parent in range(9)]
+    assert told(ReloadAfterCommit(), COMMITTED, *loads) == []
+
+
+# refresh-after-write
+
+
+def test_objects_refreshed_directly_after_the_commit_that_wrote_them() -> None:
+    loop = [fact for _ in range(9) for fact in (FLUSHED, COMMITTED, *refresh())]
+    assert told(RefreshAfterWrite(), OPENING, *loop) == [
+        Finding(
+            id="refresh-after-write",
+            severity="info",
+            message="Author was refreshed directly after a commit 5 times so far, one SELECT each",
+            remedy="leave refresh() out, and use sessionmaker(expire_on_commit=False)",
+            site=LOOP,
+            entity="Author",
+            count=5,
+            evidence={
+                "committed_at": str(COMMIT),
+                "why": "an INSERT reads back what it generates, where the database has RETURNING",
+                "alternatives": [
+                    '__mapper_args__ = {"eager_defaults": True}  # for what an UPDATE generates'
+                ],
+            },
+            **OF_SESSION,
+        )
+    ]
+
+
+def test_objects_refreshed_directly_after_the_flush_that_wrote_them() -> None:
+    said = one(told(RefreshAfterWrite(), *[FLUSHED, *refresh()] * 5))
+    assert (said.message, said.remedy, said.evidence["flushed_at"]) == (
+        "Author was refreshed directly after a flush 5 times so far, one SELECT each",
+        "leave refresh() out",
+        str(COMMIT),
+    )
+
+
+def test_several_objects_refreshed_after_one_commit() -> None:
+    assert len(told(RefreshAfterWrite(), COMMITTED, *refresh() * 5)) == 1
+
+
+def test_the_statements_of_the_flush_itself_come_before_it_is_over() -> None:
+    written = [FLUSHED, select(operation="RELEASE"), select(in_flush=True)]
+    assert len(told(RefreshAfterWrite(), *[*written, *refresh()] * 5)) == 1
+
+
+REFRESHES: dict[str, list[Fact]] = {
+    "four times": [FLUSHED, *refresh()] * 4,
+    "four times from each of two lines": [
+        fact for site in (LOOP, OTHER) for _ in range(4) for fact in (FLUSHED, *refresh(site))
+    ],
+    "with nothing written": refresh() * 9,
+    "after a flush of nothing": [FlushCompleted(1, COMMIT, "explicit", MS), *refresh()] * 9,
+    "after a rollback": [FLUSHED, TransactionEnded(1, COMMIT, "rolled_back", 1), *refresh()] * 9,
+    "with another SELECT in between": [FLUSHED, select(), *refresh()] * 9,
+    "with a lazy load in between": [FLUSHED, lazy(1), select(), *refresh()] * 9,
+    "for a relationship": [FLUSHED, *refresh(), select(eager="Author.books")] * 9,
+    "not at all": [FLUSHED, lazy(1), select()] * 9,
+}
+
+
+@pytest.mark.parametrize("when", REFRESHES)
+def test_what_is_no_refresh_after_a_write(when: str) -> None:
+    assert told(RefreshAfterWrite(), *REFRESHES[when]) == []

@@ -1,0 +1,364 @@
+"""What belongs to one session or one task and is used by several."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from session_tracer import CallSite, Finding
+from session_tracer.detectors.sharing import (
+    ConcurrentUse,
+    CrossedSessions,
+    ForeignLoop,
+    SharedSession,
+)
+from session_tracer.facts import (
+    EventLoopChanged,
+    ObjectCrossed,
+    ObjectMerged,
+    SessionOpened,
+    SessionUsedConcurrently,
+    TransactionBegan,
+)
+from session_tracer.owner import Owner
+from session_tracer.record import SessionRecord
+from tests.detectors.feeding import at, told
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+OPENED = at(12, "get_db", "/srv/shop/db.py")
+FIRST, SECOND = at(41, "index"), at(52, "update")
+OPENING = SessionOpened(1, OPENED)
+OF_SESSION: dict[str, Any] = {
+    "session_id": "9b21e0456789abcd",
+    "session_name": "orders-db",
+    "session_site": OPENED,
+}
+
+
+async def _work() -> None:
+    """What a task runs that does nothing."""
+
+
+class People:
+    """Threads and tasks, kept alive while owners refer to them."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._kept: list[object] = []
+
+    def thread(self, name: str) -> Owner:
+        thread = threading.Thread(name=name)
+        self._kept.append(thread)
+        return Owner(thread, None, None, None)
+
+    def task(self, name: str) -> Owner:
+        task = self._loop.create_task(_work(), name=name)
+        self._kept.append(task)
+        return Owner(threading.current_thread(), task, self._loop, None)
+
+    def close(self) -> None:
+        for one in self._kept:
+            if isinstance(one, asyncio.Task):
+                self._loop.run_until_complete(one)
+        self._loop.close()
+
+
+@pytest.fixture
+def people() -> Iterator[People]:
+    people = People()
+    yield people
+    people.close()
+
+
+# Crossed sessions.
+
+
+def crossed(**changes: Any) -> ObjectCrossed:
+    """An author of session 7f3a2b, given to this one."""
+    values: dict[str, Any] = {
+        "at": 2,
+        "site": FIRST,
+        "entity": "Author",
+        "other": "7f3a2b4567890abc",
+        "other_name": "stock-db",
+        "other_opened_site": at(30, "audit"),
+        "loaded_site": at(33, "audit"),
+        **changes,
+    }
+    return ObjectCrossed(**values)
+
+
+def test_an_object_of_another_session() -> None:
+    assert told(CrossedSessions(), OPENING, crossed()) == [
+        Finding(
+            id="crossed-sessions",
+            severity="error",
+            message="Author object still belongs to session 7f3a2b (stock-db); this one refused it",
+            remedy="author = session.merge(author)",
+            site=FIRST,
+            entity="Author",
+            evidence={
+                "other_session": "7f3a2b4567890abc",
+                "other_session_name": "stock-db",
+                "other_opened_at": str(at(30, "audit")),
+                "loaded_at": str(at(33, "audit")),
+                "alternatives": [
+                    "give this code the session that holds it, instead of one of its own"
+                ],
+            },
+            **OF_SESSION,
+        )
+    ]
+
+
+def test_an_object_of_a_session_that_nobody_traces() -> None:
+    (finding,) = told(
+        CrossedSessions(),
+        crossed(other="", other_name="", other_opened_site=None, loaded_site=None),
+    )
+    assert isinstance(finding, Finding)
+    assert finding.message == (
+        "Author object still belongs to another session; this one refused it"
+    )
+    assert list(finding.evidence) == ["alternatives"]
+
+
+def test_a_merge_is_awaited_where_the_session_is() -> None:
+    detector = CrossedSessions()
+    record = SessionRecord("9b21e0456789abcd", "orders-db", is_async=True)
+    (finding,) = detector.judge(crossed(entity="OrderLine"), record, detector.memory())
+    assert finding.remedy == "order_line = await session.merge(order_line)"
+
+
+def test_a_loop_over_objects_of_another_session_is_told_once_for_a_class_and_a_line() -> None:
+    facts = [*[crossed()] * 20, crossed(entity="Book"), crossed(site=SECOND)]
+    assert len(told(CrossedSessions(), *facts)) == 3
+
+
+def test_what_is_merged_crosses_nothing() -> None:
+    assert told(CrossedSessions(), OPENING, ObjectMerged(2, FIRST, "Author")) == []
+
+
+# Concurrent use.
+
+
+def met(owner: Owner, other: Owner, **changes: Any) -> SessionUsedConcurrently:
+    values: dict[str, Any] = {"at": 2, "site": SECOND, "other_site": FIRST, **changes}
+    return SessionUsedConcurrently(owner=owner, other_owner=other, **values)
+
+
+def test_two_tasks_within_one_session(people: People) -> None:
+    first, second = people.task("Task-6"), people.task("Task-7")
+    assert told(ConcurrentUse(), OPENING, met(second, first)) == [
+        Finding(
+            id="concurrent-use",
+            severity="error",
+            message='task "Task-7" used this session while task "Task-6" was inside an '
+            "operation of it",
+            remedy="with SessionLocal() as session:  # one for each task",
+            site=SECOND,
+            evidence={
+                "used_by": 'task "Task-7"',
+                "in_use_by": 'task "Task-6"',
+                "in_use_at": str(FIRST),
+            },
+            **OF_SESSION,
+        )
+    ]
+
+
+def test_two_threads_within_one_session(people: People) -> None:
+    first, second = people.thread("worker-1"), people.thread("worker-2")
+    (finding,) = told(ConcurrentUse(), OPENING, met(second, first, other_site=None))
+    assert isinstance(finding, Finding)
+    assert finding.message.startswith('thread "worker-2" used this session while thread "worker-1"')
+    assert finding.remedy == "with SessionLocal() as session:  # one for each thread"
+    assert "in_use_at" not in finding.evidence
+
+
+def test_tasks_of_an_asyncsession_get_a_block_that_is_awaited(people: People) -> None:
+    detector = ConcurrentUse()
+    record = SessionRecord("9b21e0456789abcd", "orders-db", is_async=True)
+    fact = met(people.task("a"), people.task("b"))
+    (finding,) = detector.judge(fact, record, detector.memory())
+    assert finding.remedy == "async with SessionLocal() as session:  # one for each task"
+
+
+def test_each_pair_of_lines_is_told_once_whoever_comes_first(people: People) -> None:
+    owners = [people.thread(f"worker-{number}") for number in range(3)]
+    first, second, third = owners
+    assert len(
+        told(
+            ConcurrentUse(),
+            met(second, first),
+            met(third, first),
+            met(first, second, site=FIRST, other_site=SECOND),
+            met(second, first),
+        )
+    ) == 1  # fmt: skip
+    elsewhere = met(second, first, site=at(99))
+    assert len(told(ConcurrentUse(), met(second, first), elsewhere, elsewhere)) == 2
+    itself = met(second, first, other_site=SECOND)
+    assert len(told(ConcurrentUse(), met(second, first), itself, itself)) == 2
+
+
+def test_hand_over_is_no_concurrent_use(people: People) -> None:
+    began = [TransactionBegan(n, FIRST, owner=people.thread(f"worker-{n}")) for n in range(9)]
+    assert told(ConcurrentUse(), OPENING, *began) == []
+
+
+# Foreign loop.
+
+
+def moved(**changes: Any) -> EventLoopChanged:
+    values: dict[str, Any] = {
+        "at": 2, "site": SECOND, "thread": "loop-2", "other_thread": "loop-1",
+        "other_site": FIRST, **changes,
+    }  # fmt: skip
+    return EventLoopChanged(**values)
+
+
+def test_the_loop_of_another_thread() -> None:
+    assert told(ForeignLoop(), OPENING, moved()) == [
+        Finding(
+            id="foreign-loop",
+            severity="error",
+            message='this session was used on the event loop of thread "loop-2", '
+            'but it began on that of thread "loop-1"',
+            remedy="with SessionLocal() as session:  # one for each event loop",
+            site=SECOND,
+            evidence={
+                "loop_thread": "loop-2",
+                "first_loop_thread": "loop-1",
+                "first_used_at": str(FIRST),
+                "alternatives": [
+                    "create_async_engine(url, poolclass=NullPool), if several loops use the engine"
+                ],
+            },
+            **OF_SESSION,
+        )
+    ]
+
+
+def test_a_second_loop_of_the_same_thread() -> None:
+    (finding,) = told(ForeignLoop(), moved(thread="MainThread", other_thread="MainThread"))
+    assert isinstance(finding, Finding)
+    assert finding.message == (
+        "this session was used on an event loop other than the one it began on"
+    )
+
+
+def test_another_loop_is_told_once_for_a_scope() -> None:
+    assert len(told(ForeignLoop(), moved(), moved(site=FIRST), moved(thread="loop-3"))) == 1
+
+
+def test_one_loop_is_none_too_many(people: People) -> None:
+    task = people.task("Task-1")
+    began = [TransactionBegan(n, FIRST, owner=task, root=task) for n in range(9)]
+    assert told(ForeignLoop(), OPENING, *began) == []
+
+
+# Shared session.
+
+
+def began(site: CallSite | None = FIRST, **changes: Any) -> TransactionBegan:
+    return TransactionBegan(2, site, **changes)
+
+
+def test_a_session_of_three_traces(people: People) -> None:
+    thread = people.thread("worker-1")
+    facts = [began(at(line), owner=thread, root=thread, trace=line) for line in (1, 2, 3)]
+    assert told(SharedSession(), OPENING, *facts) == [
+        Finding(
+            id="shared-session",
+            severity="warning",
+            message="this session began transactions in 3 different traces",
+            remedy="with SessionLocal() as session:  # one for each request",
+            site=OPENED,
+            count=3,
+            evidence={"owners": ['thread "worker-1"'], "began_at": str(at(3))},
+            **OF_SESSION,
+        )
+    ]
+
+
+def test_a_session_of_three_unrelated_tasks(people: People) -> None:
+    roots = [people.task(f"request-{number}") for number in range(3)]
+    inner = people.task("inner")
+    facts = [began(None, owner=inner, root=root) for root in roots]
+    assert told(SharedSession(), OPENING, *facts) == [
+        Finding(
+            id="shared-session",
+            severity="warning",
+            message="this session began transactions in 3 unrelated tasks",
+            remedy="with SessionLocal() as session:  # one for each task",
+            site=OPENED,
+            count=3,
+            evidence={
+                "owners": ['task "request-0"', 'task "request-1"', 'task "request-2"'],
+            },
+            **OF_SESSION,
+        )
+    ]
+
+
+def test_below_the_threshold_of_each_kind_it_is_silent(people: People) -> None:
+    roots = [people.task(f"request-{number}") for number in range(2)]
+    facts = [
+        began(owner=roots[n % 2], root=roots[n % 2], trace=trace)
+        for n, trace in enumerate((1, 2, 1, 2, 0, 0))
+    ]
+    assert told(SharedSession(), OPENING, *facts) == []
+
+
+def test_the_threshold_is_a_setting() -> None:
+    facts = [began(trace=trace) for trace in (1, 2, 3, 4)]
+    assert len(told(SharedSession(), *facts[:3], traces_per_session=4)) == 0
+    (finding,) = told(SharedSession(), *facts, traces_per_session=4)
+    assert isinstance(finding, Finding)
+    assert finding.message == "this session began transactions in 4 different traces"
+
+
+def test_it_is_told_once_for_a_scope_though_both_kinds_are_reached(people: People) -> None:
+    roots = [people.task(f"request-{number}") for number in range(9)]
+    facts = [began(owner=root, root=root, trace=n + 1) for n, root in enumerate(roots)]
+    assert len(told(SharedSession(), *facts)) == 1
+    later = [began(trace=7), began(trace=8), *[began(owner=r, root=r) for r in roots]]
+    assert len(told(SharedSession(), *later, began(trace=9))) == 1
+
+
+def test_where_no_span_is_there_is_no_trace() -> None:
+    assert told(SharedSession(), OPENING, *[began(trace=0) for _ in range(9)]) == []
+
+
+def test_threads_alone_are_no_misuse(people: People) -> None:
+    threads = [people.thread(f"worker-{number}") for number in range(9)]
+    assert told(SharedSession(), *[began(owner=one, root=one) for one in threads]) == []
+
+
+def test_tasks_that_one_task_awaits_are_related(people: People) -> None:
+    root = people.task("request")
+    tasks = [people.task(f"part-{number}") for number in range(9)]
+    assert told(SharedSession(), *[began(owner=task, root=root) for task in tasks]) == []
+
+
+def test_savepoints_begin_nothing_of_their_own() -> None:
+    facts = [began(trace=trace, nested=True) for trace in range(1, 9)]
+    assert told(SharedSession(), OPENING, *facts) == []
+
+
+def test_what_is_remembered_of_a_shared_session_is_bounded(people: People) -> None:
+    detector = SharedSession()
+    memory = detector.memory()
+    record = SessionRecord("9b21e0456789abcd", "orders-db")
+    threads = [people.thread(f"worker-{number}") for number in range(50)]
+    for thread in threads:
+        list(detector.judge(began(owner=thread, root=thread), record, memory))
+    for trace in range(1, 50):
+        list(detector.judge(began(trace=trace), record, memory))
+    assert (len(memory.traces), len(memory.tasks), len(memory.names)) == (3, 0, 3)

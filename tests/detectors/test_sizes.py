@@ -1,0 +1,184 @@
+"""Sessions that hold, and statements that load, very many objects."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from session_tracer import Finding, Settings
+from session_tracer.detectors.sizes import LargeIdentityMap, LargeResult
+from session_tracer.facts import (
+    AttributeLoaded,
+    FlushCompleted,
+    ObjectsLoaded,
+    SessionOpened,
+    StatementExecuted,
+    TransactionEnded,
+)
+from session_tracer.record import SessionRecord
+from tests.detectors.feeding import MS, SECOND, at, told
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from session_tracer.facts import Fact
+    from session_tracer.findings import Retraction
+
+OPENED = at(12, "get_db", "/srv/shop/db.py")
+OPENING = SessionOpened(0, OPENED)
+OF_SESSION: dict[str, Any] = {
+    "session_id": "9b21e0456789abcd",
+    "session_name": "orders-db",
+    "session_site": OPENED,
+}
+SELECTED, COMMIT = at(18, "authors", "/srv/shop/repo.py"), at(92, "place_order")
+
+
+def loaded(number: int, when: int = 2 * SECOND, at_once: int = 0) -> ObjectsLoaded:
+    return ObjectsLoaded(when, SELECTED, {"Author": number, "Book": 1}, at_once)
+
+
+# large-identity-map
+
+
+def grown(*steps: tuple[Fact, int], **settings: Any) -> list[Finding | Retraction]:
+    """What is said of a scope after each of whose facts the identity map was so large."""
+    detector = LargeIdentityMap()
+    record = SessionRecord("9b21e0456789abcd", "orders-db", settings=Settings(**settings))
+    memory = detector.memory()
+    said: list[Finding | Retraction] = []
+    for fact, size in steps:
+        record.add(fact)
+        record.identity_map_peak = max(record.identity_map_peak, size)
+        if isinstance(fact, detector.facts):
+            said += detector.judge(fact, record, memory)
+    return said
+
+
+def committed(size: int, when: int = 2 * SECOND) -> tuple[Fact, int]:
+    return TransactionEnded(when, COMMIT, "committed", MS, size=size), size
+
+
+def test_an_identity_map_that_one_load_makes_large() -> None:
+    assert grown((OPENING, 0), (loaded(10_000), 10_001), (loaded(1), 10_002)) == [
+        Finding(
+            id="large-identity-map",
+            severity="warning",
+            message="the identity map has grown to 10001 objects",
+            remedy="select(Author).execution_options(yield_per=1000)",
+            site=SELECTED,
+            entity="Author",
+            count=10_001,
+            evidence={
+                "age_ms": 2000.0,
+                "came": {"Author": 10_000, "Book": 1},
+                "commits": 0,
+                "alternatives": [
+                    "a session for each batch of objects",
+                    "session.expunge_all() after each batch",
+                ],
+            },
+            **OF_SESSION,
+        )
+    ]
+
+
+def test_an_identity_map_that_grows_from_commit_to_commit() -> None:
+    written = FlushCompleted(1, COMMIT, "commit", MS, {"Order": 1_500})
+    steps = [step for n in range(1, 9) for step in ((written, n * 1_500), committed(n * 1_500))]
+    (said,) = grown((OPENING, 0), *steps)
+    assert isinstance(said, Finding)
+    assert (said.message, said.remedy, said.site, said.entity) == (
+        "the identity map has grown to 10500 objects over 6 commits",
+        "a session for each batch of objects",
+        COMMIT,
+        "Order",
+    )
+    assert said.evidence["sizes_after_commits"] == [1500, 3000, 4500, 6000, 7500, 9000]
+    assert said.evidence["alternatives"] == ["session.expunge_all() after each batch"]
+
+
+def test_of_many_commits_the_first_and_the_last_are_told() -> None:
+    steps = [committed(n) for n in range(1, 102)]
+    (said,) = grown(*steps, large_identity_map_objects=100)
+    assert said.evidence["sizes_after_commits"] == [1, 2, 3, 99, 100, 101]
+
+
+def test_an_identity_map_of_ten_thousand_objects_is_not_large() -> None:
+    assert grown((loaded(9_999), 10_000), committed(10_000)) == []
+
+
+def test_a_savepoint_is_no_commit() -> None:
+    released = TransactionEnded(1, COMMIT, "committed", MS, nested=True, size=5)
+    (said,) = grown((released, 5), committed(20), large_identity_map_objects=10)
+    assert said.evidence["sizes_after_commits"] == [20]
+    assert said.message == "the identity map has grown to 20 objects over 1 commit"
+
+
+def test_the_largest_of_many_classes_are_told() -> None:
+    many = ObjectsLoaded(1, SELECTED, {f"Entity{number}": number for number in range(1, 31)})
+    (said,) = grown((many, 465), large_identity_map_objects=100)
+    assert list(said.evidence["came"]) == [f"Entity{number}" for number in range(30, 25, -1)]
+
+
+# large-result
+
+
+def test_a_statement_that_loads_more_than_five_thousand_objects() -> None:
+    result = ObjectsLoaded(1, SELECTED, {"Author": 5_001})
+    assert told(LargeResult(), OPENING, result) == [
+        Finding(
+            id="large-result",
+            severity="info",
+            message="one SELECT loaded 5001 Author objects",
+            remedy="select(Author).execution_options(yield_per=1000)",
+            site=SELECTED,
+            entity="Author",
+            count=5_001,
+            evidence={
+                "loaded": {"Author": 5_001},
+                "alternatives": ["select(Author).limit(...)"],
+            },
+            **OF_SESSION,
+        )
+    ]
+
+
+def statement(eager: str = "") -> StatementExecuted:
+    return StatementExecuted(1, SELECTED, "SELECT", "books", "Book", MS, eager)
+
+
+LAZY = AttributeLoaded(1, SELECTED, "relationship", "Author", "books")
+BOOKS = ObjectsLoaded(2, SELECTED, {"Book": 6_000})
+
+
+@pytest.mark.parametrize("reading", [[LAZY, statement()], [statement("Author.books")]])
+def test_a_collection_that_is_too_large_to_be_loaded(reading: Iterable[Fact]) -> None:
+    (said,) = told(LargeResult(), *reading, BOOKS)
+    assert isinstance(said, Finding)
+    assert (said.message, said.remedy, said.attribute) == (
+        "one SELECT for Author.books loaded 6000 Book objects",
+        "select the Book objects that are needed",
+        "books",
+    )
+    assert said.evidence["alternatives"] == [
+        'lazy="write_only" for Author.books, and its select() with yield_per'
+    ]
+
+
+def test_a_statement_after_a_collection_is_not_for_it() -> None:
+    (said,) = told(LargeResult(), LAZY, statement(), statement(), BOOKS)
+    assert said.message == "one SELECT loaded 6000 Book objects"
+
+
+def test_five_thousand_objects_are_not_too_many() -> None:
+    assert told(LargeResult(), loaded(4_999)) == []
+
+
+def test_what_is_streamed_is_not_large_however_much_it_is() -> None:
+    assert told(LargeResult(), loaded(50_000, at_once=1_000)) == []
+
+
+def test_results_are_not_added_up() -> None:
+    assert told(LargeResult(), loaded(3_000), loaded(3_000)) == []

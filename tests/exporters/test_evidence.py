@@ -1,0 +1,183 @@
+"""Tests that people see what detectors have evidence of, or that it is for machines on purpose."""
+
+from __future__ import annotations
+
+import ast
+import logging
+from pathlib import Path
+from typing import Any
+
+from session_tracer import CallSite
+from session_tracer.exporters.evidence import SHOWN, evidence_rows, places
+
+DETECTORS = Path(__file__).parents[2] / "session_tracer" / "detectors"
+
+# What a person has seen already, or has no use for.
+FOR_MACHINES = frozenset(
+    {
+        # The block says whose it is, and where that was opened.
+        "session", "opened_at", "other_session", "other_session_name",
+        # The message says it.
+        "added", "modified", "removed", "flushed_new", "flushed_dirty", "flushed_deleted",
+        "written", "other_written", "rows_per_commit", "from_one_site", "commits", "flushes",
+        "table", "kind", "unchanged", "unchanged_attributes", "reloaded", "loaded", "error",
+        "failed_ms_ago", "age_ms", "idle_ms", "timeout_ms", "other_held_ms", "outcome", "ending",
+        "used_by", "in_use_by", "loop_thread", "first_loop_thread",
+        # Its age is shown where there is one.
+        "transaction",
+    }
+)  # fmt: skip
+
+
+def evidence_keys(source: str) -> set[str]:
+    """The keys of the dictionaries that a module's functions make, however they make them."""
+    keys: set[str] = set()
+    for function in ast.walk(ast.parse(source)):
+        if isinstance(function, ast.FunctionDef):
+            for node in ast.walk(function):
+                keys |= _keys_of(node)
+    return keys
+
+
+def _keys_of(node: ast.AST) -> set[str]:
+    match node:
+        case ast.Dict(keys=keys):
+            named = (key.value for key in keys if isinstance(key, ast.Constant))
+            return {name for name in named if isinstance(name, str)}
+        case ast.Subscript(slice=ast.Constant(value=str(key)), ctx=ast.Store()):
+            return {key}
+        case ast.Call(func=ast.Name("places"), keywords=keywords):
+            return {keyword.arg for keyword in keywords if keyword.arg}
+        case ast.Tuple(elts=[ast.Constant(value=str(key)), ast.Attribute()]):
+            return {key}  # ("new", fact.new)
+    return set()
+
+
+KEYS = {
+    key: file.name
+    for file in sorted(DETECTORS.glob("*.py"))
+    for key in evidence_keys(file.read_text())
+}
+
+
+def test_all_evidence_is_shown_or_meant_for_machines() -> None:
+    assert {key: file for key, file in KEYS.items() if key not in SHOWN | FOR_MACHINES} == {}
+
+
+def test_what_is_shown_is_not_for_machines_alone() -> None:
+    assert set() == FOR_MACHINES & SHOWN
+
+
+def test_no_label_is_left_of_evidence_that_there_is_no_more() -> None:
+    assert (SHOWN | FOR_MACHINES) - set(KEYS) == set()
+
+
+# The keys that the log event of a finding has already.
+LOGGED = {
+    "session_id", "session_name", "trace_id", "span_id", "finding_id", "severity", "explanation",
+    "remedy", "site", "session_site", "entity", "attribute", "count", "suppressed", "help", "event",
+    "level", "timestamp", "logger", "message",
+}  # fmt: skip
+
+
+def test_no_evidence_takes_the_place_of_what_a_log_event_says() -> None:
+    # The standard library refuses a field that has the name of one of its own.
+    taken = LOGGED | set(logging.makeLogRecord({}).__dict__) | {"asctime", "taskName"}
+    assert {key: file for key, file in KEYS.items() if key in taken} == {}
+
+
+SITE = CallSite("/srv/shop/views.py", 120, "upload")
+
+
+def told(site: CallSite | None = None, **evidence: Any) -> list[tuple[str, str]]:
+    """The labels that people see, and what stands beside them."""
+    return [(row.label, row.value) for row in evidence_rows(evidence, site)]
+
+
+def test_what_is_not_known_has_no_row() -> None:
+    assert told() == []
+    assert told(unheard_of=1, held_ms=None, doing=[], holders=[], new={}, departure="") == []
+
+
+def test_the_rows_come_in_the_order_in_which_a_person_asks() -> None:
+    labels = [label for label, _ in told(identity="id=7", owner="x", why="y", loaded_at="z")]
+    assert labels == ["why", "loaded at", "owner", "primary key"]
+
+
+def test_where_the_owner_is_now_goes_outwards_from_there() -> None:
+    frames = [str(SITE), "/srv/shop/jobs.py:31 in export()", "/srv/shop/jobs.py:9 in <module>"]
+    assert told(doing=frames) == [
+        ("now at", frames[0]), ("called from", frames[1]), ("", frames[2]),
+    ]  # fmt: skip
+    # The site is above, with its line of source.
+    assert told(SITE, doing=frames) == [("called from", frames[1]), ("", frames[2])]
+
+
+def test_a_frame_comes_with_its_line_of_source(tmp_path: Path) -> None:
+    (tmp_path / "jobs.py").write_text("import that\n\n    client.put(chunk)\n")
+    frame = f"{tmp_path}/jobs.py:3 in export()"
+    assert told(doing=[frame]) == [("now at", f"{frame}  client.put(chunk)")]
+
+
+def test_what_belongs_together_is_told_together() -> None:
+    assert told(
+        held_ms=250_400.0,
+        process_id=31877,
+        sql_ms=812.5,
+        statements=1,
+        pending={"Invoice": 412, "Line": 2},
+        modified_objects=3,
+        deleted_objects=1,
+        last_statement_at="/srv/shop/jobs.py:31 in export()",
+        last_statement_ms_ago=1_500.0,
+        last_activity_ms_ago=35.0,
+        trigger="savepoint",
+        new={"Order": 2},
+        dirty={"Stock": 1},
+        deleted={"Cart": 3},
+        sizes_after_commits=[100, 200],
+    ) == [
+        ("flushed by", "begin_nested()"),
+        ("objects", "+2 Order ~1 Stock −3 Cart"),
+        ("after commits", "100 → 200"),
+        ("connection held", "4 min 10 s, server process 31877"),
+        ("in SQL", "812 ms, 1 statement"),
+        ("not flushed", "412 Invoice, 2 Line added, 3 modified, 1 deleted"),
+        ("last statement", "1.50 s ago at /srv/shop/jobs.py:31 in export()"),
+        ("last used", "35.0 ms ago"),
+    ]
+
+
+def test_what_stands_alone_is_told_alone() -> None:
+    assert told(sql_ms=0.0, statements=0) == []
+    assert told(sql_ms=2.0) == [("in SQL", "2.0 ms")]
+    assert told(held_ms=2.0) == [("connection held", "2.0 ms")]
+    assert told(deleted_objects=1) == [("not flushed", "1 deleted")]
+    assert told(deleted={"Cart": 3}) == [("objects", "−3 Cart")]
+
+
+def test_those_who_have_held_a_connection_longest_are_told_of() -> None:
+    rows = told(holders=[f"orders-db {n}" for n in range(9)])
+    assert rows[:2] == [("held by", "orders-db 0"), ("", "orders-db 1")]
+    assert rows[5:] == [("", "orders-db 5"), ("", "… 3 more")]
+
+
+def test_how_an_object_left_its_session() -> None:
+    where = "/srv/shop/db.py:15 in get_db()"
+    assert told(departure="expunge", departed_at=where, departed_ms_ago=35.0) == [
+        ("expunged at", f"{where}, 35.0 ms before")
+    ]
+    assert told(departure="collected", departed_ms_ago=35.0) == [
+        ("session collected", "35.0 ms before")
+    ]
+    assert told(departure="close") == []
+
+
+def test_a_retraction_tells_of_places_alone() -> None:
+    where = "/srv/shop/db.py:15 in get_db()"
+    rows = places({"closed_at": where, "transaction_ms": 12.0, "outcome": "committed"})
+    assert [(row.label, row.value) for row in rows] == [("closed at", where)]
+
+
+def test_words_of_the_application_stay_on_their_line() -> None:
+    assert told(owner='thread "a\x1b[2J\nb"') == [("owner", 'thread "a\\x1b[2J b"')]

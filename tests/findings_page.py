@@ -1,0 +1,154 @@
+"""The page docs/findings.md: its sections, and what is found as their examples run."""
+
+from __future__ import annotations
+
+import gc
+import re
+from contextlib import chdir
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from examples.misuse.db import close_shop, open_shop
+from session_tracer.exporters.finding_block import finding_block
+from session_tracer.testing import capture
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from session_tracer.findings import Finding
+
+# Who runs an example is no line of it.
+__session_tracer_hide__ = True
+
+PATH: Final = Path(__file__).parent.parent / "docs" / "findings.md"
+WIDTH: Final = 96
+
+
+@dataclass(frozen=True)
+class Section:
+    """What the page has about one finding."""
+
+    finding: str
+    text: str
+
+    @property
+    def severity(self) -> str:
+        """How severe the page calls it."""
+        return self._only(r"^\*\*(\w+)\.\*\* ")
+
+    @property
+    def meaning(self) -> str:
+        """Its first sentence."""
+        return " ".join(self._only(r"^\*\*\w+\.\*\* (.*?\.)\s").split())
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the examples run with."""
+        said = re.search(r"^Run with `(.*?)`[.:]", self.text, re.MULTILINE)
+        return {} if said is None else eval(f"dict({said[1]})")
+
+    @property
+    def wrong(self) -> str:
+        """The code with the mistake."""
+        return self._only(r"^Wrong:\n\n```python\n(.*?)^```$")
+
+    @property
+    def said(self) -> str:
+        """What is said of it."""
+        return self._only(r"^What it says:\n\n```\n(.*?)^```$")
+
+    @property
+    def right(self) -> str:
+        """The code without it."""
+        return self._only(r"^Right:[^\n]*\n\n```python\n(.*?)^```$")
+
+    def _only(self, pattern: str) -> str:
+        (found,) = re.findall(pattern, self.text, re.MULTILINE | re.DOTALL)
+        return str(found)
+
+
+def read() -> tuple[str, list[Section]]:
+    """What stands above the first finding, and the findings."""
+    head, *bodies = re.split(r"^## ", PATH.read_text(), flags=re.MULTILINE)
+    sections = [body.partition("\n") for body in bodies]
+    return head, [Section(finding, text) for finding, _, text in sections]
+
+
+def found_in(code: str, folder: Path, **settings: Any) -> list[Finding]:
+    """What is found as the code runs, as the file `app.py` of an application in that folder.
+
+    The code says by a comment which error is raised to its end; another error, or none, is raised
+    to the caller.
+    """
+    head, _ = read()
+    (names,) = re.findall(r"^```python\n(import .*?)^```$", head, re.MULTILINE | re.DOTALL)
+    application: dict[str, Any] = {"__name__": "app"}
+    exec(names, application)
+    file = folder / "app.py"
+    file.write_text(code)
+    open_shop()
+    with chdir(folder), capture(name="shop", **settings) as told:
+        _run(compile(code, str(file), "exec"), application, re.findall(r"# raises (\w+)$", code))
+        application.clear()
+        gc.collect()
+        told.sessions  # noqa: B018 - waits until the collected ones are told of
+    close_shop()
+    return told.findings
+
+
+def _run(code: Any, application: dict[str, Any], raises: list[str]) -> None:
+    try:
+        exec(code, application)
+    except SQLAlchemyError as error:
+        # SQLAlchemy 2.1 wraps some in an error of its own.
+        raised = {type(error).__name__, type(getattr(error, "orig", None)).__name__}
+        if raised.isdisjoint(raises):
+            raise
+    else:
+        assert not raises, f"{raises} was not raised"
+
+
+def printed(finding: Finding) -> str:
+    """The finding as the console shows it."""
+    return "".join(f"{line.plain.rstrip()}\n" for line in finding_block(finding, WIDTH))
+
+
+# What depends on the run, and what stands in for it.
+_MASKS: Final = (
+    (r"less than 1 ms|\b\d+(\.\d+)? (ms|s|min|h)\b( \d+ (s|min)\b)?", "TIME"),
+    (r"\b(session|shop) [0-9a-f]{6}\b", r"\1 ID"),
+    (r'\btask "Task-\d+"', "TASK"),
+    (r'\bthread "[^"]*"', "THREAD"),
+    (r"<string>:\d+ in <module> ", ""),  # below the example, in a worker of pytest-xdist
+)
+
+
+def skeleton(block: str) -> str:
+    """The block without what depends on the run: times, ids of sessions, tasks, threads.
+
+    A longer time may break a line elsewhere, so lines do not count.
+    """
+    line = " ".join(block.split())
+    for pattern, mask in _MASKS:
+        line = re.sub(pattern, mask, line)
+    return line
+
+
+def as_it_is_said_now(folder: Path, each: Callable[[str], None]) -> str:
+    """The page with what its examples say today; what only differs by the run stays."""
+    page = PATH.read_text()
+    _, sections = read()
+    for section in sections:
+        each(section.finding)
+        # Python reads the source of a file once.
+        own = folder / section.finding
+        own.mkdir()
+        findings = found_in(section.wrong, own, **section.settings)
+        said = "".join(map(printed, findings))
+        if skeleton(said) != skeleton(section.said):
+            text = section.text.replace(f"```\n{section.said}```", f"```\n{said}```")
+            page = page.replace(section.text, text)
+    return page

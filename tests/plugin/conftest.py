@@ -1,0 +1,28 @@
+"""Gives the plugin's tests suites to run."""
+
+import gc
+from collections.abc import Iterator
+
+import pytest
+
+from session_tracer import DEFAULT_DETECTORS, detectors
+from tests.plugin.says import Says
+from tests.plugin.suites import ROOT, Suites
+
+
+@pytest.fixture
+def nothing_left() -> Iterator[None]:
+    """Collects what other suites, and this one, have left lying about."""
+    gc.collect()
+    yield
+    gc.collect()
+
+
+@pytest.fixture
+def suites(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Suites:
+    """Suites in a folder of their own."""
+    monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr(detectors, "DEFAULT_DETECTORS", (*DEFAULT_DETECTORS, Says()))
+    return Suites(pytester)

@@ -1,0 +1,275 @@
+"""That a budget is kept, or the test fails and shows what its sessions did."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.plugin.suites import steady
+
+if TYPE_CHECKING:
+    from tests.plugin.suites import Suites
+
+# What does something twice, what is said of it, and where.
+USES = {
+    "sessions": ("first(SessionLocal), first(SessionLocal)", "opened ×2", "# opens"),
+    "commits": ("commit(session), commit(session)", "commit ×2", "# commits"),
+    "flushes": ("flush(session), flush(session)", "flush ×2", "# flushes"),
+    "statements": ("first(SessionLocal), first(SessionLocal)", "select Author ×2", "# selects"),
+    "lazy_loads": ("read_one_by_one(session, 2)", "lazy Author.books ×2", "# reads lazily"),
+    "loaded": ("session.scalars(select(Author).limit(2)).all()  # loads", "Author ×2", "# loads"),
+}
+
+
+@pytest.mark.parametrize("budget", USES)
+def test_a_budget_is_kept_up_to_its_number(suites: Suites, budget: str) -> None:
+    twice, cause, where = USES[budget]
+    told = suites.told(f"""
+def use(SessionLocal, session):
+    {twice}
+
+@pytest.mark.session_budget({budget}=1)
+def test_one_too_many(SessionLocal, session):
+    use(SessionLocal, session)
+
+@pytest.mark.session_budget({budget}=2)
+def test_just_so_many(SessionLocal, session):
+    use(SessionLocal, session)
+""")
+    assert told.outcomes == {"test_one_too_many": "failed", "test_just_so_many": "passed"}
+    crash = told.reports["test_one_too_many"]["call"].longrepr.reprcrash
+    assert crash.message == f"session budget: {budget} 2 > 1 ({cause} at {suites.at(where)})"
+    marked = suites.at(f"session_budget({budget}=1)")
+    assert f"{crash.path}:{crash.lineno}" == f"{suites.folder}/{marked}"
+    assert told.has(f"FAILED test_library.py::test_one_too_many - {crash.message[:30]}")
+
+
+def test_the_failure_shows_what_each_session_did(suites: Suites) -> None:
+    told = suites.told("""
+@pytest.mark.session_budget(statements=6, commits=1, lazy_loads=11)
+def test_totals(SessionLocal):
+    with SessionLocal() as session:  # opens its own
+        read_one_by_one(session, 12)
+    first(SessionLocal)
+""")
+    assert steady(told.reports["test_totals"]["call"].longreprtext) == steady(f"""\
+session budget: statements 14 > 6 (lazy Author.books ×12 at {suites.at("# reads lazily")}), \
+lazy_loads 12 > 11 (lazy Author.books ×12 at {suites.at("# reads lazily")})
+
+● session default ID · closed · 1 ms · connection held 1 ms, 5 % of it in SQL
+  opened {suites.at("# opens its own")} in test_totals() · 13 statements · identity map peak 36
+    0.0  begin {suites.at("# selects some")} in read_one_by_one()
+    1.0  select Author 12 loaded 1 ms {suites.at("# selects some")} in read_one_by_one()
+    2.0  lazy Author.books ×12 24 loaded 1 ms {suites.at("# reads lazily")} in read_one_by_one()
+    3.0  close {suites.at("# opens its own")} in test_totals()
+
+● session default ID · closed · 1 ms · connection held 1 ms, 5 % of it in SQL
+  opened {suites.at("# opens")} in first() · 1 statement · identity map peak 12
+    0.0  begin {suites.at("# selects")} in first()
+    1.0  select Author 12 loaded 1 ms {suites.at("# selects")} in first()
+    2.0  close {suites.at("# opens")} in first()""")
+
+
+def test_of_many_sessions_the_first_are_shown(suites: Suites) -> None:
+    told = suites.told("""
+@pytest.mark.session_budget(sessions=6)
+def test_seven(SessionLocal):
+    for _ in range(7):
+        first(SessionLocal)
+""")
+    shown = told.reports["test_seven"]["call"].longreprtext
+    assert shown.count("● session") == 5
+    assert shown.endswith("\n\n… 2 more sessions")
+
+
+def test_fixtures_may_do_what_they_like(suites: Suites) -> None:
+    told = suites.told("""
+@pytest.fixture
+def stocked(SessionLocal):
+    with SessionLocal() as session:
+        flush(session)
+        commit(session)
+        yield
+        read_one_by_one(session, 3)
+
+@pytest.mark.session_budget(sessions=0, statements=0, flushes=0, commits=0, loaded=0, lazy_loads=0)
+def test_nothing(stocked):
+    pass
+
+@pytest.mark.session_budget(sessions=0)
+def test_what_others_opened(session, shared_session):
+    read_one_by_one(session, 1)
+    read_one_by_one(shared_session, 1)
+""")
+    assert set(told.outcomes.values()) == {"passed"}
+
+
+def test_a_session_of_a_wider_fixture_counts_for_the_test_that_uses_it(suites: Suites) -> None:
+    told = suites.told("""
+@pytest.mark.session_budget(statements=1)
+def test_once(shared_session):
+    shared_session.execute(text("SELECT 1"))
+
+@pytest.mark.session_budget(statements=1)
+def test_once_again(shared_session):
+    shared_session.execute(text("SELECT 1"))
+
+@pytest.mark.session_budget(statements=1)
+def test_twice(shared_session):
+    shared_session.execute(text("SELECT 1"))
+    shared_session.execute(text("SELECT 2"))
+""")
+    assert told.outcomes == {
+        "test_once": "passed",
+        "test_once_again": "passed",
+        "test_twice": "failed",
+    }
+    shown = told.reports["test_twice"]["call"].longreprtext
+    assert "session default " in shown
+    assert " · still open · " in shown
+    assert "2 statements" in shown
+
+
+def test_the_nearest_mark_counts_for_each_budget(suites: Suites) -> None:
+    told = suites.told("""
+@pytest.mark.session_budget(sessions=1, statements=0)
+class TestReading:
+    @pytest.mark.session_budget(statements=1)
+    def test_by_its_own(self, SessionLocal):
+        first(SessionLocal)
+
+    def test_by_the_class(self, SessionLocal):
+        first(SessionLocal)
+
+@pytest.mark.parametrize("times", [
+    pytest.param(1, marks=pytest.mark.session_budget(sessions=1)),
+    pytest.param(2, marks=pytest.mark.session_budget(sessions=1)),
+])
+def test_by_the_parameter(SessionLocal, times):
+    for _ in range(times):
+        first(SessionLocal)
+""")
+    assert told.outcomes == {
+        "TestReading::test_by_its_own": "passed",
+        "TestReading::test_by_the_class": "failed",
+        "test_by_the_parameter[1]": "passed",
+        "test_by_the_parameter[2]": "failed",
+    }
+
+
+ALL = "sessions, commits, flushes, statements, lazy_loads, loaded"
+BAD = {
+    "statments=6": f"there are {ALL}; did you mean statements?",
+    "rows=6": f"there are {ALL}.",
+    "statements=-1": "it takes a whole number from 0 up.",
+    "statements=True": "it takes a whole number from 0 up.",
+    "statements=1.5": "it takes a whole number from 0 up.",
+    "statements=None": "it takes a whole number from 0 up.",
+}
+
+
+@pytest.mark.parametrize("budget", BAD)
+def test_an_impossible_budget_is_refused_as_the_test_is_collected(
+    suites: Suites, budget: str
+) -> None:
+    told = suites.told(f"""
+@pytest.mark.session_budget({budget})
+def test_refused():
+    pass
+""")
+    assert told.exit_code == pytest.ExitCode.INTERRUPTED
+    assert told.has(
+        "ERROR collecting test_library.py",
+        f"test_library.py::test_refused: session_budget({budget}) is not possible: {BAD[budget]}",
+    )
+
+
+@pytest.mark.parametrize("budgets", ["", "6", "6, statements=6"])
+def test_a_budget_has_a_name(suites: Suites, budgets: str) -> None:
+    told = suites.told(f"""
+@pytest.mark.session_budget({budgets})
+def test_refused():
+    pass
+""")
+    assert told.has(f"test_refused: session_budget() takes at least one of {ALL}, by name.")
+
+
+def test_an_impossible_budget_that_is_not_collected_fails_the_setup(suites: Suites) -> None:
+    told = suites.told("""
+@pytest.mark.parametrize("_", [pytest.param(1, marks=pytest.mark.session_budget(rows=1))])
+def test_parameter(_):
+    pass
+
+class Case(unittest.TestCase):
+    @pytest.mark.session_budget(rows=1)
+    def test_method(self):
+        pass
+
+def test_fine():
+    pass
+""")
+    assert told.outcomes == {
+        "test_parameter[1]": "setup error",
+        "Case::test_method": "setup error",
+        "test_fine": "passed",
+    }
+    for name in ("test_parameter[1]", "Case::test_method"):
+        shown = told.reports[name]["setup"].longreprtext
+        assert shown == f"session_budget(rows=1) is not possible: there are {ALL}."
+
+
+def test_a_test_that_fails_by_itself_keeps_its_failure(suites: Suites) -> None:
+    told = suites.told("""
+pytestmark = pytest.mark.session_budget(sessions=0)
+
+def test_fails(SessionLocal):
+    first(SessionLocal)
+    assert SessionLocal is None
+
+def test_skips(SessionLocal):
+    first(SessionLocal)
+    pytest.skip("not now")
+
+@pytest.mark.xfail(raises=ZeroDivisionError)
+def test_is_known_to_fail(SessionLocal):
+    first(SessionLocal)
+    1 / 0
+
+@pytest.mark.xfail
+def test_is_known_to_be_greedy(SessionLocal):
+    first(SessionLocal)
+
+class Case(unittest.TestCase):
+    @pytest.fixture(autouse=True)
+    def library(self, SessionLocal):
+        self.SessionLocal = SessionLocal
+
+    def test_method_fails(self):
+        first(self.SessionLocal)
+        self.assertEqual(1, 2)
+
+    def test_subtest_fails(self):
+        first(self.SessionLocal)
+        with self.subTest("one"):
+            self.assertEqual(1, 2)
+
+    def test_method_is_greedy(self):
+        first(self.SessionLocal)
+""")
+    # Versions of pytest differ in what becomes of the test around a subtest that failed.
+    told.outcomes.pop("Case::test_subtest_fails")
+    assert told.outcomes == {
+        "test_fails": "failed",
+        "test_skips": "skipped",
+        "test_is_known_to_fail": "xfailed",
+        "test_is_known_to_be_greedy": "xfailed",
+        "Case::test_method_fails": "failed",
+        "Case::test_method_is_greedy": "failed",
+    }
+    said = {name: phases["call"].longreprtext for name, phases in told.reports.items()}
+    assert "session budget" not in said["test_fails"]
+    assert "session budget" not in said["Case::test_method_fails"]
+    assert "session budget" not in said["Case::test_subtest_fails"]
+    assert said["test_is_known_to_be_greedy"].startswith("session budget: sessions 1 > 0")
+    assert said["Case::test_method_is_greedy"].startswith("session budget: sessions 1 > 0")

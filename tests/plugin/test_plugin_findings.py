@@ -1,0 +1,468 @@
+"""That findings are reported, and fail the tests they are of where that is wanted."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.plugin.suites import Suites
+
+THREE = """
+@pytest.mark.parametrize("severity", ["info", "warning", "error"])
+def test_says(SessionLocal, severity):
+    say(SessionLocal, severity)
+
+def test_says_nothing(SessionLocal):
+    first(SessionLocal)
+"""
+FAILING = {
+    "--session-tracer": set[str](),
+    "--session-tracer=report": set[str](),
+    "--session-tracer=error": {"error"},
+    "--session-tracer=warning": {"error", "warning"},
+    "--session-tracer=info": {"error", "warning", "info"},
+}
+
+
+@pytest.mark.parametrize("option", FAILING)
+def test_a_test_fails_for_findings_of_that_severity_or_above(suites: Suites, option: str) -> None:
+    told = suites.told(THREE, option)
+    expected = {
+        f"test_says[{severity}]": "failed" if severity in FAILING[option] else "passed"
+        for severity in ("info", "warning", "error")
+    }
+    assert told.outcomes == {**expected, "test_says_nothing": "passed"}
+    site = suites.at("# says")
+    assert told.summary == [
+        f"said-error     {site}   1 test (test_library.py::test_says[error])",
+        "    it was said",
+        "    do say less",
+        f"said-warning   {site}   1 test (test_library.py::test_says[warning])",
+        "    it was said",
+        "    do say less",
+        f"said-info      {site}   1 test (test_library.py::test_says[info])",
+        "    it was said",
+        "    do say less",
+        "3 findings in 5 sessions",
+    ]
+
+
+def test_the_failure_is_the_findings(suites: Suites) -> None:
+    told = suites.told(
+        """
+def test_one(SessionLocal):
+    read_too_late(SessionLocal)
+
+def test_two(SessionLocal, session):
+    read_one_by_one(session, 5)
+    read_too_late(SessionLocal)
+    say(SessionLocal, "info")
+""",
+        "--session-tracer=warning",
+    )
+    lazily, late = suites.at("# reads lazily"), suites.at("# reads too late")
+    one, two = (told.reports[name]["call"] for name in ("test_one", "test_two"))
+    headline = f"session finding: detached-lazy-load (Author.books at {late})"
+    assert one.longrepr.reprcrash.message == headline
+    assert one.longreprtext.startswith(
+        f"{headline}\n\n✖ detached-lazy-load  Author.books was read "
+    )
+    assert two.longrepr.reprcrash.message == (
+        f"session findings: n-plus-one (Author.books ×5 at {lazily}), "
+        f"detached-lazy-load (Author.books at {late})"
+    )
+    assert "\n\n▲ n-plus-one  Author.books was lazily" in two.longreprtext
+    assert "\n\n✖ detached-lazy-load  Author.books" in two.longreprtext
+    # What it does not fail for is told beside.
+    assert "said-info" not in two.longreprtext
+    assert [name for name, _ in one.sections] == []
+    (beside,) = [text for name, text in two.sections if name == "session findings"]
+    assert beside.startswith("◆ said-info  it was said")
+
+
+def test_what_fixtures_do_fails_them(suites: Suites) -> None:
+    told = suites.told(
+        """
+@pytest.fixture
+def loud_before(SessionLocal):
+    say(SessionLocal, "error")
+
+@pytest.fixture
+def loud_after(SessionLocal):
+    yield
+    say(SessionLocal, "error")
+
+def test_before(loud_before):
+    pass
+
+def test_after(loud_after):
+    pass
+
+def test_all(SessionLocal, loud_before, loud_after):
+    say(SessionLocal, "error")
+
+def test_failing(loud_before, loud_after):
+    assert False
+""",
+        "--session-tracer=error",
+    )
+    assert told.outcomes == {
+        "test_before": "teardown error",
+        "test_after": "teardown error",
+        "test_all": "failed",
+        "test_failing": "failed",
+    }
+    site = suites.at("# says")
+    for name in ("test_before", "test_after"):
+        crash = told.reports[name]["teardown"].longrepr.reprcrash
+        assert crash.message == f"session finding: said-error ({site})"
+    assert told.summary[0] == f"said-error   {site}   4 tests"
+
+
+def test_a_test_that_fails_by_itself_keeps_its_failure(suites: Suites) -> None:
+    told = suites.told(
+        """
+def test_fails(SessionLocal):
+    say(SessionLocal, "error")
+    assert SessionLocal is None
+
+def test_skips(SessionLocal):
+    say(SessionLocal, "error")
+    pytest.skip("not now")
+
+@pytest.fixture
+def broken(SessionLocal):
+    say(SessionLocal, "error")
+    1 / 0
+
+def test_never_begins(broken):
+    pass
+
+@pytest.fixture
+def breaks(SessionLocal):
+    yield
+    say(SessionLocal, "error")
+    1 / 0
+
+def test_ends_badly(breaks):
+    pass
+""",
+        "--session-tracer=error",
+    )
+    assert told.outcomes == {
+        "test_fails": "failed",
+        "test_skips": "skipped",
+        "test_never_begins": "setup error",
+        "test_ends_badly": "teardown error",
+    }
+    for name, when in {
+        "test_fails": "call",
+        "test_never_begins": "setup",
+        "test_ends_badly": "teardown",
+    }.items():
+        report = told.reports[name][when]
+        assert "session finding" not in report.longreprtext
+        (beside,) = [text for heading, text in report.sections if heading == "session findings"]
+        assert beside.startswith("✖ said-error  it was said")
+
+
+def test_the_configuration_file_can_ask_for_it(suites: Suites) -> None:
+    suites.configure("session_tracer = warning")
+    suites.write(THREE)
+    outcomes = suites.run().outcomes
+    assert outcomes["test_says[warning]"] == "failed"
+    assert outcomes["test_says[info]"] == "passed"
+    assert set(suites.run("--session-tracer=report").outcomes.values()) == {"passed"}
+    off = suites.run("--session-tracer=off")
+    assert set(off.outcomes.values()) == {"passed"}
+    assert off.summary == []
+
+
+def test_nothing_is_done_where_nobody_asks(suites: Suites) -> None:
+    told = suites.told("""
+def test_is_not_traced(SessionLocal):
+    say(SessionLocal, "error")
+    with SessionLocal() as session:
+        assert "_session_tracer" not in session.__dict__
+""")
+    assert told.outcomes == {"test_is_not_traced": "passed"}
+    assert told.summary == []
+    assert "session_tracer" not in told.text.partition("collected")[2]
+    assert told.reports["test_is_not_traced"]["teardown"].user_properties == []
+
+
+def test_nothing_found_is_one_line(suites: Suites) -> None:
+    told = suites.told("def test_reads(SessionLocal): first(SessionLocal)", "--session-tracer")
+    assert told.summary == []
+    assert told.has("no findings in 2 sessions")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    {
+        ("--session-tracer=warn",): "--session-tracer='warn' is not possible: it takes report, info"
+        ", warning, error or off.",
+        ("--session-tracer-update-baseline",): "--session-tracer-update-baseline needs "
+        "--session-tracer-baseline=FILE.",
+    }.items(),
+)
+def test_an_impossible_option_is_refused(
+    suites: Suites, options: tuple[str, ...], said: str
+) -> None:
+    suites.write(THREE)
+    told = suites.run(*options)
+    assert told.exit_code == pytest.ExitCode.USAGE_ERROR
+    assert told.has(said)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--session-tracer", "below"),
+        ("-v", "--session-tracer", "below", "-k", "late"),
+        ("below", "--session-tracer"),
+        ("--session-tracer", "report", "below"),
+        ("--session-tracer", "-v", "below"),
+    ],
+    ids=" ".join,
+)
+def test_a_path_may_follow_the_option(suites: Suites, options: tuple[str, ...]) -> None:
+    """Its own conftest.py, which brings an option, is found before options are read."""
+    below = suites.folder / "below"
+    below.mkdir()
+    (below / "conftest.py").write_text(
+        "def pytest_addoption(parser): parser.addoption('--of-below')"
+    )
+    suites.write("def test_not_meant(): assert False")
+    suites.write(
+        """
+def test_late(SessionLocal, pytestconfig):
+    read_too_late(SessionLocal)
+    assert pytestconfig.getoption("--of-below") == "given"
+""",
+        "below/test_below",
+    )
+    told = suites.run(*options, "--of-below=given")
+    assert told.outcomes == {"test_late": "passed"}, told.text
+    assert told.summary[-1] == "1 finding in 2 sessions"
+
+
+def test_the_option_can_stand_in_the_configuration_file(suites: Suites) -> None:
+    suites.configure("", addopts="--session-tracer")
+    suites.write("def test_late(SessionLocal): read_too_late(SessionLocal)\n")
+    assert suites.run("test_library.py").summary[-1] == "1 finding in 2 sessions"
+
+
+def test_an_impossible_default_is_refused(suites: Suites) -> None:
+    suites.configure("session_tracer = loud")
+    told = suites.told(THREE)
+    assert told.exit_code == pytest.ExitCode.USAGE_ERROR
+    assert told.has("in the configuration file session_tracer='loud' is not possible")
+
+
+def test_a_bad_setting_in_the_environment_is_refused(
+    suites: Suites, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SESSION_TRACER_TIMELINE_STEPS", "many")
+    said = "SESSION_TRACER_TIMELINE_STEPS='many' is not possible"
+    told = suites.told("""
+def test_asks(session_trace): pass
+
+@pytest.mark.session_budget(sessions=1)
+def test_has_a_budget(): pass
+
+def test_does_not_ask(): pass
+""")
+    assert told.outcomes == {
+        "test_asks": "setup error",
+        "test_has_a_budget": "setup error",
+        "test_does_not_ask": "passed",
+    }
+    assert told.reports["test_asks"]["setup"].longreprtext.startswith(said)
+    everything = suites.run("--session-tracer")
+    assert everything.exit_code == pytest.ExitCode.USAGE_ERROR
+    assert everything.has(f"session_tracer: {said}")
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_what_the_settings_silence_is_not_found(
+    suites: Suites, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SESSION_TRACER_IGNORE", "said-error,left-open")
+    told = suites.told(
+        """
+def test_says(SessionLocal):
+    say(SessionLocal, "error")
+    test_says.session = SessionLocal()
+    test_says.session.connection()
+""",
+        "--session-tracer=info",
+    )
+    assert told.outcomes == {"test_says": "passed"}
+    assert told.has("no findings in 3 sessions")
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_a_lost_session_is_of_the_test_that_lost_it(suites: Suites) -> None:
+    told = suites.told(
+        """
+import gc
+from session_tracer import silence
+
+KEPT = []
+
+@pytest.fixture(autouse=True, scope="module")
+def no_collection():
+    gc.disable()
+    yield
+    gc.enable()
+
+def lose(SessionLocal):
+    session = SessionLocal()
+    session.connection()
+    session.itself = session
+
+def test_loses(SessionLocal):
+    with silence("left-open", reason="only what is found later is asked about"):
+        lose(SessionLocal)
+
+def test_is_innocent():
+    gc.collect()
+""",
+        "--session-tracer=warning",
+    )
+    assert told.outcomes == {"test_loses": "passed", "test_is_innocent": "passed"}
+
+
+def test_what_several_tests_do_with_one_session_is_not_added_up(suites: Suites) -> None:
+    told = suites.told(
+        """
+def read(session, times):
+    for _ in range(times):
+        session.scalars(select(Author)).all()
+
+@pytest.mark.parametrize("_", range(3))
+def test_reads_few(shared_session, _):
+    read(shared_session, 4)
+
+def test_reads_many(shared_session):
+    read(shared_session, 5)
+""",
+        "--session-tracer=warning",
+    )
+    assert told.outcomes == {
+        "test_reads_few[0]": "passed",
+        "test_reads_few[1]": "passed",
+        "test_reads_few[2]": "passed",
+        "test_reads_many": "failed",
+    }
+    assert [line for line in told.summary if "repeated-select" in line]
+
+
+def test_a_session_of_a_fixture_is_none_beside_the_applications(suites: Suites) -> None:
+    told = suites.told(
+        """
+def test_beside_another_of_its_own(SessionLocal):
+    with SessionLocal() as session:
+        session.connection()
+        first(SessionLocal)
+
+def test_beside_a_fixture(SessionLocal, session, shared_session):
+    session.connection()
+    first(SessionLocal)
+    shared_session.connection()
+""",
+        "--session-tracer=warning",
+    )
+    assert told.outcomes == {
+        "test_beside_a_fixture": "passed",
+        "test_beside_another_of_its_own": "failed",
+    }
+    assert "nested-sessions" in told.text
+
+
+def test_how_long_a_shared_session_lives_is_no_tests_fault(
+    suites: Suites, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SESSION_TRACER_LEAK_AFTER_SECONDS", "0.2")
+    told = suites.told(
+        """
+import time
+
+def test_waits(shared_session):
+    shared_session.connection()
+    time.sleep(0.5)
+
+def test_keeps_its_own_waiting(session):
+    session.connection()
+    time.sleep(0.5)
+""",
+        "--session-tracer=error",
+    )
+    assert told.outcomes == {"test_waits": "passed", "test_keeps_its_own_waiting": "failed"}
+    assert "leaked-session" in told.reports["test_keeps_its_own_waiting"]["call"].longreprtext
+    assert "outside of tests" not in told.text
+
+
+def test_a_junit_file_has_counts_and_findings(suites: Suites) -> None:
+    suites.told(THREE, "--session-tracer=error", "--junitxml=junit.xml")
+    properties = {
+        case.get("name"): [(one.get("name"), one.get("value")) for one in case.iter("property")]
+        for case in ET.parse(suites.folder / "junit.xml").iter("testcase")
+    }
+    counts = {
+        "sessions": 1,
+        "commits": 0,
+        "flushes": 0,
+        "statements": 1,
+        "lazy_loads": 0,
+        "loaded": 12,
+    }
+    assert properties["test_says_nothing"] == [
+        (f"session_tracer.{name}", str(count)) for name, count in counts.items()
+    ]
+    assert properties["test_says[info]"][-1] == (
+        "session_tracer.finding",
+        f"said-info {suites.at('# says')}",
+    )
+
+
+def test_the_applications_own_logs_and_spans_are_as_they_are_without(suites: Suites) -> None:
+    told = suites.told(
+        """
+import structlog
+from opentelemetry import context
+from session_tracer import instrument, Exporter
+
+@pytest.fixture
+def logged():
+    events = []
+    structlog.configure(processors=[lambda *given: events.append(given[2]) or given[2]],
+                        logger_factory=structlog.ReturnLoggerFactory())
+    yield events
+    structlog.reset_defaults()
+
+def test_logs_nothing(SessionLocal, logged):
+    first(SessionLocal)
+    read_too_late(SessionLocal)
+    assert logged == []
+
+def test_its_own_logs(SessionLocal, logged):
+    told = []
+    with instrument(SessionLocal, name="own", exporter=Exporter(on_session=told.append)):
+        first(SessionLocal)
+    assert [summary.name for summary in told] == ["own"]
+    assert {event["session_name"] for event in logged} == {"own"}
+
+def test_the_context_is_the_callers(SessionLocal):
+    before = context.get_current()
+    with SessionLocal() as session:
+        session.execute(text("SELECT 1"))
+        assert context.get_current() is before
+""",
+        "--session-tracer",
+    )
+    assert set(told.outcomes.values()) == {"passed"}

@@ -1,0 +1,272 @@
+"""That a whole run is summed up once: over tests and workers, against a baseline, for GitHub."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from session_tracer.callsite import CallSite
+from session_tracer.findings import Finding, Severity
+from session_tracer.pytest_plugin.annotations import are_wanted, workflow_commands
+from session_tracer.pytest_plugin.case import Drawn
+from session_tracer.pytest_plugin.ledger import Ledger
+from session_tracer.version import VERSION
+from tests.plugin.suites import ROOT
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.plugin.suites import Suites
+
+MANY = """
+@pytest.mark.parametrize("_", range(3))
+def test_lazily(SessionLocal, _):
+    with SessionLocal() as session:
+        read_one_by_one(session, 12)
+
+def test_late(SessionLocal):
+    read_too_late(SessionLocal)
+"""
+
+
+def test_findings_are_grouped_by_id_and_site(suites: Suites) -> None:
+    told = suites.told(MANY, "--session-tracer")
+    late, lazily = suites.at("# reads too late"), suites.at("# reads lazily")
+    assert told.summary == [
+        f"detached-lazy-load   {late}   Author.books      1 test (test_library.py::test_late)",
+        (
+            "    write select(Author).options(selectinload(Author.books)) at "
+            f"{suites.at('# selects')} in first()"
+        ),
+        f"n-plus-one           {lazily}   Author.books ×5   3 tests",
+        (
+            "    write select(Author).options(selectinload(Author.books)) at "
+            f"{suites.at('# selects some')} in read_one_by_one()"
+        ),
+        "2 findings in 5 sessions",
+    ]
+
+
+def test_what_happens_outside_of_tests_is_said_to(suites: Suites) -> None:
+    told = suites.told(
+        """
+from sqlalchemy import create_engine
+from sqlalchemy.orm import sessionmaker
+
+say(sessionmaker(create_engine("sqlite://")), "warning")
+
+def test_nothing():
+    pass
+""",
+        "--session-tracer=info",
+    )
+    assert told.outcomes == {"test_nothing": "passed"}
+    assert told.summary[0] == f"said-warning   {suites.at('# says')}   outside of tests"
+
+
+def test_a_baseline_accepts_what_is_known_and_reports_what_is_new(suites: Suites) -> None:
+    options = ("--session-tracer=warning", "--session-tracer-baseline=known.jsonl")
+    suites.write("def test_late(SessionLocal): read_too_late(SessionLocal)\n")
+    written = suites.run(*options, "--session-tracer-update-baseline")
+    assert written.outcomes == {"test_late": "passed"}
+    assert written.summary[-1] == "1 new, 0 known; all are in known.jsonl now"
+
+    # Lines above it do not matter.
+    suites.write(f"\n\n{MANY}")
+    told = suites.run(*options)
+    assert told.outcomes == {
+        "test_lazily[0]": "failed",
+        "test_lazily[1]": "failed",
+        "test_lazily[2]": "failed",
+        "test_late": "passed",
+    }
+    assert told.summary[0].startswith("n-plus-one ")
+    assert told.summary[2:] == ["1 new, 1 known (baseline)"]
+    properties = dict(told.reports["test_late"]["teardown"].user_properties)
+    assert "session_tracer.finding" not in properties
+
+    # What is known already stays, and what is accepted fails no test.
+    updated = suites.run(*options, "--session-tracer-update-baseline", "-k", "lazily")
+    assert set(updated.outcomes.values()) == {"passed"}
+    assert updated.summary[-1] == "1 new, 0 known; all are in known.jsonl now"
+    again = suites.run(*options)
+    assert set(again.outcomes.values()) == {"passed"}
+    assert again.summary == ["0 new, 2 known (baseline)"]
+
+
+def test_the_configuration_file_can_name_the_baseline(suites: Suites) -> None:
+    suites.write("def test_late(SessionLocal): read_too_late(SessionLocal)\n")
+    suites.run("--session-tracer-baseline=known.jsonl", "--session-tracer-update-baseline")
+    suites.configure("session_tracer = error\nsession_tracer_baseline = known.jsonl")
+    told = suites.run()
+    assert told.outcomes == {"test_late": "passed"}
+    assert told.summary == ["0 new, 1 known (baseline)"]
+
+
+def test_the_environment_can_name_the_baseline(
+    suites: Suites, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suites.write("def test_late(SessionLocal): read_too_late(SessionLocal)\n")
+    suites.run("--session-tracer-baseline=known.jsonl", "--session-tracer-update-baseline")
+    monkeypatch.setenv("SESSION_TRACER_BASELINE_PATH", "known.jsonl")
+    assert suites.run().summary == []
+    assert suites.run("--session-tracer=error").summary == ["0 new, 1 known (baseline)"]
+
+
+def test_a_baseline_that_is_not_there_is_refused(suites: Suites) -> None:
+    told = suites.told(MANY, "--session-tracer-baseline=nowhere.jsonl")
+    assert told.exit_code == pytest.ExitCode.USAGE_ERROR
+    assert told.has("--session-tracer-baseline: ", "nowhere.jsonl")
+
+
+def test_workers_find_together(suites: Suites) -> None:
+    suites.write(MANY)
+    suites.write(
+        MANY
+        + """
+@pytest.mark.session_budget(statements=0)
+def test_has_no_budget(SessionLocal):
+    first(SessionLocal)
+""",
+        "test_others",
+    )
+    told = suites.run(
+        "-n2",
+        "--session-tracer=error",
+        "--session-tracer-baseline=known.jsonl",
+        "--session-tracer-update-baseline",
+        "--junitxml=junit.xml",
+        apart=True,
+    )
+    assert told.has(
+        "session budget: statements 1 > 0 (select Author at test_others.py:",
+        "FAILED test_others.py::test_has_no_budget - session budget: statements 1 > 0",
+        "1 failed, 8 passed",
+    )
+    assert [line.split()[0] for line in told.summary if not line.startswith(" ")] == [
+        "detached-lazy-load",
+        "detached-lazy-load",
+        "n-plus-one",
+        "n-plus-one",
+        "4",
+    ]
+    assert told.summary[-1] == "4 new, 0 known; all are in known.jsonl now"
+    assert (suites.folder / "known.jsonl").read_text().count('"id"') == 4
+    assert (suites.folder / "junit.xml").read_text().count("session_tracer.finding") == 8
+
+
+def test_github_is_told_of_what_is_new(suites: Suites, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_WORKSPACE", str(suites.folder.parent))
+    told = suites.told(
+        'def test_says(SessionLocal): say(SessionLocal, "warning")', "--session-tracer"
+    )
+    line = suites.at("# says").partition(":")[2]
+    file = f"{suites.folder.name}/test_library.py"
+    assert told.summary[-1] == (
+        f"::warning file={file},line={line},title=said-warning::it was said%0Asay less"
+    )
+
+
+def finding(severity: Severity, message: str, site: CallSite | None) -> Finding:
+    return Finding(
+        id="said",
+        severity=severity,
+        message=message,
+        remedy="50% less",
+        site=site,
+        session_id="1",
+        session_name="default",
+        session_site=None,
+        count=3,
+        evidence={"loaded": {"Author": 1}, "at": ["here"]},
+    )
+
+
+def test_what_github_reads_is_escaped() -> None:
+    site = CallSite("/work/a,b:c%.py", 7, "f")
+    commands = workflow_commands(
+        [finding("error", "two\r\nlines: 100%", site), finding("info", "nowhere", None)],
+        {"GITHUB_WORKSPACE": "/elsewhere"},
+    )
+    assert list(commands) == [
+        "::error file=/work/a%2Cb%3Ac%25.py,line=7,title=said::two%0D%0Alines: 100%25%0A50%25 less",
+        "::notice title=said::nowhere%0A50%25 less",
+    ]
+
+
+@pytest.mark.parametrize("value", ["", "false", None])
+def test_nobody_else_is_told_what_github_reads(value: str | None) -> None:
+    assert not are_wanted({} if value is None else {"GITHUB_ACTIONS": value})
+
+
+def test_a_ledger_is_the_same_after_the_journey() -> None:
+    site = CallSite("/work/a.py", 7, "f")
+    here, there = Ledger(), Ledger()
+    here.add(Drawn(finding("error", "one", site), "call", known=False), "test_a")
+    here.add(Drawn(finding("error", "one", site), "teardown", known=False), "test_b")
+    here.add(Drawn(finding("info", "two", None), "call", known=True), "")
+    here.sessions = 4
+    there.merge(here.dump())
+    assert there.new == here.new
+    assert (there.known, there.sessions) == (1, 4)
+    there.merge(here.dump())
+    assert there.new == here.new
+    assert there.sessions == 8
+
+
+def test_a_plugin_that_nobody_asks_imports_nothing() -> None:
+    program = """
+import sys
+import pytest
+before = set(sys.modules)
+import session_tracer.pytest_plugin
+heavy = {name.partition(".")[0] for name in set(sys.modules) - before}
+assert heavy <= {"session_tracer", "difflib"}, heavy
+ours = {name for name in sys.modules if name.startswith("session_tracer.")}
+assert all(name.startswith("session_tracer.pytest_plugin") for name in ours), ours
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, timeout=60)
+
+
+def test_an_application_may_have_imported_the_package_before_pytest(
+    suites: Suites, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pytest warns of plugins' packages that it is too late to rewrite the assertions of."""
+    install(suites.folder / "installed")
+    monkeypatch.setenv("PYTHONPATH", f"{suites.folder / 'installed'}:{ROOT}")
+    suites.write("def test_late(SessionLocal): read_too_late(SessionLocal)\n")
+    program = """
+import sys
+import session_tracer, session_tracer.settings
+import pytest
+print(session_tracer.__file__)
+sys.exit(pytest.main(["-W", "error", "-p", "no:cacheprovider", "--session-tracer"]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=suites.folder,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith(str(suites.folder / "installed"))
+    assert "detached-lazy-load" in done.stdout
+
+
+def install(folder: Path) -> None:
+    """Lay the package out as a wheel would."""
+    shutil.copytree(ROOT / "session_tracer", folder / "session_tracer")
+    info = folder / f"session_tracer-{VERSION}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Name: session-tracer\nVersion: {VERSION}\n")
+    (info / "RECORD").write_text("session_tracer/__init__.py,,\n")
+    (info / "entry_points.txt").write_text(
+        "[pytest11]\nsession_tracer = session_tracer.pytest_plugin\n"
+    )

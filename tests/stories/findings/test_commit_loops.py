@@ -1,0 +1,288 @@
+"""Stories of loops that commit, or make a savepoint, each time round."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import delete, insert, select, text, update
+
+from session_tracer.testing import capture
+from tests.library import Author, Base, Book, authors, keep
+from tests.stories.findings.due import Due, assert_found
+from tests.stories.lines import marked
+from tests.twins import Twin, url_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+async def commit_each(twin: Twin, count: int) -> None:
+    async with twin.session() as session:  # <- opened
+        for author in authors(count):
+            session.add(author)
+            await session.commit()  # <- commits
+
+
+async def commit_each_with_its_books(twin: Twin, count: int) -> None:
+    async with twin.session() as session:  # <- opened
+        for author in authors(count, books_each=2):
+            session.add(author)
+            await session.commit()  # <- commits
+
+
+async def begin_a_block_for_each(twin: Twin, count: int) -> None:
+    async with twin.session() as session:  # <- opened
+        for author in authors(count):
+            async with session.begin():  # <- commits
+                session.add(author)
+
+
+async def insert_each(twin: Twin, count: int) -> None:
+    async with twin.session() as session:  # <- opened
+        for number in range(count):
+            await session.execute(insert(Author).values(name=f"author {number}"))
+            await session.commit()  # <- commits
+
+
+Loop = "Callable[[Twin, int], Any]"
+LOOPS: dict[Any, tuple[str | None, dict[str, Any]]] = {
+    commit_each: ("Author", {"rows_per_commit": 1.0, "written": {"Author": 4}}),
+    commit_each_with_its_books: (
+        None,
+        {"rows_per_commit": 3.0, "written": {"Author": 4, "Book": 8}},
+    ),
+    begin_a_block_for_each: ("Author", {"rows_per_commit": 1.0, "written": {"Author": 4}}),
+    insert_each: ("Author", {"rows_per_commit": 1.0, "written": {"Author": 4}}),
+}
+
+
+@pytest.mark.parametrize("loop", LOOPS, ids=lambda story: story.__name__)
+def test_a_loop_that_commits(twin: Twin, loop: Callable[[Twin, int], Any]) -> None:
+    entity, evidence = LOOPS[loop]
+
+    async def story() -> None:
+        with capture(twin.factory, commits_from_one_site=4) as told:
+            await loop(twin, 6)
+        assert_found(
+            told,
+            Due(
+                id="commit-in-loop",
+                site=marked(loop, "<- commits"),
+                opened=marked(loop, "<- opened"),
+                remedy=f"{'await ' if twin.is_async else ''}session.commit()  "
+                "# once after the loop, or once for each batch",
+                entity=entity,
+                count=4,
+                evidence=evidence,
+            ),
+        )
+
+    twin.run(story)
+
+
+@pytest.mark.parametrize("loop", LOOPS, ids=lambda story: story.__name__)
+def test_a_loop_that_ends_before_the_threshold(
+    sqlite_twin: Twin, loop: Callable[[Twin, int], Any]
+) -> None:
+    async def story() -> None:
+        with capture(sqlite_twin.factory, commits_from_one_site=4) as told:
+            await loop(sqlite_twin, 3)
+        assert_found(told)
+
+    sqlite_twin.run(story)
+
+
+async def commit_once(twin: Twin) -> None:
+    async with twin.session() as session:
+        session.add_all(authors(6))
+        await session.commit()
+
+
+async def commit_what_is_only_read(twin: Twin) -> None:
+    async with twin.session() as session:
+        for number in range(6):
+            await session.scalar(select(Author).where(Author.id == number))
+            await session.commit()
+
+
+async def commit_nothing(twin: Twin) -> None:
+    async with twin.session() as session:
+        for _ in range(6):
+            await session.commit()
+
+
+async def commit_in_batches(twin: Twin) -> None:
+    async with twin.session() as session:
+        for number in range(6):
+            session.add_all([Author(name=f"author {number}.{one}") for one in range(5)])
+            await session.commit()
+
+
+async def open_a_session_for_each(twin: Twin) -> None:
+    for author in authors(6):
+        async with twin.session() as session:
+            session.add(author)
+            await session.commit()
+
+
+async def commit_at_several_lines(twin: Twin) -> None:
+    async with twin.session() as session:
+        session.add(Author(name="Ada"))
+        await session.commit()
+        session.add(Author(name="Grace"))
+        await session.commit()
+        session.add(Author(name="Mary"))
+        await session.commit()
+        session.add(Author(name="Jean"))
+        await session.commit()
+
+
+async def roll_back_each(twin: Twin) -> None:
+    async with twin.session() as session:
+        for author in authors(6):
+            session.add(author)
+            await session.flush()
+            await session.rollback()
+
+
+async def update_none(twin: Twin) -> None:
+    async with twin.session() as session:
+        for _ in range(6):
+            await session.execute(update(Author).values(name="Ada").where(Author.id == 404))
+            await session.execute(delete(Book).where(Book.id == 404))
+            await session.commit()
+
+
+GOOD = (
+    commit_once,
+    commit_what_is_only_read,
+    commit_nothing,
+    commit_in_batches,
+    open_a_session_for_each,
+    commit_at_several_lines,
+    roll_back_each,
+    update_none,
+)
+
+
+@pytest.mark.parametrize("work", GOOD, ids=lambda story: story.__name__)
+def test_commits_that_are_no_loop_of_small_ones(
+    sqlite_twin: Twin, work: Callable[[Twin], Any]
+) -> None:
+    async def story() -> None:
+        with capture(sqlite_twin.factory, commits_from_one_site=4, batch_commit_objects=5) as told:
+            await work(sqlite_twin)
+        assert_found(told)
+
+    sqlite_twin.run(story)
+
+
+# Savepoints.
+
+
+async def begin_nested_for_each(twin: Twin, count: int) -> None:
+    async with twin.session() as session, session.begin():  # <- opened # <- began
+        for author in authors(count):
+            async with session.begin_nested():  # <- savepoint
+                session.add(author)
+
+
+def test_a_transaction_of_many_savepoints(twin: Twin) -> None:
+    async def story() -> None:
+        with capture(twin.factory, savepoints_per_transaction=4) as told:
+            await begin_nested_for_each(twin, 6)
+        assert_found(
+            told,
+            Due(
+                id="savepoint-churn",
+                site=marked(begin_nested_for_each, "<- savepoint"),
+                opened=marked(begin_nested_for_each, "<- opened"),
+                remedy=f"{'async with' if twin.is_async else 'with'} session.begin_nested():  "
+                "# around the loop, or around each batch of it",
+                count=4,
+                evidence={
+                    "from_one_site": 4,
+                    "began_at": str(marked(begin_nested_for_each, "<- began")),
+                },
+            ),
+        )
+
+    twin.run(story)
+
+
+async def roll_back_each_savepoint(twin: Twin, count: int) -> None:
+    async with twin.session() as session, session.begin():
+        for author in authors(count):
+            with suppress(LookupError):
+                async with session.begin_nested():
+                    session.add(author)
+                    raise LookupError
+
+
+async def begin_nested_in_each_transaction(twin: Twin) -> None:
+    async with twin.session() as session:
+        for author in authors(3):
+            async with session.begin():
+                for _ in range(3):
+                    async with session.begin_nested():
+                        pass
+                session.add(author)
+
+
+def test_savepoints_that_are_rolled_back_count_as_well(sqlite_twin: Twin) -> None:
+    async def story() -> None:
+        with capture(sqlite_twin.factory, savepoints_per_transaction=4) as told:
+            await roll_back_each_savepoint(sqlite_twin, 3)
+            assert_found(told)
+            await roll_back_each_savepoint(sqlite_twin, 4)
+        assert [finding.id for finding in told.findings] == ["savepoint-churn"]
+
+    sqlite_twin.run(story)
+
+
+def test_savepoints_below_the_threshold_in_each_transaction(sqlite_twin: Twin) -> None:
+    async def story() -> None:
+        with capture(sqlite_twin.factory, savepoints_per_transaction=4) as told:
+            await begin_nested_for_each(sqlite_twin, 3)
+            await begin_nested_in_each_transaction(sqlite_twin)
+        assert_found(told)
+
+    sqlite_twin.run(story)
+
+
+# Two phases.
+
+
+@pytest.fixture
+def postgres_twin(is_async: bool, postgres_url: str) -> Twin:
+    """The same story sync and async, on the database that commits in two phases."""
+    return Twin(url_of("postgresql", "", postgres_url, is_async=is_async), is_async)
+
+
+async def commit_each_in_two_phases(twin: Twin, count: int) -> None:
+    async with twin.session(twophase=True) as session:  # <- opened
+        for author in authors(count):
+            session.add(author)
+            await session.commit()  # <- commits
+
+
+def test_a_loop_that_commits_in_two_phases(postgres_twin: Twin) -> None:
+    async def story() -> None:
+        with capture(postgres_twin.factory, commits_from_one_site=4) as told:
+            await commit_each_in_two_phases(postgres_twin, 4)
+        loop = commit_each_in_two_phases
+        assert_found(
+            told,
+            Due(
+                id="commit-in-loop",
+                site=marked(loop, "<- commits"),
+                opened=marked(loop, "<- opened"),
+                remedy=told.findings[0].remedy,
+                entity="Author",
+                count=4,
+            ),
+        )
+
+    postgres_twin.run(story)

@@ -1,0 +1,336 @@
+"""Stories of sessions that are closed with changes nobody has committed or rolled back."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import select
+
+from session_tracer.testing import capture
+from tests.good_code.silence import only_sync
+from tests.library import Author, Book, Essay, keep
+from tests.stories.findings.due import Due, assert_found
+from tests.stories.lines import marked
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from sqlalchemy.orm import Session
+
+    from tests.twins import Twin
+
+
+class OutOfStockError(Exception):
+    """What the rules of the business raise."""
+
+
+def begin_nested(session: Session) -> Any:
+    return session.begin_nested()
+
+
+async def first(session: Any) -> Any:
+    return (await session.scalars(select(Essay).order_by(Essay.id))).first()
+
+
+async def add(twin: Twin) -> None:
+    async with twin.session() as session:  # <- opened # <- closed
+        session.add_all([Author(name="Ada"), Author(name="Grace")])  # <- added
+
+
+async def modify(twin: Twin) -> None:
+    session = twin.session()  # <- opened
+    essay = await first(session)
+    essay.title = "On staying"
+    await session.close()  # <- closed
+
+
+async def delete(twin: Twin) -> None:
+    async with twin.session() as session:  # <- opened # <- closed
+        await session.delete(await first(session))
+
+
+async def write(twin: Twin) -> None:
+    async with twin.session() as session:  # <- opened # <- closed
+        session.add(Author(name="Ada"))
+        (await session.scalars(select(Author))).all()  # <- flushed
+
+
+async def write_and_reset(twin: Twin) -> None:
+    session = twin.session()  # <- opened
+    session.add(Author(name="Ada"))
+    await session.flush()  # <- flushed
+    await session.reset()  # <- closed
+
+
+async def do_everything(twin: Twin) -> None:
+    async with twin.session() as session:  # <- opened # <- closed
+        essay, other = await session.scalars(select(Essay).order_by(Essay.id))
+        await session.delete(other)
+        essay.title = "On staying"
+        await session.flush()  # <- flushed
+        essay.title = "On leaving again"
+        session.add(Author(name="Ada"))  # <- added
+
+
+async def write_after_a_commit(twin: Twin) -> None:
+    async with twin.session() as session:  # <- opened # <- closed
+        session.add(Author(name="Ada"))
+        await session.commit()
+        session.add(Author(name="Grace"))
+        await session.flush()  # <- flushed
+
+
+async def write_in_a_savepoint_that_is_released(twin: Twin) -> None:
+    async with twin.session() as session, session.begin_nested():  # <- opened # <- closed
+        session.add(Author(name="Ada"))
+        await session.flush()  # <- flushed
+
+
+async def write_two_savepoints_deep(twin: Twin) -> None:
+    async with twin.session() as session, session.begin_nested():  # <- opened # <- closed
+        inner = await session.run_sync(begin_nested)
+        session.add(Author(name="Ada"))
+        await session.flush()  # <- flushed
+        await session.run_sync(lambda _: inner.commit())
+
+
+async def roll_back_only_a_savepoint(twin: Twin) -> None:
+    async with twin.session() as session:  # <- opened # <- closed
+        session.add(Author(name="Ada"))
+        with suppress(OutOfStockError):
+            async with session.begin_nested():  # <- flushed
+                session.add(Book(title="Notes", author_id=1))
+                raise OutOfStockError
+
+
+async def be_closed_within_a_savepoint(twin: Twin) -> None:
+    async with twin.session() as session:  # <- opened # <- closed
+        await session.run_sync(begin_nested)
+        session.add(Author(name="Ada"))
+        await session.flush()  # <- flushed
+
+
+Evidence = dict[str, Any]
+NOTHING: Evidence = dict.fromkeys(
+    ("added", "modified", "removed", "flushed_new", "flushed_dirty", "flushed_deleted")
+)
+DISCARDED: dict[Callable[[Twin], Any], tuple[str | None, int, Evidence]] = {
+    add: ("Author", 2, {"added": {"Author": 2}}),
+    modify: ("Essay", 1, {"modified": {"Essay": 1}}),
+    delete: ("Essay", 1, {"removed": {"Essay": 1}}),
+    write: ("Author", 1, {"flushed_new": {"Author": 1}}),
+    write_and_reset: ("Author", 1, {"flushed_new": {"Author": 1}}),
+    do_everything: (
+        None,
+        4,
+        {
+            "added": {"Author": 1},
+            "modified": {"Essay": 1},
+            "flushed_dirty": {"Essay": 1},
+            "flushed_deleted": {"Essay": 1},
+        },
+    ),
+    write_after_a_commit: ("Author", 1, {"flushed_new": {"Author": 1}}),
+    write_in_a_savepoint_that_is_released: ("Author", 1, {"flushed_new": {"Author": 1}}),
+    write_two_savepoints_deep: ("Author", 1, {"flushed_new": {"Author": 1}}),
+    roll_back_only_a_savepoint: ("Author", 1, {"flushed_new": {"Author": 1}}),
+    be_closed_within_a_savepoint: ("Author", 1, {"flushed_new": {"Author": 1}}),
+}
+
+
+@pytest.mark.parametrize("discard", DISCARDED, ids=lambda story: story.__name__)
+def test_changes_that_are_discarded(sqlite_twin: Twin, discard: Callable[[Twin], Any]) -> None:
+    entity, count, evidence = DISCARDED[discard]
+
+    async def story() -> None:
+        await keep(sqlite_twin, Essay(title="On leaving"), Essay(title="On arriving"))
+        with capture(sqlite_twin.factory) as told:
+            await discard(sqlite_twin)
+        opened = marked(discard, "<- opened")
+        assert_found(
+            told,
+            Due(
+                id="discarded-changes",
+                site=marked(discard, "<- closed"),
+                opened=opened,
+                remedy=f"{'await ' if sqlite_twin.is_async else ''}session.commit()  "
+                "# before the session is closed",
+                entity=entity,
+                count=count,
+                evidence={**NOTHING, **evidence, **sites(discard)},
+            ),
+        )
+
+    sqlite_twin.run(story)
+
+
+def sites(story: Callable[..., Any]) -> Evidence:
+    """Where the last of the changes was added and flushed, by the keys of evidence."""
+    found: Evidence = {}
+    for key in ("added", "flushed"):
+        with suppress(ValueError):
+            found[f"{key}_at"] = str(marked(story, f"<- {key}"))
+    return found
+
+
+# What is no loss.
+
+
+async def commit(twin: Twin) -> None:
+    async with twin.session() as session:
+        session.add(Author(name="Ada"))
+        (await first(session)).title = "On staying"
+        await session.commit()
+
+
+async def begin_a_block(twin: Twin) -> None:
+    async with twin.session() as session, session.begin():
+        session.add(Author(name="Ada"))
+
+
+async def roll_back(twin: Twin) -> None:
+    async with twin.session() as session:
+        session.add(Author(name="Ada"))
+        await session.flush()
+        await session.rollback()
+
+
+async def only_read(twin: Twin) -> None:
+    async with twin.session() as session:
+        await first(session)
+
+
+async def change_nothing(twin: Twin) -> None:
+    async with twin.session() as session:
+        essay = await first(session)
+        essay.title = essay.title + ""
+
+
+async def change_and_change_back(twin: Twin) -> None:
+    async with twin.session() as session:
+        essay = await first(session)
+        title, essay.title = essay.title, "On staying"
+        essay.title = title
+
+
+async def expunge(twin: Twin) -> None:
+    async with twin.session() as session:
+        author = Author(name="Ada")
+        session.add(author)
+        session.expunge(author)
+
+
+async def expunge_all(twin: Twin) -> None:
+    async with twin.session() as session:
+        (await first(session)).title = "On staying"
+        session.add(Author(name="Ada"))
+        session.expunge_all()
+
+
+async def roll_back_both_savepoints(twin: Twin) -> None:
+    async with twin.session() as session:
+        outer = await session.run_sync(begin_nested)
+        session.add(Author(name="Ada"))
+        inner = await session.run_sync(begin_nested)
+        session.add(Author(name="Grace"))
+        await session.flush()
+        await session.run_sync(lambda _: inner.rollback())
+        await session.run_sync(lambda _: outer.rollback())
+
+
+async def release_an_inner_savepoint_and_roll_back_the_outer_one(twin: Twin) -> None:
+    async with twin.session() as session:
+        outer = await session.run_sync(begin_nested)
+        async with session.begin_nested():
+            session.add(Author(name="Ada"))
+        await session.run_sync(lambda _: outer.rollback())
+
+
+async def fail(twin: Twin) -> None:
+    with suppress(OutOfStockError):
+        async with twin.session() as session:
+            session.add(Author(name="Ada"))
+            await session.flush()
+            raise OutOfStockError
+
+
+async def fail_and_close(twin: Twin) -> None:
+    session = twin.session()
+    try:
+        session.add(Author(name="Ada"))
+        await session.flush()
+        raise OutOfStockError
+    except OutOfStockError:
+        await session.close()
+
+
+async def fail_and_close_in_the_end(twin: Twin) -> None:
+    session = twin.session()
+    with suppress(OutOfStockError):
+        try:
+            session.add(Author(name="Ada"))
+            await session.flush()
+            raise OutOfStockError
+        finally:
+            await session.close()
+
+
+async def invalidate(twin: Twin) -> None:
+    session = twin.session()
+    session.add(Author(name="Ada"))
+    await session.flush()
+    await session.invalidate()
+
+
+GOOD: tuple[Callable[[Twin], Any], ...] = (
+    commit,
+    begin_a_block,
+    roll_back,
+    only_read,
+    change_nothing,
+    change_and_change_back,
+    expunge,
+    expunge_all,
+    roll_back_both_savepoints,
+    release_an_inner_savepoint_and_roll_back_the_outer_one,
+    fail,
+    fail_and_close,
+    fail_and_close_in_the_end,
+    invalidate,
+)
+
+
+@pytest.mark.parametrize("leave", GOOD, ids=lambda story: story.__name__)
+def test_a_session_that_is_closed_with_nothing_to_lose(
+    sqlite_twin: Twin, leave: Callable[[Twin], Any]
+) -> None:
+    async def story() -> None:
+        await keep(sqlite_twin, Essay(title="On leaving"))
+        with capture(sqlite_twin.factory) as told:
+            await leave(sqlite_twin)
+            assert len(told.sessions) == 1
+        assert_found(told)
+
+    sqlite_twin.run(story)
+
+
+@only_sync
+def test_a_generator_that_is_closed_early_discards_on_purpose(sqlite_twin: Twin) -> None:
+    def names() -> Iterator[str]:
+        with sqlite_twin.factory() as session:
+            for name in ("Ada", "Grace"):
+                session.add(Author(name=name))
+                session.flush()
+                yield name
+
+    async def story() -> None:
+        with capture(sqlite_twin.factory) as told:
+            generator: Any = names()
+            assert next(generator) == "Ada"
+            generator.close()
+            assert len(told.sessions) == 1
+        assert_found(told)
+
+    sqlite_twin.run(story)

@@ -1,0 +1,447 @@
+"""Stories of transactions that wait, or last, and of what is said of them meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import select, text
+
+from session_tracer.testing import capture
+from tests.good_code.silence import only_async, only_sync
+from tests.library import Author, authors, keep
+from tests.stories.findings.due import Above, Due, assert_found, look_ahead, until
+from tests.stories.lines import marked
+from tests.twins import Twin, url_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from session_tracer import CallSite
+    from session_tracer.testing import Captured
+
+OUTSIDE = "commit or close before this wait, or wait outside the transaction"
+
+
+# Idle in a transaction.
+
+
+async def read_and_wait(twin: Twin, *seconds: float) -> None:
+    async with twin.session() as session:  # <- opened, begins
+        (await session.scalars(select(Author))).all()  # <- reads
+        for later in seconds:
+            look_ahead(later)  # <- waits
+        await session.commit()  # <- ends
+
+
+async def write_and_wait(twin: Twin) -> None:
+    async with twin.session() as session:  # <- opened
+        session.add(Author(name="Ada"))
+        await session.flush()  # <- writes
+        look_ahead(6)  # <- waits
+        await session.commit()
+
+
+def test_a_transaction_that_waits_after_reading(twin: Twin) -> None:
+    async def story() -> None:
+        with capture(twin.factory) as told:
+            await read_and_wait(twin, 6, 7, 29)
+        assert_found(
+            told,
+            Due(
+                id="idle-in-transaction",
+                site=marked(read_and_wait, "<- waits"),
+                opened=marked(read_and_wait, "<- opened"),
+                remedy=OUTSIDE,
+                evidence={
+                    "idle_ms": Above(6_000),
+                    "held_ms": Above(0),
+                    "statements": 1,
+                    "sql_ms": Above(0),
+                    "last_statement_at": str(marked(read_and_wait, "<- reads")),
+                },
+            ),
+        )
+
+    twin.run(story)
+
+
+def test_a_transaction_that_waits_after_writing(twin: Twin) -> None:
+    async def story() -> None:
+        with capture(twin.factory) as told:
+            await write_and_wait(twin)
+        assert_found(
+            told,
+            Due(
+                id="idle-in-transaction",
+                site=marked(write_and_wait, "<- waits"),
+                opened=marked(write_and_wait, "<- opened"),
+                remedy=OUTSIDE,
+                evidence={"last_statement_at": str(marked(write_and_wait, "<- writes"))},
+            ),
+        )
+
+    twin.run(story)
+
+
+def test_a_transaction_is_not_idle_until_the_time_is_over(twin: Twin) -> None:
+    async def story() -> None:
+        with capture(twin.factory) as told:
+            await read_and_wait(twin, 1, 3, 4)
+        assert_found(told)
+
+    twin.run(story)
+
+
+async def wait_after_commit(twin: Twin) -> None:
+    async with twin.session() as session:
+        (await session.scalars(select(Author))).all()
+        await session.commit()
+        look_ahead(50)
+
+
+async def wait_after_rollback(twin: Twin) -> None:
+    async with twin.session() as session:
+        (await session.scalars(select(Author))).all()
+        await session.rollback()
+        look_ahead(50)
+
+
+async def wait_after_close(twin: Twin) -> None:
+    session = twin.session()
+    (await session.scalars(select(Author))).all()
+    await session.close()
+    look_ahead(50)
+
+
+async def wait_without_a_connection(twin: Twin) -> None:
+    async with twin.session() as session:
+        session.add(Author(name="Ada"))
+        look_ahead(29)
+        await session.commit()
+
+
+async def wait_amid_the_rows_of_a_statement(twin: Twin) -> None:
+    def read(session: Any) -> None:
+        for _ in session.scalars(select(Author).execution_options(yield_per=1)):
+            look_ahead(29)
+
+    async with twin.session() as session:
+        await session.run_sync(read)
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        wait_after_commit,
+        wait_after_rollback,
+        wait_after_close,
+        wait_without_a_connection,
+        wait_amid_the_rows_of_a_statement,
+    ],
+)
+def test_a_wait_that_holds_up_no_connection(twin: Twin, wait: Callable[[Twin], Any]) -> None:
+    async def story() -> None:
+        await keep(twin, *authors(3))
+        with capture(twin.factory) as told:
+            await wait(twin)
+        assert_found(told)
+
+    twin.run(story)
+
+
+@pytest.fixture
+def postgres_twin(is_async: bool, postgres_url: str) -> Twin:
+    """The same story sync and async, on the database that can be told to take its time."""
+    return Twin(url_of("postgresql", "", postgres_url, is_async=is_async), is_async)
+
+
+def test_a_statement_that_takes_long_is_no_wait(postgres_twin: Twin) -> None:
+    async def story() -> None:
+        with capture(postgres_twin.factory, idle_in_transaction_seconds=0.1) as told:
+            async with postgres_twin.session() as session:
+                await session.execute(text("SELECT pg_sleep(0.5)"))
+        assert_found(told)
+
+    postgres_twin.run(story)
+
+
+# Where the code waits.
+
+
+async def read_and(twin: Twin, wait: Callable[[], Any]) -> None:
+    async with twin.session() as session:  # <- opened
+        (await session.scalars(select(Author))).all()  # <- reads
+        waited = wait()
+        if twin.is_async:
+            await waited
+
+
+def assert_waits_at(
+    told: Captured, wait: Callable[..., Any], opened: CallSite | None = None
+) -> None:
+    """The one finding names the line that is marked in that function."""
+    assert_found(
+        told,
+        Due(
+            id="idle-in-transaction",
+            site=marked(wait, "<- waits"),
+            opened=opened or marked(read_and, "<- opened"),
+            remedy=OUTSIDE,
+        ),
+    )
+    assert told.findings[0].evidence["doing"][0] == str(marked(wait, "<- waits"))
+
+
+def sleep_until(told: Captured) -> None:
+    while not told.findings:
+        time.sleep(0.05)  # <- waits
+
+
+def take(jobs: queue.Queue[str]) -> None:
+    jobs.get(timeout=20)  # <- waits
+
+
+async def upload(told: Captured) -> None:
+    while not told.findings:
+        await asyncio.sleep(0.05)  # <- waits
+
+
+async def upload_with_a_timeout(told: Captured) -> None:
+    async with asyncio.timeout(20):
+        await upload(told)
+
+
+async def wait_for_tasks(told: Captured) -> None:
+    await asyncio.gather(upload(told), upload(told))  # <- waits
+
+
+async def wait_for_a_group(told: Captured) -> None:
+    async with asyncio.TaskGroup() as group:  # <- waits
+        group.create_task(upload(told))
+        group.create_task(upload(told))
+
+
+async def wait_for_a_thread(told: Captured) -> None:
+    await asyncio.to_thread(sleep_until, told)  # <- waits
+
+
+@only_sync
+def test_a_thread_that_sleeps_in_a_function(sqlite_twin: Twin) -> None:
+    async def story() -> None:
+        with capture(sqlite_twin.factory, idle_in_transaction_seconds=0.05) as told:
+            await read_and(sqlite_twin, lambda: sleep_until(told))
+        assert_waits_at(told, sleep_until)
+        assert told.findings[0].evidence["owner"] == 'thread "MainThread"'
+
+    sqlite_twin.run(story)
+
+
+def read_and_take(twin: Twin, jobs: queue.Queue[str]) -> None:
+    with twin.factory() as session:  # <- opened
+        session.scalars(select(Author)).all()
+        take(jobs)
+
+
+@only_sync
+def test_a_thread_that_waits_for_a_queue(sqlite_twin: Twin) -> None:
+    async def story() -> None:
+        jobs: queue.Queue[str] = queue.Queue()
+        with capture(sqlite_twin.factory, idle_in_transaction_seconds=0.05) as told:
+            worker = threading.Thread(
+                target=read_and_take, args=(sqlite_twin, jobs), name="export-3"
+            )
+            worker.start()
+            await until(lambda: told.findings, is_async=False)
+            jobs.put("one")
+            worker.join()
+        assert_waits_at(told, take, opened=marked(read_and_take, "<- opened"))
+        assert told.findings[0].evidence["owner"] == 'thread "export-3"'
+
+    sqlite_twin.run(story)
+
+
+@only_async
+@pytest.mark.parametrize(
+    ("wait", "named"),
+    [
+        (upload, upload),
+        (upload_with_a_timeout, upload),
+        (wait_for_tasks, wait_for_tasks),
+        (wait_for_a_group, wait_for_a_group),
+        (wait_for_a_thread, wait_for_a_thread),
+    ],
+    ids=lambda function: function.__name__,
+)
+def test_a_task_that_waits(
+    sqlite_twin: Twin, wait: Callable[..., Any], named: Callable[..., Any]
+) -> None:
+    async def story() -> None:
+        with capture(sqlite_twin.factory, idle_in_transaction_seconds=0.05) as told:
+            await asyncio.create_task(
+                read_and(sqlite_twin, lambda: wait(told)), name="the exporting one"
+            )
+        assert_waits_at(told, named)
+        assert told.findings[0].evidence["owner"] == 'task "the exporting one"'
+
+    sqlite_twin.run(story)
+
+
+async def read(session: Any) -> None:
+    (await session.scalars(select(Author))).all()
+
+
+async def read_in_a_task_and(twin: Twin, told: Captured) -> None:
+    async with twin.session() as session:  # <- opened
+        await asyncio.create_task(read(session))
+        await upload(told)
+
+
+@only_async
+def test_a_task_that_waits_after_another_one_has_used_its_session(sqlite_twin: Twin) -> None:
+    async def story() -> None:
+        with capture(sqlite_twin.factory, idle_in_transaction_seconds=0.05) as told:
+            await read_in_a_task_and(sqlite_twin, told)
+        assert_found(
+            told,
+            Due(
+                id="idle-in-transaction",
+                site=marked(upload, "<- waits"),
+                opened=marked(read_in_a_task_and, "<- opened"),
+                remedy=OUTSIDE,
+            ),
+        )
+
+    sqlite_twin.run(story)
+
+
+def read_in_a_thread(session: Any) -> None:
+    session.scalars(select(Author)).all()  # <- reads
+
+
+async def read_in_threads_and(twin: Twin, told: Captured) -> None:
+    """As FastAPI does with a synchronous dependency: each step in a thread of the pool."""
+    session = await asyncio.to_thread(twin.factory)
+    await asyncio.to_thread(read_in_a_thread, session)
+    # The same threads do other work by now.
+    await asyncio.gather(*(asyncio.to_thread(sleep_until, told) for _ in range(4)))
+    await asyncio.to_thread(session.close)
+
+
+@only_sync
+def test_what_the_threads_of_a_pool_do_next_is_not_the_sessions(sqlite_twin: Twin) -> None:
+    async def story() -> None:
+        with capture(sqlite_twin.factory, idle_in_transaction_seconds=0.05) as told:
+            asyncio.run(read_in_threads_and(sqlite_twin, told))
+        (found,) = told.findings
+        assert found.id == "idle-in-transaction"
+        assert found.site == marked(read_in_a_thread, "<- reads")
+        assert found.evidence["doing"] == []
+
+    sqlite_twin.run(story)
+
+
+# Long transactions.
+
+
+def test_a_transaction_that_lasts(twin: Twin) -> None:
+    async def story() -> None:
+        with capture(twin.factory, idle_in_transaction_seconds=9999) as told:
+            await read_and_wait(twin, 29, 31, 32, 50)
+        wait = marked(read_and_wait, "<- waits")
+        assert_found(
+            told,
+            Due(
+                id="long-transaction",
+                site=marked(read_and_wait, "<- reads"),
+                opened=marked(read_and_wait, "<- opened"),
+                remedy=f"commit before the work at {wait}, or begin after it",
+                evidence={
+                    "transaction": "open",
+                    "statements": 1,
+                    "sql_ms": Above(0),
+                    "held_ms": Above(0),
+                },
+            ),
+            retracted=("long-transaction",),
+        )
+        (retraction,) = told.retractions
+        assert retraction.evidence["outcome"] == "committed"
+        assert retraction.evidence["ended_at"] == str(marked(read_and_wait, "<- ends"))
+
+    twin.run(story)
+
+
+def test_a_transaction_is_not_long_until_the_time_is_over(twin: Twin) -> None:
+    async def story() -> None:
+        with capture(twin.factory, idle_in_transaction_seconds=9999) as told:
+            await read_and_wait(twin, 1, 28, 29)
+            await wait_after_commit(twin)
+            await wait_after_rollback(twin)
+        assert_found(told)
+
+    twin.run(story)
+
+
+def test_a_transaction_that_lasts_without_a_connection(twin: Twin) -> None:
+    async def story() -> None:
+        with capture(twin.factory) as told:
+            async with twin.session() as session:
+                session.add(Author(name="Ada"))
+                look_ahead(31)
+                await session.rollback()
+        (found,) = told.findings
+        assert found.id == "long-transaction"
+        assert "held_ms" not in found.evidence
+        assert [one.evidence["outcome"] for one in told.retractions] == ["rolled_back"]
+
+    twin.run(story)
+
+
+# Which one speaks.
+
+
+@pytest.mark.parametrize(
+    ("idle", "long", "said"),
+    [(5, 30, "idle-in-transaction"), (30, 5, "long-transaction"), (5, 5, "idle-in-transaction")],
+)
+def test_one_transaction_is_idle_or_long_but_not_both(
+    sqlite_twin: Twin, idle: int, long: int, said: str
+) -> None:
+    async def story() -> None:
+        with capture(
+            sqlite_twin.factory, idle_in_transaction_seconds=idle, long_transaction_seconds=long
+        ) as told:
+            await read_and_wait(sqlite_twin, 4, 6, 29, 31, 59)
+        assert [finding.id for finding in told.findings] == [said]
+
+    sqlite_twin.run(story)
+
+
+def test_each_transaction_of_a_session_is_told_of(sqlite_twin: Twin) -> None:
+    async def story() -> None:
+        with capture(sqlite_twin.factory) as told:
+            async with sqlite_twin.session() as session:
+                for _ in range(2):
+                    (await session.scalars(select(Author))).all()
+                    look_ahead(6)
+                    await session.commit()
+        assert [finding.id for finding in told.findings] == ["idle-in-transaction"] * 2
+
+    sqlite_twin.run(story)
+
+
+def test_a_wait_within_a_savepoint(sqlite_twin: Twin) -> None:
+    async def story() -> None:
+        with capture(sqlite_twin.factory) as told:
+            async with sqlite_twin.session() as session, session.begin_nested():
+                (await session.scalars(select(Author))).all()
+                look_ahead(6)
+        (found,) = told.findings
+        assert (found.id, found.evidence["transaction"]) == ("idle-in-transaction", "savepoint")
+
+    sqlite_twin.run(story)

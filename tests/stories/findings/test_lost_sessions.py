@@ -1,0 +1,192 @@
+"""Stories of sessions that nobody closes: what they lose is told as they are lost."""
+
+from __future__ import annotations
+
+import gc
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import select
+
+from session_tracer.testing import capture
+from tests.library import Author, Book, authors, keep
+from tests.stories.findings.due import Above, Due, assert_found
+from tests.stories.lines import marked
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.twins import Twin
+
+# An asynchronous driver's connection cannot be given back from within the garbage collector:
+# SQLAlchemy terminates it and warns.
+pytestmark = pytest.mark.filterwarnings("ignore:The garbage collector is trying to clean up")
+
+
+async def read(twin: Twin) -> None:
+    session = twin.session()  # <- opened
+    (await session.scalars(select(Author))).all()  # <- last
+
+
+async def write(twin: Twin) -> None:
+    session = twin.session()  # <- opened
+    session.add_all([Author(name="Ada"), Author(name="Grace")])
+    await session.flush()  # <- last # <- flushed
+
+
+async def add(twin: Twin) -> None:
+    session = twin.session()  # <- opened
+    session.add(Author(name="Ada"))  # <- added # <- last
+
+
+async def write_and_add(twin: Twin) -> None:
+    session = twin.session()  # <- opened
+    author = Author(name="Ada")
+    session.add(author)
+    await session.flush()  # <- last # <- flushed
+    session.add(Book(title="Notes", author=author))  # <- added
+
+
+async def write_in_a_savepoint(twin: Twin) -> None:
+    session = twin.session()  # <- opened
+    session.add(Author(name="Ada"))
+    await session.run_sync(lambda plain: plain.begin_nested())
+    session.add(Author(name="Grace"))
+    await session.flush()  # <- last # <- flushed
+
+
+async def write_after_a_commit(twin: Twin) -> None:
+    session = twin.session()  # <- opened
+    session.add(Author(name="Ada"))
+    await session.commit()
+    session.add(Author(name="Grace"))
+    await session.flush()  # <- last # <- flushed
+
+
+async def write_what_refers_to_its_session(twin: Twin) -> None:
+    session = twin.session()  # <- opened
+    author: Any = Author(name="Ada")
+    author.session = session
+    session.add(author)
+    await session.flush()  # <- last # <- flushed
+
+
+LOST: dict[Callable[[Twin], Any], tuple[str | None, int, dict[str, Any]]] = {
+    read: (None, 1, {"flushed_new": None, "added": None}),
+    write: ("Author", 2, {"flushed_new": {"Author": 2}, "added": None}),
+    add: ("Author", 1, {"flushed_new": None, "added": {"Author": 1}}),
+    write_and_add: (None, 2, {"flushed_new": {"Author": 1}, "added": {"Book": 1}}),
+    write_in_a_savepoint: ("Author", 2, {"flushed_new": {"Author": 2}}),
+    write_after_a_commit: ("Author", 1, {"flushed_new": {"Author": 1}}),
+    write_what_refers_to_its_session: ("Author", 1, {"flushed_new": {"Author": 1}}),
+}
+
+
+def site_of(story: Callable[..., Any], mark: str) -> str | None:
+    """The line so marked, as evidence names it, if there is one."""
+    try:
+        return str(marked(story, mark))
+    except ValueError:
+        return None
+
+
+@pytest.mark.parametrize("lose", LOST, ids=lambda story: story.__name__)
+def test_a_session_that_is_lost_amid_a_transaction(twin: Twin, lose: Callable[[Twin], Any]) -> None:
+    entity, count, lost = LOST[lose]
+
+    async def story() -> None:
+        with capture(twin.factory) as told:
+            await lose(twin)
+            gc.collect()
+            assert [summary.outcome for summary in told.sessions] == ["abandoned"]
+        opened = marked(lose, "<- opened")
+        assert_found(
+            told,
+            Due(
+                id="abandoned-session",
+                site=opened,
+                opened=opened,
+                remedy=f"{'async with' if twin.is_async else 'with'} SessionLocal() as session:\n"
+                "    ...",
+                entity=entity,
+                count=count,
+                evidence={
+                    "ending": "collected",
+                    "age_ms": Above(0),
+                    "held_ms": None if lose is add else Above(0),
+                    "flushed_at": site_of(lose, "<- flushed"),
+                    "added_at": site_of(lose, "<- added"),
+                    "last_activity_at": site_of(lose, "<- last"),
+                    **lost,
+                },
+            ),
+        )
+
+    twin.run(story)
+
+
+async def commit(twin: Twin) -> None:
+    session = twin.session()
+    session.add(Author(name="Ada"))
+    await session.commit()
+
+
+async def roll_back(twin: Twin) -> None:
+    session = twin.session()
+    session.add(Author(name="Ada"))
+    await session.flush()
+    await session.rollback()
+
+
+async def close(twin: Twin) -> None:
+    session = twin.session()
+    (await session.scalars(select(Author))).all()
+    await session.close()
+
+
+async def leave_the_block(twin: Twin) -> None:
+    async with twin.session() as session:
+        (await session.scalars(select(Author))).all()
+
+
+async def open_only(twin: Twin) -> None:
+    twin.session()
+
+
+async def release_a_savepoint_and_commit(twin: Twin) -> None:
+    session = twin.session()
+    async with session.begin_nested():
+        session.add(Author(name="Ada"))
+    await session.commit()
+
+
+@pytest.mark.parametrize(
+    "lose",
+    [commit, roll_back, close, leave_the_block, open_only, release_a_savepoint_and_commit],
+    ids=lambda story: story.__name__,
+)
+def test_a_session_that_is_lost_with_no_transaction_open(
+    sqlite_twin: Twin, lose: Callable[[Twin], Any]
+) -> None:
+    async def story() -> None:
+        await keep(sqlite_twin, *authors(1))
+        with capture(sqlite_twin.factory) as told:
+            await lose(sqlite_twin)
+            gc.collect()
+            assert len(told.sessions) == 1
+        assert_found(told)
+
+    sqlite_twin.run(story)
+
+
+def test_each_lost_session_is_told_of(sqlite_twin: Twin) -> None:
+    async def story() -> None:
+        with capture(sqlite_twin.factory) as told:
+            await read(sqlite_twin)
+            gc.collect()
+            await read(sqlite_twin)
+            gc.collect()
+            assert len(told.sessions) == 2
+        assert [finding.id for finding in told.findings] == ["abandoned-session"] * 2
+
+    sqlite_twin.run(story)

@@ -1,0 +1,184 @@
+"""Stories of sessions that are used again after they were closed."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import select
+from sqlalchemy.orm import scoped_session
+
+from session_tracer.testing import capture
+from tests.good_code.silence import only_async, only_sync
+from tests.library import Author
+from tests.stories.findings.due import Due, assert_found
+from tests.stories.lines import marked
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.twins import Twin
+
+
+async def use_after_close(twin: Twin) -> None:
+    session = twin.session()
+    (await session.scalars(select(Author))).all()
+    await session.close()  # <- closed
+    (await session.scalars(select(Author))).all()  # <- used
+    await session.close()
+
+
+async def use_after_the_block(twin: Twin) -> None:
+    async with twin.session() as session:  # <- closed
+        (await session.scalars(select(Author))).all()
+    session.add(Author(name="Ada"))  # <- used
+    await session.commit()
+    await session.close()
+
+
+async def use_after_close_for_the_first_time(twin: Twin) -> None:
+    session = twin.session()
+    await session.close()  # <- closed
+    (await session.scalars(select(Author))).all()  # <- used
+    await session.close()
+
+
+REUSED = (use_after_close, use_after_the_block, use_after_close_for_the_first_time)
+
+
+@pytest.mark.parametrize("reuse", REUSED, ids=lambda story: story.__name__)
+def test_a_session_that_is_used_again(sqlite_twin: Twin, reuse: Callable[[Twin], Any]) -> None:
+    async def story() -> None:
+        with capture(sqlite_twin.factory) as told:
+            await reuse(sqlite_twin)
+        used = marked(reuse, "<- used")
+        block = "async with" if sqlite_twin.is_async else "with"
+        assert_found(
+            told,
+            Due(
+                id="reused-after-close",
+                site=used,
+                opened=used,
+                remedy=f"{block} SessionLocal() as session:  # one for each unit of work",
+                evidence={"closed_at": str(marked(reuse, "<- closed"))},
+            ),
+        )
+        assert [finding.session_id for finding in told.findings] == [told.sessions[1].id]
+
+    sqlite_twin.run(story)
+
+
+async def close_twice(twin: Twin) -> None:
+    session = twin.session()
+    (await session.scalars(select(Author))).all()
+    await session.close()
+    await session.close()
+
+
+async def use_after_reset(twin: Twin) -> None:
+    session = twin.session()
+    (await session.scalars(select(Author))).all()
+    await session.reset()
+    (await session.scalars(select(Author))).all()
+    await session.close()
+
+
+async def use_after_invalidate(twin: Twin) -> None:
+    session = twin.session()
+    (await session.scalars(select(Author))).all()
+    await session.invalidate()
+    (await session.scalars(select(Author))).all()
+    await session.close()
+
+
+async def use_after_commit(twin: Twin) -> None:
+    async with twin.session() as session:
+        session.add(Author(name="Ada"))
+        await session.commit()
+        (await session.scalars(select(Author))).all()
+
+
+async def open_another_one(twin: Twin) -> None:
+    for _ in range(2):
+        session = twin.session()
+        (await session.scalars(select(Author))).all()
+        await session.close()
+
+
+async def only_look_after_close(twin: Twin) -> None:
+    session = twin.session()
+    await session.close()
+    assert not session.in_transaction()
+    assert len(session.identity_map) == 0
+
+
+GOOD = (
+    close_twice,
+    use_after_reset,
+    use_after_invalidate,
+    use_after_commit,
+    open_another_one,
+    only_look_after_close,
+)
+
+
+@pytest.mark.parametrize("use", GOOD, ids=lambda story: story.__name__)
+def test_a_session_that_is_not_used_after_its_close(
+    sqlite_twin: Twin, use: Callable[[Twin], Any]
+) -> None:
+    async def story() -> None:
+        with capture(sqlite_twin.factory) as told:
+            await use(sqlite_twin)
+        assert_found(told)
+
+    sqlite_twin.run(story)
+
+
+@only_sync
+def test_a_scoped_session_is_a_new_one_after_remove(sqlite_twin: Twin) -> None:
+    async def story() -> None:
+        with capture(sqlite_twin.factory) as told:
+            session = scoped_session(sqlite_twin.factory)
+            for _ in range(3):
+                session.scalars(select(Author)).all()
+                session.remove()
+        assert_found(told)
+
+    sqlite_twin.run(story)
+
+
+@only_sync
+def test_a_session_that_another_thread_goes_on_with(sqlite_twin: Twin) -> None:
+    def use_and_close(session: Any) -> None:
+        session.scalars(select(Author)).all()
+        session.close()
+
+    async def story() -> None:
+        with capture(sqlite_twin.factory) as told:
+            session = sqlite_twin.factory()
+            use_and_close(session)
+            other = threading.Thread(target=use_and_close, args=(session,))
+            other.start()
+            other.join()
+            asyncio.run(asyncio.to_thread(use_and_close, session))
+        assert_found(told)
+
+    sqlite_twin.run(story)
+
+
+@only_async
+def test_a_session_that_another_task_goes_on_with(sqlite_twin: Twin) -> None:
+    async def use_and_close(session: Any) -> None:
+        (await session.scalars(select(Author))).all()
+        await session.close()
+
+    async def story() -> None:
+        with capture(sqlite_twin.factory) as told:
+            session = sqlite_twin.session()
+            await asyncio.create_task(use_and_close(session))
+            await asyncio.create_task(use_and_close(session))
+        assert_found(told)
+
+    sqlite_twin.run(story)

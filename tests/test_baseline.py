@@ -1,0 +1,193 @@
+"""Tests that a known finding is known again, and that a file says what is wrong with it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from session_tracer import CallSite, Finding
+from session_tracer.baseline import load, write
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+HEADING = """\
+# Findings that are known and are not said, wherever in the function they are.
+# Delete a line once its cause is mended.
+"""
+
+
+def found(id_: str, site: CallSite | None, **fields: Any) -> Finding:
+    return Finding(
+        **{
+            "id": id_,
+            "severity": "warning",
+            "message": "it is so",
+            "remedy": "leave it",
+            "site": site,
+            "session_id": "0123456789abcdef",
+            "session_name": "default",
+            "session_site": None,
+            **fields,
+        }
+    )
+
+
+def in_report(tmp_path: Path, line: int = 33) -> CallSite:
+    return CallSite(str(tmp_path / "app" / "report.py"), line, "totals")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "known.jsonl"
+
+
+def test_what_was_written_is_known_and_nothing_else(path: Path, tmp_path: Path) -> None:
+    site = in_report(tmp_path)
+    finding = found("n-plus-one", site, entity="Author", attribute="books")
+    write(path, [finding])
+    baseline = load(path)
+    assert len(baseline) == 1
+    assert baseline.knows(finding)
+    others = [
+        found("get-in-loop", site, entity="Author", attribute="books"),
+        found("n-plus-one", site, entity="Author", attribute="letters"),
+        found("n-plus-one", site, entity="Book", attribute="books"),
+        found("n-plus-one", site, entity="Author"),
+        found("n-plus-one", None, entity="Author", attribute="books"),
+        found(
+            "n-plus-one",
+            CallSite(site.file, site.line, "subtotals"),
+            entity="Author",
+            attribute="books",
+        ),
+        found(
+            "n-plus-one",
+            CallSite(site.file + "x", site.line, site.function),
+            entity="Author",
+            attribute="books",
+        ),
+    ]
+    assert [baseline.knows(other) for other in others] == [False] * len(others)
+
+
+def test_an_edit_elsewhere_in_the_file_makes_nothing_new(path: Path, tmp_path: Path) -> None:
+    write(path, [found("n-plus-one", in_report(tmp_path, line=33), count=12)])
+    moved = found(
+        "n-plus-one",
+        in_report(tmp_path, line=34),
+        message="it is so, 13 times",
+        severity="error",
+        session_id="fedcba9876543210",
+        count=13,
+    )
+    assert load(path).knows(moved)
+
+
+def test_the_file_is_sorted_and_names_each_finding_once(path: Path, tmp_path: Path) -> None:
+    findings = [
+        found("n-plus-one", in_report(tmp_path), entity="Author", attribute="books"),
+        found("large-flush", CallSite(str(tmp_path / "jobs" / "zwölf monate.py"), 7, "<module>")),
+        found("n-plus-one", in_report(tmp_path, line=40), entity="Author", attribute="books"),
+        found("large-flush", None),
+        found("large-flush", CallSite(str(tmp_path / "jobs" / "all.py"), 2, "Sync.run")),
+    ]
+    told = """\
+{"id": "large-flush"}
+{"id": "large-flush", "file": "jobs/all.py", "function": "Sync.run"}
+{"id": "large-flush", "file": "jobs/zwölf monate.py", "function": "<module>"}
+{"id": "n-plus-one", "file": "app/report.py", "function": "totals", "entity": "Author", \
+"attribute": "books"}
+"""
+    write(path, findings)
+    assert path.read_bytes() == (HEADING + told).encode()
+    write(path, reversed(findings))
+    assert path.read_bytes() == (HEADING + told).encode()
+    assert all(load(path).knows(finding) for finding in findings)
+
+
+def test_what_was_known_before_can_stay_known(path: Path, tmp_path: Path) -> None:
+    old, new = found("large-flush", in_report(tmp_path)), found("n-plus-one", in_report(tmp_path))
+    write(path, [old])
+    write(path, [new, old], load(path))
+    baseline = load(path)
+    assert len(baseline) == 2
+    assert baseline.knows(old)
+    assert baseline.knows(new)
+
+
+def test_files_are_named_from_the_baselines_own_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tests").mkdir()
+    path = tmp_path / "tests" / "known.jsonl"
+    finding = found("n-plus-one", in_report(tmp_path))
+    write(path, [finding])
+    assert '"file": "../app/report.py"' in path.read_text()
+    monkeypatch.chdir(tmp_path / "tests")
+    assert load("known.jsonl").knows(finding)
+    monkeypatch.chdir(tmp_path)
+    assert load("tests/known.jsonl").knows(finding)
+
+
+def test_a_file_reached_by_a_link_is_the_same_file(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "app").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "app")
+    write(path, [found("n-plus-one", in_report(tmp_path))])
+    linked = CallSite(str(tmp_path / "link" / "report.py"), 33, "totals")
+    assert load(path).knows(found("n-plus-one", linked))
+
+
+def test_comments_and_empty_lines_are_passed_over(path: Path) -> None:
+    path.write_text('# why\n\n  # and why not\n{"id": "large-flush"}\r\n   \n')
+    baseline = load(path)
+    assert len(baseline) == 1
+    assert baseline.knows(found("large-flush", None))
+
+
+def test_an_empty_file_knows_nothing(path: Path) -> None:
+    write(path, [])
+    assert path.read_text() == HEADING
+    baseline = load(path)
+    assert len(baseline) == 0
+    assert not baseline.knows(found("large-flush", None))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "n-plus-one app/report.py",
+        '{"id": "n-plus-one"',
+        '["n-plus-one"]',
+        '"n-plus-one"',
+        "{}",
+        '{"file": "app/report.py"}',
+        '{"id": 7}',
+        '{"id": "n-plus-one", "entity": null}',
+        '{"id": "n-plus-one", "line": "33"}',
+    ],
+)
+def test_a_line_that_is_no_finding_is_named(path: Path, line: str) -> None:
+    path.write_text(f'# known\n{{"id": "large-flush"}}\n{line}\n')
+    with pytest.raises(ValueError, match="no known finding") as refused:
+        load(path)
+    assert str(refused.value) == (
+        f"{path}:3 is no known finding: {line!r}. Each line is a JSON object of texts with an id, "
+        "and with file, function, entity, attribute as far as there are."
+    )
+
+
+def test_a_file_that_is_missing_is_named_with_what_to_do(path: Path) -> None:
+    with pytest.raises(ValueError, match="cannot be read") as refused:
+        load(path)
+    assert str(refused.value) == (
+        f"{str(path)!r} cannot be read (No such file or directory); pytest writes it, with "
+        "--session-tracer-baseline=FILE --session-tracer-update-baseline."
+    )
+
+
+def test_a_file_that_is_no_text_is_named(path: Path) -> None:
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="it is not UTF-8"):
+        load(path)

@@ -1,0 +1,620 @@
+"""Tests where a finding is raised, and that nothing is lost or hidden by it."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import pickle
+import traceback
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import event, insert, select, text
+from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.ext.asyncio import async_scoped_session
+from sqlalchemy.orm import close_all_sessions, scoped_session, selectinload
+
+from session_tracer import CallSite, Exporter, Finding, SessionMisuse, instrument, silence
+from session_tracer import facts as what
+from session_tracer.testing import capture
+from tests.library import Author, authors, keep
+from tests.stories.lines import marked
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from session_tracer.facts import Fact
+    from session_tracer.record import SessionRecord
+    from tests.twins import Twin
+
+
+@dataclass
+class After:
+    """Finds something as soon as so many facts of a kind were told."""
+
+    kind: type[Any]
+    count: int = 1
+    id: str = "too-many"
+
+    @property
+    def facts(self) -> tuple[type[Fact], ...]:
+        return (self.kind,)
+
+    def memory(self) -> list[Fact]:
+        return []
+
+    def judge(self, fact: Any, record: SessionRecord, memory: list[Fact]) -> Iterator[Finding]:
+        memory.append(fact)
+        if len(memory) == self.count:
+            message = f"{self.kind.__name__} for the {self.count}. time"
+            yield record.finding(self.id, "error", message, "less of it", fact.site)
+
+
+def raising(twin: Twin, *detectors: After, **options: Any) -> Any:
+    """Trace the twin's sessions, and raise what these find."""
+    return capture(twin.factory, detectors=detectors, **{"raise_on": {"error"}, **options})
+
+
+def led_through(error: BaseException) -> set[CallSite]:
+    """The lines that the traceback leads through."""
+    return {
+        CallSite(frame.f_code.co_filename, line, frame.f_code.co_qualname.rpartition(".")[2])
+        for frame, line in traceback.walk_tb(error.__traceback__)
+    }
+
+
+@pytest.fixture
+def lent(sqlite_twin: Twin) -> Counter[str]:
+    """How many connections the pool has lent, and how many of them came back."""
+    counted: Counter[str] = Counter()
+    pool = getattr(sqlite_twin.engine, "sync_engine", sqlite_twin.engine).pool
+    event.listen(pool, "checkout", lambda *_: counted.update(["out"]))
+    event.listen(pool, "checkin", lambda *_: counted.update(["in"]))
+    return counted
+
+
+# What is raised.
+
+
+FOUND = Finding(
+    id="n-plus-one",
+    severity="warning",
+    message="Author.books was lazily loaded for 12 authors",
+    remedy="select(Author).options(\n    selectinload(Author.books)\n)",
+    site=CallSite("/srv/shop/app/report.py", 33, "totals"),
+    session_id="0123456789abcdef",
+    session_name="default",
+    session_site=CallSite("/srv/shop/app/db.py", 12, "get_db"),
+    entity="Author",
+    attribute="books",
+    count=12,
+    evidence={"loads": 12},
+)
+
+
+def test_it_says_what_where_and_the_remedy() -> None:
+    assert (
+        str(SessionMisuse(FOUND))
+        == """\
+n-plus-one: Author.books was lazily loaded for 12 authors
+    at         /srv/shop/app/report.py:33 in totals()
+    opened at  /srv/shop/app/db.py:12 in get_db()
+    remedy     select(Author).options(
+                   selectinload(Author.books)
+               )
+    help       docs/findings.md#n-plus-one"""
+    )
+
+
+def test_it_says_no_more_than_it_knows() -> None:
+    nowhere = Finding(
+        id="own",
+        severity="info",
+        message="it is so",
+        remedy="",
+        site=None,
+        session_id="",
+        session_name="",
+        session_site=None,
+    )
+    assert str(SessionMisuse(nowhere)) == "own: it is so\n    help       docs/findings.md#own"
+
+
+def test_it_can_be_pickled_as_a_worker_of_tests_does() -> None:
+    misuse = SessionMisuse(FOUND)
+    misuse.add_note("and another")
+    again = pickle.loads(pickle.dumps(misuse))
+    assert (type(again), again.finding, str(again), again.__notes__) == (
+        SessionMisuse,
+        FOUND,
+        str(misuse),
+        ["and another"],
+    )
+
+
+# Where it is raised.
+
+
+async def read_twice(session: Any) -> None:
+    await session.execute(select(Author))
+    await session.execute(select(Author))  # second
+
+
+def test_a_select_raises_at_its_own_line(sqlite_twin: Twin, lent: Counter[str]) -> None:
+    async def story() -> None:
+        await keep(sqlite_twin, Author(name="Jane Austen"))
+        with raising(sqlite_twin, After(what.StatementExecuted, 2)) as told:
+            async with sqlite_twin.session() as session:
+                session.add(Author(name="Mary Shelley"))
+                await session.flush()
+                with pytest.raises(SessionMisuse) as raised:
+                    await read_twice(session)
+                # The transaction goes on as if nothing had been.
+                assert session.in_transaction()
+                assert len((await session.scalars(select(Author))).all()) == 2
+                await session.commit()
+                await session.rollback()
+                assert len((await session.scalars(select(Author))).all()) == 2
+        assert raised.value.finding is told.findings[0]
+        assert raised.value.__context__ is None
+        assert not hasattr(raised.value, "__notes__")
+        (summary,) = told.sessions
+        assert (summary.outcome, len(summary.findings)) == ("committed", 1)
+
+    sqlite_twin.run(story)
+    assert lent["in"] == lent["out"] > 0
+
+
+def test_the_traceback_leads_to_the_applications_line(sqlite_twin: Twin) -> None:
+    async def story() -> None:
+        with raising(sqlite_twin, After(what.StatementExecuted, 2)):
+            async with sqlite_twin.session() as session:
+                with pytest.raises(SessionMisuse) as raised:
+                    await read_twice(session)
+        line = marked(read_twice, "second")
+        assert raised.value.finding.site == line
+        assert line in led_through(raised.value)
+
+    sqlite_twin.run(story)
+
+
+def titles(session: Any) -> list[str]:
+    (author,) = session.scalars(select(Author)).all()
+    return [book.title for book in author.books]  # lazily
+
+
+def test_a_lazy_load_raises_at_the_line_that_reads(sqlite_twin: Twin) -> None:
+    async def story() -> None:
+        await keep(sqlite_twin, *authors(1, books_each=2))
+        with raising(sqlite_twin, After(what.AttributeLoaded)):
+            async with sqlite_twin.session() as session:
+                with pytest.raises(SessionMisuse) as raised:
+                    await session.run_sync(titles)
+                assert marked(titles, "lazily") in led_through(raised.value)
+                # What was not loaded can still be.
+                assert len(await session.run_sync(titles)) == 2
+
+    sqlite_twin.run(story)
+
+
+def test_an_eager_load_raises_and_can_be_made_up_for(sqlite_twin: Twin) -> None:
+    async def story() -> None:
+        await keep(sqlite_twin, *authors(2, books_each=2))
+        eagerly = select(Author).options(selectinload(Author.books))
+        with raising(sqlite_twin, After(what.StatementExecuted, 2)):
+            async with sqlite_twin.session() as session:
+                with pytest.raises(SessionMisuse):
+                    (await session.scalars(eagerly)).all()
+                found = (await session.scalars(eagerly)).all()
+                assert [len(author.books) for author in found] == [2, 2]
+
+    sqlite_twin.run(story)
+
+
+def names(found: list[Author]) -> list[str]:
+    return [author.name for author in found]  # expired
+
+
+def test_a_reload_raises_and_can_be_made_up_for(sqlite_twin: Twin) -> None:
+    async def story() -> None:
+        await keep(sqlite_twin, *authors(2))
+        with raising(sqlite_twin, After(what.AttributeLoaded)):
+            async with sqlite_twin.session() as session:
+                found = (await session.scalars(select(Author))).all()
+                await session.commit()
+                with pytest.raises(SessionMisuse) as raised:
+                    await session.run_sync(lambda _: names(found))
+                assert marked(names, "expired") in led_through(raised.value)
+                assert await session.run_sync(lambda _: names(found)) == ["author 0", "author 1"]
+
+    sqlite_twin.run(story)
+
+
+def test_what_writes_raises_nothing_before_the_commit(sqlite_twin: Twin) -> None:
+    async def story() -> None:
+        with raising(sqlite_twin, After(what.StatementExecuted)):
+            async with sqlite_twin.session() as session:
+                await session.execute(insert(Author).values(name="Jane Austen"))
+                with pytest.raises(SessionMisuse):
+                    await session.commit()
+        async with sqlite_twin.session() as session:
+            assert len((await session.scalars(select(Author))).all()) == 1
+
+    sqlite_twin.run(story)
+
+
+def test_what_a_flush_shows_is_raised_by_the_commit(sqlite_twin: Twin, lent: Counter[str]) -> None:
+    async def commit(session: Any) -> None:
+        await session.commit()  # commits
+
+    async def story() -> None:
+        with raising(sqlite_twin, After(what.FlushCompleted)):
+            session = sqlite_twin.session()
+            session.add(Author(name="Jane Austen"))
+            with pytest.raises(SessionMisuse) as raised:
+                await commit(session)
+            assert not session.in_transaction()
+            await session.close()
+        assert marked(commit, "commits") in led_through(raised.value)
+        async with sqlite_twin.session() as session:
+            assert len((await session.scalars(select(Author))).all()) == 1
+
+    sqlite_twin.run(story)
+    assert lent["in"] == lent["out"] > 0
+
+
+@pytest.mark.parametrize("ending", ["close", "reset", "invalidate"])
+def test_what_the_end_shows_is_raised_by_it(
+    sqlite_twin: Twin, lent: Counter[str], ending: str
+) -> None:
+    async def leave(session: Any) -> None:
+        await getattr(session, ending)()  # leaves
+
+    async def story() -> None:
+        with raising(sqlite_twin, After(what.SessionClosed)) as told:
+            session = sqlite_twin.session()
+            await session.execute(select(Author))
+            with pytest.raises(SessionMisuse) as raised:
+                await leave(session)
+            assert marked(leave, "leaves") in led_through(raised.value)
+            assert not session.in_transaction()
+            await session.execute(select(Author))
+            with pytest.raises(SessionMisuse):
+                await leave(session)
+        assert len(told.sessions) == 2
+
+    sqlite_twin.run(story)
+    assert lent["in"] == lent["out"] > 0
+
+
+async def read_in_a_block(twin: Twin) -> None:
+    async with twin.session() as session:  # block
+        await session.execute(select(Author))
+
+
+def test_the_end_of_the_block_is_the_close(sqlite_twin: Twin, lent: Counter[str]) -> None:
+    async def story() -> None:
+        finds = After(what.SessionClosed)
+        with raising(sqlite_twin, finds), pytest.raises(SessionMisuse) as raised:
+            await read_in_a_block(sqlite_twin)
+        assert marked(read_in_a_block, "block") in led_through(raised.value)
+
+    sqlite_twin.run(story)
+    assert lent["in"] == lent["out"] > 0
+
+
+def test_a_block_that_commits_has_committed(sqlite_twin: Twin, lent: Counter[str]) -> None:
+    async def write() -> None:
+        if sqlite_twin.is_async:
+            async with sqlite_twin.factory.begin() as session:
+                session.add(Author(name="Jane Austen"))
+        else:
+            with sqlite_twin.factory.begin() as session:
+                session.add(Author(name="Jane Austen"))
+
+    async def story() -> None:
+        with raising(sqlite_twin, After(what.FlushCompleted)), pytest.raises(SessionMisuse):
+            await write()
+        async with sqlite_twin.session() as session:
+            assert len((await session.scalars(select(Author))).all()) == 1
+
+    sqlite_twin.run(story)
+    assert lent["in"] == lent["out"] > 0
+
+
+def test_several_are_raised_as_one(sqlite_twin: Twin) -> None:
+    async def story() -> None:
+        both = After(what.FlushCompleted), After(what.TransactionEnded, id="again")
+        with raising(sqlite_twin, *both) as told:
+            async with sqlite_twin.session() as session:
+                session.add(Author(name="Jane Austen"))
+                with pytest.raises(SessionMisuse) as raised:
+                    await session.commit()
+        first, second = told.findings
+        assert raised.value.finding == first
+        assert raised.value.__notes__ == [f"and {SessionMisuse(second)}"]
+
+    sqlite_twin.run(story)
+
+
+def test_what_two_tracers_find_is_raised_once(sqlite_twin: Twin) -> None:
+    async def story() -> None:
+        finds = After(what.StatementExecuted)
+        with raising(sqlite_twin, finds), raising(sqlite_twin, finds):
+            async with sqlite_twin.session() as session:
+                with pytest.raises(SessionMisuse) as raised:
+                    await session.execute(select(Author))
+                await session.execute(select(Author))
+        assert not hasattr(raised.value, "__notes__")
+
+    sqlite_twin.run(story)
+
+
+# Where it is not.
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"raise_on": set()},
+        {"raise_on": {"error"}, "severities": {"too-many": "warning"}},
+        {"raise_on": {"another-one"}},
+        {"ignore": {"too-many"}},
+        {"ignore": {"*@tests/test_misuse.py"}},
+    ],
+)
+def test_what_is_not_meant_is_not_raised(sqlite_twin: Twin, options: dict[str, Any]) -> None:
+    async def story() -> None:
+        with raising(sqlite_twin, After(what.StatementExecuted), **options):
+            async with sqlite_twin.session() as session:
+                await session.execute(select(Author))
+
+    sqlite_twin.run(story)
+
+
+def test_what_is_silenced_is_not_raised(sqlite_twin: Twin) -> None:
+    async def story() -> None:
+        with raising(sqlite_twin, After(what.StatementExecuted)) as told:
+            async with sqlite_twin.session() as session:
+                with silence("too-many", reason="it is the test"):
+                    await session.execute(select(Author))
+                await session.execute(select(Author))
+        assert told.findings == []
+
+    sqlite_twin.run(story)
+
+
+def test_an_exception_that_leaves_the_block_is_the_only_one(
+    sqlite_twin: Twin, lent: Counter[str]
+) -> None:
+    error = KeyError("somebody's")
+
+    async def fail() -> None:
+        async with sqlite_twin.session() as session:
+            await session.execute(select(Author))
+            raise error
+
+    async def story() -> None:
+        finds = After(what.SessionClosed)
+        with raising(sqlite_twin, finds) as told, pytest.raises(KeyError) as raised:
+            await fail()
+        assert raised.value is error
+        assert (error.__context__, error.__cause__, hasattr(error, "__notes__")) == (
+            None,
+            None,
+            False,
+        )
+        assert len(told.findings) == 1
+
+    sqlite_twin.run(story)
+    assert lent["in"] == lent["out"] > 0
+
+
+def test_an_exception_that_leaves_a_block_that_commits_is_the_only_one(
+    sqlite_twin: Twin,
+) -> None:
+    error = KeyError("somebody's")
+
+    async def write() -> None:
+        if sqlite_twin.is_async:
+            async with sqlite_twin.factory.begin() as session:
+                await session.execute(text("SELECT 1"))
+                raise error
+        with sqlite_twin.factory.begin() as session:
+            session.execute(text("SELECT 1"))
+            raise error
+
+    async def story() -> None:
+        with raising(sqlite_twin, After(what.SessionClosed)), pytest.raises(KeyError) as raised:
+            await write()
+        assert raised.value is error
+
+    sqlite_twin.run(story)
+
+
+@pytest.mark.parametrize("act", ["read", "commit", "close"])
+def test_what_is_being_handled_is_not_hidden(sqlite_twin: Twin, act: str) -> None:
+    """Whoever handles an exception may want to raise it again."""
+    error = KeyError("somebody's")
+
+    async def handle(session: Any) -> None:
+        try:
+            raise error
+        except KeyError:
+            if act == "read":
+                await session.execute(select(Author))
+            elif act == "commit":
+                await session.commit()
+            else:
+                await session.close()
+            raise
+
+    async def story() -> None:
+        finds = After(
+            {"read": what.StatementExecuted, "close": what.SessionClosed}.get(
+                act, what.FlushCompleted
+            )
+        )
+        with raising(sqlite_twin, finds) as told:
+            session = sqlite_twin.session()
+            session.add(Author(name="Jane Austen"))
+            with pytest.raises(KeyError) as raised:
+                await handle(session)
+            assert raised.value is error
+            assert len(told.findings) == 1
+            if act == "close":
+                await session.close()
+            else:  # It is due still.
+                with pytest.raises(SessionMisuse):
+                    await session.close()
+
+    sqlite_twin.run(story)
+
+
+def test_an_error_of_the_database_is_the_only_one(sqlite_twin: Twin, lent: Counter[str]) -> None:
+    async def story() -> None:
+        await keep(sqlite_twin, Author(name="Jane Austen"))
+        with raising(sqlite_twin, After(what.StatementExecuted), After(what.FlushFailed)):
+            session = sqlite_twin.session()
+            with pytest.raises(DBAPIError) as wrong:
+                await session.execute(text("SELECT nothing FROM nowhere"))
+            await session.rollback()
+            session.add(Author(name="Jane Austen"))
+            with pytest.raises(IntegrityError) as twice:
+                await session.commit()
+            await session.rollback()
+            with pytest.raises(SessionMisuse):
+                await session.close()
+        for raised in (wrong, twice):
+            assert not isinstance(raised.value.__context__, SessionMisuse)
+
+    sqlite_twin.run(story)
+    assert lent["in"] == lent["out"] > 0
+
+
+def test_a_flush_is_written_to_its_end(sqlite_twin: Twin) -> None:
+    """A SELECT in the middle of it raises nothing; the next one does."""
+
+    async def story() -> None:
+        reads = []
+
+        def read(session: Any, *_: Any) -> None:
+            reads.append(session.execute(select(Author.id)).all())
+
+        with raising(sqlite_twin, After(what.StatementExecuted)):
+            async with sqlite_twin.session() as session:
+                event.listen(session.sync_session, "after_flush", read)
+                session.add(Author(name="Jane Austen"))
+                await session.flush()
+                assert reads == [[(1,)]]
+                with pytest.raises(SessionMisuse):
+                    await session.execute(select(Author))
+                await session.commit()
+        async with sqlite_twin.session() as session:
+            assert len((await session.scalars(select(Author))).all()) == 1
+
+    sqlite_twin.run(story)
+
+
+def test_a_commit_is_carried_out(sqlite_twin: Twin) -> None:
+    """A SELECT on the way to it raises nothing; the commit does when it is done."""
+
+    async def story() -> None:
+        with raising(sqlite_twin, After(what.StatementExecuted)):
+            async with sqlite_twin.session() as session:
+                read = lambda session: session.execute(select(Author.id))  # noqa: E731 - shorter
+                event.listen(session.sync_session, "before_commit", read)
+                session.add(Author(name="Jane Austen"))
+                with pytest.raises(SessionMisuse):
+                    await session.commit()
+        async with sqlite_twin.session() as session:
+            assert len((await session.scalars(select(Author))).all()) == 1
+
+    sqlite_twin.run(story)
+
+
+def test_the_garbage_collector_raises_nothing(sqlite_twin: Twin) -> None:
+    if sqlite_twin.is_async:
+        pytest.skip("SQLAlchemy warns of an asynchronous session that is not closed")
+
+    async def story() -> None:
+        with raising(sqlite_twin, After(what.SessionClosed)) as told:
+            session = sqlite_twin.factory()
+            session.execute(select(Author))
+            del session
+            gc.collect()
+            assert len(told.sessions) == 1
+        assert len(told.findings) == 1
+
+    sqlite_twin.run(story)
+
+
+def test_who_is_told_can_use_the_session(sqlite_twin: Twin) -> None:
+    if sqlite_twin.is_async:
+        pytest.skip("an exporter cannot await")
+    reads = []
+
+    async def story() -> None:
+        session = sqlite_twin.factory()
+        exporter = Exporter(
+            on_finding=lambda _: reads.append(session.execute(select(Author)).all())
+        )
+        detectors = [After(what.StatementExecuted)]
+        with (
+            instrument(
+                sqlite_twin.factory, exporter=exporter, detectors=detectors, raise_on={"error"}
+            ),
+            pytest.raises(SessionMisuse),
+        ):
+            session.execute(select(Author))
+        session.close()
+
+    sqlite_twin.run(story)
+    assert reads == [[]]
+
+
+def test_a_scoped_session_forgets_the_session_that_it_removes(sqlite_twin: Twin) -> None:
+    async def story() -> None:
+        scoped: Any = (
+            async_scoped_session(sqlite_twin.factory, asyncio.current_task)
+            if sqlite_twin.is_async
+            else scoped_session(sqlite_twin.factory)
+        )
+        with raising(sqlite_twin, After(what.SessionClosed)):
+            first = scoped()
+            await read(scoped)
+            with pytest.raises(SessionMisuse):
+                await removal(scoped)
+            assert not scoped.registry.has()
+            assert scoped() is not first
+        await removal(scoped)
+
+    async def read(scoped: Any) -> None:
+        result = scoped.execute(select(Author))
+        if sqlite_twin.is_async:
+            await result
+
+    async def removal(scoped: Any) -> None:
+        removed = scoped.remove()
+        if sqlite_twin.is_async:
+            await removed
+
+    sqlite_twin.run(story)
+
+
+def test_where_every_session_is_closed_none_is_left_open(sqlite_twin: Twin) -> None:
+    if sqlite_twin.is_async:
+        pytest.skip("it closes in the same way")
+
+    async def story() -> None:
+        with raising(sqlite_twin, After(what.SessionClosed)) as told:
+            sessions = [sqlite_twin.factory() for _ in range(3)]
+            for session in sessions:
+                session.execute(select(Author))
+            close_all_sessions()
+        assert [session.in_transaction() for session in sessions] == [False] * 3
+        assert len(told.findings) == 3
+
+    sqlite_twin.run(story)
