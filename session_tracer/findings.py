@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from session_tracer.callsite import CallSite
 
-__all__ = ["FINDING_IDS", "Finding", "Retraction", "Severity"]
+__all__ = ["FINDING_IDS", "LEFT_OPEN", "Finding", "Retraction", "Severity"]
 
 Severity: TypeAlias = Literal["info", "warning", "error"]
 
@@ -50,6 +50,8 @@ FINDING_IDS: Final[tuple[str, ...]] = (
     "foreign-loop",
     "shared-session",
 )
+# What the pytest plugin concludes by itself, of a session that outlives its test.
+LEFT_OPEN: Final = "left-open"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

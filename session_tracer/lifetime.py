@@ -257,6 +257,17 @@ def _committed(probe: Probe | None) -> None:
         raise_due(probe.stories)
 
 
+def _rolling_back(session: Session, *_: Any, **__: Any) -> None:
+    probe = probe_of(session)
+    # When the event comes, it is done, and whoever was at work may be, too.
+    if probe is None or probe.at_work is None:
+        return
+    try:
+        probe.check_use(probe.site())
+    except Exception as error:
+        probe.failed("lifetime", error)
+
+
 def _merging(session: Session, instance: Any, *_: Any, **__: Any) -> None:
     probe = probe_of(session)
     if probe is None:
@@ -284,6 +295,7 @@ _WRAPPED: Final[tuple[tuple[str, Callable[..., Any], Callable[[Any], None]], ...
     ("expire_all", _expiring, _nothing),
     ("merge", _merging, _nothing),
     ("commit", _committing, _committed),
+    ("rollback", _rolling_back, _nothing),
 )
 
 

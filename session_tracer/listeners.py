@@ -194,12 +194,19 @@ def take_up(probe: Probe, session: Session) -> None:
         probe.tell(facts.ConnectionAcquired(now, holding.database))
 
 
+_PREPARE: Final = frozenset({"prepare"})
+
+
 @_contained
 def before_commit(probe: Probe, session: Session) -> None:
     if probe.at_work is not None:
         probe.check_use(probe.site())
-    if probe.transactions:
-        probe.transactions[-1].committing_at = probe.now()
+    if not probe.transactions:
+        return
+    transaction = probe.transactions[-1]
+    # prepare() tells of itself so as well, and what follows it may be a rollback.
+    if not (transaction.two_phase and probe.tracers[0].locator.called_by(_PREPARE)):
+        transaction.committing_at = probe.now()
 
 
 @_contained

@@ -104,7 +104,7 @@ def committed(probe: Probe, commit: Commit, now: int) -> list[facts.WritesSplit]
 
 def _is_beside(probe: Probe, other: Probe) -> bool:
     return (
-        other.kind is probe.kind
+        other.kind == probe.kind
         and other.caller == probe.caller
         and not (other.was_handed_on or probe.was_handed_on)
         and not (other.is_joined or probe.is_joined)

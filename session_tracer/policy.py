@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, get_args
 
 from session_tracer import baseline
 from session_tracer.detectors import DEFAULT_DETECTORS
-from session_tracer.findings import FINDING_IDS, Severity
+from session_tracer.findings import FINDING_IDS, LEFT_OPEN, Severity
 from session_tracer.silencing import silenced_now
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def _known(path: str) -> Baseline:
 
 
 def _check(option: str, ids: Iterable[str], besides: tuple[str, ...] = ()) -> None:
-    possible = (*besides, *FINDING_IDS)
+    possible = (*besides, *FINDING_IDS, LEFT_OPEN)
     for id_ in sorted(ids):
         if id_ not in possible:
             (nearest,) = get_close_matches(id_, possible, n=1, cutoff=0.0)

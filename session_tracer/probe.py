@@ -126,7 +126,7 @@ class Probe:
         self.closing = False
         self.tells_statements = False
         self.opened_by = self.owner = _NOBODY
-        self.kind: type = object
+        self.kind: tuple[type, int] = (object, 0)
         self._last_ending: tuple[Ending | Literal[""], CallSite | None, Owner] = ("", None, _NOBODY)
         self._forget()
 
@@ -172,7 +172,8 @@ class Probe:
         now = self._clock()
         scope = Scope(f"{_IDS.getrandbits(64):016x}", site, is_async=self.is_async)
         self._forget()
-        self.kind = type(session)
+        # What stands for its factory: an async_sessionmaker has no class of its own.
+        self.kind = (type(session), id(session.bind))
         self.opened_by = self.owner = owner.current()
         self.caller = caller()
         self.scope = scope

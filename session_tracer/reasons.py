@@ -121,5 +121,5 @@ def is_by_key(context: Any) -> bool:
 def key_of(context: Any) -> str:
     """The attribute that is the primary key of the entity; empty where there is none."""
     statement = getattr(context, "invoked_statement", None)
-    mapper = getattr(statement, "_propagate_attrs", _EMPTY).get("plugin_subject")
-    return "" if mapper is None else loaders.primary_key(mapper)
+    selected = getattr(statement, "_propagate_attrs", _EMPTY).get("plugin_subject")
+    return "" if selected is None else loaders.primary_key(selected.mapper)

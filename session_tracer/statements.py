@@ -307,6 +307,7 @@ class _Timing:
         if reads and not (reason.eager and reason.route is None):
             probe.come_by(reason.route)
         rows = -1 if reads or error is not None else _rows(context, shape.operation, self._size)
+        by_key = reads and reason.load is None and not reason.eager and reasons.is_by_key(context)
         in_flush = probe.flush is not None
         if error is None and not in_flush and shape.operation in _WRITES and rows:
             subject = reason.entity or shape.collection
@@ -325,8 +326,8 @@ class _Timing:
                 "" if error is None else type_name(error),
                 "" if error is None else sql.status_code(error),
                 rows,
-                reads and reason.load is None and not reason.eager and reasons.is_by_key(context),
-                reasons.key_of(context) if reads else "",
+                by_key,
+                reasons.key_of(context) if by_key else "",
                 sql.fingerprint(self._statement, self._parameters) if reads else 0,
                 probe.is_streaming,
                 hash(self._statement),

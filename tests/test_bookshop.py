@@ -1,7 +1,5 @@
 """Plays the bookshop: each scene and each mistake shows what its title and the README say."""
 
-from __future__ import annotations
-
 import asyncio
 import gc
 import random

@@ -67,8 +67,8 @@ OURS: dict[str, set[str]] = {
 # Of other people's, those that only some modules may import, and which modules those are.
 THEIRS: dict[str, set[str]] = {
     "sqlalchemy": {
-        "failures", "flushes", "frames", "instrumentor", "lifetime", "listeners", "loaders", "loads",
-        "misuse", "statements", "targets",
+        "failures", "flushes", "frames", "instrumentor", "lifetime", "listeners", "loaders",
+        "loads", "misuse", "statements", "targets",
     },
     "opentelemetry": {
         "exporter", "exporters.*", "providers", "signals.metrics", "signals.spans", "testing",

@@ -365,3 +365,7 @@ def test_the_page_of_findings_explains_those_that_are_listed() -> None:
     explained = re.findall(r"^## ([a-z]+(?:-[a-z]+)+)$", page, re.MULTILINE)
     assert sorted(set(explained) - set(FINDING_IDS)) == []
     assert len(explained) == len(set(explained))
+
+
+def test_what_the_pytest_plugin_concludes_can_be_ignored_beside_ours() -> None:
+    Policy(Settings(ignore={"left-open"}), DEFAULT_DETECTORS)

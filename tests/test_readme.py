@@ -192,6 +192,29 @@ def table_under(heading: str) -> list[list[str]]:
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[2:]]
 
 
+def test_the_open_sessions_are_printed_as_the_readme_shows(
+    library: sessionmaker[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with capture(library, name="orders-db"):
+        session = library()
+        session.scalars(select(Author)).all()
+        run(snippet_with("for session in live_sessions()"))
+        (printed,) = capsys.readouterr().out.splitlines()
+        session.close()
+    shown = re.search(r"^orders-db 9b21e0: .*$", README, re.MULTILINE)
+    assert shown is not None
+    numbers = r"[0-9a-f]{6}(?=:)|\d+|None"
+    told = printed.replace(session_site_of(printed), "SITE")
+    expected = shown[0].replace(session_site_of(shown[0]), "SITE")
+    mask = re.compile(rf'(?:{numbers})|"[^"]*"')
+    assert mask.sub("#", told) == mask.sub("#", expected)
+
+
+def session_site_of(line: str) -> str:
+    """Where the session was opened, at the end of a printed line."""
+    return line.partition("opened ")[2]
+
+
 def test_the_settings_table_has_every_setting_and_its_default() -> None:
     told: dict[str, str] = {}
     for option, default, _ in table_under("Settings"):

@@ -88,7 +88,8 @@ PANELS: Panels = (
         Words(
             "Findings, as logged",
             "What, where and how often, with the line to look at first and what to write "
-            "instead. Needs the logs in Loki, sent by OTLP.",
+            "instead. A line without a remedy takes an earlier one back: what lasted has ended "
+            "after all. Needs the logs in Loki, sent by OTLP.",
             TEXT,
         ),
         '{service_name=~".+"} | scope_name="session_tracer" '

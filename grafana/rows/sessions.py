@@ -36,7 +36,7 @@ PANELS: Panels = (
         Words(
             "Oldest session",
             "Age of the session open longest. Few units of work need ten seconds; a minute is "
-            "more often a session that nobody closes.",
+            "more often a session that nobody closes, and the finding leaked-session says whose.",
             SECONDS,
         ),
         f"max({of('sqlalchemy_session_oldest_age_seconds')})",
@@ -47,7 +47,7 @@ PANELS: Panels = (
         Words(
             "Failed or abandoned",
             "Share of the sessions that ended while an exception was leaving, or were taken "
-            "by the garbage collector with their transaction open.",
+            "by the garbage collector with their transaction open (abandoned-session).",
             SHARE,
         ),
         ratio(
@@ -61,7 +61,8 @@ PANELS: Panels = (
         Words(
             "Held, not in SQL",
             "Share of the time sessions held a connection that was spent outside SQL. Much means "
-            "that connections wait for the application: HTTP calls, sleeps, slow code.",
+            "that connections wait for the application: HTTP calls, sleeps, slow code. The finding "
+            "idle-in-transaction names the line that waits, if it waits for five seconds.",
             SHARE,
         ),
         f"1 - {ratio(of(f'{BUSY}_sum'), of(f'{HELD}_sum'))}",
@@ -105,7 +106,7 @@ PANELS: Panels = (
         Words(
             "Oldest session, by instance",
             "A straight climb is one session that nobody closes, and the instance is the process "
-            "to look into. Saw teeth are sessions that do end.",
+            "to look into: its leaked-session has the line. Saw teeth are sessions that do end.",
             SECONDS,
         ),
         Lines(

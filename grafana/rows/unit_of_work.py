@@ -71,7 +71,9 @@ PANELS: Panels = (
         Words(
             "Oldest transaction",
             "Age of the transaction open longest. It keeps its locks and its connection, and "
-            "keeps the database from cleaning up behind it.",
+            "keeps the database from cleaning up behind it. The findings idle-in-transaction, "
+            "after five seconds without a statement, and long-transaction, after thirty, have "
+            "the line.",
             SECONDS,
         ),
         f"max({of('sqlalchemy_transaction_oldest_age_seconds')})",
@@ -221,7 +223,7 @@ PANELS: Panels = (
         Words(
             "Oldest transaction, by instance",
             "A straight climb is a transaction that nobody ends: a connection idle in "
-            "transaction, or one very long job.",
+            "transaction (idle-in-transaction), or one very long job (long-transaction).",
             SECONDS,
         ),
         Lines(

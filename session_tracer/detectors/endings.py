@@ -113,31 +113,45 @@ def _abandoned(fact: SessionClosed, record: SessionRecord, memory: _Abandoned) -
     )
 
 
+class _Discarded:
+    """What is not committed, and the line at which the scope did something last."""
+
+    __slots__ = ("last_site", "unsaved")
+
+    def __init__(self) -> None:
+        self.unsaved = Unsaved()
+        self.last_site: CallSite | None = None
+
+
 class DiscardedChanges:
     """`discarded-changes`: a scope is closed with changes that nobody committed or rolled back."""
 
     facts = (*Unsaved.facts, SessionClosed)
 
-    def memory(self) -> Unsaved:
-        """What was flushed and not committed."""
-        return Unsaved()
+    def memory(self) -> _Discarded:
+        """What was flushed and not committed, and what the scope did last."""
+        return _Discarded()
 
     def judge(
         self,
         fact: TransactionBegan | FlushCompleted | TransactionEnded | SessionClosed,
         record: SessionRecord,
-        memory: Unsaved,
+        memory: _Discarded,
     ) -> Iterator[Finding]:
         """One finding for a scope that ends without an error, by its own transaction."""
         if not isinstance(fact, SessionClosed):
-            memory.take(fact)
+            memory.unsaved.take(fact)
+            memory.last_site = record.last_activity_site
             return
         # An error that leaves is a reason to discard; what is joined decides nothing by its end.
         if fact.ending not in ("close", "reset") or fact.leaving or fact.error or fact.joined:
             return
-        lost = Lost(fact, memory)
+        lost = Lost(fact, memory.unsaved)
         if not lost:
             return
+        # A generator closes the sessions of many views, at one line: this leads to the view.
+        known = (fact.site, lost.flushed_at, lost.unflushed_at)
+        last = None if memory.last_site in known else memory.last_site
         awaited = "await " if record.is_async else ""
         yield record.finding(
             "discarded-changes",
@@ -147,7 +161,7 @@ class DiscardedChanges:
             fact.site,
             entity=lost.entity(),
             count=lost.count(),
-            evidence=lost.evidence(),
+            evidence={**lost.evidence(), **places(last_activity_at=last)},
         )
 
 

@@ -101,7 +101,7 @@ def _survive(fact: FlushFailed, record: SessionRecord) -> Iterator[str]:
     if fact.trigger == "savepoint":
         yield f"catch {error} around the savepoint's block: no more than the savepoint is lost"
         return
-    yield f"catch {error} here, and call {awaited}session.rollback() in the except block"
+    yield f"whoever catches {error} must call {awaited}session.rollback()"
     yield f"{block} session.begin_nested(): around what may fail"
 
 

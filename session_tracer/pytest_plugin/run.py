@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from session_tracer import baseline
+from session_tracer.findings import LEFT_OPEN
 from session_tracer.pytest_plugin import wording
 from session_tracer.pytest_plugin.annotations import are_wanted, workflow_commands
 from session_tracer.pytest_plugin.case import Case
@@ -172,7 +173,7 @@ def _left_open(record: SessionRecord) -> Finding:
     where = "" if began is None else f" begun at {began}"
     factory = "async with AsyncSessionLocal()" if record.is_async else "with SessionLocal()"
     return record.finding(
-        "left-open",
+        LEFT_OPEN,
         "warning",
         f"a session was still open after its test, in a transaction{where}",
         f"{factory} as session:",

@@ -192,6 +192,7 @@ def test_changes_that_were_never_flushed_are_discarded() -> None:
                 "modified": {"Stock": 2},
                 "removed": {"Cart": 1},
                 "added_at": str(ADDED),
+                "last_activity_at": str(USED),  # a dependency closes for every view
             },
         )
     ]

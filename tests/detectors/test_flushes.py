@@ -74,7 +74,7 @@ def test_a_flush_that_fails_tells_what_was_in_it() -> None:
             id="failed-flush",
             severity="warning",
             message="a commit's flush of 2 Author, 1 Book failed with IntegrityError",
-            remedy="catch IntegrityError here, and call session.rollback() in the except block",
+            remedy="whoever catches IntegrityError must call session.rollback()",
             site=COMMIT,
             entity="Author",
             evidence={
@@ -94,7 +94,7 @@ def test_a_flush_that_fails_tells_what_was_in_it() -> None:
 def test_the_remedy_of_a_failed_flush_awaits_under_asyncio() -> None:
     said = told(FailedFlush(), failed(), is_async=True)
     assert remedies(said) == [
-        "catch IntegrityError here, and call await session.rollback() in the except block"
+        "whoever catches IntegrityError must call await session.rollback()"
     ]
     assert evidence(said, "alternatives") == [
         ["async with session.begin_nested(): around what may fail"]

@@ -99,3 +99,9 @@ async def until(happened: Callable[[], object], *, is_async: bool) -> None:
             await asyncio.sleep(0.01)
         else:
             time.sleep(0.01)
+
+
+async def stay(here: asyncio.Event) -> None:
+    """Say that this is reached, and wait for longer than any test."""
+    here.set()
+    await asyncio.sleep(600)

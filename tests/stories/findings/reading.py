@@ -29,7 +29,7 @@ async def read_each(
     """What is told of a session that reads something of each object."""
     with capture(twin.factory, **settings) as told:
         async with twin.session() as session:  # <- opened
-            await session.run_sync(each, query, read)
+            await session.run_sync(lambda plain: each(plain, query, read))
     return told
 
 

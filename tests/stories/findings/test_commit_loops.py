@@ -6,10 +6,10 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import delete, insert, select, text, update
+from sqlalchemy import delete, insert, select, update
 
 from session_tracer.testing import capture
-from tests.library import Author, Base, Book, authors, keep
+from tests.library import Author, Book, authors
 from tests.stories.findings.due import Due, assert_found
 from tests.stories.lines import marked
 from tests.twins import Twin, url_of
@@ -46,7 +46,6 @@ async def insert_each(twin: Twin, count: int) -> None:
             await session.commit()  # <- commits
 
 
-Loop = "Callable[[Twin, int], Any]"
 LOOPS: dict[Any, tuple[str | None, dict[str, Any]]] = {
     commit_each: ("Author", {"rows_per_commit": 1.0, "written": {"Author": 4}}),
     commit_each_with_its_books: (
@@ -223,12 +222,11 @@ async def roll_back_each_savepoint(twin: Twin, count: int) -> None:
 
 async def begin_nested_in_each_transaction(twin: Twin) -> None:
     async with twin.session() as session:
-        for author in authors(3):
+        for number in range(3):
             async with session.begin():
-                for _ in range(3):
+                for each in range(3):
                     async with session.begin_nested():
-                        pass
-                session.add(author)
+                        session.add(Author(name=f"another {number}.{each}"))
 
 
 def test_savepoints_that_are_rolled_back_count_as_well(sqlite_twin: Twin) -> None:

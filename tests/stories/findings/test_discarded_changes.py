@@ -13,13 +13,12 @@ from tests.good_code.silence import only_sync
 from tests.library import Author, Book, Essay, keep
 from tests.stories.findings.due import Due, assert_found
 from tests.stories.lines import marked
+from tests.twins import Twin, url_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from sqlalchemy.orm import Session
-
-    from tests.twins import Twin
 
 
 class OutOfStockError(Exception):
@@ -334,3 +333,66 @@ def test_a_generator_that_is_closed_early_discards_on_purpose(sqlite_twin: Twin)
         assert_found(told)
 
     sqlite_twin.run(story)
+
+
+# Two phases.
+
+
+@pytest.fixture
+def postgres_twin(is_async: bool, postgres_url: str) -> Twin:
+    """The same story sync and async, on the database that commits in two phases."""
+    return Twin(url_of("postgresql", "", postgres_url, is_async=is_async), is_async)
+
+
+def prepare(session: Session) -> None:
+    session.prepare()
+
+
+async def prepare_and_close(twin: Twin) -> None:
+    async with twin.session(twophase=True) as session:  # <- opened # <- closed
+        session.add(Author(name="Ada"))
+        await session.flush()
+        await session.run_sync(prepare)
+
+
+async def prepare_and_commit(twin: Twin) -> None:
+    async with twin.session(twophase=True) as session:
+        session.add(Author(name="Ada"))
+        await session.run_sync(prepare)
+        await session.commit()
+
+
+async def prepare_and_roll_back(twin: Twin) -> None:
+    async with twin.session(twophase=True) as session:
+        session.add(Author(name="Ada"))
+        await session.run_sync(prepare)
+        await session.rollback()
+
+
+def test_a_prepared_transaction_that_is_closed(postgres_twin: Twin) -> None:
+    async def story() -> None:
+        with capture(postgres_twin.factory) as told:
+            await prepare_and_close(postgres_twin)
+        assert_found(
+            told,
+            Due(
+                id="discarded-changes",
+                site=marked(prepare_and_close, "<- closed"),
+                opened=marked(prepare_and_close, "<- opened"),
+                remedy=told.findings[0].remedy,
+                entity="Author",
+                evidence={"flushed_new": {"Author": 1}},
+            ),
+        )
+
+    postgres_twin.run(story)
+
+
+def test_a_prepared_transaction_that_is_ended(postgres_twin: Twin) -> None:
+    async def story() -> None:
+        with capture(postgres_twin.factory) as told:
+            await prepare_and_roll_back(postgres_twin)
+            await prepare_and_commit(postgres_twin)
+        assert_found(told)
+
+    postgres_twin.run(story)

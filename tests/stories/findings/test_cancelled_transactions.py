@@ -1,0 +1,351 @@
+"""Stories of tasks that are cancelled while their session has a transaction open."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from sqlalchemy import select, text
+
+from session_tracer.testing import capture
+from tests.good_code.silence import only_async
+from tests.library import Author, authors, keep
+from tests.stories.findings.due import Above, Due, assert_found, stay
+from tests.stories.lines import marked
+from tests.twins import Twin, url_of
+
+pytestmark = [
+    only_async,
+    pytest.mark.filterwarnings("ignore:The garbage collector is trying to clean up"),
+]
+Story = Callable[[Twin, asyncio.Event], Awaitable[None]]
+REPEAT = (
+    "repeat the work, or put asyncio.shield() around what must not be cut off halfway"
+)
+
+
+async def write(session: Any) -> None:
+    session.add(Author(name="Ada"))
+    await session.flush()
+
+
+# What is cut off where it says so.
+
+
+async def sleep_in_the_block(twin: Twin, here: asyncio.Event) -> None:
+    async with twin.session() as session:  # <- opened # <- closed
+        await write(session)
+        await stay(here)  # <- cut
+
+
+async def sleep_in_a_begin_block(twin: Twin, here: asyncio.Event) -> None:
+    async with twin.session() as session, session.begin():  # <- opened # <- closed
+        await write(session)
+        await stay(here)  # <- cut
+
+
+async def sleep_in_the_factorys_block(twin: Twin, here: asyncio.Event) -> None:
+    async with twin.factory.begin() as session:  # <- opened # <- closed
+        await write(session)
+        await stay(here)  # <- cut
+
+
+async def sleep_before_a_finally(twin: Twin, here: asyncio.Event) -> None:
+    session = twin.session()  # <- opened
+    try:
+        await write(session)
+        await stay(here)  # <- cut
+    finally:
+        await session.close()  # <- closed
+
+
+async def sleep_in_a_savepoint(twin: Twin, here: asyncio.Event) -> None:
+    async with twin.session() as session, session.begin_nested():  # <- opened # <- closed
+        await write(session)
+        await stay(here)  # <- cut
+
+
+async def wait_for_other_tasks(twin: Twin, here: asyncio.Event) -> None:
+    async with twin.session() as session:  # <- opened # <- closed
+        await write(session)
+        await asyncio.gather(stay(here), stay(here))  # <- cut
+
+
+async def take_rows_slowly(twin: Twin, here: asyncio.Event) -> None:
+    async with twin.session() as session:  # <- opened # <- closed
+        rows = await session.stream_scalars(select(Author))
+        async for _ in rows:
+            await stay(here)  # <- cut
+
+
+# How it is cut off.
+
+
+async def cancel(work: Callable[..., Any], twin: Twin) -> None:
+    here = asyncio.Event()
+    task = asyncio.create_task(work(twin, here), name="the one")
+    await here.wait()
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+
+
+def due(story: Callable[..., Any], **evidence: Any) -> Due:
+    return Due(
+        id="cancelled-transaction",
+        site=marked(story, "<- cut"),
+        opened=marked(story, "<- opened"),
+        remedy=REPEAT,
+        evidence={
+            "ending": "close",
+            "transaction_ms": Above(0),
+            "closed_at": str(marked(story, "<- closed")),
+            **evidence,
+        },
+    )
+
+
+OUTCOMES = {
+    sleep_in_the_block: "closed",
+    sleep_in_a_begin_block: "rolled_back",
+    sleep_in_the_factorys_block: "rolled_back",
+    sleep_before_a_finally: "closed",
+    sleep_in_a_savepoint: "closed",
+    wait_for_other_tasks: "closed",
+    take_rows_slowly: "closed",
+}
+
+
+@pytest.mark.parametrize("work", OUTCOMES, ids=lambda story: story.__name__)
+def test_a_task_that_is_cancelled_where_it_waits(twin: Twin, work: Story) -> None:
+    async def story() -> None:
+        await keep(twin, *authors(1))
+        with capture(twin.factory) as told:
+            await cancel(work, twin)
+        assert_found(told, due(work, owner='task "the one"', outcome=OUTCOMES[work]))
+
+    twin.run(story)
+
+
+async def be_timed_out(work: Story, twin: Twin) -> None:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(None) as timeout:
+            here = asyncio.Event()
+            asyncio.get_running_loop().create_task(expire(timeout, here))
+            await work(twin, here)
+
+
+async def expire(timeout: asyncio.Timeout, here: asyncio.Event) -> None:
+    await here.wait()
+    timeout.reschedule(0)
+
+
+async def be_waited_for_in_vain(work: Story, twin: Twin) -> None:
+    with suppress(TimeoutError):
+        await asyncio.wait_for(work(twin, asyncio.Event()), 0.2)
+
+
+async def have_a_sibling_that_fails(work: Story, twin: Twin) -> None:
+    async def fail(here: asyncio.Event) -> None:
+        await here.wait()
+        raise LookupError
+
+    here = asyncio.Event()
+    with suppress(ExceptionGroup):
+        async with asyncio.TaskGroup() as group:
+            group.create_task(work(twin, here))
+            group.create_task(fail(here))
+
+
+@pytest.mark.parametrize(
+    "end",
+    [be_timed_out, be_waited_for_in_vain, have_a_sibling_that_fails],
+    ids=lambda story: story.__name__,
+)
+def test_each_way_a_task_is_cut_off(sqlite_twin: Twin, end: Callable[..., Any]) -> None:
+    async def story() -> None:
+        with capture(sqlite_twin.factory) as told:
+            await end(sleep_in_the_block, sqlite_twin)
+        assert_found(told, due(sleep_in_the_block, outcome="closed"))
+
+    sqlite_twin.run(story)
+
+
+# Amid a statement.
+
+
+async def run_a_long_statement(twin: Twin) -> None:
+    async with twin.session() as session:  # <- opened # <- closed
+        await write(session)
+        await session.execute(text("SELECT pg_sleep(60)"))  # <- cut
+
+
+async def run_a_long_statement_without_a_block(twin: Twin) -> None:
+    session = twin.session()  # <- opened
+    await write(session)
+    await session.execute(text("SELECT pg_sleep(60)"))  # <- cut
+
+
+async def give_up_on_a_long_statement(twin: Twin) -> None:
+    async with twin.session() as session:  # <- opened # <- closed
+        await write(session)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await session.execute(text("SELECT pg_sleep(60)"))  # <- cut
+        await session.rollback()
+
+
+@pytest.fixture
+def postgres_twin(is_async: bool, postgres_url: str) -> Twin:
+    """The same story, on the database that can be told to take its time."""
+    return Twin(url_of("postgresql", "", postgres_url, is_async=is_async), is_async)
+
+
+async def cut_off(work: Callable[[Twin], Any], twin: Twin) -> None:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(0.4):
+            await work(twin)
+
+
+def test_a_statement_that_is_cut_off(postgres_twin: Twin) -> None:
+    async def story() -> None:
+        with capture(postgres_twin.factory) as told:
+            await cut_off(run_a_long_statement, postgres_twin)
+        assert_found(told, due(run_a_long_statement))
+
+    postgres_twin.run(story)
+
+
+def test_a_statement_that_is_cut_off_where_no_block_closes_its_session(
+    postgres_twin: Twin,
+) -> None:
+    async def story() -> None:
+        with capture(postgres_twin.factory) as told:
+            await cut_off(run_a_long_statement_without_a_block, postgres_twin)
+            gc.collect()
+            assert len(told.sessions) == 1
+        opened = marked(run_a_long_statement_without_a_block, "<- opened")
+        assert_found(
+            told,
+            Due(
+                id="cancelled-transaction",
+                site=marked(run_a_long_statement_without_a_block, "<- cut"),
+                opened=opened,
+                remedy="async with SessionLocal() as session:\n    ...",
+                evidence={"ending": "collected", "closed_at": None},
+            ),
+        )
+
+    postgres_twin.run(story)
+
+
+def test_a_statement_that_is_given_up_in_good_order(postgres_twin: Twin) -> None:
+    async def story() -> None:
+        with capture(postgres_twin.factory) as told:
+            await give_up_on_a_long_statement(postgres_twin)
+        assert_found(told, due(give_up_on_a_long_statement, outcome="rolled_back"))
+
+    postgres_twin.run(story)
+
+
+# Where nobody closes the session.
+
+
+async def sleep_without_a_block(twin: Twin, here: asyncio.Event) -> None:
+    session = twin.session()  # <- opened
+    await write(session)
+    await stay(here)  # <- cut
+
+
+def test_a_session_that_nobody_closes(twin: Twin) -> None:
+    async def story() -> None:
+        with capture(twin.factory) as told:
+            await cancel(sleep_without_a_block, twin)
+            await asyncio.sleep(0)  # the event loop lets go of the error
+            gc.collect()
+            assert len(told.sessions) == 1
+        for f in told.findings:
+            print(f)
+        assert 0
+
+    twin.run(story)
+
+
+# What is cut off amid nothing.
+
+
+async def sleep_after_commit(twin: Twin, here: asyncio.Event) -> None:
+    async with twin.session() as session:
+        await write(session)
+        await session.commit()
+        await stay(here)
+
+
+async def sleep_after_a_begin_block(twin: Twin, here: asyncio.Event) -> None:
+    async with twin.session() as session:
+        async with session.begin():
+            await write(session)
+        await stay(here)
+
+
+async def sleep_before_anything(twin: Twin, here: asyncio.Event) -> None:
+    async with twin.session():
+        await stay(here)
+
+
+async def sleep_after_close(twin: Twin, here: asyncio.Event) -> None:
+    async with twin.session() as session:
+        await write(session)
+        await session.rollback()
+    await stay(here)
+
+
+async def leave_the_writing_to_a_shielded_task(twin: Twin, here: asyncio.Event) -> None:
+    async def save() -> None:
+        async with twin.session() as session:
+            await write(session)
+            here.set()
+            await asyncio.sleep(0.05)
+            await session.commit()
+
+    saving = asyncio.create_task(save())
+    try:
+        await asyncio.shield(saving)
+    finally:
+        await saving
+
+
+async def give_up_a_wait_within_the_block(twin: Twin, here: asyncio.Event) -> None:
+    async with twin.session() as session:
+        await write(session)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await asyncio.sleep(60)
+        await session.commit()
+        await stay(here)
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        sleep_after_commit,
+        sleep_after_a_begin_block,
+        sleep_before_anything,
+        sleep_after_close,
+        leave_the_writing_to_a_shielded_task,
+        give_up_a_wait_within_the_block,
+    ],
+    ids=lambda story: story.__name__,
+)
+def test_a_task_that_is_cancelled_amid_no_transaction(sqlite_twin: Twin, work: Story) -> None:
+    async def story() -> None:
+        with capture(sqlite_twin.factory) as told:
+            await cancel(work, sqlite_twin)
+            assert len(told.sessions) == 1
+        assert_found(told)
+
+    sqlite_twin.run(story)

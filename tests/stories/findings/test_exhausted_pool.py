@@ -1,0 +1,155 @@
+"""Stories of sessions that wait in vain for a connection, and of those that have them all."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import create_engine, select
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
+from sqlalchemy.orm import sessionmaker
+
+from session_tracer.testing import capture
+from tests.good_code.silence import only_sync
+from tests.library import Author
+from tests.stories.findings.due import Due, assert_found
+from tests.stories.lines import marked
+
+if TYPE_CHECKING:
+    from tests.twins import Twin
+
+TIMEOUT = 0.1
+
+
+async def shrink_pool(twin: Twin, size: int = 1) -> None:
+    """Let the twin have so many connections from now on."""
+    await twin.dispose()
+    if twin.is_async:
+        twin.engine = create_async_engine(
+            twin.url, pool_size=size, max_overflow=0, pool_timeout=TIMEOUT
+        )
+        twin.factory = async_sessionmaker(twin.engine)
+    else:
+        twin.engine = create_engine(
+            twin.url, pool_size=size, max_overflow=0, pool_timeout=TIMEOUT
+        )
+        twin.factory = sessionmaker(twin.engine)
+
+
+async def wait_in_vain(twin: Twin) -> None:
+    async with twin.session() as session:  # <- waiter
+        (await session.scalars(select(Author))).all()  # <- waits
+
+
+async def hold(twin: Twin) -> None:
+    async with twin.session() as session:  # <- opened
+        (await session.scalars(select(Author))).all()  # <- holds
+        with pytest.raises(PoolTimeoutError):
+            await wait_in_vain(twin)
+
+
+def test_who_holds_the_connections_is_told(twin: Twin) -> None:
+    async def story() -> None:
+        await shrink_pool(twin)
+        with capture(twin.factory, name="shop-db") as told:
+            await hold(twin)
+        opened = marked(hold, "<- opened")
+        assert_found(
+            told,
+            Due(
+                id="pool-exhausted",
+                site=marked(wait_in_vain, "<- waits"),
+                opened=marked(wait_in_vain, "<- waiter"),
+                remedy=told.findings[0].remedy,
+                evidence={"timeout_ms": 100.0},
+            ),
+        )
+        holder = told.sessions[0].id[:6]
+        (found,) = told.findings
+        assert found.remedy.startswith(
+            f"commit or close sooner, first of all session {holder} opened at {opened}: "
+        )
+        (line,) = found.evidence["holders"]
+        assert line.startswith(f"shop-db {holder} opened {opened}, holds a connection for ")
+        assert f", last statement {marked(hold, '<- holds')}, " in line
+
+    twin.run(story)
+
+
+def test_every_holder_is_told(sqlite_twin: Twin) -> None:
+    async def story() -> None:
+        await shrink_pool(sqlite_twin, 3)
+        with capture(sqlite_twin.factory) as told:
+            sessions = [sqlite_twin.session() for _ in range(4)]
+            for session in sessions[:3]:
+                await session.connection()
+            with pytest.raises(PoolTimeoutError):
+                await sessions[3].connection()
+            for session in sessions:
+                await session.close()
+        found = told.findings[-1]
+        assert (found.id, found.count, len(found.evidence["holders"])) == ("pool-exhausted", 3, 3)
+        assert [one.id for one in told.findings[:-1]] == ["nested-sessions"] * 2
+
+    sqlite_twin.run(story)
+
+
+def test_a_holder_that_is_no_session_is_said_to_be_one(sqlite_twin: Twin) -> None:
+    async def story() -> None:
+        await shrink_pool(sqlite_twin)
+        connecting: Any = sqlite_twin.engine.connect()
+        connection = await connecting if sqlite_twin.is_async else connecting
+        with capture(sqlite_twin.factory) as told, pytest.raises(PoolTimeoutError):
+            await wait_in_vain(sqlite_twin)
+        closing = connection.close()
+        if sqlite_twin.is_async:
+            await closing
+        assert_found(
+            told,
+            Due(
+                id="pool-exhausted",
+                site=marked(wait_in_vain, "<- waits"),
+                opened=marked(wait_in_vain, "<- waiter"),
+                remedy="look for connections that are not closed, and for sessions that are not "
+                "traced; else raise pool_size",
+                evidence={"holders": []},
+            ),
+        )
+
+    sqlite_twin.run(story)
+
+
+@only_sync
+def test_a_connection_that_comes_free_in_time_is_no_exhaustion(sqlite_twin: Twin) -> None:
+    ready = threading.Event()
+
+    def hold_a_little(factory: Any) -> None:
+        with factory() as session:
+            session.connection()
+            ready.set()
+
+    async def story() -> None:
+        await shrink_pool(sqlite_twin)
+        with capture(sqlite_twin.factory) as told:
+            other = threading.Thread(target=hold_a_little, args=(sqlite_twin.factory,))
+            other.start()
+            ready.wait(10)
+            await wait_in_vain(sqlite_twin)
+            other.join()
+        assert_found(told)
+
+    sqlite_twin.run(story)
+
+
+def test_a_timeout_of_something_else_is_none_of_the_pools(sqlite_twin: Twin) -> None:
+    async def story() -> None:
+        with capture(sqlite_twin.factory) as told:
+            async with sqlite_twin.session() as session:
+                await session.connection()
+                with pytest.raises(PoolTimeoutError):
+                    raise PoolTimeoutError("somebody else's")
+        assert_found(told)
+
+    sqlite_twin.run(story)

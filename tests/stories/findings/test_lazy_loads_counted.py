@@ -1,0 +1,234 @@
+"""Stories of lazy loads that are one too many, however they come about, and of one too few."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import select
+from sqlalchemy.orm import (
+    aliased,
+    with_polymorphic,
+)
+
+from session_tracer import Finding
+from session_tracer.testing import capture
+from tests.good_code.silence import only_async
+from tests.library import Author, authors, keep
+from tests.stories.findings.due import Due, assert_found
+from tests.stories.findings.mappings import (
+    Course,
+    Employee,
+    Manager,
+    Report,
+    Student,
+    tables,
+)
+from tests.stories.findings.reading import OPENED, SELECTED, line_of, read_each
+from tests.stories.findings.remedies import pasted, to_write
+from tests.stories.lines import marked
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy import Select
+    from sqlalchemy.orm import Session
+
+    from tests.twins import Twin
+
+
+def books_of(author: Author) -> int:
+    return len(author.books)  # <- books
+
+
+READ = marked(books_of, "<- books")
+
+
+def test_the_books_of_five_authors(twin: Twin) -> None:
+    async def story() -> None:
+        await keep(twin, *authors(5, books_each=2))
+        told = await read_each(twin, select(Author), books_of)
+        (summary,) = told.sessions
+        assert told.findings == [
+            Finding(
+                id="n-plus-one",
+                severity="warning",
+                message="Author.books was lazily loaded for 5 Author objects so far, "
+                "one SELECT each",
+                remedy=f"select(Author).options(selectinload(Author.books)) at {SELECTED}",
+                site=READ,
+                session_id=summary.id,
+                session_name="default",
+                session_site=OPENED,
+                entity="Author",
+                attribute="books",
+                count=5,
+                evidence={"loaded_at": str(SELECTED)},
+            )
+        ]
+        assert_found(await read_each(twin, pasted(to_write(told.findings[0])), books_of))
+
+    twin.run(story)
+
+
+def test_the_books_of_four_authors(twin: Twin) -> None:
+    async def story() -> None:
+        await keep(twin, *authors(4, books_each=2))
+        told = await read_each(twin, select(Author), books_of)
+        assert_found(told)
+        assert [summary.lazy_loads for summary in told.sessions] == [{"relationship": 4}]
+
+    twin.run(story)
+
+
+def test_a_finding_is_said_once_and_for_each_line(twin: Twin) -> None:
+    def books_elsewhere(author: Author) -> int:
+        return len(author.books)  # <- elsewhere
+
+    async def story() -> None:
+        await keep(twin, *authors(30, books_each=1))
+        halves = select(Author).where(Author.id <= 15), select(Author).where(Author.id > 15)
+        with capture(twin.factory) as told:
+            async with twin.session() as session:  # <- opened
+                first, second = [(await session.scalars(half)).all() for half in halves]
+                await session.run_sync(lambda _: [books_of(author) for author in first])
+                await session.run_sync(lambda _: [books_elsewhere(author) for author in second])
+        lines = READ, marked(books_elsewhere, "<- elsewhere")
+        assert [(finding.site, finding.count) for finding in told.findings] == [
+            (line, 5) for line in lines
+        ]
+
+    twin.run(story)
+
+
+def attending() -> list[Any]:
+    return [Student(courses=[Course()]) for _ in range(5)]
+
+
+@only_async
+def test_what_is_awaited_by_its_name(sqlite_twin: Twin) -> None:
+    async def story() -> None:
+        async with tables(sqlite_twin):
+            await keep(sqlite_twin, *attending())
+            with capture(sqlite_twin.factory) as told:
+                async with sqlite_twin.session() as session:  # <- opened
+                    students = (await session.scalars(select(Student))).all()  # <- selected
+                    for student in students:
+                        assert await student.awaitable_attrs.courses  # <- awaited
+            write = "select(Student).options(selectinload(Student.courses))"
+            due = Due(
+                id="n-plus-one",
+                site=marked(story, "<- awaited"),
+                opened=marked(story, "<- opened"),
+                remedy=f"{write} at {marked(story, '<- selected')}",
+                entity="Student",
+                attribute="courses",
+                count=5,
+            )
+            assert_found(told, due)
+
+    sqlite_twin.run(story)
+
+
+def delete_each(session: Session, query: Select[Any]) -> None:
+    for author in session.scalars(query):  # <- selected
+        session.delete(author)  # <- deleted
+    session.commit()
+
+
+def test_a_cascade_that_reads_what_it_deletes(twin: Twin) -> None:
+    async def told_of(query: Select[Any]) -> Any:
+        with capture(twin.factory) as told:
+            async with twin.session() as session:  # <- opened
+                await session.run_sync(lambda plain: delete_each(plain, query))
+        return told
+
+    async def story() -> None:
+        await keep(twin, *authors(5, books_each=1))
+        told = await told_of(select(Author))
+        due = Due(
+            id="n-plus-one",
+            site=marked(delete_each, "<- deleted"),
+            opened=marked(told_of, "<- opened"),
+            remedy="select(Author).options(selectinload(Author.books)) at "
+            f"{marked(delete_each, '<- selected')}",
+            entity="Author",
+            attribute="books",
+            count=5,
+        )
+        assert_found(told, due)
+        await keep(twin, *authors(5, books_each=1))
+        assert_found(await told_of(pasted(to_write(told.findings[0]))))
+
+    twin.run(story)
+
+
+def expire_each(session: Session) -> None:
+    kept = session.scalars(select(Author)).all()  # <- selected
+    for author in kept:
+        session.expire(author, ["books"])  # <- expired
+    for author in kept:
+        books_of(author)
+
+
+def test_what_was_expired_by_hand(sqlite_twin: Twin) -> None:
+    async def story() -> None:
+        await keep(sqlite_twin, *authors(5, books_each=1))
+        with capture(sqlite_twin.factory) as told:
+            async with sqlite_twin.session() as session:  # <- opened
+                await session.run_sync(expire_each)
+        expired = marked(expire_each, "<- expired")
+        due = Due(
+            id="n-plus-one",
+            site=READ,
+            opened=marked(story, "<- opened"),
+            remedy="select(Author).options(selectinload(Author.books)) after expire() at "
+            f"{expired}",
+            entity="Author",
+            attribute="books",
+            count=5,
+            evidence={
+                "loaded_at": str(marked(expire_each, "<- selected")),
+                "expired_at": str(expired),
+            },
+        )
+        assert_found(told, due)
+
+    sqlite_twin.run(story)
+
+
+ALIAS = aliased(Author)
+POLYMORPHIC = with_polymorphic(Employee, [Manager])
+
+OF_MANAGERS = "selectin_polymorphic(Employee, [Manager])"
+
+# What is selected by an alias of its class is named by the class.
+ALIASED: dict[str, tuple[Callable[[], list[Any]], Any, Callable[[Any], object], str]] = {
+    "an alias": (
+        lambda: authors(5),
+        select(ALIAS),
+        lambda author: author.books,
+        "select(Author).options(selectinload(Author.books))",
+    ),
+    "a class with its subclasses": (
+        lambda: [Manager(reports=[Report()]) for _ in range(5)],
+        select(POLYMORPHIC),
+        lambda manager: manager.reports,
+        f"select(Employee).options({OF_MANAGERS}, selectinload(Manager.reports))",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", ALIASED)
+def test_what_is_selected_by(sqlite_twin: Twin, what: str) -> None:
+    kept, query, read, write = ALIASED[what]
+
+    async def story() -> None:
+        async with tables(sqlite_twin):
+            await keep(sqlite_twin, *kept())
+            told = await read_each(sqlite_twin, query, read)
+            (finding,) = told.findings
+            assert (finding.site, finding.remedy) == (line_of(read), f"{write} at {SELECTED}")
+            assert_found(await read_each(sqlite_twin, pasted(write), read))
+
+    sqlite_twin.run(story)

@@ -1,0 +1,339 @@
+"""Stories of attributes loaded for one object after the other.
+
+Each remedy is run: the story is told again with what the finding says to write.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import select
+
+from tests.library import Author, Book, Essay, authors, keep
+from tests.stories.findings.due import Due, assert_found
+from tests.stories.findings.mappings import (
+    Answer,
+    Company,
+    Course,
+    Employee,
+    Engineer,
+    Exam,
+    Manager,
+    Office,
+    Part,
+    Plant,
+    Report,
+    Student,
+    Trip,
+    Truck,
+    Vehicle,
+    tables,
+)
+from tests.stories.findings.reading import OPENED, SELECTED, line_of, read_each
+from tests.stories.findings.remedies import pasted, to_write
+from tests.stories.lines import marked
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy import Select
+
+    from session_tracer import CallSite
+    from tests.twins import Twin
+
+
+def all_of_them(query: Select[Any]) -> Select[Any]:
+    return query
+
+
+def whole(query: Select[Any]) -> Select[Any]:
+    return query.where(Part.whole_id.is_(None))
+
+
+def innermost(query: Select[Any]) -> Select[Any]:
+    return query.order_by(Part.id.desc()).limit(1)
+
+
+@dataclass
+class OneByOne:
+    """What is read of each object that is selected, three of which are kept; what to write."""
+
+    entity: str
+    attribute: str | None
+    kept: Callable[[], list[Any]]
+    root: type[Any]
+    read: Callable[[Any], object]
+    write: str
+    narrow: Callable[[Select[Any]], Select[Any]] = all_of_them
+    site: CallSite | None = None
+    loaded: CallSite | None = SELECTED
+    # What SQLAlchemy loads as well, for what is read.
+    also: tuple[tuple[str, str | None, str], ...] = ()
+
+    def due(self) -> list[Due]:
+        all_ = (*self.also, (self.entity, self.attribute, self.write))
+        return [
+            Due(
+                id="n-plus-one",
+                site=self.site or line_of(self.read),
+                opened=OPENED,
+                remedy=f"{write} at {SELECTED}",
+                entity=entity,
+                attribute=attribute,
+                count=3,
+                evidence={"loaded_at": str(self.loaded or line_of(self.read))},
+            )
+            for entity, attribute, write in all_
+        ]
+
+
+def managers() -> list[Any]:
+    return [Manager(office=Office(plants=[Plant()]), reports=[Report()]) for _ in range(3)]
+
+
+def exams(count: int) -> list[Exam]:
+    return [Exam(course=Course(), answers=[Answer()]) for _ in range(count)]
+
+
+def nested(deep: int, wide: int = 1) -> Part:
+    return Part(parts=[nested(deep - 1) for _ in range(wide)] if deep else [])
+
+
+def walk_down(part: Part) -> None:
+    for one in part.parts:  # <- down
+        walk_down(one)
+
+
+def walk_up(part: Part | None) -> None:
+    while part is not None:
+        part = part.whole  # <- up
+
+
+OF_MANAGERS = "selectin_polymorphic(Employee, [Manager])"
+OFFICE = "joinedload(Manager.office)"
+STAFF = "selectinload(Company.staff)"
+
+ONE_BY_ONE = {
+    "a collection": OneByOne(
+        "Author",
+        "books",
+        lambda: authors(3, books_each=1),
+        Author,
+        lambda author: author.books,
+        "select(Author).options(selectinload(Author.books))",
+    ),
+    "a many-to-one": OneByOne(
+        "Book",
+        "author",
+        lambda: authors(3, books_each=1),
+        Book,
+        lambda book: book.author,
+        "select(Book).options(joinedload(Book.author))",
+    ),
+    "a many-to-many": OneByOne(
+        "Student",
+        "courses",
+        lambda: [Student(courses=[Course(), Course()]) for _ in range(3)],
+        Student,
+        lambda student: student.courses,
+        "select(Student).options(selectinload(Student.courses))",
+    ),
+    "a relationship to itself": OneByOne(
+        "Part",
+        "parts",
+        lambda: [nested(1) for _ in range(3)],
+        Part,
+        lambda part: part.parts,
+        "select(Part).options(selectinload(Part.parts))",
+        narrow=whole,
+    ),
+    "a tree": OneByOne(
+        "Part",
+        "parts",
+        lambda: [nested(1, wide=2)],
+        Part,
+        walk_down,
+        "select(Part).options(selectinload(Part.parts, recursion_depth=-1))",
+        narrow=whole,
+        site=marked(walk_down, "<- down"),
+        loaded=marked(walk_down, "<- down"),
+    ),
+    "a tree from within": OneByOne(
+        "Part",
+        "whole",
+        lambda: [nested(3)],
+        Part,
+        walk_up,
+        "select(Part).options(selectinload(Part.whole, recursion_depth=-1))",
+        narrow=innermost,
+        site=marked(walk_up, "<- up"),
+        loaded=marked(walk_up, "<- up"),
+    ),
+    "the relationship behind an association proxy": OneByOne(
+        "Student",
+        "exams",
+        lambda: [Student(exams=exams(1)) for _ in range(3)],
+        Student,
+        lambda student: len(student.examined),
+        "select(Student).options(selectinload(Student.exams))",
+    ),
+    "what a relationship brought": OneByOne(
+        "Exam",
+        "answers",
+        lambda: [Student(exams=exams(3))],
+        Student,
+        lambda student: [exam.answers for exam in student.exams],
+        "select(Student).options(selectinload(Student.exams).selectinload(Exam.answers))",
+        loaded=None,
+    ),
+    "objects with a key of two columns": OneByOne(
+        "Exam",
+        "answers",
+        lambda: [Student(exams=exams(3))],
+        Exam,
+        lambda exam: exam.answers,
+        "select(Exam).options(selectinload(Exam.answers))",
+    ),
+    "a subclass's collection": OneByOne(
+        "Manager",
+        "reports",
+        managers,
+        Employee,
+        lambda manager: manager.reports,
+        f"select(Employee).options({OF_MANAGERS}, selectinload(Manager.reports))",
+    ),
+    "a subclass's many-to-one": OneByOne(
+        "Manager",
+        "office",
+        managers,
+        Employee,
+        lambda manager: manager.office,
+        f"select(Employee).options({OF_MANAGERS}, joinedload(Manager.office))",
+        also=(("Manager", None, f"select(Employee).options({OF_MANAGERS})"),),
+    ),
+    "a subclass's columns": OneByOne(
+        "Manager",
+        None,
+        managers,
+        Employee,
+        lambda manager: manager.budget,
+        f"select(Employee).options({OF_MANAGERS})",
+    ),
+    "a subclass's deferred column": OneByOne(
+        "Manager",
+        "secret",
+        managers,
+        Employee,
+        lambda manager: manager.secret,
+        f"select(Employee).options({OF_MANAGERS}, undefer(Manager.secret))",
+    ),
+    "a collection of several subclasses": OneByOne(
+        "Employee",
+        "badges",
+        lambda: [Manager(), Engineer(), Employee()],
+        Employee,
+        lambda employee: employee.badges,
+        "select(Employee).options(selectinload(Employee.badges))",
+    ),
+    "a deferred column of several subclasses": OneByOne(
+        "Employee",
+        "diary",
+        lambda: [Manager(), Engineer(), Employee()],
+        Employee,
+        lambda employee: employee.diary,
+        "select(Employee).options(undefer(Employee.diary))",
+    ),
+    "a collection of a subclass with no table": OneByOne(
+        "Truck",
+        "trips",
+        lambda: [Truck(trips=[Trip()]) for _ in range(3)],
+        Vehicle,
+        lambda truck: truck.trips,
+        "select(Vehicle).options(selectin_polymorphic(Vehicle, [Truck]), "
+        "selectinload(Truck.trips))",
+    ),
+    "columns of a subclass with no table": OneByOne(
+        "Truck",
+        None,
+        lambda: [Truck(load=1, axles=2) for _ in range(3)],
+        Vehicle,
+        lambda truck: truck.load,
+        "select(Vehicle).options(selectin_polymorphic(Vehicle, [Truck]))",
+    ),
+    "a deferred column": OneByOne(
+        "Author",
+        "biography",
+        lambda: authors(3),
+        Author,
+        lambda author: author.biography,
+        "select(Author).options(undefer(Author.biography))",
+    ),
+    "a group of deferred columns": OneByOne(
+        "Essay",
+        None,
+        lambda: [Essay(title="on reading") for _ in range(3)],
+        Essay,
+        lambda essay: essay.text,
+        'select(Essay).options(undefer_group("body"))',
+    ),
+    "a deferred column_property": OneByOne(
+        "Course",
+        "size",
+        lambda: [Course() for _ in range(3)],
+        Course,
+        lambda course: course.size,
+        "select(Course).options(undefer(Course.size))",
+    ),
+    "three relationships deep": OneByOne(
+        "Office",
+        "plants",
+        lambda: [Company(staff=managers())],
+        Company,
+        lambda company: [manager.office.plants for manager in company.staff],
+        f"select(Company).options({STAFF}.options("
+        f"{OF_MANAGERS}, {OFFICE}.selectinload(Office.plants)))",
+        loaded=None,
+        also=(
+            (
+                "Manager",
+                None,
+                f"select(Company).options({STAFF}.options({OF_MANAGERS}))",
+            ),
+            (
+                "Manager",
+                "office",
+                f"select(Company).options({STAFF}.options({OF_MANAGERS}, {OFFICE}))",
+            ),
+        ),
+    ),
+    "the items of an association proxy": OneByOne(
+        "Exam",
+        "course",
+        lambda: [Student(exams=exams(3))],
+        Student,
+        lambda student: list(student.examined),
+        "select(Student).options(selectinload(Student.exams).joinedload(Exam.course))",
+        loaded=None,
+    ),
+}
+
+
+@pytest.mark.parametrize("what", ONE_BY_ONE)
+def test_what_is_loaded_one_by_one_and_what_to_write(sqlite_twin: Twin, what: str) -> None:
+    case = ONE_BY_ONE[what]
+
+    async def story() -> None:
+        async with tables(sqlite_twin):
+            await keep(sqlite_twin, *case.kept())
+            query = case.narrow(select(case.root))
+            told = await read_each(sqlite_twin, query, case.read, lazy_loads_from_one_site=4)
+            assert_found(told)
+            at_three = {"lazy_loads_from_one_site": 3}
+            told = await read_each(sqlite_twin, query, case.read, **at_three)
+            assert_found(told, *case.due())
+            written = case.narrow(pasted(to_write(told.findings[-1])))
+            assert_found(await read_each(sqlite_twin, written, case.read, **at_three))
+
+    sqlite_twin.run(story)

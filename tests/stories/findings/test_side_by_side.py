@@ -1,0 +1,327 @@
+"""Stories of sessions that are open at the same time in one thread or task."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from sqlalchemy import select
+
+from session_tracer.testing import capture
+from tests.good_code.silence import only_async, only_sync
+from tests.library import Author, Book, authors
+from tests.stories.findings.due import Above, Due, assert_found
+from tests.stories.lines import marked
+from tests.twins import Twin
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PASS_IT = (
+    "pass that session to this code: if every connection of the pool is held by somebody "
+    "who waits for a second one, none ever comes free"
+)
+
+
+async def read(session: Any) -> None:
+    (await session.scalars(select(Author))).all()  # <- reads
+
+
+# A second connection.
+
+
+async def look_up(twin: Twin) -> None:
+    async with twin.session() as session:  # <- inner
+        (await session.scalars(select(Book))).all()  # <- second
+
+
+async def look_up_while_reading(twin: Twin) -> None:
+    async with twin.session() as session:  # <- outer
+        (await session.scalars(select(Author))).all()  # <- first
+        for _ in range(2):
+            await look_up(twin)
+
+
+def test_a_session_within_another_ones_transaction(twin: Twin) -> None:
+    async def story() -> None:
+        with capture(twin.factory, name="shop-db") as told:
+            await look_up_while_reading(twin)
+        outer, *inner = told.sessions
+        nested = Due(
+            id="nested-sessions",
+            site=marked(look_up, "<- second"),
+            opened=marked(look_up, "<- inner"),
+            remedy=PASS_IT,
+            evidence={
+                "other_session": outer.id,
+                "other_session_name": "shop-db",
+                "other_held_ms": Above(0),
+                "other_opened_at": str(marked(look_up_while_reading, "<- outer")),
+                "other_acquired_at": str(marked(look_up_while_reading, "<- first")),
+            },
+        )
+        assert_found(told, nested, nested)
+        assert [finding.session_id for finding in told.findings] == [one.id for one in inner]
+
+    twin.run(story)
+
+
+async def nest_after_commit(twin: Twin) -> None:
+    async with twin.session() as session:
+        await read(session)
+        await session.commit()
+        await look_up(twin)
+
+
+async def nest_before_reading(twin: Twin) -> None:
+    async with twin.session() as session:
+        await look_up(twin)
+        await read(session)
+
+
+async def nest_an_idle_one(twin: Twin) -> None:
+    async with twin.session() as session:
+        await read(session)
+        async with twin.session() as another:
+            another.add(Author(name="Ada"))
+            another.expunge_all()
+
+
+async def nest_one_of_the_same_connection(twin: Twin) -> None:
+    async with twin.session() as session:
+        await read(session)
+        connection = await session.connection()
+        async with twin.session(bind=connection) as another:
+            await read(another)
+
+
+async def nest_one_of_another_engine(twin: Twin) -> None:
+    replica = Twin(twin.url, twin.is_async)
+    async with twin.session() as session, replica.session() as another:
+        await read(session)
+        await read(another)
+    await replica.dispose()
+
+
+NOT_NESTED = (
+    nest_after_commit,
+    nest_before_reading,
+    nest_an_idle_one,
+    nest_one_of_the_same_connection,
+    nest_one_of_another_engine,
+)
+
+
+@pytest.mark.parametrize("nest", NOT_NESTED, ids=lambda story: story.__name__)
+def test_sessions_that_hold_one_connection_at_a_time(
+    sqlite_twin: Twin, nest: Callable[[Twin], Any]
+) -> None:
+    async def story() -> None:
+        with capture() as told:
+            await nest(sqlite_twin)
+        assert_found(told)
+
+    sqlite_twin.run(story)
+
+
+@only_sync
+def test_another_threads_connection_is_its_own(sqlite_twin: Twin) -> None:
+    def work() -> None:
+        with sqlite_twin.factory() as session:
+            session.scalars(select(Author)).all()
+
+    async def story() -> None:
+        with capture(sqlite_twin.factory) as told, sqlite_twin.factory() as session:
+            session.scalars(select(Author)).all()
+            other = threading.Thread(target=work)
+            other.start()
+            other.join()
+        assert_found(told)
+
+    sqlite_twin.run(story)
+
+
+@only_async
+def test_another_tasks_connection_is_its_own(sqlite_twin: Twin) -> None:
+    async def story() -> None:
+        with capture(sqlite_twin.factory) as told:
+            async with sqlite_twin.session() as session:
+                await read(session)
+                await asyncio.create_task(look_up(sqlite_twin))
+        assert_found(told)
+
+    sqlite_twin.run(story)
+
+
+# Writes in two sessions.
+
+
+async def save_a_book(twin: Twin) -> None:
+    async with twin.session() as session:  # <- inner
+        session.add(Book(title="Notes", author_id=1))
+        await session.commit()  # <- second
+
+
+async def save_both(twin: Twin) -> None:
+    async with twin.session() as session:  # <- outer
+        session.add_all(authors(2))
+        await session.commit()  # <- first
+        await save_a_book(twin)
+
+
+async def save_both_the_other_way_round(twin: Twin) -> None:
+    async with twin.session() as session:  # <- inner
+        session.add(Book(title="Notes", author_id=1))
+        async with twin.session() as another:  # <- outer
+            another.add_all(authors(2))
+            await another.commit()  # <- first
+        await session.commit()  # <- second
+
+
+async def save_both_in_blocks(twin: Twin) -> None:
+    outer, inner = twin.session(), twin.session()  # <- inner # <- outer
+    async with outer.begin():  # <- first
+        outer.add_all(authors(2))
+    async with inner.begin():  # <- second
+        inner.add(Book(title="Notes", author_id=1))
+    await outer.close()
+    await inner.close()
+
+
+SPLIT: dict[Any, Any] = {
+    save_both: save_a_book,
+    save_both_the_other_way_round: save_both_the_other_way_round,
+    save_both_in_blocks: save_both_in_blocks,
+}
+
+
+@pytest.mark.parametrize("save", SPLIT, ids=lambda story: story.__name__)
+def test_two_sessions_that_share_the_writing(twin: Twin, save: Callable[[Twin], Any]) -> None:
+    second = SPLIT[save]
+
+    async def story() -> None:
+        with capture(twin.factory) as told:
+            await save(twin)
+        assert_found(
+            told,
+            Due(
+                id="split-writes",
+                site=marked(second, "<- second"),
+                opened=marked(second, "<- inner"),
+                remedy=f"{'async with' if twin.is_async else 'with'} SessionLocal.begin() "
+                "as session:  # one session for all of it",
+                evidence={
+                    "written": {"Book": 1},
+                    "other_written": {"Author": 2},
+                    "other_opened_at": str(marked(save, "<- outer")),
+                    "other_committed_at": str(marked(save, "<- first")),
+                },
+            ),
+        )
+
+    twin.run(story)
+
+
+async def save_one_after_the_other(twin: Twin) -> None:
+    async with twin.session() as session:
+        session.add_all(authors(2))
+        await session.commit()
+    await save_a_book(twin)
+
+
+async def save_in_one_and_read_in_the_other(twin: Twin) -> None:
+    async with twin.session() as session, twin.session() as another:
+        session.add_all(authors(2))
+        await session.commit()
+        await read(another)
+        await another.commit()
+        await session.commit()
+
+
+async def save_in_one_and_roll_back_the_other(twin: Twin) -> None:
+    async with twin.session() as session, twin.session() as another:
+        session.add_all(authors(2))
+        await session.commit()
+        another.add(Book(title="Notes", author_id=1))
+        await another.flush()
+        await another.rollback()
+
+
+async def save_in_two_factories(twin: Twin) -> None:
+    other = Twin(twin.url, twin.is_async)
+    async with twin.session() as session, other.session() as another:
+        session.add_all(authors(2))
+        await session.commit()
+        another.add(Book(title="Notes", author_id=1))
+        await another.commit()
+    await other.dispose()
+
+
+async def save_for_two_requests(twin: Twin) -> None:
+    tracer = TracerProvider(shutdown_on_exit=False).get_tracer("requests")
+    with tracer.start_as_current_span("first"):
+        session = twin.session()
+    with tracer.start_as_current_span("second"):
+        await save_a_book(twin)
+    session.add_all(authors(2))
+    await session.commit()
+    await session.close()
+
+
+NOT_SPLIT = (
+    save_one_after_the_other,
+    save_in_one_and_read_in_the_other,
+    save_in_one_and_roll_back_the_other,
+    save_in_two_factories,
+    save_for_two_requests,
+)
+
+
+@pytest.mark.parametrize("save", NOT_SPLIT, ids=lambda story: story.__name__)
+def test_sessions_that_write_on_their_own(
+    sqlite_twin: Twin, save: Callable[[Twin], Any]
+) -> None:
+    async def story() -> None:
+        with capture() as told:
+            await save(sqlite_twin)
+        assert_found(told)
+
+    sqlite_twin.run(story)
+
+
+@only_async
+def test_what_another_task_writes_is_its_own(sqlite_twin: Twin) -> None:
+    async def story() -> None:
+        with capture(sqlite_twin.factory) as told:
+            async with sqlite_twin.session() as session:
+                session.add_all(authors(2))
+                await session.commit()
+                await asyncio.create_task(save_a_book(sqlite_twin))
+        assert_found(told)
+
+    sqlite_twin.run(story)
+
+
+async def save_while_reading(twin: Twin) -> None:
+    async with twin.session() as session:
+        await read(session)
+        await save_a_book(twin)
+        session.add(Author(name="Ada"))
+        await session.commit()  # <- last
+
+
+def test_both_harms_are_said(sqlite_twin: Twin) -> None:
+    """The second connection as it is taken, the second commit as it is made."""
+
+    async def story() -> None:
+        with capture(sqlite_twin.factory) as told:
+            await save_while_reading(sqlite_twin)
+        assert [(finding.id, finding.site) for finding in told.findings] == [
+            ("nested-sessions", marked(save_a_book, "<- second")),
+            ("split-writes", marked(save_while_reading, "<- last")),
+        ]
+
+    sqlite_twin.run(story)

@@ -1,0 +1,483 @@
+"""The errors that are seen as they are made: that nobody notices, and what is put back after."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import pickle
+import re
+import traceback
+import weakref
+from contextlib import ExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import create_engine, exc, select
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.orm import raiseload, sessionmaker
+from sqlalchemy.orm.exc import DetachedInstanceError
+
+from session_tracer import Exporter, failures, frames, instrument, loads
+from session_tracer.testing import Captured, capture
+from tests.library import Author, Base, authors
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+    from pathlib import Path
+    from types import FrameType
+
+SEEN = (DetachedInstanceError, exc.InvalidRequestError, exc.TimeoutError)
+NEVER_AWAITED = "ignore:coroutine '.*' was never awaited"
+pytestmark = pytest.mark.filterwarnings(NEVER_AWAITED)
+
+
+class Thing:
+    """Something of the application's, of which it is known how long it lives."""
+
+
+class Places:
+    """A database, and how its sessions are made."""
+
+    def __init__(self, path: Path) -> None:
+        self.engine = create_engine(
+            f"sqlite:///{path}", pool_size=1, max_overflow=0, pool_timeout=0.01
+        )
+        self.maker = sessionmaker(self.engine)
+        self.path = path
+
+    @asynccontextmanager
+    async def asynchronous(self) -> AsyncIterator[async_sessionmaker[AsyncSession]]:
+        """A maker for one event loop."""
+        engine = create_async_engine(f"sqlite+aiosqlite:///{self.path}")
+        yield async_sessionmaker(engine)
+        await engine.dispose()
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> Iterator[Places]:
+    places = Places(tmp_path / "library.db")
+    Base.metadata.create_all(places.engine)
+    with places.maker() as session:
+        session.add_all(authors(2, books_each=2))
+        session.commit()
+    yield places
+    places.engine.dispose()
+    # What was never awaited is to be complained of here, if at all.
+    gc.collect()
+
+
+def errors(told: Captured) -> dict[str, int]:
+    """What is counted in `session_tracer.errors`, by where."""
+    return {
+        point.attributes["where"]: point.value
+        for point in told.metrics.get("session_tracer.errors", [])
+    }
+
+
+# What goes wrong. Each gives the error, and whether what the application let go of lives on.
+
+
+def detached(places: Places) -> tuple[BaseException, list[bool]]:
+    thing = Thing()
+    let_go: list[Any] = [weakref.ref(thing)]
+    with places.maker() as session:
+        author: Any = session.scalars(select(Author)).first()
+    let_go += [weakref.ref(session), weakref.ref(author)]
+    error = raised(DetachedInstanceError, lambda: author.books)
+    thing = author = session = None  # type: ignore[assignment] # is let go of
+    return error, [one() is not None for one in let_go]
+
+
+def expired(places: Places) -> tuple[BaseException, list[bool]]:
+    thing = Thing()
+    let_go: list[Any] = [weakref.ref(thing)]
+    with places.maker() as session:
+        author: Any = session.scalars(select(Author)).first()
+        session.commit()
+    let_go += [weakref.ref(session), weakref.ref(author)]
+    error = raised(DetachedInstanceError, lambda: author.name)
+    thing = author = session = None  # type: ignore[assignment] # is let go of
+    return error, [one() is not None for one in let_go]
+
+
+def crossed(places: Places) -> tuple[BaseException, list[bool]]:
+    thing = Thing()
+    let_go: list[Any] = [weakref.ref(thing)]
+    with places.maker() as first, places.maker() as second:
+        author: Any = first.scalars(select(Author)).first()
+        let_go += [weakref.ref(second), weakref.ref(author)]
+        error = raised(exc.InvalidRequestError, lambda: second.add(author))
+        thing = author = None  # type: ignore[assignment] # is let go of
+        first.close()
+        second.close()
+    second = None  # type: ignore[assignment] # is let go of
+    return error, [one() is not None for one in let_go]
+
+
+def pending(places: Places) -> tuple[BaseException, list[bool]]:
+    thing = Thing()
+    let_go: list[Any] = [weakref.ref(thing)]
+    with places.maker() as session:
+        author: Any = Author(name="author 0")
+        let_go += [weakref.ref(session), weakref.ref(author)]
+        session.add(author)
+        raised(exc.IntegrityError, session.flush)
+        error = raised(exc.PendingRollbackError, lambda: session.scalars(select(Author)))
+        thing = author = None  # type: ignore[assignment] # is let go of
+    session = None  # type: ignore[assignment] # is let go of
+    return error, [one() is not None for one in let_go]
+
+
+def forbidden(places: Places) -> tuple[BaseException, list[bool]]:
+    thing = Thing()
+    let_go: list[Any] = [weakref.ref(thing)]
+    with places.maker() as session:
+        author: Any = session.scalars(select(Author).options(raiseload("*"))).first()
+        let_go += [weakref.ref(session), weakref.ref(author)]
+        error = raised(exc.InvalidRequestError, lambda: author.books)
+        thing = author = None  # type: ignore[assignment] # is let go of
+    session = None  # type: ignore[assignment] # is let go of
+    return error, [one() is not None for one in let_go]
+
+
+def waiting(places: Places) -> tuple[BaseException, list[bool]]:
+    thing = Thing()
+    let_go: list[Any] = [weakref.ref(thing)]
+    with places.maker() as first, places.maker() as second:
+        first.connection()
+        let_go += [weakref.ref(second)]
+        error = raised(exc.TimeoutError, lambda: second.connection())
+        thing = None  # type: ignore[assignment] # is let go of
+    second = None  # type: ignore[assignment] # is let go of
+    return error, [one() is not None for one in let_go]
+
+
+def unexpected(places: Places) -> tuple[BaseException, list[bool]]:
+    thing = Thing()
+    let_go: list[Any] = [weakref.ref(thing)]
+    with places.maker() as session:
+        let_go += [weakref.ref(session)]
+        error = raised(
+            exc.NoResultFound, lambda: session.scalars(select(Author).where(Author.id == 99)).one()
+        )
+        thing = None  # type: ignore[assignment] # is let go of
+    session = None  # type: ignore[assignment] # is let go of
+    return error, [one() is not None for one in let_go]
+
+
+def raised(kind: type[BaseException], work: Callable[[], object]) -> BaseException:
+    """The error of that kind, without the frames that it came by: their names are in its notes."""
+    try:
+        work()
+    except kind as error:
+        stack = traceback.extract_tb(error.__traceback__)
+        names = [frame.name for frame in stack if "session_tracer" not in frame.filename]
+        error.add_note(" ".join(names))
+        one: BaseException | None = error
+        while one is not None:
+            one.__traceback__ = None
+            one = one.__cause__ or one.__context__
+        return error
+    raise AssertionError(f"no {kind.__name__}")
+
+
+MISTAKES: dict[str, Callable[[Places], tuple[BaseException, list[bool]]]] = {
+    "a detached relationship": detached,
+    "an expired column": expired,
+    "an object of two sessions": crossed,
+    "a pending rollback": pending,
+    "a load that is forbidden": forbidden,
+    "a pool that is empty": waiting,
+    "a result that is not there": unexpected,
+}
+
+
+# The application's errors.
+
+
+def described(error: BaseException | None) -> list[Any]:
+    """All that can be seen of an error, and of those it came from."""
+    if error is None:
+        return []
+    own = [type(error), error.args, str(error), repr(error), sorted(vars(error))]
+    return [
+        # The addresses of two objects are never the same, nor are the numbers of two sessions.
+        re.sub(r"0x[0-9a-f]+|\d+", "0", repr(own)),
+        error.__suppress_context__,
+        described(error.__cause__),
+        described(error.__context__),
+    ]
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_an_error_is_what_it_would_be(places: Places, mistake: str) -> None:
+    untraced, _ = MISTAKES[mistake](places)
+    with capture(places.maker, statement_spans=True) as told:
+        traced, _ = MISTAKES[mistake](places)
+    assert described(traced) == described(untraced)
+    assert traced.__notes__ == untraced.__notes__
+    assert errors(told) == {}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_an_error_is_pickled_and_copied_as_it_would_be(places: Places, mistake: str) -> None:
+    def again(error: BaseException) -> list[Any]:
+        error = error.with_traceback(None)
+        error.__context__ = error.__cause__ = None
+        try:
+            made = [pickle.loads(pickle.dumps(error)), copy.copy(error)]
+        except Exception as refused:
+            return [repr(refused)]
+        return [described(one) for one in made]
+
+    untraced = again(MISTAKES[mistake](places)[0])
+    with capture(places.maker):
+        traced = again(MISTAKES[mistake](places)[0])
+        between = again(MISTAKES[mistake](places)[0])
+    assert traced == between == untraced
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_nothing_lives_longer_than_it_would(places: Places, mistake: str) -> None:
+    MISTAKES[mistake](places)
+    gc.collect()
+    gc.disable()
+    try:
+        _, untraced = MISTAKES[mistake](places)
+        gc.collect()
+        with capture(places.maker):
+            _, traced = MISTAKES[mistake](places)
+    finally:
+        gc.enable()
+    assert traced == untraced
+
+
+async def read_too_early(maker: Any, read: Callable[[Any], object]) -> tuple[Any, list[bool]]:
+    thing = Thing()
+    let_go: list[Any] = [weakref.ref(thing)]
+    async with maker() as session:
+        author: Any = (await session.scalars(select(Author))).first()
+        let_go += [weakref.ref(session), weakref.ref(author)]
+        error = raised(exc.SQLAlchemyError, lambda: read(author))
+        thing = author = None  # type: ignore[assignment] # is let go of
+        alive = [let_go[0]() is not None]
+    session = None
+    gc.collect()  # SQLAlchemy's asyncio leaves cycles of its own
+    return error, [*alive, *(one() is not None for one in let_go)]
+
+
+READS: dict[str, Callable[[Any], object]] = {
+    "a collection": lambda author: author.books,
+    "a deferred column": lambda author: author.biography,
+    "a dynamic relationship": lambda author: author.letters.all(),
+}
+
+
+@pytest.mark.parametrize("what", READS)
+async def test_an_attribute_that_is_read_too_early(places: Places, what: str) -> None:
+    async with places.asynchronous() as maker:
+        untraced, lives_untraced = await read_too_early(maker, READS[what])
+        with capture(maker) as told:
+            traced, lives = await read_too_early(maker, READS[what])
+        assert described(traced) == described(untraced)
+        assert traced.__notes__ == untraced.__notes__
+        assert lives == lives_untraced == [False] * 4
+        assert [finding.id for finding in told.findings] == ["implicit-async-io"]
+        assert errors(told) == {}
+
+
+# Errors that are none of ours.
+
+
+class OwnError(exc.InvalidRequestError):
+    """An application's own, with an argument of its own."""
+
+    def __init__(self, order: int) -> None:
+        super().__init__(f"order {order}")
+        self.order = order
+
+
+class Made:
+    """An application's own code, whose names are those that SQLAlchemy uses."""
+
+    def __init__(self, session: Any, state: Any) -> None:
+        self.session = session
+        self.state = state
+        self.key = "books"
+
+    def flush(self) -> None:
+        state = self.state
+        assert state is not None
+        raise exc.InvalidRequestError("Session is already flushing")
+
+    def _before_attach(self, state: Any) -> None:
+        raise exc.InvalidRequestError("already attached")
+
+    def _raise_for_prerequisite_state(self) -> None:
+        raise exc.PendingRollbackError("pending")
+
+    def missing(self, state: Any) -> None:
+        raise exc.MissingGreenlet("missing")
+
+    def timeout(self) -> None:
+        raise exc.TimeoutError("timeout")
+
+    def detached(self, state: Any) -> None:
+        raise DetachedInstanceError("detached")
+
+    def illegal(self) -> None:
+        raise exc.IllegalStateChangeError("illegal", code="isce")
+
+
+def test_errors_that_the_application_makes_itself(places: Places) -> None:
+    with capture(places.maker) as told, places.maker() as session:
+        author = session.scalars(select(Author)).first()
+        state = author.__dict__["_sa_instance_state"]
+        made = Made(session, state)
+        for refused in (
+            made.flush,
+            lambda: made._before_attach(state),
+            made._raise_for_prerequisite_state,
+            lambda: made.missing(state),
+            made.timeout,
+            lambda: made.detached(state),
+            made.illegal,
+        ):
+            with pytest.raises(exc.SQLAlchemyError):
+                refused()
+        with pytest.raises(OwnError, match="order 7") as caught:
+            raise OwnError(7)
+        assert (caught.value.order, caught.value.code) == (7, None)
+        assert exc.InvalidRequestError("one", code="isce").code == "isce"
+        assert exc.InvalidRequestError().args == ()
+    assert (told.findings, errors(told)) == ([], {})
+
+
+# Faults of ours.
+
+
+@pytest.fixture
+def faulty(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("a fault of ours")
+
+    for name in ("is_sqlalchemys", "session_near", "refused_read", "detached_read"):
+        monkeypatch.setattr(frames, name, fail)
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+@pytest.mark.usefixtures("faulty")
+def test_a_fault_of_ours_does_not_reach_the_application(places: Places, mistake: str) -> None:
+    untraced, _ = MISTAKES[mistake](places)
+    with capture(places.maker):
+        traced, _ = MISTAKES[mistake](places)
+    assert described(traced) == described(untraced)
+
+
+def test_a_fault_of_ours_is_counted(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(loads, "expiry_of", fail)
+    with capture(places.maker) as told:
+        expired(places)
+        expired(places)
+    assert told.findings == []
+    assert errors(told) == {"failures": 2}
+
+
+# What is put back.
+
+
+def contents() -> list[list[tuple[str, int]]]:
+    """What the classes of errors hold, in order, each by its identity."""
+    return [
+        [(name, id(value)) for name, value in vars(error).items() if name != "__doc__"]
+        for error in (*SEEN, exc.SQLAlchemyError, exc.MissingGreenlet, exc.PendingRollbackError)
+    ]
+
+
+def quiet(target: Any = None) -> Any:
+    return instrument(target, exporter=Exporter())
+
+
+def test_the_errors_are_put_back_exactly(places: Places) -> None:
+    before = contents()
+    with quiet(places.maker), capture(places.maker):
+        assert all("__init__" in vars(error) for error in SEEN)
+        assert contents() != before
+    assert contents() == before
+    assert not any("__init__" in vars(error) for error in SEEN)
+
+
+def test_the_errors_are_seen_until_the_last_one_is_gone(places: Places) -> None:
+    first = quiet(places.maker)
+    second = quiet(sessionmaker(places.engine))
+    first.uninstrument()
+    assert all("__init__" in vars(error) for error in SEEN)
+    second.uninstrument()
+    assert not any("__init__" in vars(error) for error in SEEN)
+
+
+def test_an_error_is_told_once_however_often_it_is_instrumented(places: Places) -> None:
+    with quiet(), quiet(places.maker), capture(places.maker) as told, capture() as all_told:
+        detached(places)
+    assert [len(one.findings) for one in (told, all_told)] == [1, 1]
+
+
+@pytest.mark.parametrize("error", SEEN)
+def test_somebody_elses_patch_stays_and_is_passed_through(places: Places, error: Any) -> None:
+    calls: list[tuple[Any, ...]] = []
+    instrumentation = quiet(places.maker)
+    ours = error.__init__
+
+    def theirs(self: Any, *arguments: Any, **keywords: Any) -> None:
+        calls.append(arguments)
+        ours(self, *arguments, **keywords)
+
+    error.__init__ = theirs
+    try:
+        instrumentation.uninstrument()
+        assert error.__init__ is theirs
+        assert error("afterwards").args == ("afterwards",)
+        # What is told of again is told once, although our first wrapper lies within theirs.
+        with capture(places.maker) as told:
+            detached(places)
+            crossed(places)
+            waiting(places)
+        assert error.__init__ is theirs
+        ids = ["detached-lazy-load", "crossed-sessions", "pool-exhausted"]
+        assert [finding.id for finding in told.findings] == ids
+        assert calls
+    finally:
+        del error.__init__
+
+
+def test_after_the_end_nothing_is_seen(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def record(error: Any, frame: FrameType) -> None:
+        seen.append(type(error).__name__)
+
+    seam = failures.Seam(exc.TimeoutError, record)
+    seam.open()
+    wrapper: Any = exc.TimeoutError.__init__
+    exc.TimeoutError("while it is open")
+    seam.close()
+    exc.TimeoutError("after it is closed")
+    error = exc.TimeoutError.__new__(exc.TimeoutError)
+    wrapper(error, "by somebody who kept it")
+    assert error.args == ("by somebody who kept it",)
+    assert seen == ["TimeoutError"]
+
+
+def test_a_session_that_is_no_longer_traced_is_told_of_no_more(places: Places) -> None:
+    with ExitStack() as stack:
+        told = stack.enter_context(capture(places.maker))
+        with places.maker() as session:
+            author = session.scalars(select(Author)).first()
+            assert author is not None
+        stack.close()
+        with capture(sessionmaker(places.engine)), pytest.raises(DetachedInstanceError):
+            _ = author.books
+    assert (told.findings, errors(told)) == ([], {})
