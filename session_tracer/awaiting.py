@@ -43,17 +43,27 @@ def awaiting_task(future: asyncio.Future[Any], depth: int = 0) -> asyncio.Task[A
     awaits a task that was created and left alone.
     """
     for callback, *_ in getattr(future, "_callbacks", None) or ():
-        owner = getattr(callback, "__self__", None)
-        owner = getattr(owner, "_parent_task", owner)  # a TaskGroup
-        if isinstance(owner, asyncio.Task):
-            return owner
-        if depth > 4:
+        try:
+            task = _awaiting(callback, future, depth)
+        except Exception:  # it is the application's, and refuses to be asked
             continue
-        held = [cell.cell_contents for cell in getattr(callback, "__closure__", None) or ()]
-        held.extend(getattr(callback, "args", ()))
-        for candidate in held:
-            if isinstance(candidate, asyncio.Future) and candidate is not future:
-                task = awaiting_task(candidate, depth + 1)
-                if task is not None:
-                    return task
+        if task is not None:
+            return task
+    return None
+
+
+def _awaiting(callback: Any, future: asyncio.Future[Any], depth: int) -> asyncio.Task[Any] | None:
+    owner = getattr(callback, "__self__", None)
+    owner = getattr(owner, "_parent_task", owner)  # a TaskGroup
+    if isinstance(owner, asyncio.Task):
+        return owner
+    if depth > 4:
+        return None
+    held = [cell.cell_contents for cell in getattr(callback, "__closure__", None) or ()]
+    held.extend(getattr(callback, "args", ()))
+    for candidate in held:
+        if isinstance(candidate, asyncio.Future) and candidate is not future:
+            task = awaiting_task(candidate, depth + 1)
+            if task is not None:
+                return task
     return None

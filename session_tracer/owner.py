@@ -24,6 +24,7 @@ __all__ = ["Owner", "current", "others", "root_of"]
 _PIECE: Final[ContextVar[_Piece | None]] = ContextVar("session_tracer_piece_of_work", default=None)
 # The main thread, by its ident.
 _MAIN: Final[dict[int, Owner]] = {}
+_OURS: Final = "session_tracer."
 
 
 class _Piece:
@@ -55,6 +56,8 @@ class Owner:
         self.ident = thread.ident
         # Two references to one thing are equal while it lives, and the same one after.
         self.key: Hashable = (self._thread, self._task, which)
+        # A reference remembers its hash, which nobody can tell once the thing is gone.
+        hash(self.key)
         self.name = f'thread "{thread.name}"' if task is None else f'task "{task.get_name()}"'
 
     def __eq__(self, other: object) -> bool:
@@ -104,12 +107,23 @@ class Owner:
             return []
         if self.piece is not None and self.piece() is None:
             return []  # the thread does somebody else's work by now
-        frames = []
-        frame = sys._current_frames().get(self.ident)
+        frames: list[FrameType] = []
+        if self.ident == threading.get_ident():
+            frame = _asking()
+        else:
+            frame = sys._current_frames().get(self.ident)
         while frame is not None:
             frames.append(frame)
             frame = frame.f_back
         return frames
+
+
+def _asking() -> FrameType | None:
+    """The frame from which we are called. One of ours, in a list of its own, would live on."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and str(frame.f_globals.get("__name__")).startswith(_OURS):
+        frame = frame.f_back
+    return frame
 
 
 def current() -> Owner:

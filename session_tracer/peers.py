@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     from session_tracer.callsite import CallSite
     from session_tracer.facts import Counts
     from session_tracer.origin import Scope
+    from session_tracer.owner import Owner
     from session_tracer.probe import Probe
 
-__all__ = ["Commit", "committed", "join", "leave", "nested_in"]
+__all__ = ["Commit", "committed", "hand_on", "join", "leave", "nested_in"]
 
-# By who opened them; a scope leaves as it ends.
+# By who opened them, and by who uses them now; a scope leaves as it ends.
 _TOGETHER: Final[dict[Hashable, list[Probe]]] = {}
 # A session that lives as long as the process must not remember every other one's commit.
 _MOST_COMMITS: Final = 16
@@ -37,9 +38,23 @@ def join(probe: Probe) -> None:
     _TOGETHER.setdefault(probe.opened_by.key, []).append(probe)
 
 
+def hand_on(probe: Probe, before: Owner) -> None:
+    """Another one than before uses the session now."""
+    opened_by = probe.opened_by.key
+    if before.key != opened_by:
+        _part(probe, before.key)
+    if probe.owner.key != opened_by:
+        _TOGETHER.setdefault(probe.owner.key, []).append(probe)
+
+
 def leave(probe: Probe) -> None:
     """The scope ended."""
-    key = probe.opened_by.key
+    _part(probe, probe.opened_by.key)
+    if probe.owner is not probe.opened_by:
+        _part(probe, probe.owner.key)
+
+
+def _part(probe: Probe, key: Hashable) -> None:
     together = _TOGETHER.get(key)
     if together is not None and probe in together:
         together.remove(probe)

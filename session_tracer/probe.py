@@ -361,8 +361,9 @@ class Probe:
     def used_by(self) -> Owner:
         """Who uses it now, which is remembered."""
         if not self.owner.is_current():
-            self.owner = owner.current()
+            before, self.owner = self.owner, owner.current()
             self.was_handed_on = True
+            peers.hand_on(self, before)
         return self.owner
 
     def check_use(self, site: CallSite | None) -> None:

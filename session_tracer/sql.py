@@ -130,7 +130,7 @@ def _shown(piece: re.Match[str]) -> str:
     return "" if piece.lastgroup == "comment" else "?"
 
 
-# Hashing one of these runs no code of the application's.
+# Reading one of these runs no code of the application's.
 _PLAIN: Final = frozenset(
     {
         bool, bytes, dt.date, dt.datetime, dt.time, dt.timedelta,
@@ -144,7 +144,8 @@ def fingerprint(statement: str, parameters: Any) -> int:
     held = tuple(parameters.values() if type(parameters) is dict else parameters)
     if any(type(value) not in _PLAIN for value in held):
         return 0
-    return hash((statement, held)) or 1
+    # As text, for the hashes of -1 and -2 are the same, and so are those of 1, 1.0 and True.
+    return hash((statement, repr(held))) or 1
 
 
 _SYSTEMS: Final = {

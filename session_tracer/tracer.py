@@ -94,13 +94,12 @@ class Tracer:
             for kind, tell in signal.routes.items():
                 self.routes.setdefault(kind, []).append((index, tell))
         self._failures_said: set[str] = set()
-        # Who is asked about which facts, and where each one's memory is in a story.
-        self.listening: dict[type, list[tuple[int, Detector]]] = {}
-        self.memories = 0
-        for index, detector in enumerate(detectors):
-            self.memories = index + 1
+        self.detectors = tuple(detectors)
+        # Who is asked about which facts, by the detector's place.
+        self.listening: dict[type, list[tuple[int, Callable[..., Iterable[Any]]]]] = {}
+        for index, detector in enumerate(self.detectors):
             for fact in detector.facts:
-                self.listening.setdefault(fact, []).append((index, detector))
+                self.listening.setdefault(fact, []).append((index, detector.judge))
 
     def begin(self, scope: Scope, epoch: int) -> Story:
         """The story of a session scope that begins now."""
@@ -189,7 +188,7 @@ class Story:
         self.record = record
         self.spans = spans
         self._tellers: list[Teller | None] = [tracer.metrics, tracer.logs, spans, tracer.reports]
-        self._memories: list[Any] = [_UNMADE] * tracer.memories
+        self._memories: list[Any] = [_UNMADE] * len(tracer.detectors)
 
     def tell(self, fact: Fact) -> None:
         """Take a fact through the pipeline; never raises."""
@@ -207,10 +206,21 @@ class Story:
             self.record.add(fact)
         except Exception as error:
             self.tracer.failed("record", error)
-        for index, detector in self.tracer.listening.get(kind, _NOBODY):
+        # Some forty times in a small unit of work a detector has nothing to say: until it has, it
+        # costs no call but its own.
+        for index, judge in self.tracer.listening.get(kind, _NOBODY):
             memory = self._memories[index]
-            if memory is not _MUTED:
-                self._judge(index, detector, memory, fact)
+            if memory is _MUTED:
+                continue
+            try:
+                if memory is _UNMADE:
+                    memory = self._memories[index] = self.tracer.detectors[index].memory()
+                verdicts = [*judge(fact, self.record, memory)]
+            except Exception as error:
+                self._silence(index, error)
+                continue
+            if verdicts:
+                self._conclude(index, verdicts)
         for index, say in self.tracer.routes.get(kind, _NOBODY):
             teller = self._tellers[index]
             if teller is not None:
@@ -233,22 +243,22 @@ class Story:
         except Exception as error:
             self.tracer.failed("spans", error)
 
-    def _judge(self, index: int, detector: Detector, memory: Any, fact: Fact) -> None:
-        verdicts: list[Finding | Retraction] = []
+    def _conclude(self, index: int, verdicts: list[Finding | Retraction]) -> None:
+        """Say what a detector concludes, as far as the policy has it said."""
         try:
-            if memory is _UNMADE:
-                memory = self._memories[index] = detector.memory()
-            for verdict in detector.judge(fact, self.record, memory):
+            for verdict in verdicts:
                 if not isinstance(verdict, Finding | Retraction):
                     raise TypeError(f"{type(verdict).__qualname__} is no Finding")
-                verdicts.append(verdict)
             ruled = [one for one in map(self._rule, verdicts) if one is not None]
         except Exception as error:
-            self._memories[index] = _MUTED
-            self.tracer.failed(type(detector).__name__, error)
+            self._silence(index, error)
             return
         for one in ruled:
             self._say(one)
+
+    def _silence(self, index: int, error: Exception) -> None:
+        self._memories[index] = _MUTED
+        self.tracer.failed(type(self.tracer.detectors[index]).__name__, error)
 
     def _say(self, verdict: Finding | Retraction) -> None:
         record = self.record

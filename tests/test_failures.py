@@ -5,52 +5,38 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
-import re
-import traceback
 import weakref
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import create_engine, exc, select
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
-from sqlalchemy.orm import raiseload, sessionmaker
+from sqlalchemy import exc, select
+from sqlalchemy.orm import sessionmaker
 from sqlalchemy.orm.exc import DetachedInstanceError
 
 from session_tracer import Exporter, failures, frames, instrument, loads
 from session_tracer.testing import Captured, capture
 from tests.library import Author, Base, authors
+from tests.mistakes import (
+    MISTAKES,
+    Places,
+    Thing,
+    crossed,
+    described,
+    detached,
+    expired,
+    raised,
+    waiting,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
     from types import FrameType
 
 SEEN = (DetachedInstanceError, exc.InvalidRequestError, exc.TimeoutError)
 NEVER_AWAITED = "ignore:coroutine '.*' was never awaited"
 pytestmark = pytest.mark.filterwarnings(NEVER_AWAITED)
-
-
-class Thing:
-    """Something of the application's, of which it is known how long it lives."""
-
-
-class Places:
-    """A database, and how its sessions are made."""
-
-    def __init__(self, path: Path) -> None:
-        self.engine = create_engine(
-            f"sqlite:///{path}", pool_size=1, max_overflow=0, pool_timeout=0.01
-        )
-        self.maker = sessionmaker(self.engine)
-        self.path = path
-
-    @asynccontextmanager
-    async def asynchronous(self) -> AsyncIterator[async_sessionmaker[AsyncSession]]:
-        """A maker for one event loop."""
-        engine = create_async_engine(f"sqlite+aiosqlite:///{self.path}")
-        yield async_sessionmaker(engine)
-        await engine.dispose()
 
 
 @pytest.fixture
@@ -74,139 +60,7 @@ def errors(told: Captured) -> dict[str, int]:
     }
 
 
-# What goes wrong. Each gives the error, and whether what the application let go of lives on.
-
-
-def detached(places: Places) -> tuple[BaseException, list[bool]]:
-    thing = Thing()
-    let_go: list[Any] = [weakref.ref(thing)]
-    with places.maker() as session:
-        author: Any = session.scalars(select(Author)).first()
-    let_go += [weakref.ref(session), weakref.ref(author)]
-    error = raised(DetachedInstanceError, lambda: author.books)
-    thing = author = session = None  # type: ignore[assignment] # is let go of
-    return error, [one() is not None for one in let_go]
-
-
-def expired(places: Places) -> tuple[BaseException, list[bool]]:
-    thing = Thing()
-    let_go: list[Any] = [weakref.ref(thing)]
-    with places.maker() as session:
-        author: Any = session.scalars(select(Author)).first()
-        session.commit()
-    let_go += [weakref.ref(session), weakref.ref(author)]
-    error = raised(DetachedInstanceError, lambda: author.name)
-    thing = author = session = None  # type: ignore[assignment] # is let go of
-    return error, [one() is not None for one in let_go]
-
-
-def crossed(places: Places) -> tuple[BaseException, list[bool]]:
-    thing = Thing()
-    let_go: list[Any] = [weakref.ref(thing)]
-    with places.maker() as first, places.maker() as second:
-        author: Any = first.scalars(select(Author)).first()
-        let_go += [weakref.ref(second), weakref.ref(author)]
-        error = raised(exc.InvalidRequestError, lambda: second.add(author))
-        thing = author = None  # type: ignore[assignment] # is let go of
-        first.close()
-        second.close()
-    second = None  # type: ignore[assignment] # is let go of
-    return error, [one() is not None for one in let_go]
-
-
-def pending(places: Places) -> tuple[BaseException, list[bool]]:
-    thing = Thing()
-    let_go: list[Any] = [weakref.ref(thing)]
-    with places.maker() as session:
-        author: Any = Author(name="author 0")
-        let_go += [weakref.ref(session), weakref.ref(author)]
-        session.add(author)
-        raised(exc.IntegrityError, session.flush)
-        error = raised(exc.PendingRollbackError, lambda: session.scalars(select(Author)))
-        thing = author = None  # type: ignore[assignment] # is let go of
-    session = None  # type: ignore[assignment] # is let go of
-    return error, [one() is not None for one in let_go]
-
-
-def forbidden(places: Places) -> tuple[BaseException, list[bool]]:
-    thing = Thing()
-    let_go: list[Any] = [weakref.ref(thing)]
-    with places.maker() as session:
-        author: Any = session.scalars(select(Author).options(raiseload("*"))).first()
-        let_go += [weakref.ref(session), weakref.ref(author)]
-        error = raised(exc.InvalidRequestError, lambda: author.books)
-        thing = author = None  # type: ignore[assignment] # is let go of
-    session = None  # type: ignore[assignment] # is let go of
-    return error, [one() is not None for one in let_go]
-
-
-def waiting(places: Places) -> tuple[BaseException, list[bool]]:
-    thing = Thing()
-    let_go: list[Any] = [weakref.ref(thing)]
-    with places.maker() as first, places.maker() as second:
-        first.connection()
-        let_go += [weakref.ref(second)]
-        error = raised(exc.TimeoutError, lambda: second.connection())
-        thing = None  # type: ignore[assignment] # is let go of
-    second = None  # type: ignore[assignment] # is let go of
-    return error, [one() is not None for one in let_go]
-
-
-def unexpected(places: Places) -> tuple[BaseException, list[bool]]:
-    thing = Thing()
-    let_go: list[Any] = [weakref.ref(thing)]
-    with places.maker() as session:
-        let_go += [weakref.ref(session)]
-        error = raised(
-            exc.NoResultFound, lambda: session.scalars(select(Author).where(Author.id == 99)).one()
-        )
-        thing = None  # type: ignore[assignment] # is let go of
-    session = None  # type: ignore[assignment] # is let go of
-    return error, [one() is not None for one in let_go]
-
-
-def raised(kind: type[BaseException], work: Callable[[], object]) -> BaseException:
-    """The error of that kind, without the frames that it came by: their names are in its notes."""
-    try:
-        work()
-    except kind as error:
-        stack = traceback.extract_tb(error.__traceback__)
-        names = [frame.name for frame in stack if "session_tracer" not in frame.filename]
-        error.add_note(" ".join(names))
-        one: BaseException | None = error
-        while one is not None:
-            one.__traceback__ = None
-            one = one.__cause__ or one.__context__
-        return error
-    raise AssertionError(f"no {kind.__name__}")
-
-
-MISTAKES: dict[str, Callable[[Places], tuple[BaseException, list[bool]]]] = {
-    "a detached relationship": detached,
-    "an expired column": expired,
-    "an object of two sessions": crossed,
-    "a pending rollback": pending,
-    "a load that is forbidden": forbidden,
-    "a pool that is empty": waiting,
-    "a result that is not there": unexpected,
-}
-
-
 # The application's errors.
-
-
-def described(error: BaseException | None) -> list[Any]:
-    """All that can be seen of an error, and of those it came from."""
-    if error is None:
-        return []
-    own = [type(error), error.args, str(error), repr(error), sorted(vars(error))]
-    return [
-        # The addresses of two objects are never the same, nor are the numbers of two sessions.
-        re.sub(r"0x[0-9a-f]+|\d+", "0", repr(own)),
-        error.__suppress_context__,
-        described(error.__cause__),
-        described(error.__context__),
-    ]
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
@@ -284,6 +138,54 @@ async def test_an_attribute_that_is_read_too_early(places: Places, what: str) ->
         assert lives == lives_untraced == [False] * 4
         assert [finding.id for finding in told.findings] == ["implicit-async-io"]
         assert errors(told) == {}
+
+
+# A function that goes on for ever: until Python 3.13, whoever asks a frame for its variables has it
+# keep what they were.
+
+
+def test_a_function_that_goes_on_keeps_nothing_of_a_detached_load(places: Places) -> None:
+    with capture(places.maker) as told:
+        with places.maker() as session:
+            author = session.scalars(select(Author)).first()
+            assert author is not None
+            session.commit()
+        thing: Thing | None = Thing()
+        lives = weakref.ref(thing)
+        for name in ("name", "books"):
+            with suppress(DetachedInstanceError):
+                getattr(author, name)
+        thing = None
+        assert lives() is None
+    assert len(told.findings) == 2
+
+
+def test_a_function_that_goes_on_keeps_nothing_of_a_refused_use(places: Places) -> None:
+    with capture(places.maker) as told, places.maker() as first, places.maker() as second:
+        author = first.scalars(select(Author)).first()
+        thing: Thing | None = Thing()
+        lives = weakref.ref(thing)
+        with suppress(exc.InvalidRequestError):
+            second.add(author)
+        with suppress(exc.TimeoutError):
+            second.connection()
+        thing = None
+        assert lives() is None
+    assert [finding.id for finding in told.findings] == ["crossed-sessions", "pool-exhausted"]
+
+
+async def test_a_coroutine_that_goes_on_keeps_nothing_of_what_it_read(places: Places) -> None:
+    async with places.asynchronous() as maker:
+        with capture(maker) as told:
+            async with maker() as session:
+                author: Any = (await session.scalars(select(Author))).first()
+                thing: Thing | None = Thing()
+                lives = weakref.ref(thing)
+                with suppress(exc.MissingGreenlet, exc.StatementError):
+                    _ = author.books
+                thing = None
+                assert lives() is None
+    assert [finding.id for finding in told.findings] == ["implicit-async-io"]
 
 
 # Errors that are none of ours.

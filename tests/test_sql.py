@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+from decimal import Decimal
+from typing import Any
 
 import asyncpg
 import psycopg
@@ -10,7 +12,14 @@ import pytest
 from sqlalchemy import make_url
 
 from session_tracer.facts import Database
-from session_tracer.sql import Shape, database, shape, status_code, without_values
+from session_tracer.sql import (
+    Shape,
+    database,
+    fingerprint,
+    shape,
+    status_code,
+    without_values,
+)
 
 
 @pytest.mark.parametrize(
@@ -251,3 +260,35 @@ def caused_by(cause: Exception) -> Exception:
 )
 def test_an_error_says_the_databases_own_code(error: BaseException, code: str) -> None:
     assert status_code(error) == code
+
+
+SELECT = "SELECT id FROM books WHERE price = ?"
+
+
+@pytest.mark.parametrize("parameters", [(), (1,), ("a", None), {"price": 1}, [Decimal(1), b"a"]])
+def test_the_same_parameters_have_one_fingerprint(parameters: Any) -> None:
+    assert fingerprint(SELECT, parameters) == fingerprint(SELECT, parameters) != 0
+    assert fingerprint(SELECT, parameters) != fingerprint(f"{SELECT} ", parameters)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [((-1,), (-2,)), ((1,), (True,)), ((1,), (1.0,)), ((0,), ("",)), (("a", "b"), ("b", "a"))],
+)
+def test_other_parameters_have_another_fingerprint(one: Any, other: Any) -> None:
+    assert fingerprint(SELECT, one) != fingerprint(SELECT, other)
+
+
+class Hostile(int):
+    """Nobody may look at it."""
+
+    def __repr__(self) -> str:
+        raise AssertionError
+
+    def __hash__(self) -> int:
+        raise AssertionError
+
+
+@pytest.mark.parametrize("kind", [Hostile, list, dict, object, bytearray])
+def test_what_may_be_the_applications_own_has_no_fingerprint(kind: type) -> None:
+    assert fingerprint(SELECT, (1, kind())) == 0

@@ -65,9 +65,10 @@ class AbandonedSession:
         """One finding for a scope whose transaction is open as it is taken.
 
         Where its task was cancelled amid the transaction, `cancelled-transaction` tells of it.
+        What is joined to another transaction loses nothing: that one decides.
         """
         if isinstance(fact, SessionClosed):
-            if memory.given_up and fact.ending in TAKEN and not memory.cancelled:
+            if memory.given_up and fact.ending in TAKEN and not (memory.cancelled or fact.joined):
                 yield _abandoned(fact, record, memory)
             return
         if isinstance(fact, TransactionCancelled):

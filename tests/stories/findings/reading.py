@@ -1,4 +1,4 @@
-"""Reads attributes of selected objects one by one, in a session that is traced."""
+"""Does work in a session that is traced, such as to read attributes of objects one by one."""
 
 from __future__ import annotations
 
@@ -30,6 +30,14 @@ async def read_each(
     with capture(twin.factory, **settings) as told:
         async with twin.session() as session:  # <- opened
             await session.run_sync(lambda plain: each(plain, query, read))
+    return told
+
+
+async def tell(twin: Twin, work: Callable[[Session], object], **settings: Any) -> Captured:
+    """What is told of a session in which this is done."""
+    with capture(twin.factory, **settings) as told:
+        async with twin.session() as session:  # <- opened
+            await session.run_sync(work)
     return told
 
 

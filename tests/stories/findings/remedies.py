@@ -13,6 +13,7 @@ from tests.stories.findings import mappings
 
 if TYPE_CHECKING:
     from session_tracer import Finding
+    from tests.twins import Twin
 
 _IN_SCOPE = {
     **vars(sqlalchemy),
@@ -31,3 +32,14 @@ def to_write(finding: Finding) -> str:
 def pasted(code: str, **names: Any) -> Any:
     """What the code makes where the mapped classes and these names are in scope."""
     return eval(code, {**_IN_SCOPE, **names})
+
+
+def use(twin: Twin, maker: str) -> None:
+    """Have the twin make its sessions as the finding says."""
+    twin.factory = pasted(maker)
+    twin.factory.configure(bind=twin.engine)
+
+
+def unexpiring(twin: Twin) -> str:
+    """What a finding tells to make sessions with, so that a commit expires nothing."""
+    return f"{'async_' if twin.is_async else ''}sessionmaker(expire_on_commit=False)"

@@ -32,9 +32,7 @@ async def shrink_pool(twin: Twin, size: int = 1) -> None:
         )
         twin.factory = async_sessionmaker(twin.engine)
     else:
-        twin.engine = create_engine(
-            twin.url, pool_size=size, max_overflow=0, pool_timeout=TIMEOUT
-        )
+        twin.engine = create_engine(twin.url, pool_size=size, max_overflow=0, pool_timeout=TIMEOUT)
         twin.factory = sessionmaker(twin.engine)
 
 

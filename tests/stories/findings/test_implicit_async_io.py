@@ -26,6 +26,7 @@ REFUSED = (MissingGreenlet, StatementError)
 pytestmark = [
     only_async,
     pytest.mark.filterwarnings("ignore:coroutine '.*' was never awaited"),
+    pytest.mark.usefixtures("collected"),
 ]
 
 

@@ -162,7 +162,7 @@ def test_lookups_by(twin: Twin, what: str) -> None:
             assert_found(await ask(twin, how, keys, gets_from_one_site=4))
             told = await ask(twin, how, keys, gets_from_one_site=3)
             assert_found(told, due)
-            before = select(Exam) if how is get_exam else pasted(due.remedy, keys=keys)
+            before: Any = select(Exam) if how is get_exam else pasted(due.remedy, keys=keys)
             assert_found(await ask(twin, how, keys, before, gets_from_one_site=3))
 
     twin.run(story)

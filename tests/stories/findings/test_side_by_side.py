@@ -281,9 +281,7 @@ NOT_SPLIT = (
 
 
 @pytest.mark.parametrize("save", NOT_SPLIT, ids=lambda story: story.__name__)
-def test_sessions_that_write_on_their_own(
-    sqlite_twin: Twin, save: Callable[[Twin], Any]
-) -> None:
+def test_sessions_that_write_on_their_own(sqlite_twin: Twin, save: Callable[[Twin], Any]) -> None:
     async def story() -> None:
         with capture() as told:
             await save(sqlite_twin)

@@ -1,0 +1,233 @@
+"""Stories of objects that a commit expired, and that are reloaded one by one, or are not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import select
+from sqlalchemy.orm import selectinload
+
+from tests.library import Author, Book, authors, keep
+from tests.stories.findings.due import Due, assert_found
+from tests.stories.findings.mappings import Manager, tables
+from tests.stories.findings.reading import tell
+from tests.stories.findings.remedies import unexpiring, use
+from tests.stories.lines import marked
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy.orm import Session
+
+    from tests.twins import Twin
+
+
+def read_names(session: Session) -> None:
+    kept = session.scalars(select(Author)).all()
+    session.add(Book(title="another", author=kept[0]))
+    session.commit()  # <- committed
+    assert len({author.name for author in kept}) == len(kept)  # <- read
+
+
+def read_new_ones(session: Session) -> None:
+    added = [Author(name=f"new {number}") for number in range(3)]
+    session.add_all(added)
+    session.commit()  # <- committed
+    assert [author.id for author in added] == [4, 5, 6]  # <- read
+
+
+def read_books(session: Session) -> None:
+    kept = session.scalars(select(Author).options(selectinload(Author.books))).all()
+    session.commit()  # <- committed
+    assert [len(author.books) for author in kept] == [1, 1, 1]  # <- read
+
+
+def change_names(session: Session) -> None:
+    kept = session.scalars(select(Author)).all()
+    session.commit()  # <- committed
+    for author in kept:
+        author.name += "."  # <- read
+    session.commit()
+
+
+def get_each(session: Session) -> None:
+    kept = session.scalars(select(Author)).all()
+    session.commit()  # <- committed
+    assert [session.get(Author, number) for number in (1, 2, 3)] == kept  # <- read
+
+
+def delete_each(session: Session) -> None:
+    kept = session.scalars(select(Book)).all()
+    session.commit()  # <- committed
+    for book in kept:
+        session.delete(book)
+    session.commit()  # <- read
+
+
+def read_after_two_commits(session: Session) -> None:
+    kept = session.scalars(select(Author)).all()
+    session.commit()
+    kept[0].name = "another name"
+    session.commit()  # <- committed
+    assert len({author.name for author in kept}) == 3  # <- read
+
+
+def read_after_a_savepoint(session: Session) -> None:
+    kept = session.scalars(select(Author)).all()
+    session.commit()  # <- committed
+    with session.begin_nested():
+        pass
+    assert len({author.name for author in kept}) == 3  # <- read
+
+
+def reloaded(how: Any, entity: str, maker: str, count: int = 3) -> Due:
+    return Due(
+        id="reload-after-commit",
+        site=marked(how, "<- read"),
+        opened=marked(tell, "<- opened"),
+        remedy=maker,
+        entity=entity,
+        count=count,
+        evidence={
+            "committed_at": str(marked(how, "<- committed")),
+            "reloaded": {entity: count},
+            "alternatives": ["select them again after the commit, in one statement"],
+        },
+    )
+
+
+RELOADS: dict[str, tuple[Callable[[Session], None], str]] = {
+    "columns": (read_names, "Author"),
+    "what was added": (read_new_ones, "Author"),
+    "a relationship": (read_books, "Author"),
+    "columns that are changed": (change_names, "Author"),
+    "by get()": (get_each, "Author"),
+    "what is deleted": (delete_each, "Book"),
+    "after the second commit": (read_after_two_commits, "Author"),
+    "after a savepoint": (read_after_a_savepoint, "Author"),
+}
+
+
+@pytest.mark.parametrize("what", RELOADS)
+def test_what_a_commit_expired_is_reloaded(twin: Twin, what: str) -> None:
+    how, entity = RELOADS[what]
+
+    async def story() -> None:
+        await keep(twin, *authors(3, books_each=1))
+        told = await tell(twin, how, reloads_after_commit=3)
+        assert_found(told, reloaded(how, entity, unexpiring(twin)))
+
+    twin.run(story)
+
+
+@pytest.mark.parametrize("what", RELOADS)
+def test_sessions_that_do_not_expire_on_commit(sqlite_twin: Twin, what: str) -> None:
+    how, _ = RELOADS[what]
+
+    async def story() -> None:
+        await keep(sqlite_twin, *authors(3, books_each=1))
+        use(sqlite_twin, unexpiring(sqlite_twin))
+        assert_found(await tell(sqlite_twin, how, reloads_after_commit=2))
+
+    sqlite_twin.run(story)
+
+
+def test_five_objects_and_four(twin: Twin) -> None:
+    async def story() -> None:
+        await keep(twin, *authors(4))
+        assert_found(await tell(twin, read_names))
+        await keep(twin, Author(name="the fifth"))
+        told = await tell(twin, read_names)
+        assert_found(told, reloaded(read_names, "Author", unexpiring(twin), 5))
+        assert told.findings[0].message == (
+            "5 Author objects expired by a commit were reloaded so far, one SELECT each"
+        )
+
+    twin.run(story)
+
+
+def select_again(session: Session) -> None:
+    kept = session.scalars(select(Author)).all()
+    session.commit()
+    assert set(session.scalars(select(Author))) == set(kept)
+    assert len({author.name for author in kept}) == 3
+
+
+def read_with_a_commit_each(session: Session) -> None:
+    for author in session.scalars(select(Author)).all():
+        assert author.name
+        session.commit()
+
+
+def read_after_a_rollback(session: Session) -> None:
+    kept = session.scalars(select(Author)).all()
+    session.rollback()
+    assert len({author.name for author in kept}) == 3
+
+
+def read_what_was_expired(session: Session) -> None:
+    kept = session.scalars(select(Author)).all()
+    session.expire_all()
+    assert len({author.name for author in kept}) == 3
+
+
+def read_after_a_savepoint_alone(session: Session) -> None:
+    kept = session.scalars(select(Author)).all()
+    with session.begin_nested():
+        kept[0].name = "another name"
+    assert len({author.name for author in kept}) == 3
+    session.commit()
+
+
+def write_and_read_nothing(session: Session) -> None:
+    session.add_all(authors(0))
+    kept = session.scalars(select(Author)).all()
+    session.commit()
+    del kept
+
+
+def read_one_of_them_often(session: Session) -> None:
+    kept = session.scalars(select(Author)).all()
+    session.commit()
+    assert {kept[0].name for _ in range(5)} == {"author 0"}
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        select_again,
+        read_with_a_commit_each,
+        read_after_a_rollback,
+        read_what_was_expired,
+        read_after_a_savepoint_alone,
+        write_and_read_nothing,
+        read_one_of_them_often,
+    ],
+)
+def test_what_is_no_reload_after_a_commit(twin: Twin, how: Callable[[Session], None]) -> None:
+    async def story() -> None:
+        await keep(twin, *authors(3))
+        assert_found(await tell(twin, how, reloads_after_commit=2))
+
+    twin.run(story)
+
+
+def managers() -> list[Any]:
+    return [Manager() for _ in range(3)]
+
+
+def read_managers(session: Session) -> None:
+    kept = session.scalars(select(Manager)).all()
+    session.commit()  # <- committed
+    assert [manager.budget for manager in kept] == [0, 0, 0]  # <- read
+
+
+def test_objects_of_a_subclass(sqlite_twin: Twin) -> None:
+    async def story() -> None:
+        async with tables(sqlite_twin):
+            await keep(sqlite_twin, *managers())
+            told = await tell(sqlite_twin, read_managers, reloads_after_commit=3)
+            assert_found(told, reloaded(read_managers, "Manager", unexpiring(sqlite_twin)))
+
+    sqlite_twin.run(story)

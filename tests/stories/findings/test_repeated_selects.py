@@ -1,0 +1,277 @@
+"""Stories of one SELECT that runs again and again, and of SELECTs that only look alike."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import func, literal, select, text
+from sqlalchemy.orm import selectinload
+
+from session_tracer.facts import StatementExecuted
+from session_tracer.testing import Captured, capture
+from tests.library import Author, authors, keep
+from tests.stories.findings.due import Due, assert_found
+from tests.stories.lines import marked
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from tests.twins import Twin
+
+
+async def ask(
+    twin: Twin, times: int, how: Callable[[Any, int], Awaitable[Any]], **settings: Any
+) -> Captured:
+    """What is told of a session that asks so many times."""
+    with capture(twin.factory, **settings) as told:
+        async with twin.session() as session:  # <- opened
+            for number in range(times):
+                await how(session, number)
+    return told
+
+
+def repeated(how: Any, entity: str | None, count: int) -> Due:
+    return Due(
+        id="repeated-select",
+        site=marked(how, "<- asked"),
+        opened=marked(ask, "<- opened"),
+        remedy="run it once, and keep what it returned",
+        entity=entity,
+        count=count,
+    )
+
+
+async def select_all(session: Any, _: int) -> Any:
+    return (await session.scalars(select(Author))).all()  # <- asked
+
+
+async def select_by_name(session: Any, _: int) -> Any:
+    named = select(Author.name).where(Author.name == "author 1")
+    return await session.scalar(named)  # <- asked
+
+
+async def count_all(session: Any, _: int) -> Any:
+    return await session.scalar(select(func.count(Author.id)))  # <- asked
+
+
+async def select_by_keys(session: Any, _: int) -> Any:
+    some = select(Author).where(Author.id.in_((1, 2)))
+    return (await session.scalars(some)).all()  # <- asked
+
+
+async def execute_text(session: Any, _: int) -> Any:
+    named = text("SELECT name FROM authors WHERE id = :id").bindparams(id=1)
+    return await session.scalar(named)  # <- asked
+
+
+async def select_from_a_table(session: Any, _: int) -> Any:
+    return (await session.execute(select(Author.__table__))).all()  # <- asked
+
+
+async def select_with_books(session: Any, _: int) -> Any:
+    query = select(Author).options(selectinload(Author.books))
+    return (await session.scalars(query)).all()  # <- asked
+
+
+async def get_nobody(session: Any, _: int) -> Any:
+    return await session.get(Author, 404)  # <- asked
+
+
+async def get_and_forget(session: Any, _: int) -> Any:
+    assert await session.get(Author, 1)  # <- asked
+
+
+AGAIN = {
+    "objects": (select_all, "Author"),
+    "columns": (select_by_name, "Author"),
+    "an aggregate": (count_all, "Author"),
+    "a list of keys": (select_by_keys, "Author"),
+    "text": (execute_text, None),
+    "a table": (select_from_a_table, None),
+    "objects and what belongs to them": (select_with_books, "Author"),
+    "a row that is not there": (get_nobody, "Author"),
+    "an object that nobody keeps": (get_and_forget, "Author"),
+}
+
+
+@pytest.mark.parametrize("what", AGAIN)
+def test_the_same_select_five_times(twin: Twin, what: str) -> None:
+    how, entity = AGAIN[what]
+
+    async def story() -> None:
+        await keep(twin, *authors(2, books_each=1))
+        assert_found(await ask(twin, 4, how))
+        told = await ask(twin, 9, how)
+        assert_found(told, repeated(how, entity, 5))
+        assert "author 1" not in str(told.findings)
+
+    twin.run(story)
+
+
+def test_what_it_says(sqlite_twin: Twin) -> None:
+    async def story() -> None:
+        (selected,) = (await ask(sqlite_twin, 5, select_all)).findings
+        assert selected.message == (
+            "the same SELECT of Author, with the same parameters, ran 5 times so far, "
+            "all from one line"
+        )
+        (got,) = (await ask(sqlite_twin, 5, get_nobody)).findings
+        assert got.message == (
+            "Author was looked up by the same primary key 5 times so far, all from one line"
+        )
+
+    sqlite_twin.run(story)
+
+
+async def select_here_or_there(session: Any, number: int) -> Any:
+    query = select(Author)
+    if number:
+        return (await session.scalars(query)).all()  # <- asked
+    return (await session.scalars(query)).all()  # <- first
+
+
+def test_the_same_select_from_two_lines(twin: Twin) -> None:
+    async def story() -> None:
+        told = await ask(twin, 3, select_here_or_there, repeats_of_one_select=3)
+        assert_found(told, repeated(select_here_or_there, "Author", 3))
+        (finding,) = told.findings
+        assert finding.evidence["first_at"] == str(marked(select_here_or_there, "<- first"))
+
+    twin.run(story)
+
+
+def test_the_same_select_in_several_transactions(twin: Twin) -> None:
+    async def select_and_commit(session: Any, _: int) -> None:
+        await session.scalar(select(func.count(Author.id)))  # <- asked
+        await session.commit()
+
+    async def story() -> None:
+        told = await ask(twin, 3, select_and_commit, repeats_of_one_select=3)
+        assert_found(told, repeated(select_and_commit, "Author", 3))
+
+    twin.run(story)
+
+
+# Near-misses: each runs three times, where twice would be again.
+
+
+async def select_another(session: Any, number: int) -> Any:
+    return await session.scalar(select(Author).where(Author.id == number))
+
+
+async def select_others(session: Any, number: int) -> Any:
+    return (await session.scalars(select(Author).where(Author.id.in_((number, 2))))).all()
+
+
+async def select_a_page(session: Any, number: int) -> Any:
+    return (await session.scalars(select(Author).order_by(Author.id).offset(number))).all()
+
+
+async def read_books(session: Any, number: int) -> Any:
+    def books(_: object) -> Any:
+        return author.books
+
+    author = await session.scalar(select(Author).where(Author.id == number + 1))
+    return await session.run_sync(books)
+
+
+async def refresh(session: Any, number: int) -> Any:
+    author = session.sync_session.identity_map.values()[0] if number else None
+    if author is None:
+        kept.append(await session.get(Author, 1))
+    else:
+        await session.refresh(author)
+
+
+async def expire_and_read(session: Any, number: int) -> Any:
+    def name(_: object) -> Any:
+        return author.name
+
+    author = await session.get(Author, 1)
+    kept.append(author)
+    session.expire(author)
+    return await session.run_sync(name)
+
+
+async def update_all(session: Any, _: int) -> Any:
+    await session.execute(text("UPDATE authors SET biography = ''"))
+
+
+async def flush_nothing_new(session: Any, number: int) -> Any:
+    session.add(Author(name=f"new {number}"))
+    await session.flush()
+
+
+async def get_again(session: Any, _: int) -> Any:
+    kept.append(await session.get(Author, 1))
+
+
+# What the application itself keeps of the objects, so that they stay in the identity map.
+kept: list[Any] = []
+ALIKE = {
+    "another parameter": select_another,
+    "another list of keys": select_others,
+    "another page": select_a_page,
+    "a lazy load": read_books,
+    "a refresh": refresh,
+    "a reload": expire_and_read,
+    "an UPDATE": update_all,
+    "an INSERT that returns": flush_nothing_new,
+    "what the identity map holds": get_again,
+}
+
+
+@pytest.mark.parametrize("what", ALIKE)
+def test_what_only_looks_alike(twin: Twin, what: str) -> None:
+    async def story() -> None:
+        await keep(twin, *authors(3, books_each=1))
+        told = await ask(
+            twin, 3, ALIKE[what], repeats_of_one_select=2, ignore={"discarded-changes"}
+        )
+        assert_found(told)
+        kept.clear()
+
+    twin.run(story)
+
+
+def test_parameters_that_cannot_be_compared(sqlite_twin: Twin) -> None:
+    """SQLite's driver is given bytes as a view of them, which may change."""
+
+    async def select_bytes(session: Any, _: int) -> Any:
+        return await session.scalar(select(literal(b"same")))
+
+    async def story() -> None:
+        assert_found(await ask(sqlite_twin, 3, select_bytes, repeats_of_one_select=2))
+
+    sqlite_twin.run(story)
+
+
+def test_the_same_select_of_several_sessions(twin: Twin) -> None:
+    async def story() -> None:
+        with capture(twin.factory, repeats_of_one_select=2) as told:
+            for _ in range(3):
+                async with twin.session() as session:
+                    await select_all(session, 0)
+        assert_found(told)
+
+    twin.run(story)
+
+
+def test_what_is_loaded_eagerly_belongs_to_its_select(sqlite_twin: Twin) -> None:
+    """The books of the same authors are read by the same SELECT, after another one each time."""
+
+    async def select_some(session: Any, number: int) -> Any:
+        query = select(Author).options(selectinload(Author.books))
+        kept.extend((await session.scalars(query.where(Author.id > -number))).all())
+        session.expire_all()
+
+    async def story() -> None:
+        await keep(sqlite_twin, *authors(2, books_each=1))
+        told = await ask(sqlite_twin, 3, select_some, repeats_of_one_select=2)
+        eager = [fact for fact in told.facts if isinstance(fact, StatementExecuted) and fact.eager]
+        assert len(eager) == len({fact.fingerprint for fact in eager}) + 2 == 3
+        assert_found(told)
+        kept.clear()
+
+    sqlite_twin.run(story)
