@@ -1,0 +1,197 @@
+"""The sessions that are open together: who is among them, and that nobody stays there."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import create_engine, select, text
+from sqlalchemy.orm import Session, sessionmaker
+
+from session_tracer import Exporter, instrument, peers
+from session_tracer.live import LIVE
+from session_tracer.testing import capture
+from tests.library import Author, Base
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from session_tracer.probe import Probe
+
+Factory = sessionmaker[Session]
+ONE = text("SELECT 1")
+
+
+@pytest.fixture
+def factory(tmp_path: Path) -> Iterator[Factory]:
+    engine = create_engine(f"sqlite:///{tmp_path / 'library.db'}")
+    Base.metadata.create_all(engine)
+    yield sessionmaker(engine)
+    engine.dispose()
+
+
+def together() -> list[int]:
+    """How many sessions are open together, for each thread or task that has any."""
+    return sorted(len(probes) for probes in peers._TOGETHER.values())
+
+
+def probe_of(session: Session) -> Probe:
+    """What hangs on a traced session."""
+    (probe,) = (one for one, ref in LIVE.items() if ref() is session)
+    return probe
+
+
+def test_a_session_is_there_while_it_is_open(factory: Factory) -> None:
+    with capture(factory):
+        session = factory()
+        assert together() == [1]
+        with factory() as another:
+            another.execute(ONE)
+            assert together() == [2]
+        assert together() == [1]
+        session.close()
+        assert together() == []
+        session.execute(ONE)
+        assert together() == [1]
+        session.close()
+    assert together() == []
+
+
+def test_a_session_that_is_collected_leaves(factory: Factory) -> None:
+    with capture(factory) as told:
+        factory().execute(ONE)
+        gc.collect()
+        assert len(told.sessions) == 1
+        assert together() == []
+
+
+def test_a_session_that_is_traced_no_longer_leaves(factory: Factory) -> None:
+    with capture(factory):
+        session = factory()
+        assert together() == [1]
+    assert together() == []
+    session.close()
+
+
+def test_each_thread_has_sessions_of_its_own(factory: Factory) -> None:
+    opened = threading.Barrier(3)
+
+    def work() -> None:
+        with factory() as session:
+            session.execute(ONE)
+            opened.wait(20)
+            opened.wait(20)
+
+    with capture(factory):
+        workers = [threading.Thread(target=work) for _ in range(2)]
+        for worker in workers:
+            worker.start()
+        opened.wait(20)
+        assert together() == [1, 1]
+        opened.wait(20)
+        for worker in workers:
+            worker.join()
+        assert together() == []
+
+
+def test_a_session_is_with_who_opened_it_and_who_uses_it(factory: Factory) -> None:
+    async def serve() -> None:
+        session = await asyncio.to_thread(factory)
+        for _ in range(5):
+            await asyncio.to_thread(session.execute, ONE)
+            assert together() == [1, 1]
+        await asyncio.to_thread(session.close)
+        assert together() == []
+
+    with capture(factory):
+        asyncio.run(serve())
+
+
+def test_a_session_that_comes_back_to_who_opened_it_is_there_once(factory: Factory) -> None:
+    with capture(factory):
+        session = factory()
+        session.execute(ONE)
+        other = threading.Thread(target=session.execute, args=(ONE,))
+        other.start()
+        other.join()
+        assert together() == [1, 1]
+        session.execute(ONE)
+        assert together() == [1]
+        session.close()
+        assert together() == []
+
+
+def test_a_session_that_lives_on_remembers_few_of_the_others_commits(factory: Factory) -> None:
+    with capture(factory):
+        lasting = factory()
+        for number in range(40):
+            with factory.begin() as session:
+                session.add(Author(name=f"author {number}"))
+        assert len(probe_of(lasting).beside) == 16
+        lasting.close()
+
+
+def test_sessions_that_are_open_together_are_told_of_once_each(factory: Factory) -> None:
+    with capture(factory) as told:
+        sessions = [factory() for _ in range(3)]
+        for number, session in enumerate(sessions):
+            session.add(Author(name=f"author {number}"))
+            session.commit()
+        for number, session in enumerate(sessions):
+            session.add(Author(name=f"another author {number}"))
+            session.commit()
+        for session in sessions:
+            session.close()
+    said: dict[str, list[str]] = {}
+    for finding in told.findings:
+        said.setdefault(finding.session_id, []).append(finding.evidence["other_session"])
+    first, second, third = (summary.id for summary in told.sessions)
+    assert {id_: set(others) for id_, others in said.items()} == {
+        second: {first},
+        third: {first, second},
+    }
+
+
+def test_a_child_process_forgets_its_parents_sessions(factory: Factory) -> None:
+    with capture(factory):
+        session = factory()
+        known = dict(peers._TOGETHER)
+        peers.forget()
+        assert together() == []
+        session.execute(ONE)
+        session.close()  # it leaves where it never was
+        assert known
+    assert together() == []
+
+
+def test_sessions_that_come_and_go_in_many_threads_leave_nobody(factory: Factory) -> None:
+    def work() -> None:
+        for _ in range(50):
+            with factory() as session, factory():
+                session.execute(select(1))
+
+    with instrument(factory, exporter=Exporter(), detectors=[]):
+        workers = [threading.Thread(target=work) for _ in range(4)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        assert together() == []
+
+
+async def used_by_many_tasks(session: Any) -> None:
+    for _ in range(5):
+        await asyncio.create_task(asyncio.to_thread(session.execute, ONE))
+
+
+def test_whoever_used_a_session_before_is_forgotten(factory: Factory) -> None:
+    with capture(factory):
+        session = factory()
+        asyncio.run(used_by_many_tasks(session))
+        assert together() == [1, 1]
+        session.close()
+    assert together() == []
