@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from itertools import dropwhile
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import exc
@@ -94,7 +95,6 @@ watch: Final = Watch()
 
 def _refused(error: Any, frame: FrameType) -> None:
     """Tell the session that an operation was refused; never raises."""
-    probe: Probe | None = None
     try:
         tell = _TELLING.get(frame.f_code.co_name) or _TELLING_OF.get(type(error))
         if tell is None or not frames.is_sqlalchemys(frame):
@@ -103,8 +103,17 @@ def _refused(error: Any, frame: FrameType) -> None:
         if probe is not None and fact is not None and probe.open:
             probe.tell(fact)
     except Exception as failure:
+        _failed(failure, frame)
+
+
+def _failed(failure: Exception, frame: FrameType) -> None:
+    """Count a fault of ours, where it can still be told whose session it is about."""
+    try:
+        probe = _probe_near(frame)
         if probe is not None:
             probe.failed("failures", failure)
+    except Exception:
+        pass
 
 
 def _rollback_pending(error: Any, frame: FrameType) -> tuple[Probe | None, Fact | None]:
@@ -126,8 +135,9 @@ def _used_at_once(error: Any, frame: FrameType) -> tuple[Probe | None, Fact | No
     if session is None or probe is None:
         return None, None
     for other in owner.others():
-        stack = other.frames()
-        if any(frames.is_inside(one, session) for one in stack):
+        # From its use of the session outwards: within it, a listener may be at work.
+        stack = list(dropwhile(lambda one: not frames.is_inside(one, session), other.frames()))
+        if stack:
             other_site = next(iter(probe.tracers[0].locator.sites(stack)), None)
             return probe, facts.SessionUsedConcurrently(
                 probe.now(), probe.site(), owner.current(), other_site, other
@@ -203,7 +213,6 @@ def _implicit(error: Any, frame: FrameType) -> tuple[Probe | None, Fact | None]:
 
 def _timed_out(error: Any, frame: FrameType) -> None:
     """Tell the session that wanted a connection who has them; never raises."""
-    probe: Probe | None = None
     try:
         if type(error) is not exc.TimeoutError or not frames.is_sqlalchemys(frame):
             return
@@ -219,8 +228,7 @@ def _timed_out(error: Any, frame: FrameType) -> None:
             )
         )
     except Exception as failure:
-        if probe is not None:
-            probe.failed("failures", failure)
+        _failed(failure, frame)
 
 
 def _probe_of(state: Any) -> Probe | None:

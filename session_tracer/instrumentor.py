@@ -170,8 +170,8 @@ class Instrumentor:
             instrumentation = Instrumentation(target, tracer, capture=capture)
             self._instrumentations.append(instrumentation)
             # The last to be registered is the first to run: the exporters are still there.
-            atexit.unregister(live.end_all)
-            atexit.register(live.end_all)
+            atexit.unregister(watch.at_exit)
+            atexit.register(watch.at_exit)
             try:
                 self._update()
                 self._take_up()
@@ -195,7 +195,7 @@ class Instrumentor:
                 self._leave(session, tracer)
             if not self._instrumentations:
                 statements.remove()
-                atexit.unregister(live.end_all)
+                atexit.unregister(watch.at_exit)
         self._close(tracer)
 
     def _close(self, tracer: Tracer) -> None:

@@ -108,7 +108,8 @@ def _closing(ending: Ending) -> Callable[..., _Call | None]:
             identity_map = session.identity_map
             call.size = len(identity_map)
             # The first part of an identity key is the mapped class, or its hierarchy's base.
-            call.detached = by_name(Counter(map(itemgetter(0), identity_map.keys())))
+            # As a list: the collector may take objects out of the map amid a slower iteration.
+            call.detached = by_name(Counter(map(itemgetter(0), list(identity_map.keys()))))
             call.pending = len(session.new)
             if identity_map.check_modified():
                 call.modified = _modified(session)

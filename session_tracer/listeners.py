@@ -94,6 +94,7 @@ def after_transaction_end(probe: Probe, session: Session, transaction: SessionTr
     if isinstance(leaving, CancelledError) and probe.transactions[-1].outcome == "rolled_back":
         probe.note_cancelled(leaving)
     ended = probe.transactions.pop()
+    probe.failure = None
     now = probe.now()
     site = ended.site_of_commit or probe.site()
     probe.settle(now)
@@ -370,7 +371,7 @@ def deleted_to_detached(probe: Probe, session: Session, state: Any) -> None:
 @_contained
 def loaded_as_persistent(probe: Probe, session: Session, state: Any) -> None:
     if isinstance(probe.counter, loads.EventCounter) and probe.counter is not loads.NOTHING_LOADED:
-        probe.counter.counts[state.class_] += 1
+        probe.counter.count(state.class_)
         state._session_tracer = loads.Mark(probe.origin, probe.counter.site)
 
 

@@ -11,6 +11,7 @@ from session_tracer.snapshot import LiveSession
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from session_tracer.callsite import CallSite
     from session_tracer.probe import Probe, ProbeRef
     from session_tracer.signals.metrics import Ages
     from session_tracer.tracer import Story, Tracer
@@ -45,24 +46,23 @@ def holders_of(pool: object) -> tuple[LiveSession, ...]:
 def look(probe: Probe, story: Story, *, stack: bool = True) -> LiveSession:
     """An open session as one tracer knows it. Its own thread may be changing it meanwhile."""
     record, now = story.record, probe.now()
-    # Who used it last may have ended, and whoever opened it may be waiting with it.
-    frames = (probe.owner.frames() or probe.opened_by.frames()) if stack else []
+    pending = dict(probe.pending)
     return LiveSession(
         id=record.id,
         name=record.name,
         age_seconds=_seconds(record.opened_at, now),
         opened_site=record.opened_site,
         owner=probe.owner.name,
-        owner_stack=tuple(story.tracer.locator.sites(frames)),
+        owner_stack=_stack(probe, story) if stack else (),
         transaction=_transaction(probe),
         transaction_seconds=_seconds(record.transaction_began_at, now),
         holds_connection=bool(probe.connections),
         held_seconds=_seconds(record.held_since, now),
-        process_id=_process_id(probe),
+        process_id=_process_id(probe) if probe.connections else None,
         statements=record.statements,
         sql_seconds=record.sql / 1e9,
-        objects=_objects(probe),
-        pending_entities={kind.__name__: count for kind, count in dict(probe.pending).items()},
+        objects=_objects(probe, sum(pending.values())),
+        pending_entities={kind.__name__: count for kind, count in pending.items()},
         last_activity_seconds=_seconds(record.last_activity_at, now),
         last_activity_site=record.last_activity_site,
         last_statement_seconds=_seconds(record.last_statement_at, now),
@@ -71,8 +71,15 @@ def look(probe: Probe, story: Story, *, stack: bool = True) -> LiveSession:
     )
 
 
+def _stack(probe: Probe, story: Story) -> tuple[CallSite, ...]:
+    # Who used it last may have ended, and whoever opened it may be waiting with it.
+    frames = probe.owner.frames() or probe.opened_by.frames()
+    return tuple(story.tracer.locator.sites(frames))
+
+
 def _seconds(since: int, now: int) -> float:
-    return max(0.0, (now - since) / 1e9) if since else 0.0
+    # The clock was read before the fact of another thread.
+    return (now - since) / 1e9 if 0 < since < now else 0.0
 
 
 def _transaction(probe: Probe) -> str:
@@ -89,20 +96,23 @@ def _process_id(probe: Probe) -> int | None:
     return None
 
 
-def _objects(probe: Probe) -> dict[str, int]:
+def _objects(probe: Probe, pending: int) -> dict[str, int]:
     ref = LIVE.get(probe)
     session: Any = None if ref is None else ref()
+    counts: dict[str, int] = {}
     if session is None:
-        return {}
+        return counts
     # Counted by length alone: the public collections are made anew, and may change meanwhile.
     identity_map = session.identity_map
-    counts = {
-        "persistent": len(identity_map),
-        "pending": sum(dict(probe.pending).values()),
-        "modified": len(getattr(identity_map, "_modified", ())),
-        "deleted": len(getattr(session, "_deleted", ())),
-    }
-    return {state: count for state, count in counts.items() if count}
+    if persistent := len(identity_map):
+        counts["persistent"] = persistent
+    if pending:
+        counts["pending"] = pending
+    if modified := len(getattr(identity_map, "_modified", ())):
+        counts["modified"] = modified
+    if deleted := len(getattr(session, "_deleted", ())):
+        counts["deleted"] = deleted
+    return counts
 
 
 def ages(tracer: Tracer) -> Ages:
@@ -123,8 +133,9 @@ def ages(tracer: Tracer) -> Ages:
 def end_all(clock: Callable[[], float] = time.monotonic, seconds: float = 1.0) -> None:
     """Tell of each session that is still open at the end of the process, for a second at most."""
     until = clock() + seconds
-    for probe, ref in list(LIVE.items()):
-        if not probe.used or clock() > until:
+    for probe in list(LIVE):
+        ref = LIVE.get(probe)
+        if ref is None or not probe.used or clock() > until:
             continue
         session = ref()
         try:

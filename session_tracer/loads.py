@@ -41,9 +41,13 @@ __all__ = [
 
 
 class Counter(Protocol):
-    """What was loaded since it was last asked: `counts` by mapped class."""
+    """What was loaded since it was last asked: `counts` by mapped class.
+
+    `peak` is how many objects the identity map held at its fullest since it is followed.
+    """
 
     counts: dict[type, int]
+    peak: int
 
     def come_from(self, site: CallSite | None, route: Route | None = None) -> None:
         """What is loaded from now on, is loaded from this line, by this route."""
@@ -51,14 +55,19 @@ class Counter(Protocol):
     def size(self) -> int:
         """How many objects the identity map holds."""
 
+    def follow(self, *, on: bool) -> None:
+        """Note the peak with every object, or no longer: it costs a little for each."""
+
 
 class EventCounter:
     """Counts what the public event tells; the fall-back, and what counts before a transaction."""
 
-    __slots__ = ("_map", "counts", "site")
+    __slots__ = ("_follows", "_map", "counts", "peak", "site")
 
     def __init__(self, identity_map: IdentityMap | None = None) -> None:
         self.counts: dict[type, int] = defaultdict(int)
+        self.peak = 0
+        self._follows = False
         self.site: CallSite | None = None
         self._map = _nowhere if identity_map is None else weakref.ref(identity_map)
 
@@ -70,6 +79,16 @@ class EventCounter:
         identity_map = self._map()
         return 0 if identity_map is None else len(identity_map)
 
+    def follow(self, *, on: bool) -> None:
+        self._follows = on
+        self.peak = 0
+
+    def count(self, entity: type) -> None:
+        """One more was loaded."""
+        self.counts[entity] += 1
+        if self._follows:
+            self.peak = max(self.peak, self.size())
+
 
 def _nowhere() -> None:
     """The reference to no identity map."""
@@ -78,10 +97,11 @@ def _nowhere() -> None:
 class MapCounter:
     """Counts within the identity map. It must not hold the map: its lifetime is SQLAlchemy's."""
 
-    __slots__ = ("_map", "_origin", "counts", "ref")
+    __slots__ = ("_map", "_origin", "counts", "peak", "ref")
 
     def __init__(self, identity_map: Any, origin: Origin, site: CallSite | None) -> None:
         self.counts: dict[type, int] = defaultdict(int)
+        self.peak = 0
         self._map = weakref.ref(identity_map)
         self._origin = origin
         self.ref = refer(identity_map, origin, site)
@@ -97,6 +117,13 @@ class MapCounter:
         identity_map = self._map()
         return 0 if identity_map is None else len(identity_map)
 
+    def follow(self, *, on: bool) -> None:
+        identity_map = self._map()
+        if identity_map is not None:
+            self.peak = 0
+            count = self._following if on else self._counting
+            identity_map._add_unpresent = count(identity_map._dict)
+
     def _counting(self, rows: dict[Any, Any]) -> Callable[[Any, Any], None]:
         # Runs for every object loaded. The cycle-free closure and the inlined body are its price.
         counts = self.counts
@@ -106,6 +133,16 @@ class MapCounter:
             rows[key] = state
             state._instance_dict = counter.ref
             counts[state.class_] += 1
+
+        return _add_unpresent
+
+    def _following(self, rows: dict[Any, Any]) -> Callable[[Any, Any], None]:
+        count = self._counting(rows)
+        counter = self
+
+        def _add_unpresent(state: Any, key: Any) -> None:
+            count(state, key)
+            counter.peak = max(counter.peak, len(rows))
 
         return _add_unpresent
 

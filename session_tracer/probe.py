@@ -66,6 +66,7 @@ class Probe:
         "_at_once",
         "_clock",
         "_handled",
+        "_in_portions",
         "_last_ending",
         "_load_site",
         "_locate",
@@ -142,6 +143,7 @@ class Probe:
         self._route: Route | None = None
         self._size_before = 0
         self._at_once = 0
+        self._in_portions = False
         self._sweeps = 0
         self.transitions: Counts = {}
         # What was added and is not flushed, by mapped class, and where the last of it was.
@@ -458,14 +460,20 @@ class Probe:
         """Everything that the session holds was expired."""
         self.scope.swept(by, site)
 
-    def loading(self, site: CallSite | None, at_once: int = 0) -> None:
+    def loading(
+        self, site: CallSite | None, at_once: int = 0, *, in_portions: bool = False
+    ) -> None:
         """A statement is about to run whose rows may become objects.
 
         `at_once` is how many rows become objects at a time, or 0 where all of them do: no listener
-        sees an identity map at its fullest, but that says how full it was.
+        sees an identity map at its fullest, but that says how full it was. With `in_portions` they
+        may come in some that nobody has said the size of, as `partitions()` asks for them.
         """
         self._size_before = self.counter.size()
         self._at_once = at_once
+        if in_portions or self._in_portions:
+            self._in_portions = in_portions
+            self.counter.follow(on=in_portions)
         if site is not self._load_site or self._sweeps != self.scope.sweeps:
             self._load_site = site
             self._sweeps = self.scope.sweeps
@@ -485,10 +493,13 @@ class Probe:
             loaded = by_name(counter.counts)
             counter.counts.clear()
             number = sum(loaded.values())
-            together = min(number, self._at_once) if self._at_once else number
+            at_once = self._at_once
+            if self._in_portions and 0 < counter.peak - self._size_before < number:
+                at_once = counter.peak - self._size_before
+            together = min(number, at_once) if at_once else number
             self.measure(max(self._size_before + together, counter.size()))
             add_transition(self.transitions, "loaded_as_persistent", number)
-            self.tell(facts.ObjectsLoaded(now, self._load_site, loaded, self._at_once))
+            self.tell(facts.ObjectsLoaded(now, self._load_site, loaded, at_once))
 
     def measure(self, size: int) -> None:
         """The identity map holds so many objects now."""

@@ -84,11 +84,16 @@ def _surround(connection: Connection) -> bool:
     """Set the context around the connection's whole execution, where others listen to its cursor.
 
     They start their spans before `do_execute`, and some set a context of their own until after it:
-    ours has to be the outer one. Where nobody listens, nothing is added: what starts inside the
-    driver finds the context that `do_execute` sets.
+    ours has to be the outer one. Where nobody listens, no context is set: what starts inside the
+    driver finds the one that `do_execute` sets. Under asyncio a second task may have to wait for a
+    cursor until the first is done, so that it would be seen too late to have met it.
     """
     listened_to: tuple[Any, Any] = (connection.engine.dispatch, connection.dispatch)
-    if not any(one.before_cursor_execute for one in listened_to):
+    if any(one.before_cursor_execute for one in listened_to):
+        enter = _attach
+    elif connection.dialect.is_async:
+        enter = _check
+    else:
         return False
     # A connection that is forgotten must go back to its pool: it may not be held by its own method.
     reference = weakref.ref(connection)
@@ -96,7 +101,7 @@ def _surround(connection: Connection) -> bool:
     def surrounded(method: Any) -> Any:
         def execute(*args: Any, **kwargs: Any) -> Any:
             connection = reference()
-            attached = _attach(connection)
+            attached = enter(connection)
             try:
                 return method(connection, *args, **kwargs)
             finally:
@@ -110,7 +115,18 @@ def _surround(connection: Connection) -> bool:
     return True
 
 
+def _check(connection: Connection | None) -> None:
+    probe = None if connection is None else connection.__dict__.get(SLOT)
+    if probe is None or probe.at_work is None:
+        return
+    try:
+        probe.check_use(probe.site())
+    except Exception as error:
+        probe.failed("statements", error)
+
+
 def _attach(connection: Connection | None) -> Attached | None:
+    _check(connection)
     probe = None if connection is None else connection.__dict__.get(SLOT)
     if probe is None:
         return None
@@ -259,7 +275,8 @@ class _Timing:
             self._works = True
         options = self._context.execution_options
         probe.is_streaming = bool(options.get("stream_results") or options.get("yield_per"))
-        probe.loading(self._site, options.get("yield_per") or 0)
+        at_once = options.get("yield_per") or 0
+        probe.loading(self._site, at_once, in_portions=probe.is_streaming and not at_once)
         if probe.tells_statements:
             shape, database = self._shape, self._database()
             text = sql.without_values(statement, database.system)
@@ -308,7 +325,12 @@ class _Timing:
             probe.come_by(reason.route)
         rows = -1 if reads or error is not None else _rows(context, shape.operation, self._size)
         by_key = reads and reason.load is None and not reason.eager and reasons.is_by_key(context)
-        in_flush = probe.flush is not None
+        flush = probe.flush
+        in_flush = flush is not None
+        entity = reason.entity
+        if flush is not None and shape.operation in _WRITES and not entity:
+            # The unit of work writes to tables.
+            entity = flush.entity_of(getattr(context.invoked_statement, "table", None))
         if error is None and not in_flush and shape.operation in _WRITES and rows:
             subject = reason.entity or shape.collection
             probe.written[subject] = probe.written.get(subject, 0) + max(rows, 1)
@@ -318,7 +340,7 @@ class _Timing:
                 self._site,
                 shape.operation,
                 shape.collection,
-                reason.entity,
+                entity,
                 duration,
                 reason.eager,
                 self._size,

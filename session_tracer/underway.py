@@ -132,6 +132,7 @@ class Flush:
 
     __slots__ = (
         "_context",
+        "_entities",
         "began",
         "began_at",
         "counts",
@@ -155,6 +156,7 @@ class Flush:
         self.owner = owner
         self.unchanged_attributes: tuple[str, ...] = ()
         self._context = weakref.ref(context)
+        self._entities: dict[Any, str] = {}
         self.began_at = began_at
         self.site = site
         self.trigger = trigger
@@ -168,3 +170,13 @@ class Flush:
     def context(self) -> UOWTransaction | None:
         """The unit of work, while there is one."""
         return self._context()
+
+    def entity_of(self, table: Any) -> str:
+        """The mapped class of the unit of work whose table it is; empty where it is none's."""
+        if table not in self._entities:
+            mappers = list(getattr(self._context(), "mappers", ()))
+            # An object of a subclass has rows in the tables of its bases, too.
+            mappers.sort(key=lambda mapper: mapper.local_table is not table)
+            owners = (mapper.class_.__name__ for mapper in mappers if table in mapper.tables)
+            self._entities[table] = next(owners, "")
+        return self._entities[table]

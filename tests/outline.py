@@ -44,7 +44,9 @@ def _line(fact: Fact) -> str:
         case facts.ConnectionReleased():
             return "connection released"
         case facts.StatementExecuted():
-            what = fact.eager or fact.entity or fact.collection
+            # The unit of work writes to tables.
+            is_written = fact.in_flush and fact.operation != "SELECT"
+            what = fact.collection if is_written else fact.eager or fact.entity or fact.collection
             eager = "eager " if fact.eager else ""
             line = f"{eager}{fact.operation} {what}".strip()
             return (

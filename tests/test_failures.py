@@ -14,7 +14,7 @@ from sqlalchemy import exc, select
 from sqlalchemy.orm import sessionmaker
 from sqlalchemy.orm.exc import DetachedInstanceError
 
-from session_tracer import Exporter, failures, frames, instrument, loads
+from session_tracer import Exporter, failures, frames, instrument, live, loads
 from session_tracer.testing import Captured, capture
 from tests.library import Author, Base, authors
 from tests.mistakes import (
@@ -281,11 +281,13 @@ def test_a_fault_of_ours_is_counted(places: Places, monkeypatch: pytest.MonkeyPa
         raise RuntimeError("a fault of ours")
 
     monkeypatch.setattr(loads, "expiry_of", fail)
+    monkeypatch.setattr(live, "holders_of", fail)
     with capture(places.maker) as told:
         expired(places)
         expired(places)
+        waiting(places)
     assert told.findings == []
-    assert errors(told) == {"failures": 2}
+    assert errors(told) == {"failures": 3}
 
 
 # What is put back.

@@ -35,5 +35,5 @@ def added_up(held: Mapping[str, Counts]) -> Counts:
 
 
 def largest(counts: Counts) -> str | None:
-    """The entity there is most of."""
-    return max(counts, key=lambda entity: counts[entity], default=None)
+    """The entity there is most of; of several, the first by name."""
+    return min(counts, key=lambda entity: (-counts[entity], entity), default=None)

@@ -29,7 +29,7 @@ __all__ = ["LargeIdentityMap", "LargeResult"]
 class LargeIdentityMap:
     """`large-identity-map`: a session holds more objects than one unit of work needs."""
 
-    facts = (ObjectsLoaded, FlushCompleted, TransactionEnded)
+    facts = (AttributeLoaded, StatementExecuted, ObjectsLoaded, FlushCompleted, TransactionEnded)
 
     def memory(self) -> _Growth:
         """How many objects the identity map held after each commit."""
@@ -37,12 +37,19 @@ class LargeIdentityMap:
 
     def judge(
         self,
-        fact: ObjectsLoaded | FlushCompleted | TransactionEnded,
+        fact: AttributeLoaded
+        | StatementExecuted
+        | ObjectsLoaded
+        | FlushCompleted
+        | TransactionEnded,
         record: SessionRecord,
         memory: _Growth,
     ) -> Iterator[Finding]:
         """One finding for a scope."""
         if memory.said:
+            return
+        if isinstance(fact, AttributeLoaded | StatementExecuted):
+            memory.reading.take(fact)
             return
         if isinstance(fact, TransactionEnded) and fact.outcome == "committed" and not fact.nested:
             memory.committed(fact.size)
@@ -59,10 +66,11 @@ _MOST_ENTITIES: Final = 5
 class _Growth:
     """How large the identity map was after the first commits and the last ones."""
 
-    __slots__ = ("_first", "_last", "said")
+    __slots__ = ("_first", "_last", "reading", "said")
 
     def __init__(self) -> None:
         self.said = False
+        self.reading = _Reading()
         self._first: list[int] = []
         self._last: deque[int] = deque(maxlen=_KEPT)
 
@@ -96,7 +104,7 @@ def _large_map(
     if growth.sizes():
         evidence["sizes_after_commits"] = growth.sizes()
     over = f" over {commits} commit{'s' if commits > 1 else ''}" if commits else ""
-    remedy, *others = _shrink(fact, came, record)
+    remedy, *others = _shrink(fact, growth.reading, record)
     evidence["alternatives"] = others
     return record.finding(
         "large-identity-map",
@@ -110,11 +118,14 @@ def _large_map(
     )
 
 
-def _shrink(fact: object, came: Counts, record: SessionRecord) -> Iterator[str]:
-    entity = largest(came)
-    by_one_load = not record.commits and isinstance(fact, ObjectsLoaded)
-    if by_one_load and entity is not None:
-        yield f"select({entity}).execution_options(yield_per=1000)"
+def _shrink(
+    fact: ObjectsLoaded | FlushCompleted | TransactionEnded,
+    reading: _Reading,
+    record: SessionRecord,
+) -> Iterator[str]:
+    is_selected = reading.operation == "SELECT" and not reading.is_lazy
+    if isinstance(fact, ObjectsLoaded) and not (fact.at_once or record.commits) and is_selected:
+        yield _streamed(reading.selected(fact.loaded))
     yield "a session for each batch of objects"
     yield "session.expunge_all() after each batch"
 
@@ -135,52 +146,79 @@ class LargeResult:
         memory: _Reading,
     ) -> Iterable[Finding]:
         """One finding for each large result."""
-        if isinstance(fact, AttributeLoaded):
-            memory.loading = fact
-        elif isinstance(fact, StatementExecuted):
-            memory.executed(fact)
+        if isinstance(fact, AttributeLoaded | StatementExecuted):
+            memory.take(fact)
         elif not fact.at_once:
             count = sum(fact.loaded.values())
             if count > record.settings.large_result_objects:
-                return (_large_result(fact, count, memory.attribute, record),)
+                return (_large_result(fact, count, memory, record),)
         return ()
 
 
 class _Reading:
-    """Which attribute the last statement read, lazily or eagerly; empty where it did not."""
+    """What the last statement read: objects of a mapped class, or an attribute of such."""
 
-    __slots__ = ("attribute", "loading")
+    __slots__ = ("_load", "attribute", "entity", "is_lazy", "operation")
 
     def __init__(self) -> None:
-        self.loading: AttributeLoaded | None = None
+        self._load: AttributeLoaded | None = None
         self.attribute = ""
+        self.entity = ""
+        self.is_lazy = False
+        self.operation = "SELECT"
 
-    def executed(self, fact: StatementExecuted) -> None:
+    def take(self, fact: AttributeLoaded | StatementExecuted) -> None:
         """Another statement ran; an AttributeLoaded before it tells why."""
-        load, self.loading = self.loading, None
+        if isinstance(fact, AttributeLoaded):
+            self._load = fact
+            return
+        load, self._load = self._load, None
+        self.is_lazy = load is not None
+        self.operation = fact.operation
         self.attribute = fact.eager
         if load is not None and load.kind == "relationship" and load.attribute:
             self.attribute = f"{load.entity}.{load.attribute}"
+        if not fact.eager:  # what an eager loader reads belongs to the SELECT before it
+            self.entity = "" if self.is_lazy else fact.entity
+
+    def selected(self, loaded: Counts) -> str:
+        """The mapped class to select: what was loaded may be its subclasses', or joined to it."""
+        return self.entity or largest(loaded) or "..."
+
+
+def _streamed(entity: str) -> str:
+    return f"select({entity}).execution_options(yield_per=1000)"
 
 
 def _large_result(
-    fact: ObjectsLoaded, count: int, attribute: str, record: SessionRecord
+    fact: ObjectsLoaded, count: int, reading: _Reading, record: SessionRecord
 ) -> Finding:
-    entity = largest(fact.loaded)
-    if attribute:
-        select = f"select the {entity} objects that are needed"
-        other = f'lazy="write_only" for {attribute}, and its select() with yield_per'
-    else:
-        select = f"select({entity}).execution_options(yield_per=1000)"
-        other = f"select({entity}).limit(...)"
+    attribute = reading.attribute
+    remedy, *others = _read_less(fact, reading)
     return record.finding(
         "large-result",
         "info",
-        f"one SELECT{f' for {attribute}' if attribute else ''} loaded {objects(fact.loaded)}",
-        select,
+        f"one {reading.operation}{f' for {attribute}' if attribute else ''} "
+        f"loaded {objects(fact.loaded)}",
+        remedy,
         fact.site,
-        entity=entity,
+        entity=largest(fact.loaded),
         attribute=attribute.rpartition(".")[2] or None,
         count=count,
-        evidence={"loaded": dict(fact.loaded), "alternatives": [other]},
+        evidence={"loaded": dict(fact.loaded), "alternatives": others},
     )
+
+
+def _read_less(fact: ObjectsLoaded, reading: _Reading) -> Iterator[str]:
+    if reading.attribute:
+        yield f"select the {largest(fact.loaded)} objects that are needed"
+        yield f'lazy="write_only" for {reading.attribute}, and its select() with yield_per'
+        return
+    entity = reading.selected(fact.loaded)
+    if reading.operation != "SELECT":
+        yield f"{reading.operation.lower()}({entity}).returning(...) of columns, not of objects"
+        return
+    yield _streamed(entity)
+    yield f"select({entity}).limit(...)"
+    if entity in fact.loaded and len(fact.loaded) > 1:
+        yield "selectinload() in place of joinedload(), which yield_per refuses for collections"

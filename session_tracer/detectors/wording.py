@@ -41,8 +41,8 @@ def lasted(nanoseconds: int) -> str:
 
 
 def counted(counts: Counts) -> str:
-    """`2 Author, 1 Book`, the most frequent first."""
-    ordered = sorted(counts.items(), key=lambda item: -item[1])
+    """`2 Author, 1 Book`, the most frequent first, else by name."""
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{count} {entity}" for entity, count in ordered if count)
 
 

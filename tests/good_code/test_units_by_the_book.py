@@ -450,13 +450,15 @@ def test_services_that_are_given_the_session(sqlite_twin: Twin) -> None:
 @pytest.mark.parametrize("twin", ["postgresql"], indirect=True)
 def test_a_transaction_in_two_phases(twin: Twin) -> None:
     async def story() -> None:
-        with silent(twin.factory, sessions=2, statements=2):
+        with silent(twin.factory, sessions=3, statements=3):
             with twin.factory(twophase=True) as session:
                 session.add(Author(name="Ada"))
                 session.commit()
-            with twin.factory(twophase=True) as session, session.begin():
+            with twin.factory(twophase=True) as session:
                 session.add(Author(name="Grace"))
-                session.flush()
                 session.prepare()
+                session.commit()
+            with twin.factory() as session:
+                assert session.scalar(select(func.count()).select_from(Author)) == 2
 
     twin.run(story)

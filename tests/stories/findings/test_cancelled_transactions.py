@@ -107,7 +107,7 @@ def due(story: Callable[..., Any], **evidence: Any) -> Due:
     )
 
 
-OUTCOMES = {
+OUTCOMES: dict[Story, str] = {
     sleep_in_the_block: "closed",
     sleep_in_a_begin_block: "rolled_back",
     sleep_in_the_factorys_block: "rolled_back",

@@ -101,8 +101,6 @@ def test_an_object_of_another_session(twin: Twin, give: Any) -> None:
 
 
 def test_what_an_added_object_brings_with_it(twin: Twin) -> None:
-    """The book already went into the author's session, by the author's collection."""
-
     async def story() -> None:
         await keep(twin, *authors(1))
         with capture(twin.factory) as told, pytest.raises(InvalidRequestError, match=ALREADY):

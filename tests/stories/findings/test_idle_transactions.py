@@ -1,4 +1,4 @@
-"""Stories of transactions that wait, or last, and of what is said of them meanwhile."""
+"""Stories of transactions that wait, and of where the code is meanwhile."""
 
 from __future__ import annotations
 
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from session_tracer.testing import Captured
 
 OUTSIDE = "commit or close before this wait, or wait outside the transaction"
-
-
-# Idle in a transaction.
 
 
 async def read_and_wait(twin: Twin, *seconds: float) -> None:
@@ -341,107 +338,5 @@ def test_what_the_threads_of_a_pool_do_next_is_not_the_sessions(sqlite_twin: Twi
         assert found.id == "idle-in-transaction"
         assert found.site == marked(read_in_a_thread, "<- reads")
         assert found.evidence["doing"] == []
-
-    sqlite_twin.run(story)
-
-
-# Long transactions.
-
-
-def test_a_transaction_that_lasts(twin: Twin) -> None:
-    async def story() -> None:
-        with capture(twin.factory, idle_in_transaction_seconds=9999) as told:
-            await read_and_wait(twin, 29, 31, 32, 50)
-        wait = marked(read_and_wait, "<- waits")
-        assert_found(
-            told,
-            Due(
-                id="long-transaction",
-                site=marked(read_and_wait, "<- reads"),
-                opened=marked(read_and_wait, "<- opened"),
-                remedy=f"commit before the work at {wait}, or begin after it",
-                evidence={
-                    "transaction": "open",
-                    "statements": 1,
-                    "sql_ms": Above(0),
-                    "held_ms": Above(0),
-                },
-            ),
-            retracted=("long-transaction",),
-        )
-        (retraction,) = told.retractions
-        assert retraction.evidence["outcome"] == "committed"
-        assert retraction.evidence["ended_at"] == str(marked(read_and_wait, "<- ends"))
-
-    twin.run(story)
-
-
-def test_a_transaction_is_not_long_until_the_time_is_over(twin: Twin) -> None:
-    async def story() -> None:
-        with capture(twin.factory, idle_in_transaction_seconds=9999) as told:
-            await read_and_wait(twin, 1, 28, 29)
-            await wait_after_commit(twin)
-            await wait_after_rollback(twin)
-        assert_found(told)
-
-    twin.run(story)
-
-
-def test_a_transaction_that_lasts_without_a_connection(twin: Twin) -> None:
-    async def story() -> None:
-        with capture(twin.factory) as told:
-            async with twin.session() as session:
-                session.add(Author(name="Ada"))
-                look_ahead(31)
-                await session.rollback()
-        (found,) = told.findings
-        assert found.id == "long-transaction"
-        assert "held_ms" not in found.evidence
-        assert [one.evidence["outcome"] for one in told.retractions] == ["rolled_back"]
-
-    twin.run(story)
-
-
-# Which one speaks.
-
-
-@pytest.mark.parametrize(
-    ("idle", "long", "said"),
-    [(5, 30, "idle-in-transaction"), (30, 5, "long-transaction"), (5, 5, "idle-in-transaction")],
-)
-def test_one_transaction_is_idle_or_long_but_not_both(
-    sqlite_twin: Twin, idle: int, long: int, said: str
-) -> None:
-    async def story() -> None:
-        with capture(
-            sqlite_twin.factory, idle_in_transaction_seconds=idle, long_transaction_seconds=long
-        ) as told:
-            await read_and_wait(sqlite_twin, 4, 6, 29, 31, 59)
-        assert [finding.id for finding in told.findings] == [said]
-
-    sqlite_twin.run(story)
-
-
-def test_each_transaction_of_a_session_is_told_of(sqlite_twin: Twin) -> None:
-    async def story() -> None:
-        with capture(sqlite_twin.factory) as told:
-            async with sqlite_twin.session() as session:
-                for _ in range(2):
-                    (await session.scalars(select(Author))).all()
-                    look_ahead(6)
-                    await session.commit()
-        assert [finding.id for finding in told.findings] == ["idle-in-transaction"] * 2
-
-    sqlite_twin.run(story)
-
-
-def test_a_wait_within_a_savepoint(sqlite_twin: Twin) -> None:
-    async def story() -> None:
-        with capture(sqlite_twin.factory) as told:
-            async with sqlite_twin.session() as session, session.begin_nested():
-                (await session.scalars(select(Author))).all()
-                look_ahead(6)
-        (found,) = told.findings
-        assert (found.id, found.evidence["transaction"]) == ("idle-in-transaction", "savepoint")
 
     sqlite_twin.run(story)

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from session_tracer.testing import Captured
     from tests.twins import Twin
 
-NEITHER_IDLE_NOR_LONG: dict[str, Any] = {"idle_in_transaction_seconds": 9999, "long_transaction_seconds": 9999}
+NEITHER_IDLE_NOR_LONG: dict[str, Any] = {
+    "idle_in_transaction_seconds": 9999,
+    "long_transaction_seconds": 9999,
+}
 
 
 def block(twin: Twin) -> str:

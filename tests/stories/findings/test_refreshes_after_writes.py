@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import select
 
-from session_tracer.testing import Captured
 from tests.library import Author, authors, keep
 from tests.stories.findings.due import Due, assert_found
 from tests.stories.findings.reading import tell
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
+    from session_tracer.testing import Captured
     from tests.twins import Twin
 
 

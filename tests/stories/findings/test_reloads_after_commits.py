@@ -180,8 +180,7 @@ def read_after_a_savepoint_alone(session: Session) -> None:
     session.commit()
 
 
-def write_and_read_nothing(session: Session) -> None:
-    session.add_all(authors(0))
+def commit_and_read_nothing(session: Session) -> None:
     kept = session.scalars(select(Author)).all()
     session.commit()
     del kept
@@ -201,7 +200,7 @@ def read_one_of_them_often(session: Session) -> None:
         read_after_a_rollback,
         read_what_was_expired,
         read_after_a_savepoint_alone,
-        write_and_read_nothing,
+        commit_and_read_nothing,
         read_one_of_them_often,
     ],
 )

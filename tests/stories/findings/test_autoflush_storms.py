@@ -1,0 +1,218 @@
+"""Stories of reads in a loop that flush what the loop has changed, and of reads that do not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import select
+
+from tests.library import Author, Book, authors, keep
+from tests.stories.findings.due import Due, assert_found
+from tests.stories.findings.reading import tell
+from tests.stories.findings.remedies import pasted
+from tests.stories.lines import marked
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+    from tests.twins import Twin
+
+NO_AUTOFLUSH = "with session.no_autoflush:"
+
+
+def add_and_select(session: Session, names: range = range(10)) -> None:
+    for name in names:
+        session.add(Author(name=f"new {name}"))  # <- began
+        session.scalar(select(Book).where(Book.title == f"book {name}"))  # <- read
+    session.commit()
+
+
+def add_and_get(session: Session) -> None:
+    for number in range(3):
+        session.add(Author(name=f"new {number}"))  # <- began
+        assert session.get(Author, 100 + number) is None  # <- read
+    session.commit()
+
+
+def change_and_read_lazily(session: Session) -> None:
+    for author in session.scalars(select(Author).order_by(Author.id)).all():  # <- began
+        author.name += "."
+        assert author.books  # <- read
+    session.commit()
+
+
+def delete_and_select(session: Session) -> None:
+    for author in session.scalars(select(Author).order_by(Author.id)).all():  # <- began
+        session.delete(author)
+        session.scalar(select(Book).where(Book.title == f"none of {author.name}"))  # <- read
+    session.commit()
+
+
+def change_and_refresh(session: Session) -> None:
+    for author in session.scalars(select(Author).order_by(Author.id)).all():  # <- began
+        author.biography = "known"
+        session.refresh(author, ["name"])  # <- read
+    session.commit()
+
+
+def write_to_a_dynamic_relationship(session: Session) -> None:
+    for author in session.scalars(select(Author).order_by(Author.id)).all():  # <- began
+        author.biography = "known"
+        assert author.letters.all() == []  # <- read
+    session.commit()
+
+
+def storm(how: Any, count: int, **written: Any) -> Due:
+    return Due(
+        id="autoflush-storm",
+        site=marked(how, "<- read"),
+        opened=marked(tell, "<- opened"),
+        remedy="read what the loop needs before the loop",
+        entity="Author",
+        count=count,
+        evidence={
+            **written,
+            "began_at": str(marked(how, "<- began")),
+            "alternatives": [NO_AUTOFLUSH],
+        },
+    )
+
+
+def without_autoflush(session: Session, how: Any) -> None:
+    with pasted(NO_AUTOFLUSH.removeprefix("with ").removesuffix(":"), session=session):
+        how(session)
+
+
+def test_ten_autoflushes_from_one_line(twin: Twin) -> None:
+    async def story() -> None:
+        told = await tell(twin, lambda session: add_and_select(session, range(9)))
+        assert_found(told)
+        told = await tell(twin, lambda session: add_and_select(session, range(20, 40)))
+        due = storm(add_and_select, 10, new={"Author": 10})
+        assert_found(told, due)
+        assert told.findings[0].message == (
+            "reading made 10 autoflushes in one transaction so far, which wrote 10 Author"
+        )
+
+        def loop(session: Session) -> None:
+            add_and_select(session, range(40, 60))
+
+        assert_found(await tell(twin, lambda session: without_autoflush(session, loop)))
+
+    twin.run(story)
+
+
+STORMS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "get()": (add_and_get, {"new": {"Author": 3}}),
+    "a lazy load": (change_and_read_lazily, {"dirty": {"Author": 3}}),
+    "refresh()": (change_and_refresh, {"dirty": {"Author": 3}}),
+    "a dynamic relationship": (write_to_a_dynamic_relationship, {"dirty": {"Author": 3}}),
+    "a select after deletes": (delete_and_select, {"deleted": {"Author": 3, "Book": 3}}),
+}
+
+
+@pytest.mark.parametrize("what", STORMS)
+def test_autoflushes_by(twin: Twin, what: str) -> None:
+    how, written = STORMS[what]
+
+    async def story() -> None:
+        await keep(twin, *authors(3, books_each=1))
+        told = await tell(twin, how, autoflushes_from_one_site=3)
+        assert_found(told, storm(how, 3, **written))
+
+    twin.run(story)
+
+
+# Near-misses: each flushes three times, or reads so often, where two would be a storm.
+
+
+def read_with_nothing_changed(session: Session) -> None:
+    for number in range(3):
+        session.scalar(select(Book).where(Book.id == number))
+
+
+def read_with_nothing_to_write(session: Session) -> None:
+    for author in session.scalars(select(Author)).all():
+        author.name = str(author.name)
+        session.scalar(select(Book).where(Book.id == author.id))
+
+
+def read_before_the_loop(session: Session) -> None:
+    known = {author.name for author in session.scalars(select(Author))}
+    session.add_all([Author(name=f"new {number}") for number in range(3)])
+    assert len(known) == 3
+    session.commit()
+
+
+def flush_by_hand(session: Session) -> None:
+    for number in range(3):
+        session.add(Author(name=f"new {number}"))
+        session.flush()
+        session.scalar(select(Book).where(Book.id == number))
+    session.commit()
+
+
+def commit_each(session: Session) -> None:
+    for number in range(3):
+        session.add(Author(name=f"new {number}"))
+        session.scalar(select(Book).where(Book.id == number))
+        session.commit()
+
+
+def read_what_the_identity_map_holds(session: Session) -> None:
+    kept = session.scalars(select(Author)).all()
+    for number in range(3):
+        session.add(Author(name=f"new {number}"))
+        assert session.get(Author, number + 1) in kept
+    session.commit()
+
+
+def begin_savepoints(session: Session) -> None:
+    for number in range(3):
+        session.add(Author(name=f"new {number}"))
+        with session.begin_nested():
+            pass
+    session.commit()
+
+
+def read_without_autoflush(session: Session) -> None:
+    without_autoflush(session, lambda session: add_and_select(session, range(3)))
+
+
+def read_at_two_lines(session: Session) -> None:
+    session.add(Author(name="one"))
+    session.scalar(select(Book).where(Book.id == 1))
+    session.add(Author(name="another"))
+    session.scalar(select(Book).where(Book.id == 2))
+    session.commit()
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        read_with_nothing_changed,
+        read_with_nothing_to_write,
+        read_before_the_loop,
+        flush_by_hand,
+        commit_each,
+        read_what_the_identity_map_holds,
+        begin_savepoints,
+        read_without_autoflush,
+        read_at_two_lines,
+    ],
+)
+def test_what_is_no_storm(twin: Twin, how: Any) -> None:
+    async def story() -> None:
+        await keep(twin, *authors(3))
+        assert_found(await tell(twin, how, autoflushes_from_one_site=2))
+
+    twin.run(story)
+
+
+def test_a_session_that_does_not_autoflush(sqlite_twin: Twin) -> None:
+    async def story() -> None:
+        sqlite_twin.factory.configure(autoflush=False)
+        assert_found(await tell(sqlite_twin, add_and_get, autoflushes_from_one_site=2))
+
+    sqlite_twin.run(story)

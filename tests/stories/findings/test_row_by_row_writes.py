@@ -1,0 +1,326 @@
+"""Stories of rows that are written by a statement each, and of rows that go together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import delete, func, insert, select, update
+
+from session_tracer.testing import Captured, capture
+from tests.library import Author, Book, authors, keep
+from tests.stories.findings.due import Due, assert_found
+from tests.stories.findings.mappings import Manager, Part, tables
+from tests.stories.findings.remedies import pasted, to_write
+from tests.stories.lines import marked
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from session_tracer import Finding
+    from tests.twins import Twin
+
+
+async def tell(twin: Twin, work: Callable[[Any], Awaitable[object]], **settings: Any) -> Captured:
+    with capture(twin.factory, **settings) as told:
+        async with twin.session() as session:  # <- opened
+            await work(session)
+    return told
+
+
+def one_by_one(how: Any, entity: str, remedy: str, **evidence: Any) -> Due:
+    return Due(
+        id="row-by-row-writes",
+        site=marked(how, "<- written"),
+        opened=marked(tell, "<- opened"),
+        remedy=remedy,
+        entity=entity,
+        count=3,
+        evidence=evidence,
+    )
+
+
+def awaited(twin: Twin) -> str:
+    return "await " if twin.is_async else ""
+
+
+async def write(finding: Finding, session: Any, rows: Any) -> None:
+    """Write the rows as the finding says, which leaves open what rows those are."""
+    code = to_write(finding).removeprefix("one ").removesuffix(" for all rows")
+    code = code.removeprefix("await ").replace("[{...}, {...}, ...]", "rows")
+    await pasted(code.replace("(...)", "(Author.id.in_(rows))"), session=session, rows=rows)
+    await session.commit()
+
+
+# By statements of the application's own.
+
+
+async def insert_each(session: Any) -> None:
+    for number in (1, 2, 3):
+        await session.execute(insert(Author).values(name=f"new {number}"))  # <- written
+    await session.commit()
+
+
+async def update_each(session: Any) -> None:
+    for number in (1, 2, 3):
+        changed = update(Author).where(Author.id == number).values(name=f"new {number}")
+        await session.execute(changed)  # <- written
+    await session.commit()
+
+
+async def delete_each(session: Any) -> None:
+    for number in (1, 2, 3):
+        await session.execute(delete(Author).where(Author.id == number))  # <- written
+    await session.commit()
+
+
+ROWS = [{"id": number, "name": f"new {number}"} for number in (1, 2, 3)]
+STATEMENTS: dict[str, tuple[Any, str, Any]] = {
+    "INSERT": (
+        insert_each,
+        "session.execute(insert(Author), [{...}, {...}, ...])",
+        [{"name": row["name"]} for row in ROWS],
+    ),
+    "UPDATE": (update_each, "session.execute(update(Author), [{...}, {...}, ...])", ROWS),
+    "DELETE": (
+        delete_each,
+        "session.execute(delete(Author).where(...))",
+        [1, 2, 3],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", STATEMENTS)
+def test_an_execute_for_each_row(twin: Twin, kind: str) -> None:
+    how, code, rows = STATEMENTS[kind]
+
+    async def story() -> None:
+        await keep(twin, *authors(0 if kind == "INSERT" else 3))
+        told = await tell(twin, how, single_row_writes=3)
+        remedy = f"{awaited(twin)}{code}"
+        due = one_by_one(
+            how,
+            "Author",
+            f"one {remedy} for all rows" if kind == "DELETE" else remedy,
+            table="authors",
+            kind=kind,
+            why="each row has an execute() of its own",
+        )
+        assert_found(told, due)
+        await again()
+        assert_found(await tell(twin, how, single_row_writes=4))
+        await again()
+        (finding,) = told.findings
+        told = await tell(twin, lambda session: write(finding, session, rows), single_row_writes=2)
+        assert_found(told)
+
+    async def again() -> None:
+        await twin.execute(Author.metadata.drop_all)
+        await twin.execute(Author.metadata.create_all)
+        await keep(twin, *authors(0 if kind == "INSERT" else 3))
+
+    twin.run(story)
+
+
+# By flushes.
+
+
+async def flush_each(session: Any) -> None:
+    for number in (1, 2, 3):
+        session.add(Author(name=f"new {number}"))
+        await session.flush()  # <- written
+    await session.commit()
+
+
+async def flush_after_the_loop(session: Any) -> None:
+    for number in (4, 5, 6):
+        session.add(Author(name=f"new {number}"))
+    await session.flush()
+    await session.commit()
+
+
+def test_a_flush_for_each_row(twin: Twin) -> None:
+    async def story() -> None:
+        told = await tell(twin, flush_each, single_row_writes=3)
+        due = one_by_one(
+            flush_each,
+            "Author",
+            f"one {awaited(twin)}session.flush() after the loop, none in it",
+            table="authors",
+            kind="INSERT",
+            flushes=3,
+            why="only rows of the same flush can go together",
+        )
+        assert_found(told, due)
+        assert_found(await tell(twin, flush_after_the_loop, single_row_writes=2))
+
+    twin.run(story)
+
+
+async def set_expressions(session: Any) -> None:
+    for author in (await session.scalars(select(Author))).all():
+        author.name = func.upper(Author.name)
+    await session.commit()  # <- written
+
+
+async def set_now_this_now_that(session: Any) -> None:
+    for book in (await session.scalars(select(Book).order_by(Book.id))).all():
+        if book.id == 2:
+            book.title = "another"
+        else:
+            book.copies = 2
+    await session.commit()  # <- written
+
+
+async def add_a_chain(session: Any) -> None:
+    session.add(Part(parts=[Part(parts=[Part()])]))
+    await session.commit()  # <- written
+
+
+OTHERS = (
+    "each sets other columns, or another SQL expression, than the one before: "
+    "only neighbours with the same statement go together"
+)
+EXPRESSIONS = (
+    "rows with the same statement go one by one where they set a SQL expression, where the "
+    "mapper has a version_id_col, or where eager_defaults=True reads back what was computed"
+)
+CHAINED = (
+    "rows with the same statement go one by one where they set a SQL expression, depend on "
+    "each other, or where the database cannot return the keys it makes for many rows at once"
+)
+FLUSHED: dict[str, tuple[Any, str, str, str, str]] = {
+    "set by SQL expressions": (set_expressions, "Author", "authors", "UPDATE", EXPRESSIONS),
+    "that set other columns": (set_now_this_now_that, "Book", "books", "UPDATE", OTHERS),
+    "that depend on each other": (add_a_chain, "Part", "parts", "INSERT", CHAINED),
+}
+
+
+@pytest.mark.parametrize("what", FLUSHED)
+def test_one_flush_of_rows(twin: Twin, what: str) -> None:
+    how, entity, table, kind, why = FLUSHED[what]
+
+    async def story() -> None:
+        async with tables(twin):
+            await keep(twin, *authors(3, books_each=1))
+            told = await tell(twin, how, single_row_writes=3)
+            bulk = f"session.execute({kind.lower()}({entity}), [{{...}}, {{...}}, ...])"
+            due = one_by_one(
+                how,
+                entity,
+                f"{awaited(twin)}{bulk}",
+                table=table,
+                kind=kind,
+                flushes=1,
+                why=why,
+            )
+            assert_found(told, due)
+
+    twin.run(story)
+
+
+# Near-misses: each writes three rows or more, where two statements would be row by row.
+
+
+async def add_all(session: Any) -> None:
+    session.add_all([Author(name=f"new {number}", books=[Book(title="")]) for number in range(3)])
+    await session.commit()
+
+
+async def change_all(session: Any) -> None:
+    for author in (await session.scalars(select(Author))).all():
+        author.name += "."
+    await session.commit()
+
+
+async def delete_all(session: Any) -> None:
+    for book in (await session.scalars(select(Book))).all():
+        await session.delete(book)
+    await session.commit()
+
+
+async def insert_all(session: Any) -> None:
+    await session.execute(insert(Author), [{"name": f"new {number}"} for number in range(3)])
+    await session.execute(insert(Author).values([{"name": "new 3"}, {"name": "new 4"}]))
+    await session.commit()
+
+
+async def insert_all_and_return(session: Any) -> None:
+    returning = insert(Author).returning(Author)
+    made = await session.scalars(returning, [{"name": f"new {number}"} for number in range(3)])
+    assert len(made.all()) == 3
+    await session.commit()
+
+
+async def update_all(session: Any) -> None:
+    await session.execute(update(Book).values(copies=2))
+    await session.execute(update(Book), [{"id": number, "copies": 3} for number in (1, 2, 3)])
+    await session.commit()
+
+
+async def delete_all_at_once(session: Any) -> None:
+    await session.execute(delete(Book))
+    await session.commit()
+
+
+async def commit_each(session: Any) -> None:
+    for number in range(3):
+        session.add(Author(name=f"new {number}"))
+        await session.commit()
+
+
+async def read_each(session: Any) -> None:
+    for number in range(3):
+        session.add(Author(name=f"new {number}"))
+        assert await session.scalar(select(Author).where(Author.name == f"new {number}"))
+    await session.commit()
+
+
+async def one_of_each_kind(session: Any) -> None:
+    session.add(Author(name="new"))
+    await session.delete(await session.get(Book, 1))
+    (await session.get(Book, 2)).copies = 2
+    await session.commit()
+
+
+async def write_what_is_not_there(session: Any) -> None:
+    for number in (7, 8, 9):
+        await session.execute(update(Author).where(Author.id == number).values(name="nobody"))
+        await session.execute(delete(Author).where(Author.id == number))
+    await session.commit()
+
+
+TOGETHER = [
+    add_all,
+    change_all,
+    delete_all,
+    insert_all,
+    insert_all_and_return,
+    update_all,
+    delete_all_at_once,
+    commit_each,
+    read_each,
+    one_of_each_kind,
+    write_what_is_not_there,
+]
+
+
+@pytest.mark.parametrize("how", TOGETHER)
+def test_rows_that_go_together(twin: Twin, how: Any) -> None:
+    async def story() -> None:
+        await keep(twin, *authors(3, books_each=1))
+        assert_found(await tell(twin, how, single_row_writes=2))
+
+    twin.run(story)
+
+
+def test_objects_with_rows_in_two_tables(twin: Twin) -> None:
+    async def add_managers(session: Any) -> None:
+        session.add_all([Manager() for _ in range(3)])
+        await session.commit()
+
+    async def story() -> None:
+        async with tables(twin):
+            assert_found(await tell(twin, add_managers, single_row_writes=2))
+
+    twin.run(story)
