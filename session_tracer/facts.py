@@ -370,11 +370,14 @@ class RollbackPending:
     """The session was used after a failed flush without a rollback (`PendingRollbackError`).
 
     `swallowed` is the line of the `except` that caught the failure, where that can be told.
+    `in_block` says that all of it was in the block of a transaction, or of a savepoint, which has
+    to be left before anything else ("Can't operate on closed transaction inside context manager").
     """
 
     at: int
     site: CallSite | None
     swallowed: CallSite | None = None
+    in_block: bool = False
 
 
 @dataclass(slots=True)

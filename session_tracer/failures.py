@@ -122,9 +122,21 @@ def _rollback_pending(error: Any, frame: FrameType) -> tuple[Probe | None, Fact 
     probe = _probe_near(frame)
     if probe is None:
         return None, None
+    return probe, _used_after_failure(probe, frame, in_block=False)
+
+
+def _closed_in_block(error: Any, frame: FrameType) -> tuple[Probe | None, Fact | None]:
+    """Within the block of a transaction, this is the error that follows a failed flush."""
+    probe = _probe_near(frame)
+    if probe is None or probe.failure is None:
+        return _used_at_once(error, frame)
+    return probe, _used_after_failure(probe, frame, in_block=True)
+
+
+def _used_after_failure(probe: Probe, frame: FrameType, *, in_block: bool) -> Fact:
     here = probe.tracers[0].locator.frames(frame)
     swallowed = handler_of(probe.failure, here) if probe.failure is not None else None
-    return probe, facts.RollbackPending(probe.now(), probe.site(), swallowed)
+    return facts.RollbackPending(probe.now(), probe.site(), swallowed, in_block)
 
 
 def _used_at_once(error: Any, frame: FrameType) -> tuple[Probe | None, Fact | None]:
@@ -185,7 +197,7 @@ def _implicit(error: Any, frame: FrameType) -> tuple[Probe | None, Fact | None]:
     state = read.state
     by, expired_site = loads.expiry_of(state, probe.scope)
     load = read.load
-    if load == "expired" and not state.expired and loaders.is_generated(state, read.attribute):
+    if load == "expired" and loaders.are_generated(state, read.together):
         by, expired_site = "flush", None
     if load == "expired" and not by and loaders.is_left_out(state, (read.attribute,)):
         load = "left_out"
@@ -246,7 +258,7 @@ _TELLING: Final[dict[str, Callable[..., tuple[Probe | None, Fact | None]]]] = {
     "_before_attach": _crossed,
     "_invoke_raise_load": _load_refused,
     "_raise_for_prerequisite_state": _rollback_pending,
-    "_trans_ctx_check": _used_at_once,
+    "_trans_ctx_check": _closed_in_block,
     "flush": _used_at_once,
 }
 _TELLING_OF: Final[dict[type, Callable[..., tuple[Probe | None, Fact | None]]]] = {

@@ -35,11 +35,15 @@ _DYNAMIC: Final = AppenderQuery.__bases__[0]
 
 
 class Read(NamedTuple):
-    """An attribute that was read, its object's state, and what kind of load it needed."""
+    """An attribute that was read, its object's state, and what kind of load it needed.
+
+    What is expired is loaded `together`.
+    """
 
     state: InstanceState[Any]
     attribute: str
     load: Missing
+    together: frozenset[str] = frozenset()
 
 
 def is_sqlalchemys(frame: FrameType) -> bool:
@@ -95,7 +99,7 @@ def refused_read(frame: FrameType) -> Read | None:
     None where it was not an attribute that wanted to be loaded.
     """
     found: tuple[InstanceState[Any], str] | None = None
-    expired = False
+    expired: frozenset[str] = frozenset()
     for outer in _outwards(frame, _FAR):
         if not is_sqlalchemys(outer):
             if found is not None:
@@ -103,13 +107,13 @@ def refused_read(frame: FrameType) -> Read | None:
             continue  # a method of the application's own Session, perhaps
         values = outer.f_locals
         if _is(values.get("self"), Session):
-            found, expired = None, False  # this is what has asked for the rest
+            found, expired = None, frozenset()  # this is what has asked for the rest
         else:
             found = _attribute_of(values) or found
-            # A column that is deferred has a loader of its own, expired or not.
-            expired = not _is(values.get("self"), LoaderStrategy) and (
-                expired or "attribute_names" in values
-            )
+            if values.get("attribute_names"):
+                expired = frozenset(values["attribute_names"])
+            elif _is(values.get("self"), LoaderStrategy):
+                expired = frozenset()  # what is deferred has a loader of its own, expired or not
     if found is None:
         return None
     state, attribute = found
@@ -117,7 +121,7 @@ def refused_read(frame: FrameType) -> Read | None:
     if isinstance(prop, RelationshipProperty):
         is_query = prop.lazy in ("dynamic", "write_only")
         return Read(state, attribute, "dynamic" if is_query else "relationship")
-    return Read(state, attribute, "expired" if expired else "deferred")
+    return Read(state, attribute, "expired" if expired else "deferred", expired)
 
 
 def _attribute_of(values: Mapping[str, Any]) -> tuple[InstanceState[Any], str] | None:

@@ -11,13 +11,15 @@ from session_tracer import loads
 from session_tracer.origin import Route
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from sqlalchemy.orm import InstanceState, Mapper
 
     from session_tracer.callsite import CallSite
 
 __all__ = [
     "Selection",
-    "is_generated",
+    "are_generated",
     "is_left_out",
     "loader",
     "owner",
@@ -215,12 +217,22 @@ def is_left_out(state: InstanceState[Any], names: Any) -> bool:
     return entity is not mapper and not any(entity.has_property(name) for name in names)
 
 
-def is_generated(state: InstanceState[Any], attribute: str) -> bool:
-    """Whether the database gives the column a value of its own when the object is written."""
-    prop: Any = state.manager.mapper.attrs.get(attribute)
+def are_generated(state: InstanceState[Any], names: Iterable[str]) -> bool:
+    """Whether these are columns that the database gives a value when the object is written.
+
+    A flush expires them. A commit expires all columns; those that are deferred, and relationships,
+    SQLAlchemy goes on calling expired.
+    """
+    attributes = state.manager.mapper.attrs
+    props: list[Any] = [attributes.get(name) for name in names]
+    columns = [prop for prop in props if hasattr(prop, "columns") and not prop.deferred]
+    return bool(columns) and all(map(_is_generated, columns))
+
+
+def _is_generated(prop: Any) -> bool:
     return any(
         getattr(column, name, None) is not None
-        for column in getattr(prop, "columns", ())
+        for column in prop.columns
         for name in ("computed", "onupdate", "server_default", "server_onupdate")
     )
 

@@ -87,7 +87,10 @@ def _column_load(
         load = _load("deferred", state, columns, probe, at, site)
         load.left_out = True
         return load
-    return _load("expired", state, "", probe, at, site)
+    load = _load("expired", state, "", probe, at, site)
+    if loaders.are_generated(state, wanted):
+        load.expired_by, load.expired_site = "flush", None
+    return load
 
 
 def _load(

@@ -7,7 +7,6 @@ import pytest
 from sqlalchemy.orm.exc import DetachedInstanceError
 
 from session_tracer import Finding
-from session_tracer.detectors import DetachedLazyLoad
 from session_tracer.testing import capture
 from tests.library import Author, Book, Essay, authors, keep
 from tests.outline import outline
@@ -219,7 +218,9 @@ def test_each_way_an_object_leaves_its_session(twin: Twin, departure: str) -> No
 
     async def story() -> None:
         await keep(twin, Author(name="somebody"), Essay(title="on leaving"))
-        with capture(twin.factory, detectors=[DetachedLazyLoad()]) as told:
+        # A session that nobody closed is a mistake of its own.
+        besides = {"abandoned-session"} if departure == "collected" else set()
+        with capture(twin.factory, ignore=besides) as told:
             essay = await leave(twin, Essay)
             with pytest.raises(DetachedInstanceError):
                 detached.read_text(essay)

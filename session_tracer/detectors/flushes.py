@@ -12,6 +12,7 @@ from session_tracer.facts import (
     FlushFailed,
     ImplicitLoadFailed,
     RollbackPending,
+    TransactionBegan,
     TransactionEnded,
 )
 from session_tracer.timeline import add_counts
@@ -36,29 +37,33 @@ __all__ = [
 class FailedFlush:
     """`failed-flush`: a flush raises."""
 
-    facts = (ImplicitLoadFailed, FlushFailed)
+    facts = (ImplicitLoadFailed, TransactionBegan, TransactionEnded, FlushFailed)
 
-    def memory(self) -> _Refused:
-        """The last load that could not be awaited."""
-        return _Refused()
+    def memory(self) -> _Meanwhile:
+        """The last load that could not be awaited, and the open savepoints."""
+        return _Meanwhile()
 
     def judge(
-        self, fact: ImplicitLoadFailed | FlushFailed, record: SessionRecord, memory: _Refused
+        self,
+        fact: ImplicitLoadFailed | TransactionBegan | TransactionEnded | FlushFailed,
+        record: SessionRecord,
+        memory: _Meanwhile,
     ) -> Iterator[Finding]:
         """One finding for each flush that failed.
 
         Where it is one that reading an attribute asked for, and that could not be awaited,
         `implicit-async-io` tells of it.
         """
-        if isinstance(fact, ImplicitLoadFailed):
-            memory.at = fact.at
+        if not isinstance(fact, FlushFailed):
+            memory.take(fact)
             return
         began_at = fact.at - fact.duration
-        if fact.trigger == "autoflush" and memory.at is not None and memory.at >= began_at:
+        refused_at = memory.refused_at
+        if fact.trigger == "autoflush" and refused_at is not None and refused_at >= began_at:
             return
         held = written(fact)
         contents = added_up(held)
-        remedy, *others = _survive(fact, record)
+        remedy, *others = _survive(fact, record, in_savepoint=memory.savepoints > 0)
         yield record.finding(
             "failed-flush",
             "warning",
@@ -78,13 +83,21 @@ class FailedFlush:
         )
 
 
-class _Refused:
-    """When a load was refused, because it could not be awaited."""
+class _Meanwhile:
+    """When a load was refused that could not be awaited, and how many savepoints are open."""
 
-    __slots__ = ("at",)
+    __slots__ = ("refused_at", "savepoints")
 
     def __init__(self) -> None:
-        self.at: int | None = None
+        self.refused_at: int | None = None
+        self.savepoints = 0
+
+    def take(self, fact: ImplicitLoadFailed | TransactionBegan | TransactionEnded) -> None:
+        """Something else happened."""
+        if isinstance(fact, ImplicitLoadFailed):
+            self.refused_at = fact.at
+        elif fact.nested:
+            self.savepoints += 1 if isinstance(fact, TransactionBegan) else -1
 
 
 _FLUSHES: Final[Mapping[Trigger, str]] = {
@@ -95,10 +108,10 @@ _FLUSHES: Final[Mapping[Trigger, str]] = {
 }
 
 
-def _survive(fact: FlushFailed, record: SessionRecord) -> Iterator[str]:
+def _survive(fact: FlushFailed, record: SessionRecord, *, in_savepoint: bool) -> Iterator[str]:
     awaited, block = ("await ", "async with") if record.is_async else ("", "with")
     error = _name(fact.error)
-    if fact.trigger == "savepoint":
+    if in_savepoint:
         yield f"catch {error} around the savepoint's block: no more than the savepoint is lost"
         return
     yield f"whoever catches {error} must call {awaited}session.rollback()"
@@ -112,7 +125,7 @@ def _name(error: str) -> str:
 class PendingRollback:
     """`pending-rollback`: a session is used after a failed flush without `rollback()`."""
 
-    facts = (FlushFailed, TransactionEnded, RollbackPending)
+    facts = (TransactionBegan, FlushFailed, TransactionEnded, RollbackPending)
 
     def memory(self) -> _Failure:
         """The first flush that failed since the last rollback."""
@@ -120,32 +133,37 @@ class PendingRollback:
 
     def judge(
         self,
-        fact: FlushFailed | TransactionEnded | RollbackPending,
+        fact: TransactionBegan | FlushFailed | TransactionEnded | RollbackPending,
         record: SessionRecord,
         memory: _Failure,
     ) -> Iterator[Finding]:
         """One finding for each failure, at the first use that SQLAlchemy refuses after it."""
-        if isinstance(fact, TransactionEnded):
+        if isinstance(fact, TransactionBegan):
+            memory.savepoints += fact.nested
+        elif isinstance(fact, TransactionEnded):
+            memory.savepoints -= fact.nested
             memory.flush = None
             memory.said = False
         elif isinstance(fact, FlushFailed):
             memory.flush = memory.flush or fact
         elif not memory.said:
             memory.said = True
-            yield _pending(fact, memory.flush, record)
+            yield _pending(fact, memory, record)
 
 
 class _Failure:
-    """A transaction that waits for a rollback."""
+    """A transaction, or a savepoint, that waits for a rollback."""
 
-    __slots__ = ("flush", "said")
+    __slots__ = ("flush", "said", "savepoints")
 
     def __init__(self) -> None:
+        self.savepoints = 0
         self.flush: FlushFailed | None = None
         self.said = False
 
 
-def _pending(fact: RollbackPending, failed: FlushFailed | None, record: SessionRecord) -> Finding:
+def _pending(fact: RollbackPending, memory: _Failure, record: SessionRecord) -> Finding:
+    failed = memory.flush
     if failed is None:
         used = "the session was used again after its transaction had failed"
     else:
@@ -159,19 +177,28 @@ def _pending(fact: RollbackPending, failed: FlushFailed | None, record: SessionR
         if failed.constraint:
             evidence["constraint"] = failed.constraint
     evidence |= places(swallowed_at=fact.swallowed)
-    rollback = "await session.rollback()" if record.is_async else "session.rollback()"
-    if fact.swallowed is None:
-        where = " in the except block that caught the failure"
-    else:
-        where = f" at {fact.swallowed}"
     return record.finding(
         "pending-rollback",
         "error",
         f"{used}, without a rollback()",
-        rollback + where,
+        _recover(fact, memory, record),
         fact.site,
         evidence=evidence,
     )
+
+
+def _recover(fact: RollbackPending, memory: _Failure, record: SessionRecord) -> str:
+    in_savepoint = memory.savepoints > 0
+    if fact.in_block:
+        # Leaving the block with the error is what rolls it back.
+        error = "the error" if memory.flush is None else _name(memory.flush.error)
+        what = "savepoint" if in_savepoint else "transaction"
+        return f"catch {error} around the {what}'s block, not in it"
+    awaited = "await " if record.is_async else ""
+    rollback = f"{awaited}{'savepoint' if in_savepoint else 'session'}.rollback()"
+    if fact.swallowed is None:
+        return f"{rollback} in the except block that caught the failure"
+    return f"{rollback} at {fact.swallowed}"
 
 
 class AutoflushStorm:

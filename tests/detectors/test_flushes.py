@@ -93,9 +93,7 @@ def test_a_flush_that_fails_tells_what_was_in_it() -> None:
 
 def test_the_remedy_of_a_failed_flush_awaits_under_asyncio() -> None:
     said = told(FailedFlush(), failed(), is_async=True)
-    assert remedies(said) == [
-        "whoever catches IntegrityError must call await session.rollback()"
-    ]
+    assert remedies(said) == ["whoever catches IntegrityError must call await session.rollback()"]
     assert evidence(said, "alternatives") == [
         ["async with session.begin_nested(): around what may fail"]
     ]
@@ -114,11 +112,20 @@ def test_what_asked_for_the_flush_is_said(trigger: Trigger, message: str) -> Non
 
 
 def test_whoever_has_a_savepoint_is_not_told_to_use_one() -> None:
-    said = told(FailedFlush(), failed(trigger="savepoint"))
+    began = TransactionBegan(1, COMMIT, nested=True)
+    ended = TransactionEnded(2, COMMIT, "rolled_back", 1, nested=True)
+    said = told(FailedFlush(), began, failed(trigger="savepoint"), ended, failed())
     assert remedies(said) == [
-        "catch IntegrityError around the savepoint's block: no more than the savepoint is lost"
+        "catch IntegrityError around the savepoint's block: no more than the savepoint is lost",
+        "whoever catches IntegrityError must call session.rollback()",
     ]
-    assert evidence(said, "alternatives") == [None]
+    assert evidence(said, "alternatives")[0] is None
+
+
+def test_a_flush_before_a_savepoint_begins_loses_everything() -> None:
+    assert remedies(told(FailedFlush(), failed(trigger="savepoint"))) == [
+        "whoever catches IntegrityError must call session.rollback()"
+    ]
 
 
 def test_each_flush_that_fails_is_said() -> None:
@@ -161,6 +168,22 @@ def test_the_rollback_is_awaited_under_asyncio() -> None:
     assert remedies(said) == [
         "await session.rollback() in the except block that caught the failure"
     ]
+
+
+def test_a_block_is_what_to_leave() -> None:
+    began, used = TransactionBegan(1, COMMIT), RollbackPending(2, USE, LOOP, in_block=True)
+    said = told(PendingRollback(), began, failed(), used)
+    assert remedies(said) == ["catch IntegrityError around the transaction's block, not in it"]
+    assert evidence(said, "swallowed_at") == [str(LOOP)]
+    savepoint = TransactionBegan(1, COMMIT, nested=True)
+    said = told(PendingRollback(), began, savepoint, failed(), used)
+    assert remedies(said) == ["catch IntegrityError around the savepoint's block, not in it"]
+
+
+def test_a_savepoint_without_a_block_is_what_to_roll_back() -> None:
+    savepoint = TransactionBegan(1, COMMIT, nested=True)
+    said = told(PendingRollback(), savepoint, failed(), RollbackPending(2, USE, LOOP))
+    assert remedies(said) == [f"savepoint.rollback() at {LOOP}"]
 
 
 def test_the_first_failure_is_the_one_that_is_told() -> None:

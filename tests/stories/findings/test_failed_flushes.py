@@ -48,23 +48,24 @@ async def autoflush(session: Any) -> None:
     await session.rollback()
 
 
-async def read_lazily(session: Any) -> None:
-    def books(_: object) -> object:
-        return author.books  # <- flushed
+def books_of(author: Author) -> object:
+    return author.books  # <- flushed
 
+
+async def read_lazily(session: Any) -> None:
     author = await session.get(Author, 1)
     session.add(Author(name="author 0"))
     with pytest.raises(IntegrityError):
-        await session.run_sync(books)
+        await session.run_sync(lambda _: books_of(author))
     await session.rollback()
 
 
-async def leave_a_savepoint(session: Any) -> None:
-    with suppress(IntegrityError):
+async def begin_a_savepoint(session: Any) -> None:
+    session.add(Author(name=None))
+    with pytest.raises(IntegrityError):
         async with session.begin_nested():  # <- flushed
-            session.add(Author(name=None))
-    session.add(Author(name="kept"))
-    await session.commit()
+            pass
+    await session.rollback()
 
 
 async def delete(session: Any) -> None:
@@ -76,7 +77,6 @@ async def delete(session: Any) -> None:
     await session.rollback()
 
 
-EXPLICIT = "catch IntegrityError here, and call {}session.rollback() in the except block"
 FAILED: dict[str, tuple[Any, str, str, dict[str, Any]]] = {
     "flush()": (
         flush,
@@ -95,6 +95,18 @@ FAILED: dict[str, tuple[Any, str, str, dict[str, Any]]] = {
         "Author",
         "authors_name_key",
         {"trigger": "autoflush", "new": {"Author": 1}},
+    ),
+    "a lazy load": (
+        read_lazily,
+        "Author",
+        "authors_name_key",
+        {"trigger": "autoflush", "new": {"Author": 1}},
+    ),
+    "a savepoint that is to begin": (
+        begin_a_savepoint,
+        "Author",
+        "name",
+        {"trigger": "savepoint", "new": {"Author": 1}},
     ),
     "a deletion": (
         delete,
@@ -121,9 +133,9 @@ def test_a_flush_that_fails_by(twin: Twin, what: str) -> None:
         }
         due = Due(
             id="failed-flush",
-            site=marked(how, "<- flushed"),
+            site=marked(books_of if how is read_lazily else how, "<- flushed"),
             opened=marked(tell, "<- opened"),
-            remedy=EXPLICIT.format(awaited),
+            remedy=f"whoever catches IntegrityError must call {awaited}session.rollback()",
             entity=entity,
             evidence=evidence,
         )
@@ -132,5 +144,97 @@ def test_a_flush_that_fails_by(twin: Twin, what: str) -> None:
         # SQLite names none, and PostgreSQL's drivers no NOT NULL.
         is_named = twin.database == "postgresql" and constraint not in ("", "name")
         assert named == (constraint if is_named else "")
+
+    twin.run(story)
+
+
+async def leave_a_savepoint(session: Any) -> None:
+    session.add(Author(name="kept"))
+    with suppress(IntegrityError):
+        async with session.begin_nested():  # <- flushed
+            session.add(Author(name=None))
+    await session.commit()
+
+
+async def flush_in_a_savepoint(session: Any) -> None:
+    session.add(Author(name="kept"))
+    with suppress(IntegrityError):
+        async with session.begin_nested():
+            session.add(Author(name=None))
+            await session.flush()  # <- flushed
+    await session.commit()
+
+
+@pytest.mark.parametrize("how", [leave_a_savepoint, flush_in_a_savepoint])
+def test_a_flush_that_fails_in_a_savepoint(twin: Twin, how: Any) -> None:
+    async def story() -> None:
+        told = await tell(twin, how)
+        due = Due(
+            id="failed-flush",
+            site=marked(how, "<- flushed"),
+            opened=marked(tell, "<- opened"),
+            remedy="catch IntegrityError around the savepoint's block: "
+            "no more than the savepoint is lost",
+            entity="Author",
+            evidence={"new": {"Author": 1}, "alternatives": None},
+        )
+        assert_found(told, due)
+        assert [summary.outcome for summary in told.sessions] == ["committed"]
+
+    twin.run(story)
+
+
+async def insert_twice(session: Any) -> None:
+    with pytest.raises(IntegrityError):
+        await session.execute(insert(Author), [{"name": "same"}, {"name": "same"}])
+    await session.rollback()
+
+
+async def read_nonsense(session: Any) -> None:
+    with pytest.raises(DBAPIError):
+        await session.execute(text("SELECT nonsense"))
+    await session.rollback()
+
+
+async def flush_what_is_right(session: Any) -> None:
+    session.add_all([Author(name="one"), Author(name="another")])
+    await session.flush()
+    session.add(Author(name="a third"))
+    await session.commit()
+
+
+async def raise_after_a_flush(session: Any) -> None:
+    with suppress(LookupError):
+        async with session.begin_nested():
+            session.add(Author(name="one"))
+            await session.flush()
+            raise LookupError
+    await session.commit()
+
+
+@pytest.mark.parametrize(
+    "how", [insert_twice, read_nonsense, flush_what_is_right, raise_after_a_flush]
+)
+def test_what_is_no_failed_flush(twin: Twin, how: Any) -> None:
+    async def story() -> None:
+        assert_found(await tell(twin, how))
+
+    twin.run(story)
+
+
+def test_what_is_only_refused_at_the_commit(twin: Twin) -> None:
+    """The flush went well; the COMMIT itself fails, where the database checks at that time."""
+
+    async def story() -> None:
+        async def lend_nothing(session: Any) -> None:
+            session.add(Loan(book_id=404))
+            if twin.database == "postgresql":
+                with pytest.raises(IntegrityError):
+                    await session.commit()
+                await session.rollback()
+            else:
+                await session.commit()
+
+        assert_found(await tell(twin, lend_nothing))
 
     twin.run(story)
