@@ -121,8 +121,7 @@ def _leaves(handler: _Handler, failed: Failure) -> Failure | None:
 def _around(site: CallSite) -> Iterator[_Block]:
     """The blocks of the function at work that the line is in, from the inside outwards."""
     functions, blocks = _read(site.file, _changed_at(site.file))
-    around = [lines for lines in functions if site.line in lines]
-    function = max(around, key=lambda lines: lines.start)
+    function = min((lines for lines in functions if site.line in lines), key=len)
     for block in reversed(blocks):
         if block.function is function and site.line in block.lines:
             yield block

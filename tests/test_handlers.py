@@ -404,6 +404,14 @@ def test_a_file_that_is_written_anew(tmp_path: Any) -> None:
     assert handler_of(failed, []) is None
 
 
+def test_a_function_that_begins_in_the_first_line(tmp_path: Any) -> None:
+    file = tmp_path / "app.py"
+    file.write_text("def f():\n    try:\n        fail()\n    except Exception:\n        pass\n")
+    assert handler_of(Failure([CallSite(str(file), 3, "f")], NAMES), []) == CallSite(
+        str(file), 4, "f"
+    )
+
+
 def test_an_error_of_no_lines() -> None:
     assert failure(None, []) == Failure([], frozenset())
     assert handler_of(failure(None, []), []) is None
