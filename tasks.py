@@ -46,8 +46,10 @@ SQLALCHEMY_2_0 = ("--editable=.[all]", "--group=test", "sqlalchemy<2.1")
 # What meets no SQLAlchemy, or only from afar: once is enough.
 ALIKE_ON_EVERY_SQLALCHEMY = (
     "--ignore=tests/exporters",
+    "--ignore=tests/plugin",
     "--ignore=tests/servers",
     "--ignore=tests/test_dashboard.py",
+    "--ignore=tests/test_docs.py",
     "--ignore=tests/test_packaging.py",
     "--ignore=tests/test_tasks.py",
 )

@@ -202,12 +202,12 @@ def read_at_two_lines(session: Session) -> None:
         read_at_two_lines,
     ],
 )
-def test_what_is_no_storm(twin: Twin, how: Any) -> None:
+def test_what_is_no_storm(sqlite_twin: Twin, how: Any) -> None:
     async def story() -> None:
-        await keep(twin, *authors(3))
-        assert_found(await tell(twin, how, autoflushes_from_one_site=2))
+        await keep(sqlite_twin, *authors(3))
+        assert_found(await tell(sqlite_twin, how, autoflushes_from_one_site=2))
 
-    twin.run(story)
+    sqlite_twin.run(story)
 
 
 def test_a_session_that_does_not_autoflush(sqlite_twin: Twin) -> None:

@@ -227,12 +227,12 @@ NOT_AT_ONCE = [
 
 
 @pytest.mark.parametrize("how", NOT_AT_ONCE)
-def test_many_rows_that_are_not_many_objects_at_once(twin: Twin, how: Any) -> None:
+def test_many_rows_that_are_not_many_objects_at_once(sqlite_twin: Twin, how: Any) -> None:
     async def story() -> None:
-        await keep(twin, *authors(4))
-        assert_found(await tell(twin, how, large_result_objects=2))
+        await keep(sqlite_twin, *authors(4))
+        assert_found(await tell(sqlite_twin, how, large_result_objects=2))
 
-    twin.run(story)
+    sqlite_twin.run(story)
 
 
 # Streams

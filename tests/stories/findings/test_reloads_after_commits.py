@@ -110,15 +110,15 @@ RELOADS: dict[str, tuple[Callable[[Session], None], str]] = {
 
 
 @pytest.mark.parametrize("what", RELOADS)
-def test_what_a_commit_expired_is_reloaded(twin: Twin, what: str) -> None:
+def test_what_a_commit_expired_is_reloaded(sqlite_twin: Twin, what: str) -> None:
     how, entity = RELOADS[what]
 
     async def story() -> None:
-        await keep(twin, *authors(3, books_each=1))
-        told = await tell(twin, how, reloads_after_commit=3)
-        assert_found(told, reloaded(how, entity, unexpiring(twin)))
+        await keep(sqlite_twin, *authors(3, books_each=1))
+        told = await tell(sqlite_twin, how, reloads_after_commit=3)
+        assert_found(told, reloaded(how, entity, unexpiring(sqlite_twin)))
 
-    twin.run(story)
+    sqlite_twin.run(story)
 
 
 @pytest.mark.parametrize("what", RELOADS)
@@ -204,12 +204,14 @@ def read_one_of_them_often(session: Session) -> None:
         read_one_of_them_often,
     ],
 )
-def test_what_is_no_reload_after_a_commit(twin: Twin, how: Callable[[Session], None]) -> None:
+def test_what_is_no_reload_after_a_commit(
+    sqlite_twin: Twin, how: Callable[[Session], None]
+) -> None:
     async def story() -> None:
-        await keep(twin, *authors(3))
-        assert_found(await tell(twin, how, reloads_after_commit=2))
+        await keep(sqlite_twin, *authors(3))
+        assert_found(await tell(sqlite_twin, how, reloads_after_commit=2))
 
-    twin.run(story)
+    sqlite_twin.run(story)
 
 
 def managers() -> list[Any]:

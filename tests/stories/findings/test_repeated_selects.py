@@ -223,16 +223,16 @@ ALIKE = {
 
 
 @pytest.mark.parametrize("what", ALIKE)
-def test_what_only_looks_alike(twin: Twin, what: str) -> None:
+def test_what_only_looks_alike(sqlite_twin: Twin, what: str) -> None:
     async def story() -> None:
-        await keep(twin, *authors(3, books_each=1))
+        await keep(sqlite_twin, *authors(3, books_each=1))
         told = await ask(
-            twin, 3, ALIKE[what], repeats_of_one_select=2, ignore={"discarded-changes"}
+            sqlite_twin, 3, ALIKE[what], repeats_of_one_select=2, ignore={"discarded-changes"}
         )
         assert_found(told)
         kept.clear()
 
-    twin.run(story)
+    sqlite_twin.run(story)
 
 
 def test_parameters_that_cannot_be_compared(sqlite_twin: Twin) -> None:
