@@ -16,6 +16,7 @@ from sqlalchemy.orm.exc import DetachedInstanceError
 
 from session_tracer import CallSite, facts, instrument, loads
 from session_tracer.exporter import Exporter
+from session_tracer.probe import probe_of
 from session_tracer.testing import Captured, capture
 from tests.library import Author, Base, Book, Item, Map, authors
 
@@ -114,6 +115,23 @@ def test_each_scope_counts_anew(factory: Factory, road: str) -> None:
     assert len(kept) == 6
     assert [summary.loaded for summary in told.sessions] == [{"Book": 6}, {"Author": 3}]
     assert [summary.identity_map_peak for summary in told.sessions] == [6, 3]
+
+
+def test_how_full_the_map_was_is_noted_while_it_is_followed(factory: Factory, road: str) -> None:
+    with capture(factory), factory() as session:
+        session.connection()
+        probe = probe_of(session)
+        assert probe is not None
+        counter = probe.counter
+        kept = session.scalars(select(Book)).all()
+        assert (len(kept), counter.peak) == (6, 0)
+        counter.follow(on=True)
+        for number in (1, 2, 3):  # what nobody keeps is gone before the next is loaded
+            session.scalars(select(Author).where(Author.id == number)).one()
+        assert (counter.peak, counter.size()) == (7, 6)
+        counter.follow(on=False)
+        session.scalars(select(Author)).all()
+        assert counter.peak == 0
 
 
 # Where an object came from.
