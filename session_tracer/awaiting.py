@@ -6,12 +6,13 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import FrameType
 
-__all__ = ["MOST_HOPS", "awaiting_task", "current_task", "running_loop", "suspended"]
+__all__ = ["awaiting_task", "awaiting_tasks", "current_task", "running_loop", "suspended"]
 
 # How many tasks outwards are looked at: two that wait for each other must not hang us.
-MOST_HOPS: Final = 32
+_MOST_HOPS: Final = 32
 
 # The public function raises where no loop runs, which costs five times as much as this one.
 running_loop: Final = asyncio._get_running_loop
@@ -67,3 +68,12 @@ def _awaiting(callback: Any, future: asyncio.Future[Any], depth: int) -> asyncio
             if task is not None:
                 return task
     return None
+
+
+def awaiting_tasks(task: asyncio.Task[Any] | None) -> Iterator[asyncio.Task[Any]]:
+    """Those that wait for the task, from the one that awaits it outwards."""
+    for _ in range(_MOST_HOPS):
+        task = None if task is None else awaiting_task(task)
+        if task is None:
+            return
+        yield task

@@ -9,7 +9,7 @@ import sysconfig
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from session_tracer.awaiting import MOST_HOPS, awaiting_task, current_task, suspended
+from session_tracer.awaiting import awaiting_tasks, current_task, suspended
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -289,11 +289,7 @@ class Locator:
 def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
     """`frame`, its callers, and beyond a greenlet or a task those who await it."""
     yield from _stack(frame)
-    task = current_task()
-    for _ in range(MOST_HOPS):
-        task = None if task is None else awaiting_task(task)
-        if task is None:
-            return
+    for task in awaiting_tasks(current_task()):
         yield from suspended(task)
 
 

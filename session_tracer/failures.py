@@ -218,8 +218,7 @@ def _implicit(error: Any, frame: FrameType) -> tuple[Probe | None, Fact | None]:
         expired_site,
         root_site if selected else None,
     )
-    if probe.tracers[0].settings.record_identity and state.key is not None:
-        fact.identity = ", ".join(str(part) for part in state.key[1])
+    fact.identity = _identity(state, probe.tracers[0])
     return probe, fact
 
 
@@ -314,9 +313,15 @@ def _fact(read: Read, mark: loads.Mark, now: int, tracer: Tracer) -> facts.Detac
     # Whether a relationship had been loaded before its object was expired, nothing tells.
     if fact.load == "expired" or (state.expired and fact.load != "dynamic"):
         fact.expired_by, fact.expired_site = loads.expiry_of(state, origin.scope)
-    if tracer.settings.record_identity and state.key is not None:
-        fact.identity = ", ".join(str(part) for part in state.key[1])
+    fact.identity = _identity(state, tracer)
     return fact
+
+
+def _identity(state: Any, tracer: Tracer) -> str:
+    """The object's primary key, where the settings allow it to be named."""
+    if not tracer.settings.record_identity or state.key is None:
+        return ""
+    return ", ".join(str(part) for part in state.key[1])
 
 
 _SEEN: Final = (

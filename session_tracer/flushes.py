@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import datetime as dt
-import decimal
-import uuid
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy.orm import Session, dynamic
 from sqlalchemy.orm.base import NO_VALUE
 from sqlalchemy.orm.collections import InstrumentedDict, InstrumentedList, InstrumentedSet
+
+from session_tracer.plain import PLAIN
 
 if TYPE_CHECKING:
     from types import CodeType, FrameType
@@ -22,15 +21,7 @@ __all__ = ["attributes", "changed", "constraint", "counts", "trigger", "unchange
 
 _MOST_ATTRIBUTES: Final = 10
 
-# Comparing two of these runs no code of the application's.
-_PLAIN: Final = frozenset(
-    {
-        bool, bytes, dt.date, dt.datetime, dt.time, dt.timedelta,
-        decimal.Decimal, float, int, str, type(None), uuid.UUID,
-    }
-)  # fmt: skip
-
-# Going through one of these runs none either.
+# Going through one of these runs no code of the application's.
 _COLLECTIONS: Final = frozenset({InstrumentedDict, InstrumentedList, InstrumentedSet})
 
 _FLUSH: Final = Session.flush.__code__
@@ -136,7 +127,7 @@ def changed(state: Any) -> bool:
         if type(now) in _COLLECTIONS:
             if not _holds_same(now, before):
                 return True
-        elif type(now) not in _PLAIN or type(before) not in _PLAIN or now != before:
+        elif type(now) not in PLAIN or type(before) not in PLAIN or now != before:
             return True
     return False
 

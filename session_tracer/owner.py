@@ -9,7 +9,7 @@ import weakref
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
 
-from session_tracer.awaiting import MOST_HOPS, awaiting_task, running_loop, suspended
+from session_tracer.awaiting import awaiting_tasks, running_loop, suspended
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator
@@ -101,7 +101,8 @@ class Owner:
                 return []
             # One that runs at this moment stands on its thread's stack.
             if not _runs(task):
-                return _awaiting_chain(task)
+                # And then those who wait for it.
+                return [frame for one in (task, *awaiting_tasks(task)) for frame in suspended(one)]
         thread = self._thread()
         if thread is None or self.ident is None or not thread.is_alive():
             return []
@@ -165,27 +166,13 @@ def others() -> Iterator[Owner]:
 
 def root_of(owner: Owner) -> Owner:
     """Who awaits the running task outermost; the owner itself where nobody does."""
-    task = None if owner._task is None else owner._task()
-    outermost = task
-    for _ in range(MOST_HOPS):
-        task = None if task is None else awaiting_task(task)
-        if task is None:
-            break
+    running = None if owner._task is None else owner._task()
+    outermost = running
+    for task in awaiting_tasks(running):
         outermost = task
-    if outermost is None or owner._task is None or outermost is owner._task():
+    if outermost is None or outermost is running:
         return owner
     return Owner(threading.current_thread(), outermost, owner.loop(), None)
-
-
-def _awaiting_chain(task: asyncio.Task[Any] | None) -> list[FrameType]:
-    """Where a waiting task stands, and those who wait for it."""
-    frames: list[FrameType] = []
-    for _ in range(MOST_HOPS):
-        if task is None:
-            break
-        frames.extend(suspended(task))
-        task = awaiting_task(task)
-    return frames
 
 
 def _nowhere() -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import datetime as dt
-import decimal
 import re
-import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from session_tracer.facts import Database
+from session_tracer.plain import PLAIN
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL
@@ -130,19 +128,10 @@ def _shown(piece: re.Match[str]) -> str:
     return "" if piece.lastgroup == "comment" else "?"
 
 
-# Reading one of these runs no code of the application's.
-_PLAIN: Final = frozenset(
-    {
-        bool, bytes, dt.date, dt.datetime, dt.time, dt.timedelta,
-        decimal.Decimal, float, int, str, type(None), uuid.UUID,
-    }
-)  # fmt: skip
-
-
 def fingerprint(statement: str, parameters: Any) -> int:
     """Equal for the same text with the same parameters; 0 where these cannot be compared."""
     held = tuple(parameters.values() if type(parameters) is dict else parameters)
-    if any(type(value) not in _PLAIN for value in held):
+    if any(type(value) not in PLAIN for value in held):
         return 0
     # As text, for the hashes of -1 and -2 are the same, and so are those of 1, 1.0 and True.
     return hash((statement, repr(held))) or 1

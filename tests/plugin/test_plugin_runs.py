@@ -188,13 +188,13 @@ def finding(severity: Severity, message: str, site: CallSite | None) -> Finding:
 
 
 def test_what_github_reads_is_escaped() -> None:
-    site = CallSite("/work/a,b:c%.py", 7, "f")
+    site = CallSite("/srv/a,b:c%.py", 7, "f")
     commands = workflow_commands(
         [finding("error", "two\r\nlines: 100%", site), finding("info", "nowhere", None)],
         {"GITHUB_WORKSPACE": "/elsewhere"},
     )
     assert list(commands) == [
-        "::error file=/work/a%2Cb%3Ac%25.py,line=7,title=said::two%0D%0Alines: 100%25%0A50%25 less",
+        "::error file=/srv/a%2Cb%3Ac%25.py,line=7,title=said::two%0D%0Alines: 100%25%0A50%25 less",
         "::notice title=said::nowhere%0A50%25 less",
     ]
 
@@ -205,7 +205,7 @@ def test_nobody_else_is_told_what_github_reads(value: str | None) -> None:
 
 
 def test_a_ledger_is_the_same_after_the_journey() -> None:
-    site = CallSite("/work/a.py", 7, "f")
+    site = CallSite("/srv/a.py", 7, "f")
     here, there = Ledger(), Ledger()
     here.add(Drawn(finding("error", "one", site), "call", known=False), "test_a")
     here.add(Drawn(finding("error", "one", site), "teardown", known=False), "test_b")
