@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
-__all__ = ["awaiting_task", "awaiting_tasks", "current_task", "running_loop", "suspended"]
+__all__ = ["awaiting_tasks", "current_task", "running_loop", "suspended"]
 
 # How many tasks outwards are looked at: two that wait for each other must not hang us.
 _MOST_HOPS: Final = 32
@@ -37,7 +37,7 @@ def suspended(task: asyncio.Task[Any]) -> list[FrameType]:
     return frames
 
 
-def awaiting_task(future: asyncio.Future[Any], depth: int = 0) -> asyncio.Task[Any] | None:
+def _awaiting_task(future: asyncio.Future[Any], depth: int = 0) -> asyncio.Task[Any] | None:
     """The task that will wake when `future` is done, where asyncio's own callbacks tell.
 
     They tell for a plain await, `shield`, `gather`, `wait`, `wait_for` and `TaskGroup`; nobody
@@ -64,7 +64,7 @@ def _awaiting(callback: Any, future: asyncio.Future[Any], depth: int) -> asyncio
     held.extend(getattr(callback, "args", ()))
     for candidate in held:
         if isinstance(candidate, asyncio.Future) and candidate is not future:
-            task = awaiting_task(candidate, depth + 1)
+            task = _awaiting_task(candidate, depth + 1)
             if task is not None:
                 return task
     return None
@@ -73,7 +73,7 @@ def _awaiting(callback: Any, future: asyncio.Future[Any], depth: int) -> asyncio
 def awaiting_tasks(task: asyncio.Task[Any] | None) -> Iterator[asyncio.Task[Any]]:
     """Those that wait for the task, from the one that awaits it outwards."""
     for _ in range(_MOST_HOPS):
-        task = None if task is None else awaiting_task(task)
+        task = None if task is None else _awaiting_task(task)
         if task is None:
             return
         yield task
