@@ -6,7 +6,6 @@ import json
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
-from opentelemetry import _logs as logs
 from opentelemetry.context import Context
 from opentelemetry.trace import (
     INVALID_SPAN,
@@ -16,7 +15,14 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 
+from session_tracer.lessened import without
 from session_tracer.signals import names
+
+logs: Any
+try:
+    from opentelemetry import _logs as logs
+except ImportError:  # it has no public name yet
+    logs = None
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,14 +31,15 @@ if TYPE_CHECKING:
 
 __all__ = ["application_logger_provider", "emit_to", "sentence"]
 
+# The numbers are those of the data model: opentelemetry.io/docs/specs/otel/logs/data-model/
 _SEVERITIES: Final = {
-    "debug": (logs.SeverityNumber.DEBUG, "DEBUG"),
-    "info": (logs.SeverityNumber.INFO, "INFO"),
-    "warning": (logs.SeverityNumber.WARN, "WARN"),
-    "error": (logs.SeverityNumber.ERROR, "ERROR"),
-    "critical": (logs.SeverityNumber.FATAL, "FATAL"),
+    "debug": (5, "DEBUG"),
+    "info": (9, "INFO"),
+    "warning": (13, "WARN"),
+    "error": (17, "ERROR"),
+    "critical": (21, "FATAL"),
 }
-_UNKNOWN_LEVEL: Final = (logs.SeverityNumber.UNSPECIFIED, "")
+_UNKNOWN_LEVEL: Final = (0, "")
 
 # What a log record has a place of its own for.
 _PLACED: Final = frozenset({"event", "level", "logger", "timestamp", "trace_id", "span_id"})
@@ -57,7 +64,7 @@ def emit_to(provider: logs.LoggerProvider) -> Callable[[LogEvent], None]:
         logger.emit(
             timestamp=_nanoseconds(str(event.get("timestamp", ""))),
             context=_context(event),
-            severity_number=number,
+            severity_number=logs.SeverityNumber(number),
             severity_text=text,
             body=sentence(event),
             attributes=_attributes(event),
@@ -69,6 +76,9 @@ def emit_to(provider: logs.LoggerProvider) -> Callable[[LogEvent], None]:
 
 def application_logger_provider() -> logs.LoggerProvider | None:
     """The process's own logger provider, where the application has set one."""
+    if logs is None:
+        without("opentelemetry._logs", "log events go to the logger of Python's logging alone")
+        return None
     provider = logs.get_logger_provider()
     # What the API itself brings does nothing: a no-op, or the stand-in (no public name) until then.
     return None if type(provider).__module__.startswith(logs.__name__) else provider

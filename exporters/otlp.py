@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from session_tracer.exporter import Exporter
 from session_tracer.exporters.log_records import emit_to
+from session_tracer.lessened import without
 from session_tracer.outbox import Outbox
 
 try:
     import opentelemetry.exporter.otlp.proto.http  # noqa: F401 - else it is missed only below
-    from opentelemetry.sdk._logs import LoggerProvider
-    from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
     from opentelemetry.sdk.metrics import MeterProvider
     from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
     from opentelemetry.sdk.resources import Resource
@@ -61,7 +60,6 @@ def open_exporter(_settings: Settings) -> Exporter:
         return exporter
     spans = _span_exporter() if _is_wanted("TRACES") else None
     metrics = _metric_exporter() if _is_wanted("METRICS") else None
-    records = _log_record_exporter() if _is_wanted("LOGS") else None
     resource = _resource()
     roads: list[_Road] = []
     if spans is not None:
@@ -69,11 +67,8 @@ def open_exporter(_settings: Settings) -> Exporter:
         tracers.add_span_processor(BatchSpanProcessor(spans))
         roads.append(_Road(tracers.force_flush, tracers.shutdown, spans.shutdown))
         exporter = replace(exporter, tracer_provider=tracers)
-    if records is not None:
-        loggers = LoggerProvider(resource=resource, shutdown_on_exit=False)
-        loggers.add_log_record_processor(BatchLogRecordProcessor(records))
-        roads.append(_Road(loggers.force_flush, loggers.shutdown, records.shutdown))
-        exporter = replace(exporter, on_log=emit_to(loggers))
+    if _is_wanted("LOGS"):
+        exporter = _with_logs(exporter, resource, roads)
     if metrics is not None:
         reader = PeriodicExportingMetricReader(metrics)
         meters = MeterProvider([reader], resource=resource, shutdown_on_exit=False)
@@ -81,6 +76,24 @@ def open_exporter(_settings: Settings) -> Exporter:
         exporter = replace(exporter, meter_provider=meters)
     traffic = _Traffic(roads)
     return replace(exporter, flush=traffic.flush, close=traffic.close)
+
+
+def _with_logs(exporter: Exporter, resource: Resource, roads: list[_Road]) -> Exporter:
+    """The exporter, and with it the way of log records, whose SDK has no public name yet."""
+    try:
+        from opentelemetry.sdk._logs import LoggerProvider
+        from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
+
+        records = _log_record_exporter()
+    except ImportError as missing:
+        if "_log" not in str(missing.name):
+            raise
+        without("opentelemetry.sdk._logs", "log events are not sent by OTLP")
+        return exporter
+    loggers = LoggerProvider(resource=resource, shutdown_on_exit=False)
+    loggers.add_log_record_processor(BatchLogRecordProcessor(records))
+    roads.append(_Road(loggers.force_flush, loggers.shutdown, records.shutdown))
+    return replace(exporter, on_log=emit_to(loggers))
 
 
 @dataclass(frozen=True, slots=True)

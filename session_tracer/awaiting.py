@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import FrameType
 
 __all__ = ["awaiting_tasks", "current_task", "running_loop", "suspended"]
@@ -14,8 +14,19 @@ __all__ = ["awaiting_tasks", "current_task", "running_loop", "suspended"]
 # How many tasks outwards are looked at: two that wait for each other must not hang us.
 _MOST_HOPS: Final = 32
 
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    """The event loop that runs in this thread, if one does."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
 # The public function raises where no loop runs, which costs five times as much as this one.
-running_loop: Final = asyncio._get_running_loop
+running_loop: Final[Callable[[], asyncio.AbstractEventLoop | None]] = getattr(
+    asyncio, "_get_running_loop", _running_loop
+)
 
 
 def current_task() -> asyncio.Task[Any] | None:

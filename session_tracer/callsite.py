@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from session_tracer.awaiting import awaiting_tasks, current_task, suspended
+from session_tracer.running import running_frame
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -81,6 +82,8 @@ _MACHINERY_PACKAGES: Final = frozenset(
     }
 )
 
+# The interpreter has it, or we would not be here: see `locate`.
+_frame: Final[Any] = running_frame
 _HERE: Final = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _CO_COROUTINE: Final = 0x80
 _CO_AWAITED: Final = 0x80 | 0x20 | 0x100 | 0x200  # coroutine, generator, or either's async kin
@@ -119,7 +122,16 @@ class Locator:
     site carries, itself included.
     """
 
-    __slots__ = ("_application", "_frames", "_jumps", "_kept", "_kinds", "_sites")
+    __slots__ = (
+        "_application",
+        "_crossings",
+        "_frames",
+        "_jumps",
+        "_kept",
+        "_kinds",
+        "_known",
+        "_sites",
+    )
 
     def __init__(self, application_packages: tuple[str, ...] = (), frames: int = 1) -> None:
         self._application = frozenset(application_packages)
@@ -128,7 +140,10 @@ class Locator:
         # code objects are kept, so that no other one can have their id.
         self._kinds: dict[int, int] = {}
         self._sites: dict[tuple[int, int], CallSite] = {}
+        # By the instruction: working out a frame's line costs more than all the rest.
+        self._known: dict[tuple[int, int], CallSite] = {}
         self._jumps: dict[int, tuple[tuple[int, CodeType], ...]] = {}
+        self._crossings: dict[int, tuple[tuple[int, int, CodeType], ...]] = {}
         self._kept: list[CodeType] = []
 
     def locate(self, depth: int = 1) -> CallSite | None:
@@ -137,21 +152,44 @@ class Locator:
         None means that only the interpreter's and SQLAlchemy's own frames are left: a task whose
         awaiting coroutine cannot be told, or a garbage collector's callback.
         """
-        start = sys._getframe(depth)
-        kinds = self._kinds
+        start = _frame(depth)
+        if start is None:
+            return None
+        known = self._known
         # Jumping over frames is a tenth of the cost of walking them: each one that is looked at has
         # to be made into an object first. From one of our listeners, one of SQLAlchemy's methods is
         # always as far away, unless the application's code runs in between.
-        for distance, entry in self._jumps.get(id(start.f_code), _NO_JUMPS):
+        try:
+            for distance, entry in self._jumps.get(id(start.f_code), _NO_JUMPS):
+                frame = _frame(depth + distance)
+                site = known.get((id(frame.f_code), frame.f_lasti))
+                if site is not None and _frame(depth + distance - 1).f_code is entry:
+                    return site
+        except ValueError:  # the stack is not as deep
+            pass
+        if id(start.f_code) in self._crossings:
+            site = self._cross(start, depth + 1)
+            if site is not None:
+                return site
+        return self._walk(start) or self._search(start)
+
+    def _cross(self, start: FrameType, depth: int) -> CallSite | None:
+        """What awaits the greenlet, as far away as it was from here before."""
+        for distance, hops, entry in self._crossings[id(start.f_code)]:
             try:
-                frame: FrameType | None = sys._getframe(depth + distance)
+                bottom = _frame(depth + distance)
             except ValueError:  # the stack is not as deep
                 break
-            if frame is not None:
-                kind = kinds.get(id(frame.f_code), _MACHINERY)
-                if kind <= _TEMPLATE and sys._getframe(depth + distance - 1).f_code is entry:
-                    return self._chain(frame) if self._frames > 1 else self._site(frame, kind)
-        return self._walk(start) or self._search(start)
+            # SQLAlchemy's greenlet runs one of its own methods: an application's would come first.
+            if bottom.f_code is entry and bottom.f_back is None:
+                frame: FrameType | None = _outer_greenlet(None)[1]
+                for _ in range(hops):
+                    frame = None if frame is None else frame.f_back
+                if frame is not None:
+                    site = self._known.get((id(frame.f_code), frame.f_lasti))
+                    if site is not None:
+                        return site
+        return None
 
     def _walk(self, start: FrameType) -> CallSite | None:
         """The common case: the application called, and is further out on this very stack."""
@@ -162,7 +200,7 @@ class Locator:
             kind = self._kind(frame)
             if kind <= _TEMPLATE:
                 self._remember_jump(start.f_code, distance, inner.f_code)
-                return self._chain(frame) if self._frames > 1 else self._site(frame, kind)
+                return self._found(frame, kind)
             if kind == _LIBRARY or frame.f_code.co_flags & _CO_COROUTINE:
                 return None
             inner = frame
@@ -178,13 +216,28 @@ class Locator:
                 sorted((*jumps, (distance, entry)), key=lambda jump: jump[0])
             )
 
+    def _found(self, frame: FrameType, kind: int) -> CallSite:
+        if self._frames > 1:
+            return self._chain(frame)
+        site = self._site(frame, kind)
+        if len(self._known) >= _MOST_SITES:
+            self._known.clear()
+        self._known[id(frame.f_code), frame.f_lasti] = site
+        return site
+
     def called_by(self, names: frozenset[str], depth: int = 1) -> bool:
         """Whether a function of such a name runs between the caller and the application's line."""
-        for frame in _stack(sys._getframe(depth)):
-            if frame.f_code.co_name in names:
+        # A greenlet's callers outside of it are nobody's that is asked for.
+        frame: FrameType | None = _frame(depth)
+        kinds = self._kinds
+        while frame is not None:
+            code = frame.f_code
+            if code.co_name in names:
                 return True
-            if self._kind(frame) <= _TEMPLATE:
+            kind = kinds.get(id(code))
+            if (self._classify(frame) if kind is None else kind) <= _TEMPLATE:
                 return False
+            frame = frame.f_back
         return False
 
     def frames(self, frame: FrameType | None) -> list[CallSite]:
@@ -224,10 +277,27 @@ class Locator:
             kind = self._kind(frame)
             if kind <= _TEMPLATE:
                 # From a waiting task's frame the way outwards would begin anew at the running task.
-                return self._chain(start) if self._frames > 1 else self._site(frame, kind)
+                if self._frames > 1:
+                    return self._chain(start)
+                if nearest is None:
+                    self._remember_crossing(start, frame)
+                return self._found(frame, kind)
             if kind == _LIBRARY and nearest is None:
                 nearest = frame
         return None if nearest is None else self._site(nearest, _LIBRARY)
+
+    def _remember_crossing(self, start: FrameType, found: FrameType) -> None:
+        """How far it is from here to the greenlet's end, and from its parent to what awaits it."""
+        distance, bottom = 0, start
+        while bottom.f_back is not None and bottom is not found:
+            bottom, distance = bottom.f_back, distance + 1
+        frame = None if bottom is found else _outer_greenlet(None)[1]
+        hops = 0
+        while frame is not None and frame is not found:
+            frame, hops = frame.f_back, hops + 1
+        crossings = self._crossings.get(id(start.f_code), ())
+        if frame is not None and len(crossings) < _MOST_JUMPS:
+            self._crossings[id(start.f_code)] = (*crossings, (distance, hops, bottom.f_code))
 
     def _chain(self, frame: FrameType) -> CallSite:
         inner, *outer = self.frames(frame)[: self._frames]
@@ -260,7 +330,14 @@ class Locator:
         return kind
 
     def _forget(self) -> None:
-        for known in (self._kinds, self._sites, self._jumps, self._kept):
+        for known in (
+            self._kinds,
+            self._sites,
+            self._known,
+            self._jumps,
+            self._crossings,
+            self._kept,
+        ):
             known.clear()
 
     def _kind_of(self, frame: FrameType) -> int:

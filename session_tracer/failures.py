@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from itertools import dropwhile
 from typing import TYPE_CHECKING, Any, Final
@@ -12,7 +11,9 @@ from sqlalchemy.orm.exc import DetachedInstanceError
 
 from session_tracer import facts, frames, live, loaders, loads, owner
 from session_tracer.handlers import handler_of
+from session_tracer.lessened import without
 from session_tracer.probe import probe_of
+from session_tracer.running import running_frame
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from session_tracer.facts import Fact
     from session_tracer.frames import Read
+    from session_tracer.origin import OriginRef
     from session_tracer.probe import Probe
     from session_tracer.tracer import Tracer
 
@@ -51,16 +53,22 @@ class Seam:
                 super(error, self).__init__(*arg, **kw)
             else:
                 found(self, *arg, **kw)
-            if seam._is_open:
-                seen(self, sys._getframe(1))
+            frame = running_frame(1) if seam._is_open else None
+            if frame is not None:
+                seen(self, frame)
 
         seam = self
-        self._wrapper = error.__init__ = __init__
+        try:
+            error.__init__ = __init__
+        except TypeError:  # a class that is compiled
+            without(f"{error.__qualname__}.__init__", "errors of this class are not told of")
+        else:
+            self._wrapper = __init__
 
     def close(self) -> None:
         """Leave the class as it was found; what somebody wrapped meanwhile stays within theirs."""
         self._is_open = False
-        if self._error.__dict__.get("__init__") is not self._wrapper:
+        if self._wrapper is None or self._error.__dict__.get("__init__") is not self._wrapper:
             return
         if self._before is None:
             del self._error.__init__
@@ -136,7 +144,7 @@ def _closed_in_block(error: Any, frame: FrameType) -> tuple[Probe | None, Fact |
 def _used_after_failure(probe: Probe, frame: FrameType, *, in_block: bool) -> Fact:
     here = probe.tracers[0].locator.frames(frame)
     swallowed = handler_of(probe.failure, here) if probe.failure is not None else None
-    return facts.RollbackPending(probe.now(), probe.site(), swallowed, in_block)
+    return facts.RollbackPending(probe.clock(), probe.site(), swallowed, in_block)
 
 
 def _used_at_once(error: Any, frame: FrameType) -> tuple[Probe | None, Fact | None]:
@@ -152,23 +160,23 @@ def _used_at_once(error: Any, frame: FrameType) -> tuple[Probe | None, Fact | No
         if stack:
             other_site = next(iter(probe.tracers[0].locator.sites(stack)), None)
             return probe, facts.SessionUsedConcurrently(
-                probe.now(), probe.site(), owner.current(), other_site, other
+                probe.clock(), probe.site(), owner.current(), other_site, other
             )
     return None, None
 
 
 def _crossed(error: Any, frame: FrameType) -> tuple[Probe | None, Fact | None]:
     del error
-    session: Any = frame.f_locals["self"]
-    state: Any = frame.f_locals["state"]
-    probe = probe_of(session)
+    session: Any = frame.f_locals.get("self")
+    state: Any = frame.f_locals.get("state")
+    probe = None if session is None or state is None else probe_of(session)
     if probe is None:
         return None, None
     probe.resume(session)
     other = None if state.session is None else probe_of(state.session)
     mark = loads.mark_of(state)
     return probe, facts.ObjectCrossed(
-        probe.now(),
+        probe.clock(),
         probe.site(),
         state.class_.__name__,
         "" if other is None else other.scope.id,
@@ -180,12 +188,13 @@ def _crossed(error: Any, frame: FrameType) -> tuple[Probe | None, Fact | None]:
 
 def _load_refused(error: Any, frame: FrameType) -> tuple[Probe | None, Fact | None]:
     del error
-    state: Any = frame.f_locals["state"]
-    probe = _probe_of(state)
+    loader: Any = frame.f_locals.get("self")
+    state: Any = frame.f_locals.get("state")
+    probe = None if loader is None or state is None else _probe_of(state)
     if probe is None:
         return None, None
-    key = str(frame.f_locals["self"].key)
-    return probe, facts.LoadRefused(probe.now(), probe.site(), state.class_.__name__, key)
+    key = str(loader.key)
+    return probe, facts.LoadRefused(probe.clock(), probe.site(), state.class_.__name__, key)
 
 
 def _implicit(error: Any, frame: FrameType) -> tuple[Probe | None, Fact | None]:
@@ -204,9 +213,9 @@ def _implicit(error: Any, frame: FrameType) -> tuple[Probe | None, Fact | None]:
     mark = loads.mark_of(state)
     root, options, root_site = loaders.selection(state, read.attribute)
     # What was added, or merged, no SELECT has brought that could be given options.
-    selected = bool(state.load_path.path)
+    selected = bool(loaders.load_path(state))
     fact = facts.ImplicitLoadFailed(
-        probe.now(),
+        probe.clock(),
         probe.site(),
         state.class_.__name__,
         read.attribute,
@@ -235,7 +244,7 @@ def _timed_out(error: Any, frame: FrameType) -> None:
         seconds = timeout() if callable(timeout) else 0
         probe.tell(
             facts.CheckoutTimedOut(
-                probe.now(), probe.site(), live.holders_of(pool), int(seconds * 1e9)
+                probe.clock(), probe.site(), live.holders_of(pool), int(seconds * 1e9)
             )
         )
     except Exception as failure:
@@ -295,7 +304,9 @@ def _detached(error: Any, frame: FrameType) -> None:
             tracer.failed("failures", failure)
 
 
-def _fact(read: Read, mark: loads.Mark, now: int, tracer: Tracer) -> facts.DetachedLoadFailed:
+def _fact(
+    read: Read, mark: loads.Mark | OriginRef, now: int, tracer: Tracer
+) -> facts.DetachedLoadFailed:
     state: Any = read.state
     origin = mark.origin
     fact = facts.DetachedLoadFailed(

@@ -4,29 +4,26 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy.orm import Session, dynamic
-from sqlalchemy.orm.base import NO_VALUE
+from sqlalchemy.orm import NO_VALUE, SessionTransaction
 from sqlalchemy.orm.collections import InstrumentedDict, InstrumentedList, InstrumentedSet
 
+from session_tracer.lessened import without
 from session_tracer.plain import PLAIN
 
 if TYPE_CHECKING:
-    from types import CodeType, FrameType
+    from types import FrameType
 
     from sqlalchemy.orm import InstanceState, UOWTransaction
 
     from session_tracer.facts import Counts, Trigger
 
-__all__ = ["attributes", "changed", "constraint", "counts", "trigger", "unchanged"]
+__all__ = ["attributes", "changed", "constraint", "counts", "states", "trigger", "unchanged"]
 
 _MOST_ATTRIBUTES: Final = 10
 
 # Going through one of these runs no code of the application's.
 _COLLECTIONS: Final = frozenset({InstrumentedDict, InstrumentedList, InstrumentedSet})
 
-_FLUSH: Final = Session.flush.__code__
-# A dynamic relationship's query autoflushes by calling flush() itself.
-_DYNAMIC: Final = dynamic.__file__
 _CALLERS: Final[dict[str, Trigger]] = {
     "_autoflush": "autoflush",
     "_prepare_impl": "commit",
@@ -41,23 +38,48 @@ def trigger(frame: FrameType | None) -> Trigger:
 
     A subclass may override `flush`: the frames of its own are passed over.
     """
-    while frame is not None and frame.f_code is not _FLUSH:
+    while frame is not None and not (_is_sessions(frame) and frame.f_code.co_name == "flush"):
         frame = frame.f_back
+    by_session = False
     while frame is not None:
-        code = frame.f_code
-        if _is_sessions(code) and code.co_name in _CALLERS:
-            if code.co_name != "_prepare_impl":
-                return _CALLERS[code.co_name]
+        name = frame.f_code.co_name
+        if name in _CALLERS and _is_sessions(frame):
+            caller = _CALLERS[name]
             # A savepoint that is released flushes as a commit does.
-            return "savepoint" if frame.f_locals["self"].nested else "commit"
-        if not (_is_sessions(code) or code.co_name == "flush"):
-            return "autoflush" if code.co_filename == _DYNAMIC else "explicit"
+            return "savepoint" if caller == "commit" and _is_savepoints(frame) else caller
+        if _module(frame).startswith("sqlalchemy.orm."):
+            # Most of these names are private: under another one, too, SQLAlchemy has asked for it.
+            # And a dynamic relationship's query autoflushes by calling flush() itself.
+            by_session = by_session or name not in _FLUSHES
+        elif name != "flush":
+            break
         frame = frame.f_back
-    return "explicit"
+    return "autoflush" if by_session else "explicit"
 
 
-def _is_sessions(code: CodeType) -> bool:
-    return code.co_filename == _FLUSH.co_filename
+_FLUSHES: Final = frozenset({"flush", "_flush"})
+
+
+def _module(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__"))
+
+
+def _is_sessions(frame: FrameType) -> bool:
+    return _module(frame) == "sqlalchemy.orm.session"
+
+
+def _is_savepoints(frame: FrameType) -> bool:
+    transaction: Any = frame.f_locals.get("self")
+    return issubclass(type(transaction), SessionTransaction) and transaction.nested
+
+
+def states(context: UOWTransaction) -> dict[InstanceState[Any], tuple[bool, bool]]:
+    """The objects of the unit of work: whether each is deleted, and whether it is only listed."""
+    found: dict[InstanceState[Any], tuple[bool, bool]] | None = getattr(context, "states", None)
+    if found is None:
+        without("UOWTransaction.states", "the objects that a flush writes are not counted")
+        return {}
+    return found
 
 
 def unchanged(context: UOWTransaction) -> frozenset[InstanceState[Any]]:
@@ -67,7 +89,7 @@ def unchanged(context: UOWTransaction) -> frozenset[InstanceState[Any]]:
     """
     return frozenset(
         state
-        for state, (is_delete, list_only) in context.states.items()
+        for state, (is_delete, list_only) in states(context).items()
         if not (is_delete or list_only or state.key is None or changed(state))
     )
 
@@ -95,7 +117,7 @@ def counts(
     dirty: Counts = {}
     deleted: Counts = {}
     same: Counts = {}
-    for state, (is_delete, list_only) in context.states.items():
+    for state, (is_delete, list_only) in states(context).items():
         if list_only:
             continue
         if is_delete:

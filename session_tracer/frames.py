@@ -31,7 +31,9 @@ __all__ = ["Read", "detached_read", "is_inside", "is_sqlalchemys", "refused_read
 _NEAR: Final = 8
 _FAR: Final = 60
 # What a query class of the application's own is mixed with, too.
-_DYNAMIC: Final = AppenderQuery.__bases__[0]
+_DYNAMIC: Final[tuple[type, ...]] = tuple(
+    base for base in AppenderQuery.__mro__ if base.__name__.endswith("AppenderMixin")
+) or (AppenderQuery,)
 
 
 class Read(NamedTuple):
@@ -75,7 +77,7 @@ def _session_of(frame: FrameType) -> Session | None:
     return owner if _is(owner, Session) else None
 
 
-def _is(one: Any, kind: type) -> bool:
+def _is(one: Any, kind: type | tuple[type, ...]) -> bool:
     """Whether it is one of the kind; an object of the application's is not asked."""
     return issubclass(type(one), kind)
 

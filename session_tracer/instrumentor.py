@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import sys
 import threading
 import time
 import warnings
@@ -12,13 +11,23 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from sqlalchemy.orm import Session
 
-from session_tracer import failures, listeners, live, loads, peers, statements, watch
+from session_tracer import (
+    failures,
+    listeners,
+    live,
+    loads,
+    peers,
+    reliances,
+    statements,
+    watch,
+)
 from session_tracer.detectors import DEFAULT_DETECTORS
 from session_tracer.exporter import Exporter, Exporters
 from session_tracer.lifetime import wrap_async_session, wrap_session
 from session_tracer.patching import Patches
 from session_tracer.probe import Probe, probe_of
 from session_tracer.providers import configured_providers
+from session_tracer.running import running_frame
 from session_tracer.settings import Settings
 from session_tracer.targets import (
     ASYNC,
@@ -38,8 +47,31 @@ from session_tracer.underway import SLOT
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from types import TracebackType
+    from typing import Protocol, TypeAlias, Unpack
+
+    # Not the AsyncSession of `targets`: that may be None, and no type for pyright.
+    from sqlalchemy.ext import asyncio as aio
+    from sqlalchemy.orm import scoped_session, sessionmaker
 
     from session_tracer.detectors.protocol import Detector
+    from session_tracer.settings import Overrides
+
+    class _FlaskSQLAlchemy(Protocol):
+        """A Flask-SQLAlchemy `SQLAlchemy` object, as far as types tell it."""
+
+        @property
+        def session(self) -> scoped_session[Any]: ...
+
+    Instrumentable: TypeAlias = (
+        sessionmaker[Any]
+        | scoped_session[Any]
+        | Session
+        | aio.async_sessionmaker[Any]
+        | aio.async_scoped_session[Any]
+        | aio.AsyncSession
+        | type[Session | aio.AsyncSession]
+        | _FlaskSQLAlchemy
+    )
 
 __all__ = ["Instrumentation", "instrument", "uninstrument"]
 
@@ -88,13 +120,13 @@ class Instrumentation:
 
 
 def instrument(
-    target: Any = None,
+    target: Instrumentable | None = None,
     *,
     name: str | None = None,
     exporter: str | Exporter | None = None,
     settings: Settings | None = None,
     detectors: Iterable[Detector] = DEFAULT_DETECTORS,
-    **overrides: Any,
+    **overrides: Unpack[Overrides],
 ) -> Instrumentation:
     """Trace the sessions that `target` makes.
 
@@ -115,13 +147,17 @@ def instrument(
     return _INSTRUMENTOR.add(resolved, name or "default", exporter, chosen, tuple(detectors))
 
 
-def uninstrument(target: Any = None) -> None:
+def uninstrument(target: Instrumentable | None = None) -> None:
     """Stop tracing `target`, or with None everything; leave SQLAlchemy as it was found."""
     _INSTRUMENTOR.remove_target(None if target is None else resolve(target))
 
 
 def capture(
-    target: Any, name: str, exporter: Exporter, settings: Settings, detectors: Iterable[Detector]
+    target: Instrumentable | None,
+    name: str,
+    exporter: Exporter,
+    settings: Settings,
+    detectors: Iterable[Detector],
 ) -> Instrumentation:
     """Trace `target` besides whoever traces it already."""
     return _INSTRUMENTOR.add(
@@ -173,6 +209,7 @@ class Instrumentor:
             atexit.unregister(watch.at_exit)
             atexit.register(watch.at_exit)
             try:
+                reliances.check()
                 self._update()
                 self._take_up()
             except BaseException:
@@ -217,7 +254,7 @@ class Instrumentor:
         try:
             if probe_of(session) is not None:
                 return
-            maker, owner = async_makers(sys._getframe(1))
+            maker, owner = async_makers(running_frame(1))
             tracers = self._tracers_for(type(session), owner, maker)
             if tracers:
                 probe = self._attach(session, tracers, is_async=owner is not None)

@@ -95,6 +95,23 @@ class _Call:
         self.modified: Counts = {}
         self.removed: Counts = {}
 
+    def look(self) -> None:
+        """What the session is about to let go of."""
+        session, probe = self.session, self.probe
+        identity_map = session.identity_map
+        self.size = len(identity_map)
+        probe.measure(self.size)
+        if self.size:
+            # The first part of an identity key is the mapped class, or its hierarchy's base.
+            # As a list: the collector may take objects out of the map amid a slower iteration.
+            self.detached = by_name(Counter(map(itemgetter(0), list(identity_map.keys()))))
+            if identity_map.check_modified():
+                self.modified = _modified(session)
+            add_transition(probe.transitions, "persistent_to_detached", self.size)
+        self.pending = len(session.new)
+        if session.deleted:
+            self.removed = by_name(Counter(map(type, session.deleted)))
+
 
 def _closing(ending: Ending) -> Callable[..., _Call | None]:
     def before(session: Session, *_: Any, **__: Any) -> _Call | None:
@@ -103,19 +120,10 @@ def _closing(ending: Ending) -> Callable[..., _Call | None]:
             return None
         try:
             call = _Call(probe, session, ending)
-            probe.departing(session, ending)
+            probe.departing(ending)
             call.site, call.error, call.leaving = probe.leaving or (None, "", False)
-            identity_map = session.identity_map
-            call.size = len(identity_map)
-            # The first part of an identity key is the mapped class, or its hierarchy's base.
-            # As a list: the collector may take objects out of the map amid a slower iteration.
-            call.detached = by_name(Counter(map(itemgetter(0), list(identity_map.keys()))))
-            call.pending = len(session.new)
-            if identity_map.check_modified():
-                call.modified = _modified(session)
-            if session.deleted:
-                call.removed = by_name(Counter(map(type, session.deleted)))
-            add_transition(probe.transitions, "persistent_to_detached", call.size)
+            if probe.used:
+                call.look()
         except Exception as error:
             probe.failed("lifetime", error)
             return None
@@ -177,7 +185,7 @@ def _expunging(session: Session, instance: Any, *_more: Any, **__: Any) -> None:
         leaving = [state]
         for _, _, related, _ in state.manager.mapper.cascade_iterator("expunge", state):
             leaving.append(related)
-        now, site = probe.now(), probe.site()
+        now, site = probe.clock(), probe.site()
         for one in leaving:
             loads.remember(one, probe.origin, "expunge", now, site)
         persistent = sum(one.persistent for one in leaving)
@@ -196,7 +204,7 @@ def _expunging_all(session: Session, *_: Any, **__: Any) -> _Call | None:
     if probe is None or not probe.open or probe.closing:
         return None
     try:
-        now, site = probe.now(), probe.site()
+        now, site = probe.clock(), probe.site()
         size = len(session.identity_map)
         probe.settle(now)
         add_transition(probe.transitions, "persistent_to_detached", size)
@@ -228,7 +236,7 @@ def _expiring(session: Session, instance: Any = None, *_: Any, **__: Any) -> Non
             state = attributes.instance_state(instance)
             if not state.persistent or state.session is not session:
                 return  # SQLAlchemy is about to refuse it
-        now, site = probe.now(), probe.site()
+        now, site = probe.clock(), probe.site()
         count = len(session.identity_map) if instance is None else 1
         if instance is None:
             probe.swept("expire_all", site)
@@ -276,9 +284,9 @@ def _merging(session: Session, instance: Any, *_: Any, **__: Any) -> None:
     try:
         attributes.instance_state(instance)
         probe.resume(session)
-        probe.settle(probe.now())
+        probe.settle(probe.clock())
         entity = type(instance).__name__
-        probe.tell(facts.ObjectMerged(probe.now(), probe.site(), entity))
+        probe.tell(facts.ObjectMerged(probe.clock(), probe.site(), entity))
     except NO_STATE:
         pass  # not a mapped object: SQLAlchemy is about to say so
     except Exception as error:

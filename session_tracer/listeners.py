@@ -13,7 +13,9 @@ from sqlalchemy.orm.session import SessionTransactionOrigin
 
 from session_tracer import facts, flushes, loads, owner, peers, statements
 from session_tracer.handlers import failure
+from session_tracer.lessened import without
 from session_tracer.probe import add_transition, type_name
+from session_tracer.running import running_frame
 from session_tracer.signals.spans import caller
 from session_tracer.timeline import add_counts
 from session_tracer.underway import SLOT, Flush, OpenTransaction
@@ -55,26 +57,26 @@ def after_transaction_create(
         # A bulk operation makes a subtransaction too, outside of a flush.
         if flush is not None and not flush.began:
             flush.began = True
-            flush.began_at = probe.now()
+            flush.began_at = probe.clock()
             if flush.context is not None:
                 flush.unchanged = flushes.unchanged(flush.context)
                 if flush.unchanged:
                     flush.unchanged_attributes = flushes.attributes(flush.unchanged)
-            probe.settle(flush.began_at)
-            probe.loading(flush.site)
+            if probe.counter.counts:
+                probe.settle(flush.began_at)
             probe.tell(facts.FlushBegan(flush.began_at, flush.site, flush.trigger))
         return
     probe.resume(session)
     site = probe.site()
-    now = probe.now()
+    now = probe.clock()
     if not transaction.nested and not probe.used:
         probe.used = True
         probe.watch_loads(session, site)
-    probe.settle(now)
-    probe.check_use(site)
-    two_phase = bool(session.twophase) and not transaction.nested
+    if probe.counter.counts:
+        probe.settle(now)
     nested = transaction.nested
-    user = probe.used_by()
+    two_phase = bool(session.twophase) and not nested
+    user = probe.enter(site)
     # Only where it is not the one who opened the session is it worth asking who awaits it.
     root = user if user is probe.opened_by else owner.root_of(user)
     probe.transactions.append(
@@ -90,16 +92,17 @@ def after_transaction_end(probe: Probe, session: Session, transaction: SessionTr
         return
     if not probe.transactions:
         return  # it began before this session was traced
-    leaving = sys.exc_info()[1]
-    if isinstance(leaving, CancelledError) and probe.transactions[-1].outcome == "rolled_back":
-        probe.note_cancelled(leaving)
-    ended = probe.transactions.pop()
+    error = sys.exc_info()[1]
+    ended = probe.transactions[-1]
+    if error is not None and ended.outcome == "rolled_back" and isinstance(error, CancelledError):
+        probe.note_cancelled(error)
+    probe.transactions.pop()
     probe.failure = None
-    now = probe.now()
+    now = probe.clock()
     site = ended.site_of_commit or probe.site()
-    probe.settle(now)
+    if probe.counter.counts:
+        probe.settle(now)
     if ended.committing_at and ended.outcome != "committed":
-        error = sys.exc_info()[1]
         ended.error = ended.error or ("_OTHER" if error is None else type_name(error))
     if not ended.nested:
         probe.release_connections(now)
@@ -137,11 +140,14 @@ def after_begin(
         return
     # Somebody else's session may share the connection: the last to begin is the one at work.
     connection.__dict__[SLOT] = probe
-    if any(holding.holds(connection) for holding in probe.connections):
-        return
-    now = probe.now()
-    probe.settle(now)
-    user, site = probe.used_by(), probe.site()
+    for known in probe.connections:
+        if known.holds(connection):
+            return
+    now = probe.clock()
+    if probe.counter.counts:
+        probe.settle(now)
+    site = probe.site()
+    user = probe.enter(site)
     holding = statements.hold(connection, now, user, site)
     probe.connections.append(holding)
     joined = _is_joined(transaction, connection)
@@ -152,15 +158,26 @@ def after_begin(
         probe.tell(nested)
 
 
-def _is_joined(transaction: SessionTransaction, connection: Connection) -> bool:
-    """Whether the connection was in a transaction of somebody else's before.
+def _held(transaction: SessionTransaction) -> dict[Any, Any] | None:
+    """The transaction's connections, by themselves and by their engines; it has no public name."""
+    held: dict[Any, Any] | None = getattr(transaction, "_connections", None)
+    if held is None:
+        without(
+            "SessionTransaction._connections",
+            "every session may have joined a transaction of somebody else's, so that none is said "
+            "to discard changes or to split them; the transaction amid which a session is "
+            "instrumented is told without its statements",
+        )
+    return held
 
-    It has no public name; without it such a session that is closed uncommitted looks forgetful.
-    """
-    entry: Any = getattr(transaction, "_connections", {}).get(connection)
-    if entry is None or transaction.nested:
+
+def _is_joined(transaction: SessionTransaction, connection: Connection) -> bool:
+    """Whether the connection was, or may have been, in a transaction of somebody else's before."""
+    held = _held(transaction)
+    entry = None if held is None else held.get(connection)
+    if held is not None and (entry is None or transaction.nested):
         return False
-    return not entry[2] or isinstance(entry[1], NestedTransaction)
+    return entry is None or not entry[2] or isinstance(entry[1], NestedTransaction)
 
 
 @_contained
@@ -172,7 +189,7 @@ def take_up(probe: Probe, session: Session) -> None:
     probe.begin_scope(session, None, reopened=False)
     probe.used = True
     probe.watch_loads(session, None)
-    now = probe.now()
+    now = probe.clock()
     opened = []
     transaction: SessionTransaction | None = session.get_nested_transaction() or outermost
     while transaction is not None:
@@ -186,8 +203,7 @@ def take_up(probe: Probe, session: Session) -> None:
             OpenTransaction(now, nested=nested, two_phase=two_phase, owner=user)
         )
         probe.tell(facts.TransactionBegan(now, None, nested, two_phase, user, user))
-    # It has no public name; without it this transaction's statements stay untold.
-    held = {id(entry[0]): entry[0] for entry in getattr(outermost, "_connections", {}).values()}
+    held = {id(entry[0]): entry[0] for entry in (_held(outermost) or {}).values()}
     for connection in filter(statements.is_timed, held.values()):
         connection.__dict__[SLOT] = probe
         holding = statements.hold(connection, now, user, None)
@@ -207,7 +223,7 @@ def before_commit(probe: Probe, session: Session) -> None:
     transaction = probe.transactions[-1]
     # prepare() tells of itself so as well, and what follows it may be a rollback.
     if not (transaction.two_phase and probe.tracers[0].locator.called_by(_PREPARE)):
-        transaction.committing_at = probe.now()
+        transaction.committing_at = probe.clock()
 
 
 @_contained
@@ -216,7 +232,7 @@ def after_commit(probe: Probe, session: Session) -> None:
         committed = probe.transactions[-1]
         committed.outcome = "committed"
         if committed.committing_at:
-            committed.took = probe.now() - committed.committing_at
+            committed.took = probe.clock() - committed.committing_at
 
 
 @_contained
@@ -235,10 +251,10 @@ def before_flush(
     probe: Probe, session: Session, flush_context: UOWTransaction, instances: object
 ) -> None:
     site = probe.site()
-    probe.check_use(site)
-    trigger = flushes.trigger(sys._getframe(2))
+    user = probe.enter(site)
+    trigger = flushes.trigger(running_frame(2))
     # It may turn out to have nothing to do; what follows tells whether it began.
-    probe.flush = Flush(flush_context, probe.now(), site, trigger, probe.used_by())
+    probe.flush = Flush(flush_context, probe.clock(), site, trigger, user)
 
 
 @_contained
@@ -255,8 +271,8 @@ def _remember_deleted(probe: Probe, flush: Flush, context: UOWTransaction) -> No
 
     Without expire_on_commit, SQLAlchemy tells of no deleted object that it became detached.
     """
-    now = probe.now()
-    for state, (is_delete, list_only) in context.states.items():
+    now = probe.clock()
+    for state, (is_delete, list_only) in flushes.states(context).items():
         if is_delete and not list_only:
             loads.remember(state, probe.origin, "deleted", now, flush.site)
 
@@ -272,8 +288,9 @@ def _end_flush(probe: Probe, session: Session) -> None:
     if flush is None or not flush.began:
         return
     probe.flush = None
-    now = probe.now()
-    probe.settle(now)
+    now = probe.clock()
+    if probe.counter.counts:
+        probe.settle(now)
     if probe.transactions and probe.transactions[-1].committing_at:
         # What the flush took is not the COMMIT's; the line is the same.
         probe.transactions[-1].committing_at = now
@@ -307,7 +324,7 @@ def _end_flush(probe: Probe, session: Session) -> None:
         # What failed is the rollback itself: nothing has told of one.
         new, dirty, deleted, _ = flushes.counts(flush.context, flush.unchanged)
     error = sys.exc_info()[1]
-    probe.failure = failure(error, probe.tracers[0].locator.frames(sys._getframe(1)))
+    probe.failure = failure(error, probe.tracers[0].locator.frames(running_frame(1)))
     probe.tell(
         facts.FlushFailed(
             now,
@@ -365,21 +382,21 @@ def pending_to_transient(probe: Probe, session: Session, state: Any) -> None:
 @_contained
 def deleted_to_detached(probe: Probe, session: Session, state: Any) -> None:
     add_transition(probe.transitions, "deleted_to_detached")
-    loads.remember(state, probe.origin, "deleted", probe.now(), probe.site())
+    loads.remember(state, probe.origin, "deleted", probe.clock(), probe.site())
 
 
 @_contained
 def loaded_as_persistent(probe: Probe, session: Session, state: Any) -> None:
     if isinstance(probe.counter, loads.EventCounter) and probe.counter is not loads.NOTHING_LOADED:
         probe.counter.count(state.class_)
-        state._session_tracer = loads.Mark(probe.origin, probe.counter.site)
+        loads.put(state, loads.Mark(probe.origin, probe.counter.site))
 
 
 @_contained
 def taken_in(probe: Probe, session: Session, state: Any) -> None:
     """An object became persistent otherwise than by a load: it was written, or added again."""
     if isinstance(probe.counter, loads.EventCounter):
-        state._session_tracer = loads.Mark(probe.origin, probe.counter.site)
+        loads.put(state, loads.Mark(probe.origin, probe.counter.site))
 
 
 _LISTENERS: Final[tuple[tuple[str, Callable[..., None], bool], ...]] = (

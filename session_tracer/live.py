@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from session_tracer import peers
+from session_tracer.lessened import without
 from session_tracer.snapshot import LiveSession
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def holders_of(pool: object) -> tuple[LiveSession, ...]:
 
 def look(probe: Probe, story: Story, *, stack: bool = True) -> LiveSession:
     """An open session as one tracer knows it. Its own thread may be changing it meanwhile."""
-    record, now = story.record, probe.now()
+    record, now = story.record, probe.clock()
     pending = dict(probe.pending)
     return LiveSession(
         id=record.id,
@@ -108,10 +109,17 @@ def _objects(probe: Probe, pending: int) -> dict[str, int]:
         counts["persistent"] = persistent
     if pending:
         counts["pending"] = pending
-    if modified := len(getattr(identity_map, "_modified", ())):
-        counts["modified"] = modified
-    if deleted := len(getattr(session, "_deleted", ())):
-        counts["deleted"] = deleted
+    for name, collection in (
+        ("modified", getattr(identity_map, "_modified", None)),
+        ("deleted", getattr(session, "_deleted", None)),
+    ):
+        if collection is None:
+            without(
+                f"the {name} objects of a Session",
+                f"how many objects of an open session are {name} is not told",
+            )
+        elif number := len(collection):
+            counts[name] = number
     return counts
 
 
@@ -123,7 +131,7 @@ def ages(tracer: Tracer) -> Ages:
         for story in probe.stories:
             if story.tracer is tracer:
                 record = story.record
-                now = probe.now()
+                now = probe.clock()
                 sessions.append((now - record.opened_at) / 1e9)
                 if record.transaction_began_at:
                     transactions.append((now - record.transaction_began_at) / 1e9)

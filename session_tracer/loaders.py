@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from sqlalchemy.orm import RelationshipProperty
 
 from session_tracer import loads
+from session_tracer.lessened import without
 from session_tracer.origin import Route
 
 if TYPE_CHECKING:
@@ -16,11 +17,13 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import InstanceState, Mapper
 
     from session_tracer.callsite import CallSite
+    from session_tracer.origin import OriginRef
 
 __all__ = [
     "Selection",
     "are_generated",
     "is_left_out",
+    "load_path",
     "loader",
     "owner",
     "primary_key",
@@ -30,6 +33,10 @@ __all__ = [
 
 # By mapper and attribute: the option, and the class that the attribute is mapped on.
 _KNOWN: Final[weakref.WeakKeyDictionary[Mapper[Any], dict[str, tuple[str, str]]]] = (
+    weakref.WeakKeyDictionary()
+)
+# The attributes of columns that are not deferred, and those that the database fills in.
+_GENERATED: Final[weakref.WeakKeyDictionary[Mapper[Any], tuple[frozenset[str], frozenset[str]]]] = (
     weakref.WeakKeyDictionary()
 )
 _PRIMARY_KEYS: Final[weakref.WeakKeyDictionary[Mapper[Any], str]] = weakref.WeakKeyDictionary()
@@ -122,6 +129,7 @@ def selection(state: InstanceState[Any], attribute: str) -> Selection:
             return alone
         return _along(route, mapper, attribute) or alone
     except Exception:  # the path is SQLAlchemy's own business: without it, what is certain
+        _without_path()
         return alone
 
 
@@ -132,11 +140,12 @@ def route_to(parent: InstanceState[Any], prop: Any) -> Route | None:
         # Of a relationship to itself, that it is followed more than once is all that counts.
         steps = route.steps if route.steps[-2:] == (prop, prop) else (*route.steps, prop)
     except Exception:  # as above
+        _without_path()
         return None
     return Route(route.root, steps, route.site) if len(steps) <= _DEEPEST else None
 
 
-def _route(state: InstanceState[Any], mark: loads.Mark | None) -> Route:
+def _route(state: InstanceState[Any], mark: loads.Mark | OriginRef | None) -> Route:
     """How the object came, as far as that is known.
 
     Its load path begins anew with each lazy load; what came before, its mark knows.
@@ -209,9 +218,25 @@ def _step(steps: tuple[Any, ...]) -> tuple[str, tuple[Any, ...]]:
     return f"selectinload({_name(first)}, recursion_depth=-1)", steps[again:]
 
 
+def load_path(state: InstanceState[Any]) -> Any:
+    """How the object was selected: the entity, and what led from there; empty where it was not."""
+    try:
+        return state.load_path.path
+    except AttributeError:
+        _without_path()
+        return ()
+
+
+def _without_path() -> None:
+    without(
+        "InstanceState.load_path",
+        "the options that findings advise are those for an object that was selected by itself",
+    )
+
+
 def is_left_out(state: InstanceState[Any], names: Any) -> bool:
     """Whether these are columns of a subclass, and the object was selected by its base class."""
-    path: Any = state.load_path.path
+    path = load_path(state)
     mapper = state.manager.mapper
     entity = path[-1].mapper if path else mapper
     return entity is not mapper and not any(entity.has_property(name) for name in names)
@@ -223,10 +248,23 @@ def are_generated(state: InstanceState[Any], names: Iterable[str]) -> bool:
     A flush expires them. A commit expires all columns; those that are deferred, and relationships,
     SQLAlchemy goes on calling expired.
     """
-    attributes = state.manager.mapper.attrs
-    props: list[Any] = [attributes.get(name) for name in names]
-    columns = [prop for prop in props if hasattr(prop, "columns") and not prop.deferred]
-    return bool(columns) and all(map(_is_generated, columns))
+    mapper = state.manager.mapper
+    known = _GENERATED.get(mapper)
+    if known is None:
+        known = _GENERATED[mapper] = _generated(mapper)
+    stored, generated = known
+    columns = stored.intersection(names)
+    return bool(columns) and columns <= generated
+
+
+def _generated(mapper: Mapper[Any]) -> tuple[frozenset[str], frozenset[str]]:
+    """The attributes of columns that are not deferred, and those that the database fills in."""
+    attributes: list[Any] = list(mapper.column_attrs)
+    props = [prop for prop in attributes if not prop.deferred]
+    return (
+        frozenset(prop.key for prop in props),
+        frozenset(prop.key for prop in props if _is_generated(prop)),
+    )
 
 
 def _is_generated(prop: Any) -> bool:

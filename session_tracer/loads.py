@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, cast
 
 from sqlalchemy.orm import Session
 
+from session_tracer.lessened import without
 from session_tracer.origin import Origin, OriginRef, refer
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ __all__ = [
     "expire",
     "expiry_of",
     "mark_of",
+    "put",
     "remember",
     "unwatch",
     "watch",
@@ -187,30 +189,46 @@ def remember(
     mark.departure = departure
     mark.departed_at = at
     mark.departed_site = site
-    state._session_tracer = mark
+    put(state, mark)
 
 
-def mark_of(state: Any) -> Mark | None:
+def put(state: Any, mark: Mark) -> None:
+    """Have the object carry the mark."""
+    _carry(state, "_session_tracer", mark)
+
+
+def _carry(state: Any, name: str, value: object) -> None:
+    try:
+        setattr(state, name, value)
+    except AttributeError:
+        without(
+            "attributes of ours on InstanceState",
+            "a load that an object is refused after it left its session by itself is not told, "
+            "nor what expired a single object",
+        )
+
+
+def mark_of(state: Any) -> Mark | OriginRef | None:
     """What is known of where an object came from."""
     # In an identity map again, the object carries that map's reference: newer than any mark.
-    ref = state._instance_dict
+    ref = getattr(state, "_instance_dict", None)
     if isinstance(ref, OriginRef):
-        return Mark(ref.origin, ref.site, ref.sweeps, ref.route)
-    mark: Mark | None = state.__dict__.get("_session_tracer")
+        return ref
+    mark: Mark | None = getattr(state, "_session_tracer", None)
     return mark
 
 
 def expire(state: Any, by: Expiry, site: CallSite | None, sweeps: int) -> None:
     """Mark an object that was expired by itself."""
-    state._session_tracer_expired = (by, site, sweeps)
+    _carry(state, "_session_tracer_expired", (by, site, sweeps))
 
 
 def expiry_of(state: Any, scope: Scope) -> tuple[Expiry | Literal[""], CallSite | None]:
     """What expired the object last, if anything did since it came."""
     singly: tuple[Expiry, CallSite | None, int] | None
-    singly = state.__dict__.get("_session_tracer_expired")
+    singly = getattr(state, "_session_tracer_expired", None)
     if singly is not None and singly[2] == scope.sweeps:
-        return singly[:2]
+        return singly[0], singly[1]
     mark = mark_of(state)
     if mark is not None and mark.sweeps == scope.sweeps:
         return "", None

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy.util import await_only
 
+from session_tracer.running import running_frame
 from session_tracer.tracer import is_telling
 
 if TYPE_CHECKING:
@@ -97,7 +98,10 @@ async def _handled() -> BaseException | None:
 
 def _may_leave() -> bool:
     """Whether nothing of SQLAlchemy's is left half done by an exception."""
-    for frame in _machinery():
+    here = running_frame(1)
+    if here is None:
+        return False  # it may have left anything half done
+    for frame in _machinery(here):
         where = (frame.f_globals["__name__"], frame.f_code.co_name)
         if where == ("sqlalchemy.orm.session", "close_all_sessions"):
             return False  # it has others to close
@@ -114,9 +118,9 @@ _REMOVALS: Final = (
 _MACHINERY: Final = ("session_tracer.", "sqlalchemy.")
 
 
-def _machinery() -> Iterator[FrameType]:
+def _machinery(here: FrameType) -> Iterator[FrameType]:
     """The frames between here and whoever called SQLAlchemy."""
-    frame: FrameType | None = sys._getframe(1)
+    frame: FrameType | None = here
     greenlet = _greenlet()
     while frame is not None and str(frame.f_globals.get("__name__")).startswith(_MACHINERY):
         yield frame
@@ -129,4 +133,7 @@ def _greenlet() -> Any:
     """The greenlet in which SQLAlchemy runs this, None where it is awaited by nobody."""
     module = sys.modules.get("greenlet")
     current = None if module is None else module.getcurrent()
-    return current if getattr(current, "__sqlalchemy_greenlet_provider__", False) else None
+    if getattr(current, "__sqlalchemy_greenlet_provider__", False):
+        return current
+    # It has no public name; under another one it is of a class of SQLAlchemy's nevertheless.
+    return current if type(current).__module__.startswith("sqlalchemy.") else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from opentelemetry.trace import SpanContext
@@ -52,7 +52,7 @@ class Scope:
     def told(self) -> tuple[tuple[Tracer, SpanContext | None], ...]:
         """Who was told of the scope, and the span each made of it."""
         if self.stories:
-            return tuple((story.tracer, story.spans.session_context) for story in self.stories)
+            return tuple([(story.tracer, story.spans.session_context) for story in self.stories])
         return self.tracers
 
     def expired(self, by: Expiry, site: CallSite | None) -> None:
@@ -62,9 +62,8 @@ class Scope:
 
     def swept(self, by: Expiry, site: CallSite | None) -> None:
         """Say what expired all objects of the scope."""
-        self.expired(by, site)
-        self.swept_by = by
-        self.swept_site = site
+        self.expired_by = self.swept_by = by
+        self.expired_site = self.swept_site = site
         self.sweeps += 1
 
     def end(self) -> None:
@@ -116,6 +115,11 @@ class OriginRef(weakref.ref[Any]):
     """
 
     __slots__ = ("origin", "route", "site", "sweeps")
+
+    # An object that carries it left, if it did, as the rest of its origin.
+    departure: Final = None
+    departed_at: Final = 0
+    departed_site: Final = None
 
     origin: Origin
     site: CallSite | None

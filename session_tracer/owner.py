@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import threading
 import weakref
 from contextvars import ContextVar
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final
 
 from session_tracer.awaiting import awaiting_tasks, running_loop, suspended
+from session_tracer.running import running_frame
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator
@@ -24,6 +27,9 @@ __all__ = ["Owner", "current", "others", "root_of"]
 _PIECE: Final[ContextVar[_Piece | None]] = ContextVar("session_tracer_piece_of_work", default=None)
 # The main thread, by its ident.
 _MAIN: Final[dict[int, Owner]] = {}
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    # The child's main thread is whichever forked, and others may get the old one's ident.
+    os.register_at_fork(after_in_child=_MAIN.clear)
 _OURS: Final = "session_tracer."
 
 
@@ -77,7 +83,7 @@ class Owner:
 
     def is_current(self) -> bool:
         """Whether this is who runs now."""
-        if threading.get_ident() != self.ident:
+        if get_ident() != self.ident:
             return False
         loop = running_loop()
         if loop is None:
@@ -109,19 +115,22 @@ class Owner:
         if self.piece is not None and self.piece() is None:
             return []  # the thread does somebody else's work by now
         frames: list[FrameType] = []
-        if self.ident == threading.get_ident():
-            frame = _asking()
-        else:
-            frame = sys._current_frames().get(self.ident)
+        frame = _asking() if self.ident == get_ident() else _standing(self.ident)
         while frame is not None:
             frames.append(frame)
             frame = frame.f_back
         return frames
 
 
+def _standing(ident: int) -> FrameType | None:
+    """Where another thread stands, where this Python tells it."""
+    frames: Callable[[], dict[int, FrameType]] | None = getattr(sys, "_current_frames", None)
+    return None if frames is None else frames().get(ident)
+
+
 def _asking() -> FrameType | None:
     """The frame from which we are called. One of ours, in a list of its own, would live on."""
-    frame: FrameType | None = sys._getframe(1)
+    frame = running_frame(1)
     while frame is not None and str(frame.f_globals.get("__name__")).startswith(_OURS):
         frame = frame.f_back
     return frame
@@ -132,13 +141,12 @@ def current() -> Owner:
     loop = running_loop()
     if loop is not None:
         return Owner(threading.current_thread(), asyncio.current_task(loop), loop, None)
-    ident = threading.get_ident()
-    if ident == threading.main_thread().ident:
-        known = _MAIN.get(ident)
-    else:
+    ident = get_ident()
+    known = _MAIN.get(ident)
+    if known is None:
         piece = _PIECE.get()
         known = None if piece is None else piece.owner
-    if known is not None and known.ident == ident and known.thread_name:
+    if known is not None and known.ident == ident and known._thread() is not None:
         return known
     thread = threading.current_thread()
     if thread is threading.main_thread():

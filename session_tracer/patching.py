@@ -110,7 +110,9 @@ def _wrapper(
     call = f"super(_owner, {receiver}).{name}({rest})" if inherited else f"_found({arguments})"
     template = _ASYNC if inspect.iscoroutinefunction(found) else _SYNC
     source = template.format(name=name, parameters=parameters, arguments=arguments, call=call)
-    namespace: dict[str, Any] = {"__name__": __name__}
+    # SQLAlchemy warns at the innermost line of a module that is not its own: not at the wrapper's.
+    by_sqlalchemy = str(found.__module__).startswith("sqlalchemy.")
+    namespace: dict[str, Any] = {"__name__": found.__module__ if by_sqlalchemy else __name__}
     exec(compile(source, "<session_tracer>", "exec"), namespace)
     wrapper = namespace["make"](found, owner, before, after, switch)
     functools.update_wrapper(wrapper, found)

@@ -64,7 +64,6 @@ class Probe:
 
     __slots__ = (
         "_at_once",
-        "_clock",
         "_handled",
         "_in_portions",
         "_last_ending",
@@ -79,6 +78,7 @@ class Probe:
         "beside",
         "caller",
         "cancelled",
+        "clock",
         "closing",
         "commit",
         "connections",
@@ -117,12 +117,13 @@ class Probe:
         self.tracers = tracers
         self.is_async = is_async
         self.stories: tuple[Story, ...] = ()
-        self._clock = clock
+        # Nanoseconds of the monotonic clock.
+        self.clock = clock
         self._locate = tracers[0].locator.locate
         self.open = False
         self._handled: Callable[[BaseException], bool] = _never
         self.scope = _NO_SCOPE
-        self.origin = Origin(_NO_SCOPE)
+        self.origin = _NO_ORIGIN
         self.leaving: Leaving | None = None
         self.closing = False
         self.tells_statements = False
@@ -171,9 +172,10 @@ class Probe:
 
     def begin_scope(self, session: Session, site: CallSite | None, *, reopened: bool) -> None:
         """A scope begins on the session."""
-        now = self._clock()
+        now = self.clock()
         scope = Scope(f"{_IDS.getrandbits(64):016x}", site, is_async=self.is_async)
-        self._forget()
+        if reopened:
+            self._forget()
         # What stands for its factory: an async_sessionmaker has no class of its own.
         self.kind = (type(session), id(session.bind))
         self.opened_by = self.owner = owner.current()
@@ -183,17 +185,17 @@ class Probe:
         self.open = True
         # An exception that is being handled already is not one that leaves the session's block.
         self._handled = _recognising(sys.exc_info()[1])
-        # Read one right after the other: what passes between them, spans would be late by.
-        epoch = time.time_ns() - self._clock()
-        self.stories = tuple(
-            tracer.begin(scope, epoch)
-            for tracer in self.tracers
-            if not (tracer.closed or is_telling())
-        )
-        self.tells_statements = any(tracer.settings.statement_spans for tracer in self.tracers)
+        if not is_telling():
+            # Read one right after the other: what passes between them, spans would be late by.
+            epoch = time.time_ns() - self.clock()
+            tracers = self.tracers
+            self.stories = tuple(
+                [tracer.begin(scope, epoch) for tracer in tracers if not tracer.closed]
+            )
+            for story in self.stories:
+                story.record.transitions = self.transitions
+                self.tells_statements = self.tells_statements or story.tracer.tells_statements
         scope.stories = self.stories
-        for story in self.stories:
-            story.record.transitions = self.transitions
         ref = ProbeRef(session, collected)
         ref.probe = self
         LIVE[self] = ref
@@ -212,14 +214,16 @@ class Probe:
             reopened = self.scope is not _NO_SCOPE
             self.begin_scope(session, self.site(), reopened=reopened)
 
-    def departing(self, session: Session, ending: Ending) -> None:
+    def departing(self, ending: Ending) -> None:
         """The session is about to let go of everything it holds."""
-        now = self._clock()
+        now = self.clock()
         self.closing = True
-        site = self._leave()[0]
-        self.settle(now)
+        if self.leaving is None:
+            self.note_leaving(sys.exc_info()[1] or error_of_request())
+        site = self.leaving[0] if self.leaving is not None else None
+        if self.counter.counts:
+            self.settle(now)
         self.check_use(site)
-        self.measure(len(session.identity_map))
         self.origin.left(ending, now, site)
 
     def end_scope(
@@ -238,9 +242,11 @@ class Probe:
         """The scope ended; nothing is remembered of it but what its objects carry."""
         LIVE.pop(self, None)
         peers.leave(self)
-        now = self._clock()
-        self.settle(now)
-        self._give_up_transactions(now, site)
+        now = self.clock()
+        if self.counter.counts:
+            self.settle(now)
+        if self.transactions:
+            self._give_up_transactions(now, site)
         if not self.used:
             outcome: Outcome = "unused"
         elif ending in ("collected", "exit"):
@@ -250,7 +256,7 @@ class Probe:
         else:
             outcome = self.last_outcome
         closed = facts.SessionClosed(
-            self._clock(),
+            self.clock(),
             site,
             ending,
             outcome,
@@ -272,7 +278,8 @@ class Probe:
         self.stories = ()
         self.leaving = None
         self.closing = False
-        self._forget()
+        if self.used:
+            self._forget()
 
     def remain(self, session: Session, site: CallSite | None) -> None:
         """The session let go of its objects, and then it was refused to be closed."""
@@ -317,9 +324,6 @@ class Probe:
             return ""
         return type_name(error)
 
-    def _leave(self) -> Leaving:
-        return self.leaving or self.note_leaving(sys.exc_info()[1] or error_of_request())
-
     def hand_to(self, tracers: tuple[Tracer, ...]) -> None:
         """Be told of by these and by no others from the next scope on.
 
@@ -336,8 +340,8 @@ class Probe:
         coming = [tracer for tracer in coming if tracer not in known]
         if not (self.open and coming):
             return
-        self.tells_statements = any(tracer.settings.statement_spans for tracer in tracers)
-        now = self._clock()
+        self.tells_statements = any(tracer.tells_statements for tracer in tracers)
+        now = self.clock()
         begun = tuple(tracer.begin(self.scope, time.time_ns() - now) for tracer in coming)
         self.stories = self.scope.stories = self.stories + begun
         for story in begun:
@@ -360,29 +364,34 @@ class Probe:
 
     # Who uses it.
 
-    def used_by(self) -> Owner:
-        """Who uses it now, which is remembered."""
-        if not self.owner.is_current():
-            before, self.owner = self.owner, owner.current()
+    def enter(self, site: CallSite | None) -> Owner:
+        """Who uses it now, which is remembered; said so if another one is inside an operation."""
+        user = self.owner
+        if not user.is_current():
+            before, user = user, owner.current()
+            self._check_worker(site, user)
+            self.owner = user
             self.was_handed_on = True
             peers.hand_on(self, before)
-        return self.owner
+        elif self.at_work is not None or self.flush is not None:
+            self._check_worker(site, user)
+        if self.is_async and not self.loop_changed:
+            self._check_loop(site)
+        return user
 
     def check_use(self, site: CallSite | None) -> None:
         """Say so if another one is inside an operation, or if this is another event loop."""
-        worker = self.at_work
-        if worker is None and self.flush is not None and self.flush.began:
-            worker, other_site = self.flush.owner, self.flush.site
-        else:
-            other_site = self.at_work_site
-        if worker is not None and not worker.is_current():
-            self.tell(
-                facts.SessionUsedConcurrently(
-                    self._clock(), site, owner.current(), other_site, worker
-                )
-            )
+        if self.at_work is not None or self.flush is not None:
+            self._check_worker(site, self.owner if self.owner.is_current() else owner.current())
         if self.is_async and not self.loop_changed:
             self._check_loop(site)
+
+    def _check_worker(self, site: CallSite | None, user: Owner) -> None:
+        worker, other_site = self.at_work, self.at_work_site
+        if worker is None and self.flush is not None and self.flush.began:
+            worker, other_site = self.flush.owner, self.flush.site
+        if worker is not None and worker is not user and not worker.is_current():
+            self.tell(facts.SessionUsedConcurrently(self.clock(), site, user, other_site, worker))
 
     def _check_loop(self, site: CallSite | None) -> None:
         loop = running_loop()
@@ -396,7 +405,7 @@ class Probe:
             now_in = owner.current()
             self.tell(
                 facts.EventLoopChanged(
-                    self._clock(),
+                    self.clock(),
                     site,
                     now_in.thread_name,
                     first.thread_name,
@@ -411,13 +420,9 @@ class Probe:
         self.cancelled = True
         site = self.tracers[0].locator.raised_at(error) or self.site()
         # SQLAlchemy may be leaving the block in a task of its own.
-        self.tell(facts.TransactionCancelled(self._clock(), site, self.owner))
+        self.tell(facts.TransactionCancelled(self.clock(), site, self.owner))
 
     # Telling.
-
-    def now(self) -> int:
-        """Nanoseconds of the monotonic clock."""
-        return self._clock()
 
     def tell(self, fact: Fact) -> None:
         """Tell a fact to every story of this scope."""
@@ -469,16 +474,17 @@ class Probe:
         sees an identity map at its fullest, but that says how full it was. With `in_portions` they
         may come in some that nobody has said the size of, as `partitions()` asks for them.
         """
-        self._size_before = self.counter.size()
+        counter = self.counter
+        self._size_before = counter.size()
         self._at_once = at_once
         if in_portions or self._in_portions:
             self._in_portions = in_portions
-            self.counter.follow(on=in_portions)
+            counter.follow(on=in_portions)
         if site is not self._load_site or self._sweeps != self.scope.sweeps:
             self._load_site = site
             self._sweeps = self.scope.sweeps
             self._route = None
-            self.counter.come_from(site)
+            counter.come_from(site)
 
     def come_by(self, route: Route | None) -> None:
         """The rows of the statement that has just run come by a lazy load, or by none."""
@@ -556,4 +562,5 @@ def type_name(error: BaseException) -> str:
 
 
 _NO_SCOPE: Final = Scope("", None, is_async=False)
+_NO_ORIGIN: Final = Origin(_NO_SCOPE)
 _NOBODY: Final = owner.Owner(threading.main_thread(), None, None, object())

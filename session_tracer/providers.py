@@ -11,5 +11,6 @@ def configured_providers() -> bool:
     """Whether a tracer or meter provider of the application's is in place."""
     # Until one is set, the API hands out proxies of its own; that of metrics has no public name.
     tracers = not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
-    meters = "Proxy" not in type(metrics.get_meter_provider()).__name__
-    return tracers or meters
+    meters = metrics.get_meter_provider()
+    is_apis_own = type(meters).__module__.startswith(metrics.__name__)
+    return tracers or not is_apis_own or isinstance(meters, metrics.NoOpMeterProvider)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from session_tracer import facts, loaders, loads
+from session_tracer.lessened import without
 
 if TYPE_CHECKING:
     from session_tracer.callsite import CallSite
@@ -17,8 +18,10 @@ if TYPE_CHECKING:
     from session_tracer.origin import Route
     from session_tracer.probe import Probe
 
-__all__ = ["Reason", "is_by_key", "key_of", "reason"]
+__all__ = ["LOADS", "Reason", "entity", "is_by_key", "key_of", "reason"]
 
+# The execution option that SQLAlchemy's loaders leave theirs in.
+LOADS: Final = "_sa_orm_load_options"
 _EMPTY: Final[dict[str, Any]] = {}
 _REFRESH: Final = frozenset({"refresh"})
 # immediateload() asks the lazy loader for each object as the objects are loaded.
@@ -43,13 +46,21 @@ _NONE: Final = Reason()
 
 
 def reason(context: Any, probe: Probe, at: int, site: CallSite | None) -> Reason:
-    """Why the statement runs."""
+    """Why the statement runs; none where it is not said in the way that is known."""
+    try:
+        return _reason(context, probe, at, site)
+    except Exception:
+        without("the options of SQLAlchemy's loaders", "why some statements run is not told")
+        return _NONE
+
+
+def _reason(context: Any, probe: Probe, at: int, site: CallSite | None) -> Reason:
     statement = getattr(context, "invoked_statement", None)
     if statement is None:
         return _NONE
     mapper = getattr(statement, "_propagate_attrs", _EMPTY).get("plugin_subject")
     entity = "" if mapper is None else mapper.class_.__name__
-    options = context.execution_options.get("_sa_orm_load_options")
+    options = context.execution_options.get(LOADS)
     if options is None:
         return Reason(None, entity)
     compile_options = getattr(statement, "_compile_options", None)
@@ -67,6 +78,12 @@ def reason(context: Any, probe: Probe, at: int, site: CallSite | None) -> Reason
     state = getattr(options, "_refresh_state", None)
     if state is not None and getattr(compile_options, "_for_refresh_state", False):
         wanted = getattr(compile_options, "_only_load_props", None)
+        # Without the option, whoever runs between here and the application tells.
+        is_refresh = getattr(options, "_is_user_refresh", None)
+        if is_refresh is None:
+            is_refresh = probe.tracers[0].locator.called_by(_REFRESH)
+        if wanted is None or is_refresh:
+            return Reason(_load("refresh", state, "", probe, at, site), entity)
         return Reason(_column_load(state, wanted, probe, at, site), entity)
     if path is not None and not path.is_root:
         prop = path.prop
@@ -74,17 +91,21 @@ def reason(context: Any, probe: Probe, at: int, site: CallSite | None) -> Reason
     return Reason(None, entity)
 
 
+def entity(context: Any) -> str:
+    """The mapped class that the statement is for; empty where it is for none."""
+    statement = getattr(context, "invoked_statement", None)
+    mapper = getattr(statement, "_propagate_attrs", _EMPTY).get("plugin_subject")
+    return "" if mapper is None else mapper.class_.__name__
+
+
 def _column_load(
     state: Any, wanted: Any, probe: Probe, at: int, site: CallSite | None
 ) -> facts.AttributeLoaded:
-    if wanted is None or probe.tracers[0].locator.called_by(_REFRESH):
-        return _load("refresh", state, "", probe, at, site)
-    columns = ", ".join(sorted(wanted))
     if not state.expired_attributes.intersection(wanted):
-        return _load("deferred", state, columns, probe, at, site)
+        return _load("deferred", state, ", ".join(sorted(wanted)), probe, at, site)
     # SQLAlchemy calls expired what a SELECT of the base class has not brought, too.
     if loaders.is_left_out(state, wanted) and not loads.expiry_of(state, probe.scope)[0]:
-        load = _load("deferred", state, columns, probe, at, site)
+        load = _load("deferred", state, ", ".join(sorted(wanted)), probe, at, site)
         load.left_out = True
         return load
     load = _load("expired", state, "", probe, at, site)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Final
 from session_tracer import facts
 from session_tracer.findings import Finding
 from session_tracer.settings import Settings
-from session_tracer.timeline import NoTimeline, Timeline, add_counts
+from session_tracer.timeline import NO_TIMELINE, Timeline, add_counts
+from session_tracer.uncommitted import Uncommitted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -19,8 +20,11 @@ if TYPE_CHECKING:
     from session_tracer.findings import Severity
     from session_tracer.timeline import Step
 
-__all__ = ["SessionRecord", "SessionSummary"]
+__all__ = ["SELECTS_KEPT", "SIZES_KEPT", "SessionRecord", "SessionSummary"]
 
+SELECTS_KEPT: Final = 4
+# Of the first commits, and of the last.
+SIZES_KEPT: Final = 3
 
 _DEFAULTS: Final = Settings()
 
@@ -32,6 +36,7 @@ class SessionRecord:
     """
 
     __slots__ = (
+        "_keeps_steps",
         "_load",
         "_step",
         "closed_at",
@@ -47,6 +52,11 @@ class SessionRecord:
         "expunged",
         "failed_flushes",
         "findings",
+        "first_began",
+        "first_flush",
+        "first_flush_ended",
+        "first_selects",
+        "flush_began",
         "flushes",
         "held",
         "held_since",
@@ -57,14 +67,21 @@ class SessionRecord:
         "is_joined",
         "last_activity_at",
         "last_activity_site",
+        "last_held",
+        "last_load",
+        "last_select",
+        "last_statement",
         "last_statement_at",
         "last_statement_site",
+        "last_write",
         "lazy_loads",
+        "left_site",
         "loaded",
         "merged",
         "misuses",
         "name",
         "new",
+        "open_savepoints",
         "opened_at",
         "opened_site",
         "outcome",
@@ -74,6 +91,7 @@ class SessionRecord:
         "savepoints",
         "settings",
         "silenced",
+        "sizes",
         "span_context",
         "sql",
         "statements",
@@ -83,6 +101,7 @@ class SessionRecord:
         "transactions",
         "transitions",
         "unchanged",
+        "uncommitted",
     )
 
     def __init__(
@@ -103,7 +122,8 @@ class SessionRecord:
         self.is_joined = False
         # What to add to a monotonic time to get nanoseconds since 1970.
         self.epoch = epoch
-        self.timeline = Timeline(timeline_steps) if timeline_steps else NoTimeline()
+        self._keeps_steps = timeline_steps > 0
+        self.timeline = Timeline(timeline_steps) if timeline_steps else NO_TIMELINE
         self.findings: list[Finding] = []
         # What is to be raised as `SessionMisuse`.
         self.misuses: list[Finding] = []
@@ -121,14 +141,32 @@ class SessionRecord:
         self.database: Database | None = None
         self.transactions = 0
         self.savepoints = 0
+        self.open_savepoints = 0
         # 0 while no transaction is open, no connection held, nothing was done.
         self.transaction_began_at = 0
         self.transaction_began_site: CallSite | None = None
         self.held_since = 0
         self.last_activity_at = 0
         self.last_activity_site: CallSite | None = None
+        # Where it did something last before it ended, if it had begun a transaction.
+        self.left_site: CallSite | None = None
         self.last_statement_at = 0
         self.last_statement_site: CallSite | None = None
+        # The last statement, the load that it was for if it was for one, and the mapped class of
+        # the SELECT that it belongs to: what eager loaders read belongs to the one before.
+        self.last_statement: facts.StatementExecuted | None = None
+        self.last_load: facts.AttributeLoaded | None = None
+        self.last_select = ""
+        # The first few SELECTs of the application's own, and the first transaction's beginning.
+        self.first_selects: list[facts.StatementExecuted] = []
+        self.first_began: facts.TransactionBegan | None = None
+        # The first flush with content, and the end of its transaction.
+        self.first_flush: facts.FlushCompleted | None = None
+        self.first_flush_ended: facts.TransactionEnded | None = None
+        # The flush that is writing, or the last one that did.
+        self.flush_began: facts.FlushBegan | None = None
+        # The last flush or commit, as long as nothing but refreshes has run since.
+        self.last_write: facts.FlushCompleted | facts.TransactionEnded | None = None
         self.commits = 0
         self.rollbacks = 0
         self.flushes = 0
@@ -136,6 +174,8 @@ class SessionRecord:
         self.statements = 0
         self.sql = 0
         self.held = 0
+        # How long the open transaction, or the last one, held the last connection it gave back.
+        self.last_held = 0
         self.expired = 0
         self.expunged = 0
         self.merged = 0
@@ -143,12 +183,16 @@ class SessionRecord:
         self.pending = 0
         self.identity_map_size = 0
         self.identity_map_peak = 0
+        # How large the identity map was after the first few commits, and the last few.
+        self.sizes: list[int] = []
         self.loaded: Counts = {}
         self.new: Counts = {}
         self.dirty: Counts = {}
         self.unchanged: Counts = {}
         self.deleted: Counts = {}
         self.lazy_loads: Counts = {}
+        # What was flushed and not committed; None where nothing ever was.
+        self.uncommitted: Uncommitted | None = None
         # Object state transitions by SQLAlchemy's event name, counted where they happen.
         self.transitions: Counts = {}
         self._step: Step | None = None
@@ -251,33 +295,51 @@ class SessionRecord:
         self.error = fact.error
         self.identity_map_size = fact.identity_map_size
         self.pending = fact.pending
-        step = self._add_step(fact.at, fact.ending, "", fact.site)
-        step.error = fact.error
+        if self.transactions:
+            self.left_site = self.last_activity_site
+        self._did(fact.at, fact.ending, "", fact.site, error=fact.error)
 
     def _began(self, fact: facts.TransactionBegan) -> None:
         if fact.nested:
             self.savepoints += 1
-            self._add_step(fact.at, "savepoint", "", fact.site)
+            self.open_savepoints += 1
+            self._take(fact)
+            self._did(fact.at, "savepoint", "", fact.site)
         else:
             self.transactions += 1
             self.transaction_began_at = fact.at
             self.transaction_began_site = fact.site
-            self._add_step(fact.at, "begin", "two-phase" if fact.two_phase else "", fact.site)
+            self.first_began = self.first_began or fact
+            self.last_held = 0
+            if self.uncommitted is not None:
+                self.uncommitted.take(fact)
+            self._did(fact.at, "begin", "two-phase" if fact.two_phase else "", fact.site)
 
     def _ended(self, fact: facts.TransactionEnded) -> None:
         if fact.nested:
+            self.open_savepoints = max(0, self.open_savepoints - 1)
+            self._take(fact)
             verb = "release" if fact.outcome == "committed" else "rollback to savepoint"
         else:
             self.transaction_began_at = 0
             self.transaction_began_site = None
+            if self.uncommitted is not None:
+                self.uncommitted.take(fact)
             verb = _ENDINGS.get(fact.outcome, "end")
-            self.commits += fact.outcome == "committed"
-            self.rollbacks += fact.outcome == "rolled_back"
+            self.last_write = None
+            if self.first_flush is not None and self.first_flush_ended is None:
+                self.first_flush_ended = fact
+            if fact.outcome == "committed":
+                self.commits += 1
+                self.last_write = fact
+                if len(self.sizes) == 2 * SIZES_KEPT:
+                    del self.sizes[SIZES_KEPT]
+                self.sizes.append(fact.size)
+            elif fact.outcome == "rolled_back":
+                self.rollbacks += 1
         if verb == "end" and not fact.error:
             return  # closing the session says it
-        step = self._add_step(fact.at - fact.took, verb, "", fact.site)
-        step.duration += fact.took
-        step.error = fact.error
+        self._did(fact.at - fact.took, verb, "", fact.site, fact.took, fact.error)
 
     def _acquired(self, fact: facts.ConnectionAcquired) -> None:
         self.database = fact.database
@@ -287,6 +349,7 @@ class SessionRecord:
 
     def _released(self, fact: facts.ConnectionReleased) -> None:
         self.held += fact.held
+        self.last_held = fact.held
         self.held_since = 0
 
     def _executed(self, fact: facts.StatementExecuted) -> None:
@@ -294,19 +357,29 @@ class SessionRecord:
         self.sql += fact.duration
         self.last_activity_at = self.last_statement_at = fact.at
         self.last_activity_site = self.last_statement_site = fact.site
-        if fact.in_flush or fact.operation in _SAVEPOINT_OPERATIONS:
-            self._load = None
-            return
         load, self._load = self._load, None
+        self.last_statement = fact
+        self.last_load = load
+        if load is None and fact.fingerprint and len(self.first_selects) < SELECTS_KEPT:
+            self.first_selects.append(fact)
+        if not fact.eager:
+            self.last_select = fact.entity if load is None else ""
+        if fact.in_flush or fact.operation in _SAVEPOINT_OPERATIONS:
+            return
+        # refresh(author, ["books"]) may have an eager loader read with it.
+        if not fact.eager and (load is None or load.kind != "refresh"):
+            self.last_write = None
+        # What began it, not what ended it, is when the session did something.
+        began = self.last_activity_at = fact.at - fact.duration
+        if not self._keeps_steps:
+            return
         if load is not None:
             verb: str = "lazy" if load.kind == "relationship" else load.kind
             subject = _dotted(load.entity, load.attribute)
         else:
             verb = "eager" if fact.eager else fact.operation.lower() or "execute"
             subject = fact.eager or fact.entity or fact.collection
-        step = self._add_step(fact.at - fact.duration, verb, subject, fact.site)
-        step.duration += fact.duration
-        step.error = fact.error or step.error
+        self._did(began, verb, subject, fact.site, fact.duration, fact.error)
 
     def _attribute_loaded(self, fact: facts.AttributeLoaded) -> None:
         self.lazy_loads[fact.kind] = self.lazy_loads.get(fact.kind, 0) + 1
@@ -317,48 +390,80 @@ class SessionRecord:
         if self._step is not None:
             add_counts(self._step.loaded, fact.loaded)
 
+    def _flush_began(self, fact: facts.FlushBegan) -> None:
+        self.flush_began = fact
+
     def _flush_completed(self, fact: facts.FlushCompleted) -> None:
         self.flushes += 1
-        add_counts(self.new, fact.new)
-        add_counts(self.dirty, fact.dirty)
-        add_counts(self.unchanged, fact.unchanged)
-        add_counts(self.deleted, fact.deleted)
-        self._flush_step(fact)
+        self._take(fact)
+        if fact.new or fact.dirty or fact.deleted:
+            self.last_write = fact
+            self.first_flush = self.first_flush or fact
+        if fact.new:
+            add_counts(self.new, fact.new)
+        if fact.dirty:
+            add_counts(self.dirty, fact.dirty)
+        if fact.unchanged:
+            add_counts(self.unchanged, fact.unchanged)
+        if fact.deleted:
+            add_counts(self.deleted, fact.deleted)
+        step = self._flushed(fact, "")
+        if step is not None:
+            add_counts(step.unchanged, fact.unchanged)
 
     def _flush_failed(self, fact: facts.FlushFailed) -> None:
         self.failed_flushes += 1
-        self._flush_step(fact).error = fact.error
+        self._flushed(fact, fact.error)
 
-    def _flush_step(self, fact: facts.FlushCompleted | facts.FlushFailed) -> Step:
-        step = self._add_step(fact.at - fact.duration, "flush", fact.trigger, fact.site)
-        step.duration += fact.duration
-        add_counts(step.new, fact.new)
-        add_counts(step.dirty, fact.dirty)
-        add_counts(step.deleted, fact.deleted)
-        if isinstance(fact, facts.FlushCompleted):
-            add_counts(step.unchanged, fact.unchanged)
+    def _flushed(self, fact: facts.FlushCompleted | facts.FlushFailed, error: str) -> Step | None:
+        began = fact.at - fact.duration
+        step = self._did(began, "flush", fact.trigger, fact.site, fact.duration, error)
+        if step is not None:
+            add_counts(step.new, fact.new)
+            add_counts(step.dirty, fact.dirty)
+            add_counts(step.deleted, fact.deleted)
         return step
+
+    def _take(
+        self, fact: facts.FlushCompleted | facts.TransactionBegan | facts.TransactionEnded
+    ) -> None:
+        if self.uncommitted is None:
+            self.uncommitted = Uncommitted()
+        self.uncommitted.take(fact)
 
     def _objects_expired(self, fact: facts.ObjectsExpired) -> None:
         self.expired += fact.count
-        self._add_step(fact.at, "expire", "", fact.site)
+        self._did(fact.at, "expire", "", fact.site)
 
     def _objects_expunged(self, fact: facts.ObjectsExpunged) -> None:
         self.expunged += fact.count
-        self._add_step(fact.at, "expunge", "", fact.site)
+        self._did(fact.at, "expunge", "", fact.site)
 
     def _merged_object(self, fact: facts.ObjectMerged) -> None:
         self.merged += 1
-        self._add_step(fact.at, "merge", fact.entity, fact.site)
+        self._did(fact.at, "merge", fact.entity, fact.site)
 
     def _load_refused(self, fact: facts.LoadRefused) -> None:
         self.refused += 1
-        self._add_step(fact.at, "refused", _dotted(fact.entity, fact.attribute), fact.site)
+        self._did(fact.at, "refused", _dotted(fact.entity, fact.attribute), fact.site)
 
-    def _add_step(self, at: int, verb: str, subject: str, site: CallSite | None) -> Step:
+    def _did(
+        self,
+        at: int,
+        verb: str,
+        subject: str,
+        site: CallSite | None,
+        took: int = 0,
+        error: str = "",
+    ) -> Step | None:
+        """The session did something; its step, where steps are kept."""
         self.last_activity_at = at
         self.last_activity_site = site
+        if not self._keeps_steps:
+            return None
         step = self._step = self.timeline.add(at - self.opened_at, verb, subject, site)
+        step.duration += took
+        step.error = error or step.error
         return step
 
 
@@ -375,6 +480,7 @@ _ADDERS: Final[Mapping[type, Callable[[SessionRecord, Any], None]]] = {
     facts.StatementExecuted: SessionRecord._executed,
     facts.AttributeLoaded: SessionRecord._attribute_loaded,
     facts.ObjectsLoaded: SessionRecord._objects_loaded,
+    facts.FlushBegan: SessionRecord._flush_began,
     facts.FlushCompleted: SessionRecord._flush_completed,
     facts.FlushFailed: SessionRecord._flush_failed,
     facts.ObjectsExpired: SessionRecord._objects_expired,

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypedDict, get_args
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
     from session_tracer.findings import Severity
 
-__all__ = ["LogLevel", "Settings"]
+__all__ = ["LogLevel", "Overrides", "Settings"]
 
 LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
 
@@ -187,6 +187,45 @@ class Settings:
                 f"There is no option {', '.join(unknown)}; there are {', '.join(sorted(known))}."
             )
         return replace(self, **overrides)
+
+
+class Overrides(TypedDict, total=False):
+    """The fields of `Settings` as keywords, as `instrument()` takes them: none has to be given."""
+
+    statement_spans: bool
+    record_identity: bool
+    max_entities: int
+    site_frames: int
+    application_packages: tuple[str, ...]
+    slow_session_seconds: float
+    log_level: LogLevel
+    repeat_finding_seconds: float
+    timeline_steps: int
+    ignore: Collection[str]
+    severities: Mapping[str, Severity]
+    raise_on: Collection[str]
+    baseline_path: str
+    leak_after_seconds: float
+    long_transaction_seconds: float
+    idle_in_transaction_seconds: float
+    commits_from_one_site: int
+    batch_commit_objects: int
+    savepoints_per_transaction: int
+    autoflushes_from_one_site: int
+    large_flush_objects: int
+    unchanged_dirty_objects: int
+    single_row_writes: int
+    lazy_loads_from_one_site: int
+    gets_from_one_site: int
+    repeats_of_one_select: int
+    reloads_after_commit: int
+    refreshes_from_one_site: int
+    large_identity_map_objects: int
+    large_result_objects: int
+    traces_per_session: int
+    jsonl_path: str
+    prometheus_host: str
+    prometheus_port: int
 
 
 def _boolean(text: str) -> bool:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import sys
 import weakref
 from typing import Any, Final
 
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
+from session_tracer.lessened import without
+
 __all__ = [
     "ASYNC",
+    "KNOWS_ASYNC",
     "AsyncSession",
     "AsyncSessionTransaction",
     "Target",
@@ -21,6 +25,13 @@ __all__ = [
     "places",
     "resolve",
 ]
+
+
+def _code(method: Any) -> Any:
+    """The code of a method whose frames name its object; None of one that is made otherwise."""
+    code = getattr(inspect.unwrap(method), "__code__", None)
+    return code if code is not None and "self" in code.co_varnames else None
+
 
 try:
     from sqlalchemy.ext.asyncio import (
@@ -36,10 +47,14 @@ except ImportError:  # SQLAlchemy 2.1 without its asyncio extra: no async sessio
     AsyncSessionTransaction: Any = None  # type: ignore[no-redef]
     _ASYNC_INIT: Any = None
     _MAKER_CALL: Any = None
+    ASYNC = False
 else:
-    _ASYNC_INIT = AsyncSession.__init__.__code__
-    _MAKER_CALL = async_sessionmaker.__call__.__code__
-ASYNC: Final = _ASYNC_INIT is not None
+    _ASYNC_INIT = _code(AsyncSession.__init__)
+    _MAKER_CALL = _code(async_sessionmaker.__call__)
+    ASYNC = True
+# Whether it is known which sessions asyncio's make; somebody may have replaced their constructors.
+KNOWS_ASYNC: Final = _ASYNC_INIT is not None and _MAKER_CALL is not None
+_SYNC_MAKER_CALL: Final = _code(sessionmaker.__call__)
 
 
 class Target:
@@ -106,7 +121,13 @@ def live_sessions() -> list[Session]:
     """Every live session of the process."""
     registry: Any = getattr(sys.modules["sqlalchemy.orm.session"], "_sessions", None)
     if isinstance(registry, weakref.WeakValueDictionary):
-        return list(registry.values())
+        # values() iterates in Python, while other threads may open and lose sessions.
+        found = [reference() for reference in registry.valuerefs()]
+        return [session for session in found if session is not None]
+    without(
+        "sqlalchemy.orm.session._sessions",
+        "the sessions that exist are looked for among all objects there are, which takes longer",
+    )
     # type() and not isinstance(): that would ask the __class__ of every proxy there is.
     return [one for one in gc.get_objects() if issubclass(type(one), Session)]
 
@@ -138,11 +159,13 @@ def async_makers(frame: Any) -> tuple[object | None, type | None]:
     """The async factory and the class of the AsyncSession that make a session, if they do."""
     owner = None
     for _ in range(8):
-        if frame is None:
+        if frame is None or not KNOWS_ASYNC:
             break
         if frame.f_code is _ASYNC_INIT:
             owner = type(frame.f_locals["self"])
         elif frame.f_code is _MAKER_CALL and owner is not None:
             return frame.f_locals["self"], owner
+        elif frame.f_code is _SYNC_MAKER_CALL:
+            break
         frame = frame.f_back
     return None, owner

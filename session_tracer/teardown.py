@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-if TYPE_CHECKING:
-    from types import FrameType
+from session_tracer.running import running_frame
 
 __all__ = ["error_of_request"]
 
@@ -22,7 +21,7 @@ def error_of_request() -> BaseException | None:
     """The error that a request had, if this runs as its context is torn down."""
     if not any(name in sys.modules for name in _FRAMEWORKS):
         return None
-    frame: FrameType | None = sys._getframe(1)
+    frame = running_frame(1)
     for _ in range(_MOST_FRAMES):
         if frame is None:
             return None

@@ -24,6 +24,7 @@ except ImportError as error:
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from typing import Unpack
 
     from opentelemetry.sdk.trace import ReadableSpan
 
@@ -31,7 +32,9 @@ if TYPE_CHECKING:
     from session_tracer.exporter import LogEvent
     from session_tracer.facts import Fact
     from session_tracer.findings import Finding, Retraction
+    from session_tracer.instrumentor import Instrumentable
     from session_tracer.record import SessionSummary
+    from session_tracer.settings import Overrides
 
 __all__ = ["Captured", "capture"]
 
@@ -100,11 +103,11 @@ class Captured:
 
 @contextmanager
 def capture(
-    target: Any = None,
+    target: Instrumentable | None = None,
     *,
     name: str = "default",
     detectors: Iterable[Detector] = DEFAULT_DETECTORS,
-    **overrides: Any,
+    **overrides: Unpack[Overrides],
 ) -> Iterator[Captured]:
     """Trace `target` for the block, and collect in memory what is told.
 
@@ -115,6 +118,7 @@ def capture(
     captured = Captured()
     settings = Settings.from_env().override({"log_level": "debug", **overrides})
     instrumentation = _instrument(target, name, captured._exporter(), settings, detectors)
+    del target  # a session that is captured may be lost within the block
     try:
         yield captured
     finally:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from session_tracer.callsite import CallSite
     from session_tracer.facts import Counts
 
-__all__ = ["NoTimeline", "Step", "Timeline"]
+__all__ = ["NO_TIMELINE", "Step", "Timeline"]
 
 # A loop's body often takes turns (a lazy load, then a select): how far back a repeat is looked for.
 _FOLD_ACROSS: Final = 4
@@ -85,22 +85,8 @@ class Timeline:
         return step
 
 
-class NoTimeline(Timeline):
-    """Keeps no steps, where nobody reads them."""
-
-    __slots__ = ("_nowhere",)
-
-    def __init__(self) -> None:
-        super().__init__(0)
-        self._nowhere = Step(0, "", "", None)
-
-    def add(
-        self, at: int, verb: str, subject: str, site: CallSite | None, *, fold: bool = True
-    ) -> Step:
-        """The step that everything goes into, and nothing is read from."""
-        del at, verb, subject, site, fold
-        return self._nowhere
-
+# Keeps no steps, where nobody reads them.
+NO_TIMELINE: Final = Timeline(0)
 
 # What a repeat is never looked for across: two loops of two transactions are two stories.
 _BOUNDARIES: Final = frozenset({"begin", "commit", "rollback"})

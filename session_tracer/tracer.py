@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from session_tracer.callsite import Locator
+from session_tracer.detectors.protocol import Recaller, Sleeper, always
 from session_tracer.findings import Finding, Retraction
 from session_tracer.policy import Policy
 from session_tracer.record import SessionRecord
@@ -21,6 +22,7 @@ from session_tracer.version import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from typing import TypeAlias
 
     from opentelemetry.trace import SpanContext
 
@@ -32,6 +34,13 @@ if TYPE_CHECKING:
     from session_tracer.signals.metrics import Ages
     from session_tracer.signals.routes import Routes
     from session_tracer.signals.spans import SessionSpans
+
+    # A detector's place, which of the facts wake it (None: no such fact does), and its judge.
+    Listener: TypeAlias = tuple[
+        int,
+        Callable[[Any, SessionRecord], bool] | None,
+        Callable[[Any, SessionRecord, Any], Iterable[Finding | Retraction]],
+    ]
 
 __all__ = ["Story", "Tracer", "is_telling"]
 
@@ -71,6 +80,7 @@ class Tracer:
         self.locator = Locator(settings.application_packages, settings.site_frames)
         self.exporter = exporter
         self.closed = False
+        self.tells_statements = settings.statement_spans
         # How long a scope may do nothing before somebody wants to hear of it, in nanoseconds: until
         # it leaks, until its transaction is long, until its connection is idle.
         self.patience = (
@@ -95,11 +105,16 @@ class Tracer:
                 self.routes.setdefault(kind, []).append((index, tell))
         self._failures_said: set[str] = set()
         self.detectors = tuple(detectors)
-        # Who is asked about which facts, by the detector's place.
-        self.listening: dict[type, list[tuple[int, Callable[..., Iterable[Any]]]]] = {}
+        # How the memory of each is made, by its place.
+        self.remember = tuple(map(_remember, self.detectors))
+        # Who is asked about which facts: the detector's place, what wakes it, and its judge.
+        self.listening: dict[type, tuple[Listener, ...]] = {}
         for index, detector in enumerate(self.detectors):
-            for fact in detector.facts:
-                self.listening.setdefault(fact, []).append((index, detector.judge))
+            wakes = detector.wakes if isinstance(detector, Sleeper) else None
+            for kind in detector.facts:
+                wake = always if wakes is None else wakes.get(kind)
+                known = self.listening.get(kind, _NOBODY)
+                self.listening[kind] = (*known, (index, wake, detector.judge))
 
     def begin(self, scope: Scope, epoch: int) -> Story:
         """The story of a session scope that begins now."""
@@ -151,10 +166,18 @@ class Tracer:
         self.metrics.close()
 
 
+def _remember(detector: Detector) -> Callable[[Fact, SessionRecord], Any]:
+    """What makes the detector's memory as it is asked for the first time."""
+    if isinstance(detector, Recaller):
+        return detector.recall
+    return lambda *_: detector.memory()
+
+
 _NOBODY: Final = ()
-# What stands in a memory's place before it is made, and once its detector has failed.
-_UNMADE: Final = object()
-_MUTED: Final = object()
+# What a detector says most of the time.
+_NOTHING: Final = ()
+# What stands in a memory's place before it is made.
+_ASLEEP: Final = object()
 _MOST_FINDINGS: Final = 1_000
 
 
@@ -181,14 +204,15 @@ class Story:
     A detector or signal that fails is counted, logged once and left out of the rest of the story.
     """
 
-    __slots__ = ("_memories", "_tellers", "record", "spans", "tracer")
+    __slots__ = ("_listening", "_memories", "_tellers", "record", "spans", "tracer")
 
     def __init__(self, tracer: Tracer, record: SessionRecord, spans: SessionSpans) -> None:
         self.tracer = tracer
         self.record = record
         self.spans = spans
         self._tellers: list[Teller | None] = [tracer.metrics, tracer.logs, spans, tracer.reports]
-        self._memories: list[Any] = [_UNMADE] * len(tracer.detectors)
+        self._listening = tracer.listening
+        self._memories: list[Any] = [_ASLEEP] * len(tracer.detectors)
 
     def tell(self, fact: Fact) -> None:
         """Take a fact through the pipeline; never raises."""
@@ -202,20 +226,25 @@ class Story:
 
     def _tell(self, fact: Fact) -> None:
         kind = type(fact)
+        record = self.record
         try:
-            self.record.add(fact)
+            record.add(fact)
         except Exception as error:
             self.tracer.failed("record", error)
-        # Some forty times in a small unit of work a detector has nothing to say: until it has, it
-        # costs no call but its own.
-        for index, judge in self.tracer.listening.get(kind, _NOBODY):
-            memory = self._memories[index]
-            if memory is _MUTED:
-                continue
+        # Dozens of times in a small unit of work a detector sleeps on, or has nothing to say: until
+        # it has, it costs no call but its own.
+        memories = self._memories
+        for index, wake, judge in self._listening.get(kind, _NOBODY):
+            memory = memories[index]
             try:
-                if memory is _UNMADE:
-                    memory = self._memories[index] = self.tracer.detectors[index].memory()
-                verdicts = [*judge(fact, self.record, memory)]
+                if memory is _ASLEEP:
+                    if wake is None or not wake(fact, record):
+                        continue
+                    memory = memories[index] = self.tracer.remember[index](fact, record)
+                verdicts = judge(fact, record, memory)
+                if verdicts is _NOTHING:
+                    continue
+                verdicts = [*verdicts]
             except Exception as error:
                 self._silence(index, error)
                 continue
@@ -257,7 +286,10 @@ class Story:
             self._say(one)
 
     def _silence(self, index: int, error: Exception) -> None:
-        self._memories[index] = _MUTED
+        self._listening = {
+            kind: tuple(listener for listener in listeners if listener[0] != index)
+            for kind, listeners in self._listening.items()
+        }
         self.tracer.failed(type(self.tracer.detectors[index]).__name__, error)
 
     def _say(self, verdict: Finding | Retraction) -> None:

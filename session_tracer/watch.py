@@ -149,7 +149,7 @@ def collected(ref: Any) -> None:
     probe: Probe = ref.probe
     if LIVE.pop(probe, None) is not None:
         try:
-            probe.origin.left("collected", probe.now(), probe.last_site)
+            probe.origin.left("collected", probe.clock(), probe.last_site)
         except Exception as error:
             probe.failed("live", error)
         for thread in _RUNNING:

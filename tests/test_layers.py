@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 
 VALUES = {
     "callsite", "facts", "findings", "owner", "record", "settings", "snapshot", "timeline",
+    "uncommitted",
 }  # fmt: skip
 SAYS = {"exporter", "signals.names", "signals.routes"}
 
@@ -19,9 +20,11 @@ SAYS = {"exporter", "signals.names", "signals.routes"}
 # none fits may import any module of ours but an exporter.
 OURS: dict[str, set[str]] = {
     "awaiting": set(),
-    "teardown": set(),
-    "callsite": {"awaiting"},
-    "owner": {"awaiting"},
+    "lessened": set(),
+    "running": set(),
+    "teardown": {"running"},
+    "callsite": {"awaiting", "running"},
+    "owner": {"awaiting", "running"},
     "outbox": set(),
     "patching": set(),
     "settings": {"findings"},
@@ -33,13 +36,14 @@ OURS: dict[str, set[str]] = {
     "silencing": {"findings"},
     "baseline": {"findings"},
     "policy": VALUES | {"baseline", "detectors", "detectors.protocol", "silencing"},
-    "misuse": {"findings", "tracer"},
+    "misuse": {"findings", "running", "tracer"},
     "plain": set(),
     "sql": {"facts", "plain"},
-    "flushes": {"facts", "plain"},
+    "flushes": {"facts", "lessened", "plain"},
     "frames": {"facts"},
     "timeline": {"callsite", "facts"},
-    "record": {"callsite", "facts", "findings", "settings", "timeline"},
+    "uncommitted": {"callsite", "facts", "timeline"},
+    "record": {"callsite", "facts", "findings", "settings", "timeline", "uncommitted"},
     "detectors": {"detectors.*"},
     "detectors.*": VALUES
     | {
@@ -52,9 +56,11 @@ OURS: dict[str, set[str]] = {
         "detectors.watched",
         "detectors.wording",
     },
+    "signals.metrics": VALUES | SAYS | {"signals.tallies"},
+    "signals.tallies": set(),
     "signals.*": VALUES | SAYS,
     "exporter": VALUES,
-    "exporters.*": VALUES | SAYS | {"outbox", "exporters.*"},
+    "exporters.*": VALUES | SAYS | {"exporters.*", "lessened", "outbox"},
     "pytest_plugin": {"pytest_plugin.*"},
     "pytest_plugin.annotations": {"findings"},
     "pytest_plugin.budgets": set(),
@@ -72,7 +78,8 @@ THEIRS: dict[str, set[str]] = {
         "loads", "misuse", "statements", "targets",
     },
     "opentelemetry": {
-        "exporter", "exporters.*", "providers", "signals.metrics", "signals.spans", "testing",
+        "exporter", "exporters.*", "providers", "signals.metrics", "signals.spans",
+        "signals.tallies", "testing",
     },
     "opentelemetry.sdk": {"exporters.*", "testing"},
     "structlog": {"signals.logs"},

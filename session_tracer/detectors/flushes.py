@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from session_tracer.detectors.evidence import added_up, largest, places, written
+from session_tracer.detectors.protocol import always
 from session_tracer.detectors.recent import Recent
 from session_tracer.detectors.wording import bulk_write, counted, lasted, objects
 from session_tracer.facts import (
@@ -12,15 +13,15 @@ from session_tracer.facts import (
     FlushFailed,
     ImplicitLoadFailed,
     RollbackPending,
-    TransactionBegan,
     TransactionEnded,
 )
 from session_tracer.timeline import add_counts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from session_tracer.callsite import CallSite
+    from session_tracer.detectors.protocol import Wakes
     from session_tracer.facts import Counts, Trigger
     from session_tracer.findings import Finding
     from session_tracer.record import SessionRecord
@@ -37,33 +38,33 @@ __all__ = [
 class FailedFlush:
     """`failed-flush`: a flush raises."""
 
-    facts = (ImplicitLoadFailed, TransactionBegan, TransactionEnded, FlushFailed)
+    facts = (ImplicitLoadFailed, FlushFailed)
 
-    def memory(self) -> _Meanwhile:
-        """The last load that could not be awaited, and the open savepoints."""
-        return _Meanwhile()
+    def memory(self) -> _Refused:
+        """The last load that could not be awaited."""
+        return _Refused()
 
     def judge(
         self,
-        fact: ImplicitLoadFailed | TransactionBegan | TransactionEnded | FlushFailed,
+        fact: ImplicitLoadFailed | FlushFailed,
         record: SessionRecord,
-        memory: _Meanwhile,
+        memory: _Refused,
     ) -> Iterator[Finding]:
         """One finding for each flush that failed.
 
         Where it is one that reading an attribute asked for, and that could not be awaited,
         `implicit-async-io` tells of it.
         """
-        if not isinstance(fact, FlushFailed):
-            memory.take(fact)
+        if isinstance(fact, ImplicitLoadFailed):
+            memory.at = fact.at
             return
         began_at = fact.at - fact.duration
-        refused_at = memory.refused_at
+        refused_at = memory.at
         if fact.trigger == "autoflush" and refused_at is not None and refused_at >= began_at:
             return
         held = written(fact)
         contents = added_up(held)
-        remedy, *others = _survive(fact, record, in_savepoint=memory.savepoints > 0)
+        remedy, *others = _survive(fact, record)
         yield record.finding(
             "failed-flush",
             "warning",
@@ -83,21 +84,13 @@ class FailedFlush:
         )
 
 
-class _Meanwhile:
-    """When a load was refused that could not be awaited, and how many savepoints are open."""
+class _Refused:
+    """When a load was refused that could not be awaited."""
 
-    __slots__ = ("refused_at", "savepoints")
+    __slots__ = ("at",)
 
     def __init__(self) -> None:
-        self.refused_at: int | None = None
-        self.savepoints = 0
-
-    def take(self, fact: ImplicitLoadFailed | TransactionBegan | TransactionEnded) -> None:
-        """Something else happened."""
-        if isinstance(fact, ImplicitLoadFailed):
-            self.refused_at = fact.at
-        elif fact.nested:
-            self.savepoints += 1 if isinstance(fact, TransactionBegan) else -1
+        self.at: int | None = None
 
 
 _FLUSHES: Final[Mapping[Trigger, str]] = {
@@ -108,10 +101,10 @@ _FLUSHES: Final[Mapping[Trigger, str]] = {
 }
 
 
-def _survive(fact: FlushFailed, record: SessionRecord, *, in_savepoint: bool) -> Iterator[str]:
+def _survive(fact: FlushFailed, record: SessionRecord) -> Iterator[str]:
     awaited, block = ("await ", "async with") if record.is_async else ("", "with")
     error = _name(fact.error)
-    if in_savepoint:
+    if record.open_savepoints:
         yield f"catch {error} around the savepoint's block: no more than the savepoint is lost"
         return
     yield f"whoever catches {error} must call {awaited}session.rollback()"
@@ -125,7 +118,8 @@ def _name(error: str) -> str:
 class PendingRollback:
     """`pending-rollback`: a session is used after a failed flush without `rollback()`."""
 
-    facts = (TransactionBegan, FlushFailed, TransactionEnded, RollbackPending)
+    facts = (FlushFailed, TransactionEnded, RollbackPending)
+    wakes: Final[Wakes] = {FlushFailed: always, RollbackPending: always}
 
     def memory(self) -> _Failure:
         """The first flush that failed since the last rollback."""
@@ -133,15 +127,12 @@ class PendingRollback:
 
     def judge(
         self,
-        fact: TransactionBegan | FlushFailed | TransactionEnded | RollbackPending,
+        fact: FlushFailed | TransactionEnded | RollbackPending,
         record: SessionRecord,
         memory: _Failure,
     ) -> Iterator[Finding]:
         """One finding for each failure, at the first use that SQLAlchemy refuses after it."""
-        if isinstance(fact, TransactionBegan):
-            memory.savepoints += fact.nested
-        elif isinstance(fact, TransactionEnded):
-            memory.savepoints -= fact.nested
+        if isinstance(fact, TransactionEnded):
             memory.flush = None
             memory.said = False
         elif isinstance(fact, FlushFailed):
@@ -154,10 +145,9 @@ class PendingRollback:
 class _Failure:
     """A transaction, or a savepoint, that waits for a rollback."""
 
-    __slots__ = ("flush", "said", "savepoints")
+    __slots__ = ("flush", "said")
 
     def __init__(self) -> None:
-        self.savepoints = 0
         self.flush: FlushFailed | None = None
         self.said = False
 
@@ -188,7 +178,7 @@ def _pending(fact: RollbackPending, memory: _Failure, record: SessionRecord) -> 
 
 
 def _recover(fact: RollbackPending, memory: _Failure, record: SessionRecord) -> str:
-    in_savepoint = memory.savepoints > 0
+    in_savepoint = record.open_savepoints > 0
     if fact.in_block:
         # Leaving the block with the error is what rolls it back.
         error = "the error" if memory.flush is None else _name(memory.flush.error)
@@ -201,10 +191,16 @@ def _recover(fact: RollbackPending, memory: _Failure, record: SessionRecord) -> 
     return f"{rollback} at {fact.swallowed}"
 
 
+def _by_reading(fact: FlushCompleted, record: SessionRecord) -> bool:
+    del record
+    return fact.trigger == "autoflush"
+
+
 class AutoflushStorm:
     """`autoflush-storm`: reading in a loop flushes what the loop has changed, each time."""
 
     facts = (FlushCompleted, TransactionEnded)
+    wakes: Final[Wakes] = {FlushCompleted: _by_reading}
 
     def memory(self) -> Recent[CallSite | None, _Autoflushes]:
         """The autoflushes of each line in this transaction."""
@@ -215,21 +211,19 @@ class AutoflushStorm:
         fact: FlushCompleted | TransactionEnded,
         record: SessionRecord,
         memory: Recent[CallSite | None, _Autoflushes],
-    ) -> Iterator[Finding]:
+    ) -> Iterable[Finding]:
         """One finding for each line."""
         enough = record.settings.autoflushes_from_one_site
         if isinstance(fact, TransactionEnded):
             if not fact.nested:
                 # What was said once is not said of the next transaction too.
                 memory.forget(lambda autoflushes: autoflushes.count < enough)
-            return
-        held = written(fact)
-        if fact.trigger != "autoflush" or not held:
-            return
+            return ()
+        if fact.trigger != "autoflush" or not (held := written(fact)):
+            return ()
         autoflushes = memory.of(fact.site)
         autoflushes.add(held)
-        if autoflushes.count == enough:
-            yield _storm(fact, autoflushes, record)
+        return (_storm(fact, autoflushes, record),) if autoflushes.count == enough else ()
 
 
 class _Autoflushes:
@@ -267,52 +261,71 @@ def _storm(fact: FlushCompleted, autoflushes: _Autoflushes, record: SessionRecor
     )
 
 
+def _is_large(fact: FlushCompleted, record: SessionRecord) -> bool:
+    return _size(fact) > record.settings.large_flush_objects
+
+
 class LargeFlush:
     """`large-flush`: one flush holds too many objects to be written one after the other."""
 
     facts = (FlushCompleted,)
+    wakes: Final[Wakes] = {FlushCompleted: _is_large}
 
     def memory(self) -> None:
         """Each flush speaks for itself."""
 
-    def judge(self, fact: FlushCompleted, record: SessionRecord, memory: None) -> Iterator[Finding]:
+    def judge(self, fact: FlushCompleted, record: SessionRecord, memory: None) -> Iterable[Finding]:
         """One finding for each large flush."""
         del memory
-        count = sum(map(_sum, (fact.new, fact.dirty, fact.deleted)))
-        if count <= record.settings.large_flush_objects:
-            return
-        held = written(fact)
-        kind = max(held, key=lambda kind: _sum(held[kind]))
-        entity = largest(held[kind])
-        contents = added_up(held)
-        yield record.finding(
-            "large-flush",
-            "warning",
-            f"one flush held {objects(contents)}",
-            bulk_write(_VERBS[kind], entity or "", is_async=record.is_async),
-            fact.site,
-            entity=entity,
-            count=count,
-            evidence={
-                "trigger": fact.trigger,
-                **held,
-                "duration_ms": fact.duration / 1e6,
-                "alternatives": ["a flush for each batch of them"],
-            },
-        )
+        return (_large(fact, record),) if _is_large(fact, record) else ()
+
+
+def _large(fact: FlushCompleted, record: SessionRecord) -> Finding:
+    held = written(fact)
+    kind = max(held, key=lambda kind: _sum(held[kind]))
+    entity = largest(held[kind])
+    return record.finding(
+        "large-flush",
+        "warning",
+        f"one flush held {objects(added_up(held))}",
+        bulk_write(_VERBS[kind], entity or "", is_async=record.is_async),
+        fact.site,
+        entity=entity,
+        count=_size(fact),
+        evidence={
+            "trigger": fact.trigger,
+            **held,
+            "duration_ms": fact.duration / 1e6,
+            "alternatives": ["a flush for each batch of them"],
+        },
+    )
 
 
 _VERBS: Final[Mapping[str, str]] = {"new": "INSERT", "dirty": "UPDATE", "deleted": "DELETE"}
+
+
+def _size(fact: FlushCompleted) -> int:
+    size = 0
+    for counts in (fact.new, fact.dirty, fact.deleted):
+        if counts:
+            size += sum(counts.values())
+    return size
 
 
 def _sum(counts: Counts) -> int:
     return sum(counts.values())
 
 
+def _compared(fact: FlushCompleted, record: SessionRecord) -> bool:
+    del record
+    return bool(fact.unchanged)
+
+
 class UnchangedDirty:
     """`unchanged-dirty`: objects are in `session.dirty` and have no net change."""
 
     facts = (FlushCompleted,)
+    wakes: Final[Wakes] = {FlushCompleted: _compared}
 
     def memory(self) -> None:
         """Each flush speaks for itself."""

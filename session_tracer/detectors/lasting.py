@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from session_tracer.detectors.evidence import places
+from session_tracer.detectors.protocol import always
 from session_tracer.detectors.watched import ENDED, TAKEN, block, called, connection, doing, ms
 from session_tracer.detectors.wording import lasted
 from session_tracer.facts import SessionClosed, TimePassed, TransactionBegan, TransactionEnded
 from session_tracer.findings import Retraction
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from session_tracer.callsite import CallSite
+    from session_tracer.detectors.protocol import Wakes
     from session_tracer.findings import Finding
     from session_tracer.record import SessionRecord
     from session_tracer.snapshot import LiveSession
@@ -34,6 +36,7 @@ class LeakedSession:
     """`leaked-session`: a scope that has begun a transaction is open for too long."""
 
     facts = (TimePassed, SessionClosed)
+    wakes: Final[Wakes] = {TimePassed: always}
 
     def memory(self) -> _Leak:
         """What was said."""
@@ -111,6 +114,10 @@ class _Watched:
         self.long: Finding | None = None
 
 
+def _another(fact: TransactionBegan, record: SessionRecord) -> bool:
+    return not fact.nested and record.statements > 0
+
+
 class IdleOrLongTransaction:
     """`idle-in-transaction`, `long-transaction`: a connection waits, a transaction does not end.
 
@@ -118,6 +125,7 @@ class IdleOrLongTransaction:
     """
 
     facts = (TransactionBegan, TransactionEnded, TimePassed)
+    wakes: Final[Wakes] = {TransactionBegan: _another, TimePassed: always}
 
     def memory(self) -> _Watched:
         """The open transaction, and what was said of it."""
@@ -128,17 +136,18 @@ class IdleOrLongTransaction:
         fact: TransactionBegan | TransactionEnded | TimePassed,
         record: SessionRecord,
         memory: _Watched,
-    ) -> Iterator[Finding | Retraction]:
+    ) -> Iterable[Finding | Retraction]:
         """One finding for a transaction; a long one is taken back at its end."""
         if isinstance(fact, TimePassed):
-            yield from self._passed(fact, record, memory)
-        elif fact.nested:
-            return
-        elif isinstance(fact, TransactionBegan):
+            return self._passed(fact, record, memory)
+        if fact.nested:
+            return ()
+        if isinstance(fact, TransactionBegan):
             memory.sql, memory.statements = record.sql, record.statements
         elif memory.long is not None:
             said, memory.long = memory.long, None
-            yield _ended(fact, memory.long_began_at, said, record)
+            return (_ended(fact, memory.long_began_at, said, record),)
+        return ()
 
     def _passed(
         self, fact: TimePassed, record: SessionRecord, memory: _Watched

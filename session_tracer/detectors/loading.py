@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from session_tracer.detectors.evidence import places
 from session_tracer.detectors.missing import expired_by, expiry
-from session_tracer.detectors.recent import Recent
+from session_tracer.detectors.recent import Recent, remember
 from session_tracer.detectors.wording import dotted_each, listed
-from session_tracer.facts import (
-    AttributeLoaded,
-    StatementExecuted,
-)
+from session_tracer.facts import AttributeLoaded, StatementExecuted
+from session_tracer.record import SELECTS_KEPT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from session_tracer.callsite import CallSite
+    from session_tracer.detectors.protocol import Wakes
     from session_tracer.findings import Finding
     from session_tracer.record import SessionRecord
 
@@ -39,10 +38,17 @@ class _Distinct:
         return len(self._seen) == enough
 
 
+def _never_loaded(fact: AttributeLoaded, record: SessionRecord) -> bool:
+    # What a commit expired is another finding, with another remedy.
+    del record
+    return fact.expired_by != "commit" and fact.kind in ("relationship", "deferred")
+
+
 class NPlusOne:
     """`n-plus-one`: an attribute is lazily loaded for each of many objects."""
 
     facts = (AttributeLoaded,)
+    wakes: Final[Wakes] = {AttributeLoaded: _never_loaded}
 
     def memory(self) -> Recent[tuple[CallSite | None, str, str], _Distinct]:
         """The objects that each line has loaded each attribute for."""
@@ -53,14 +59,15 @@ class NPlusOne:
         fact: AttributeLoaded,
         record: SessionRecord,
         memory: Recent[tuple[CallSite | None, str, str], _Distinct],
-    ) -> Iterator[Finding]:
+    ) -> Iterable[Finding]:
         """One finding for each attribute and line."""
-        # What a commit expired is another finding, with another remedy.
-        if fact.kind not in ("relationship", "deferred") or fact.expired_by == "commit":
-            return
+        if not _never_loaded(fact, record):
+            return ()
         enough = record.settings.lazy_loads_from_one_site
-        if memory.of((fact.site, fact.entity, fact.attribute)).reach(fact.parent, enough):
-            yield _n_plus_one(fact, enough, record)
+        seen = memory.of((fact.site, fact.entity, fact.attribute))
+        if not seen.reach(fact.parent, enough):
+            return ()
+        return (_n_plus_one(fact, enough, record),)
 
 
 def _n_plus_one(fact: AttributeLoaded, count: int, record: SessionRecord) -> Finding:
@@ -106,42 +113,50 @@ def _load_together(fact: AttributeLoaded, names: list[str]) -> str:
     return selected if site is None else f"{selected} at {site}"
 
 
+def _is_lookup(fact: StatementExecuted) -> bool:
+    return fact.by_key and fact.fingerprint != 0 and not fact.error
+
+
+def _looks_up_again(fact: StatementExecuted, record: SessionRecord) -> bool:
+    # A lazy load or a refresh is none of the application's own.
+    if record.last_load is not None or not _is_lookup(fact):
+        return False
+    return len(record.first_selects) >= min(record.settings.gets_from_one_site, SELECTS_KEPT)
+
+
 class GetInLoop:
     """`get-in-loop`: objects are looked up by primary key one by one."""
 
-    facts = (AttributeLoaded, StatementExecuted)
+    facts = (StatementExecuted,)
+    wakes: Final[Wakes] = {StatementExecuted: _looks_up_again}
 
-    def memory(self) -> _Lookups:
-        """The keys that each line has looked up."""
-        return _Lookups()
+    def memory(self) -> Recent[tuple[CallSite | None, str], _Distinct]:
+        """The keys that each line has looked up of each mapped class."""
+        return Recent(_Distinct)
+
+    def recall(
+        self, fact: StatementExecuted, record: SessionRecord
+    ) -> Recent[tuple[CallSite | None, str], _Distinct]:
+        """Those of the first few SELECTs."""
+        memory = self.memory()
+        for earlier in record.first_selects:
+            if earlier is not fact and _is_lookup(earlier):
+                seen = memory.of((earlier.site, earlier.entity))
+                seen.reach(earlier.fingerprint, record.settings.gets_from_one_site)
+        return memory
 
     def judge(
-        self, fact: AttributeLoaded | StatementExecuted, record: SessionRecord, memory: _Lookups
+        self,
+        fact: StatementExecuted,
+        record: SessionRecord,
+        memory: Recent[tuple[CallSite | None, str], _Distinct],
     ) -> Iterable[Finding]:
         """One finding for each mapped class and line."""
-        if isinstance(fact, AttributeLoaded):
-            memory.is_load = True
-            return ()
-        is_load, memory.is_load = memory.is_load, False
-        if is_load or not fact.by_key or not fact.fingerprint or fact.error:
+        if record.last_load is not None or not _is_lookup(fact):
             return ()
         enough = record.settings.gets_from_one_site
-        if not memory.keys.of((fact.site, fact.entity)).reach(fact.fingerprint, enough):
-            return ()
-        return (_looked_up(fact, enough, record),)
-
-
-class _Lookups:
-    """Which keys were looked up, by line and mapped class.
-
-    An AttributeLoaded tells why the next statement runs: that one is a lazy load or a refresh.
-    """
-
-    __slots__ = ("is_load", "keys")
-
-    def __init__(self) -> None:
-        self.is_load = False
-        self.keys: Recent[tuple[CallSite | None, str], _Distinct] = Recent(_Distinct)
+        seen = memory.of((fact.site, fact.entity))
+        return (_looked_up(fact, enough, record),) if seen.reach(fact.fingerprint, enough) else ()
 
 
 def _looked_up(fact: StatementExecuted, count: int, record: SessionRecord) -> Finding:
@@ -161,33 +176,49 @@ def _looked_up(fact: StatementExecuted, count: int, record: SessionRecord) -> Fi
     )
 
 
+def _is_asked_for(fact: StatementExecuted) -> bool:
+    # What an eager loader reads belongs to the SELECT before it. What a flush asks for, such as
+    # the next value of a sequence, has no mapped class.
+    return (
+        fact.operation == "SELECT"
+        and fact.fingerprint != 0
+        and not (fact.eager or fact.error or (fact.in_flush and not fact.entity))
+    )
+
+
+def _selects_again(fact: StatementExecuted, record: SessionRecord) -> bool:
+    # A load of an attribute that runs again is another finding.
+    if record.last_load is not None or not _is_asked_for(fact):
+        return False
+    return len(record.first_selects) >= min(record.settings.repeats_of_one_select, SELECTS_KEPT)
+
+
 class RepeatedSelect:
     """`repeated-select`: the same SELECT runs with the same parameters again and again."""
 
-    facts = (AttributeLoaded, StatementExecuted)
+    facts = (StatementExecuted,)
+    wakes: Final[Wakes] = {StatementExecuted: _selects_again}
 
     def memory(self) -> _Selects:
-        """How often each SELECT ran."""
+        """How often each SELECT ran, by its fingerprint."""
         return _Selects()
 
+    def recall(self, fact: StatementExecuted, record: SessionRecord) -> _Selects:
+        """How often each of the first few ran."""
+        memory = self.memory()
+        for earlier in record.first_selects:
+            if earlier is not fact and _is_asked_for(earlier):
+                memory.add(earlier)
+        return memory
+
     def judge(
-        self, fact: AttributeLoaded | StatementExecuted, record: SessionRecord, memory: _Selects
+        self, fact: StatementExecuted, record: SessionRecord, memory: _Selects
     ) -> Iterable[Finding]:
         """One finding for each SELECT with its parameters."""
-        if isinstance(fact, AttributeLoaded):
-            memory.is_load = True
+        if record.last_load is not None or not _is_asked_for(fact):
             return ()
-        # A load of an attribute that runs again is another finding, and so is what an eager loader
-        # reads after the SELECT it belongs to. What a flush asks for, such as the next value of a
-        # sequence, has no mapped class.
-        is_load, memory.is_load = memory.is_load, False
-        if is_load or not fact.fingerprint or fact.eager or fact.error:
-            return ()
-        if fact.operation != "SELECT" or (fact.in_flush and not fact.entity):
-            return ()
-        repeats = memory.by_fingerprint.of(fact.fingerprint)
-        repeats.add(fact.site)
-        if repeats.count != record.settings.repeats_of_one_select:
+        repeats = memory.add(fact)
+        if repeats is None or repeats.count != record.settings.repeats_of_one_select:
             return ()
         return (_repeated(fact, repeats, record),)
 
@@ -197,28 +228,40 @@ class _Repeats:
 
     __slots__ = ("count", "first_site", "is_one_site")
 
-    def __init__(self) -> None:
-        self.count = 0
-        self.first_site: CallSite | None = None
+    def __init__(self, first_site: CallSite | None) -> None:
+        self.count = 1
+        self.first_site = first_site
         self.is_one_site = True
 
     def add(self, site: CallSite | None) -> None:
         """Take one more run into account."""
         self.count += 1
-        if self.count == 1:
-            self.first_site = site
-        elif site != self.first_site:
+        if site is not self.first_site and site != self.first_site:
             self.is_one_site = False
 
 
 class _Selects:
-    """The SELECTs of a scope, and whether the next statement loads an attribute."""
+    """How often each SELECT ran, by its fingerprint; of one that ran once, as most do, the line."""
 
-    __slots__ = ("by_fingerprint", "is_load")
+    __slots__ = ("_by_fingerprint",)
 
     def __init__(self) -> None:
-        self.is_load = False
-        self.by_fingerprint: Recent[int, _Repeats] = Recent(_Repeats)
+        self._by_fingerprint: dict[int, _Repeats | CallSite | None] = {}
+
+    def add(self, fact: StatementExecuted) -> _Repeats | None:
+        """Take one more run into account; how often it ran, where it did before."""
+        known = self._by_fingerprint.pop(fact.fingerprint, _NEVER)
+        if known is _NEVER:
+            remember(self._by_fingerprint, fact.fingerprint, fact.site)
+            return None
+        repeats = known if isinstance(known, _Repeats) else _Repeats(known)
+        repeats.add(fact.site)
+        self._by_fingerprint[fact.fingerprint] = repeats
+        return repeats
+
+
+# Stands for the SELECTs that never ran.
+_NEVER: Final = _Repeats(None)
 
 
 def _repeated(fact: StatementExecuted, repeats: _Repeats, record: SessionRecord) -> Finding:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from session_tracer.facts import Fact
     from session_tracer.findings import Finding, Retraction
     from session_tracer.record import SessionRecord
 
-__all__ = ["Detector"]
+__all__ = ["Detector", "Recaller", "Sleeper", "Wakes", "always"]
 
 
 class Detector(Protocol):
@@ -34,3 +34,36 @@ class Detector(Protocol):
     def judge(
         self, fact: Any, record: SessionRecord, memory: Any
     ) -> Iterable[Finding | Retraction]: ...
+
+
+# Of each type of fact with which there may be something to remember or to say, whether there is.
+Wakes: TypeAlias = "Mapping[type[Fact], Callable[[Any, SessionRecord], bool]]"
+
+
+@runtime_checkable
+class Sleeper(Detector, Protocol):
+    """A detector that most sessions give nothing to remember.
+
+    Of each session it sleeps until one of `wakes` says yes to a fact: before that it is not asked,
+    and has no memory. That spares time, and may never spare a finding: what it sleeps through must
+    change nothing of what it would have said.
+    """
+
+    @property
+    def wakes(self) -> Wakes: ...
+
+
+@runtime_checkable
+class Recaller(Sleeper, Protocol):
+    """A sleeper that may sleep through something, because the record keeps enough of it.
+
+    `recall()` makes its memory, in place of `memory()`, of what it slept through before this fact.
+    """
+
+    def recall(self, fact: Any, record: SessionRecord) -> Any: ...
+
+
+def always(fact: Fact, record: SessionRecord) -> bool:
+    """Any such fact wakes it."""
+    del fact, record
+    return True

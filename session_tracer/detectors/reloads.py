@@ -16,9 +16,10 @@ from session_tracer.facts import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from session_tracer.callsite import CallSite
+    from session_tracer.detectors.protocol import Wakes
     from session_tracer.facts import Counts
     from session_tracer.findings import Finding
     from session_tracer.record import SessionRecord
@@ -26,10 +27,16 @@ if TYPE_CHECKING:
 __all__ = ["RefreshAfterWrite", "ReloadAfterCommit"]
 
 
+def _expired_by_commit(fact: AttributeLoaded, record: SessionRecord) -> bool:
+    del record
+    return fact.expired_by == "commit" and fact.kind in _EXPIRING
+
+
 class ReloadAfterCommit:
     """`reload-after-commit`: objects that a commit expired are reloaded one by one."""
 
     facts = (AttributeLoaded, TransactionEnded)
+    wakes: Final[Wakes] = {AttributeLoaded: _expired_by_commit}
 
     def memory(self) -> _Reloads:
         """What was reloaded since the last commit."""
@@ -37,17 +44,18 @@ class ReloadAfterCommit:
 
     def judge(
         self, fact: AttributeLoaded | TransactionEnded, record: SessionRecord, memory: _Reloads
-    ) -> Iterator[Finding]:
+    ) -> Iterable[Finding]:
         """One finding for each line that commits and each line that reloads."""
         if isinstance(fact, TransactionEnded):
             if fact.outcome == "committed" and not fact.nested:
                 memory.committed()
-            return
-        if fact.expired_by != "commit" or fact.kind not in _EXPIRING:
-            return
+            return ()
+        if not _expired_by_commit(fact, record):
+            return ()
         enough = record.settings.reloads_after_commit
         if memory.reach(fact, enough) and memory.said.first((fact.expired_site, fact.site)):
-            yield _reloaded(fact, memory, enough, record)
+            return (_reloaded(fact, memory, enough, record),)
+        return ()
 
 
 _EXPIRING: Final = frozenset({"expired", "relationship", "deferred"})
@@ -102,80 +110,51 @@ def _reloaded(
     )
 
 
+def _just_written(fact: AttributeLoaded, record: SessionRecord) -> bool:
+    return fact.kind == "refresh" and record.last_write is not None
+
+
 class RefreshAfterWrite:
     """`refresh-after-write`: `refresh()` reads back what was written just before."""
 
-    facts = (AttributeLoaded, FlushCompleted, StatementExecuted, TransactionEnded)
+    facts = (AttributeLoaded, StatementExecuted)
+    wakes: Final[Wakes] = {AttributeLoaded: _just_written}
 
-    def memory(self) -> _Writing:
-        """Whether something was just written, and how often each line refreshed after that."""
-        return _Writing()
+    def memory(self) -> _Refreshing:
+        """How often each line refreshed what was just written."""
+        return _Refreshing()
 
     def judge(
-        self,
-        fact: AttributeLoaded | FlushCompleted | StatementExecuted | TransactionEnded,
-        record: SessionRecord,
-        memory: _Writing,
+        self, fact: AttributeLoaded | StatementExecuted, record: SessionRecord, memory: _Refreshing
     ) -> Iterable[Finding]:
         """One finding for each line."""
-        match fact:
-            case StatementExecuted():
-                memory.executed(fact)
-            case FlushCompleted():
-                if fact.new or fact.dirty or fact.deleted:
-                    memory.wrote(fact)
-            case TransactionEnded():
-                if not fact.nested:
-                    memory.wrote(fact if fact.outcome == "committed" else None)
-            case AttributeLoaded():
-                if memory.refreshed(fact) == record.settings.refreshes_from_one_site:
-                    return (_refreshed(fact, memory, record),)
-        return ()
+        if isinstance(fact, StatementExecuted):
+            if memory.last is not None and fact.eager and not fact.in_flush:
+                # refresh(author, ["books"]) loads what no write brings back.
+                if record.last_write is memory.write:
+                    memory.last.count -= 1
+                memory.last = None
+            return ()
+        memory.last = None
+        if not _just_written(fact, record):
+            return ()
+        memory.write = record.last_write
+        refreshes = memory.last = memory.by_site.of(fact.site)
+        refreshes.count += 1
+        if refreshes.count != record.settings.refreshes_from_one_site:
+            return ()
+        return (_refreshed(fact, record),)
 
 
-class _Writing:
-    """What was written last, as long as nothing else has run since, and what was refreshed then."""
+class _Refreshing:
+    """How often each line has refreshed what was just written; which did last, and after what."""
 
-    __slots__ = ("_by_site", "_is_refresh", "_last", "write")
+    __slots__ = ("by_site", "last", "write")
 
     def __init__(self) -> None:
+        self.by_site: Recent[CallSite | None, _Refreshes] = Recent(_Refreshes)
+        self.last: _Refreshes | None = None
         self.write: FlushCompleted | TransactionEnded | None = None
-        self._is_refresh = False
-        self._last: _Refreshes | None = None
-        self._by_site: Recent[CallSite | None, _Refreshes] = Recent(_Refreshes)
-
-    def wrote(self, fact: FlushCompleted | TransactionEnded | None) -> None:
-        """Something was flushed or committed, or taken back."""
-        self.write = fact
-        self._is_refresh = False
-        self._last = None
-
-    def refreshed(self, fact: AttributeLoaded) -> int:
-        """How often this line has refreshed directly after a write, 0 if it does not now."""
-        self._last = None
-        self._is_refresh = fact.kind == "refresh"
-        if not self._is_refresh or self.write is None:
-            return 0
-        self._last = self._by_site.of(fact.site)
-        self._last.count += 1
-        return self._last.count
-
-    def executed(self, fact: StatementExecuted) -> None:
-        """Forget the write if the statement is for something else."""
-        if self.write is None or fact.in_flush or fact.operation in _SAVEPOINT_OPERATIONS:
-            return
-        if fact.eager:
-            # refresh(author, ["books"]) loads what no write brings back.
-            if self._last is not None:
-                self._last.count -= 1
-                self._last = None
-        elif self._is_refresh:
-            self._is_refresh = False  # the statement of the refresh itself
-        else:
-            self.wrote(None)
-
-
-_SAVEPOINT_OPERATIONS: Final = frozenset({"SAVEPOINT", "RELEASE", "ROLLBACK"})
 
 
 class _Refreshes:
@@ -187,14 +166,15 @@ class _Refreshes:
         self.count = 0
 
 
-def _refreshed(fact: AttributeLoaded, memory: _Writing, record: SessionRecord) -> Finding:
+def _refreshed(fact: AttributeLoaded, record: SessionRecord) -> Finding:
     count = record.settings.refreshes_from_one_site
-    if isinstance(memory.write, TransactionEnded):
-        what, where = "commit", places(committed_at=memory.write.site)
+    write = record.last_write
+    if isinstance(write, TransactionEnded):
+        what, where = "commit", places(committed_at=write.site)
         maker = "async_sessionmaker" if record.is_async else "sessionmaker"
         remedy = f"leave refresh() out, and use {maker}(expire_on_commit=False)"
     else:
-        what, where = "flush", places(flushed_at=memory.write.site if memory.write else None)
+        what, where = "flush", places(flushed_at=None if write is None else write.site)
         remedy = "leave refresh() out"
     return record.finding(
         "refresh-after-write",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from session_tracer.detectors.evidence import places
 from session_tracer.detectors.said import Said
@@ -16,8 +16,9 @@ from session_tracer.facts import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
+    from session_tracer.detectors.protocol import Wakes
     from session_tracer.findings import Finding
     from session_tracer.owner import Owner
     from session_tracer.record import SessionRecord
@@ -140,6 +141,20 @@ class _Users:
         # In the order of their coming.
         self.names: dict[str, None] = {}
 
+    def add(self, fact: TransactionBegan, most: int) -> None:
+        """Take one more transaction into account."""
+        if fact.trace:
+            self.traces.add(fact.trace)
+        if fact.root is not None and fact.root.is_task:
+            self.tasks.add(fact.root)
+        owner = fact.root or fact.owner
+        if owner is not None and len(self.names) < most:
+            self.names[owner.name] = None
+
+
+def _begins_again(fact: TransactionBegan, record: SessionRecord) -> bool:
+    return record.transactions > 1 and not fact.nested
+
 
 class SharedSession:
     """`shared-session`: one scope serves several requests, or tasks that do not await each other.
@@ -148,29 +163,33 @@ class SharedSession:
     """
 
     facts = (TransactionBegan,)
+    wakes: Final[Wakes] = {TransactionBegan: _begins_again}
 
     def memory(self) -> _Users:
         """Who has used the session."""
         return _Users()
 
+    def recall(self, fact: TransactionBegan, record: SessionRecord) -> _Users:
+        """Who began the first transaction."""
+        del fact
+        memory = self.memory()
+        if record.first_began is not None:
+            memory.add(record.first_began, record.settings.traces_per_session)
+        return memory
+
     def judge(
         self, fact: TransactionBegan, record: SessionRecord, memory: _Users
-    ) -> Iterator[Finding]:
+    ) -> Iterable[Finding]:
         """One finding for a scope, as its transactions reach the threshold of either kind."""
         most = record.settings.traces_per_session
         if fact.nested or len(memory.traces) >= most or len(memory.tasks) >= most:
-            return
-        if fact.trace:
-            memory.traces.add(fact.trace)
-        if fact.root is not None and fact.root.is_task:
-            memory.tasks.add(fact.root)
-        owner = fact.root or fact.owner
-        if owner is not None and len(memory.names) < most:
-            memory.names[owner.name] = None
+            return ()
+        memory.add(fact, most)
         if len(memory.traces) == most:
-            yield self._finding(f"{most} different traces", "request", fact, record, memory)
-        elif len(memory.tasks) == most:
-            yield self._finding(f"{most} unrelated tasks", "task", fact, record, memory)
+            return (self._finding(f"{most} different traces", "request", fact, record, memory),)
+        if len(memory.tasks) == most:
+            return (self._finding(f"{most} unrelated tasks", "task", fact, record, memory),)
+        return ()
 
     def _finding(
         self, users: str, each: str, fact: TransactionBegan, record: SessionRecord, memory: _Users

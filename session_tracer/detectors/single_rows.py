@@ -2,42 +2,48 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from session_tracer.detectors.recent import Recent
 from session_tracer.detectors.wording import bulk_write
-from session_tracer.facts import FlushBegan, StatementExecuted
+from session_tracer.facts import StatementExecuted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from session_tracer.facts import Trigger
+    from session_tracer.callsite import CallSite
+    from session_tracer.detectors.protocol import Wakes
+    from session_tracer.facts import FlushBegan
     from session_tracer.findings import Finding
     from session_tracer.record import SessionRecord
 
 __all__ = ["RowByRowWrites"]
 
 
+def _one_row(fact: StatementExecuted, record: SessionRecord) -> bool:
+    del record
+    return fact.rows == 1 and fact.operation in _WRITES and not fact.error
+
+
 class RowByRowWrites:
     """`row-by-row-writes`: rows are written by a statement each that one could have written."""
 
-    facts = (FlushBegan, StatementExecuted)
+    facts = (StatementExecuted,)
+    wakes: Final[Wakes] = {StatementExecuted: _one_row}
 
     def memory(self) -> _Writes:
         """The single-row statements of this flush, and of each line."""
         return _Writes()
 
     def judge(
-        self, fact: FlushBegan | StatementExecuted, record: SessionRecord, memory: _Writes
+        self, fact: StatementExecuted, record: SessionRecord, memory: _Writes
     ) -> Iterable[Finding]:
         """One finding for each table and kind, of one flush or one line."""
-        if isinstance(fact, FlushBegan):
-            memory.began(fact, record.settings.single_row_writes)
+        if not _one_row(fact, record):
             return ()
-        if fact.rows != 1 or fact.operation not in _WRITES or fact.error:
-            return ()
-        rows = memory.add(fact)
-        if rows.count != record.settings.single_row_writes:
+        enough = record.settings.single_row_writes
+        rows = memory.add(fact, record.flush_began if fact.in_flush else None, enough)
+        if rows is None or rows.count != enough:
             return ()
         return (_row_by_row(fact, rows, record),)
 
@@ -49,6 +55,10 @@ _WRITES: Final[Mapping[str, str]] = {
 }
 
 
+# The line, whether a flush did it, the verb and the table.
+_Key: TypeAlias = "tuple[CallSite | None, bool, str, str]"
+
+
 class _Writes:
     """The single-row statements of a scope.
 
@@ -56,27 +66,32 @@ class _Writes:
     another finding. Flushes that the application asks for are counted by their line.
     """
 
-    __slots__ = ("_flushes", "_of_flush", "_of_lines", "_trigger")
+    __slots__ = ("_first", "_flush", "_of_flush", "_of_lines")
 
     def __init__(self) -> None:
-        self._flushes = 0
-        self._trigger: Trigger = "explicit"
-        self._of_flush: Recent[tuple[object, ...], _Rows] = Recent(_Rows)
-        self._of_lines: Recent[tuple[object, ...], _Rows] = Recent(_Rows)
+        # The first one is added up when there is another: many sessions have one.
+        self._first: tuple[StatementExecuted, FlushBegan | None] | None = None
+        self._flush: FlushBegan | None = None
+        self._of_flush: Recent[_Key, _Rows] | None = None
+        self._of_lines: Recent[_Key, _Rows] | None = None
 
-    def began(self, fact: FlushBegan, enough: int) -> None:
-        """Count for another flush."""
-        self._flushes += 1
-        self._trigger = fact.trigger
-        # What was said once is not said of the next flush too.
-        self._of_flush.forget(lambda rows: rows.count < enough)
-
-    def add(self, fact: StatementExecuted) -> _Rows:
-        """Take one more statement into account, and tell what it belongs to."""
-        by_line = not fact.in_flush or self._trigger == "explicit"
-        key = (fact.site, fact.in_flush, fact.operation, fact.collection)
-        rows = (self._of_lines if by_line else self._of_flush).of(key)
-        rows.add(fact.text, self._flushes if fact.in_flush else 0)
+    def add(self, fact: StatementExecuted, flush: FlushBegan | None, enough: int) -> _Rows | None:
+        """Take one more statement into account, and tell what it belongs to if it is not alone."""
+        if self._of_lines is None or self._of_flush is None:
+            if self._first is None:
+                self._first = (fact, flush)
+                return None
+            self._of_flush, self._of_lines = Recent(_Rows), Recent(_Rows)
+            self.add(*self._first, enough)
+        by_line = flush is None or flush.trigger == "explicit"
+        if not by_line and flush is not self._flush:
+            # What was said once is not said of the next flush too.
+            self._flush = flush
+            self._of_flush.forget(lambda rows: rows.count < enough)
+        rows = (self._of_lines if by_line else self._of_flush).of(
+            (fact.site, fact.in_flush, fact.operation, fact.collection)
+        )
+        rows.add(fact.text, flush)
         return rows
 
 
@@ -92,12 +107,12 @@ class _Rows:
         self.same = 0
         self.differing = 0
         self._text = 0
-        self._flush = 0
+        self._flush: FlushBegan | None = None
 
-    def add(self, text: int, flush: int) -> None:
+    def add(self, text: int, flush: FlushBegan | None) -> None:
         """Take one more row into account."""
         self.count += 1
-        if flush != self._flush:
+        if flush is not self._flush:
             self._flush = flush
             self.flushes += 1
         if text and self._text:

@@ -2,94 +2,61 @@
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 from session_tracer.detectors.evidence import largest
+from session_tracer.detectors.said import Said
 from session_tracer.detectors.wording import objects
-from session_tracer.facts import (
-    AttributeLoaded,
-    FlushCompleted,
-    ObjectsLoaded,
-    StatementExecuted,
-    TransactionEnded,
-)
+from session_tracer.facts import FlushCompleted, ObjectsLoaded, TransactionEnded
 from session_tracer.timeline import add_counts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from session_tracer.facts import Counts
+    from session_tracer.detectors.protocol import Wakes
+    from session_tracer.facts import Counts, Fact
     from session_tracer.findings import Finding
     from session_tracer.record import SessionRecord
 
 __all__ = ["LargeIdentityMap", "LargeResult"]
 
 
+def _is_large(fact: Fact, record: SessionRecord) -> bool:
+    del fact
+    return record.identity_map_peak > record.settings.large_identity_map_objects
+
+
 class LargeIdentityMap:
     """`large-identity-map`: a session holds more objects than one unit of work needs."""
 
-    facts = (AttributeLoaded, StatementExecuted, ObjectsLoaded, FlushCompleted, TransactionEnded)
+    facts = (ObjectsLoaded, FlushCompleted, TransactionEnded)
+    wakes: Final[Wakes] = {
+        ObjectsLoaded: _is_large,
+        FlushCompleted: _is_large,
+        TransactionEnded: _is_large,
+    }
 
-    def memory(self) -> _Growth:
-        """How many objects the identity map held after each commit."""
-        return _Growth()
+    def memory(self) -> Said:
+        """Whether it was said."""
+        return Said()
 
     def judge(
         self,
-        fact: AttributeLoaded
-        | StatementExecuted
-        | ObjectsLoaded
-        | FlushCompleted
-        | TransactionEnded,
+        fact: ObjectsLoaded | FlushCompleted | TransactionEnded,
         record: SessionRecord,
-        memory: _Growth,
-    ) -> Iterator[Finding]:
+        memory: Said,
+    ) -> Iterable[Finding]:
         """One finding for a scope."""
-        if memory.said:
-            return
-        if isinstance(fact, AttributeLoaded | StatementExecuted):
-            memory.reading.take(fact)
-            return
-        if isinstance(fact, TransactionEnded) and fact.outcome == "committed" and not fact.nested:
-            memory.committed(fact.size)
-        if record.identity_map_peak > record.settings.large_identity_map_objects:
-            memory.said = True
-            yield _large_map(fact, memory, record)
+        if _is_large(fact, record) and memory.first(record.id):
+            return (_large_map(fact, record),)
+        return ()
 
 
-# Of the sizes after each commit, so many of the first and of the last are kept.
-_KEPT: Final = 3
 _MOST_ENTITIES: Final = 5
 
 
-class _Growth:
-    """How large the identity map was after the first commits and the last ones."""
-
-    __slots__ = ("_first", "_last", "reading", "said")
-
-    def __init__(self) -> None:
-        self.said = False
-        self.reading = _Reading()
-        self._first: list[int] = []
-        self._last: deque[int] = deque(maxlen=_KEPT)
-
-    def committed(self, size: int) -> None:
-        """Note the size after a commit."""
-        if len(self._first) < _KEPT:
-            self._first.append(size)
-        else:
-            self._last.append(size)
-
-    def sizes(self) -> list[int]:
-        """The sizes that are remembered."""
-        return [*self._first, *self._last]
-
-
 def _large_map(
-    fact: ObjectsLoaded | FlushCompleted | TransactionEnded,
-    growth: _Growth,
-    record: SessionRecord,
+    fact: ObjectsLoaded | FlushCompleted | TransactionEnded, record: SessionRecord
 ) -> Finding:
     size, commits = record.identity_map_peak, record.commits
     came: Counts = {}
@@ -101,10 +68,10 @@ def _large_map(
         "came": {entity: came[entity] for entity in most},
         "commits": commits,
     }
-    if growth.sizes():
-        evidence["sizes_after_commits"] = growth.sizes()
+    if record.sizes:
+        evidence["sizes_after_commits"] = list(record.sizes)
     over = f" over {commits} commit{'s' if commits > 1 else ''}" if commits else ""
-    remedy, *others = _shrink(fact, growth.reading, record)
+    remedy, *others = _shrink(fact, record)
     evidence["alternatives"] = others
     return record.finding(
         "large-identity-map",
@@ -119,10 +86,9 @@ def _large_map(
 
 
 def _shrink(
-    fact: ObjectsLoaded | FlushCompleted | TransactionEnded,
-    reading: _Reading,
-    record: SessionRecord,
+    fact: ObjectsLoaded | FlushCompleted | TransactionEnded, record: SessionRecord
 ) -> Iterator[str]:
+    reading = _Reading(record)
     is_selected = reading.operation == "SELECT" and not reading.is_lazy
     if isinstance(fact, ObjectsLoaded) and not (fact.at_once or record.commits) and is_selected:
         yield _streamed(reading.selected(fact.loaded))
@@ -130,69 +96,52 @@ def _shrink(
     yield "session.expunge_all() after each batch"
 
 
+def _is_large_result(fact: ObjectsLoaded, record: SessionRecord) -> bool:
+    most = record.settings.large_result_objects
+    return not fact.at_once and sum(fact.loaded.values()) > most
+
+
 class LargeResult:
     """`large-result`: one statement loads very many objects at once."""
 
-    facts = (AttributeLoaded, StatementExecuted, ObjectsLoaded)
+    facts = (ObjectsLoaded,)
+    wakes: Final[Wakes] = {ObjectsLoaded: _is_large_result}
 
-    def memory(self) -> _Reading:
-        """What the last statement read, where that was an attribute."""
-        return _Reading()
+    def memory(self) -> None:
+        """Each result speaks for itself."""
 
-    def judge(
-        self,
-        fact: AttributeLoaded | StatementExecuted | ObjectsLoaded,
-        record: SessionRecord,
-        memory: _Reading,
-    ) -> Iterable[Finding]:
+    def judge(self, fact: ObjectsLoaded, record: SessionRecord, memory: None) -> Iterable[Finding]:
         """One finding for each large result."""
-        if isinstance(fact, AttributeLoaded | StatementExecuted):
-            memory.take(fact)
-        elif not fact.at_once:
-            count = sum(fact.loaded.values())
-            if count > record.settings.large_result_objects:
-                return (_large_result(fact, count, memory, record),)
-        return ()
+        del memory
+        if not _is_large_result(fact, record):
+            return ()
+        return (_large_result(fact, _Reading(record), record),)
 
 
 class _Reading:
     """What the last statement read: objects of a mapped class, or an attribute of such."""
 
-    __slots__ = ("_load", "attribute", "entity", "is_lazy", "operation")
+    __slots__ = ("_entity", "attribute", "is_lazy", "operation")
 
-    def __init__(self) -> None:
-        self._load: AttributeLoaded | None = None
-        self.attribute = ""
-        self.entity = ""
-        self.is_lazy = False
-        self.operation = "SELECT"
-
-    def take(self, fact: AttributeLoaded | StatementExecuted) -> None:
-        """Another statement ran; an AttributeLoaded before it tells why."""
-        if isinstance(fact, AttributeLoaded):
-            self._load = fact
-            return
-        load, self._load = self._load, None
+    def __init__(self, record: SessionRecord) -> None:
+        statement, load = record.last_statement, record.last_load
+        self._entity = record.last_select
         self.is_lazy = load is not None
-        self.operation = fact.operation
-        self.attribute = fact.eager
+        self.operation = "SELECT" if statement is None else statement.operation
+        self.attribute = "" if statement is None else statement.eager
         if load is not None and load.kind == "relationship" and load.attribute:
             self.attribute = f"{load.entity}.{load.attribute}"
-        if not fact.eager:  # what an eager loader reads belongs to the SELECT before it
-            self.entity = "" if self.is_lazy else fact.entity
 
     def selected(self, loaded: Counts) -> str:
         """The mapped class to select: what was loaded may be its subclasses', or joined to it."""
-        return self.entity or largest(loaded) or "..."
+        return self._entity or largest(loaded) or "..."
 
 
 def _streamed(entity: str) -> str:
     return f"select({entity}).execution_options(yield_per=1000)"
 
 
-def _large_result(
-    fact: ObjectsLoaded, count: int, reading: _Reading, record: SessionRecord
-) -> Finding:
+def _large_result(fact: ObjectsLoaded, reading: _Reading, record: SessionRecord) -> Finding:
     attribute = reading.attribute
     remedy, *others = _read_less(fact, reading)
     return record.finding(
@@ -204,7 +153,7 @@ def _large_result(
         fact.site,
         entity=largest(fact.loaded),
         attribute=attribute.rpartition(".")[2] or None,
-        count=count,
+        count=sum(fact.loaded.values()),
         evidence={"loaded": dict(fact.loaded), "alternatives": others},
     )
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from session_tracer.detectors.evidence import places
+from session_tracer.detectors.protocol import always
 from session_tracer.detectors.recent import Recent
 from session_tracer.detectors.said import Said
 from session_tracer.detectors.watched import ENDED, TAKEN, block, ms
@@ -22,9 +23,10 @@ from session_tracer.facts import (
 from session_tracer.timeline import add_counts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from session_tracer.callsite import CallSite
+    from session_tracer.detectors.protocol import Wakes
     from session_tracer.facts import Counts, Outcome
     from session_tracer.findings import Finding
     from session_tracer.record import SessionRecord
@@ -43,75 +45,100 @@ class _Commits:
         self.rows = 0
         self.written: Counts = {}
 
+    def add(self, rows: int, entities: Counts) -> None:
+        """Take one more commit into account."""
+        self.number += 1
+        self.rows += rows
+        add_counts(self.written, entities)
+
 
 class _Writes:
     """What the open transaction has written, and the commits before it by line."""
 
-    __slots__ = ("by_site", "entities", "rows")
+    __slots__ = ("_by_site", "entities", "rows")
 
     def __init__(self) -> None:
-        self.by_site: Recent[CallSite, _Commits] = Recent(_Commits)
+        self._by_site: Recent[CallSite, _Commits] = Recent(_Commits)
         self.entities: Counts = {}
         self.rows = 0
+
+    def flush(self, fact: FlushCompleted) -> None:
+        """A flush wrote."""
+        for counts in (fact.new, fact.dirty, fact.deleted):
+            if counts:
+                add_counts(self.entities, counts)
+                self.rows += sum(counts.values())
+
+    def execute(self, fact: StatementExecuted) -> None:
+        """A statement of the application's own wrote."""
+        self.rows += fact.rows
+        if fact.entity:
+            add_counts(self.entities, {fact.entity: fact.rows})
+
+    def end(self, fact: TransactionBegan | TransactionEnded, batch: int) -> _Commits | None:
+        """The commits of the line, where this is one more of a few rows."""
+        entities, rows = self.entities, self.rows
+        self.entities, self.rows = {}, 0
+        if isinstance(fact, TransactionBegan) or fact.outcome != "committed":
+            return None
+        if fact.site is None or not 0 < rows < batch:
+            return None
+        commits = self._by_site.of(fact.site)
+        commits.add(rows, entities)
+        return commits
+
+
+def _wrote_again(fact: FlushCompleted, record: SessionRecord) -> bool:
+    return record.first_flush is not fact and bool(fact.new or fact.dirty or fact.deleted)
+
+
+def _wrote_rows(fact: StatementExecuted, record: SessionRecord) -> bool:
+    # What a flush executes is counted by its objects.
+    del record
+    return fact.rows > 0 and not fact.in_flush
 
 
 class CommitInLoop:
     """`commit-in-loop`: one line commits a few objects at a time, again and again."""
 
     facts = (TransactionBegan, FlushCompleted, StatementExecuted, TransactionEnded)
+    wakes: Final[Wakes] = {FlushCompleted: _wrote_again, StatementExecuted: _wrote_rows}
 
     def memory(self) -> _Writes:
         """What was written, and the commits by line."""
         return _Writes()
+
+    def recall(self, fact: FlushCompleted | StatementExecuted, record: SessionRecord) -> _Writes:
+        """What the first flush has written, and its commit."""
+        memory = self.memory()
+        if record.first_flush is not None and record.first_flush is not fact:
+            memory.flush(record.first_flush)
+            if record.first_flush_ended is not None:
+                memory.end(record.first_flush_ended, record.settings.batch_commit_objects)
+        return memory
 
     def judge(
         self,
         fact: TransactionBegan | FlushCompleted | StatementExecuted | TransactionEnded,
         record: SessionRecord,
         memory: _Writes,
-    ) -> Iterator[Finding]:
+    ) -> Iterable[Finding]:
         """One finding for a line. A commit of a batch is none of a loop's, nor is one of reads.
 
         A session that a test joins to a transaction stands for those of many requests, and its
         commits commit nothing.
         """
-        if isinstance(fact, FlushCompleted):
-            for counts in (fact.new, fact.dirty, fact.deleted):
-                add_counts(memory.entities, counts)
-                memory.rows += sum(counts.values())
-        elif isinstance(fact, StatementExecuted):
-            _add_statement(fact, memory)
+        if isinstance(fact, StatementExecuted):
+            if _wrote_rows(fact, record):
+                memory.execute(fact)
+        elif isinstance(fact, FlushCompleted):
+            memory.flush(fact)
         elif not fact.nested:
-            entities, rows = memory.entities, memory.rows
-            memory.entities, memory.rows = {}, 0
-            is_commit = isinstance(fact, TransactionEnded) and fact.outcome == "committed"
-            if is_commit and not record.is_joined:
-                yield from self._committed(fact.site, entities, rows, record, memory)
-
-    def _committed(
-        self,
-        site: CallSite | None,
-        entities: Counts,
-        rows: int,
-        record: SessionRecord,
-        memory: _Writes,
-    ) -> Iterator[Finding]:
-        if site is None or not 0 < rows < record.settings.batch_commit_objects:
-            return
-        commits = memory.by_site.of(site)
-        commits.number += 1
-        commits.rows += rows
-        add_counts(commits.written, entities)
-        if commits.number == record.settings.commits_from_one_site:
-            yield _commits(site, commits, record)
-
-
-def _add_statement(fact: StatementExecuted, memory: _Writes) -> None:
-    # What a flush executes is counted by its objects.
-    if fact.rows > 0 and not fact.in_flush:
-        memory.rows += fact.rows
-        if fact.entity:
-            add_counts(memory.entities, {fact.entity: fact.rows})
+            commits = memory.end(fact, record.settings.batch_commit_objects)
+            enough = record.settings.commits_from_one_site
+            if commits and commits.number == enough and fact.site and not record.is_joined:
+                return (_commits(fact.site, commits, record),)
+        return ()
 
 
 def _commits(site: CallSite, commits: _Commits, record: SessionRecord) -> Finding:
@@ -141,10 +168,16 @@ class _Savepoints:
         self.by_site: Counter[CallSite | None] = Counter()
 
 
+def _savepoint(fact: TransactionBegan, record: SessionRecord) -> bool:
+    del record
+    return fact.nested
+
+
 class SavepointChurn:
     """`savepoint-churn`: one transaction has very many savepoints."""
 
     facts = (TransactionBegan,)
+    wakes: Final[Wakes] = {TransactionBegan: _savepoint}
 
     def memory(self) -> _Savepoints:
         """The savepoints of the open transaction."""
@@ -195,6 +228,7 @@ class CancelledTransaction:
     """`cancelled-transaction`: a task is cancelled amid a transaction."""
 
     facts = (TransactionCancelled, TransactionEnded, SessionClosed)
+    wakes: Final[Wakes] = {TransactionCancelled: always}
 
     def memory(self) -> _Cancelled:
         """The cancellation, until the scope ends."""

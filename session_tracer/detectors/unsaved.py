@@ -1,77 +1,16 @@
-"""Remembers what a transaction has flushed and not committed, savepoint by savepoint."""
+"""Says what is lost with a scope."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 
 from session_tracer.detectors.evidence import places
-from session_tracer.facts import FlushCompleted, SessionClosed, TransactionBegan, TransactionEnded
-from session_tracer.timeline import add_counts
 
 if TYPE_CHECKING:
-    from session_tracer.callsite import CallSite
-    from session_tracer.facts import Counts
+    from session_tracer.facts import Counts, SessionClosed
+    from session_tracer.uncommitted import ByState, Uncommitted
 
-__all__ = ["Lost", "Unsaved"]
-
-# What becomes of a savepoint's content: it is the outer transaction's now, or still is.
-_KEPT: Final = frozenset({"committed", "closed", "abandoned"})
-# What becomes of a transaction's: nobody decided.
-_UNDECIDED: Final = frozenset({"closed", "abandoned"})
-
-ByState: TypeAlias = "dict[str, Counts]"
-_Told: TypeAlias = "FlushCompleted | TransactionBegan | TransactionEnded"
-
-
-class Unsaved:
-    """What was flushed in the open transaction, or in one that was closed undecided."""
-
-    # What `take` is to be given.
-    facts: Final = (TransactionBegan, FlushCompleted, TransactionEnded)
-
-    __slots__ = ("_levels", "site")
-
-    def __init__(self) -> None:
-        # The transaction's own, then those of the savepoints within.
-        self._levels: list[ByState] = [{}]
-        # The last flush of it.
-        self.site: CallSite | None = None
-
-    def take(self, fact: _Told) -> None:
-        """Take a fact into the account."""
-        if isinstance(fact, FlushCompleted):
-            told = {
-                "flushed_new": fact.new,
-                "flushed_dirty": fact.dirty,
-                "flushed_deleted": fact.deleted,
-            }
-            _add(self._levels[-1], told)
-            self.site = fact.site
-        elif fact.nested:
-            self._savepoint(fact)
-        elif isinstance(fact, TransactionBegan) or fact.outcome not in _UNDECIDED or fact.error:
-            self._levels = [{}]
-
-    def _savepoint(self, fact: TransactionBegan | TransactionEnded) -> None:
-        if isinstance(fact, TransactionBegan):
-            self._levels.append({})
-        elif len(self._levels) > 1:
-            inner = self._levels.pop()
-            if fact.outcome in _KEPT:
-                _add(self._levels[-1], inner)
-
-    def content(self) -> ByState:
-        """All that would be lost, by the keys of evidence."""
-        content: ByState = {}
-        for level in self._levels:
-            _add(content, level)
-        return content
-
-
-def _add(total: ByState, more: ByState) -> None:
-    for state, counts in more.items():
-        if counts:
-            add_counts(total.setdefault(state, {}), counts)
+__all__ = ["Lost"]
 
 
 class Lost:
@@ -79,12 +18,12 @@ class Lost:
 
     __slots__ = ("flushed", "flushed_at", "unflushed", "unflushed_at")
 
-    def __init__(self, fact: SessionClosed, unsaved: Unsaved) -> None:
+    def __init__(self, fact: SessionClosed, uncommitted: Uncommitted) -> None:
         told = {"added": fact.added, "modified": fact.modified, "removed": fact.removed}
         self.unflushed: ByState = {state: dict(counts) for state, counts in told.items() if counts}
         self.unflushed_at = fact.added_site if fact.added else None
-        self.flushed = unsaved.content()
-        self.flushed_at = unsaved.site if self.flushed else None
+        self.flushed: ByState = uncommitted.content()
+        self.flushed_at = uncommitted.site if self.flushed else None
 
     def __bool__(self) -> bool:
         return bool(self.unflushed or self.flushed)

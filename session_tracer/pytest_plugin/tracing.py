@@ -96,7 +96,7 @@ class Tracing:
         for probe in list(LIVE):
             # Another thread's may be loading at this moment.
             if probe.owner.ident == threading.get_ident():
-                probe.settle(probe.now())
+                probe.settle(probe.clock())
 
     def memory(self) -> Scope:
         """What is remembered of a scope that this is told of for the first time."""

@@ -8,6 +8,7 @@ import weakref
 from typing import TYPE_CHECKING, Final
 
 from opentelemetry import trace
+from opentelemetry.context import get_current
 from opentelemetry.metrics import (
     CallbackOptions,
     Histogram,
@@ -19,11 +20,10 @@ from opentelemetry.metrics import (
 
 from session_tracer import facts
 from session_tracer.signals import names
+from session_tracer.signals.tallies import Tallies
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
-
-    from opentelemetry.context import Context
 
     from session_tracer.facts import Counts
     from session_tracer.findings import Finding, Retraction
@@ -31,22 +31,49 @@ if TYPE_CHECKING:
     from session_tracer.settings import Settings
     from session_tracer.signals.names import Metric
     from session_tracer.signals.routes import Routes
+    from session_tracer.signals.tallies import Tally
 
 __all__ = ["Ages", "MetricSignal"]
 
 # The name of a factory, and the ages in seconds of its open sessions and open transactions.
 Ages = tuple[str, list[float], list[float]]
 
+# What is said of a statement; of these, what is said even if it is not known.
+_OF_STATEMENTS: Final = (
+    names.DB_SYSTEM_NAME,
+    names.DB_OPERATION_NAME,
+    names.DB_NAMESPACE,
+    names.SERVER_ADDRESS,
+    names.SERVER_PORT,
+    names.DB_COLLECTION_NAME,
+    names.ERROR_TYPE,
+    names.DB_RESPONSE_STATUS_CODE,
+)
+_ALWAYS: Final = {names.DB_SYSTEM_NAME, names.DB_OPERATION_NAME}
+
+_STATES: Final = ("loaded", "new", "dirty", "unchanged", "deleted", "detached")
+
+
+class Total:
+    """A counter with one set of attributes."""
+
+    __slots__ = ("number",)
+
+    def __init__(self) -> None:
+        self.number = 0
+
 
 class Instruments:
     """The instruments of one meter provider, shared by every tracer that uses it.
 
     Counters are observed rather than added to: a plain integer costs a hundredth of a call to
-    `Counter.add`, and goes out as the same monotonic sum.
+    `Counter.add`, and goes out as the same monotonic sum. Histograms have tallies for that.
     """
 
-    def __init__(self, meter: Meter) -> None:
-        self.totals: dict[str, dict[tuple[tuple[str, str], ...], int]] = {}
+    def __init__(self, provider: MeterProvider, version: str) -> None:
+        meter = provider.get_meter(names.SCOPE, version)
+        self._totals: dict[str, dict[tuple[tuple[str, str], ...], Total]] = {}
+        self._tallies = Tallies(provider)
         self._signals: weakref.WeakSet[MetricSignal] = weakref.WeakSet()
         self._histograms: dict[str, Histogram] = {}
         for metric in names.METRICS:
@@ -56,16 +83,18 @@ class Instruments:
         """Have the gauges ask this signal too, while it lives and is not closed."""
         self._signals.add(signal)
 
-    def histogram(self, metric: Metric) -> Histogram:
-        """The histogram of that metric."""
-        return self._histograms[metric.name]
+    def tally(self, metric: Metric, attributes: Mapping[str, str | int]) -> Tally:
+        """What adds up the values of a histogram with these attributes."""
+        return self._tallies.tally(self._histograms[metric.name], attributes)
 
-    def count(self, metric: Metric, attributes: Mapping[str, str], number: int = 1) -> None:
-        """Add to a counter."""
-        totals = self.totals[metric.name]
-        key = tuple(attributes.items())
-        with _LOCK:  # a thread may take over between reading and writing
-            totals[key] = totals.get(key, 0) + number
+    def total(self, metric: Metric, attributes: Mapping[str, str]) -> Total:
+        """What to add to for a counter with these attributes, under `_LOCK`."""
+        return self._totals[metric.name].setdefault(tuple(attributes.items()), Total())
+
+    def count(self, metric: Metric, attributes: Mapping[str, str]) -> None:
+        """Add one to a counter."""
+        with _LOCK:
+            self.total(metric, attributes).number += 1
 
     def _create(self, meter: Meter, metric: Metric) -> None:
         if metric.instrument == "histogram":
@@ -76,13 +105,16 @@ class Instruments:
                 explicit_bucket_boundaries_advisory=metric.boundaries,
             )
         elif metric.instrument == "counter":
-            self.totals[metric.name] = {}
+            self._totals[metric.name] = {}
             meter.create_observable_counter(
                 metric.name, [self._counter(metric.name)], metric.unit, metric.description
             )
         elif metric.instrument == "up_down_counter":
             meter.create_observable_up_down_counter(
-                metric.name, [self._gauge(metric, len)], metric.unit, metric.description
+                metric.name,
+                [self._tallies.hand_over, self._gauge(metric, len)],
+                metric.unit,
+                metric.description,
             )
         else:
             meter.create_observable_gauge(
@@ -91,8 +123,8 @@ class Instruments:
 
     def _counter(self, name: str) -> Callable[[CallbackOptions], Iterable[Observation]]:
         def observe(_: CallbackOptions) -> Iterator[Observation]:
-            for key, total in list(self.totals[name].items()):
-                yield Observation(total, dict(key))
+            for key, total in list(self._totals[name].items()):
+                yield Observation(total.number, dict(key))
 
         return observe
 
@@ -118,7 +150,8 @@ def _oldest(ages: list[float]) -> float:
     return max(ages, default=0.0)
 
 
-# Reentrant: the garbage collector may close a session anywhere.
+# For the totals: a thread may take over between reading and writing. Reentrant, for the garbage
+# collector may close a session anywhere.
 _LOCK = threading.RLock()
 
 
@@ -152,7 +185,7 @@ class MetricSignal:
         self._idle = isinstance(provider, NoOpMeterProvider)
         instruments = _INSTRUMENTS.get(provider)
         if instruments is None:
-            instruments = Instruments(provider.get_meter(names.SCOPE, version))
+            instruments = Instruments(provider, version)
             _INSTRUMENTS[provider] = instruments
         self._instruments = instruments
         self._name = name
@@ -161,17 +194,17 @@ class MetricSignal:
         self._most_entities = settings.max_entities
         self._entities: set[str] = set()
         self._collections: set[str] = set()
-        self._by_outcome: dict[tuple[str, str], dict[str, str]] = {}
-        self._plain = {names.SESSION_NAME: name}
-        histogram = instruments.histogram
-        self._session_duration = histogram(names.SESSION_DURATION)
-        self._identity_map = histogram(names.IDENTITY_MAP)
-        self._session_statements = histogram(names.SESSION_STATEMENTS)
-        self._transaction_duration = histogram(names.TRANSACTION_DURATION)
-        self._held_duration = histogram(names.CONNECTION_HELD_DURATION)
-        self._busy_duration = histogram(names.CONNECTION_BUSY_DURATION)
-        self._flush_duration = histogram(names.FLUSH_DURATION)
-        self._client_duration = histogram(names.CLIENT_OPERATION_DURATION)
+        plain = {names.SESSION_NAME: name}
+        self._identity_map = instruments.tally(names.IDENTITY_MAP, plain)
+        self._session_statements = instruments.tally(names.SESSION_STATEMENTS, plain)
+        self._held_duration = instruments.tally(names.CONNECTION_HELD_DURATION, plain)
+        self._busy_duration = instruments.tally(names.CONNECTION_BUSY_DURATION, plain)
+        self._session_duration: dict[str, Tally] = {}
+        self._transaction_duration: dict[str, Tally] = {}
+        self._flush_duration: dict[tuple[str, str], Tally] = {}
+        self._client_duration: dict[tuple[str | int | None, ...], Tally] = {}
+        self._objects: dict[str, dict[str, Total]] = {state: {} for state in _STATES}
+        self._loads: dict[str, Total] = {}
         instruments.join(self)
 
     def begin(self, record: SessionRecord) -> MetricSignal:
@@ -212,89 +245,118 @@ class MetricSignal:
         self._instruments.count(names.ERRORS, {names.SESSION_NAME: self._name, names.WHERE: where})
 
     def _ended(self, fact: facts.TransactionEnded, record: SessionRecord) -> None:
-        if not fact.nested:
-            self._transaction_duration.record(
-                fact.duration / 1e9,
-                self._with(names.TRANSACTION_OUTCOME, fact.outcome),
-                context=_exemplar(record),
+        if fact.nested:
+            return
+        tally = self._transaction_duration.get(fact.outcome)
+        if tally is None:
+            tally = self._transaction_duration[fact.outcome] = self._tally(
+                names.TRANSACTION_DURATION, {names.TRANSACTION_OUTCOME: fact.outcome}
             )
+        tally.add(fact.duration / 1e9, record.span_context, _is_sampled(record))
 
     def _released(self, fact: facts.ConnectionReleased, record: SessionRecord) -> None:
-        context = _exemplar(record)
-        self._held_duration.record(fact.held / 1e9, self._plain, context=context)
-        self._busy_duration.record(fact.busy / 1e9, self._plain, context=context)
+        span, sampled = record.span_context, _is_sampled(record)
+        self._held_duration.add(fact.held / 1e9, span, sampled)
+        self._busy_duration.add(fact.busy / 1e9, span, sampled)
 
-    def _flushed(
-        self, fact: facts.FlushCompleted | facts.FlushFailed, record: SessionRecord
-    ) -> None:
-        attributes = self._with(names.FLUSH_TRIGGER, fact.trigger)
-        if isinstance(fact, facts.FlushFailed):
-            attributes = {**attributes, names.ERROR_TYPE: fact.error}
-        self._flush_duration.record(fact.duration / 1e9, attributes, context=_exemplar(record))
+    def _flushed(self, fact: facts.FlushCompleted, record: SessionRecord) -> None:
+        self._flush(fact.trigger, "", fact.duration, record)
+
+    def _flush_failed(self, fact: facts.FlushFailed, record: SessionRecord) -> None:
+        self._flush(fact.trigger, fact.error, fact.duration, record)
+
+    def _flush(self, trigger: str, error: str, duration: int, record: SessionRecord) -> None:
+        tally = self._flush_duration.get((trigger, error))
+        if tally is None:
+            attributes = {names.FLUSH_TRIGGER: trigger}
+            if error:
+                attributes[names.ERROR_TYPE] = error
+            tally = self._tally(names.FLUSH_DURATION, attributes)
+            self._flush_duration[trigger, error] = tally
+        tally.add(duration / 1e9, record.span_context, _is_sampled(record))
 
     def _executed(self, fact: facts.StatementExecuted, record: SessionRecord) -> None:
         database = record.database
         if database is None:
             return
-        batch = names.BATCH if fact.batch_size > 1 else ""
-        attributes: dict[str, str | int] = {
-            names.SESSION_NAME: self._name,
-            names.DB_SYSTEM_NAME: database.system,
-            names.DB_OPERATION_NAME: batch + fact.operation,
-        }
-        if database.namespace:
-            attributes[names.DB_NAMESPACE] = database.namespace
-        if database.address:
-            attributes[names.SERVER_ADDRESS] = database.address
-        if database.port is not None:
-            attributes[names.SERVER_PORT] = database.port
-        if fact.collection:
-            attributes[names.DB_COLLECTION_NAME] = self._bounded(fact.collection, self._collections)
-        if fact.error:
-            attributes[names.ERROR_TYPE] = fact.error
-        if fact.status:
-            attributes[names.DB_RESPONSE_STATUS_CODE] = fact.status
-        self._client_duration.record(fact.duration / 1e9, attributes, context=_exemplar(record))
+        collection = fact.collection and self._bounded(fact.collection, self._collections)
+        values = (
+            database.system,
+            names.BATCH + fact.operation if fact.batch_size > 1 else fact.operation,
+            database.namespace,
+            database.address,
+            database.port,
+            collection,
+            fact.error,
+            fact.status,
+        )
+        tally = self._client_duration.get(values)
+        if tally is None:
+            tally = self._client_duration[values] = self._tally(
+                names.CLIENT_OPERATION_DURATION,
+                {
+                    key: value
+                    for key, value in zip(_OF_STATEMENTS, values, strict=True)
+                    if value is not None and (value != "" or key in _ALWAYS)
+                },
+            )
+        tally.add(fact.duration / 1e9, record.span_context, _is_sampled(record))
 
     def _closed(self, fact: facts.SessionClosed, record: SessionRecord) -> None:
-        context = _exemplar(record)
-        self._session_duration.record(
-            (record.closed_at - record.opened_at) / 1e9,
-            self._with(names.SESSION_OUTCOME, fact.outcome),
-            context=context,
-        )
+        span, sampled = record.span_context, _is_sampled(record)
+        tally = self._session_duration.get(fact.outcome)
+        if tally is None:
+            tally = self._session_duration[fact.outcome] = self._tally(
+                names.SESSION_DURATION, {names.SESSION_OUTCOME: fact.outcome}
+            )
+        tally.add((record.closed_at - record.opened_at) / 1e9, span, sampled)
         if fact.outcome == "unused":
             return
-        self._identity_map.record(record.identity_map_peak, self._plain, context=context)
-        self._session_statements.record(record.statements, self._plain, context=context)
-        self._count_objects("loaded", record.loaded)
-        self._count_objects("new", record.new)
-        self._count_objects("dirty", record.dirty)
-        self._count_objects("unchanged", record.unchanged)
-        self._count_objects("deleted", record.deleted)
-        self._count_objects("detached", fact.detached)
-        self._count_loads(record.lazy_loads)
+        self._identity_map.add(record.identity_map_peak, span, sampled)
+        self._session_statements.add(record.statements, span, sampled)
+        with _LOCK:
+            for state, counts in (
+                ("loaded", record.loaded),
+                ("new", record.new),
+                ("dirty", record.dirty),
+                ("unchanged", record.unchanged),
+                ("deleted", record.deleted),
+                ("detached", fact.detached),
+            ):
+                if counts:
+                    self._count_objects(state, counts)
+            for kind, number in record.lazy_loads.items():
+                self._count_loads(kind, number)
 
     def _refused(self, fact: facts.DetachedLoadFailed, record: SessionRecord) -> None:
-        self._count_loads({"detached": 1})
+        with _LOCK:
+            self._count_loads("detached", 1)
 
     def _count_objects(self, state: str, counts: Counts) -> None:
+        totals = self._objects[state]
         for entity, number in counts.items():
-            self._instruments.count(
-                names.OBJECTS,
-                {
-                    names.SESSION_NAME: self._name,
-                    names.OBJECT_STATE: state,
-                    names.ENTITY: self._bounded(entity, self._entities),
-                },
-                number,
-            )
+            total = totals.get(entity)
+            if total is None:
+                total = self._total_of(state, entity)
+            total.number += number
 
-    def _count_loads(self, counts: Counts) -> None:
-        for kind, number in counts.items():
-            self._instruments.count(
-                names.LAZY_LOADS, {names.SESSION_NAME: self._name, names.KIND: kind}, number
+    def _total_of(self, state: str, entity: str) -> Total:
+        bounded = self._bounded(entity, self._entities)
+        total = self._instruments.total(
+            names.OBJECTS,
+            {names.SESSION_NAME: self._name, names.OBJECT_STATE: state, names.ENTITY: bounded},
+        )
+        if bounded == entity:  # else there may be any number of them
+            self._objects[state][entity] = total
+        return total
+
+    def _count_loads(self, kind: str, number: int) -> None:
+        total = self._loads.get(kind)
+        if total is None:
+            total = self._loads[kind] = self._instruments.total(
+                names.LAZY_LOADS, {names.SESSION_NAME: self._name, names.KIND: kind}
             )
+        total.number += number
 
     def _bounded(self, value: str, known: set[str]) -> str:
         """The value while few enough of its kind are known."""
@@ -305,33 +367,26 @@ class MetricSignal:
         known.add(value)
         return value
 
-    def _with(self, attribute: str, value: str) -> dict[str, str]:
-        """The attributes with one more, made once for each value."""
-        attributes = self._by_outcome.get((attribute, value))
-        if attributes is None:
-            attributes = {names.SESSION_NAME: self._name, attribute: value}
-            self._by_outcome[attribute, value] = attributes
-        return attributes
+    def _tally(self, metric: Metric, attributes: Mapping[str, str | int]) -> Tally:
+        return self._instruments.tally(metric, {names.SESSION_NAME: self._name, **attributes})
 
 
 _TELLS: Final[Routes] = {
     facts.TransactionEnded: MetricSignal._ended,
     facts.ConnectionReleased: MetricSignal._released,
     facts.FlushCompleted: MetricSignal._flushed,
-    facts.FlushFailed: MetricSignal._flushed,
+    facts.FlushFailed: MetricSignal._flush_failed,
     facts.SessionClosed: MetricSignal._closed,
     facts.DetachedLoadFailed: MetricSignal._refused,
 }
 _TELLS_OF_STATEMENTS: Final[Routes] = {facts.StatementExecuted: MetricSignal._executed}
 
 
-def _exemplar(record: SessionRecord) -> Context | None:
-    """A context by which an exemplar finds the session's span; None for the caller's own."""
-    if record.span_context is None:
-        return None
-    trace_id, span_id = record.span_context
-    return trace.set_span_in_context(
-        trace.NonRecordingSpan(
-            trace.SpanContext(trace_id, span_id, is_remote=False, trace_flags=trace.TraceFlags(1))
-        )
-    )
+def _is_sampled(record: SessionRecord) -> bool:
+    """Whether the session's span is recorded; where it has none, whether the caller's is."""
+    if record.span_context is not None:
+        return True
+    context = get_current()
+    if not context:
+        return False
+    return trace.get_current_span(context).get_span_context().trace_flags.sampled

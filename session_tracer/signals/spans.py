@@ -26,12 +26,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Attached", "SessionSpans", "SpanSignal", "caller"]
 
+_NOWHERE: Final = (0, 0)
 _FAILED: Final = frozenset({"failed", "abandoned"})
 
 
 def caller() -> tuple[int, int]:
     """The trace and the span that the caller is in; zeros where it is in none."""
-    context = trace.get_current_span().get_span_context()
+    span = trace.get_current_span()
+    if span is trace.INVALID_SPAN:
+        return _NOWHERE
+    context = span.get_span_context()
     return context.trace_id, context.span_id
 
 
@@ -88,6 +92,7 @@ class SessionSpans:
         "_open",
         "_parent",
         "_record",
+        "_silent",
         "_statement",
         "_tracer",
         "session_context",
@@ -99,6 +104,8 @@ class SessionSpans:
         self._parent = context_api.get_current()
         self._open: list[tuple[str, Span]] = []
         self._statement: Span | None = None
+        # Unsampled means cheap: within a session's span that does not record, nothing is made.
+        self._silent = False
         self._base: Context | None = None
         self._derived: Context | None = None
         # Where links to this session point, once its span has started.
@@ -158,12 +165,7 @@ class SessionSpans:
     ) -> None:
         parent = self._parent
         if self._open:
-            outer = self._open[-1][1]
-            if not outer.is_recording():
-                # Unsampled means cheap: what is within is not recorded either.
-                self._open.append((kind, outer))
-                return
-            parent = trace.set_span_in_context(outer, parent)
+            parent = trace.set_span_in_context(self._open[-1][1], parent)
         span = self._tracer.start_span(
             name, context=parent, start_time=at + self._record.epoch, attributes=attributes
         )
@@ -174,7 +176,7 @@ class SessionSpans:
 
     def _pop(self, kind: str, at: int) -> Span | None:
         """End the innermost span of that kind, and whatever was left open within it."""
-        if all(open_kind != kind for open_kind, _ in self._open):
+        if not any(open_kind == kind for open_kind, _ in self._open):
             return None
         while True:
             open_kind, span = self._open.pop()
@@ -194,6 +196,8 @@ class SessionSpans:
                 self._record.span_context = (context.trace_id, context.span_id)
 
     def _began(self, fact: facts.TransactionBegan, record: SessionRecord) -> None:
+        if self._silent:
+            return
         if not self._open:
             # The id is set later, where the span records: the sampler does not need it.
             self._push(
@@ -205,8 +209,10 @@ class SessionSpans:
             )
             session = self._open[0][1]
             self.session_context = session.get_span_context()
-            if session.is_recording():
-                session.set_attribute(names.SESSION_ID, record.id)
+            if not session.is_recording():
+                self._silent = True
+                return
+            session.set_attribute(names.SESSION_ID, record.id)
         kind = names.SAVEPOINT_SPAN if fact.nested else names.TRANSACTION_SPAN
         self._push(
             kind,
@@ -218,6 +224,8 @@ class SessionSpans:
         self._identify()
 
     def _ended(self, fact: facts.TransactionEnded, record: SessionRecord) -> None:
+        if self._silent:
+            return
         span = self._pop(names.SAVEPOINT_SPAN if fact.nested else names.TRANSACTION_SPAN, fact.at)
         if span is None:
             return
@@ -228,11 +236,15 @@ class SessionSpans:
         span.end(fact.at + self._record.epoch)
 
     def _acquired(self, fact: facts.ConnectionAcquired, record: SessionRecord) -> None:
+        if self._silent:
+            return
         for _, span in self._open:
             if span.is_recording():
                 span.set_attributes(_database(fact.database))
 
     def _flush_began(self, fact: facts.FlushBegan, record: SessionRecord) -> None:
+        if self._silent:
+            return
         self._push(
             names.FLUSH_SPAN,
             names.FLUSH_SPAN,
@@ -245,6 +257,8 @@ class SessionSpans:
     def _flush_ended(
         self, fact: facts.FlushCompleted | facts.FlushFailed, record: SessionRecord
     ) -> None:
+        if self._silent:
+            return
         span = self._pop(names.FLUSH_SPAN, fact.at)
         if span is None:
             return
@@ -299,7 +313,7 @@ class SessionSpans:
         span.end()
 
     def _statement_started(self, fact: facts.StatementStarted, record: SessionRecord) -> None:
-        if not self._open:
+        if self._silent or not self._open:
             return
         batch = names.BATCH if fact.batch_size > 1 else ""
         attributes: Attributes = {

@@ -1,0 +1,112 @@
+"""Tests what is not in a session's story, without the private thing that it relies on."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry import metrics
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
+
+from session_tracer import awaiting, live, live_sessions, loads, misuse, providers, targets
+from session_tracer.exporters import log_records, otlp
+from session_tracer.settings import Settings
+from session_tracer.testing import capture
+from tests.fallbacks.missing import hide
+from tests.fallbacks.story import library
+from tests.library import Author
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import pytest
+    from sqlalchemy.orm import InstanceState
+
+
+def test_what_open_sessions_hold_is_counted_as_far_as_it_can_be(
+    said: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hide(monkeypatch, live._objects, "_modified", "_deleted")
+    for factory in library():
+        with capture(factory), factory() as session:
+            first, second = session.query(Author).order_by(Author.id)
+            first.name = "modified"
+            session.delete(second)
+            (one,) = live_sessions()
+        # Those that are deleted have had their books loaded.
+        assert one.objects == {"persistent": 4}
+    assert said() == ["the modified objects of a Session", "the deleted objects of a Session"]
+
+
+def test_sessions_are_found_among_all_objects(
+    said: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = Session()
+    hide(monkeypatch, targets.live_sessions, "_sessions")
+    assert any(one is session for one in targets.live_sessions())
+    assert said() == ["sqlalchemy.orm.session._sessions"]
+
+
+def test_an_identity_map_of_another_shape_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def otherwise(self: Any, state: InstanceState[Any], key: Any) -> None:
+        self._dict[key] = (state,)
+
+    assert loads._works()
+    identity_map = type(Session().identity_map)
+    monkeypatch.setattr(identity_map, "_add_unpresent", otherwise)
+    assert not loads._works()
+    monkeypatch.delattr(identity_map, "_add_unpresent")
+    assert not loads._works()
+
+
+def test_sqlalchemys_greenlet_is_known_by_its_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    def is_known(session: Session) -> bool:
+        return misuse._greenlet() is not None
+
+    async def ask() -> bool:
+        async with AsyncSession() as session:
+            return await session.run_sync(is_known)
+
+    hide(monkeypatch, misuse._greenlet, "__sqlalchemy_greenlet_provider__")
+    assert asyncio.run(ask())
+    assert misuse._greenlet() is None
+
+
+def test_the_public_function_tells_the_running_loop_too() -> None:
+    async def ask() -> bool:
+        return awaiting._running_loop() is asyncio.get_running_loop()
+
+    assert asyncio.run(ask())
+    assert awaiting._running_loop() is None
+
+
+def test_the_proxies_of_metrics_are_known_under_any_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not providers.configured_providers()
+    proxy: Any = type(metrics.get_meter_provider())
+    deferred = type("Deferred", (proxy,), {"__module__": proxy.__module__})
+    monkeypatch.setattr(metrics, "get_meter_provider", deferred)
+    assert not providers.configured_providers()
+    monkeypatch.setattr(metrics, "get_meter_provider", type("Configured", (proxy,), {}))
+    assert providers.configured_providers()
+
+
+def test_without_the_logs_api_logs_go_to_pythons_logging(
+    said: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_records, "logs", None)
+    assert log_records.application_logger_provider() is None
+    assert said() == ["opentelemetry._logs"]
+
+
+def test_without_the_logs_sdk_traces_and_metrics_are_sent(
+    said: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk._logs", None)
+    monkeypatch.setenv("OTEL_METRICS_EXPORTER", "none")
+    exporter = otlp.open_exporter(Settings())
+    exporter.close()
+    assert not exporter.wants_logs
+    assert type(exporter.tracer_provider).__module__ == "opentelemetry.sdk.trace"
+    assert said() == ["opentelemetry.sdk._logs"]

@@ -1,0 +1,320 @@
+"""Tests the tracer without each private thing it relies on: it says less, once, and breaks nothing.
+
+What is taken away is put out of its reach alone, for SQLAlchemy could not work without it.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import pytest
+from sqlalchemy.engine.events import DialectEvents
+from sqlalchemy.engine.util import TransactionalContext
+from sqlalchemy.orm import InstanceState, Session, SessionTransaction, strategies
+
+from session_tracer import (
+    awaiting,
+    failures,
+    flushes,
+    listeners,
+    loaders,
+    loads,
+    reasons,
+    statements,
+)
+from tests.fallbacks.missing import hide, rename, unfound
+from tests.fallbacks.story import Story, differs, library, tell
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# Since 2.1 its name begins with an underscore.
+LAZY_LOADER: Any = vars(strategies).get("_LazyLoader") or vars(strategies)["LazyLoader"]
+
+
+@pytest.fixture
+def normal() -> Story:
+    """The story as it is told with everything there."""
+    return told_anew()
+
+
+def told_anew() -> Story:
+    for factory in library():
+        return tell(factory)
+    raise AssertionError
+
+
+class Missing(NamedTuple):
+    """What is taken away, what is said of it, and what is told no longer, or told instead."""
+
+    take: Callable[[pytest.MonkeyPatch], None]
+    said: list[str]
+    facts: tuple[dict[str, int], dict[str, int]] = ({}, {})
+    findings: tuple[dict[str, int], dict[str, int]] = ({}, {})
+
+
+def no_identity_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loads, "PRIVATE_ROAD", False)
+
+
+def no_dialect_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(DialectEvents, "do_execute")
+    monkeypatch.setattr(statements, "_DIALECT_LISTENERS", ())
+
+
+def no_entities(monkeypatch: pytest.MonkeyPatch) -> None:
+    unfound(monkeypatch, "sqlalchemy.sql.selectable:Select._propagate_attrs")
+    hide(monkeypatch, reasons._reason, "_propagate_attrs")
+
+
+def no_load_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    unfound(monkeypatch, "sqlalchemy.orm.session:ORMExecuteState.load_options")
+    hide(monkeypatch, reasons._reason, "_sa_orm_load_options")
+
+
+def other_load_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    hide(monkeypatch, reasons._reason, "is_root")
+
+
+def no_before_attach(monkeypatch: pytest.MonkeyPatch) -> None:
+    rename(monkeypatch, Session._before_attach)
+
+
+def other_before_attach(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = Session._before_attach.__code__
+    variables = tuple("one" if name == "state" else name for name in code.co_varnames)
+    monkeypatch.setattr(Session._before_attach, "__code__", code.replace(co_varnames=variables))
+
+
+def no_raise_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    rename(monkeypatch, LAZY_LOADER._invoke_raise_load)
+
+
+def no_prerequisites(monkeypatch: pytest.MonkeyPatch) -> None:
+    rename(monkeypatch, SessionTransaction._raise_for_prerequisite_state)
+
+
+def no_context_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    check: Any = TransactionalContext._trans_ctx_check
+    rename(monkeypatch, check.__func__)
+
+
+def no_flush_callers(monkeypatch: pytest.MonkeyPatch) -> None:
+    rename(monkeypatch, Session._autoflush)
+    for found in (SessionTransaction._prepare_impl, SessionTransaction._take_snapshot):
+        rename(monkeypatch, getattr(found, "__wrapped__", found))
+
+
+def no_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    hide(monkeypatch, listeners._held, "_connections")
+
+
+def no_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    hide(monkeypatch, flushes.states, "states")
+
+
+def no_load_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    for looks in (loaders.load_path, loaders._route):
+        hide(monkeypatch, looks, "load_path")
+
+
+def no_attributes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(state: object, name: str, value: object) -> None:
+        if name.startswith("_session_tracer"):
+            raise AttributeError(name)
+        object.__setattr__(state, name, value)
+
+    monkeypatch.setattr(InstanceState, "__setattr__", refuse, raising=False)
+
+
+def no_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loads, "PRIVATE_ROAD", False)
+    hide(monkeypatch, loads.mark_of, "_instance_dict")
+
+
+def no_mutable_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = tuple((UnicodeError, seen) for _, seen in failures._SEEN[:1])
+    monkeypatch.setattr(failures, "_SEEN", compiled)
+
+
+def no_other_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(sys, "_current_frames")
+
+
+def no_callbacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    unfound(monkeypatch, "asyncio:Future._callbacks")
+    hide(monkeypatch, awaiting._awaiting_task, "_callbacks")
+
+
+MISSING: Final = {
+    "the identity map's own function": Missing(no_identity_map, ["IdentityMap._add_unpresent"]),
+    "the dialect's events": Missing(
+        no_dialect_events,
+        ["DialectEvents.do_execute"],
+        facts=(
+            {
+                "StatementExecuted SELECT Author": 10,
+                "ObjectsLoaded {'Author': 2}": 1,
+                "AttributeLoaded relationship Author books": 3,
+                "StatementExecuted SELECT Book": 9,
+                "AttributeLoaded deferred Author biography": 1,
+                "AttributeLoaded expired Author": 3,
+                "ObjectsLoaded {'Book': 1}": 6,
+                "ObjectsLoaded {'Book': 4}": 1,
+                "AttributeLoaded relationship Book author": 2,
+                "ObjectsLoaded {'Author': 1}": 2,
+                "AttributeLoaded relationship Author books by nested options": 1,
+                "StatementExecuted INSERT Author": 5,
+                "StatementExecuted SAVEPOINT": 1,
+                "StatementExecuted RELEASE": 1,
+                "StatementExecuted UPDATE Author": 1,
+                "StatementExecuted DELETE Book": 1,
+                "StatementExecuted SELECT": 1,
+            },
+            {
+                "ObjectsLoaded {'Author': 2, 'Book': 2}": 1,
+                "ObjectsLoaded {'Book': 2}": 1,
+                "ObjectsLoaded {'Book': 5, 'Author': 1}": 1,
+                "ObjectsLoaded {'Book': 1, 'Author': 1}": 1,
+            },
+        ),
+    ),
+    "entities": Missing(
+        no_entities,
+        ["Select._propagate_attrs"],
+        facts=(
+            {"StatementExecuted SELECT Author": 10, "StatementExecuted SELECT Book": 9},
+            {"StatementExecuted SELECT": 19},
+        ),
+    ),
+    "load options": Missing(
+        no_load_options,
+        ["_sa_orm_load_options"],
+        facts=(
+            {
+                "AttributeLoaded relationship Author books": 3,
+                "AttributeLoaded deferred Author biography": 1,
+                "AttributeLoaded expired Author": 3,
+                "AttributeLoaded relationship Book author": 2,
+                "AttributeLoaded relationship Author books by nested options": 1,
+            },
+            {},
+        ),
+    ),
+    "other load options": Missing(
+        other_load_options,
+        ["the options of SQLAlchemy's loaders"],
+        facts=(
+            {
+                "StatementExecuted SELECT Author": 3,
+                "AttributeLoaded relationship Author books": 3,
+                "StatementExecuted SELECT Book": 8,
+                "AttributeLoaded relationship Book author": 2,
+                "AttributeLoaded relationship Author books by nested options": 1,
+            },
+            {"StatementExecuted SELECT": 11},
+        ),
+    ),
+    "before_attach": Missing(
+        no_before_attach,
+        ["Session._before_attach"],
+        facts=({"ObjectCrossed Author": 1}, {}),
+        findings=({"crossed-sessions": 1}, {}),
+    ),
+    "other before_attach": Missing(
+        other_before_attach,
+        ["Session._before_attach"],
+        facts=({"ObjectCrossed Author": 1}, {}),
+        findings=({"crossed-sessions": 1}, {}),
+    ),
+    "raise_load": Missing(
+        no_raise_load,
+        ["LazyLoader._invoke_raise_load"],
+        facts=({"LoadRefused Author books": 1}, {}),
+    ),
+    "prerequisites": Missing(
+        no_prerequisites, ["SessionTransaction._raise_for_prerequisite_state"]
+    ),
+    "context check": Missing(
+        no_context_check,
+        ["TransactionalContext._trans_ctx_check"],
+        facts=({"RollbackPending": 1}, {}),
+        findings=({"pending-rollback": 1}, {}),
+    ),
+    "flush callers": Missing(no_flush_callers, []),
+    "connections": Missing(
+        no_connections,
+        ["SessionTransaction._connections"],
+        facts=(
+            {"ConnectionAcquired": 11, "SessionClosed": 8},
+            {"ConnectionAcquired joined": 11, "SessionClosed joined": 8},
+        ),
+    ),
+    "states": Missing(
+        no_states,
+        ["UOWTransaction.states"],
+        facts=(
+            {
+                "FlushCompleted autoflush {'Author': 1}": 1,
+                "FlushCompleted savepoint {'Author': 1}": 1,
+                "FlushFailed explicit {'Author': 1}": 2,
+                "FlushCompleted explicit {'Author': 1}": 1,
+            },
+            {
+                "FlushCompleted autoflush": 1,
+                "FlushCompleted savepoint": 1,
+                "FlushCompleted explicit": 1,
+                "FlushFailed explicit": 2,
+            },
+        ),
+    ),
+    "load path": Missing(
+        no_load_path,
+        ["InstanceState.load_path"],
+        facts=(
+            {"AttributeLoaded relationship Author books by nested options": 1},
+            {"AttributeLoaded relationship Author books": 1},
+        ),
+    ),
+    "attributes": Missing(
+        no_attributes,
+        ["attributes of ours on InstanceState"],
+        facts=({"DetachedLoadFailed relationship Book author expunge": 1}, {}),
+        findings=({"detached-lazy-load": 1}, {}),
+    ),
+    "reference": Missing(no_reference, ["IdentityMap._add_unpresent"]),
+    "mutable errors": Missing(
+        no_mutable_errors,
+        ["UnicodeError.__init__"],
+        facts=(
+            {
+                "DetachedLoadFailed relationship Book author close": 1,
+                "DetachedLoadFailed relationship Book author expunge": 1,
+                "DetachedLoadFailed relationship Author books close": 1,
+                "RollbackPending": 2,
+                "LoadRefused Author books": 1,
+                "ObjectCrossed Author": 1,
+            },
+            {},
+        ),
+        findings=({"detached-lazy-load": 3, "pending-rollback": 2, "crossed-sessions": 1}, {}),
+    ),
+    "other threads": Missing(no_other_threads, ["sys._current_frames"]),
+    "callbacks": Missing(no_callbacks, ["asyncio.Future._callbacks"]),
+}
+
+
+@pytest.mark.parametrize("missing", MISSING.values(), ids=MISSING)
+def test_less_is_told(
+    normal: Story,
+    missing: Missing,
+    said: Callable[[], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    missing.take(monkeypatch)
+    told = told_anew()
+    assert (told.seen, told.errors) == (normal.seen, 0)
+    assert differs(normal.facts, told.facts) == missing.facts
+    assert differs(normal.findings, told.findings) == missing.findings
+    assert said() == missing.said
