@@ -174,7 +174,7 @@ def test_a_bad_variable_is_refused(
 def test_an_unknown_option_is_refused_by_those_there_are(maker: Any) -> None:
     words = "There is no option statement_span; there are .*statement_spans"
     with pytest.raises(ValueError, match=words):
-        instrument(maker, exporter=Exporter(), statement_span=True)
+        instrument(maker, exporter=Exporter(), statement_span=True)  # type: ignore[call-arg]
 
 
 def test_a_bad_setting_is_refused_before_an_exporter_is_opened(maker: Any, tmp_path: Path) -> None:

@@ -27,7 +27,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:coroutine 'Connection.cursor' wa
 def settings_of(finding: str) -> list[str]:
     """The settings whose description names the finding."""
     body = ast.parse(Path(settings_module.__file__).read_text()).body
-    (fields,) = [node.body for node in body if isinstance(node, ast.ClassDef)]
+    (fields,) = [
+        node.body for node in body if isinstance(node, ast.ClassDef) and node.name == "Settings"
+    ]
     return [
         field.target.id
         for field, told in pairwise(fields)

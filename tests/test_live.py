@@ -264,7 +264,7 @@ def test_uninstrumenting_everything_ends_the_thread(factory: Factory) -> None:
 
 def test_an_instrumentation_that_is_refused_starts_no_thread() -> None:
     with pytest.raises(TypeError):
-        instrument("orders", exporter=Exporter())
+        instrument("orders", exporter=Exporter())  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no exporter"):
         instrument(sessionmaker(), exporter="carrier-pigeon")
     assert threads() == []

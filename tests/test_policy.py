@@ -26,7 +26,7 @@ from session_tracer import (
 )
 from session_tracer import facts as what
 from session_tracer.baseline import write
-from session_tracer.findings import FINDING_IDS
+from session_tracer.findings import FINDING_IDS, Severity
 from session_tracer.policy import Policy
 from session_tracer.record import SessionRecord
 from session_tracer.testing import capture
@@ -279,7 +279,7 @@ def test_what_was_not_said_is_not_taken_back(factory: sessionmaker[Session]) -> 
 
 
 def test_another_severity_is_in_every_signal(factory: sessionmaker[Session]) -> None:
-    severities = {"a-suspicion": "error"}
+    severities: dict[str, Severity] = {"a-suspicion": "error"}
     with capture(factory, detectors=[Suspicious()], severities=severities) as told:
         use(factory)
     said = told.findings[0]

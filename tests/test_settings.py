@@ -281,5 +281,5 @@ def test_a_bad_setting_leaves_sqlalchemy_as_it_was() -> None:
     with pytest.raises(ValueError, match="max_entities = 0 is not possible"):
         instrument(sessionmaker(), max_entities=0)
     with pytest.raises(ValueError, match="There is no option max_entitys"):
-        instrument(max_entitys=1)
+        instrument(max_entitys=1)  # type: ignore[call-arg]
     assert dict(vars(Session)) == before
