@@ -1,0 +1,1 @@
+"""Runs SQLAlchemy's own tests, untraced and traced, and compares what they come to."""
