@@ -1,0 +1,1 @@
+"""Mixed load for twenty minutes, while the collector is frozen, stopped and started again."""
