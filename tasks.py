@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -42,15 +43,29 @@ DEVELOPMENT = (
     "sqlalchemy>=2.1",
 )
 SQLALCHEMY_2_0 = ("--editable=.[all]", "--group=test", "sqlalchemy<2.1")
+# The tests' own environments stay without other people's tracers: some reach into pytest.
+BENCHMARK = ("--editable=.[all]", "--group=test", "--group=benchmark")
+# And what SQLAlchemy's own tests need; nothing else, for they notice what is installed.
+SUITES = (
+    "--editable=.[testing]",
+    "aiosqlite>=0.20",
+    "pytest>=8.3",
+    "pytest-timeout>=2.3",
+    "pytest-xdist>=3.6",
+)
+# The lines of SQLAlchemy that are supported.
+LINES = ("2.1", "2.0")
 
 # What meets no SQLAlchemy, or only from afar: once is enough.
 ALIKE_ON_EVERY_SQLALCHEMY = (
     "--ignore=tests/exporters",
     "--ignore=tests/plugin",
     "--ignore=tests/servers",
+    "--ignore=tests/suites",
     "--ignore=tests/test_dashboard.py",
     "--ignore=tests/test_docs.py",
     "--ignore=tests/test_packaging.py",
+    "--ignore=tests/test_soak.py",
     "--ignore=tests/test_tasks.py",
 )
 
@@ -179,6 +194,16 @@ def sqlalchemy_2_0() -> Path:
     return environment(ROOT / ".venv-sqlalchemy-2.0", SQLALCHEMY_2_0)
 
 
+def suites_of(version: str) -> Path:
+    """For SQLAlchemy's own tests: of a line, `2.1`, or of one version, `2.1.9`."""
+    pinned = f"sqlalchemy[asyncio]=={version}" + (".*" if version in LINES else "")
+    return environment(ROOT / f".venv-suites-{version}", [*SUITES, pinned])
+
+
+def benchmark_of(line: str) -> Path:
+    return environment(ROOT / f".venv-benchmark-{line}", [*BENCHMARK, f"sqlalchemy=={line}.*"])
+
+
 # Steps
 
 
@@ -272,7 +297,16 @@ def misuse(arguments: list[str]) -> int:
 
 
 def benchmark(arguments: list[str]) -> int:
-    return run_program([development(), "-m", "benchmarks", *arguments])
+    named = arguments[:1] if arguments[:1] in ([line] for line in LINES) else []
+    for line in named or LINES:
+        code = run_program([benchmark_of(line), "-m", "benchmarks", *arguments[len(named) :]])
+        if code != 0:
+            return code
+    return 0
+
+
+def soak(arguments: list[str]) -> int:
+    return run_program([development(), "-m", "benchmarks.soak", *arguments])
 
 
 def dashboard(arguments: list[str]) -> int:
@@ -285,6 +319,28 @@ def picture(arguments: list[str]) -> int:
 
 def findings(arguments: list[str]) -> int:
     return run_program([development(), ROOT / "docs" / "findings.py", *arguments])
+
+
+def suites(arguments: list[str]) -> int:
+    named = re.fullmatch(r"\d+\.\d+(\.\w+)?", arguments[0]) if arguments else None
+    versions = (arguments[0],) if named else LINES
+    rest = arguments[1:] if named else arguments
+    return carry_out([step for version in versions for step in suite(version, rest)])
+
+
+def suite(version: str, arguments: list[str]) -> list[Step]:
+    """What runs the tests of one SQLAlchemy."""
+    return [
+        Step(
+            f"Environment with SQLAlchemy {version} alone",
+            lambda: suites_of(version),
+            needed_by_the_rest=True,
+        ),
+        Step(
+            f"The tests of SQLAlchemy {version}, traced",
+            lambda: run([suites_of(version), "-m", "tests.suites", *arguments]),
+        ),
+    ]
 
 
 def run_program(command: Sequence[str | Path]) -> int:
@@ -351,7 +407,9 @@ TASKS = (
     Task("test", "check everything, as CI does; pytest's arguments are passed on", test),
     Task("lint", "check style and types only", lint),
     Task("fix", "put right what can be put right without thinking", fix),
-    Task("benchmark", "measure what tracing costs; its arguments are passed on", benchmark),
+    Task("suites", "run SQLAlchemy's own tests, traced: [2.0|2.1] [pytest arguments]", suites),
+    Task("benchmark", "measure what tracing costs: [2.0|2.1] [--help]", benchmark),
+    Task("soak", "load it for [--minutes 20] while the collector comes and goes", soak),
     Task("dashboard", "write the Grafana dashboard; its arguments are passed on", dashboard),
     Task("findings", "write what the examples of docs/findings.md say today", findings),
     Task("picture", "draw the picture of the README from a real run", picture),

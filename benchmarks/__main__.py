@@ -5,38 +5,124 @@ from __future__ import annotations
 import argparse
 import sys
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks import budget, page
 from benchmarks.databases import Database, SQLite, postgresql
-from benchmarks.measure import FULL, QUICK, measure
-from benchmarks.table import Table, machine
-from benchmarks.variants import BARE, CONTROL, FLOOR, LEVELS
-from benchmarks.works import WORKS
+from benchmarks.measure import FULL, QUICK, SCALING_FULL, SCALING_QUICK, measure, why_not
+from benchmarks.memory import figures
+from benchmarks.otlp import FULL as OTLP_FULL
+from benchmarks.otlp import QUICK as OTLP_QUICK
+from benchmarks.otlp import collected
+from benchmarks.peers import PEERS
+from benchmarks.results import Ratios, Section, machine, save
+from benchmarks.variants import BARE, CONTROL, FLOORS, LEVELS, Variant
+from benchmarks.works import SCALING, WORKS, Work
 from tests.servers.lifeline import ServerFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Sequence
+
+    from benchmarks.measure import Plan
+
+# Where a peer has to prove that it traces: sync and async.
+PROVEN_ON = [work for work in WORKS if work.key in ("W1", "W6")]
 
 
 def main() -> None:
     options = parser().parse_args()
-    plan = QUICK if options.quick else FULL
-    works = [work for work in WORKS if work.key in options.works]
-    variants = [BARE, CONTROL, FLOOR, *(LEVELS[name] for name in options.levels)]
-    pages = []
+    if options.write_budget:
+        budget.write(budget.spend())
+        return
+    asked = [name for name in SECTIONS if getattr(options, name) or options.all]
+    for name in asked or ["works"]:
+        section = SECTIONS[name](options)
+        print(page.terminal(name, section), end="\n\n", flush=True)
+        if options.write:
+            save(name, section)
+            page.write_page()
+
+
+def works(options: argparse.Namespace) -> Section:
+    chosen = [work for work in WORKS if work.key in options.only]
+    variants = [CONTROL, *FLOORS, *(LEVELS[name] for name in options.levels)]
+    peers = options.peers if options.peers is not None else not options.quick
+    left_out: dict[str, str] = {}
+    for peer in PEERS if peers else ():
+        reason = why_not(peer, PROVEN_ON)
+        if reason is None:
+            variants.append(peer)
+        else:
+            left_out[peer.name] = reason
+            print(f"Without {peer.name}: {reason}", file=sys.stderr)
     with ExitStack() as stack:
-        for database in databases(options.database, stack):
-            table = Table(
-                f"{database.version()}, {machine()}",
-                variants,
-                measure(database, works, variants, plan),
-                plan,
-            )
-            print(table.text(), end="\n\n", flush=True)
-            pages.append(table.markdown())
-    if options.markdown:
-        options.markdown.write_text("\n\n".join(pages) + "\n", encoding="utf-8")
+        return Section(
+            machine(),
+            [
+                ratios(database, chosen, variants, plan(options), left_out)
+                for database in databases(options.database, stack)
+            ],
+            [],
+        )
+
+
+def otlp(options: argparse.Namespace) -> Section:
+    chosen = [
+        work for work in WORKS if work.key in ("W1", "W3", "W4", "W6") and work.key in options.only
+    ]
+    otlp_plan = OTLP_QUICK if options.quick else OTLP_FULL
+    with ExitStack() as stack:
+        exported = stack.enter_context(collected(options.levels))
+        return Section(
+            machine(),
+            [
+                ratios(database, chosen, [CONTROL, *exported], otlp_plan, {})
+                for database in databases(options.database, stack)
+            ],
+            [],
+        )
+
+
+def memory(options: argparse.Namespace) -> Section:
+    return Section(machine(), [], figures(quick=options.quick, ended=options.scopes))
+
+
+def scaling(options: argparse.Namespace) -> Section:
+    chosen = [work for work in SCALING if work.key in options.only]
+    variants = [CONTROL, *(LEVELS[name] for name in options.levels if name != "C")]
+    with ExitStack() as stack:
+        # SQLite in memory has one connection.
+        (database,) = databases("postgresql", stack)
+        scaling_plan = SCALING_QUICK if options.quick else SCALING_FULL
+        return Section(machine(), [ratios(database, chosen, variants, scaling_plan, {})], [])
+
+
+SECTIONS: dict[str, Callable[[argparse.Namespace], Section]] = {
+    "works": works,
+    "otlp": otlp,
+    "memory": memory,
+    "scaling": scaling,
+}
+
+
+def ratios(
+    database: Database,
+    works: Sequence[Work],
+    variants: Sequence[Variant],
+    plan: Plan,
+    left_out: dict[str, str],
+) -> Ratios:
+    return Ratios(
+        database.version(),
+        plan.launches,
+        {variant.name: variant.title for variant in (BARE, *variants)},
+        left_out,
+        measure(database, works, [BARE, *variants], plan),
+    )
+
+
+def plan(options: argparse.Namespace) -> Plan:
+    return QUICK if options.quick else FULL
 
 
 def databases(asked: str | None, stack: ExitStack) -> list[Database]:
@@ -55,31 +141,56 @@ def databases(asked: str | None, stack: ExitStack) -> list[Database]:
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer rounds, about two minutes")
-    parser.add_argument(
-        "--works",
-        type=one_of({work.key for work in WORKS}),
+    section = parser.add_argument_group("what is measured; without any of these, --works")
+    section.add_argument("--works", action="store_true", help="the works at each level, in ratios")
+    section.add_argument("--otlp", action="store_true", help="with export to a real collector")
+    section.add_argument("--memory", action="store_true", help="memory and standing costs")
+    section.add_argument("--scaling", action="store_true", help="many threads, many tasks")
+    section.add_argument("--all", action="store_true", help="all of these, one after the other")
+    section.add_argument(
+        "--write-budget",
+        action="store_true",
+        help="count, and make that what the tests allow; nothing is timed",
+    )
+    how = parser.add_argument_group("how")
+    how.add_argument("--quick", action="store_true", help="fewer rounds, about two minutes")
+    how.add_argument("--write", action="store_true", help="keep the results, write the page")
+    how.add_argument(
+        "--only",
+        type=one_of(work.key for work in WORKS),
         default=sorted({work.key for work in WORKS}),
         metavar="W1,W2",
     )
-    parser.add_argument(
+    how.add_argument(
         "--levels",
-        type=one_of(set(LEVELS)),
+        type=one_of(LEVELS),
         default=list(LEVELS),
         metavar="A,B",
-        help="empty for the control and the floor alone",
+        help="empty for what is not ours alone",
     )
-    parser.add_argument("--database", choices=("sqlite", "postgresql"), help="default: both")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there too")
+    how.add_argument("--database", choices=("sqlite", "postgresql"), help="default: both")
+    how.add_argument(
+        "--peers",
+        action=argparse.BooleanOptionalAction,
+        help="other people's tracers, those that are installed; default: unless --quick",
+    )
+    how.add_argument(
+        "--scopes",
+        type=int,
+        metavar="N",
+        help="sessions that end while memory is watched; default: 1,000,000, or 50,000 if --quick",
+    )
     return parser
 
 
-def one_of(allowed: set[str]) -> Callable[[str], list[str]]:
+def one_of(allowed: Iterable[str]) -> Callable[[str], list[str]]:
+    known = set(allowed)
+
     def parse(text: str) -> list[str]:
         names = [name for name in text.split(",") if name]
-        if unknown := set(names) - allowed:
+        if unknown := set(names) - known:
             raise argparse.ArgumentTypeError(
-                f"{', '.join(sorted(unknown))}: choose from {', '.join(sorted(allowed))}"
+                f"{', '.join(sorted(unknown))}: choose from {', '.join(sorted(known))}"
             )
         return names
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SCHEMA = "session_tracer_benchmarks"
+# One for each thread of the widest work.
+CONNECTIONS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +74,19 @@ class PostgreSQL:
             engine.dispose()
 
     def engine(self) -> Engine:
-        return create_engine(self._psycopg_url(), connect_args=self._connect_args())
+        return create_engine(
+            self._psycopg_url(), pool_size=CONNECTIONS, connect_args=self._connect_args()
+        )
 
     async def async_engine(self) -> AsyncEngine:
-        return create_async_engine(self._psycopg_url(), connect_args=self._connect_args())
+        # A thousand tasks wait for their turn, and longer than a pool thinks right.
+        return create_async_engine(
+            self._psycopg_url(),
+            pool_size=CONNECTIONS,
+            max_overflow=0,
+            pool_timeout=120,
+            connect_args=self._connect_args(),
+        )
 
     def version(self) -> str:
         engine = self.engine()

@@ -24,7 +24,6 @@ How the traps are avoided:
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import multiprocessing
 import os
@@ -36,19 +35,19 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Self
 
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
-from sqlalchemy.orm import Session, sessionmaker
-
-from benchmarks.variants import BARE, BenchmarkSession, Factory, Variant
-from benchmarks.works import AsyncWork, SyncWork, Work, change_one, change_one_async, tidy
+from benchmarks.benches import Bench, prepare
+from benchmarks.count import imported
+from benchmarks.databases import Database, SQLite
+from benchmarks.results import Row
+from benchmarks.variants import BARE, Variant
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from multiprocessing.connection import Connection
 
-    from benchmarks.databases import Database
+    from benchmarks.works import Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +57,16 @@ class Plan:
     work_seconds: float
     # Of one variant, before its first block.
     warm_seconds: float
+    block_seconds: float = 0.004
+    rounds_at_least: int = 12
+    one_core: bool = True
 
 
 QUICK = Plan(launches=3, work_seconds=1.2, warm_seconds=0.08)
 FULL = Plan(launches=10, work_seconds=5, warm_seconds=0.3)
-
-BLOCK_SECONDS = 0.004
-ROUNDS_AT_LEAST = 12
+# Threads have to meet, and on more cores than one.
+SCALING_QUICK = Plan(1, 1, 0.1, block_seconds=0.05, rounds_at_least=5, one_core=False)
+SCALING_FULL = Plan(3, 10, 1, block_seconds=0.2, rounds_at_least=15, one_core=False)
 
 # Seconds of one unit of work by the variant's name.
 Round = dict[str, float]
@@ -77,26 +79,50 @@ class Measured:
     work: Work
     launches: tuple[tuple[Round, ...], ...]
 
-    def rounds(self) -> int:
-        return sum(map(len, self.launches))
+    def row(self) -> Row:
+        names = self.launches[0][0].keys() - {BARE.name}
+        return Row(
+            self.work.key,
+            self.work.title,
+            median(timed[BARE.name] for rounds in self.launches for timed in rounds),
+            sum(map(len, self.launches)),
+            {name: self.ratios(name) for name in names},
+        )
 
-    def bare_seconds(self) -> float:
-        return median(timed[BARE.name] for rounds in self.launches for timed in rounds)
-
-    def ratios(self, variant: Variant) -> list[float]:
+    def ratios(self, name: str) -> list[float]:
         """One for each launch: the median of its rounds' ratios."""
         return [
-            median(timed[variant.name] / timed[BARE.name] for timed in rounds)
-            for rounds in self.launches
+            median(timed[name] / timed[BARE.name] for timed in rounds) for rounds in self.launches
         ]
 
 
 def measure(
     database: Database, works: Sequence[Work], variants: Sequence[Variant], plan: Plan
-) -> list[Measured]:
+) -> list[Row]:
     """Runs all launches; `variants` has BARE among them."""
     launches = [launched(database, works, variants, plan) for _ in range(plan.launches)]
-    return [Measured(work, tuple(of_work)) for work, *of_work in zip(works, *launches, strict=True)]
+    return [
+        Measured(work, tuple(of_work)).row()
+        for work, *of_work in zip(works, *launches, strict=True)
+    ]
+
+
+def why_not(variant: Variant, works: Sequence[Work]) -> str | None:
+    """Why the variant cannot be timed on these works; None if it is shown to be in force."""
+    for work in works:
+        with ProcessPoolExecutor(1, mp_context=imported()) as process:
+            try:
+                process.submit(show, variant, work).result()
+            except Exception as error:
+                return f"{type(error).__name__}: {error}".strip(" :")
+    return None
+
+
+def show(variant: Variant, work: Work) -> None:
+    with prepare(SQLite(), work) as bench, variant.applied(bench.factory) as in_force:
+        with variant.around():
+            bench.change_one()
+        in_force.prove()
 
 
 def launched(
@@ -110,7 +136,8 @@ def launched(
 def launch(
     database: Database, works: Sequence[Work], variants: Sequence[Variant], plan: Plan
 ) -> list[tuple[Round, ...]]:
-    share_one_core()
+    if plan.one_core:
+        share_one_core()
     gc.collect()
     gc.freeze()
     with database.prepared():
@@ -133,10 +160,10 @@ def rounds_of(
             for variant in random.sample(variants, len(variants))
         ]
         bare = next(process for process in processes if process.name == BARE.name)
-        units = max(1, round(BLOCK_SECONDS / bare.warm_seconds))
+        units = max(work.units_at_least, round(plan.block_seconds / bare.warm_seconds))
         rounds: list[Round] = []
         until = perf_counter() + plan.work_seconds
-        while len(rounds) < ROUNDS_AT_LEAST or perf_counter() < until:
+        while len(rounds) < plan.rounds_at_least or perf_counter() < until:
             rounds.append(one_round(processes, units))
         return tuple(rounds)
 
@@ -192,10 +219,11 @@ def serve(
 ) -> None:
     """The life of a forked process: warm up, then one timed block for each number received."""
     threading.Thread(target=threading.Event().wait, name="idle", daemon=True).start()
-    with prepare(database, work) as bench, variant.applied(bench.factory) as prove:
-        bench.change_one()
-        prove()
-        connection.send(warmed(bench, plan.warm_seconds))
+    with prepare(database, work) as bench, variant.applied(bench.factory) as in_force:
+        with variant.around():
+            bench.change_one()
+        in_force.prove()
+        connection.send(warmed(bench, variant, plan.warm_seconds))
         gc.collect()
         gc.freeze()
         while True:
@@ -205,95 +233,21 @@ def serve(
                 return
             gc.collect()
             # The other variants have had the processor's caches in the meantime.
-            bench.block(min(units - 1, 1 + units // 10))
-            connection.send(bench.block(units))
+            with variant.around():
+                bench.block(min(units - 1, 1 + units // 10))
+                in_force.settle()
+                seconds = bench.block(units)
+                settling = perf_counter()
+                in_force.settle()
+                seconds += perf_counter() - settling
+            connection.send(seconds)
 
 
-def warmed(bench: Bench, seconds: float) -> float:
+def warmed(bench: Bench, variant: Variant, seconds: float) -> float:
     """Seconds of one unit at the end of so many seconds of work."""
     until = perf_counter() + seconds
-    timed = [bench.block(1)]
-    while perf_counter() < until or len(timed) < 4:
-        timed.append(bench.block(1))
+    timed: list[float] = []
+    while perf_counter() < until or len(timed) < 5:
+        with variant.around():
+            timed.append(bench.block(1))
     return median(timed[-len(timed) // 2 :])
-
-
-class Bench(Protocol):
-    """A work with its database and its factory, ready to run."""
-
-    @property
-    def factory(self) -> Factory: ...
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(self, *exception: object) -> None: ...
-
-    def change_one(self) -> None:
-        """Runs W1, whatever the work is: every signal has something to say about it."""
-
-    def block(self, units: int) -> float:
-        """Runs the work so many times, and returns the seconds it took."""
-
-
-def prepare(database: Database, work: Work) -> Bench:
-    match work:
-        case SyncWork():
-            return SyncBench(database, work)
-        case AsyncWork():
-            return AsyncBench(database, work)
-
-
-class SyncBench:
-    def __init__(self, database: Database, work: SyncWork) -> None:
-        self._run = work.run
-        self._engine = database.engine()
-        self.factory: sessionmaker[Session] = sessionmaker(self._engine, class_=BenchmarkSession)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        self._engine.dispose()
-
-    def change_one(self) -> None:
-        change_one(self.factory)
-
-    def block(self, units: int) -> float:
-        run, factory = self._run, self.factory
-        began = perf_counter()
-        for _ in range(units):
-            run(factory)
-        seconds = perf_counter() - began
-        with self._engine.begin() as connection:
-            tidy(connection)
-        return seconds
-
-
-class AsyncBench:
-    def __init__(self, database: Database, work: AsyncWork) -> None:
-        self._run = work.run
-        self._loop = asyncio.Runner()
-        self._engine = self._loop.run(database.async_engine())
-        self.factory: async_sessionmaker[AsyncSession] = async_sessionmaker(
-            self._engine, sync_session_class=BenchmarkSession
-        )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        self._loop.run(self._engine.dispose())
-        self._loop.close()
-
-    def change_one(self) -> None:
-        self._loop.run(change_one_async(self.factory))
-
-    def block(self, units: int) -> float:
-        return self._loop.run(self._block(units))
-
-    async def _block(self, units: int) -> float:
-        run, factory = self._run, self.factory
-        began = perf_counter()
-        for _ in range(units):
-            await run(factory)
-        return perf_counter() - began

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
 
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
@@ -17,11 +17,26 @@ from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
 
-from session_tracer import Exporter, instrument
+from session_tracer import DEFAULT_DETECTORS, Detector, Exporter, instrument
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from contextlib import AbstractContextManager
 
 Factory = sessionmaker[Session] | async_sessionmaker[AsyncSession]
-# Asked once, before anything is timed and after the work ran: is this variant really in force?
-Proof = Callable[[], None]
+
+
+def nothing_more() -> None:
+    pass
+
+
+class InForce(NamedTuple):
+    """A variant that has been applied."""
+
+    # Asked once, before anything is timed and after W1 ran: fails unless it is really in force.
+    prove: Callable[[], None]
+    # Called at the end of each block, and timed with it.
+    settle: Callable[[], object] = nothing_more
 
 
 class BenchmarkSession(Session):
@@ -32,7 +47,9 @@ class BenchmarkSession(Session):
 class Variant:
     name: str
     title: str
-    applied: Callable[[Factory], AbstractContextManager[Proof]]
+    applied: Callable[[Factory], AbstractContextManager[InForce]]
+    # Entered around what is timed, and not timed itself.
+    around: Callable[[], AbstractContextManager[object]] = nullcontext
 
 
 # do_orm_execute is left out: it is a hook round a statement rather than news of a session.
@@ -48,28 +65,48 @@ SESSION_EVENTS = (
     "after_flush",
     "after_flush_postexec",
 )
+OBJECT_EVENTS = (
+    "transient_to_pending",
+    "pending_to_transient",
+    "persistent_to_transient",
+    "pending_to_persistent",
+    "detached_to_persistent",
+    "loaded_as_persistent",
+    "persistent_to_deleted",
+    "deleted_to_persistent",
+    "deleted_to_detached",
+    "persistent_to_detached",
+)
 
 
 @contextmanager
-def nothing(_factory: Factory) -> Iterator[Proof]:
-    yield lambda: None
+def nothing(_factory: Factory) -> Iterator[InForce]:
+    yield InForce(nothing_more)
 
 
-@contextmanager
-def listeners_that_do_nothing(_factory: Factory) -> Iterator[Proof]:
-    def listen(*_arguments: object) -> None:
-        pass
+@dataclass(frozen=True, slots=True)
+class ListenersThatDoNothing:
+    """Listens to session events as they come, to events of objects with `raw=True`."""
 
-    def prove() -> None:
-        assert all(event.contains(BenchmarkSession, name, listen) for name in SESSION_EVENTS)
+    of_objects: bool
 
-    for name in SESSION_EVENTS:
-        event.listen(BenchmarkSession, name, listen)
-    try:
-        yield prove
-    finally:
-        for name in SESSION_EVENTS:
-            event.remove(BenchmarkSession, name, listen)
+    @contextmanager
+    def __call__(self, _factory: Factory) -> Iterator[InForce]:
+        def listen(*_arguments: object) -> None:
+            pass
+
+        names = (*SESSION_EVENTS, *(OBJECT_EVENTS if self.of_objects else ()))
+
+        def prove() -> None:
+            assert all(event.contains(BenchmarkSession, name, listen) for name in names)
+
+        for name in names:
+            event.listen(BenchmarkSession, name, listen, raw=name in OBJECT_EVENTS)
+        try:
+            yield InForce(prove)
+        finally:
+            for name in names:
+                event.remove(BenchmarkSession, name, listen)
 
 
 class NowhereProcessor(SpanProcessor):
@@ -101,9 +138,10 @@ class JSONToNowhere:
 class Level:
     recorded: bool
     statement_spans: bool
+    detectors: tuple[Detector, ...] = DEFAULT_DETECTORS
 
     @contextmanager
-    def __call__(self, factory: Factory) -> Iterator[Proof]:
+    def __call__(self, factory: Factory) -> Iterator[InForce]:
         spans = NowhereProcessor()
         lines = JSONToNowhere()
         reader = InMemoryMetricReader()
@@ -126,10 +164,13 @@ class Level:
             assert bool(lines.lines) is self.recorded, "log lines against the level"
 
         instrumentation = instrument(
-            factory, exporter=exporter, statement_spans=self.statement_spans
+            factory,
+            exporter=exporter,
+            statement_spans=self.statement_spans,
+            detectors=self.detectors,
         )
         try:
-            yield prove
+            yield InForce(prove)
         finally:
             instrumentation.uninstrument()
             lines.close()
@@ -149,7 +190,10 @@ def metric_names(reader: InMemoryMetricReader) -> set[str]:
 
 BARE = Variant("bare", "no tracing", nothing)
 CONTROL = Variant("control", "no tracing, a second time", nothing)
-FLOOR = Variant("floor", "session events, listeners that do nothing", listeners_that_do_nothing)
+FLOORS = (
+    Variant("events", "session events, listeners that do nothing", ListenersThatDoNothing(False)),
+    Variant("object events", "those of each object too, raw=True", ListenersThatDoNothing(True)),
+)
 LEVELS = {
     "A": Variant("A", "metrics, all detectors, not sampled", Level(False, False)),
     "B": Variant("B", "A, spans recorded, session.closed as JSON", Level(True, False)),

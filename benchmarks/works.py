@@ -94,9 +94,9 @@ def tidy(connection: Connection) -> None:
     connection.execute(delete(Order))
 
 
-def change_one(sessions: sessionmaker[Session]) -> None:
+def change_one(sessions: sessionmaker[Session], key: int = 1) -> None:
     with sessions() as session:
-        author = session.get_one(Author, 1)
+        author = session.get_one(Author, key)
         author.visits += 1
         session.commit()
 
@@ -134,9 +134,9 @@ def open_and_close(sessions: sessionmaker[Session]) -> None:
     sessions().close()
 
 
-async def change_one_async(sessions: async_sessionmaker[AsyncSession]) -> None:
+async def change_one_async(sessions: async_sessionmaker[AsyncSession], key: int = 1) -> None:
     async with sessions() as session:
-        author = await session.get_one(Author, 1)
+        author = await session.get_one(Author, key)
         author.visits += 1
         await session.commit()
 
@@ -158,6 +158,7 @@ class SyncWork:
     key: str
     title: str
     run: RunSync
+    units_at_least: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,11 +166,44 @@ class AsyncWork:
     key: str
     title: str
     run: RunAsync
+    units_at_least: int = 1
 
 
-Work = SyncWork | AsyncWork
+@dataclass(frozen=True, slots=True)
+class ThreadsWork:
+    """W1 by so many threads at once; a unit is one session."""
 
-WORKS: tuple[Work, ...] = (
+    threads: int
+    key: str = "W1"
+
+    @property
+    def units_at_least(self) -> int:
+        return self.threads
+
+    @property
+    def title(self) -> str:
+        return f"{self.threads} thread{'s' * (self.threads > 1)}"
+
+
+@dataclass(frozen=True, slots=True)
+class TasksWork:
+    """W6 by so many tasks at once; a unit is one session."""
+
+    tasks: int
+    key: str = "W6"
+
+    @property
+    def units_at_least(self) -> int:
+        return self.tasks
+
+    @property
+    def title(self) -> str:
+        return f"{self.tasks:,} task{'s' * (self.tasks > 1)}"
+
+
+Work = SyncWork | AsyncWork | ThreadsWork | TasksWork
+
+WORKS: tuple[SyncWork | AsyncWork, ...] = (
     SyncWork("W1", "get, change, commit", change_one),
     SyncWork("W2", "select 1,000", select_1k),
     SyncWork("W2", "select 10,000", select_10k),
@@ -178,4 +212,9 @@ WORKS: tuple[Work, ...] = (
     SyncWork("W5", "open, close", open_and_close),
     AsyncWork("W6", "W1 under AsyncSession", change_one_async),
     SyncWork("W7", "50 lazy loads, one detached", load_lazily),
+)
+
+SCALING: tuple[Work, ...] = (
+    *map(ThreadsWork, (1, 2, 4, 16)),
+    *map(TasksWork, (1, 10, 100, 1_000)),
 )

@@ -39,14 +39,14 @@ class Collector:
 
 
 @contextmanager
-def collector(line: Lifeline, name: str) -> Iterator[Collector]:
-    """A collector of one's own for the length of the block."""
+def collector(line: Lifeline, name: str, verbosity: str = "detailed") -> Iterator[Collector]:
+    """A collector of one's own for the length of the block; `basic`, it only counts."""
     for attempt in range(1, TRIES + 1):
         ports = free_port(), free_port()
         server = Server(
             line,
             line.server_folder(f"collector-{name}-{attempt}"),
-            _command(*ports),
+            _command(*ports, verbosity),
             # The program is linked with Python's library, which the loader may not find by itself.
             environment={"LD_LIBRARY_PATH": str(sysconfig.get_config_var("LIBDIR") or "")},
         )
@@ -68,7 +68,7 @@ def collector(line: Lifeline, name: str) -> Iterator[Collector]:
         return
 
 
-def _command(grpc_port: int, http_port: int) -> list[str | Path]:
+def _command(grpc_port: int, http_port: int, verbosity: str) -> list[str | Path]:
     package = importlib.util.find_spec("rotel")
     if package is None or package.origin is None:
         raise ServerFailed(
@@ -82,7 +82,7 @@ def _command(grpc_port: int, http_port: int) -> list[str | Path]:
         f"--otlp-http-endpoint=127.0.0.1:{http_port}",
         "--exporter=blackhole",
         *("--debug-log=traces", "--debug-log=metrics", "--debug-log=logs"),
-        "--debug-log-verbosity=detailed",
+        f"--debug-log-verbosity={verbosity}",
     ]
 
 

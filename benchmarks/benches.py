@@ -1,0 +1,178 @@
+"""A work with its database and its factory, ready to be run and timed."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from time import perf_counter
+from typing import TYPE_CHECKING, Protocol, Self
+
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+from sqlalchemy.orm import Session, sessionmaker
+
+from benchmarks.variants import BenchmarkSession, Factory
+from benchmarks.works import (
+    AUTHORS,
+    AsyncWork,
+    SyncWork,
+    TasksWork,
+    ThreadsWork,
+    Work,
+    change_one,
+    change_one_async,
+    tidy,
+)
+
+if TYPE_CHECKING:
+    from benchmarks.databases import Database
+
+
+class Bench(Protocol):
+    @property
+    def factory(self) -> Factory: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exception: object) -> None: ...
+
+    def change_one(self) -> None:
+        """Runs W1, whatever the work is: every signal has something to say about it."""
+
+    def block(self, units: int) -> float:
+        """Runs the work so many times, and returns the seconds it took."""
+
+
+def prepare(database: Database, work: Work) -> Bench:
+    match work:
+        case SyncWork():
+            return SyncBench(database, work)
+        case AsyncWork():
+            return AsyncBench(database, work)
+        case ThreadsWork():
+            return ThreadsBench(database, work)
+        case TasksWork():
+            return TasksBench(database, work)
+
+
+class OnSyncEngine:
+    """Whatever runs on an engine and a factory of sessions."""
+
+    def __init__(self, database: Database) -> None:
+        self._engine = database.engine()
+        self.factory: sessionmaker[Session] = sessionmaker(self._engine, class_=BenchmarkSession)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._engine.dispose()
+
+    def change_one(self) -> None:
+        change_one(self.factory)
+
+
+class SyncBench(OnSyncEngine):
+    def __init__(self, database: Database, work: SyncWork) -> None:
+        super().__init__(database)
+        self._run = work.run
+
+    def block(self, units: int) -> float:
+        run, factory = self._run, self.factory
+        began = perf_counter()
+        for _ in range(units):
+            run(factory)
+        seconds = perf_counter() - began
+        with self._engine.begin() as connection:
+            tidy(connection)
+        return seconds
+
+
+class ThreadsBench(OnSyncEngine):
+    """So many threads, each changing an author of its own."""
+
+    def __init__(self, database: Database, work: ThreadsWork) -> None:
+        super().__init__(database)
+        self._count = work.threads
+        self._threads = ThreadPoolExecutor(work.threads)
+
+    def __exit__(self, *exception: object) -> None:
+        self._threads.shutdown()
+        super().__exit__(*exception)
+
+    def block(self, units: int) -> float:
+        workers, each = share(units, self._count)
+        began = perf_counter()
+        for _ in self._threads.map(lambda n: self._change(n, each), range(workers)):
+            pass
+        return (perf_counter() - began) * units / (each * workers)
+
+    def _change(self, author: int, times: int) -> None:
+        for _ in range(times):
+            change_one(self.factory, 1 + author % AUTHORS)
+
+
+class OnAsyncEngine:
+    """Whatever runs on an async engine and a factory of async sessions."""
+
+    def __init__(self, database: Database) -> None:
+        self._loop = asyncio.Runner()
+        self._engine = self._loop.run(database.async_engine())
+        self.factory: async_sessionmaker[AsyncSession] = async_sessionmaker(
+            self._engine, sync_session_class=BenchmarkSession
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._loop.run(self._engine.dispose())
+        self._loop.close()
+
+    def change_one(self) -> None:
+        self._loop.run(change_one_async(self.factory), context=copy_context())
+
+    def block(self, units: int) -> float:
+        # The loop has a context of its own, which what is around the block is not in.
+        return self._loop.run(self._block(units), context=copy_context())
+
+    async def _block(self, units: int) -> float:
+        raise NotImplementedError
+
+
+class AsyncBench(OnAsyncEngine):
+    def __init__(self, database: Database, work: AsyncWork) -> None:
+        super().__init__(database)
+        self._run = work.run
+
+    async def _block(self, units: int) -> float:
+        run, factory = self._run, self.factory
+        began = perf_counter()
+        for _ in range(units):
+            await run(factory)
+        return perf_counter() - began
+
+
+class TasksBench(OnAsyncEngine):
+    """So many tasks at once, as far as there are connections."""
+
+    def __init__(self, database: Database, work: TasksWork) -> None:
+        super().__init__(database)
+        self._count = work.tasks
+
+    async def _block(self, units: int) -> float:
+        workers, each = share(units, self._count)
+        began = perf_counter()
+        async with asyncio.TaskGroup() as tasks:
+            for n in range(workers):
+                tasks.create_task(self._change(n, each))
+        return (perf_counter() - began) * units / (each * workers)
+
+    async def _change(self, author: int, times: int) -> None:
+        for _ in range(times):
+            await change_one_async(self.factory, 1 + author % AUTHORS)
+
+
+def share(units: int, workers: int) -> tuple[int, int]:
+    """How many workers there is something to do for, and how much each does, the same for all."""
+    return min(units, workers), max(1, units // workers)
