@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 
 OURS = "session_tracer"
 # Units of work before the first that is counted: caches are full and rare branches taken by then.
-WARM_UNITS = 3
+WARM_UNITS = 8
 # The smallest is taken: what another thread causes comes on top.
-COUNTED_UNITS = 2
+COUNTED_UNITS = 4
 SHOWN = 40
 
 

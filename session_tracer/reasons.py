@@ -60,7 +60,7 @@ def _reason(context: Any, probe: Probe, at: int, site: CallSite | None) -> Reaso
         return _NONE
     mapper = getattr(statement, "_propagate_attrs", _EMPTY).get("plugin_subject")
     entity = "" if mapper is None else mapper.class_.__name__
-    options = context.execution_options.get(LOADS)
+    options = context.execution_options.get("_sa_orm_load_options")
     if options is None:
         return Reason(None, entity)
     compile_options = getattr(statement, "_compile_options", None)

@@ -238,7 +238,7 @@ class SessionRecord:
 
     def add(self, fact: Fact) -> None:
         """Take a fact into the account."""
-        adder = _ADDERS.get(type(fact))
+        adder = ADDERS.get(type(fact))
         if adder is not None:
             adder(self, fact)
 
@@ -470,7 +470,8 @@ class SessionRecord:
 _ENDINGS: Final = {"committed": "commit", "rolled_back": "rollback"}
 _SAVEPOINT_OPERATIONS: Final = frozenset({"SAVEPOINT", "RELEASE", "ROLLBACK"})
 
-_ADDERS: Final[Mapping[type, Callable[[SessionRecord, Any], None]]] = {
+# How each type of fact is taken into the account.
+ADDERS: Final[Mapping[type, Callable[[SessionRecord, Any], None]]] = {
     facts.SessionOpened: SessionRecord._opened,
     facts.SessionClosed: SessionRecord._closed,
     facts.TransactionBegan: SessionRecord._began,

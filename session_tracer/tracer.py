@@ -9,10 +9,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from session_tracer.callsite import Locator
-from session_tracer.detectors.protocol import Recaller, Sleeper, always
+from session_tracer.dispatch import Dispatch
 from session_tracer.findings import Finding, Retraction
 from session_tracer.policy import Policy
-from session_tracer.record import SessionRecord
+from session_tracer.record import ADDERS, SessionRecord
 from session_tracer.signals.logs import LogSignal
 from session_tracer.signals.metrics import MetricSignal
 from session_tracer.signals.reports import ReportSignal
@@ -22,11 +22,11 @@ from session_tracer.version import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from typing import TypeAlias
 
     from opentelemetry.trace import SpanContext
 
     from session_tracer.detectors.protocol import Detector
+    from session_tracer.dispatch import Wake
     from session_tracer.exporter import Exporter
     from session_tracer.facts import Fact
     from session_tracer.origin import Scope
@@ -34,13 +34,6 @@ if TYPE_CHECKING:
     from session_tracer.signals.metrics import Ages
     from session_tracer.signals.routes import Routes
     from session_tracer.signals.spans import SessionSpans
-
-    # A detector's place, which of the facts wake it (None: no such fact does), and its judge.
-    Listener: TypeAlias = tuple[
-        int,
-        Callable[[Any, SessionRecord], bool] | None,
-        Callable[[Any, SessionRecord, Any], Iterable[Finding | Retraction]],
-    ]
 
 __all__ = ["Story", "Tracer", "is_telling"]
 
@@ -99,22 +92,13 @@ class Tracer:
         # In the order of a story's tellers. What is measured and logged of something that ended
         # is of its span, which spans end; reports come last, for a summary holds the findings.
         signals: tuple[Signal, ...] = (self.metrics, self.logs, self.spans, self.reports)
-        self.routes: dict[type, list[tuple[int, Callable[..., None]]]] = {}
+        routes: dict[type, list[tuple[int, Callable[..., None]]]] = {}
         for index, signal in enumerate(signals):
             for kind, tell in signal.routes.items():
-                self.routes.setdefault(kind, []).append((index, tell))
+                routes.setdefault(kind, []).append((index, tell))
         self._failures_said: set[str] = set()
-        self.detectors = tuple(detectors)
-        # How the memory of each is made, by its place.
-        self.remember = tuple(map(_remember, self.detectors))
-        # Who is asked about which facts: the detector's place, what wakes it, and its judge.
-        self.listening: dict[type, tuple[Listener, ...]] = {}
-        for index, detector in enumerate(self.detectors):
-            wakes = detector.wakes if isinstance(detector, Sleeper) else None
-            for kind in detector.facts:
-                wake = always if wakes is None else wakes.get(kind)
-                known = self.listening.get(kind, _NOBODY)
-                self.listening[kind] = (*known, (index, wake, detector.judge))
+        self.detectors = detectors
+        self.dispatch = Dispatch(detectors, ADDERS, routes)
 
     def begin(self, scope: Scope, epoch: int) -> Story:
         """The story of a session scope that begins now."""
@@ -166,18 +150,10 @@ class Tracer:
         self.metrics.close()
 
 
-def _remember(detector: Detector) -> Callable[[Fact, SessionRecord], Any]:
-    """What makes the detector's memory as it is asked for the first time."""
-    if isinstance(detector, Recaller):
-        return detector.recall
-    return lambda *_: detector.memory()
-
-
-_NOBODY: Final = ()
 # What a detector says most of the time.
 _NOTHING: Final = ()
-# What stands in a memory's place before it is made.
-_ASLEEP: Final = object()
+# What stands for a memory before it is made.
+_UNMADE: Final = object()
 _MOST_FINDINGS: Final = 1_000
 
 
@@ -204,15 +180,18 @@ class Story:
     A detector or signal that fails is counted, logged once and left out of the rest of the story.
     """
 
-    __slots__ = ("_listening", "_memories", "_tellers", "record", "spans", "tracer")
+    __slots__ = ("_awake", "_memories", "_muted", "_table", "_tellers", "record", "spans", "tracer")
 
     def __init__(self, tracer: Tracer, record: SessionRecord, spans: SessionSpans) -> None:
         self.tracer = tracer
         self.record = record
         self.spans = spans
         self._tellers: list[Teller | None] = [tracer.metrics, tracer.logs, spans, tracer.reports]
-        self._listening = tracer.listening
-        self._memories: list[Any] = [_ASLEEP] * len(tracer.detectors)
+        # The detectors that do not sleep, and those that have failed: bits, by their place.
+        self._awake = tracer.dispatch.awake
+        self._muted = 0
+        self._table = tracer.dispatch.table(self._awake)
+        self._memories: dict[int, Any] = {}
 
     def tell(self, fact: Fact) -> None:
         """Take a fact through the pipeline; never raises."""
@@ -225,22 +204,25 @@ class Story:
             _TELLING.now = False
 
     def _tell(self, fact: Fact) -> None:
-        kind = type(fact)
+        steps = self._table.get(type(fact))
+        if steps is None:
+            return
+        add, wakes, judges, says = steps
         record = self.record
-        try:
-            record.add(fact)
-        except Exception as error:
-            self.tracer.failed("record", error)
-        # Dozens of times in a small unit of work a detector sleeps on, or has nothing to say: until
-        # it has, it costs no call but its own.
-        memories = self._memories
-        for index, wake, judge in self._listening.get(kind, _NOBODY):
-            memory = memories[index]
+        if add is not None:
             try:
-                if memory is _ASLEEP:
-                    if wake is None or not wake(fact, record):
-                        continue
-                    memory = memories[index] = self.tracer.remember[index](fact, record)
+                add(record, fact)
+            except Exception as error:
+                self.tracer.failed("record", error)
+        if wakes and self._wake(wakes, fact):
+            judges = self._table[type(fact)].judges
+        for index, judge in judges:
+            try:
+                memory = self._memories.get(index, _UNMADE)
+                if memory is _UNMADE:
+                    memory = self._memories[index] = self.tracer.dispatch.remember[index](
+                        fact, record
+                    )
                 verdicts = judge(fact, record, memory)
                 if verdicts is _NOTHING:
                     continue
@@ -250,13 +232,28 @@ class Story:
                 continue
             if verdicts:
                 self._conclude(index, verdicts)
-        for index, say in self.tracer.routes.get(kind, _NOBODY):
+        for index, say in says:
             teller = self._tellers[index]
             if teller is not None:
                 try:
-                    say(teller, fact, self.record)
+                    say(teller, fact, record)
                 except Exception as error:
                     self._mute(index, error)
+
+    def _wake(self, wakes: tuple[tuple[int, Wake], ...], fact: Fact) -> bool:
+        """Wake those to whom the fact means something; whether there is one."""
+        awake = self._awake
+        for index, wake in wakes:
+            try:
+                if wake(fact, self.record):
+                    awake |= 1 << index
+            except Exception as error:
+                self._silence(index, error)
+        if awake == self._awake:
+            return False
+        self._awake = awake
+        self._table = self.tracer.dispatch.table(awake, self._muted)
+        return True
 
     def refused(self, origin: SpanContext | None) -> None:
         """Open the span of a load that was refused, linked to its session's."""
@@ -286,10 +283,8 @@ class Story:
             self._say(one)
 
     def _silence(self, index: int, error: Exception) -> None:
-        self._listening = {
-            kind: tuple(listener for listener in listeners if listener[0] != index)
-            for kind, listeners in self._listening.items()
-        }
+        self._muted |= 1 << index
+        self._table = self.tracer.dispatch.table(self._awake, self._muted)
         self.tracer.failed(type(self.tracer.detectors[index]).__name__, error)
 
     def _say(self, verdict: Finding | Retraction) -> None:

@@ -48,7 +48,7 @@ class Watch:
         for probe in list(LIVE):
             try:
                 for story in probe.stories:
-                    if facts.TimePassed in story.tracer.listening:
+                    if story.tracer.dispatch.hears(facts.TimePassed):
                         due = _due(probe, story, last, now)
                         soonest = due if soonest is None else min(soonest, due)
             except Exception as error:

@@ -44,6 +44,7 @@ OURS: dict[str, set[str]] = {
     "timeline": {"callsite", "facts"},
     "uncommitted": {"callsite", "facts", "timeline"},
     "record": {"callsite", "facts", "findings", "settings", "timeline", "uncommitted"},
+    "dispatch": {"detectors.protocol", "facts", "record"},
     "detectors": {"detectors.*"},
     "detectors.*": VALUES
     | {
