@@ -6,9 +6,9 @@ import atexit
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
+from session_tracer import __version__
 from session_tracer.exporter import Exporter
 from session_tracer.exporters.log_records import emit_to
 from session_tracer.lessened import without
@@ -143,7 +143,7 @@ def _resource() -> Resource:
     return Resource.create(
         {
             "telemetry.distro.name": _DISTRIBUTION,
-            "telemetry.distro.version": version(_DISTRIBUTION),
+            "telemetry.distro.version": __version__,
         }
     )
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import functools
 import json
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,8 +21,7 @@ _HEADING: Final = """\
 """
 
 
-@dataclass(frozen=True, order=True, slots=True)
-class Known:
+class Known(NamedTuple):
     """What a finding is known by: not its line, which every edit above it changes.
 
     `file` is relative to the baseline's own folder, whatever the working directory is, and has

@@ -124,6 +124,7 @@ class Locator:
 
     __slots__ = (
         "_application",
+        "_callers",
         "_crossings",
         "_frames",
         "_jumps",
@@ -143,6 +144,9 @@ class Locator:
         # By the instruction: working out a frame's line costs more than all the rest.
         self._known: dict[tuple[int, int], CallSite] = {}
         self._jumps: dict[int, tuple[tuple[int, CodeType], ...]] = {}
+        self._callers: dict[
+            tuple[int, frozenset[str]], tuple[tuple[int, CodeType, CodeType, bool], ...]
+        ] = {}
         self._crossings: dict[int, tuple[tuple[int, int, CodeType], ...]] = {}
         self._kept: list[CodeType] = []
 
@@ -227,18 +231,34 @@ class Locator:
 
     def called_by(self, names: frozenset[str], depth: int = 1) -> bool:
         """Whether a function of such a name runs between the caller and the application's line."""
+        start = _frame(depth)
+        if start is None:
+            return False
+        key = (id(start.f_code), names)
+        known = self._callers.get(key, ())
+        try:
+            for distance, entry, middle, answer in known:
+                frame = _frame(depth + distance)
+                if (
+                    (id(frame.f_code), frame.f_lasti) in self._known
+                    and _frame(depth + distance - 1).f_code is entry
+                    and _frame(depth + distance // 2).f_code is middle
+                ):
+                    return answer
+        except ValueError:  # the stack is not as deep
+            pass
         # A greenlet's callers outside of it are nobody's that is asked for.
-        frame: FrameType | None = _frame(depth)
-        kinds = self._kinds
+        answer, distance, inner, frame = False, 0, start, start
         while frame is not None:
-            code = frame.f_code
-            if code.co_name in names:
-                return True
-            kind = kinds.get(id(code))
-            if (self._classify(frame) if kind is None else kind) <= _TEMPLATE:
-                return False
-            frame = frame.f_back
-        return False
+            if frame.f_code.co_name in names:
+                answer = True
+            if self._kind(frame) <= _TEMPLATE:
+                break
+            inner, frame, distance = frame, frame.f_back, distance + 1
+        if frame is not None and len(known) < _MOST_JUMPS:
+            middle = _frame(depth + distance // 2).f_code
+            self._callers[key] = (*known, (distance, inner.f_code, middle, answer))
+        return answer
 
     def frames(self, frame: FrameType | None) -> list[CallSite]:
         """Every application line outwards of `frame`, innermost first."""
@@ -335,6 +355,7 @@ class Locator:
             self._sites,
             self._known,
             self._jumps,
+            self._callers,
             self._crossings,
             self._kept,
         ):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoints, PackageNotFoundError, distribution, entry_points
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 from opentelemetry.metrics import MeterProvider, NoOpMeterProvider
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Exporter", "ExporterFactory", "Exporters", "LogEvent", "find_exporter"]
 
 GROUP: Final = "session_tracer_exporter"
+_DISTRIBUTION: Final = "session-tracer"
 
 LogEvent: TypeAlias = "dict[str, Any]"
 
@@ -115,11 +116,22 @@ class Exporters:
 
 def find_exporter(name: str) -> ExporterFactory:
     """The exporter factory called `name`; `ValueError` names those there are."""
-    found = {entry.name: entry for entry in entry_points(group=GROUP)}
-    if name not in found:
+    # Ours first: to read what all packages there are name takes 3 ms for a hundred of them.
+    found = _own_entry_points().select(group=GROUP, name=name) or entry_points(
+        group=GROUP, name=name
+    )
+    if not found:
+        there_are = sorted({entry.name for entry in entry_points(group=GROUP)})
         raise ValueError(
-            f"There is no exporter {name!r}; there are {', '.join(sorted(found)) or 'none'}. "
+            f"There is no exporter {name!r}; there are {', '.join(there_are) or 'none'}. "
             f"A package adds one through the entry-point group {GROUP}."
         )
     factory: ExporterFactory = found[name].load()
     return factory
+
+
+def _own_entry_points() -> EntryPoints:
+    try:
+        return distribution(_DISTRIBUTION).entry_points
+    except PackageNotFoundError:  # run from a folder, without being installed
+        return EntryPoints()

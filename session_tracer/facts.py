@@ -34,8 +34,27 @@ Departure: TypeAlias = Literal[
 Missing: TypeAlias = Literal["relationship", "deferred", "expired", "dynamic", "left_out"]
 
 
-@dataclass(slots=True)
-class Database:
+class _Value:
+    """How facts are shown and compared.
+
+    `@dataclass` would write both anew, as source, for each of them: 4 ms of the import.
+    """
+
+    __slots__ = ()
+    __match_args__: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.__match_args__)
+        return f"{type(self).__qualname__}({shown})"
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return all(getattr(self, name) == getattr(other, name) for name in self.__match_args__)
+
+
+@dataclass(slots=True, eq=False, repr=False)
+class Database(_Value):
     """Where a connection leads, in OpenTelemetry's terms; empty strings where it is unknown."""
 
     system: str = ""
@@ -44,8 +63,8 @@ class Database:
     port: int | None = None
 
 
-@dataclass(slots=True)
-class SessionOpened:
+@dataclass(slots=True, eq=False, repr=False)
+class SessionOpened(_Value):
     """A scope began: the Session was made, or used again after it was closed.
 
     Where it was used again, `last_ending`, `last_closed_site` and `same_owner` tell how and where
@@ -60,8 +79,8 @@ class SessionOpened:
     same_owner: bool = False
 
 
-@dataclass(slots=True)
-class SessionClosed:
+@dataclass(slots=True, eq=False, repr=False)
+class SessionClosed(_Value):
     """A scope ended.
 
     `error` names the exception that was leaving, if one was, and `leaving` says so of a generator's
@@ -87,8 +106,8 @@ class SessionClosed:
     joined: bool = False
 
 
-@dataclass(slots=True)
-class TransactionBegan:
+@dataclass(slots=True, eq=False, repr=False)
+class TransactionBegan(_Value):
     """The session's transaction, or with `nested` a savepoint, began.
 
     `owner` is the thread or task that began it, `root` the task that awaits it outermost (itself
@@ -104,8 +123,8 @@ class TransactionBegan:
     trace: int = 0
 
 
-@dataclass(slots=True)
-class TransactionEnded:
+@dataclass(slots=True, eq=False, repr=False)
+class TransactionEnded(_Value):
     """A transaction or savepoint ended.
 
     `took` is how long the COMMIT itself took, `error` names what made it fail, `size` is how many
@@ -123,8 +142,8 @@ class TransactionEnded:
     size: int = 0
 
 
-@dataclass(slots=True)
-class ConnectionAcquired:
+@dataclass(slots=True, eq=False, repr=False)
+class ConnectionAcquired(_Value):
     """The transaction used a connection for the first time.
 
     `joined` says that the connection was in a transaction of somebody else's before, which decides
@@ -137,8 +156,8 @@ class ConnectionAcquired:
     joined: bool = False
 
 
-@dataclass(slots=True)
-class ConnectionReleased:
+@dataclass(slots=True, eq=False, repr=False)
+class ConnectionReleased(_Value):
     """The transaction gave a connection back: how long it was held, how much of that was SQL."""
 
     at: int
@@ -147,8 +166,8 @@ class ConnectionReleased:
     database: Database
 
 
-@dataclass(slots=True)
-class StatementStarted:
+@dataclass(slots=True, eq=False, repr=False)
+class StatementStarted(_Value):
     """A statement is about to go to the driver; told only where `statement_spans` asks for it."""
 
     at: int
@@ -160,8 +179,8 @@ class StatementStarted:
     database: Database
 
 
-@dataclass(slots=True)
-class StatementExecuted:
+@dataclass(slots=True, eq=False, repr=False)
+class StatementExecuted(_Value):
     """The driver's execute call returned, or raised `error`.
 
     `operation` is SQL's verb, `collection` the first table named, `entity` the mapped class the
@@ -195,8 +214,8 @@ class StatementExecuted:
     text: int = 0
 
 
-@dataclass(slots=True)
-class AttributeLoaded:
+@dataclass(slots=True, eq=False, repr=False)
+class AttributeLoaded(_Value):
     """A statement ran because an attribute of one object was read or refreshed.
 
     `parent` is equal for two loads for the same object, and tells nothing else of it. `options` is
@@ -223,8 +242,8 @@ class AttributeLoaded:
     left_out: bool = False
 
 
-@dataclass(slots=True)
-class ObjectsLoaded:
+@dataclass(slots=True, eq=False, repr=False)
+class ObjectsLoaded(_Value):
     """Rows of the last statement became objects that were not in the identity map.
 
     `at_once` is how many rows became objects at a time, 0 where all of them did.
@@ -236,8 +255,8 @@ class ObjectsLoaded:
     at_once: int = 0
 
 
-@dataclass(slots=True)
-class FlushBegan:
+@dataclass(slots=True, eq=False, repr=False)
+class FlushBegan(_Value):
     """The unit of work started to write."""
 
     at: int
@@ -245,8 +264,8 @@ class FlushBegan:
     trigger: Trigger
 
 
-@dataclass(slots=True)
-class FlushCompleted:
+@dataclass(slots=True, eq=False, repr=False)
+class FlushCompleted(_Value):
     """The unit of work was written.
 
     `dirty` holds the changed objects, `unchanged` those in `session.dirty` without a net change;
@@ -264,8 +283,8 @@ class FlushCompleted:
     unchanged_attributes: tuple[str, ...] = ()
 
 
-@dataclass(slots=True)
-class FlushFailed:
+@dataclass(slots=True, eq=False, repr=False)
+class FlushFailed(_Value):
     """The unit of work could not be written; the transaction was rolled back."""
 
     at: int
@@ -279,8 +298,8 @@ class FlushFailed:
     constraint: str = ""
 
 
-@dataclass(slots=True)
-class ObjectsExpired:
+@dataclass(slots=True, eq=False, repr=False)
+class ObjectsExpired(_Value):
     """`expire()` or `expire_all()` was called; `count` objects were in its reach."""
 
     at: int
@@ -288,8 +307,8 @@ class ObjectsExpired:
     count: int
 
 
-@dataclass(slots=True)
-class ObjectsExpunged:
+@dataclass(slots=True, eq=False, repr=False)
+class ObjectsExpunged(_Value):
     """`expunge()` or `expunge_all()` took `count` objects out of the session."""
 
     at: int
@@ -297,8 +316,8 @@ class ObjectsExpunged:
     count: int
 
 
-@dataclass(slots=True)
-class ObjectMerged:
+@dataclass(slots=True, eq=False, repr=False)
+class ObjectMerged(_Value):
     """`merge()` copied an object's state into the session."""
 
     at: int
@@ -306,8 +325,8 @@ class ObjectMerged:
     entity: str
 
 
-@dataclass(slots=True)
-class DetachedLoadFailed:
+@dataclass(slots=True, eq=False, repr=False)
+class DetachedLoadFailed(_Value):
     """A detached object's attribute needed a load, and SQLAlchemy refused.
 
     `load` says what was missing: a relationship, a deferred column, expired columns, or the query
@@ -333,8 +352,8 @@ class DetachedLoadFailed:
     identity: str = ""
 
 
-@dataclass(slots=True)
-class ImplicitLoadFailed:
+@dataclass(slots=True, eq=False, repr=False)
+class ImplicitLoadFailed(_Value):
     """Reading an attribute needed a load where none can be awaited (`MissingGreenlet`).
 
     `load` says what was missing; `options`, `root`, `root_site`, `loaded_site`, `expired_by` and
@@ -355,8 +374,8 @@ class ImplicitLoadFailed:
     identity: str = ""
 
 
-@dataclass(slots=True)
-class LoadRefused:
+@dataclass(slots=True, eq=False, repr=False)
+class LoadRefused(_Value):
     """`raiseload` or `lazy="raise"` refused a load: somebody had decided so."""
 
     at: int
@@ -365,8 +384,8 @@ class LoadRefused:
     attribute: str
 
 
-@dataclass(slots=True)
-class RollbackPending:
+@dataclass(slots=True, eq=False, repr=False)
+class RollbackPending(_Value):
     """The session was used after a failed flush without a rollback (`PendingRollbackError`).
 
     `swallowed` is the line of the `except` that caught the failure, where that can be told.
@@ -380,8 +399,8 @@ class RollbackPending:
     in_block: bool = False
 
 
-@dataclass(slots=True)
-class ObjectCrossed:
+@dataclass(slots=True, eq=False, repr=False)
+class ObjectCrossed(_Value):
     """An object of another session was refused ("already attached to session").
 
     `other` is the id of that session's scope, empty where nobody traces it.
@@ -396,8 +415,8 @@ class ObjectCrossed:
     loaded_site: CallSite | None = None
 
 
-@dataclass(slots=True)
-class SessionUsedConcurrently:
+@dataclass(slots=True, eq=False, repr=False)
+class SessionUsedConcurrently(_Value):
     """A thread or task was inside an operation of the session, and another one began one.
 
     `site` and `owner` are the second one's, `other_site` and `other_owner` the first one's.
@@ -410,8 +429,8 @@ class SessionUsedConcurrently:
     other_owner: Owner
 
 
-@dataclass(slots=True)
-class EventLoopChanged:
+@dataclass(slots=True, eq=False, repr=False)
+class EventLoopChanged(_Value):
     """The session is used on another event loop than the one on which its scope was first used.
 
     `thread` and `other_thread` are the names of the threads the two loops run in.
@@ -424,8 +443,8 @@ class EventLoopChanged:
     other_site: CallSite | None = None
 
 
-@dataclass(slots=True)
-class TransactionCancelled:
+@dataclass(slots=True, eq=False, repr=False)
+class TransactionCancelled(_Value):
     """A task was cancelled while its session had a transaction open."""
 
     at: int
@@ -433,8 +452,8 @@ class TransactionCancelled:
     owner: Owner
 
 
-@dataclass(slots=True)
-class ConnectionNested:
+@dataclass(slots=True, eq=False, repr=False)
+class ConnectionNested(_Value):
     """A connection was acquired while the same thread or task held another of the same engine.
 
     `other` is the scope that holds it: its id, name, where it was opened and where it acquired the
@@ -450,8 +469,8 @@ class ConnectionNested:
     held: int
 
 
-@dataclass(slots=True)
-class WritesSplit:
+@dataclass(slots=True, eq=False, repr=False)
+class WritesSplit(_Value):
     """Two scopes that overlap in one thread or task have both committed writes.
 
     This scope's commit is the second one; `written` is what it wrote, `other_written` what the
@@ -467,8 +486,8 @@ class WritesSplit:
     other_written: Counts
 
 
-@dataclass(slots=True)
-class CheckoutTimedOut:
+@dataclass(slots=True, eq=False, repr=False)
+class CheckoutTimedOut(_Value):
     """The pool had no connection for the session in time; `holders` are the scopes that have one.
 
     `timeout` is in nanoseconds.
@@ -480,8 +499,8 @@ class CheckoutTimedOut:
     timeout: int = 0
 
 
-@dataclass(slots=True)
-class TimePassed:
+@dataclass(slots=True, eq=False, repr=False)
+class TimePassed(_Value):
     """Nothing happened for a while: what detectors that wait for time to pass are asked about.
 
     Told by the watch's thread, not the session's own, and only of scopes that have begun a

@@ -38,13 +38,14 @@ def trigger(frame: FrameType | None) -> Trigger:
 
     A subclass may override `flush`: the frames of its own are passed over.
     """
-    while frame is not None and not (_is_sessions(frame) and frame.f_code.co_name == "flush"):
+    # Nearly always SQLAlchemy's own `flush()` has called `_flush()`, and is right here.
+    while frame is not None and not (frame.f_code.co_name == "flush" and _is_sessions(frame)):
         frame = frame.f_back
     by_session = False
     while frame is not None:
         name = frame.f_code.co_name
-        if name in _CALLERS and _is_sessions(frame):
-            caller = _CALLERS[name]
+        caller = _CALLERS.get(name)
+        if caller is not None and _is_sessions(frame):
             # A savepoint that is released flushes as a commit does.
             return "savepoint" if caller == "commit" and _is_savepoints(frame) else caller
         if _module(frame).startswith("sqlalchemy.orm."):
@@ -65,7 +66,7 @@ def _module(frame: FrameType) -> str:
 
 
 def _is_sessions(frame: FrameType) -> bool:
-    return _module(frame) == "sqlalchemy.orm.session"
+    return frame.f_globals.get("__name__") == "sqlalchemy.orm.session"
 
 
 def _is_savepoints(frame: FrameType) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 from asyncio import CancelledError
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import event
@@ -17,11 +18,12 @@ from session_tracer.lessened import without
 from session_tracer.probe import add_transition, type_name
 from session_tracer.running import running_frame
 from session_tracer.signals.spans import caller
-from session_tracer.timeline import add_counts
+from session_tracer.targets import live_sessions
+from session_tracer.timeline import NOTHING, with_counts
 from session_tracer.underway import SLOT, Flush, OpenTransaction
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from sqlalchemy.engine import Connection
     from sqlalchemy.orm import InstanceState, Session, SessionTransaction, UOWTransaction
@@ -126,7 +128,7 @@ def after_transaction_end(probe: Probe, session: Session, transaction: SessionTr
         )
     )
     if not ended.nested:
-        written, probe.written = probe.written, {}
+        written, probe.written = probe.written, NOTHING
         if written and ended.outcome == "committed":
             for split in peers.committed(probe, peers.Commit(probe.scope, site, written), now):
                 probe.tell(split)
@@ -305,7 +307,7 @@ def _end_flush(probe: Probe, session: Session) -> None:
         for added in session.new:  # by somebody's listener, after what there was had been written
             probe.pending[type(added)] = probe.pending.get(type(added), 0) + 1
         for counts in (new, dirty, deleted):
-            add_counts(probe.written, counts)
+            probe.written = with_counts(probe.written, counts)
         probe.tell(
             facts.FlushCompleted(
                 now,
@@ -429,12 +431,50 @@ def _wanted() -> tuple[tuple[str, Callable[..., None], bool], ...]:
 
 def listen(target: type[Session]) -> None:
     """Listen to every session of the class."""
-    for name, listener, raw in _wanted():
-        event.listen(target, name, listener, **({"raw": True} if raw else {}))
+    with _aside(target):
+        for name, listener, raw in _wanted():
+            event.listen(target, name, listener, **({"raw": True} if raw else {}))
 
 
 def remove(target: type[Session]) -> None:
     """Listen no longer."""
-    for name, listener, _ in _wanted():
-        if event.contains(target, name, listener):
-            event.remove(target, name, listener)
+    with _aside(target):
+        for name, listener, _ in _wanted():
+            if event.contains(target, name, listener):
+                event.remove(target, name, listener)
+
+
+@contextmanager
+def _aside(target: Any) -> Iterator[None]:
+    """Have listeners come and go in copies, which are put in force at the end.
+
+    SQLAlchemy fires an event by iterating over a deque, which must not change meanwhile, and other
+    threads may be amid it.
+    """
+    try:
+        levels = [getattr(target.dispatch, name) for name, _, _ in _wanted()]
+        for level in levels:
+            for cls, told in list(level._clslevel.items()):
+                level._clslevel[cls] = type(told)(told)
+    except AttributeError:
+        levels = []
+        without(
+            "the collections of SQLAlchemy's listeners",
+            "instrument() and uninstrument() may disturb other threads' sessions as they are used",
+        )
+    try:
+        yield
+    finally:
+        for level in levels:
+            _put_in_force(target, level)
+
+
+def _put_in_force(target: Any, level: Any) -> None:
+    for cls, collections in list(target.dispatch._empty_listener_reg.items()):
+        if level.name in collections and cls in level._clslevel:
+            collections[level.name].parent_listeners = level._clslevel[cls]
+    for session in live_sessions():
+        # Somebody listens to this very session as well.
+        own = session.dispatch.__dict__.get(level.name)
+        if own is not None and type(session) in level._clslevel:
+            own.parent_listeners = level._clslevel[type(session)]

@@ -109,18 +109,19 @@ def _objects(probe: Probe, pending: int) -> dict[str, int]:
         counts["persistent"] = persistent
     if pending:
         counts["pending"] = pending
-    for name, collection in (
-        ("modified", getattr(identity_map, "_modified", None)),
-        ("deleted", getattr(session, "_deleted", None)),
-    ):
-        if collection is None:
-            without(
-                f"the {name} objects of a Session",
-                f"how many objects of an open session are {name} is not told",
-            )
-        elif number := len(collection):
-            counts[name] = number
+    _add_length(counts, "modified", getattr(identity_map, "_modified", None))
+    _add_length(counts, "deleted", getattr(session, "_deleted", None))
     return counts
+
+
+def _add_length(counts: dict[str, int], name: str, collection: Any) -> None:
+    if collection:
+        counts[name] = len(collection)
+    elif collection is None:
+        without(
+            f"the {name} objects of a Session",
+            f"how many objects of an open session are {name} is not told",
+        )
 
 
 def ages(tracer: Tracer) -> Ages:

@@ -99,28 +99,27 @@ def _nowhere() -> None:
 class MapCounter:
     """Counts within the identity map. It must not hold the map: its lifetime is SQLAlchemy's."""
 
-    __slots__ = ("_map", "_origin", "counts", "peak", "ref")
+    __slots__ = ("_origin", "counts", "peak", "ref")
 
     def __init__(self, identity_map: Any, origin: Origin, site: CallSite | None) -> None:
         self.counts: dict[type, int] = defaultdict(int)
         self.peak = 0
-        self._map = weakref.ref(identity_map)
         self._origin = origin
         self.ref = refer(identity_map, origin, site)
         identity_map._wr = self.ref
         identity_map._add_unpresent = self._counting(identity_map._dict)
 
     def come_from(self, site: CallSite | None, route: Route | None = None) -> None:
-        identity_map = self._map()
+        identity_map = self.ref()
         if identity_map is not None:
             self.ref = identity_map._wr = refer(identity_map, self._origin, site, route)
 
     def size(self) -> int:
-        identity_map = self._map()
+        identity_map = self.ref()
         return 0 if identity_map is None else len(identity_map)
 
     def follow(self, *, on: bool) -> None:
-        identity_map = self._map()
+        identity_map = self.ref()
         if identity_map is not None:
             self.peak = 0
             count = self._following if on else self._counting

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -13,17 +12,20 @@ if TYPE_CHECKING:
 __all__ = ["Patches"]
 
 _ABSENT: Final = object()
+# What a call may raise whoever is called.
+_LACKS: Final = (MemoryError, RecursionError)
 
 
-@dataclass(slots=True)
 class _Switch:
     """Whether a wrapper still says what it sees."""
 
-    is_on: bool = True
+    __slots__ = ("is_on",)
+
+    def __init__(self) -> None:
+        self.is_on = True
 
 
-@dataclass(frozen=True, slots=True)
-class _Patch:
+class _Patch(NamedTuple):
     owner: type
     name: str
     before: Any
@@ -35,7 +37,8 @@ class Patches:
     """The methods replaced so far, in order.
 
     A wrapper calls `before(*arguments)`, then the method, then `after(token)` with what `before`
-    returned, also when the method raises. Neither may raise, unless it is for the caller to see.
+    returned, also when the method raises. Neither may raise, unless it is for the caller to see;
+    where either cannot even be called, for there is no memory or no stack left, it is left out.
     The wrapper has the method's own signature, not `*args`: people and libraries read it.
     """
 
@@ -75,15 +78,23 @@ class Patches:
 
 
 _SYNC: Final = """\
-def make(_found, _owner, _before, _after, _switch):
+def make(_found, _owner, _before, _after, _switch, _absent, _lacks):
     def {name}({parameters}):
         if not _switch.is_on:
             return {call}
-        _token = _before({arguments})
+        _token = _absent
+        try:
+            _token = _before({arguments})
+        except _lacks:
+            pass
         try:
             return {call}
         finally:
-            _after(_token)
+            if _token is not _absent:
+                try:
+                    _after(_token)
+                except _lacks:
+                    pass
     return {name}
 """
 _ASYNC: Final = _SYNC.replace("    def {name}(", "    async def {name}(").replace(
@@ -114,7 +125,7 @@ def _wrapper(
     by_sqlalchemy = str(found.__module__).startswith("sqlalchemy.")
     namespace: dict[str, Any] = {"__name__": found.__module__ if by_sqlalchemy else __name__}
     exec(compile(source, "<session_tracer>", "exec"), namespace)
-    wrapper = namespace["make"](found, owner, before, after, switch)
+    wrapper = namespace["make"](found, owner, before, after, switch, _ABSENT, _LACKS)
     functools.update_wrapper(wrapper, found)
     # `inspect.signature` reads the wrapper's own, or follows what a decorator has left.
     del wrapper.__wrapped__

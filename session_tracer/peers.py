@@ -93,13 +93,14 @@ def committed(probe: Probe, commit: Commit, now: int) -> list[facts.WritesSplit]
     Beside it is one of the same factory, opened and used by the same thread or task alone, under
     the same span of the caller's.
     """
-    earlier, probe.beside = probe.beside, []
+    earlier = list(probe.beside)
+    probe.beside = ()
     for other in tuple(_TOGETHER.get(probe.opened_by.key, ())):
         if other is probe or not _is_beside(probe, other):
             continue
         if other.commit is None:
             if len(other.beside) < _MOST_COMMITS:
-                other.beside.append(commit)
+                other.beside = (*other.beside, commit)
         elif probe.commit is None and all(one.scope is not other.scope for one in earlier):
             earlier.append(other.commit)
     probe.commit = commit

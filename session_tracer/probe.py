@@ -16,8 +16,9 @@ from session_tracer.awaiting import running_loop
 from session_tracer.live import LIVE
 from session_tracer.origin import Origin, Scope
 from session_tracer.signals.spans import caller
-from session_tracer.teardown import error_of_request
-from session_tracer.tracer import is_telling
+from session_tracer.teardown import error_of_request, is_by_transaction_manager
+from session_tracer.timeline import NOTHING
+from session_tracer.tracer import is_telling, tell
 from session_tracer.underway import SLOT, Flush, Holding, OpenTransaction
 from session_tracer.watch import collected, nudge
 
@@ -87,6 +88,7 @@ class Probe:
         "flush",
         "is_async",
         "is_joined",
+        "is_managed",
         "is_streaming",
         "kind",
         "last_outcome",
@@ -163,10 +165,11 @@ class Probe:
         self.failure: Failure | None = None
         self.was_handed_on = False
         self.is_joined = False
+        self.is_managed = False
         # What this transaction has written, what the scope and those beside it have committed.
-        self.written: Counts = {}
+        self.written: Counts = NOTHING
         self.commit: Commit | None = None
-        self.beside: list[Commit] = []
+        self.beside: tuple[Commit, ...] = ()
 
     # The scope.
 
@@ -224,6 +227,8 @@ class Probe:
         if self.counter.counts:
             self.settle(now)
         self.check_use(site)
+        if is_by_transaction_manager():
+            self.is_joined = self.is_managed = True
         self.origin.left(ending, now, site)
 
     def end_scope(
@@ -240,8 +245,9 @@ class Probe:
         removed: Counts | None = None,
     ) -> None:
         """The scope ended; nothing is remembered of it but what its objects carry."""
-        LIVE.pop(self, None)
+        # In this order: one that is interrupted in between is still to be ended when it is lost.
         peers.leave(self)
+        LIVE.pop(self, None)
         now = self.clock()
         if self.counter.counts:
             self.settle(now)
@@ -272,14 +278,16 @@ class Probe:
             self.is_joined,
         )
         self.tell(closed)
-        self._last_ending = (ending, site, self.owner)
+        # Whose transactions are managed, is meant to be used again.
+        self._last_ending = ("reset" if self.is_managed else ending, site, self.owner)
         self.scope.end()
         self.open = False
         self.stories = ()
         self.leaving = None
         self.closing = False
-        if self.used:
-            self._forget()
+        # The rest is forgotten as another scope begins: most sessions have one.
+        self.counter = loads.NOTHING_LOADED
+        self.flush = None
 
     def remain(self, session: Session, site: CallSite | None) -> None:
         """The session let go of its objects, and then it was refused to be closed."""
@@ -373,7 +381,7 @@ class Probe:
             self.owner = user
             self.was_handed_on = True
             peers.hand_on(self, before)
-        elif self.at_work is not None or self.flush is not None:
+        elif self.at_work is not None or (self.flush is not None and self.flush.owner is not user):
             self._check_worker(site, user)
         if self.is_async and not self.loop_changed:
             self._check_loop(site)
@@ -426,8 +434,7 @@ class Probe:
 
     def tell(self, fact: Fact) -> None:
         """Tell a fact to every story of this scope."""
-        for story in self.stories:
-            story.tell(fact)
+        tell(self.stories, fact)
 
     def site(self) -> CallSite | None:
         """The application's line that is at work.
@@ -516,7 +523,7 @@ class Probe:
     # The context while a statement runs.
 
     def attach(self) -> Attached | None:
-        """Make the innermost span current; None where it is, or where nothing is to be set."""
+        """The caller's context with the innermost open span, to attach; None to leave it be."""
         # Where the application is traced and a test captures as well, the application's spans are
         # the ones that its other instrumentations belong to.
         return self.stories[0].spans.attach() if self.stories else None

@@ -7,7 +7,7 @@ every statement prepared twice.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from session_tracer import facts, loaders, loads
 from session_tracer.lessened import without
@@ -30,71 +30,69 @@ _IMMEDIATE: Final = frozenset({"_load_for_path"})
 _KEY: Final = "pk_1"
 
 
-class Reason(NamedTuple):
-    """What one object's attribute is loaded by the statement, its entity, its eager loader.
+# What one object's attribute is loaded by the statement, its entity, its eager loader, and how the
+# objects come that it brings, where they come by a relationship of one object.
+Reason: TypeAlias = "tuple[facts.AttributeLoaded | None, str, str, Route | None]"
 
-    `route` is how the objects come that it brings, where they come by a relationship of one object.
-    """
-
-    load: facts.AttributeLoaded | None = None
-    entity: str = ""
-    eager: str = ""
-    route: Route | None = None
-
-
-_NONE: Final = Reason()
+_NONE: Final = (None, "", "", None)
 
 
 def reason(context: Any, probe: Probe, at: int, site: CallSite | None) -> Reason:
     """Why the statement runs; none where it is not said in the way that is known."""
     try:
-        return _reason(context, probe, at, site)
+        statement = context.invoked_statement
+        if statement is None:
+            return _NONE
+        try:
+            mapper = statement._propagate_attrs.get("plugin_subject")
+        except AttributeError:  # of no ORM
+            mapper = None
+        entity = "" if mapper is None else mapper.class_.__name__
+        options = context.execution_options.get("_sa_orm_load_options")
+        if options is None:
+            return None, entity, "", None
+        compile_options = getattr(statement, "_compile_options", None)
+        path = getattr(compile_options, "_current_path", None)
+        parent = getattr(options, "_lazy_loaded_from", None)
+        if parent is not None:
+            return _relationship(entity, path, parent, probe, at, site)
+        state = getattr(options, "_refresh_state", None)
+        if state is not None and getattr(compile_options, "_for_refresh_state", False):
+            wanted = getattr(compile_options, "_only_load_props", None)
+            # Without the option, whoever runs between here and the application tells.
+            is_refresh = getattr(options, "_is_user_refresh", None)
+            if is_refresh is None:
+                is_refresh = probe.tracers[0].locator.called_by(_REFRESH)
+            if wanted is None or is_refresh:
+                return _load("refresh", state, "", probe, at, site), entity, "", None
+            return _column_load(state, wanted, probe, at, site), entity, "", None
+        if path is not None and not path.is_root:
+            prop = path.prop
+            return None, entity, f"{prop.parent.class_.__name__}.{prop.key}", None
+        return None, entity, "", None
     except Exception:
         without("the options of SQLAlchemy's loaders", "why some statements run is not told")
         return _NONE
 
 
-def _reason(context: Any, probe: Probe, at: int, site: CallSite | None) -> Reason:
-    statement = getattr(context, "invoked_statement", None)
-    if statement is None:
-        return _NONE
-    mapper = getattr(statement, "_propagate_attrs", _EMPTY).get("plugin_subject")
-    entity = "" if mapper is None else mapper.class_.__name__
-    options = context.execution_options.get("_sa_orm_load_options")
-    if options is None:
-        return Reason(None, entity)
-    compile_options = getattr(statement, "_compile_options", None)
-    path = getattr(compile_options, "_current_path", None)
-    parent = getattr(options, "_lazy_loaded_from", None)
-    if parent is not None:
-        prop = path.prop if path is not None and not path.is_root else None
-        attribute = "" if prop is None else prop.key
-        route = None if prop is None else loaders.route_to(parent, prop)
-        if probe.tracers[0].locator.called_by(_IMMEDIATE):
-            eager = f"{loaders.owner(parent.manager.mapper, attribute)}.{attribute}"
-            return Reason(None, entity, eager, route)
-        load = _load("relationship", parent, attribute, probe, at, site)
-        return Reason(load, entity, "", route)
-    state = getattr(options, "_refresh_state", None)
-    if state is not None and getattr(compile_options, "_for_refresh_state", False):
-        wanted = getattr(compile_options, "_only_load_props", None)
-        # Without the option, whoever runs between here and the application tells.
-        is_refresh = getattr(options, "_is_user_refresh", None)
-        if is_refresh is None:
-            is_refresh = probe.tracers[0].locator.called_by(_REFRESH)
-        if wanted is None or is_refresh:
-            return Reason(_load("refresh", state, "", probe, at, site), entity)
-        return Reason(_column_load(state, wanted, probe, at, site), entity)
-    if path is not None and not path.is_root:
-        prop = path.prop
-        return Reason(None, entity, f"{prop.parent.class_.__name__}.{prop.key}")
-    return Reason(None, entity)
+def _relationship(
+    entity: str, path: Any, parent: Any, probe: Probe, at: int, site: CallSite | None
+) -> Reason:
+    prop = path.prop if path is not None and not path.is_root else None
+    attribute = "" if prop is None else prop.key
+    route = None if prop is None else loaders.route_to(parent, prop)
+    if probe.tracers[0].locator.called_by(_IMMEDIATE):
+        eager = f"{loaders.owner(parent.manager.mapper, attribute)}.{attribute}"
+        return None, entity, eager, route
+    return _load("relationship", parent, attribute, probe, at, site), entity, "", route
 
 
 def entity(context: Any) -> str:
     """The mapped class that the statement is for; empty where it is for none."""
-    statement = getattr(context, "invoked_statement", None)
-    mapper = getattr(statement, "_propagate_attrs", _EMPTY).get("plugin_subject")
+    try:
+        mapper = context.invoked_statement._propagate_attrs.get("plugin_subject")
+    except AttributeError:  # of no ORM
+        return ""
     return "" if mapper is None else mapper.class_.__name__
 
 
@@ -138,8 +136,11 @@ def _load(
 
 def is_by_key(context: Any) -> bool:
     """Whether the statement is the mapper's own SELECT by primary key: `get()`, `merge()`."""
-    parameters: Any = getattr(context, "compiled_parameters", None) or ()
-    return len(parameters) == 1 and _KEY in parameters[0]
+    try:
+        parameters = context.compiled_parameters
+    except AttributeError:
+        return False
+    return bool(parameters) and len(parameters) == 1 and _KEY in parameters[0]
 
 
 def key_of(context: Any) -> str:

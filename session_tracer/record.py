@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from session_tracer import facts
 from session_tracer.findings import Finding
 from session_tracer.settings import Settings
-from session_tracer.timeline import NO_TIMELINE, Timeline, add_counts
+from session_tracer.timeline import NO_TIMELINE, NOTHING, Timeline, add_counts, with_counts
 from session_tracer.uncommitted import Uncommitted
 
 if TYPE_CHECKING:
@@ -185,16 +185,16 @@ class SessionRecord:
         self.identity_map_peak = 0
         # How large the identity map was after the first few commits, and the last few.
         self.sizes: list[int] = []
-        self.loaded: Counts = {}
-        self.new: Counts = {}
-        self.dirty: Counts = {}
-        self.unchanged: Counts = {}
-        self.deleted: Counts = {}
-        self.lazy_loads: Counts = {}
+        self.loaded: Counts = NOTHING
+        self.new: Counts = NOTHING
+        self.dirty: Counts = NOTHING
+        self.unchanged: Counts = NOTHING
+        self.deleted: Counts = NOTHING
+        self.lazy_loads: Counts = NOTHING
         # What was flushed and not committed; None where nothing ever was.
         self.uncommitted: Uncommitted | None = None
         # Object state transitions by SQLAlchemy's event name, counted where they happen.
-        self.transitions: Counts = {}
+        self.transitions: Counts = NOTHING
         self._step: Step | None = None
         self._load: facts.AttributeLoaded | None = None
 
@@ -382,11 +382,11 @@ class SessionRecord:
         self._did(began, verb, subject, fact.site, fact.duration, fact.error)
 
     def _attribute_loaded(self, fact: facts.AttributeLoaded) -> None:
-        self.lazy_loads[fact.kind] = self.lazy_loads.get(fact.kind, 0) + 1
+        self.lazy_loads = with_counts(self.lazy_loads, {fact.kind: 1})
         self._load = fact  # the statement that follows is the one that did it
 
     def _objects_loaded(self, fact: facts.ObjectsLoaded) -> None:
-        add_counts(self.loaded, fact.loaded)
+        self.loaded = with_counts(self.loaded, fact.loaded)
         if self._step is not None:
             add_counts(self._step.loaded, fact.loaded)
 
@@ -399,14 +399,10 @@ class SessionRecord:
         if fact.new or fact.dirty or fact.deleted:
             self.last_write = fact
             self.first_flush = self.first_flush or fact
-        if fact.new:
-            add_counts(self.new, fact.new)
-        if fact.dirty:
-            add_counts(self.dirty, fact.dirty)
-        if fact.unchanged:
-            add_counts(self.unchanged, fact.unchanged)
-        if fact.deleted:
-            add_counts(self.deleted, fact.deleted)
+        self.new = with_counts(self.new, fact.new)
+        self.dirty = with_counts(self.dirty, fact.dirty)
+        self.unchanged = with_counts(self.unchanged, fact.unchanged)
+        self.deleted = with_counts(self.deleted, fact.deleted)
         step = self._flushed(fact, "")
         if step is not None:
             add_counts(step.unchanged, fact.unchanged)

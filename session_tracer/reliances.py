@@ -6,7 +6,7 @@ import inspect
 import sys
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from session_tracer import loads, running, targets
+from session_tracer import loads, running, statements, targets
 from session_tracer.lessened import without
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ RELIANCES: Final = (
     Reliance(
         "DialectEvents.do_execute",
         _attribute("sqlalchemy.engine.events:DialectEvents.do_execute"),
-        "statements are not told, nor what is known from them: time in SQL, lazy loads, N+1",
+        statements.LOST,
     ),
     Reliance(
         "Select._propagate_attrs",

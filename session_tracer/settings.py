@@ -292,11 +292,11 @@ _LEVEL: Final[tuple[str, Callable[[Any], bool]]] = (
     lambda value: value in get_args(LogLevel),
 )
 _ID: Final = r"[a-z0-9]+(?:-[a-z0-9]+)*"
-_IGNORED: Final = re.compile(rf"(?:{_ID}|\*)(?:@.+|:[A-Za-z_]\w*(?:\.\w+)?)?")
+_IGNORED: Final = rf"(?:{_ID}|\*)(?:@.+|:[A-Za-z_]\w*(?:\.\w+)?)?"
 _SEVERITIES: Final = ("info", "warning", "error")
 _IGNORE: Final[tuple[str, Callable[[Any], bool]]] = (
     "a set of findings' ids, each alone, with @ and a glob for files, or with : and an entity",
-    lambda value: _each(value, lambda item: _IGNORED.fullmatch(item) is not None),
+    lambda value: _each(value, lambda item: re.fullmatch(_IGNORED, item) is not None),
 )
 _RAISE_ON: Final[tuple[str, Callable[[Any], bool]]] = (
     "a set of severities (info, warning, error) and of findings' ids",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -12,7 +13,7 @@ from session_tracer.plain import PLAIN
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL
 
-__all__ = ["Shape", "database", "fingerprint", "shape", "status_code", "without_values"]
+__all__ = ["SHAPES", "Shape", "database", "fingerprint", "shape", "status_code", "without_values"]
 
 _MOST_REMEMBERED: Final = 2_000
 
@@ -29,42 +30,50 @@ class Shape:
 _NAME: Final = (
     r"""((?:[\w$]+|"[^"]+"|`[^`]+`|\[[^\]]+\])(?:\.(?:[\w$]+|"[^"]+"|`[^`]+`|\[[^\]]+\]))*)"""
 )
-_VERB: Final = re.compile(r"\s*(?:/\*.*?\*/\s*|--[^\n]*\n\s*)*\(?\s*([A-Za-z]+)", re.DOTALL)
+_VERB: Final = r"\s*(?:/\*.*?\*/\s*|--[^\n]*\n\s*)*\(?\s*([A-Za-z]+)"
 _TABLE: Final = {
-    "SELECT": re.compile(rf"(?<!\bDISTINCT )\bFROM\s+(?:ONLY\s+)?{_NAME}", re.IGNORECASE),
-    "DELETE": re.compile(rf"\bFROM\s+(?:ONLY\s+)?{_NAME}", re.IGNORECASE),
-    "INSERT": re.compile(rf"\bINTO\s+{_NAME}", re.IGNORECASE),
-    "REPLACE": re.compile(rf"\bINTO\s+{_NAME}", re.IGNORECASE),
-    "MERGE": re.compile(rf"\bINTO\s+{_NAME}", re.IGNORECASE),
-    "UPDATE": re.compile(rf"\bUPDATE\s+(?:ONLY\s+)?{_NAME}", re.IGNORECASE),
+    "SELECT": rf"(?<!\bDISTINCT )\bFROM\s+(?:ONLY\s+)?{_NAME}",
+    "DELETE": rf"\bFROM\s+(?:ONLY\s+)?{_NAME}",
+    "INSERT": rf"\bINTO\s+{_NAME}",
+    "REPLACE": rf"\bINTO\s+{_NAME}",
+    "MERGE": rf"\bINTO\s+{_NAME}",
+    "UPDATE": rf"\bUPDATE\s+(?:ONLY\s+)?{_NAME}",
 }
 # The statement that a common table expression belongs to comes after the last closing bracket
 # at the outermost level; its verb is the first at that level that is not WITH.
-_WITH_VERB: Final = re.compile(r"\b(SELECT|INSERT|UPDATE|DELETE|MERGE)\b", re.IGNORECASE)
+_WITH_VERB: Final = r"\b(SELECT|INSERT|UPDATE|DELETE|MERGE)\b"
 
-_SHAPES: dict[str, Shape] = {}
+
+@functools.cache
+def _compiled(pattern: str, flags: re.RegexFlag) -> re.Pattern[str]:
+    """Compiled as it is first needed: all of them together are 3 ms of the import."""
+    return re.compile(pattern, flags)
+
+
+# Of each text the shape that was worked out; emptied, never replaced.
+SHAPES: Final[dict[str, Shape]] = {}
 
 
 def shape(statement: str) -> Shape:
     """The statement's shape, worked out once for each text."""
-    known = _SHAPES.get(statement)
+    known = SHAPES.get(statement)
     if known is None:
-        if len(_SHAPES) >= _MOST_REMEMBERED:
-            _SHAPES.clear()
-        known = _SHAPES[statement] = _shape(statement)
+        if len(SHAPES) >= _MOST_REMEMBERED:
+            SHAPES.clear()
+        known = SHAPES[statement] = _shape(statement)
     return known
 
 
 def _shape(statement: str) -> Shape:
-    match = _VERB.match(statement)
+    match = _compiled(_VERB, re.DOTALL).match(statement)
     operation = match.group(1).upper() if match else ""
     body = _outermost(statement)
     if operation == "WITH":
-        verb = _WITH_VERB.search(body)
+        verb = _compiled(_WITH_VERB, re.IGNORECASE).search(body)
         operation = verb.group(1).upper() if verb else operation
-    table = _TABLE.get(operation)
     found = None
-    if table is not None:
+    if operation in _TABLE:
+        table = _compiled(_TABLE[operation], re.IGNORECASE)
         # A bracket before the table may hold a FROM of its own; one in its place holds the table.
         found = table.search(body) or table.search(statement)
     collection = "" if found is None else re.sub(r'["`\[\]]', "", found.group(1))
@@ -100,9 +109,9 @@ _MYSQL_STRING: Final = _ESCAPED + "|" + _ESCAPED.replace("'", '"')
 _NUMBER: Final = r"(?<![\w$])\.?\d[\w.]*(?:(?<=[eE])[+-]\d+)?"
 
 
-def _pieces(names: str, comment: str, value: str) -> re.Pattern[str]:
+def _pieces(names: str, comment: str, value: str) -> str:
     kept = f"(?P<kept>{names}|{_PLACEHOLDER}|{_HINT})"
-    return re.compile(f"{kept}|(?P<comment>{comment})|{value}|{_NUMBER}", re.DOTALL)
+    return f"{kept}|(?P<comment>{comment})|{value}|{_NUMBER}"
 
 
 _PIECES: Final = _pieces(_QUOTED_NAMES, _COMMENT, f"{_DOLLAR_QUOTED}|{_STRING}")
@@ -119,7 +128,8 @@ def without_values(statement: str, system: str) -> str:
 
     Comments are left out: anything may stand in them. A hint to the optimizer stays.
     """
-    return _PIECES_OF.get(system, _PIECES).sub(_shown, statement).strip()
+    pieces = _compiled(_PIECES_OF.get(system, _PIECES), re.DOTALL)
+    return pieces.sub(_shown, statement).strip()
 
 
 def _shown(piece: re.Match[str]) -> str:
@@ -131,8 +141,9 @@ def _shown(piece: re.Match[str]) -> str:
 def fingerprint(statement: str, parameters: Any) -> int:
     """Equal for the same text with the same parameters; 0 where these cannot be compared."""
     held = tuple(parameters.values() if type(parameters) is dict else parameters)
-    if any(type(value) not in PLAIN for value in held):
-        return 0
+    for value in held:
+        if type(value) not in PLAIN:
+            return 0
     # As text, for the hashes of -1 and -2 are the same, and so are those of 1, 1.0 and True.
     return hash((statement, repr(held))) or 1
 

@@ -2,41 +2,60 @@
 
 A listener on an engine's cursor events makes every connection take SQLAlchemy's slower path; the
 dialect's `do_execute` costs a tenth of that and sees before, after and the error in one place. So
-that is where statements are timed, and why each of them executes the statement itself.
+that is where statements are timed, and why each of them executes the statement itself. It is called
+experimental: where it cannot be listened to, the cursor events are.
 """
 
 from __future__ import annotations
 
+import sys
 import weakref
 from asyncio import CancelledError
-from typing import TYPE_CHECKING, Any, Final
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from sqlalchemy import event
 from sqlalchemy.engine import Connection
-from sqlalchemy.engine.events import DialectEvents
+from sqlalchemy.engine.events import ConnectionEvents, DialectEvents
+from sqlalchemy.engine.interfaces import ExecuteStyle
+from sqlalchemy.exc import InvalidRequestError
 
 from session_tracer import facts, reasons, sql
+from session_tracer.facts import StatementExecuted
+from session_tracer.lessened import without
 from session_tracer.misuse import raise_due
 from session_tracer.probe import type_name
+from session_tracer.reasons import reason
+from session_tracer.sql import fingerprint as fingerprint_of
+from session_tracer.timeline import with_counts
 from session_tracer.underway import SLOT, SURROUNDED, Holding
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sqlalchemy.engine import Dialect, ExecutionContext
-    from sqlalchemy.engine.interfaces import DBAPICursor
+    from sqlalchemy.engine import Dialect, Engine, ExceptionContext
 
     from session_tracer.callsite import CallSite
     from session_tracer.facts import Database
     from session_tracer.owner import Owner
     from session_tracer.probe import Probe
     from session_tracer.signals.spans import Attached
+    from session_tracer.sql import Shape
 
-__all__ = ["hold", "is_timed", "remove"]
+__all__ = ["LOST", "hold", "is_timed", "remove"]
+
+# What is lost where the dialect cannot be listened to.
+LOST: Final = (
+    "statements are timed by the engine's cursor events, which makes connections slower; where "
+    "others listen to the cursor too, what the driver starts is below the transaction's span, not "
+    "the statement's"
+)
 
 _DATABASES: Final[weakref.WeakKeyDictionary[Dialect, Database]] = weakref.WeakKeyDictionary()
-# Whether the dialect said itself that it has events before we listened to it.
-_HAD_EVENTS: Final[weakref.WeakKeyDictionary[Dialect, bool]] = weakref.WeakKeyDictionary()
+# Whether the dialect, or the engine, said itself that it has events before we listened to it.
+_HAD_EVENTS: Final[weakref.WeakKeyDictionary[Any, bool]] = weakref.WeakKeyDictionary()
+# The dialects whose engines' cursor events are listened to instead.
+_BY_CURSOR: Final[weakref.WeakSet[Dialect]] = weakref.WeakSet()
 
 
 def is_timed(connection: object) -> bool:
@@ -51,33 +70,66 @@ def hold(connection: Connection, since: int, owner: Owner, site: CallSite | None
     if database is None:
         database = _DATABASES[dialect] = sql.database(connection.engine.url)
     if dialect not in _HAD_EVENTS:
-        had_events = "_has_events" in dialect.__dict__
-        for name, listener in _DIALECT_LISTENERS:
-            event.listen(dialect, name, listener)
-        _HAD_EVENTS[dialect] = had_events
+        _listen_to_dialect(dialect)
+    if dialect in _BY_CURSOR and connection.engine not in _HAD_EVENTS:
+        _listen(connection.engine, _CURSOR_LISTENERS)
     return Holding(connection, database, since, owner, site, surrounded=_surround(connection))
+
+
+def _listen_to_dialect(dialect: Dialect) -> None:
+    try:
+        _listen(dialect, _DIALECT_LISTENERS)
+    except InvalidRequestError:
+        _unlisten(dialect, _DIALECT_LISTENERS)
+        without("DialectEvents.do_execute", LOST)
+        _BY_CURSOR.add(dialect)
+        with suppress(InvalidRequestError):  # of a dialect without any event
+            _listen(dialect, _ERROR_LISTENERS)
+
+
+def _listen(target: Dialect | Engine, listeners: _Listeners) -> None:
+    _HAD_EVENTS[target] = "_has_events" in target.__dict__
+    for name, listener in listeners:
+        event.listen(target, name, listener)
+
+
+def _unlisten(target: Dialect | Engine, listeners: _Listeners) -> None:
+    for name, listener in listeners:
+        with suppress(InvalidRequestError):
+            if event.contains(target, name, listener):
+                told: Any = getattr(target.dispatch, name)
+                with suppress(AttributeError):
+                    # Another thread may be amid an iteration over the listeners there are.
+                    told.listeners = type(told.listeners)(told.listeners)
+                event.remove(target, name, listener)
 
 
 def remove() -> None:
     """Leave every dialect and engine as it was found."""
-    for dialect, had_events in list(_HAD_EVENTS.items()):
-        for name, listener in _DIALECT_LISTENERS:
-            if event.contains(dialect, name, listener):
-                event.remove(dialect, name, listener)
+    for target, had_events in list(_HAD_EVENTS.items()):
         # Somebody may have begun to listen after us.
-        if not had_events and not _has_listeners(dialect):
-            dialect.__dict__.pop("_has_events", None)
+        if not had_events and not _has_other_listeners(target):
+            target.__dict__.pop("_has_events", None)
+        _unlisten(target, _LISTENERS)
     _HAD_EVENTS.clear()
+    _BY_CURSOR.clear()
 
 
-def _has_listeners(dialect: Dialect) -> bool:
-    """Whether anybody listens to this very dialect."""
-    listened_to: Any = dialect.dispatch
-    return any(getattr(listened_to, name).listeners for name in _names(DialectEvents))
+def _has_other_listeners(target: Any) -> bool:
+    """Whether anybody but us listens to this very dialect or engine."""
+    ours = [listener for _, listener in _LISTENERS]
+    listened_to = [getattr(target.dispatch, name, None) for name in _EVENTS]
+    # What an engine with options of its own hears besides are its parent's.
+    own = [getattr(one, "local", one) for one in listened_to]
+    return any(told not in ours for one in own for told in getattr(one, "listeners", ()))
 
 
-def _names(events: type) -> list[str]:
-    return [name for name in vars(events) if not name.startswith("_") and name != "dispatch"]
+_EVENTS: Final = [
+    name
+    for events in (DialectEvents, ConnectionEvents)
+    for name in vars(events)
+    if not name.startswith("_") and name != "dispatch"
+]
 
 
 def _surround(connection: Connection) -> bool:
@@ -91,7 +143,7 @@ def _surround(connection: Connection) -> bool:
     engine: Any = connection.engine
     listened_to: Any = connection.dispatch
     if engine.dispatch.before_cursor_execute or listened_to.before_cursor_execute:
-        enter = _attach
+        enter = _attached
     elif connection.dialect.is_async:
         enter = _check
     else:
@@ -102,12 +154,25 @@ def _surround(connection: Connection) -> bool:
     def surrounded(method: Any) -> Any:
         def execute(*args: Any, **kwargs: Any) -> Any:
             connection = reference()
-            attached = enter(connection)
+            attached = outer = None
             try:
+                with suppress(Exception):  # there may be no memory to call it
+                    outer = connection.__dict__.get(_UNDER_WAY)
+                    attached = enter(connection)
+                    if attached is not None:
+                        attached.attach()
                 return method(connection, *args, **kwargs)
             finally:
-                if attached is not None:
-                    attached.detach()
+                try:
+                    _give_up(connection, outer)
+                    if attached is not None:
+                        attached.detach()
+                except BaseException as error:
+                    # Not left to an interrupt either.
+                    if attached is not None:
+                        attached.detach()
+                    if not isinstance(error, Exception):
+                        raise
 
         return execute
 
@@ -126,7 +191,7 @@ def _check(connection: Connection | None) -> None:
         probe.failed("statements", error)
 
 
-def _attach(connection: Connection | None) -> Attached | None:
+def _attached(connection: Connection | None) -> Attached | None:
     probe = None if connection is None else connection.__dict__.get(SLOT)
     if probe is None:
         return None
@@ -140,233 +205,379 @@ def _attach(connection: Connection | None) -> Attached | None:
     return attached
 
 
-def do_execute(
-    cursor: DBAPICursor, statement: str, parameters: Any, context: ExecutionContext
-) -> bool | None:
-    probe = _probe(context)
-    if probe is None:
-        return None
-    arguments = (cursor, statement, parameters, context)
-    # An INSERT of many rows is one operation: only executemany() is a batch to the conventions.
-    timing = _Timing(probe, context, statement, parameters, 1)
-    return timing.run("do_execute", do_execute, arguments)
+# The dialect's events.
 
 
-def do_executemany(
-    cursor: DBAPICursor, statement: str, parameters: Any, context: ExecutionContext
-) -> bool | None:
-    probe = _probe(context)
-    if probe is None:
-        return None
-    arguments = (cursor, statement, parameters, context)
-    timing = _Timing(probe, context, statement, (), len(parameters))
-    return timing.run("do_executemany", do_executemany, arguments)
+def _executing(name: str) -> Callable[..., bool | None]:
+    """The listener that executes as SQLAlchemy would have, and times it; of ours, nothing raises.
 
+    Python looks for an interrupt as a function begins and as one returns: while the context is in
+    force, that is within a `try` only, and what an interrupt leaves undone is done again.
+    """
+    is_batch = name == "do_executemany"
 
-def do_execute_no_params(
-    cursor: DBAPICursor, statement: str, context: ExecutionContext
-) -> bool | None:
-    probe = _probe(context)
-    if probe is None:
-        return None
-    arguments = (cursor, statement, context)
-    timing = _Timing(probe, context, statement, (), 1)
-    return timing.run("do_execute_no_params", do_execute_no_params, arguments)
-
-
-# SQLAlchemy calls them experimental.
-_DIALECT_LISTENERS: Final[tuple[tuple[str, Callable[..., Any]], ...]] = tuple(
-    (listener.__name__, listener)
-    for listener in (do_execute, do_executemany, do_execute_no_params)
-    if hasattr(DialectEvents, listener.__name__)
-)
-
-
-def _probe(context: Any) -> Probe | None:
-    try:
-        probe: Probe | None = context.root_connection.__dict__.get(SLOT)
-    except AttributeError:  # a dialect's own, or what a test has put in its place
-        return None
-    return probe
-
-
-def _others_handle(
-    listeners: Any, ours: Callable[..., bool | None], arguments: tuple[Any, ...]
-) -> bool:
-    """Give the dialect listeners after ours their turn, as SQLAlchemy does until one handles it."""
-    after = False
-    for listener in listeners:
-        if after and listener(*arguments):
-            return True
-        after = after or listener is ours
-    return False
-
-
-class _Timing:
-    """One statement on its way; of ours, nothing raises."""
-
-    __slots__ = (
-        "_attached",
-        "_context",
-        "_parameters",
-        "_probe",
-        "_shape",
-        "_site",
-        "_size",
-        "_started",
-        "_statement",
-        "_works",
-    )
-
-    def __init__(
-        self, probe: Probe, context: Any, statement: str, parameters: Any, size: int
-    ) -> None:
-        self._probe = probe
-        self._context = context
-        self._statement = statement
-        self._parameters = parameters
-        self._size = size
-        self._started = 0
-        self._works = False
-        self._attached: Attached | None = None
-
-    def run(
-        self, name: str, listener: Callable[..., bool | None], arguments: tuple[Any, ...]
-    ) -> bool:
-        """Execute the statement as SQLAlchemy would have, and time it."""
+    def listener(cursor: Any, statement: str, parameters: Any, context: Any = None) -> bool | None:
+        probe = None
         try:
-            self._begin()
-        except Exception as error:
-            self._probe.failed("statements", error)
-        try:
-            dialect = self._context.dialect
+            arguments: tuple[Any, ...] = (cursor, statement, parameters, context)
+            if context is None:  # do_execute_no_params has none
+                arguments = (cursor, statement, parameters)
+                parameters, context = (), parameters
+            probe = context.root_connection.__dict__.get(SLOT)
+            if probe is None:
+                return None
+            dialect = context.dialect
+            execute = getattr(dialect, name)
             listeners = getattr(dialect.dispatch, name)
-            if len(listeners) == 1 or not _others_handle(listeners, listener, arguments):
-                getattr(dialect, name)(*arguments)
+            others = () if len(listeners) == 1 else _after(listener, listeners)
+            # An INSERT of many rows is one operation: only executemany() is a batch to the
+            # conventions.
+            size = len(parameters) if is_batch else 1
+            site, shape, works = _begin(probe, context, statement, size)
+            attached = probe.attach()
+            started = probe.clock()
+        except Exception as error:
+            if probe is not None:  # else a dialect's own, or what a test has put in its place
+                probe.failed("statements", error)
+            return None
+        failed = None
+        try:
+            if works is not None:
+                probe.at_work = works
+                probe.at_work_site = site
+            if attached is not None:
+                try:
+                    attached.attach()
+                except Exception as error:
+                    probe.failed("statements", error)
+            for other in others:
+                if other(*arguments):
+                    break
+            else:
+                execute(*arguments)
         except BaseException as error:
-            self._stop(error)
+            failed = error
             raise
-        self._stop(None)
-        for story in self._probe.stories:
-            if story.record.misuses and self._may_raise():
-                raise_due(self._probe.stories)
+        finally:
+            try:
+                if works is not None:
+                    probe.at_work = None
+                ended = probe.clock()
+                if attached is not None:
+                    attached.detach()
+                is_due = _end(
+                    probe, context, statement, parameters, size, site, shape, started, ended, failed
+                )
+            except BaseException as error:
+                if attached is not None:
+                    attached.detach()
+                if not isinstance(error, Exception):
+                    raise
+                is_due = False
+                probe.failed("statements", error)
+            failed = None  # the error's traceback holds this frame
+        if is_due and _may_raise(probe, shape):
+            raise_due(probe.stories)
         return True
 
-    def _begin(self) -> None:
-        probe = self._probe
-        flush = probe.flush
-        self._site: CallSite | None = probe.site() if flush is None else flush.site
-        self._shape = sql.shape(self._statement)
-        now = probe.clock()
-        if probe.counter.counts:
-            probe.settle(now)
-        if probe.at_work is None:
-            probe.at_work = probe.enter(self._site)
-            probe.at_work_site = self._site
-            self._works = True
-        else:
-            probe.check_use(self._site)
-        options = self._context.execution_options
+    return listener
+
+
+def _after(ours: Callable[..., bool | None], listeners: Any) -> list[Any]:
+    """The dialect listeners after ours, which SQLAlchemy would ask until one handles it."""
+    known = list(listeners)
+    return known[known.index(ours) + 1 :]
+
+
+# The cursor's events.
+
+# The attribute of a connection that has the statement under way on it.
+_UNDER_WAY: Final = "_session_tracer_statement"
+
+
+class _UnderWay(NamedTuple):
+    connection: Connection
+    probe: Probe
+    context: Any
+    statement: str
+    parameters: Any
+    size: int
+    site: CallSite | None
+    shape: Shape
+    works: bool
+    attached: Attached | None
+    started: int
+    # A listener of somebody else's may execute statements amid another.
+    outer: _UnderWay | None
+
+    def end(self, error: BaseException | None) -> bool:
+        """It has been executed, or has failed; whether a finding may be due."""
+        probe, attached = self.probe, self.attached
+        try:
+            if self.works:
+                probe.at_work = None
+            ended = probe.clock()
+            if attached is not None:
+                attached.detach()
+            return _end(probe, *self[2:8], self.started, ended, error)
+        except BaseException as failure:
+            if attached is not None:
+                attached.detach()
+            if not isinstance(failure, Exception):
+                raise
+            probe.failed("statements", failure)
+            return False
+        finally:
+            self.connection.__dict__[_UNDER_WAY] = self.outer
+            if self.outer is None:
+                del self.connection.__dict__[_UNDER_WAY]
+
+
+def before_cursor_execute(
+    connection: Connection,
+    _: object,
+    statement: str,
+    parameters: Any,
+    context: Any,
+    executemany: bool,
+) -> None:
+    probe = None
+    try:
+        probe = connection.__dict__.get(SLOT)
+        outer = connection.__dict__.get(_UNDER_WAY)
+        if probe is None or context is None or (outer and outer.context is context):
+            return  # the last is heard of from an engine and from its parent
+        size = 1
+        if executemany and context.execute_style is not ExecuteStyle.INSERTMANYVALUES:
+            size, parameters = len(parameters), ()
+        site, shape, works = _begin(probe, context, statement, size)
+        attached = probe.attach()
+        listened_to: Any = connection.dispatch
+        if len(listened_to.before_cursor_execute) > 1:
+            attached = None  # others may set a context of theirs until after ours is set back
+        under_way = _UnderWay(
+            connection,
+            probe,
+            context,
+            statement,
+            parameters,
+            size,
+            site,
+            shape,
+            works is not None,
+            attached,
+            probe.clock(),
+            outer,
+        )
+        connection.__dict__[_UNDER_WAY] = under_way
+        if works is not None:
+            probe.at_work = works
+            probe.at_work_site = site
+        if attached is not None:
+            attached.attach()
+    except Exception as error:
+        if probe is not None:
+            probe.failed("statements", error)
+
+
+def after_cursor_execute(connection: Connection, *told: Any) -> None:
+    under_way = None
+    is_due = False
+    with suppress(Exception):
+        under_way = _under_way(connection, told[3])
+        is_due = under_way is not None and under_way.end(None)
+    if under_way is not None and is_due and _may_raise(under_way.probe, under_way.shape):
+        raise_due(under_way.probe.stories)
+
+
+def handle_error(failure: ExceptionContext) -> None:
+    with suppress(Exception):
+        under_way = _under_way(failure.connection, failure.execution_context)
+        if under_way is not None:
+            under_way.end(failure.original_exception)
+
+
+def _under_way(connection: Connection | None, context: Any) -> _UnderWay | None:
+    if connection is None:
+        return None
+    under_way: _UnderWay | None = connection.__dict__.get(_UNDER_WAY)
+    return None if under_way is None or under_way.context is not context else under_way
+
+
+def _give_up(connection: Any, outer: _UnderWay | None) -> None:
+    """End what nobody has told the end of: another listener's error hides an error from ours."""
+    while True:
+        under_way: _UnderWay | None = connection.__dict__.get(_UNDER_WAY)
+        if under_way is None or under_way is outer:
+            return
+        error = sys.exc_info()[1]
+        under_way.end(getattr(error, "orig", None) or error)
+
+
+_Listeners: TypeAlias = "tuple[tuple[str, Callable[..., Any]], ...]"
+_DIALECT_LISTENERS: Final[_Listeners] = tuple(
+    (name, _executing(name)) for name in ("do_execute", "do_executemany", "do_execute_no_params")
+)
+_ERROR_LISTENERS: Final[_Listeners] = (("handle_error", handle_error),)
+_CURSOR_LISTENERS: Final[_Listeners] = (
+    ("before_cursor_execute", before_cursor_execute),
+    ("after_cursor_execute", after_cursor_execute),
+)
+_LISTENERS: Final[_Listeners] = (*_DIALECT_LISTENERS, *_ERROR_LISTENERS, *_CURSOR_LISTENERS)
+
+
+# A statement on its way.
+
+
+def _begin(
+    probe: Probe, context: Any, statement: str, size: int
+) -> tuple[CallSite | None, Shape, Owner | None]:
+    """Its line and its shape, and whose work it is where nothing else is at work."""
+    flush = probe.flush
+    site = probe.site() if flush is None else flush.site
+    shape = _known_shape(statement) or sql.shape(statement)
+    if probe.counter.counts:
+        probe.settle(probe.clock())
+    works = None
+    if probe.at_work is None:
+        works = probe.enter(site)
+    else:
+        probe.check_use(site)
+    options = context.execution_options
+    if "yield_per" in options or "stream_results" in options:
         at_once = options.get("yield_per", 0) or 0
         streaming = probe.is_streaming = bool(at_once or options.get("stream_results"))
-        probe.loading(self._site, at_once, in_portions=streaming and not at_once)
-        if probe.tells_statements:
-            self._announce(now)
-        self._attached = probe.attach()
-        self._started = probe.clock()
+        probe.loading(site, at_once, in_portions=streaming and not at_once)
+    else:
+        probe.is_streaming = False
+        probe.loading(site)
+    if probe.tells_statements:
+        _announce(probe, context, statement, shape, size)
+    return site, shape, works
 
-    def _announce(self, now: int) -> None:
-        shape, database = self._shape, self._database()
-        text = sql.without_values(self._statement, database.system)
-        self._probe.tell(
-            facts.StatementStarted(
-                now, text, shape.summary, shape.operation, shape.collection, self._size, database
-            )
+
+_known_shape: Final = sql.SHAPES.get
+
+
+def _announce(probe: Probe, context: Any, statement: str, shape: Shape, size: int) -> None:
+    database = _DATABASES.get(context.dialect) or facts.Database()
+    text = sql.without_values(statement, database.system)
+    probe.tell(
+        facts.StatementStarted(
+            probe.clock(), text, shape.summary, shape.operation, shape.collection, size, database
         )
+    )
 
-    def _stop(self, error: BaseException | None) -> None:
-        probe = self._probe
-        try:
-            if self._works:
-                probe.at_work = None
-            try:
-                ended = probe.clock()
-            finally:
-                if self._attached is not None:
-                    self._attached.detach()
-            if error is not None and isinstance(error, CancelledError):
-                probe.note_cancelled(error)
-            if self._started:
-                self._tell(ended, ended - self._started, error)
-        except Exception as failure:
-            probe.failed("statements", failure)
 
-    def _tell(self, ended: int, duration: int, error: BaseException | None) -> None:
-        probe, context, flush = self._probe, self._context, self._probe.flush
-        operation = self._shape.operation
-        connection = context.root_connection
-        for holding in probe.connections:
-            if holding.holds(connection):
-                holding.busy += duration
-        reads = operation == "SELECT"
-        eager = key = ""
-        by_key = False
-        fingerprint = 0
+def _end(
+    probe: Probe,
+    context: Any,
+    statement: str,
+    parameters: Any,
+    size: int,
+    site: CallSite | None,
+    shape: Shape,
+    started: int,
+    ended: int,
+    error: BaseException | None,
+) -> bool:
+    """Tell of a statement; whether a finding may be due to be raised."""
+    kind = status = eager = key = ""
+    by_key = False
+    if error is not None:
+        if isinstance(error, CancelledError):
+            probe.note_cancelled(error)
+        kind, status = type_name(error), sql.status_code(error)
+    try:
+        (holding,) = probe.connections
+        holding.busy += ended - started
+    except ValueError:
+        _hold_longer(probe, context, ended - started)
+    flush = probe.flush
+    if shape.operation == "SELECT":
         rows = -1
-        if reads or reasons.LOADS in context.execution_options:
-            reason = reasons.reason(context, probe, ended, self._site)
-            entity, eager = reason.entity, reason.eager
-            if reason.load is not None and error is None:
-                probe.tell(reason.load)
-            if reads:
-                if not (eager and reason.route is None):
-                    probe.come_by(reason.route)
-                by_key = reason.load is None and not eager and reasons.is_by_key(context)
-                key = reasons.key_of(context) if by_key else ""
-                fingerprint = sql.fingerprint(self._statement, self._parameters)
-        else:
-            entity = reasons.entity(context)
-        if operation in _WRITES:
+        load, entity, eager, route = reason(context, probe, ended, site)
+        if load is not None:
             if error is None:
-                rows = _rows(context, operation, self._size)
-            if flush is not None:
-                if not entity:  # the unit of work writes to tables
-                    entity = flush.entity_of(getattr(context.invoked_statement, "table", None))
-            elif rows and error is None:
-                subject = entity or self._shape.collection
-                probe.written[subject] = probe.written.get(subject, 0) + max(rows, 1)
-        probe.tell(
-            facts.StatementExecuted(
-                ended,
-                self._site,
-                operation,
-                self._shape.collection,
-                entity,
-                duration,
-                eager,
-                self._size,
-                flush is not None,
-                "" if error is None else type_name(error),
-                "" if error is None else sql.status_code(error),
-                rows,
-                by_key,
-                key,
-                fingerprint,
-                probe.is_streaming,
-                hash(self._statement),
-            )
-        )
+                probe.tell(load)
+        elif not eager and reasons.is_by_key(context):
+            by_key = True
+            key = reasons.key_of(context)
+        if route is not None or not eager:
+            probe.come_by(route)
+        fingerprint = fingerprint_of(statement, parameters)
+    else:
+        fingerprint = 0
+        entity, eager, rows = _written(probe, context, size, site, shape, ended, error)
+    fact = StatementExecuted(
+        ended,
+        site,
+        shape.operation,
+        shape.collection,
+        entity,
+        ended - started,
+        eager,
+        size,
+        flush is not None,
+        kind,
+        status,
+        rows,
+        by_key,
+        key,
+        fingerprint,
+        probe.is_streaming,
+        hash(statement),
+    )
+    is_due = False
+    for story in probe.stories:
+        story.tell(fact)
+        if story.record.misuses:
+            is_due = True
+    return is_due
 
-    def _may_raise(self) -> bool:
-        """Whether an exception now would only leave rows unread."""
-        probe = self._probe
-        writing = probe.flush is not None and probe.flush.began
-        committing = bool(probe.transactions and probe.transactions[-1].committing_at)
-        reads = bool(self._started) and self._shape.operation == "SELECT"
-        return reads and not writing and not committing
 
-    def _database(self) -> Database:
-        return _DATABASES.get(self._context.dialect) or facts.Database()
+def _hold_longer(probe: Probe, context: Any, duration: int) -> None:
+    for holding in probe.connections:
+        if holding.holds(context.root_connection):
+            holding.busy += duration
+
+
+def _written(
+    probe: Probe,
+    context: Any,
+    size: int,
+    site: CallSite | None,
+    shape: Shape,
+    ended: int,
+    error: BaseException | None,
+) -> tuple[str, str, int]:
+    """The entity, the eager loader, and how many rows were written, of what is not a SELECT."""
+    operation, flush = shape.operation, probe.flush
+    eager = ""
+    rows = -1
+    if reasons.LOADS in context.execution_options:
+        load, entity, eager, _ = reason(context, probe, ended, site)
+        if load is not None and error is None:
+            probe.tell(load)
+    else:
+        entity = reasons.entity(context)
+    if operation in _WRITES:
+        if error is None:
+            rows = _rows(context, operation, size)
+        if flush is not None:
+            if not entity:  # the unit of work writes to tables
+                entity = flush.entity_of(getattr(context.invoked_statement, "table", None))
+        elif rows and error is None:
+            subject = entity or shape.collection
+            probe.written = with_counts(probe.written, {subject: max(rows, 1)})
+    return entity, eager, rows
+
+
+def _may_raise(probe: Probe, shape: Shape) -> bool:
+    """Whether an exception now would only leave rows unread."""
+    writing = probe.flush is not None and probe.flush.began
+    committing = bool(probe.transactions and probe.transactions[-1].committing_at)
+    return shape.operation == "SELECT" and not writing and not committing
 
 
 _WRITES: Final = frozenset({"INSERT", "UPDATE", "DELETE", "MERGE", "REPLACE"})
@@ -374,8 +585,6 @@ _WRITES: Final = frozenset({"INSERT", "UPDATE", "DELETE", "MERGE", "REPLACE"})
 
 def _rows(context: Any, operation: str, size: int) -> int:
     """How many rows were written, as far as it is known without asking; -1 where it is not."""
-    if operation not in _WRITES:
-        return -1
     if size > 1:
         return size
     if operation == "INSERT":

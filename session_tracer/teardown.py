@@ -1,4 +1,4 @@
-"""Finds the error of a request whose framework has answered it by the time it cleans up."""
+"""Knows the frameworks that close a session for the application, and what for."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final
 
 from session_tracer.running import running_frame
 
-__all__ = ["error_of_request"]
+__all__ = ["error_of_request", "is_by_transaction_manager"]
 
 # Flask and Quart make a response of an error, and then tell it to whoever tears down: to the
 # extension, or to the application's function, that removes the session.
@@ -30,3 +30,20 @@ def error_of_request() -> BaseException | None:
             return error if isinstance(error, BaseException) else None
         frame = frame.f_back
     return None
+
+
+def is_by_transaction_manager() -> bool:
+    """Whether zope.sqlalchemy closes the session, since its transaction manager has decided.
+
+    It ends every transaction so, and the session is used again in the next.
+    """
+    if "zope.sqlalchemy.datamanager" not in sys.modules:
+        return False
+    frame = running_frame(1)
+    for _ in range(_MOST_FRAMES):
+        if frame is None:
+            return False
+        if frame.f_globals.get("__name__") == "zope.sqlalchemy.datamanager":
+            return True
+        frame = frame.f_back
+    return False

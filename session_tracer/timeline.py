@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from session_tracer.callsite import CallSite
     from session_tracer.facts import Counts
 
-__all__ = ["NO_TIMELINE", "Step", "Timeline"]
+__all__ = ["NOTHING", "NO_TIMELINE", "Step", "Timeline", "add_counts", "with_counts"]
 
 # A loop's body often takes turns (a lazy load, then a select): how far back a repeat is looked for.
 _FOLD_ACROSS: Final = 4
@@ -90,6 +90,20 @@ NO_TIMELINE: Final = Timeline(0)
 
 # What a repeat is never looked for across: two loops of two transactions are two stories.
 _BOUNDARIES: Final = frozenset({"begin", "commit", "rollback"})
+
+
+# Where nothing was counted yet: most of a session's counts are never needed. Never added to.
+NOTHING: Final[Counts] = {}
+
+
+def with_counts(total: Counts, more: Counts) -> Counts:
+    """`total` with `more` added to it, entity by entity; `NOTHING` is not changed but replaced."""
+    if not more:
+        return total
+    if not total:
+        return dict(more)
+    add_counts(total, more)
+    return total
 
 
 def add_counts(total: Counts, more: Counts) -> None:

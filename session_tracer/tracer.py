@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import traceback
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -21,7 +22,7 @@ from session_tracer.silencing import silenced_now
 from session_tracer.version import VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from opentelemetry.trace import SpanContext
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from session_tracer.signals.routes import Routes
     from session_tracer.signals.spans import SessionSpans
 
-__all__ = ["Story", "Tracer", "is_telling"]
+__all__ = ["Story", "Tracer", "is_telling", "tell"]
 
 _LOGGER: Final = logging.getLogger("session_tracer")
 
@@ -128,8 +129,9 @@ class Tracer:
 
     def failed(self, where: str, error: BaseException) -> None:
         """Count a failure of our own, and log the first of its kind."""
-        try:
+        with suppress(Exception):
             self.metrics.error(where)
+        try:
             if where not in self._failures_said:
                 self._failures_said.add(where)
                 # Neither the error's text nor what it happened in the middle of: both may quote
@@ -169,6 +171,28 @@ class _Telling(threading.local):
 _TELLING: Final = _Telling()
 
 
+@contextmanager
+def _telling() -> Iterator[None]:
+    """What a sampler or a span processor does meanwhile is not told of."""
+    before, _TELLING.now = _TELLING.now, True
+    try:
+        yield
+    finally:
+        _TELLING.now = before
+
+
+def tell(stories: tuple[Story, ...], fact: Fact) -> None:
+    """Take a fact through the pipeline of each story; never raises."""
+    if _TELLING.now:
+        return
+    _TELLING.now = True
+    try:
+        for story in stories:
+            story.take(fact)
+    finally:
+        _TELLING.now = False
+
+
 def is_telling() -> bool:
     """Whether what happens now is done by what is told."""
     return _TELLING.now
@@ -195,15 +219,10 @@ class Story:
 
     def tell(self, fact: Fact) -> None:
         """Take a fact through the pipeline; never raises."""
-        if _TELLING.now:
-            return
-        _TELLING.now = True
-        try:
-            self._tell(fact)
-        finally:
-            _TELLING.now = False
+        tell((self,), fact)
 
-    def _tell(self, fact: Fact) -> None:
+    def take(self, fact: Fact) -> None:
+        """Take a fact, of which `tell` tells this thread."""
         steps = self._table.get(type(fact))
         if steps is None:
             return
@@ -257,17 +276,19 @@ class Story:
 
     def refused(self, origin: SpanContext | None) -> None:
         """Open the span of a load that was refused, linked to its session's."""
-        try:
-            self.spans.refused(origin)
-        except Exception as error:
-            self._mute(self._tellers.index(self.spans), error)
+        with _telling():
+            try:
+                self.spans.refused(origin)
+            except Exception as error:
+                self._mute(self._tellers.index(self.spans), error)
 
     def stop(self) -> None:
         """End the story unfinished."""
-        try:
-            self.spans.stop()
-        except Exception as error:
-            self.tracer.failed("spans", error)
+        with _telling():
+            try:
+                self.spans.stop()
+            except Exception as error:
+                self.tracer.failed("spans", error)
 
     def _conclude(self, index: int, verdicts: list[Finding | Retraction]) -> None:
         """Say what a detector concludes, as far as the policy has it said."""

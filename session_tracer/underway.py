@@ -116,12 +116,22 @@ class Holding:
 def _process_id(driver: Any) -> int | None:
     """psycopg, psycopg2 and asyncpg, PyMySQL and asyncmy keep it; nobody is asked."""
     inner = getattr(driver, "_connection", driver)  # SQLAlchemy's adapters of asyncio's drivers
+    kind = type(inner)
+    if kind in _SILENT:
+        return None
     known = getattr(getattr(inner, "info", None), "backend_pid", None)
-    for name in ("get_server_pid", "get_backend_pid", "thread_id"):
+    for name in _ASKED:
         ask = getattr(inner, name, None)
         if known is None and callable(ask):
             known = ask()
+    if known is None and not any(hasattr(kind, name) for name in ("info", *_ASKED)):
+        _SILENT.add(kind)
     return known if isinstance(known, int) else None
+
+
+_ASKED: Final = ("get_server_pid", "get_backend_pid", "thread_id")
+# Drivers' connections that never know it: there may be ten thousand to ask.
+_SILENT: Final[weakref.WeakSet[type]] = weakref.WeakSet()
 
 
 class Flush:

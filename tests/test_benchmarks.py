@@ -79,7 +79,8 @@ def test_one_detector_more_is_over_the_budget() -> None:
 
 
 def test_a_count_is_the_same_every_time() -> None:
-    once, again = (budget.spend(SMALL, LEVELS) for _ in range(2))
+    # Where spans are recorded, how long something took decides whether it brings an exemplar.
+    once, again = (budget.spend(SMALL, {"A": LEVELS["A"]}) for _ in range(2))
     assert once == again
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import tasks
+from session_tracer.version import VERSION
 
 CHECKOUT = Path(__file__).parents[1]
 PROJECT: dict[str, Any] = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
@@ -28,6 +29,10 @@ def test_the_symlink_shows_type_checkers_the_exporters() -> None:
     assert PROJECT["tool"]["setuptools"]["package-dir"] == {
         "session_tracer.exporters": os.readlink(link).removeprefix("../")
     }
+
+
+def test_the_version_is_one() -> None:
+    assert PROJECT["project"]["version"] == VERSION
 
 
 def test_every_folder_with_modules_is_a_package_that_is_installed() -> None:

@@ -28,6 +28,7 @@ ONE = text("SELECT 1")
 
 @pytest.fixture
 def factory(tmp_path: Path) -> Iterator[Factory]:
+    peers.forget()  # what tests that interrupt the tracer have left
     engine = create_engine(f"sqlite:///{tmp_path / 'library.db'}")
     Base.metadata.create_all(engine)
     yield sessionmaker(engine)

@@ -18,11 +18,11 @@ class Said:
     __slots__ = ("_keys",)
 
     def __init__(self) -> None:
-        self._keys: set[Hashable] = set()
+        self._keys: tuple[Hashable, ...] = ()
 
     def first(self, key: Hashable) -> bool:
         """Whether this is to be said, now and no more."""
         if key in self._keys or len(self._keys) >= _MOST:
             return False
-        self._keys.add(key)
+        self._keys = (*self._keys, key)
         return True

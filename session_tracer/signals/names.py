@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 SCOPE: Final = "session_tracer"
 
@@ -77,8 +76,7 @@ BATCH: Final = "BATCH "
 OTHER: Final = "_other"
 
 
-@dataclass(frozen=True)
-class Metric:
+class Metric(NamedTuple):
     """A metric as OpenTelemetry sees it: `boundaries` are a histogram's bucket limits."""
 
     name: str

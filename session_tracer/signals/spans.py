@@ -12,6 +12,8 @@ from session_tracer import facts
 from session_tracer.signals import names
 
 if TYPE_CHECKING:
+    from contextvars import Token
+
     from opentelemetry.context import Context
     from opentelemetry.trace import Span, SpanContext, Tracer, TracerProvider
     from opentelemetry.util.types import AttributeValue
@@ -32,10 +34,10 @@ _FAILED: Final = frozenset({"failed", "abandoned"})
 
 def caller() -> tuple[int, int]:
     """The trace and the span that the caller is in; zeros where it is in none."""
-    span = trace.get_current_span()
-    if span is trace.INVALID_SPAN:
+    current = context_api.get_current()
+    if not current:
         return _NOWHERE
-    context = span.get_span_context()
+    context = trace.get_current_span(current).get_span_context()
     return context.trace_id, context.span_id
 
 
@@ -64,19 +66,72 @@ class SpanSignal:
 
 
 class Attached:
-    """A context in force, until it is given back."""
+    """A context that can be put in force, and the caller's, which is put back after it.
 
-    __slots__ = ("_context", "_token")
+    Whoever attaches it has to know it before, and to detach it whatever happens: an interrupt may
+    come between its being in force and the token.
+    """
 
-    def __init__(self, context: Context) -> None:
+    __slots__ = ("_before", "_context", "_token")
+
+    def __init__(self, context: Context, before: Context) -> None:
         self._context = context
-        self._token = context_api.attach(context)
+        self._before = before
+        self._token: Token[Context] | None = None
+
+    def attach(self) -> None:
+        """Put it in force."""
+        self._token = context_api.attach(self._context)
 
     def detach(self) -> None:
-        """Put the caller's context back."""
+        """Put the caller's context back, if this one is in force; as often as one likes."""
         # A coroutine that was thrown away amid a statement may be unwound in another context.
         if context_api.get_current() is self._context:
-            context_api.detach(self._token)
+            if self._token is None:
+                context_api.attach(self._before)
+            else:
+                context_api.detach(self._token)
+
+
+class _Open:
+    """A span that has started, and what is to be said of it as it ends.
+
+    To set one attribute costs nearly as much as to set five at once, so what is not known before
+    the span starts waits for its end. Whether it records is asked once.
+    """
+
+    __slots__ = ("_base", "_within", "context", "ids", "kind", "later", "records", "span")
+
+    def __init__(self, kind: str, span: Span) -> None:
+        self.kind = kind
+        self.span = span
+        self.context = context = span.get_span_context()
+        self.records = span.is_recording()
+        # Of the trace and of the span, where it records.
+        self.ids = (context.trace_id, context.span_id) if self.records else None
+        self.later: Attributes = {}
+        self._base: Context | None = None
+        self._within: Context | None = None
+
+    def within(self, base: Context) -> Context:
+        """The context in which this span is the current one, and all else is as in `base`."""
+        if self._within is None or base is not self._base:
+            self._within = trace.set_span_in_context(self.span, base)
+            self._base = base
+        return self._within
+
+    def fail(self, error: str) -> None:
+        """Say that what the span is of has failed."""
+        # The message stays out: a database's error text quotes column values.
+        self.later[names.ERROR_TYPE] = error
+        self.span.set_status(Status(StatusCode.ERROR))
+        self.span.add_event(names.EXCEPTION_EVENT, {names.EXCEPTION_TYPE: error})
+
+    def end(self, at: int | None = None) -> None:
+        """Say the rest, and end the span."""
+        if self.later and self.records:
+            self.span.set_attributes(self.later)
+        self.span.end(at)
 
 
 class SessionSpans:
@@ -102,10 +157,11 @@ class SessionSpans:
         self._tracer = tracer
         self._record = record
         self._parent = context_api.get_current()
-        self._open: list[tuple[str, Span]] = []
-        self._statement: Span | None = None
+        self._open: list[_Open] = []
+        self._statement: _Open | None = None
         # Unsampled means cheap: within a session's span that does not record, nothing is made.
         self._silent = False
+        # The context that a caller was in last, and the one that takes its place.
         self._base: Context | None = None
         self._derived: Context | None = None
         # Where links to this session point, once its span has started.
@@ -114,203 +170,185 @@ class SessionSpans:
     def finding(self, finding: Finding, record: SessionRecord) -> None:
         """Put a finding on the innermost open span."""
         # The watch's thread says some, while the session's own may be ending a span.
-        for _, span in self._open[-1:]:
-            if span.is_recording():
-                _add_finding(span, finding)
+        for one in self._open[-1:]:
+            if one.span.is_recording():
+                _add_finding(one.span, finding)
 
     def retracted(self, retraction: Retraction, record: SessionRecord) -> None:
         """Say on the innermost open span that a finding is taken back."""
-        for _, span in self._open[-1:]:
-            if span.is_recording():
+        for one in self._open[-1:]:
+            if one.span.is_recording():
                 attributes = {
                     names.FINDING_ID: retraction.finding.id,
                     names.FINDING_MESSAGE: retraction.message,
                 }
-                span.add_event(names.FINDING_RETRACTED_EVENT, attributes)
+                one.span.add_event(names.FINDING_RETRACTED_EVENT, attributes)
 
     def attach(self) -> Attached | None:
-        """Put the innermost open span into the caller's context; None to leave that as it is."""
+        """The caller's context with the innermost open span, to attach; None to leave it be."""
         if not self._open:
             return None
         base = context_api.get_current()
         if base is not self._base:
             self._base = base
             self._derived = self._derive(base)
-        return None if self._derived is None else Attached(self._derived)
+        return None if self._derived is None else Attached(self._derived, base)
 
     def _derive(self, base: Context) -> Context | None:
-        span = self._statement or self._open[-1][1]
-        inner = span.get_span_context()
-        if not inner.is_valid:
+        innermost = self._statement or self._open[-1]
+        if not innermost.context.is_valid:
             return None
-        if inner == trace.get_current_span(base).get_span_context():
+        if base and innermost.context == trace.get_current_span(base).get_span_context():
             return None  # it is current already, or nothing is recorded and the caller says so
-        return trace.set_span_in_context(span, base)
+        return innermost.within(base)
 
     def refused(self, origin: SpanContext | None) -> None:
         """Open the span of a refused load; the fact that follows describes and ends it."""
         links = [] if origin is None else [Link(origin)]
         span = self._tracer.start_span(names.DETACHED_LOAD_SPAN, links=links)
-        self._open.append((names.DETACHED_LOAD_SPAN, span))
+        self._open.append(_Open(names.DETACHED_LOAD_SPAN, span))
         self._moved()
 
     def stop(self) -> None:
         """End what is open without a word: nobody will tell how it went on."""
         while self._open:
-            self._open.pop()[1].end()
+            self._open.pop().end()
         self._moved()
 
-    def _push(
-        self, kind: str, name: str, at: int, site: CallSite | None, attributes: Attributes
-    ) -> None:
-        parent = self._parent
-        if self._open:
-            parent = trace.set_span_in_context(self._open[-1][1], parent)
-        span = self._tracer.start_span(
-            name, context=parent, start_time=at + self._record.epoch, attributes=attributes
+    def _push(self, kind: str, name: str, at: int, attributes: Attributes) -> _Open:
+        parent = self._open[-1].within(self._parent) if self._open else self._parent
+        one = _Open(
+            kind,
+            self._tracer.start_span(
+                name, context=parent, start_time=at + self._record.epoch, attributes=attributes
+            ),
         )
-        if span.is_recording():
-            span.set_attributes(_code(site))
-        self._open.append((kind, span))
+        self._open.append(one)
         self._moved()
+        return one
 
-    def _pop(self, kind: str, at: int) -> Span | None:
-        """End the innermost span of that kind, and whatever was left open within it."""
-        if not any(open_kind == kind for open_kind, _ in self._open):
+    def _pop(self, kind: str, at: int) -> _Open | None:
+        """Take away the innermost span of that kind, and end whatever was left open within it."""
+        opened = self._open
+        if not opened:
             return None
-        while True:
-            open_kind, span = self._open.pop()
-            if open_kind == kind:
-                if span.is_recording():
-                    self._moved()
-                return span
-            span.end(at + self._record.epoch)
+        if opened[-1].kind != kind:
+            if all(one.kind != kind for one in opened):
+                return None
+            while opened[-1].kind != kind:
+                opened.pop().end(at + self._record.epoch)
+        innermost = opened.pop()
+        if not self._silent:
+            self._moved()
+        return innermost
 
     def _moved(self) -> None:
         self._base = self._derived = None
-        self._record.span_context = None
-        if self._open:
-            span = self._open[-1][1]
-            if span.is_recording():
-                context = span.get_span_context()
-                self._record.span_context = (context.trace_id, context.span_id)
+        self._record.span_context = self._open[-1].ids if self._open else None
 
     def _began(self, fact: facts.TransactionBegan, record: SessionRecord) -> None:
         if self._silent:
             return
         if not self._open:
-            # The id is set later, where the span records: the sampler does not need it.
-            self._push(
+            # The sampler needs no more to decide: the rest is said where the span records.
+            session = self._push(
                 "session",
                 names.session_span(record.name),
                 record.opened_at,
-                record.opened_site,
                 {names.SESSION_NAME: record.name, names.SESSION_ASYNC: record.is_async},
             )
-            session = self._open[0][1]
-            self.session_context = session.get_span_context()
-            if not session.is_recording():
+            self.session_context = session.context
+            if not session.records:
                 self._silent = True
                 return
-            session.set_attribute(names.SESSION_ID, record.id)
+            _locate(session.later, record.opened_site)
+            session.later[names.SESSION_ID] = record.id
         kind = names.SAVEPOINT_SPAN if fact.nested else names.TRANSACTION_SPAN
-        self._push(
-            kind,
-            kind,
-            fact.at,
-            fact.site,
-            {names.SESSION_NAME: record.name, names.TRANSACTION_NESTED: fact.nested},
-        )
-        self._identify()
+        attributes: Attributes = {
+            names.SESSION_NAME: record.name,
+            names.TRANSACTION_NESTED: fact.nested,
+        }
+        self._push(kind, kind, fact.at, self._identified(attributes, fact.site))
 
     def _ended(self, fact: facts.TransactionEnded, record: SessionRecord) -> None:
         if self._silent:
             return
-        span = self._pop(names.SAVEPOINT_SPAN if fact.nested else names.TRANSACTION_SPAN, fact.at)
-        if span is None:
+        one = self._pop(names.SAVEPOINT_SPAN if fact.nested else names.TRANSACTION_SPAN, fact.at)
+        if one is None:
             return
-        if span.is_recording():
-            span.set_attribute(names.TRANSACTION_OUTCOME, fact.outcome)
+        if one.records:
+            one.later[names.TRANSACTION_OUTCOME] = fact.outcome
             if fact.error:
-                _fail(span, fact.error)
-        span.end(fact.at + self._record.epoch)
+                one.fail(fact.error)
+        one.end(fact.at + record.epoch)
 
     def _acquired(self, fact: facts.ConnectionAcquired, record: SessionRecord) -> None:
         if self._silent:
             return
-        for _, span in self._open:
-            if span.is_recording():
-                span.set_attributes(_database(fact.database))
+        for one in self._open:
+            if one.records:
+                _lead(one.later, fact.database)
 
     def _flush_began(self, fact: facts.FlushBegan, record: SessionRecord) -> None:
         if self._silent:
             return
+        attributes: Attributes = {
+            names.SESSION_NAME: record.name,
+            names.FLUSH_TRIGGER: fact.trigger,
+        }
         self._push(
-            names.FLUSH_SPAN,
-            names.FLUSH_SPAN,
-            fact.at,
-            fact.site,
-            {names.SESSION_NAME: self._record.name, names.FLUSH_TRIGGER: fact.trigger},
+            names.FLUSH_SPAN, names.FLUSH_SPAN, fact.at, self._identified(attributes, fact.site)
         )
-        self._identify()
 
     def _flush_ended(
         self, fact: facts.FlushCompleted | facts.FlushFailed, record: SessionRecord
     ) -> None:
         if self._silent:
             return
-        span = self._pop(names.FLUSH_SPAN, fact.at)
-        if span is None:
+        one = self._pop(names.FLUSH_SPAN, fact.at)
+        if one is None:
             return
-        if span.is_recording():
-            attributes: Attributes = {
-                names.FLUSH_NEW: sum(fact.new.values()),
-                names.FLUSH_DIRTY: sum(fact.dirty.values()),
-                names.FLUSH_DELETED: sum(fact.deleted.values()),
-            }
+        if one.records:
+            later = one.later
+            later[names.FLUSH_NEW] = sum(fact.new.values())
+            later[names.FLUSH_DIRTY] = sum(fact.dirty.values())
+            later[names.FLUSH_DELETED] = sum(fact.deleted.values())
             if isinstance(fact, facts.FlushCompleted):
-                attributes[names.FLUSH_UNCHANGED] = sum(fact.unchanged.values())
+                later[names.FLUSH_UNCHANGED] = sum(fact.unchanged.values())
             else:
-                _fail(span, fact.error)
-            span.set_attributes(attributes)
-        span.end(fact.at + self._record.epoch)
+                one.fail(fact.error)
+        one.end(fact.at + record.epoch)
 
     def _closed(self, fact: facts.SessionClosed, record: SessionRecord) -> None:
-        span = self._pop("session", fact.at)
-        if span is None:
+        one = self._pop("session", fact.at)
+        if one is None:
             return
-        if span.is_recording():
-            span.set_attributes(
-                {
-                    names.SESSION_OUTCOME: fact.outcome,
-                    names.STATEMENTS: record.statements,
-                    names.STATEMENT_DURATION: record.sql / 1e9,
-                    names.CONNECTION_HELD: record.held / 1e9,
-                    names.IDENTITY_MAP_SIZE: fact.identity_map_size,
-                    names.IDENTITY_MAP_PEAK: record.identity_map_peak,
-                }
-            )
+        if one.records:
+            later = one.later
+            later[names.SESSION_OUTCOME] = fact.outcome
+            later[names.STATEMENTS] = record.statements
+            later[names.STATEMENT_DURATION] = record.sql / 1e9
+            later[names.CONNECTION_HELD] = record.held / 1e9
+            later[names.IDENTITY_MAP_SIZE] = fact.identity_map_size
+            later[names.IDENTITY_MAP_PEAK] = record.identity_map_peak
             if fact.outcome in _FAILED:
-                _fail(span, fact.error or fact.outcome)
-        span.end(fact.at + self._record.epoch)
+                one.fail(fact.error or fact.outcome)
+        one.end(fact.at + record.epoch)
 
     def _detached_load_failed(self, fact: facts.DetachedLoadFailed, record: SessionRecord) -> None:
-        span = self._pop(names.DETACHED_LOAD_SPAN, fact.at)
-        if span is None:
+        one = self._pop(names.DETACHED_LOAD_SPAN, fact.at)
+        if one is None:
             return
-        if span.is_recording():
-            span.set_attributes(
-                {
-                    names.SESSION_ID: self._record.id,
-                    names.SESSION_NAME: self._record.name,
-                    names.SESSION_ASYNC: self._record.is_async,
-                    names.ENTITY: fact.entity,
-                    names.ATTRIBUTE: fact.attribute,
-                    **_code(fact.site),
-                }
-            )
-            _fail(span, "sqlalchemy.orm.exc.DetachedInstanceError")
-        span.end()
+        if one.records:
+            later = one.later
+            later[names.SESSION_ID] = record.id
+            later[names.SESSION_NAME] = record.name
+            later[names.SESSION_ASYNC] = record.is_async
+            later[names.ENTITY] = fact.entity
+            later[names.ATTRIBUTE] = fact.attribute
+            _locate(later, fact.site)
+            one.fail("sqlalchemy.orm.exc.DetachedInstanceError")
+        one.end()
 
     def _statement_started(self, fact: facts.StatementStarted, record: SessionRecord) -> None:
         if self._silent or not self._open:
@@ -325,35 +363,40 @@ class SessionSpans:
             attributes[names.DB_COLLECTION_NAME] = fact.collection
         if fact.batch_size > 1:
             attributes[names.DB_OPERATION_BATCH_SIZE] = fact.batch_size
-        attributes.update(_database(fact.database))
-        self._statement = self._tracer.start_span(
-            batch + fact.summary or fact.database.system,
-            context=trace.set_span_in_context(self._open[-1][1], self._parent),
-            kind=SpanKind.CLIENT,
-            attributes=attributes,
-            start_time=fact.at + self._record.epoch,
+        _lead(attributes, fact.database)
+        self._statement = _Open(
+            "statement",
+            self._tracer.start_span(
+                batch + fact.summary or fact.database.system,
+                context=self._open[-1].within(self._parent),
+                kind=SpanKind.CLIENT,
+                attributes=attributes,
+                start_time=fact.at + record.epoch,
+            ),
         )
         self._base = None
 
     def _statement_executed(self, fact: facts.StatementExecuted, record: SessionRecord) -> None:
-        span, self._statement = self._statement, None
-        if span is None:
+        one, self._statement = self._statement, None
+        if one is None:
             return
         self._base = None
-        if span.is_recording():
-            span.set_attributes(_code(fact.site))
+        if one.records:
+            _locate(one.later, fact.site)
             if fact.error:
-                _fail(span, fact.error)
+                one.fail(fact.error)
                 if fact.status:
-                    span.set_attribute(names.DB_RESPONSE_STATUS_CODE, fact.status)
-        span.end(fact.at + self._record.epoch)
+                    one.later[names.DB_RESPONSE_STATUS_CODE] = fact.status
+        one.end(fact.at + record.epoch)
 
-    def _identify(self) -> None:
-        span = self._open[-1][1]
-        if span.is_recording():
-            span.set_attribute(names.SESSION_ID, self._record.id)
-            if self._record.database is not None:
-                span.set_attributes(_database(self._record.database))
+    def _identified(self, attributes: Attributes, site: CallSite | None) -> Attributes:
+        """The attributes of a span, with where it began, whose it is, and where that leads."""
+        record = self._record
+        _locate(attributes, site)
+        attributes[names.SESSION_ID] = record.id
+        if record.database is not None:
+            _lead(attributes, record.database)
+        return attributes
 
 
 _TELLS: Final[Routes] = {
@@ -372,21 +415,19 @@ _TELLS_OF_STATEMENTS: Final[Routes] = {
 }
 
 
-def _code(site: CallSite | None) -> Attributes:
+def _locate(attributes: Attributes, site: CallSite | None) -> None:
+    """Add the application's line."""
     if site is None:
-        return {}
-    attributes: Attributes = {
-        names.CODE_FUNCTION_NAME: site.function,
-        names.CODE_FILE_PATH: site.file,
-        names.CODE_LINE_NUMBER: site.line,
-    }
+        return
+    attributes[names.CODE_FUNCTION_NAME] = site.function
+    attributes[names.CODE_FILE_PATH] = site.file
+    attributes[names.CODE_LINE_NUMBER] = site.line
     if site.callers:
         attributes[names.CODE_STACKTRACE] = "\n".join(str(one) for one in (site, *site.callers))
-    return attributes
 
 
-def _database(database: Database) -> Attributes:
-    attributes: Attributes = {}
+def _lead(attributes: Attributes, database: Database) -> None:
+    """Add where the connection leads."""
     if database.system:
         attributes[names.DB_SYSTEM_NAME] = database.system
     if database.namespace:
@@ -395,14 +436,6 @@ def _database(database: Database) -> Attributes:
         attributes[names.SERVER_ADDRESS] = database.address
         if database.port is not None:
             attributes[names.SERVER_PORT] = database.port
-    return attributes
-
-
-def _fail(span: Span, error: str) -> None:
-    # The message stays out: a database's error text quotes column values.
-    span.set_attribute(names.ERROR_TYPE, error)
-    span.set_status(Status(StatusCode.ERROR))
-    span.add_event(names.EXCEPTION_EVENT, {names.EXCEPTION_TYPE: error})
 
 
 def _add_finding(span: Span, finding: Finding) -> None:
@@ -411,8 +444,8 @@ def _add_finding(span: Span, finding: Finding) -> None:
         names.FINDING_SEVERITY: finding.severity,
         names.FINDING_MESSAGE: finding.message,
         names.FINDING_REMEDY: finding.remedy,
-        **_code(finding.site),
     }
+    _locate(attributes, finding.site)
     if finding.entity is not None:
         attributes[names.ENTITY] = finding.entity
     if finding.attribute is not None:

@@ -23,7 +23,7 @@ import threading
 import weakref
 from bisect import bisect_left
 from collections import deque
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from operator import add
 from typing import TYPE_CHECKING, Any, Final
@@ -170,22 +170,23 @@ class Tally:
         """Hand over all that waits, and let each bucket have a new exemplar."""
         self._exemplars.clear()
         if self.waiting:
-            self._hand_over()
+            self._hand_over(_PATIENCE)
 
     def _relieve(self) -> None:
         lock = _HANDING_OVER
         if lock.acquire(blocking=False):
             try:
-                self._hand_over()
+                self._hand_over(0)
             finally:
                 lock.release()
 
-    def _hand_over(self) -> None:
+    def _hand_over(self, patience: float) -> None:
         values: list[float] = []
         with suppress(IndexError):
             while True:
                 values.append(self.waiting.popleft())
-        _hand_over(self._aggregations, self._boundaries, values)
+        if not _hand_over(self._aggregations, self._boundaries, values, patience):
+            self.waiting.extendleft(reversed(values))
 
     def _record(self, value: float, span: tuple[int, int] | None) -> None:
         self._histogram.record(value, self._attributes, context=_exemplar(span))
@@ -254,23 +255,34 @@ def _is_of_the_sdk(thing: object, *names: str) -> bool:
     return kind.__module__.startswith("opentelemetry.sdk.") and kind.__name__ in names
 
 
-def _hand_over(aggregations: list[Any], boundaries: tuple[float, ...], values: list[float]) -> None:
+def _hand_over(
+    aggregations: list[Any], boundaries: tuple[float, ...], values: list[float], patience: float
+) -> bool:
+    """Add the values to all aggregations; whether that was possible within `patience` seconds.
+
+    It is not where the garbage collector closes a session amid the SDK's own work on one of them.
+    """
     if min(values, default=0) < 0:  # a clock went backwards; `record` leaves those out as well
         values = [value for value in values if value >= 0]
     if not values:
-        return
+        return True
     counts = [0] * (len(boundaries) + 1)
     for value in values:
         counts[bisect_left(boundaries, value)] += 1
     least, most = min(values), max(values)
-    for aggregation in aggregations:
-        with aggregation._lock:
+    with ExitStack() as held:
+        for aggregation in aggregations:
+            if not aggregation._lock.acquire(timeout=patience):
+                return False
+            held.callback(aggregation._lock.release)
+        for aggregation in aggregations:
             before = aggregation._value
             aggregation._value = counts[:] if before is None else list(map(add, before, counts))
             aggregation._sum = sum(values, aggregation._sum)
             if aggregation._record_min_max:
                 aggregation._min = min(aggregation._min, least)
                 aggregation._max = max(aggregation._max, most)
+    return True
 
 
 # What the trial said of each class of meter provider.

@@ -23,7 +23,7 @@ from session_tracer import (
     reasons,
     statements,
 )
-from tests.fallbacks.missing import hide, rename, unfound
+from tests.fallbacks.missing import call_otherwise, hide, rename, unfound
 from tests.fallbacks.story import Story, differs, library, tell
 
 if TYPE_CHECKING:
@@ -60,21 +60,23 @@ def no_identity_map(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def no_dialect_events(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(DialectEvents, "do_execute")
-    monkeypatch.setattr(statements, "_DIALECT_LISTENERS", ())
+    unheard = tuple((call_otherwise(name), one) for name, one in statements._DIALECT_LISTENERS)
+    monkeypatch.setattr(statements, "_DIALECT_LISTENERS", unheard)
 
 
 def no_entities(monkeypatch: pytest.MonkeyPatch) -> None:
     unfound(monkeypatch, "sqlalchemy.sql.selectable:Select._propagate_attrs")
-    hide(monkeypatch, reasons._reason, "_propagate_attrs")
+    hide(monkeypatch, reasons.reason, "_propagate_attrs")
 
 
 def no_load_options(monkeypatch: pytest.MonkeyPatch) -> None:
     unfound(monkeypatch, "sqlalchemy.orm.session:ORMExecuteState.load_options")
-    hide(monkeypatch, reasons._reason, "_sa_orm_load_options")
+    hide(monkeypatch, reasons.reason, "_sa_orm_load_options")
 
 
 def other_load_options(monkeypatch: pytest.MonkeyPatch) -> None:
-    hide(monkeypatch, reasons._reason, "is_root")
+    for looks in (reasons.reason, reasons._relationship):
+        hide(monkeypatch, looks, "is_root")
 
 
 def no_before_attach(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,37 +151,7 @@ def no_callbacks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 MISSING: Final = {
     "the identity map's own function": Missing(no_identity_map, ["IdentityMap._add_unpresent"]),
-    "the dialect's events": Missing(
-        no_dialect_events,
-        ["DialectEvents.do_execute"],
-        facts=(
-            {
-                "StatementExecuted SELECT Author": 10,
-                "ObjectsLoaded {'Author': 2}": 1,
-                "AttributeLoaded relationship Author books": 3,
-                "StatementExecuted SELECT Book": 9,
-                "AttributeLoaded deferred Author biography": 1,
-                "AttributeLoaded expired Author": 3,
-                "ObjectsLoaded {'Book': 1}": 6,
-                "ObjectsLoaded {'Book': 4}": 1,
-                "AttributeLoaded relationship Book author": 2,
-                "ObjectsLoaded {'Author': 1}": 2,
-                "AttributeLoaded relationship Author books by nested options": 1,
-                "StatementExecuted INSERT Author": 5,
-                "StatementExecuted SAVEPOINT": 1,
-                "StatementExecuted RELEASE": 1,
-                "StatementExecuted UPDATE Author": 1,
-                "StatementExecuted DELETE Book": 1,
-                "StatementExecuted SELECT": 1,
-            },
-            {
-                "ObjectsLoaded {'Author': 2, 'Book': 2}": 1,
-                "ObjectsLoaded {'Book': 2}": 1,
-                "ObjectsLoaded {'Book': 5, 'Author': 1}": 1,
-                "ObjectsLoaded {'Book': 1, 'Author': 1}": 1,
-            },
-        ),
-    ),
+    "the dialect's events": Missing(no_dialect_events, ["DialectEvents.do_execute"]),
     "entities": Missing(
         no_entities,
         ["Select._propagate_attrs"],

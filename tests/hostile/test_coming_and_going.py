@@ -114,9 +114,6 @@ def changes(before: dict[str, object], engine: Engine) -> set[str]:
     return {name for name, _ in before.items() ^ parts(engine).items()}
 
 
-@pytest.mark.xfail(
-    strict=False, reason="listeners are put in and taken out of a deque that others iterate over"
-)
 def test_threads_that_work_get_what_they_would_while_others_come_and_go(engine: Engine) -> None:
     before = parts(engine)
     maker, other = sessionmaker(engine), sessionmaker(engine)
@@ -164,9 +161,6 @@ def test_threads_that_work_get_what_they_would_while_others_come_and_go(engine: 
     assert engine.pool.checkedout() == 0  # type: ignore[attr-defined] # a QueuePool
 
 
-@pytest.mark.xfail(
-    strict=False, reason="listeners are put in and taken out of a deque that others iterate over"
-)
 async def test_tasks_that_work_get_what_they_would_while_a_thread_comes_and_goes(
     engine: Engine,
 ) -> None:
@@ -207,9 +201,6 @@ async def test_tasks_that_work_get_what_they_would_while_a_thread_comes_and_goes
     assert changes(before, engine) == set()
 
 
-@pytest.mark.xfail(
-    strict=False, reason="listeners are put in and taken out of a deque that others iterate over"
-)
 def test_factories_that_are_made_and_forgotten_as_others_are_instrumented(engine: Engine) -> None:
     before = parts(engine)
     until = time.monotonic() + _SECONDS / 2

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any
 
-import pytest
 import transaction  # type: ignore[import-untyped] # has no types
 import zope.sqlalchemy  # type: ignore[import-untyped] # has no types
 from flask import Flask
@@ -261,7 +260,6 @@ def test_a_session_joined_to_zopes_transactions(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.xfail(reason="close() by zope.sqlalchemy is not known to be an abort or a commit")
 def test_what_zopes_transactions_abort_is_not_said_to_be_discarded(tmp_path: Path) -> None:
     told = alike(tmp_path, by_zope)
     assert [finding.id for finding in told.findings] == ["failed-flush"]

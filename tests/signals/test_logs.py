@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ from session_tracer.callsite import CallSite
 from session_tracer.exporter import Exporter, LogEvent
 from session_tracer.facts import FlushCompleted
 from session_tracer.record import SessionRecord
-from session_tracer.signals.logs import Repeats
+from session_tracer.signals.logs import Repeats, timestamp
 from session_tracer.testing import capture
 from tests.fickle import Fickle
 from tests.library import Author, Book, authors
@@ -463,6 +464,34 @@ def test_where_nothing_is_recorded_no_span_is_named(twin: Twin, recording: bool)
         "session.closed",
     ]
     assert [key for event in said for key in event if key in ("trace_id", "span_id")] == []
+
+
+def test_an_event_says_when_it_was_logged(sqlite_twin: Twin) -> None:
+    async def story() -> None:
+        with capture(sqlite_twin.factory) as captured:
+            async with sqlite_twin.session():
+                pass
+        times = [datetime.fromisoformat(event["timestamp"]) for event in captured.logs]
+        moments = [began, *times, datetime.now(UTC)]
+        assert moments == sorted(moments)
+
+    began = datetime.now(UTC)
+    sqlite_twin.run(story)
+
+
+def test_a_timestamp_is_in_utc_and_to_the_microsecond() -> None:
+    second = 1_767_225_599 * 1_000_000_000
+    assert [
+        timestamp(second + nanoseconds)
+        for nanoseconds in (0, 999, 1_000, 999_999_999, 1_000_000_000, 500_000_000)
+    ] == [
+        "2025-12-31T23:59:59.000000+00:00",
+        "2025-12-31T23:59:59.000000+00:00",
+        "2025-12-31T23:59:59.000001+00:00",
+        "2025-12-31T23:59:59.999999+00:00",
+        "2026-01-01T00:00:00.000000+00:00",
+        "2025-12-31T23:59:59.500000+00:00",
+    ]
 
 
 def test_events_are_flat_and_ready_for_json(twin: Twin) -> None:

@@ -21,13 +21,14 @@ from opentelemetry.sdk.trace.sampling import (
 from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, TraceFlags
 from opentelemetry.trace.span import TraceState
 from opentelemetry.util.types import Attributes
-from sqlalchemy import ForeignKey, select
+from sqlalchemy import ForeignKey, event, select
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.orm.exc import DetachedInstanceError
 
 from session_tracer import instrument
-from session_tracer.exporter import Exporter
+from session_tracer.exporter import Exporter, LogEvent
 from session_tracer.facts import FlushCompleted
 from session_tracer.findings import Finding
 from session_tracer.record import SessionRecord
@@ -725,7 +726,9 @@ def test_an_object_added_begins_a_transaction_that_has_a_span(twin: Twin) -> Non
     assert traces.tree() == ["caller", "  session default", "    transaction"]
 
 
-def test_uninstrumenting_ends_the_spans_that_are_open(twin: Twin) -> None:
+def test_uninstrumenting_ends_the_open_spans_with_what_is_known_of_them(
+    twin: Twin,
+) -> None:
     async def story() -> None:
         async with twin.session() as session:
             with traces.of(twin):
@@ -735,7 +738,73 @@ def test_uninstrumenting_ends_the_spans_that_are_open(twin: Twin) -> None:
     traces = Traces()
     twin.run(story)
     assert traces.tree() == ["session default", "  transaction"]
-    assert [told(span)["status"] for span in traces.spans] == [UNSET, UNSET]
+    ours = {"sqlalchemy.session.id": "<id>", "sqlalchemy.session.name": "default"}
+    assert [(told(span)["status"], told(span)["attributes"]) for span in traces.spans] == [
+        (
+            UNSET,
+            {**ours, "sqlalchemy.session.async": twin.is_async, **of_database(twin), **SITE},
+        ),
+        (
+            UNSET,
+            {**ours, "sqlalchemy.transaction.nested": False, **of_database(twin), **SITE},
+        ),
+    ]
+
+
+class Without(Sampler):
+    """Takes every span but those of one name."""
+
+    def __init__(self, left_out: str) -> None:
+        self._left_out = left_out
+
+    def should_sample(
+        self,
+        parent_context: Context | None,
+        trace_id: int,
+        name: str,
+        kind: SpanKind | None = None,
+        attributes: Attributes = None,
+        links: Sequence[Link] | None = None,
+        trace_state: TraceState | None = None,
+    ) -> SamplingResult:
+        if name == self._left_out:
+            return SamplingResult(Decision.DROP)
+        return SamplingResult(Decision.RECORD_AND_SAMPLE, attributes)
+
+    def get_description(self) -> str:
+        return "Without"
+
+
+def test_after_a_flush_that_is_not_sampled_all_is_as_before_it(twin: Twin) -> None:
+    async def story() -> None:
+        with instrument(twin.factory, exporter=exporter, log_level="debug"):
+            async with twin.session() as session:
+                session.add_all(authors(1))
+                await session.flush()
+                current.clear()
+                await session.scalars(select(Author))
+                event.remove(engine, "before_cursor_execute", note)
+                await session.commit()
+
+    def note(*_: Any) -> None:
+        current.append(f"{trace.get_current_span().get_span_context().span_id:016x}")
+
+    current: list[str] = []
+    engine = twin.engine.sync_engine if isinstance(twin.engine, AsyncEngine) else twin.engine
+    event.listen(engine, "before_cursor_execute", note)
+    said: list[LogEvent] = []
+    traces = Traces(sampler=Without("flush"))
+    exporter = Exporter(tracer_provider=traces.provider, on_log=said.append)
+    twin.run(story)
+    session, transaction = (f"{context(span).span_id:016x}" for span in traces.spans)
+    assert traces.tree() == ["session default", "  transaction"]
+    assert current == [transaction]
+    assert [(event["event"], event.get("span_id")) for event in said] == [
+        ("session.opened", None),
+        ("flush.completed", None),
+        ("transaction.ended", transaction),
+        ("session.closed", session),
+    ]
 
 
 class Asked(Sampler):

@@ -384,6 +384,16 @@ def test_the_garbage_collector_may_add_values_while_others_are_handed_over() -> 
     assert (point.count, point.sum) == (2_002 + len(told), 1 + 2 * 2_001 + 4 * len(told))
 
 
+def test_values_are_kept_while_the_sdk_is_at_work_on_their_aggregation() -> None:
+    # A session that the garbage collector closes may interrupt the SDK in this very thread.
+    _, reader, tally = one_tally()
+    with tally._aggregations[0]._lock:
+        for _ in range(1_500):
+            tally.add(2, None, False)
+    point = of_the_only(reader)
+    assert (point.count, point.sum) == (1_501, 3_001)
+
+
 # What the tallies use of the SDK without its having promised it.
 READ = {
     "_attributes", "_attributes_aggregation", "_async_instruments", "_boundaries",
