@@ -62,11 +62,14 @@ ALIKE_ON_EVERY_SQLALCHEMY = (
     "--ignore=tests/plugin",
     "--ignore=tests/servers",
     "--ignore=tests/suites",
+    "--ignore=tests/differential/test_sabotage.py",
+    "--ignore=tests/test_benchmarks.py",
     "--ignore=tests/test_dashboard.py",
     "--ignore=tests/test_docs.py",
     "--ignore=tests/test_packaging.py",
     "--ignore=tests/test_soak.py",
     "--ignore=tests/test_tasks.py",
+    "--ignore=tests/test_types.py",
 )
 
 # A first session, told about with nothing installed but what a bare `pip install` brings.

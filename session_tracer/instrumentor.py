@@ -242,6 +242,10 @@ class Instrumentor:
         except Exception as error:
             tracer.failed("exporter", error)
 
+    def renew_lock(self) -> None:
+        """In a child process: whoever held the lock does not live there."""
+        self._lock = threading.RLock()
+
     def remove_target(self, target: Target | None) -> None:
         """Stop tracing a target, or everything but what a test captures."""
         for instrumentation in list(self._instrumentations):
@@ -373,6 +377,8 @@ class Instrumentor:
 
 
 _INSTRUMENTOR: Final = Instrumentor()
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_INSTRUMENTOR.renew_lock)
 
 
 def _choose_exporter(exporter: str | Exporter | None) -> str | Exporter:

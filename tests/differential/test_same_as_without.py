@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
 
 SEED: Final = int(os.environ.get("SESSION_TRACER_SEED") or secrets.randbits(32))
-PROGRAMS: Final = int(os.environ.get("SESSION_TRACER_PROGRAMS") or 20)
+PROGRAMS: Final = int(os.environ.get("SESSION_TRACER_PROGRAMS") or 12)
 
 TALLY.seed = SEED
 pytestmark = [
