@@ -12,7 +12,7 @@ from benchmarks.goals import GOALS
 if TYPE_CHECKING:
     from benchmarks.results import Row, Section
 
-LEFT, RIGHT, TOP, ROW = 270, 30, 78, 24
+LEFT, RIGHT, TOP, ROW = 330, 30, 78, 24
 WIDTH = 900
 SVG = "http://www.w3.org/2000/svg"
 FONT = 'font-family="system-ui, sans-serif" font-size="12"'
@@ -21,7 +21,7 @@ TICKS = (1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 4.0)
 OURS = {"A": "#1a7f5a", "B": "#2f6fde", "C": "#8a4fd3"}
 OTHERS = {
     "OpenTelemetry": "#c2410c",
-    "ddtrace": "#a16207",
+    "ddtrace": "#0d9488",
     "Sentry": "#be185d",
     "Logfire": "#64748b",
 }
