@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 import weakref
 from asyncio import CancelledError
+from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
@@ -98,9 +99,11 @@ def _unlisten(target: Dialect | Engine, listeners: _Listeners) -> None:
         with suppress(InvalidRequestError):
             if event.contains(target, name, listener):
                 told: Any = getattr(target.dispatch, name)
-                with suppress(AttributeError):
+                # What an engine with options of its own hears besides are its parent's.
+                own = getattr(told, "local", told)
+                if isinstance(getattr(own, "listeners", None), deque):
                     # Another thread may be amid an iteration over the listeners there are.
-                    told.listeners = type(told.listeners)(told.listeners)
+                    own.listeners = deque(own.listeners)
                 event.remove(target, name, listener)
 
 
