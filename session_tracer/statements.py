@@ -110,12 +110,21 @@ def _unlisten(target: Dialect | Engine, listeners: _Listeners) -> None:
 def remove() -> None:
     """Leave every dialect and engine as it was found."""
     for target, had_events in list(_HAD_EVENTS.items()):
-        # Somebody may have begun to listen after us.
-        if not had_events and not _has_other_listeners(target):
-            target.__dict__.pop("_has_events", None)
+        if not had_events:
+            # While it has none, SQLAlchemy asks no listeners, and other threads are not disturbed.
+            _forget_events(target)
         _unlisten(target, _LISTENERS)
+        if not had_events:
+            # An engine's listeners are wrapped, and were not known to be ours.
+            _forget_events(target)
     _HAD_EVENTS.clear()
     _BY_CURSOR.clear()
+
+
+def _forget_events(target: Any) -> None:
+    # Somebody may have begun to listen after us.
+    if not _has_other_listeners(target):
+        target.__dict__.pop("_has_events", None)
 
 
 def _has_other_listeners(target: Any) -> bool:

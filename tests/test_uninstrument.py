@@ -178,6 +178,10 @@ async def async_engine(engine: Engine) -> AsyncIterator[AsyncEngine]:
     await async_engine.dispose()
 
 
+# No two of them have the same name.
+NUMBERS = itertools.count()
+
+
 def everything_once(session: Session) -> None:
     """A bit of all that can happen to a session; it is left amid a transaction."""
     found = session.scalars(select(Author)).all()
@@ -192,7 +196,7 @@ def everything_once(session: Session) -> None:
     session.merge(found[1])
     session.commit()
     with session.no_autoflush:
-        session.add(Author(name=f"author of {id(session)}"))
+        session.add(Author(name=f"another author {next(NUMBERS)}"))
     session.flush()
     session.rollback()
     session.reset()
@@ -405,7 +409,7 @@ def test_other_peoples_session_listeners_stay_and_still_fire(engine: Engine) -> 
         calls.clear()
         with maker() as session:
             session.scalars(select(Author)).all()
-            session.add(Author(name=f"author of {id(session)}"))
+            session.add(Author(name=f"another author {next(NUMBERS)}"))
             session.commit()
         return list(calls)
 
