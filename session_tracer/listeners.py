@@ -24,6 +24,7 @@ from session_tracer.underway import SLOT, Flush, OpenTransaction
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from weakref import WeakKeyDictionary
 
     from sqlalchemy.engine import Connection
     from sqlalchemy.orm import InstanceState, Session, SessionTransaction, UOWTransaction
@@ -454,7 +455,7 @@ def _aside(target: Any) -> Iterator[None]:
     try:
         levels = [getattr(target.dispatch, name) for name, _, _ in _wanted()]
         for level in levels:
-            for cls, told in list(level._clslevel.items()):
+            for cls, told in _items(level._clslevel):
                 level._clslevel[cls] = type(told)(told)
     except AttributeError:
         levels = []
@@ -469,8 +470,14 @@ def _aside(target: Any) -> Iterator[None]:
             _put_in_force(target, level)
 
 
+def _items(by_class: WeakKeyDictionary[type, Any]) -> list[tuple[type, Any]]:
+    """What is there now: other threads may be making classes meanwhile."""
+    classes = [ref() for ref in by_class.keyrefs()]
+    return [(cls, by_class[cls]) for cls in classes if cls is not None and cls in by_class]
+
+
 def _put_in_force(target: Any, level: Any) -> None:
-    for cls, collections in list(target.dispatch._empty_listener_reg.items()):
+    for cls, collections in _items(target.dispatch._empty_listener_reg):
         if level.name in collections and cls in level._clslevel:
             collections[level.name].parent_listeners = level._clslevel[cls]
     for session in live_sessions():
