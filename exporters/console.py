@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 
 from rich.text import Text
 
+from session_tracer.background_queue import BackgroundQueue
 from session_tracer.exporter import Exporter
 from session_tracer.exporters.finding_block import (
     finding_block,
@@ -21,7 +22,6 @@ from session_tracer.exporters.screen import Screen
 from session_tracer.exporters.session_block import is_quiet, session_head, timeline_lines
 from session_tracer.exporters.wording import cropped, duration, plain
 from session_tracer.findings import Finding, Retraction
-from session_tracer.outbox import Outbox
 from session_tracer.settings import Settings
 
 if TYPE_CHECKING:
@@ -59,20 +59,20 @@ def console_exporter(
     """
     screen = Screen(stream, width, colour)
     writer = _Writer(screen, Settings() if settings is None else settings)
-    outbox: Outbox[_Told] = Outbox(
+    queue: BackgroundQueue[_Told] = BackgroundQueue(
         writer.consume, name="session_tracer console", lost=writer.lost, settle=writer.settle
     )
 
     def flush() -> None:
-        outbox.flush()
+        queue.flush()
 
     def close() -> None:
-        outbox.close()
+        queue.close()
 
     return Exporter(
-        on_session=outbox.put,
-        on_finding=outbox.put,
-        on_retraction=outbox.put,
+        on_session=queue.put,
+        on_finding=queue.put,
+        on_retraction=queue.put,
         flush=flush,
         close=close,
     )
@@ -107,7 +107,7 @@ class _Burst:
 
 
 class _Writer:
-    """Decides what is told in full, in short, later, or summed up; lives in the outbox's thread."""
+    """Decides what is told in full, in short, later, or summed up; lives in the queue's thread."""
 
     def __init__(
         self, screen: Screen, settings: Settings, clock: Callable[[], float] = time.monotonic

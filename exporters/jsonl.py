@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
+from session_tracer.background_queue import BackgroundQueue
 from session_tracer.exporter import Exporter
 from session_tracer.exporters.streams import write_bytes, write_text
-from session_tracer.outbox import Outbox
 
 if TYPE_CHECKING:
     from session_tracer.exporter import LogEvent
@@ -29,7 +29,7 @@ def open_exporter(settings: Settings) -> Exporter:
     """Lines go to `settings.jsonl_path`; `OSError` says what to do where it cannot be written."""
     path = settings.jsonl_path
     sink: _File | _StandardOutput = _StandardOutput() if path == "-" else _File(path)
-    outbox: Outbox[LogEvent] = Outbox(
+    queue: BackgroundQueue[LogEvent] = BackgroundQueue(
         lambda event: sink.write(line(event)),
         name="session_tracer jsonl",
         most=_MOST_WAITING,
@@ -37,13 +37,13 @@ def open_exporter(settings: Settings) -> Exporter:
     )
 
     def flush() -> None:
-        outbox.flush()
+        queue.flush()
 
     def close() -> None:
-        if outbox.close():  # else a write still uses the descriptor
+        if queue.close():  # else a write still uses the descriptor
             sink.close()
 
-    return Exporter(on_log=outbox.put, flush=flush, close=close)
+    return Exporter(on_log=queue.put, flush=flush, close=close)
 
 
 def line(event: LogEvent) -> str:

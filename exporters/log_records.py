@@ -15,7 +15,8 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 
-from session_tracer.lessened import without
+from session_tracer.degraded import without
+from session_tracer.exporters.sentences import sentence
 from session_tracer.signals import names
 
 logs: Any
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from session_tracer.exporter import LogEvent
 
-__all__ = ["application_logger_provider", "emit_to", "sentence"]
+__all__ = ["application_logger_provider", "emit_to"]
 
 # The numbers are those of the data model: opentelemetry.io/docs/specs/otel/logs/data-model/
 _SEVERITIES: Final = {
@@ -45,9 +46,6 @@ _UNKNOWN_LEVEL: Final = (0, "")
 _PLACED: Final = frozenset({"event", "level", "logger", "timestamp", "trace_id", "span_id"})
 # What joins the logs to the other signals, by the name it has there.
 _ALSO_KNOWN_AS: Final = {"session_id": names.SESSION_ID, "session_name": names.SESSION_NAME}
-
-# What the sentence for a log event without an explanation names, where it has them.
-_TOLD: Final = ("outcome", "trigger", "error_type", "duration_ms", "statements")
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
@@ -82,17 +80,6 @@ def application_logger_provider() -> logs.LoggerProvider | None:
     provider = logs.get_logger_provider()
     # What the API itself brings does nothing: a no-op, or the stand-in (no public name) until then.
     return None if type(provider).__module__.startswith(logs.__name__) else provider
-
-
-def sentence(event: LogEvent) -> str:
-    """What a person reads: a finding's explanation, else the event and what matters most of it."""
-    explanation = event.get("explanation")
-    if explanation:
-        about = str(event.get("finding_id", event.get("event")))
-        retracted = " retracted" if event.get("event") == names.FINDING_RETRACTED else ""
-        return f"{about}{retracted}: {explanation}"
-    told = [f"{key}={event[key]}" for key in _TOLD if event.get(key) not in (None, "")]
-    return " ".join([str(event.get("event", "")), str(event.get("session_name", "")), *told])
 
 
 def _attributes(event: LogEvent) -> dict[str, Any]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import atexit
 import os
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
-from session_tracer import __version__
+from session_tracer import __version__, process, threads
+from session_tracer.background_queue import BackgroundQueue
+from session_tracer.degraded import without
 from session_tracer.exporter import Exporter
 from session_tracer.exporters.log_records import emit_to
-from session_tracer.lessened import without
-from session_tracer.outbox import Outbox
 
 try:
     import opentelemetry.exporter.otlp.proto.http  # noqa: F401 - else it is missed only below
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["open_exporter"]
 
 Signal: TypeAlias = Literal["TRACES", "METRICS", "LOGS"]
+_SIGNALS: Final[tuple[Signal, ...]] = ("TRACES", "METRICS", "LOGS")
 
 _DISTRIBUTION: Final = "session-tracer"
 _GRPC: Final = "grpc"
@@ -49,15 +51,19 @@ _GIVE_UP_SECONDS: Final = 1.0
 
 
 def open_exporter(_settings: Settings) -> Exporter:
-    """Where and how to send is the environment's to say, by the standard `OTEL_*` variables.
+    """The standard `OTEL_*` variables say where and how to send.
 
     The providers are private: none is made global, the application's own are left alone. A signal
-    whose `OTEL_<SIGNAL>_EXPORTER` is `none` goes nowhere, and with `OTEL_SDK_DISABLED` none does.
-    Raises `ValueError` for a protocol it does not speak.
+    whose `OTEL_<SIGNAL>_EXPORTER` is `none` goes nowhere. They start threads, so they are made when
+    the first session is reported. Raises `ValueError` for a protocol it does not speak.
     """
+    for signal in _SIGNALS:
+        _speaks_grpc(signal)
+    return Exporter(open_later=_open)
+
+
+def _open() -> Exporter:
     exporter = Exporter()
-    if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
-        return exporter
     spans = _span_exporter() if _is_wanted("TRACES") else None
     metrics = _metric_exporter() if _is_wanted("METRICS") else None
     resource = _resource()
@@ -109,33 +115,51 @@ class _Traffic:
     """All the ways out together, closed in bounded time though the collector be dead.
 
     The SDK's own flush and shutdown may take half a minute for each signal: they run in a thread
-    that is waited for only so long. It stands ready from the start, for at interpreter exit Python
-    begins no new one.
+    that is waited for only so long. It runs from the start, because at interpreter exit Python
+    starts no new one. Where threads are greenlets, so are the SDK's, and their locks are not for
+    threads of the system: there a greenlet does it.
     """
 
     def __init__(self, roads: list[_Road]) -> None:
         self._roads = roads
-        self._outbox = Outbox[Callable[[], object]](_run, name="session_tracer otlp")
-        atexit.register(self.close)
+        self._queue = BackgroundQueue[Callable[[], object]](
+            _run, name="session_tracer otlp", stage=None
+        )
+        if not threads.is_patched():
+            self._queue.start()
+        process.at_end(self.close, process.EXPORTERS)
 
     def flush(self) -> None:
-        for road in self._roads:
-            self._outbox.put(road.flush)
-        self._outbox.flush(_FLUSH_SECONDS)
+        self._do([road.flush for road in self._roads], _FLUSH_SECONDS)
 
     def close(self) -> None:
-        atexit.unregister(self.close)
-        for road in self._roads:
-            self._outbox.put(road.shutdown)
-        if not self._outbox.close(_CLOSE_SECONDS):
+        process.not_at_end(self.close)
+        if not self._do([road.shutdown for road in self._roads], _CLOSE_SECONDS):
             for road in self._roads:
                 road.give_up()
-            self._outbox.close(_GIVE_UP_SECONDS)
+        self._queue.close(_GIVE_UP_SECONDS)
         self._roads = []
+
+    def _do(self, calls: list[Callable[[], object]], seconds: float) -> bool:
+        """Whether all was done in time."""
+        if threads.is_patched():
+            greenlet = threading.Thread(target=_run_all, args=(calls,), daemon=True)
+            greenlet.start()
+            greenlet.join(seconds)
+            return not greenlet.is_alive()
+        for call in calls:
+            self._queue.put(call)
+        return self._queue.flush(seconds)
+
+
+def _run_all(calls: list[Callable[[], object]]) -> None:
+    for call in calls:
+        _run(call)
 
 
 def _run(call: Callable[[], object]) -> None:
-    call()
+    with suppress(Exception):  # of the SDK's; the other signals are flushed all the same
+        call()
 
 
 def _resource() -> Resource:
@@ -156,9 +180,7 @@ def _speaks_grpc(signal: Signal) -> bool:
     for variable in (f"OTEL_EXPORTER_OTLP_{signal}_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
         protocol = os.environ.get(variable, "").strip()
         if protocol and protocol not in (_GRPC, _HTTP):
-            raise ValueError(
-                f"{variable}={protocol!r} is not possible: it takes {_GRPC} or {_HTTP}."
-            )
+            raise ValueError(f"Invalid {variable}={protocol!r}: expected {_GRPC} or {_HTTP}.")
         if protocol:
             return protocol == _GRPC
     return False

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 from opentelemetry.metrics import MeterProvider, NoOpMeterProvider
 from opentelemetry.trace import NoOpTracerProvider, TracerProvider
 
+from session_tracer import process, threads
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from session_tracer.record import SessionSummary
     from session_tracer.settings import Settings
 
-__all__ = ["Exporter", "ExporterFactory", "Exporters", "LogEvent", "find_exporter"]
+__all__ = ["Exporter", "ExporterFactory", "Exporters", "LogEvent", "OpenExporter", "find_exporter"]
 
 GROUP: Final = "session_tracer_exporter"
 _DISTRIBUTION: Final = "session-tracer"
@@ -38,12 +40,21 @@ class Exporter:
     """Where each kind of signal goes; what is left out goes nowhere.
 
     `on_log` gets every log event as a flat dictionary with `event`, `level` and `timestamp`
-    (ISO 8601, UTC). `on_session` gets the summary of each scope as it ends, `on_finding` each
-    finding as it is drawn, `on_retraction` each one that is taken back, `on_fact` everything that
-    happens. `structlog=False` keeps the log events from a structlog that the application has
-    configured.
+    (ISO 8601, UTC); with `only_findings` it gets the findings and their retractions alone.
+    `on_session` gets the summary of each scope as it ends, `on_finding` each finding as it is
+    drawn, `on_retraction` each one that is taken back, `on_fact` everything that happens. An
+    exporter that has none of `on_log`, `on_session` and `on_finding` leaves findings to the logger
+    `session_tracer` of Python's logging.
+
+    Where the application has configured structlog, log events go to it, too. `structlog=False`
+    keeps them from it; with `yields_to_structlog` they go to it instead of `on_log`.
+
     All are called in the application's own thread and must not block; `flush` waits until what
-    was told is out, `close` gives everything back.
+    was reported is out, `close` gives everything back.
+
+    An exporter that starts threads or opens connections gives `open_later` instead of the rest: a
+    function that returns the exporter, called when the first session is reported. A server that
+    forks its workers after `instrument()` then has nothing to close.
     """
 
     tracer_provider: TracerProvider = field(default_factory=NoOpTracerProvider)
@@ -53,9 +64,21 @@ class Exporter:
     on_finding: Callable[[Finding], None] = _nowhere
     on_retraction: Callable[[Retraction], None] = _nowhere
     on_fact: Callable[[Fact], None] = _nowhere
+    only_findings: bool = False
     structlog: bool = True
+    yields_to_structlog: bool = False
     flush: Callable[[], None] = _nothing
     close: Callable[[], None] = _nothing
+    open_later: Callable[[], Exporter] | None = None
+
+    def opened(self) -> Exporter:
+        """The exporter that works: itself, or what `open_later` returns."""
+        return self if self.open_later is None else self.open_later()
+
+    @property
+    def wants_spans(self) -> bool:
+        """Whether it has a place for spans."""
+        return not isinstance(self.tracer_provider, NoOpTracerProvider)
 
     @property
     def wants_sessions(self) -> bool:
@@ -72,6 +95,11 @@ class Exporter:
         """Whether anybody listens to every single fact."""
         return self.on_fact is not _nowhere
 
+    @property
+    def wants_findings(self) -> bool:
+        """Whether findings have a place to go."""
+        return self.wants_logs or self.wants_sessions or self.on_finding is not _nowhere
+
 
 class ExporterFactory(Protocol):
     """What the entry points of the group `session_tracer_exporter` name.
@@ -83,48 +111,87 @@ class ExporterFactory(Protocol):
     def __call__(self, settings: Settings, /) -> Exporter: ...
 
 
+class OpenExporter:
+    """An exporter in use, opened when it is needed."""
+
+    def __init__(self, made: Exporter) -> None:
+        self._made = made
+        self._exporter = made if made.open_later is None else None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it has been opened already."""
+        return self._exporter is not None
+
+    def open(self) -> Exporter:
+        """The exporter, opened now at the latest."""
+        if self._exporter is None:
+            self._exporter = self._made.opened()
+        return self._exporter
+
+    def close(self) -> None:
+        """Close it, unless it was never opened."""
+        if self._exporter is not None:
+            self._exporter.close()
+
+    def is_made_of(self, exporter: Exporter) -> bool:
+        """Whether this is the exporter that the application made."""
+        return self._made is exporter
+
+
 class Exporters:
     """The exporters in use. Two factories that name the same one share it: one port, one file."""
 
     def __init__(self) -> None:
-        self._named: dict[tuple[object, ...], Exporter] = {}
-        self._users: list[Exporter] = []
+        self._lock = threads.RLock()
+        self._named: dict[tuple[object, ...], OpenExporter] = {}
+        self._users: list[OpenExporter] = []
+        process.in_child(self._renew_lock)
 
-    def open(self, exporter: str | Exporter, settings: Settings) -> Exporter:
-        """The exporter called `exporter`, opened if nobody uses it yet."""
-        if isinstance(exporter, str):
-            place = (settings.jsonl_path, settings.prometheus_host, settings.prometheus_port)
-            key = (exporter, *place)
-            opened = self._named.get(key)
-            if opened is None:
-                opened = self._named[key] = find_exporter(exporter)(settings)
-        else:
-            opened = exporter
-        self._users.append(opened)
-        return opened
+    def use(self, exporter: str | Exporter, settings: Settings) -> OpenExporter:
+        """The exporter called `exporter`, made if no other factory uses it yet."""
+        with self._lock:
+            if isinstance(exporter, str):
+                place = (settings.jsonl_path, settings.prometheus_host, settings.prometheus_port)
+                key = (exporter, *place)
+                used = self._named.get(key)
+                if used is None:
+                    used = self._named[key] = OpenExporter(find_exporter(exporter)(settings))
+            else:
+                same = (user for user in self._users if user.is_made_of(exporter))
+                used = next(same, None) or OpenExporter(exporter)
+            self._users.append(used)
+            return used
 
-    def close(self, exporter: Exporter) -> None:
+    def release(self, used: OpenExporter) -> None:
         """Close it when its last user is done with it."""
-        for index, user in enumerate(self._users):
-            if user is exporter:
-                del self._users[index]
-                break
-        if all(user is not exporter for user in self._users):
-            self._named = {key: one for key, one in self._named.items() if one is not exporter}
-            exporter.close()
+        with self._lock:
+            self._users.remove(used)
+            if used in self._users:
+                return
+            self._named = {key: one for key, one in self._named.items() if one is not used}
+        used.close()
+
+    def _renew_lock(self) -> None:
+        self._lock = threads.RLock()  # the thread that held it does not live in the child
 
 
 def find_exporter(name: str) -> ExporterFactory:
-    """The exporter factory called `name`; `ValueError` names those there are."""
+    """The exporter factory called `name`; `ValueError` lists those there are."""
     # Ours first: to read what all packages there are name takes 3 ms for a hundred of them.
     found = _own_entry_points().select(group=GROUP, name=name) or entry_points(
         group=GROUP, name=name
     )
     if not found:
-        there_are = sorted({entry.name for entry in entry_points(group=GROUP)})
+        from difflib import get_close_matches  # 0.6 ms of the import
+
+        available = sorted({entry.name for entry in entry_points(group=GROUP)})
+        nearest = "".join(
+            f" Did you mean {near!r}?" for near in get_close_matches(name, available, n=1)
+        )
         raise ValueError(
-            f"There is no exporter {name!r}; there are {', '.join(there_are) or 'none'}. "
-            f"A package adds one through the entry-point group {GROUP}."
+            f"Unknown exporter {name!r}. Available: {', '.join(available) or 'none'}.{nearest} A "
+            f"package adds one through the entry-point group {GROUP}."
         )
     factory: ExporterFactory = found[name].load()
     return factory

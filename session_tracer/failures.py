@@ -10,8 +10,8 @@ from sqlalchemy import exc
 from sqlalchemy.orm.exc import DetachedInstanceError
 
 from session_tracer import facts, frames, live, loaders, loads, owner
+from session_tracer.degraded import without
 from session_tracer.handlers import handler_of
-from session_tracer.lessened import without
 from session_tracer.probe import probe_of
 from session_tracer.running import running_frame
 

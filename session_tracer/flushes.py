@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy.orm import NO_VALUE, SessionTransaction
 from sqlalchemy.orm.collections import InstrumentedDict, InstrumentedList, InstrumentedSet
 
-from session_tracer.lessened import without
+from session_tracer.degraded import without
 from session_tracer.plain import PLAIN
 
 if TYPE_CHECKING:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import atexit
-import os
-import threading
 import time
 import warnings
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from sqlalchemy.orm import Session
@@ -17,16 +15,19 @@ from session_tracer import (
     live,
     loads,
     peers,
+    process,
     reliances,
     statements,
+    surroundings,
+    threads,
     watch,
 )
 from session_tracer.detectors import DEFAULT_DETECTORS
 from session_tracer.exporter import Exporter, Exporters
+from session_tracer.exporter_choice import NONE, ByItself, Named, names_in
 from session_tracer.lifetime import wrap_async_session, wrap_session
 from session_tracer.patching import Patches
 from session_tracer.probe import Probe, probe_of
-from session_tracer.providers import configured_providers
 from session_tracer.running import running_frame
 from session_tracer.settings import Settings
 from session_tracer.targets import (
@@ -45,7 +46,7 @@ from session_tracer.tracer import Tracer
 from session_tracer.underway import SLOT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
     from types import TracebackType
     from typing import Protocol, TypeAlias, Unpack
 
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import scoped_session, sessionmaker
 
     from session_tracer.detectors.protocol import Detector
+    from session_tracer.exporter_choice import Choice
     from session_tracer.settings import Overrides
 
     class _FlaskSQLAlchemy(Protocol):
@@ -74,10 +76,6 @@ if TYPE_CHECKING:
     )
 
 __all__ = ["Instrumentation", "instrument", "uninstrument"]
-
-_OTLP_ENDPOINTS: Final = tuple(
-    f"OTEL_EXPORTER_OTLP_{signal}ENDPOINT" for signal in ("", "TRACES_", "METRICS_", "LOGS_")
-)
 
 
 class Instrumentation:
@@ -101,7 +99,7 @@ class Instrumentation:
     def flush(self) -> None:
         """Wait until what was told so far is out."""
         watch.settle()
-        self._tracer.exporter.flush()
+        self._tracer.choice.flush()
 
     def uninstrument(self) -> None:
         """Leave SQLAlchemy as it was found; a second time does nothing."""
@@ -133,18 +131,35 @@ def instrument(
     `target` is a `sessionmaker`, an `async_sessionmaker`, a `scoped_session`, an
     `async_scoped_session`, a `Session` or `AsyncSession` class, one live session, a
     Flask-SQLAlchemy `SQLAlchemy` object, or None for every session of the process. `name` names
-    the factory in every signal. `exporter` is an exporter's name or an `Exporter`; without it the
-    environment variable `SESSION_TRACER_EXPORTER` decides, then the OpenTelemetry providers the
-    application has configured, then `otlp` if `OTEL_EXPORTER_OTLP_ENDPOINT` is set, then `console`.
-    `settings` default to the environment's; `overrides` are fields of `Settings` and win.
+    the factory in every signal. `exporter` is the name of an exporter, several names separated by
+    commas, or an `Exporter`; without it the environment variable `SESSION_TRACER_EXPORTER` decides.
+    Where neither names one, it is found when the first session is reported: the OpenTelemetry
+    providers that the application has configured; else `otlp` if `OTEL_EXPORTER_OTLP_ENDPOINT` is
+    set; else structlog if the application has configured it; else `console` on a terminal, and
+    `logging` elsewhere. `settings` default to the environment's; `overrides` are fields of
+    `Settings` and win.
+
+    With the exporter `none`, `disabled=True` or `OTEL_SDK_DISABLED=true` it changes nothing.
 
     Raises `TypeError` for a target that is none of those, `ValueError` for a bad setting or an
-    unknown exporter, and what the exporter raises where it cannot work; SQLAlchemy is then as it
-    was. Instrumenting a target again changes nothing and returns the first `Instrumentation`.
+    unknown exporter, and what the exporter raises where it cannot work as it is written in code;
+    SQLAlchemy is then as it was. Instrumenting a target again changes nothing and returns the first
+    `Instrumentation`.
     """
     resolved = resolve(target)
     chosen = (Settings.from_env() if settings is None else settings).override(overrides)
-    return _INSTRUMENTOR.add(resolved, name or "default", exporter, chosen, tuple(detectors))
+    named = exporter if isinstance(exporter, Exporter) else names_in(exporter)
+    if chosen.disabled or surroundings.is_sdk_disabled() or named == (NONE,):
+        tracer = Tracer(
+            name or "default", chosen, Named(Exporter(), chosen, Exporters()), (), live.ages
+        )
+        return Instrumentation(resolved, tracer, capture=False)
+    written = set(overrides)
+    if settings is not None:
+        written.update(option.name for option in fields(settings))
+    return _INSTRUMENTOR.add(
+        resolved, name or "default", named, chosen, tuple(detectors), written=written
+    )
 
 
 def uninstrument(target: Instrumentable | None = None) -> None:
@@ -153,16 +168,14 @@ def uninstrument(target: Instrumentable | None = None) -> None:
 
 
 def capture(
-    target: Instrumentable | None,
+    target: Target,
     name: str,
     exporter: Exporter,
     settings: Settings,
     detectors: Iterable[Detector],
 ) -> Instrumentation:
     """Trace `target` besides whoever traces it already."""
-    return _INSTRUMENTOR.add(
-        resolve(target), name, exporter, settings, tuple(detectors), capture=True
-    )
+    return _INSTRUMENTOR.add(target, name, exporter, settings, tuple(detectors), capture=True)
 
 
 class Instrumentor:
@@ -170,7 +183,7 @@ class Instrumentor:
 
     def __init__(self, clock: Callable[[], int] = time.perf_counter_ns) -> None:
         self._clock = clock
-        self._lock = threading.RLock()
+        self._lock = threads.RLock()
         self._instrumentations: list[Instrumentation] = []
         self._patches = Patches()
         self._listening: set[type[Session]] = set()
@@ -182,10 +195,11 @@ class Instrumentor:
         self,
         target: Target,
         name: str,
-        exporter: str | Exporter | None,
+        exporters: tuple[str, ...] | Exporter,
         settings: Settings,
         detectors: tuple[Detector, ...],
         *,
+        written: Collection[str] = (),
         capture: bool = False,
     ) -> Instrumentation:
         """Trace a target; what can be refused is refused before SQLAlchemy is touched."""
@@ -197,17 +211,19 @@ class Instrumentor:
                     if not existing._is_capture and existing._target.same_as(target):
                         _warn_if_different(existing, name, settings)
                         return existing
-            opened = self._exporters.open(_choose_exporter(exporter), settings)
+            choice: Choice
+            if exporters:
+                choice = Named(exporters, settings, self._exporters, written)
+            else:
+                choice = ByItself(settings, self._exporters)
             try:
-                tracer = Tracer(name, settings, opened, detectors, live.ages)
+                tracer = Tracer(name, settings, choice, detectors, live.ages)
             except BaseException:
-                self._exporters.close(opened)
+                choice.close()
                 raise
             instrumentation = Instrumentation(target, tracer, capture=capture)
             self._instrumentations.append(instrumentation)
-            # The last to be registered is the first to run: the exporters are still there.
-            atexit.unregister(watch.at_exit)
-            atexit.register(watch.at_exit)
+            process.at_end(watch.at_end, process.SESSIONS)
             try:
                 reliances.check()
                 self._update()
@@ -232,19 +248,19 @@ class Instrumentor:
                 self._leave(session, tracer)
             if not self._instrumentations:
                 statements.remove()
-                atexit.unregister(watch.at_exit)
+                process.not_at_end(watch.at_end)
         self._close(tracer)
 
     def _close(self, tracer: Tracer) -> None:
         tracer.close()
         try:
-            self._exporters.close(tracer.exporter)
+            tracer.choice.close()
         except Exception as error:
             tracer.failed("exporter", error)
 
     def renew_lock(self) -> None:
         """In a child process: whoever held the lock does not live there."""
-        self._lock = threading.RLock()
+        self._lock = threads.RLock()
 
     def remove_target(self, target: Target | None) -> None:
         """Stop tracing a target, or everything but what a test captures."""
@@ -377,24 +393,7 @@ class Instrumentor:
 
 
 _INSTRUMENTOR: Final = Instrumentor()
-if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
-    os.register_at_fork(after_in_child=_INSTRUMENTOR.renew_lock)
-
-
-def _choose_exporter(exporter: str | Exporter | None) -> str | Exporter:
-    if isinstance(exporter, Exporter):
-        return exporter
-    if exporter is None:
-        exporter = os.environ.get("SESSION_TRACER_EXPORTER") or None
-    if exporter is None and configured_providers():
-        exporter = "providers"
-    if exporter is None and any(os.environ.get(variable) for variable in _OTLP_ENDPOINTS):
-        exporter = "otlp"
-    if not isinstance(exporter, str | None):
-        raise TypeError(
-            f"exporter = {exporter!r} is not possible: it takes an exporter's name or an Exporter."
-        )
-    return exporter or "console"
+process.in_child(_INSTRUMENTOR.renew_lock)
 
 
 def _warn_if_different(existing: Instrumentation, name: str, settings: Settings) -> None:

@@ -13,8 +13,8 @@ from sqlalchemy.engine import NestedTransaction
 from sqlalchemy.orm.session import SessionTransactionOrigin
 
 from session_tracer import facts, flushes, loads, owner, peers, statements
+from session_tracer.degraded import without
 from session_tracer.handlers import failure
-from session_tracer.lessened import without
 from session_tracer.probe import add_transition, type_name
 from session_tracer.running import running_frame
 from session_tracer.signals.spans import caller

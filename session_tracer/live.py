@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from session_tracer import peers
-from session_tracer.lessened import without
+from session_tracer.degraded import without
 from session_tracer.snapshot import LiveSession
 
 if TYPE_CHECKING:

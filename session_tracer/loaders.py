@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from sqlalchemy.orm import RelationshipProperty
 
 from session_tracer import loads
-from session_tracer.lessened import without
+from session_tracer.degraded import without
 from session_tracer.origin import Route
 
 if TYPE_CHECKING:

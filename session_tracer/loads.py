@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, cast
 
 from sqlalchemy.orm import Session
 
-from session_tracer.lessened import without
+from session_tracer.degraded import without
 from session_tracer.origin import Origin, OriginRef, refer
 
 if TYPE_CHECKING:

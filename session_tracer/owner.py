@@ -8,9 +8,9 @@ import sys
 import threading
 import weakref
 from contextvars import ContextVar
-from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final
 
+from session_tracer import process
 from session_tracer.awaiting import awaiting_tasks, running_loop, suspended
 from session_tracer.running import running_frame
 
@@ -27,10 +27,9 @@ __all__ = ["Owner", "current", "others", "root_of"]
 _PIECE: Final[ContextVar[_Piece | None]] = ContextVar("session_tracer_piece_of_work", default=None)
 # The main thread, by its ident.
 _MAIN: Final[dict[int, Owner]] = {}
-if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
-    # The child's main thread is whichever forked, and others may get the old one's ident.
-    os.register_at_fork(after_in_child=_MAIN.clear)
-_OURS: Final = "session_tracer."
+# The child's main thread is whichever forked, and others may get the old one's ident.
+process.in_child(_MAIN.clear)
+_OUR_FOLDER: Final = os.path.join(os.path.dirname(__file__), "")
 
 
 class _Piece:
@@ -83,7 +82,7 @@ class Owner:
 
     def is_current(self) -> bool:
         """Whether this is who runs now."""
-        if get_ident() != self.ident:
+        if threading.get_ident() != self.ident:
             return False
         loop = running_loop()
         if loop is None:
@@ -115,7 +114,7 @@ class Owner:
         if self.piece is not None and self.piece() is None:
             return []  # the thread does somebody else's work by now
         frames: list[FrameType] = []
-        frame = _asking() if self.ident == get_ident() else _standing(self.ident)
+        frame = _asking() if self.ident == threading.get_ident() else _standing(self.ident)
         while frame is not None:
             frames.append(frame)
             frame = frame.f_back
@@ -131,7 +130,8 @@ def _standing(ident: int) -> FrameType | None:
 def _asking() -> FrameType | None:
     """The frame from which we are called. One of ours, in a list of its own, would live on."""
     frame = running_frame(1)
-    while frame is not None and str(frame.f_globals.get("__name__")).startswith(_OURS):
+    # Not by the module: some of our frames stand in for SQLAlchemy's.
+    while frame is not None and frame.f_code.co_filename.startswith(_OUR_FOLDER):
         frame = frame.f_back
     return frame
 
@@ -141,7 +141,7 @@ def current() -> Owner:
     loop = running_loop()
     if loop is not None:
         return Owner(threading.current_thread(), asyncio.current_task(loop), loop, None)
-    ident = get_ident()
+    ident = threading.get_ident()
     known = _MAIN.get(ident)
     if known is None:
         piece = _PIECE.get()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import inspect
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Patches"]
+__all__ = ["Patches", "as_sqlalchemys"]
+
+C = TypeVar("C", bound="Callable[..., Any]")
 
 _ABSENT: Final = object()
 # What a call may raise whoever is called.
@@ -77,6 +81,13 @@ class Patches:
         self._patches = [patch for patch in self._patches if patch.owner is not owner]
 
 
+def _line() -> int:
+    """The line that calls this; 0 where Python does not tell."""
+    frame = inspect.currentframe()
+    return frame.f_back.f_lineno if frame is not None and frame.f_back is not None else 0
+
+
+_BEFORE_TEMPLATE: Final = _line() + 1
 _SYNC: Final = """\
 def make(_found, _owner, _before, _after, _switch, _absent, _lacks):
     def {name}({parameters}):
@@ -124,7 +135,10 @@ def _wrapper(
     # SQLAlchemy warns at the innermost line of a module that is not its own: not at the wrapper's.
     by_sqlalchemy = str(found.__module__).startswith("sqlalchemy.")
     namespace: dict[str, Any] = {"__name__": found.__module__ if by_sqlalchemy else __name__}
-    exec(compile(source, "<session_tracer>", "exec"), namespace)
+    # Under this file's name, so that error trackers see where the package is installed, and with
+    # the template's own lines, so that tracebacks show them.
+    code = ast.increment_lineno(ast.parse(source), _BEFORE_TEMPLATE)
+    exec(compile(code, __file__, "exec"), namespace)
     wrapper = namespace["make"](found, owner, before, after, switch, _ABSENT, _LACKS)
     functools.update_wrapper(wrapper, found)
     # `inspect.signature` reads the wrapper's own, or follows what a decorator has left.
@@ -169,3 +183,18 @@ def _signature(found: Any) -> tuple[str, str]:
     if positional_only:
         parameters.append("/")
     return ", ".join(parameters), ", ".join(arguments)
+
+
+def as_sqlalchemys(function: C) -> C:
+    """The function, as if a module of SQLAlchemy's had it; its frame lies below SQLAlchemy's.
+
+    SQLAlchemy lays a warning to the innermost line of a module that is not its own. A line of
+    session_tracer's between two of its own would be taken for the application's.
+    """
+    found: Any = function
+    named = {**found.__globals__, "__name__": "sqlalchemy.engine.base"}
+    again: Any = FunctionType(
+        found.__code__, named, found.__name__, found.__defaults__, found.__closure__
+    )
+    again.__qualname__ = found.__qualname__
+    return again  # type: ignore[no-any-return] # a copy of what was given

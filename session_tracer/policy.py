@@ -117,6 +117,5 @@ def _check(option: str, ids: Iterable[str], besides: tuple[str, ...] = ()) -> No
 
             (nearest,) = get_close_matches(id_, possible, n=1, cutoff=0.0)
             raise ValueError(
-                f"{option} = {id_!r} is not possible: there is no such finding, and no detector "
-                f"of the application's own to draw it; the nearest is {nearest!r}."
+                f"Invalid {option}={id_!r}: expected the id of a finding. Did you mean {nearest!r}?"
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import sys
 import threading
@@ -11,7 +10,7 @@ import weakref
 from asyncio import CancelledError
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
-from session_tracer import facts, loads, owner, peers
+from session_tracer import facts, loads, owner, peers, process
 from session_tracer.awaiting import running_loop
 from session_tracer.live import LIVE
 from session_tracer.origin import Origin, Scope
@@ -42,8 +41,7 @@ __all__ = ["Probe", "add_transition", "by_name", "probe_of", "type_name"]
 Leaving: TypeAlias = "tuple[CallSite | None, str, bool]"
 
 _IDS = random.Random()
-if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
-    os.register_at_fork(after_in_child=_IDS.seed)
+process.in_child(_IDS.seed)
 
 
 def probe_of(owner: object) -> Probe | None:
@@ -175,6 +173,9 @@ class Probe:
 
     def begin_scope(self, session: Session, site: CallSite | None, *, reopened: bool) -> None:
         """A scope begins on the session."""
+        for tracer in self.tracers:
+            if not tracer.is_settled:
+                tracer.settle()
         now = self.clock()
         scope = Scope(f"{_IDS.getrandbits(64):016x}", site, is_async=self.is_async)
         if reopened:

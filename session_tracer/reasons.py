@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from session_tracer import facts, loaders, loads
-from session_tracer.lessened import without
+from session_tracer.degraded import without
 
 if TYPE_CHECKING:
     from session_tracer.callsite import CallSite

@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from session_tracer import loads, running, statements, targets
-from session_tracer.lessened import without
+from session_tracer.degraded import without
 
 if TYPE_CHECKING:
     from collections.abc import Callable

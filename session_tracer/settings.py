@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypedDict, get_args
 
+from session_tracer.degraded import warn_once
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
@@ -17,6 +19,11 @@ __all__ = ["LogLevel", "Overrides", "Settings"]
 LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
 
 _PREFIX: Final = "SESSION_TRACER_"
+_EXPORTER: Final = "SESSION_TRACER_EXPORTER"
+# The project's own tests and benchmarks have variables of their own.
+_OF_TESTS: Final = ("SESSION_TRACER_TEST_", "SESSION_TRACER_BENCH_")
+# What may also be one text, with commas between the names.
+_LISTS_OF_NAMES: Final = frozenset({"application_packages", "ignore", "raise_on"})
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 _FALSE: Final = frozenset({"0", "false", "no", "off"})
 
@@ -28,6 +35,9 @@ class Settings:
     Raises `ValueError`, naming the option, the value and what is allowed, for a value that makes
     no sense.
     """
+
+    disabled: bool = False
+    """Switch tracing off: `instrument()` returns and changes nothing."""
 
     statement_spans: bool = False
     """Emit a CLIENT span and `db.client.operation.duration` for every statement."""
@@ -41,10 +51,10 @@ class Settings:
     site_frames: int = 1
     """How many application frames a call site carries, innermost first."""
 
-    application_packages: tuple[str, ...] = ()
+    application_packages: str | Collection[str] = ()
     """Installed packages whose lines are the application's own; what is not installed always is.
 
-    In the environment the names are separated by commas.
+    Several names as a tuple or list, or as a text that separates them with commas.
     """
 
     slow_session_seconds: float = 1.0
@@ -59,8 +69,8 @@ class Settings:
     timeline_steps: int = 60
     """The most steps of a session's timeline that are kept; the middle is left out."""
 
-    ignore: Collection[str] = ()
-    """Findings that are not said: an id, or `id@glob` for sites, or `id:Entity.attribute`.
+    ignore: str | Collection[str] = ()
+    """Findings that are not reported: an id, or `id@glob` for sites, or `id:Entity.attribute`.
 
     `*` is every id; the glob is matched with the site's file, relative to the working directory.
     """
@@ -68,7 +78,7 @@ class Settings:
     severities: Mapping[str, Severity] = field(default_factory=dict, hash=False)
     """Another severity for findings of an id; in the environment `id=severity` pairs."""
 
-    raise_on: Collection[str] = ()
+    raise_on: str | Collection[str] = ()
     """Findings that are raised as `SessionMisuse`: ids, or severities, each with those above it.
 
     Meant for tests.
@@ -142,23 +152,31 @@ class Settings:
 
     def __post_init__(self) -> None:
         for option in fields(self):
-            value = getattr(self, option.name)
+            value = given = getattr(self, option.name)
+            if option.name in _LISTS_OF_NAMES and isinstance(given, str):
+                value = _names(given)
+                object.__setattr__(self, option.name, value)
             allowed, holds = _RULES[option.name]
             try:
                 right = holds(value)
             except TypeError:
                 right = False
             if not right:
-                raise ValueError(f"{option.name} = {value!r} is not possible: it takes {allowed}.")
+                raise ValueError(f"Invalid {option.name}={given!r}: expected {allowed}.")
         # Whose set or dict it is may change it later.
+        object.__setattr__(self, "application_packages", tuple(self.application_packages))
         object.__setattr__(self, "ignore", frozenset(self.ignore))
         object.__setattr__(self, "raise_on", frozenset(self.raise_on))
         object.__setattr__(self, "severities", dict(self.severities))
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
-        """The settings that the environment names, the defaults for the rest."""
+        """The settings that the environment names, the defaults for the rest.
+
+        Raises `ValueError` for a bad value. A variable that is no setting's is warned of once.
+        """
         environ = os.environ if environ is None else environ
+        _warn_of_unknown(environ)
         given: dict[str, Any] = {}
         for option in fields(cls):
             variable = _PREFIX + option.name.upper()
@@ -170,21 +188,20 @@ class Settings:
                 given[option.name] = parse(text.strip())
             except ValueError:
                 allowed, _ = _RULES[option.name]
-                raise ValueError(
-                    f"{variable}={text!r} is not possible: it takes {allowed}."
-                ) from None
+                raise ValueError(f"Invalid {variable}={text!r}: expected {allowed}.") from None
         try:
             return cls(**given)
         except ValueError as error:
-            raise ValueError(f"in the environment ({_PREFIX}...): {error}") from None
+            raise ValueError(f"In the environment ({_PREFIX}...): {error}") from None
 
     def override(self, overrides: Mapping[str, Any]) -> Settings:
         """These settings with some fields replaced; an unknown name raises `ValueError`."""
         known = {option.name for option in fields(self)}
         unknown = sorted(set(overrides) - known)
-        if unknown:
+        for name in unknown:
             raise ValueError(
-                f"There is no option {', '.join(unknown)}; there are {', '.join(sorted(known))}."
+                f"Unknown setting {name!r}.{_nearest(name, known)} Available: "
+                f"{', '.join(sorted(known))}."
             )
         return replace(self, **overrides)
 
@@ -192,18 +209,19 @@ class Settings:
 class Overrides(TypedDict, total=False):
     """The fields of `Settings` as keywords, as `instrument()` takes them: none has to be given."""
 
+    disabled: bool
     statement_spans: bool
     record_identity: bool
     max_entities: int
     site_frames: int
-    application_packages: tuple[str, ...]
+    application_packages: str | Collection[str]
     slow_session_seconds: float
     log_level: LogLevel
     repeat_finding_seconds: float
     timeline_steps: int
-    ignore: Collection[str]
+    ignore: str | Collection[str]
     severities: Mapping[str, Severity]
-    raise_on: Collection[str]
+    raise_on: str | Collection[str]
     baseline_path: str
     leak_after_seconds: float
     long_transaction_seconds: float
@@ -226,6 +244,27 @@ class Overrides(TypedDict, total=False):
     jsonl_path: str
     prometheus_host: str
     prometheus_port: int
+
+
+def _warn_of_unknown(environ: Mapping[str, str]) -> None:
+    known = {_PREFIX + option.name.upper() for option in fields(Settings)} | {_EXPORTER}
+    for variable in environ:
+        if (
+            variable.startswith(_PREFIX)
+            and variable not in known
+            and not variable.startswith(_OF_TESTS)
+        ):
+            warn_once(
+                f"session_tracer: unknown environment variable {variable}, which has no effect."
+                f"{_nearest(variable, known)}"
+            )
+
+
+def _nearest(name: str, known: Collection[str]) -> str:
+    """A sentence about the known name that looks most like it, if one does."""
+    from difflib import get_close_matches  # 0.6 ms of the import
+
+    return "".join(f" Did you mean {near!r}?" for near in get_close_matches(name, known, n=1))
 
 
 def _boolean(text: str) -> bool:
@@ -281,11 +320,8 @@ _TEXT: Final[tuple[str, Callable[[Any], bool]]] = (
     lambda value: isinstance(value, str) and value != "",
 )
 _PACKAGES: Final[tuple[str, Callable[[Any], bool]]] = (
-    "names of top-level packages",
-    lambda value: (
-        isinstance(value, tuple)
-        and all(isinstance(name, str) and re.fullmatch(r"[A-Za-z_]\w*", name) for name in value)
-    ),
+    'the names of top-level packages, for example ("shop", "shop_jobs") or "shop"',
+    lambda value: _each(value, lambda item: re.fullmatch(r"[A-Za-z_]\w*", item) is not None),
 )
 _LEVEL: Final[tuple[str, Callable[[Any], bool]]] = (
     f"one of {', '.join(get_args(LogLevel))}",
@@ -325,6 +361,7 @@ def _each(value: Any, holds: Callable[[str], bool]) -> bool:
 
 
 _RULES: Final[Mapping[str, tuple[str, Callable[[Any], bool]]]] = {
+    "disabled": _SWITCH,
     "statement_spans": _SWITCH,
     "record_identity": _SWITCH,
     "max_entities": _whole(1),

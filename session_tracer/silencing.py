@@ -30,12 +30,12 @@ def silence(*ids: str, reason: str) -> Silence:
     """
     if not ids:
         raise ValueError(
-            "silence() is not possible: it takes at least one finding's id, such as 'n-plus-one'."
+            "Invalid silence(): expected the id of at least one finding, such as 'n-plus-one'."
         )
     for id_ in ids:
         _check(id_)
     if not isinstance(reason, str) or not reason.strip():
-        raise ValueError(f"reason = {reason!r} is not possible: it takes some words that say why.")
+        raise ValueError(f"Invalid reason={reason!r}: expected some words that say why.")
     return Silence(frozenset(ids), reason)
 
 
@@ -81,7 +81,7 @@ def silenced_now() -> frozenset[str]:
 def _check(id_: object) -> None:
     if not isinstance(id_, str) or not _ID.fullmatch(id_):
         raise ValueError(
-            f"silence({id_!r}) is not possible: it takes findings' ids, such as 'n-plus-one'."
+            f"Invalid silence({id_!r}): expected the id of a finding, such as 'n-plus-one'."
         )
     if id_ in FINDING_IDS:
         return
@@ -90,5 +90,5 @@ def _check(id_: object) -> None:
     near = get_close_matches(id_, FINDING_IDS, n=1, cutoff=_LIKE)
     if near:
         raise ValueError(
-            f"silence({id_!r}) is not possible: there is no such finding; did you mean {near[0]!r}?"
+            f"Invalid silence({id_!r}): there is no such finding. Did you mean {near[0]!r}?"
         )

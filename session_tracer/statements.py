@@ -22,9 +22,10 @@ from sqlalchemy.engine.interfaces import ExecuteStyle
 from sqlalchemy.exc import InvalidRequestError
 
 from session_tracer import facts, reasons, sql
+from session_tracer.degraded import without
 from session_tracer.facts import StatementExecuted
-from session_tracer.lessened import without
 from session_tracer.misuse import raise_due
+from session_tracer.patching import as_sqlalchemys
 from session_tracer.probe import type_name
 from session_tracer.reasons import reason
 from session_tracer.sql import fingerprint as fingerprint_of
@@ -186,7 +187,7 @@ def _surround(connection: Connection) -> bool:
                     if not isinstance(error, Exception):
                         raise
 
-        return execute
+        return as_sqlalchemys(execute)
 
     for name in SURROUNDED:
         connection.__dict__[name] = surrounded(getattr(type(connection), name))
@@ -292,7 +293,7 @@ def _executing(name: str) -> Callable[..., bool | None]:
             raise_due(probe.stories)
         return True
 
-    return listener
+    return as_sqlalchemys(listener)
 
 
 def _after(ours: Callable[..., bool | None], listeners: Any) -> list[Any]:
@@ -424,18 +425,6 @@ def _give_up(connection: Any, outer: _UnderWay | None) -> None:
             return
         error = sys.exc_info()[1]
         under_way.end(getattr(error, "orig", None) or error)
-
-
-_Listeners: TypeAlias = "tuple[tuple[str, Callable[..., Any]], ...]"
-_DIALECT_LISTENERS: Final[_Listeners] = tuple(
-    (name, _executing(name)) for name in ("do_execute", "do_executemany", "do_execute_no_params")
-)
-_ERROR_LISTENERS: Final[_Listeners] = (("handle_error", handle_error),)
-_CURSOR_LISTENERS: Final[_Listeners] = (
-    ("before_cursor_execute", before_cursor_execute),
-    ("after_cursor_execute", after_cursor_execute),
-)
-_LISTENERS: Final[_Listeners] = (*_DIALECT_LISTENERS, *_ERROR_LISTENERS, *_CURSOR_LISTENERS)
 
 
 # A statement on its way.
@@ -611,3 +600,15 @@ def _rows(context: Any, operation: str, size: int) -> int:
         return rows
     # With RETURNING, SQLite does not know before the rows are fetched.
     return 1 if operation == "INSERT" else -1
+
+
+_Listeners: TypeAlias = "tuple[tuple[str, Callable[..., Any]], ...]"
+_DIALECT_LISTENERS: Final[_Listeners] = tuple(
+    (name, _executing(name)) for name in ("do_execute", "do_executemany", "do_execute_no_params")
+)
+_ERROR_LISTENERS: Final[_Listeners] = (("handle_error", handle_error),)
+_CURSOR_LISTENERS: Final[_Listeners] = (
+    ("before_cursor_execute", before_cursor_execute),
+    ("after_cursor_execute", after_cursor_execute),
+)
+_LISTENERS: Final[_Listeners] = (*_DIALECT_LISTENERS, *_ERROR_LISTENERS, *_CURSOR_LISTENERS)

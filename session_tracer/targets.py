@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
-from session_tracer.lessened import without
+from session_tracer.degraded import without
 
 __all__ = [
     "ASYNC",

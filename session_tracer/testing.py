@@ -10,6 +10,7 @@ from session_tracer.detectors import DEFAULT_DETECTORS
 from session_tracer.exporter import Exporter
 from session_tracer.instrumentor import capture as _instrument
 from session_tracer.settings import Settings
+from session_tracer.targets import resolve
 
 try:
     from opentelemetry.sdk.metrics import MeterProvider
@@ -115,11 +116,17 @@ def capture(
     `log_level` says otherwise. No OpenTelemetry configuration is needed, none that exists is
     disturbed and none is left behind. Captures nest: each collects for its own block.
     """
-    captured = Captured()
     settings = Settings.from_env().override({"log_level": "debug", **overrides})
-    instrumentation = _instrument(target, name, captured._exporter(), settings, detectors)
-    del target  # a session that is captured may be lost within the block
+    meant = resolve(target)  # before there is anything that would have to be shut down
+    captured = Captured()
+    try:
+        instrumentation = _instrument(meant, name, captured._exporter(), settings, detectors)
+    except BaseException:
+        captured._close()
+        raise
+    del meant, target  # a session that is captured may be lost within the block
     try:
         yield captured
     finally:
+        captured.metrics  # noqa: B018 - what is observed is there until the tracer is closed
         instrumentation.uninstrument()

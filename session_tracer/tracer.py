@@ -7,9 +7,14 @@ import threading
 import traceback
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
+from opentelemetry.metrics import NoOpMeterProvider
+from opentelemetry.trace import NoOpTracerProvider
+
+from session_tracer import process, threads
 from session_tracer.callsite import Locator
+from session_tracer.degraded import warn_once
 from session_tracer.dispatch import Dispatch
 from session_tracer.findings import Finding, Retraction
 from session_tracer.policy import Policy
@@ -29,23 +34,16 @@ if TYPE_CHECKING:
     from session_tracer.detectors.protocol import Detector
     from session_tracer.dispatch import Wake
     from session_tracer.exporter import Exporter
+    from session_tracer.exporter_choice import Choice
     from session_tracer.facts import Fact
     from session_tracer.origin import Scope
     from session_tracer.settings import Settings
     from session_tracer.signals.metrics import Ages
-    from session_tracer.signals.routes import Routes
     from session_tracer.signals.spans import SessionSpans
 
 __all__ = ["Story", "Tracer", "is_telling", "tell"]
 
 _LOGGER: Final = logging.getLogger("session_tracer")
-
-
-class Signal(Protocol):
-    """One kind of signal: which facts it tells of."""
-
-    @property
-    def routes(self) -> Routes: ...
 
 
 class Teller(Protocol):
@@ -56,6 +54,17 @@ class Teller(Protocol):
     def retracted(self, retraction: Retraction, record: SessionRecord) -> None: ...
 
 
+class Reporting(NamedTuple):
+    """How a story is told: its signals in order, where those spans have their place, and what to
+    ask and tell of each fact.
+    """
+
+    signals: tuple[Any, ...]
+    place_of_spans: int
+    spans: SpanSignal
+    dispatch: Dispatch
+
+
 class Tracer:
     """One name, its settings, its detectors and its signals; it makes a story of each session."""
 
@@ -63,7 +72,7 @@ class Tracer:
         self,
         name: str,
         settings: Settings,
-        exporter: Exporter,
+        choice: Choice,
         detectors: Iterable[Detector],
         ages: Callable[[Tracer], Ages],
     ) -> None:
@@ -71,9 +80,10 @@ class Tracer:
         self.settings = settings
         detectors = tuple(detectors)
         self.policy = Policy(settings, detectors)
-        self.locator = Locator(settings.application_packages, settings.site_frames)
-        self.exporter = exporter
+        self.locator = Locator(tuple(settings.application_packages), settings.site_frames)
+        self.choice = choice
         self.closed = False
+        self._ages = ages
         self.tells_statements = settings.statement_spans
         # How long a scope may do nothing before somebody wants to hear of it, in nanoseconds: until
         # it leaks, until its transaction is long, until its connection is idle.
@@ -82,35 +92,88 @@ class Tracer:
             int(settings.long_transaction_seconds * 1e9),
             int(settings.idle_in_transaction_seconds * 1e9),
         )
-        self.spans = SpanSignal(
-            exporter.tracer_provider, VERSION, statement_spans=settings.statement_spans
-        )
-        self.metrics = MetricSignal(
-            exporter.meter_provider, name, settings, VERSION, lambda: ages(self)
-        )
-        self.logs = LogSignal(exporter, settings)
-        self.reports = ReportSignal(exporter)
+        self._failures_said: set[str] = set()
+        self.detectors = detectors
+        self._metrics: list[MetricSignal] = []
+        # Whether the exporters are open, and stay as they are.
+        self.is_settled = False
+        self._is_opening = False
+        self._report_to(())
+        if choice.can_open:
+            self.settle()
+
+    def _report_to(self, exporters: tuple[Exporter, ...]) -> None:
+        """Report the sessions that begin from now on to these exporters."""
+        for metrics in self._metrics:
+            metrics.close()
+        self.wants_sessions = any(one.wants_sessions for one in exporters)
+        self._metrics = list(self._measuring(exporters))
+        spans = self._spanning(exporters)
         # In the order of a story's tellers. What is measured and logged of something that ended
         # is of its span, which spans end; reports come last, for a summary holds the findings.
-        signals: tuple[Signal, ...] = (self.metrics, self.logs, self.spans, self.reports)
+        before: tuple[Any, ...] = (*self._metrics, LogSignal(exporters, self.settings))
+        signals = (*before, spans, *map(ReportSignal, exporters))
         routes: dict[type, list[tuple[int, Callable[..., None]]]] = {}
         for index, signal in enumerate(signals):
             for kind, tell in signal.routes.items():
                 routes.setdefault(kind, []).append((index, tell))
-        self._failures_said: set[str] = set()
-        self.detectors = detectors
-        self.dispatch = Dispatch(detectors, ADDERS, routes)
+        self.dispatch = Dispatch(self.detectors, ADDERS, routes)
+        # In one step: another thread may begin a story meanwhile.
+        self._reporting = Reporting(signals, len(before), spans, self.dispatch)
+
+    def _measuring(self, exporters: tuple[Exporter, ...]) -> Iterator[MetricSignal]:
+        for provider in [one.meter_provider for one in exporters]:
+            if isinstance(provider, NoOpMeterProvider):
+                continue
+            try:
+                yield MetricSignal(
+                    provider, self.name, self.settings, VERSION, lambda: self._ages(self)
+                )
+            except Exception as error:
+                _refused("MeterProvider", provider, "metrics are not", error)
+
+    def _spanning(self, exporters: tuple[Exporter, ...]) -> SpanSignal:
+        statement_spans = self.settings.statement_spans
+        providers = [one.tracer_provider for one in exporters if one.wants_spans]
+        for provider in providers[:1]:
+            try:
+                return SpanSignal(provider, VERSION, statement_spans=statement_spans)
+            except Exception as error:
+                _refused("TracerProvider", provider, "spans are not", error)
+        return SpanSignal(NoOpTracerProvider(), VERSION, statement_spans=statement_spans)
+
+    def settle(self) -> None:
+        """Report to the exporters that fit now, before a scope begins; never raises.
+
+        It may take longer than the scope, for example where a module is imported.
+        """
+        with _OPENING.lock:
+            # An exporter may use a session while it is opened.
+            if self._is_opening or self.is_settled:
+                return
+            self._is_opening = True
+            try:
+                with _telling():
+                    exporters = self.choice.open()
+                    if exporters is not None:
+                        self._report_to(exporters)
+                self.is_settled = self.choice.is_settled
+            except Exception as error:
+                self.failed("exporter", error)
+            finally:
+                self._is_opening = False
 
     def begin(self, scope: Scope, epoch: int) -> Story:
-        """The story of a session scope that begins now."""
-        record = self._record(scope, epoch)
-        return Story(self, record, self.spans.begin(record))
+        """The story of a session scope that begins now; `settle()` has to come before it."""
+        return Story(self, self._reporting, self._record(scope, epoch))
 
     def begin_detached(self, scope: Scope, epoch: int, span: SpanContext | None) -> Story:
         """The story of one load that an object was refused after its scope had ended."""
+        if not self.is_settled:
+            self.settle()
         record = self._record(scope, epoch)
         record.opened_site = scope.opened_site
-        story = Story(self, record, self.spans.begin(record))
+        story = Story(self, self._reporting, record)
         story.refused(span)
         return story
 
@@ -120,7 +183,7 @@ class Tracer:
             self.name,
             is_async=scope.is_async,
             epoch=epoch,
-            timeline_steps=self.settings.timeline_steps if self.exporter.wants_sessions else 0,
+            timeline_steps=self.settings.timeline_steps if self.wants_sessions else 0,
             settings=self.settings,
         )
         # What other threads conclude of the scope has no context of the application's.
@@ -130,7 +193,8 @@ class Tracer:
     def failed(self, where: str, error: BaseException) -> None:
         """Count a failure of our own, and log the first of its kind."""
         with suppress(Exception):
-            self.metrics.error(where)
+            for metrics in self._metrics:
+                metrics.error(where)
         try:
             if where not in self._failures_said:
                 self._failures_said.add(where)
@@ -149,7 +213,45 @@ class Tracer:
     def close(self) -> None:
         """Tell nothing more."""
         self.closed = True
-        self.metrics.close()
+        for metrics in self._metrics:
+            metrics.close()
+
+
+class _Opening:
+    """Held while exporters are opened; new in a forked child.
+
+    Opening an exporter starts threads of other libraries, which lets other greenlets run where
+    threads are greenlets. They have to wait, so this lock is one of their kind: it is made when it
+    is first needed, because a library may patch threading until then.
+    """
+
+    def __init__(self) -> None:
+        self.renew()
+        process.in_child(self.renew)
+
+    def renew(self) -> None:
+        self._lock: threading.RLock | None = None
+        self._making = threads.Lock()
+
+    @property
+    def lock(self) -> threading.RLock:
+        with self._making:
+            if self._lock is None:
+                self._lock = threading.RLock()
+            return self._lock
+
+
+_OPENING: Final = _Opening()
+
+
+def _refused(kind: str, provider: object, lost: str, error: Exception) -> None:
+    """A provider of a class that does not do what OpenTelemetry's API asks of it."""
+    warn_once(
+        f"session_tracer: {lost} reported, because the {kind} in place ("
+        f"{type(provider).__module__}.{type(provider).__qualname__}) raises "
+        f"{type(error).__qualname__} where OpenTelemetry's API is used. The application is not "
+        "affected."
+    )
 
 
 # What a detector says most of the time.
@@ -204,17 +306,30 @@ class Story:
     A detector or signal that fails is counted, logged once and left out of the rest of the story.
     """
 
-    __slots__ = ("_awake", "_memories", "_muted", "_table", "_tellers", "record", "spans", "tracer")
+    __slots__ = (
+        "_awake",
+        "_dispatch",
+        "_memories",
+        "_muted",
+        "_table",
+        "_tellers",
+        "record",
+        "spans",
+        "tracer",
+    )
 
-    def __init__(self, tracer: Tracer, record: SessionRecord, spans: SessionSpans) -> None:
+    def __init__(self, tracer: Tracer, reporting: Reporting, record: SessionRecord) -> None:
         self.tracer = tracer
         self.record = record
-        self.spans = spans
-        self._tellers: list[Teller | None] = [tracer.metrics, tracer.logs, spans, tracer.reports]
+        self.spans: SessionSpans = reporting.spans.begin(record)
+        # Where the exporters change while the scope is open, the earlier ones hear of its end.
+        self._dispatch = dispatch = reporting.dispatch
+        self._tellers: list[Teller | None] = [*reporting.signals]
+        self._tellers[reporting.place_of_spans] = self.spans
         # The detectors that do not sleep, and those that have failed: bits, by their place.
-        self._awake = tracer.dispatch.awake
+        self._awake = dispatch.awake
         self._muted = 0
-        self._table = tracer.dispatch.table(self._awake)
+        self._table = dispatch.table(self._awake)
         self._memories: dict[int, Any] = {}
 
     def tell(self, fact: Fact) -> None:
@@ -239,9 +354,7 @@ class Story:
             try:
                 memory = self._memories.get(index, _UNMADE)
                 if memory is _UNMADE:
-                    memory = self._memories[index] = self.tracer.dispatch.remember[index](
-                        fact, record
-                    )
+                    memory = self._memories[index] = self._dispatch.remember[index](fact, record)
                 verdicts = judge(fact, record, memory)
                 if verdicts is _NOTHING:
                     continue
@@ -271,7 +384,7 @@ class Story:
         if awake == self._awake:
             return False
         self._awake = awake
-        self._table = self.tracer.dispatch.table(awake, self._muted)
+        self._table = self._dispatch.table(awake, self._muted)
         return True
 
     def refused(self, origin: SpanContext | None) -> None:
@@ -305,7 +418,7 @@ class Story:
 
     def _silence(self, index: int, error: Exception) -> None:
         self._muted |= 1 << index
-        self._table = self.tracer.dispatch.table(self._awake, self._muted)
+        self._table = self._dispatch.table(self._awake, self._muted)
         self.tracer.failed(type(self.tracer.detectors[index]).__name__, error)
 
     def _say(self, verdict: Finding | Retraction) -> None:

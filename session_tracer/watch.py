@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import threading
+import sys
 import time
-from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Final
 
-from session_tracer import facts, live
+from session_tracer import facts, live, process
+from session_tracer.background_queue import BackgroundQueue
 from session_tracer.live import LIVE
 
 if TYPE_CHECKING:
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from session_tracer.record import SessionRecord
     from session_tracer.tracer import Story
 
-__all__ = ["Watch", "at_exit", "collected", "nudge", "settle", "start", "stop"]
+__all__ = ["Watch", "at_end", "collected", "nudge", "settle", "start", "stop"]
 
 # The least between two looks, in nanoseconds, and as a multiple of what the last one took: with ten
 # thousand sessions open, a look takes milliseconds, and the watch may have a hundredth of a core.
@@ -90,55 +89,61 @@ def _moments(record: SessionRecord, patience: tuple[int, int, int], now: int) ->
 
 
 _FOR_EVER: Final = float("inf")
-# How long the end of the process waits for what was lost before to be told of.
+# How long the end of the process waits until the sessions lost before are reported.
 _EXIT_SECONDS: Final = 1.0
 
 
-class _Thread(threading.Thread):
-    """Has the sessions watched, and tells of those that are lost."""
+class _Thread:
+    """The thread of this process: it looks when it is time, and reports sessions that are lost."""
 
     def __init__(self) -> None:
-        super().__init__(name="session_tracer", daemon=True)
+        self._watch = Watch()
+        self._next_look = _FOR_EVER
+        self._is_in_use = False
         # Filled from garbage collection, which may strike while any lock is held: put() takes none.
-        self.told: SimpleQueue[Probe | threading.Event | bool] = SimpleQueue()
-        # Whether nothing but what it is told wakes it, because no session is open.
+        self.queue: BackgroundQueue[Probe | None] = BackgroundQueue(
+            self._consume,
+            name="session_tracer",
+            most=sys.maxsize,
+            settle=self._look_if_due,
+            stage=None,
+        )
+        # Whether only a value in the queue wakes it, because no session is open.
         self.is_asleep = True
 
-    def run(self) -> None:
-        """Look whenever it is time, until it is told that it is over."""
-        watch = Watch()
-        next_look = _FOR_EVER
-        while True:
-            said = self._hear(next_look)
-            if said is False:
-                return
-            if said is True:
-                # Nothing is due as soon as a session is opened, and many may be.
-                if next_look == _FOR_EVER:
-                    next_look = time.monotonic() + watch.gap
-            elif isinstance(said, threading.Event):
-                said.set()
-            elif said is not None:
-                _end(said)
-            if time.monotonic() >= next_look:
-                next_look = self._look(watch)
-
-    def _hear(self, until: float) -> Probe | threading.Event | bool | None:
-        """What it is told next; None if nothing is until it is time to look again."""
-        timeout = None if until == _FOR_EVER else max(0, until - time.monotonic())
-        try:
-            return self.told.get(timeout=timeout)
-        except Empty:
-            return None
-
-    def _look(self, watch: Watch) -> float:
-        # Before the look: a session that is opened meanwhile is to wake it again.
-        self.is_asleep = True
-        seconds = watch.look()
-        if seconds is None:
-            return _FOR_EVER
+    def wake(self) -> None:
+        """A session was opened."""
         self.is_asleep = False
-        return time.monotonic() + seconds
+        if not self._is_in_use:
+            self._is_in_use = True
+            process.began_work()
+        self.queue.put(None)
+
+    def begin_in_child(self) -> None:
+        """A child watches its own sessions only, from its first one on."""
+        self._next_look = _FOR_EVER
+        self._is_in_use = False
+        self.is_asleep = True
+
+    def _consume(self, lost: Probe | None) -> None:
+        if lost is not None:
+            _end(lost)
+        elif self._next_look == _FOR_EVER:
+            # Nothing is due as soon as a session is opened, and many may be.
+            self._next_look = time.monotonic() + self._watch.gap
+
+    def _look_if_due(self, _everything: bool) -> float | None:
+        if time.monotonic() >= self._next_look:
+            # Before the look: a session that is opened meanwhile has to wake it again.
+            self.is_asleep = True
+            seconds = self._watch.look()
+            self._next_look = _FOR_EVER
+            if seconds is not None:
+                self.is_asleep = False
+                self._next_look = time.monotonic() + seconds
+        if self._next_look == _FOR_EVER:
+            return None
+        return max(0.0, self._next_look - time.monotonic())
 
 
 _RUNNING: Final[list[_Thread]] = []
@@ -153,46 +158,38 @@ def collected(ref: Any) -> None:
         except Exception as error:
             probe.failed("live", error)
         for thread in _RUNNING:
-            thread.told.put(probe)
+            thread.queue.put(probe)
 
 
 def nudge() -> None:
     """A session was opened: there is something to watch again."""
     for thread in _RUNNING:
         if thread.is_asleep:
-            thread.is_asleep = False
-            thread.told.put(True)
+            thread.wake()
 
 
 def start() -> None:
-    """Have the thread run."""
-    if not _RUNNING or not _RUNNING[0].is_alive():
+    """Watch from the next session on, or at once if one is open."""
+    if not _RUNNING:
         _RUNNING[:] = [_Thread()]
-        _RUNNING[0].start()
         if LIVE:
             nudge()
 
 
 def stop(timeout: float = 2.0) -> None:
-    """Tell of what was lost so far, and end the thread."""
+    """Report what was lost so far, and end the thread."""
     if _RUNNING:
-        thread = _RUNNING.pop()
-        thread.told.put(False)
-        if thread is not threading.current_thread():
-            thread.join(timeout)
+        _RUNNING.pop().queue.close(timeout)
 
 
 def settle(timeout: float = 2.0) -> None:
-    """Wait until every session lost so far has been told of."""
+    """Wait until every session lost so far has been reported."""
     for thread in _RUNNING:
-        if thread.is_alive() and thread is not threading.current_thread():
-            told = threading.Event()
-            thread.told.put(told)
-            told.wait(timeout)
+        thread.queue.flush(timeout)
 
 
-def at_exit() -> None:
-    """Tell of what was lost, and of what is still open as the process ends."""
+def at_end() -> None:
+    """Report what was lost, and what is still open as the process ends."""
     stop(_EXIT_SECONDS)
     live.end_all()
 
@@ -204,13 +201,10 @@ def _end(lost: Probe) -> None:
         lost.failed("live", error)
 
 
-def _after_fork() -> None:
-    """A child watches its own sessions only, with a thread of its own."""
+def _begin_in_child() -> None:
     live.forget()
-    if _RUNNING:
-        _RUNNING.clear()
-        start()
+    for thread in _RUNNING:
+        thread.begin_in_child()
 
 
-if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
-    os.register_at_fork(after_in_child=_after_fork)
+process.in_child(_begin_in_child)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -99,26 +98,28 @@ def test_an_unsupported_target_is_refused_by_what_is_supported(
 
 
 def test_an_unknown_exporter_is_refused_by_those_there_are(maker: Any) -> None:
-    with pytest.raises(ValueError, match="There is no exporter 'consol'; there are ") as refused:
+    with pytest.raises(ValueError, match=r"Unknown exporter 'consol'. Available: ") as refused:
         instrument(maker, exporter="consol")
-    for name in ("console", "jsonl", "otlp", "prometheus", "providers"):
+    for name in ("console", "jsonl", "logging", "none", "otlp", "prometheus", "providers"):
         assert re.search(rf"\b{name}\b", str(refused.value))
+    assert "Did you mean 'console'?" in str(refused.value)
 
 
 def test_an_unknown_exporter_of_the_environment_is_refused_too(
     maker: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SESSION_TRACER_EXPORTER", "consol")
-    with pytest.raises(ValueError, match="There is no exporter 'consol'"):
+    with pytest.raises(ValueError, match="Unknown exporter 'consol'"):
         instrument(maker)
 
 
 @pytest.mark.parametrize("exporter", [5, print, Exporter, b"console"], ids=repr)
 def test_something_that_is_no_exporter_is_refused(maker: Any, exporter: Any) -> None:
-    with pytest.raises(TypeError, match="takes an exporter's name or an Exporter"):
+    with pytest.raises(TypeError, match=r"expected the name of an exporter, .* or an Exporter"):
         instrument(maker, exporter=exporter)
 
 
+PACKAGES = "the names of top-level packages"
 BAD_SETTINGS: list[tuple[str, Any, str]] = [
     ("max_entities", 0, "a whole number from 1 up"),
     ("max_entities", "100", "a whole number from 1 up"),
@@ -127,8 +128,8 @@ BAD_SETTINGS: list[tuple[str, Any, str]] = [
     ("statement_spans", 1, "true or false"),
     ("record_identity", None, "true or false"),
     ("site_frames", 51, "a whole number from 1 to 50"),
-    ("application_packages", "shop", "names of top-level packages"),
-    ("application_packages", ("shop.web",), "names of top-level packages"),
+    ("application_packages", ["shop.web"], PACKAGES),
+    ("application_packages", ("shop.web",), PACKAGES),
     ("slow_session_seconds", 0, "a number of seconds above 0"),
     ("slow_session_seconds", float("nan"), "a number of seconds above 0"),
     ("repeat_finding_seconds", "60", "a number of seconds above 0"),
@@ -143,7 +144,7 @@ BAD_SETTINGS: list[tuple[str, Any, str]] = [
 def test_a_bad_setting_is_refused_by_name_value_and_what_is_allowed(
     maker: Any, option: str, value: Any, allowed: str
 ) -> None:
-    words = f"{option} = {value!r} is not possible: it takes {allowed}."
+    words = f"Invalid {option}={value!r}: expected {allowed}"
     with pytest.raises(ValueError, match=re.escape(words)):
         instrument(maker, exporter=Exporter(), **{option: value})
     with pytest.raises(ValueError, match=re.escape(words)):
@@ -164,7 +165,7 @@ def test_a_bad_variable_is_refused(
     maker: Any, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, allowed: str
 ) -> None:
     monkeypatch.setenv(variable, value)
-    with pytest.raises(ValueError, match=re.escape(f"it takes {allowed}.")) as refused:
+    with pytest.raises(ValueError, match=re.escape(f"expected {allowed}.")) as refused:
         instrument(maker, exporter=Exporter())
     named = variable in str(refused.value), variable.removeprefix("SESSION_TRACER_").lower()
     assert named[0] or named[1] in str(refused.value)
@@ -172,8 +173,8 @@ def test_a_bad_variable_is_refused(
 
 
 def test_an_unknown_option_is_refused_by_those_there_are(maker: Any) -> None:
-    words = "There is no option statement_span; there are .*statement_spans"
-    with pytest.raises(ValueError, match=words):
+    words = "Unknown setting 'statement_span'. Did you mean 'statement_spans'?"
+    with pytest.raises(ValueError, match=re.escape(words)):
         instrument(maker, exporter=Exporter(), statement_span=True)  # type: ignore[call-arg]
 
 
@@ -195,13 +196,6 @@ def test_a_jsonl_path_that_cannot_be_written_is_refused(maker: Any, tmp_path: Pa
 def test_a_folder_as_jsonl_path_is_refused(maker: Any, tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError, match="The jsonl exporter cannot write to"):
         instrument(maker, exporter="jsonl", jsonl_path=str(tmp_path))
-
-
-def test_a_port_that_is_taken_is_refused(maker: Any) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{port}"):
-            instrument(maker, exporter="prometheus", prometheus_port=port)
 
 
 def test_an_otlp_protocol_that_is_not_spoken_is_refused(
@@ -284,7 +278,7 @@ def test_an_exporter_whose_provider_is_none_is_refused_and_closed(maker: Any) ->
         meter_provider="none",  # type: ignore[arg-type] # the point of it
         close=lambda: closed.append("closed"),
     )
-    with pytest.raises((AttributeError, TypeError)):
+    with pytest.raises(TypeError, match=r"Invalid Exporter\(meter_provider='none'\)"):
         instrument(maker, exporter=exporter)
     assert closed == ["closed"]
 

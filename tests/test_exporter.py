@@ -38,5 +38,7 @@ def test_an_unknown_name_is_told_all_there_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     installed(tmp_path, "paper", JSONL, monkeypatch)
-    with pytest.raises(ValueError, match=r"no exporter 'papre'; there are console, .*, paper, "):
+    with pytest.raises(
+        ValueError, match=r"Unknown exporter 'papre'\. Available: console, .*, paper, "
+    ):
         find_exporter("papre")

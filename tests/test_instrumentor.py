@@ -871,8 +871,8 @@ print([span.name for span in spans.get_finished_spans()])
 """
 
 
-def test_by_default_it_is_the_console() -> None:
-    ran = run_alone("run()")
+def test_by_default_it_is_the_console_on_a_terminal() -> None:
+    ran = run_alone("import sys; sys.stderr.isatty = lambda: True; run()", NO_COLOR="1")
     assert (ran.stdout, is_console(ran.stderr)) == ("", True)
 
 
@@ -922,7 +922,7 @@ def test_an_otlp_endpoint_makes_it_otlp(variable: str) -> None:
     ran = run_alone(
         "import threading\n"
         "maker = sessionmaker(create_engine('sqlite://'))\n"
-        "with instrument(maker):\n"
+        "with instrument(maker), maker():\n"
         "    print('session_tracer otlp' in {t.name for t in threading.enumerate()})",
         **{variable: "http://127.0.0.1:9"},
         OTEL_EXPORTER_OTLP_PROTOCOL="http/protobuf",
@@ -932,5 +932,10 @@ def test_an_otlp_endpoint_makes_it_otlp(variable: str) -> None:
 
 
 def test_an_empty_variable_names_nothing() -> None:
-    ran = run_alone("run()", SESSION_TRACER_EXPORTER="", OTEL_EXPORTER_OTLP_ENDPOINT="")
+    ran = run_alone(
+        "import sys; sys.stderr.isatty = lambda: True; run()",
+        SESSION_TRACER_EXPORTER="",
+        OTEL_EXPORTER_OTLP_ENDPOINT="",
+        NO_COLOR="1",
+    )
     assert (ran.stdout, is_console(ran.stderr)) == ("", True)

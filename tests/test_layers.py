@@ -20,14 +20,17 @@ SAYS = {"exporter", "signals.names", "signals.routes"}
 # none fits may import any module of ours but an exporter.
 OURS: dict[str, set[str]] = {
     "awaiting": set(),
-    "lessened": set(),
+    "degraded": set(),
+    "process": set(),
+    "threads": set(),
+    "surroundings": set(),
+    "background_queue": {"process", "threads"},
     "running": set(),
     "teardown": {"running"},
     "callsite": {"awaiting", "running"},
-    "owner": {"awaiting", "running"},
-    "outbox": set(),
+    "owner": {"awaiting", "process", "running"},
     "patching": set(),
-    "settings": {"findings"},
+    "settings": {"degraded", "findings"},
     "version": set(),
     "signals.names": set(),
     "facts": {"callsite", "owner", "snapshot"},
@@ -39,7 +42,7 @@ OURS: dict[str, set[str]] = {
     "misuse": {"findings", "running", "tracer"},
     "plain": set(),
     "sql": {"facts", "plain"},
-    "flushes": {"facts", "lessened", "plain"},
+    "flushes": {"facts", "degraded", "plain"},
     "frames": {"facts"},
     "timeline": {"callsite", "facts"},
     "uncommitted": {"callsite", "facts", "timeline"},
@@ -57,11 +60,15 @@ OURS: dict[str, set[str]] = {
         "detectors.watched",
         "detectors.wording",
     },
-    "signals.metrics": VALUES | SAYS | {"signals.tallies"},
-    "signals.tallies": set(),
+    "signals.metrics": VALUES | SAYS | {"process", "signals.tallies", "threads"},
+    "signals.tallies": {"process", "threads"},
+    "signals.logs": VALUES | SAYS | {"process", "surroundings", "threads"},
     "signals.*": VALUES | SAYS,
-    "exporter": VALUES,
-    "exporters.*": VALUES | SAYS | {"exporters.*", "lessened", "outbox"},
+    "exporter": VALUES | {"process", "threads"},
+    "exporter_choice": {"degraded", "exporter", "settings", "surroundings", "threads"},
+    "exporters.*": VALUES
+    | SAYS
+    | {"background_queue", "degraded", "exporters.*", "process", "surroundings", "threads"},
     "pytest_plugin": {"pytest_plugin.*"},
     "pytest_plugin.annotations": {"findings"},
     "pytest_plugin.budgets": set(),
@@ -79,8 +86,8 @@ THEIRS: dict[str, set[str]] = {
         "loads", "misuse", "statements", "targets",
     },
     "opentelemetry": {
-        "exporter", "exporters.*", "providers", "signals.metrics", "signals.spans",
-        "signals.tallies", "testing",
+        "exporter", "exporters.*", "signals.logs", "signals.metrics", "signals.spans",
+        "signals.tallies", "surroundings", "testing", "tracer",
     },
     "opentelemetry.sdk": {"exporters.*", "testing"},
     "structlog": {"signals.logs"},
@@ -91,7 +98,7 @@ THEIRS: dict[str, set[str]] = {
 # The same, for types alone.
 THEIR_TYPES: dict[str, set[str]] = {
     "sqlalchemy": {"peers", "probe", "sql", "underway"},
-    "opentelemetry": {"origin", "tracer"},
+    "opentelemetry": {"origin"},
     "rich": {"pytest_plugin.wording"},
 }
 

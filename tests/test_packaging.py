@@ -63,7 +63,15 @@ def test_an_entry_point_leads_to_something(entry_point: EntryPoint) -> None:
 
 def test_the_exporters_are_found_by_these_names() -> None:
     exporters = PROJECT["project"]["entry-points"]["session_tracer_exporter"]
-    assert sorted(exporters) == ["console", "jsonl", "otlp", "prometheus", "providers"]
+    assert sorted(exporters) == [
+        "console",
+        "jsonl",
+        "logging",
+        "none",
+        "otlp",
+        "prometheus",
+        "providers",
+    ]
 
 
 def test_what_is_installed_is_what_the_checkout_describes() -> None:

@@ -13,7 +13,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from celery.signals import worker_process_init
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import create_engine, select, text
@@ -106,13 +105,9 @@ def test_sqlmodels_session_is_a_target() -> None:
     assert [summary.statements for summary in told.sessions] == [1]
 
 
-def test_a_celery_worker_is_instrumented_when_its_process_begins(
-    factory: sessionmaker[Any],
-) -> None:
-    application = run(snippet_with("worker_process_init"), SessionLocal=factory)
-    worker_process_init.send(sender=None)
+def test_celerys_factory_is_instrumented_where_it_is_made(factory: sessionmaker[Any]) -> None:
+    run(snippet_with('name="worker"'), SessionLocal=factory)
     assert_traced(factory, "worker")
-    worker_process_init.disconnect(application["trace_sessions"])
 
 
 @pytest.fixture

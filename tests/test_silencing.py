@@ -134,57 +134,54 @@ def test_any_id_of_ours_or_of_an_applications_own_is_possible(id_: str) -> None:
         (
             (),
             WHY,
-            "silence() is not possible: it takes at least one finding's id, such as 'n-plus-one'.",
+            "Invalid silence(): expected the id of at least one finding, such as 'n-plus-one'.",
         ),
         (
             ("N+1",),
             WHY,
-            "silence('N+1') is not possible: it takes findings' ids, such as 'n-plus-one'.",
+            "Invalid silence('N+1'): expected the id of a finding, such as 'n-plus-one'.",
         ),
         (
             ("*",),
             WHY,
-            "silence('*') is not possible: it takes findings' ids, such as 'n-plus-one'.",
+            "Invalid silence('*'): expected the id of a finding, such as 'n-plus-one'.",
         ),
         (
             ("large-flush", ""),
             WHY,
-            "silence('') is not possible: it takes findings' ids, such as 'n-plus-one'.",
+            "Invalid silence(''): expected the id of a finding, such as 'n-plus-one'.",
         ),
         (
             (7,),
             WHY,
-            "silence(7) is not possible: it takes findings' ids, such as 'n-plus-one'.",
+            "Invalid silence(7): expected the id of a finding, such as 'n-plus-one'.",
         ),
         (
             ("nplus-one",),
             WHY,
-            (
-                "silence('nplus-one') is not possible: there is no such finding; "
-                "did you mean 'n-plus-one'?"
-            ),
+            ("Invalid silence('nplus-one'): there is no such finding. Did you mean 'n-plus-one'?"),
         ),
         (
             ("n-plus-one",),
             "",
-            "reason = '' is not possible: it takes some words that say why.",
+            "Invalid reason='': expected some words that say why.",
         ),
         (
             ("n-plus-one",),
             "  ",
-            "reason = '  ' is not possible: it takes some words that say why.",
+            "Invalid reason='  ': expected some words that say why.",
         ),
         (
             ("n-plus-one",),
             None,
-            "reason = None is not possible: it takes some words that say why.",
+            "Invalid reason=None: expected some words that say why.",
         ),
     ],
 )
 def test_what_cannot_be_silenced_is_refused_by_name(
     ids: tuple[Any, ...], reason: Any, message: str
 ) -> None:
-    with pytest.raises(ValueError, match="not possible") as refused:
+    with pytest.raises(ValueError, match="Invalid") as refused:
         silence(*ids, reason=reason)
     assert str(refused.value) == message
 

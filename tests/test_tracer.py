@@ -21,6 +21,7 @@ from session_tracer.record import SessionRecord
 from session_tracer.snapshot import LiveSession
 from session_tracer.testing import capture
 from session_tracer.tracer import Story, Tracer
+from tests.detectors.feeding import fixed
 from tests.fickle import Fickle
 from tests.library import Author, Base
 
@@ -325,7 +326,8 @@ def told_by(detector: Detector, of: Iterable[Fact]) -> list[Finding]:
     """What one detector concludes of a scope, as the tracer has it conclude."""
     drawn: list[Finding] = []
     failures: list[BaseException] = []
-    tracer = Tracer("default", Settings(), Exporter(on_finding=drawn.append), [detector], ages)
+    exporter = fixed(Exporter(on_finding=drawn.append))
+    tracer = Tracer("default", Settings(), exporter, [detector], ages)
     tracer.failed = lambda where, error: failures.append(error)  # type: ignore[method-assign] # seen
     scope = Scope("0123456789abcdef", SITE, is_async=False)
     story: Story = tracer.begin(scope, 0)

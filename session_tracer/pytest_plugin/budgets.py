@@ -32,10 +32,10 @@ def read_budgets(marks: Iterable[pytest.Mark]) -> dict[str, int]:
 
 
 def _check(name: str, most: object) -> None:
-    given = f"{MARKER}({name}={most!r}) is not possible"
+    given = f"Invalid {MARKER}({name}={most!r})"
     if name not in BUDGETS:
         near = get_close_matches(name, BUDGETS, n=1)
-        meant = f"; did you mean {near[0]}?" if near else "."
-        raise ValueError(f"{given}: there are {', '.join(BUDGETS)}{meant}")
+        meant = f" Did you mean {near[0]}?" if near else ""
+        raise ValueError(f"{given}: expected one of {', '.join(BUDGETS)}.{meant}")
     if not isinstance(most, int) or isinstance(most, bool) or most < 0:
-        raise ValueError(f"{given}: it takes a whole number from 0 up.")
+        raise ValueError(f"{given}: expected a whole number from 0 up.")

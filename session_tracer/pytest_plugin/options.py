@@ -89,8 +89,9 @@ def read_options(config: pytest.Config) -> Options:
             return Options()
         value = "report"  # whoever names a baseline wants to hear of the rest
     if value not in _FAIL_FROM:
-        where = "--session-tracer" if given else "in the configuration file session_tracer"
-        raise pytest.UsageError(f"{where}={value!r} is not possible: it takes {_ALLOWED}.")
+        option = "--session-tracer" if given else "session_tracer"
+        where = "" if given else " in pytest's configuration file"
+        raise pytest.UsageError(f"Invalid {option}={value!r}{where}: expected {_ALLOWED}.")
     if update and baseline is None:
         raise pytest.UsageError(
             "--session-tracer-update-baseline needs --session-tracer-baseline=FILE."

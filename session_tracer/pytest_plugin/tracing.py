@@ -13,6 +13,7 @@ from session_tracer.live import LIVE
 from session_tracer.policy import Policy
 from session_tracer.pytest_plugin.case import Case, Drawn, Scope
 from session_tracer.settings import Settings
+from session_tracer.targets import resolve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -73,7 +74,7 @@ class Tracing:
         anew = [_PerTest(detector, self) for detector in detectors.DEFAULT_DETECTORS]
         judges: tuple[Detector, ...] = (self, *anew)
         self._policy = Policy(settings, judges)
-        self._instrumentation = capture(None, "default", exporter, settings, judges)
+        self._instrumentation = capture(resolve(None), "default", exporter, settings, judges)
 
     def stop(self) -> None:
         """Trace no longer."""

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import threading
 import time
 from collections import OrderedDict
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
-from session_tracer import facts
+from opentelemetry import trace
+
+from session_tracer import facts, process, threads
 from session_tracer.signals import names
+from session_tracer.surroundings import has_structlog, service
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -41,11 +42,14 @@ class LogSignal:
     them; and to the exporter, if it carries logs. An event that nobody would see is not built.
     """
 
-    def __init__(self, exporter: Exporter, settings: Settings) -> None:
-        self._on_log = exporter.on_log
-        self._tells_structlog = exporter.structlog
-        # Above every level where the exporter carries no logs.
-        self._least = LEVELS[settings.log_level] if exporter.wants_logs else _NEVER
+    def __init__(self, exporters: tuple[Exporter, ...], settings: Settings) -> None:
+        carriers = [exporter for exporter in exporters if exporter.wants_logs]
+        self._of_findings = _Sinks(carriers, settings)
+        self._of_all = _Sinks([one for one in carriers if not one.only_findings], settings)
+        self._least = self._of_all.least
+        self._tells_structlog = all(exporter.structlog for exporter in exporters)
+        self._providers = [one.tracer_provider for one in exporters if one.wants_spans]
+        self._about_process: LogEvent = {}
         self._slow = settings.slow_session_seconds * 1e9
         self._repeats = Repeats(settings.repeat_finding_seconds)
 
@@ -78,7 +82,7 @@ class LogSignal:
             **finding.evidence,
             "help": finding.help,
         }
-        self._emit(finding.severity, names.FINDING, record, fields)
+        self._emit(finding.severity, names.FINDING, record, fields, self._of_findings)
 
     def retracted(self, retraction: Retraction, record: SessionRecord) -> None:
         """Log that a finding is taken back, even if it was held back itself."""
@@ -90,7 +94,7 @@ class LogSignal:
             "session_site": _site(finding.session_site),
             **retraction.evidence,
         }
-        self._emit("info", names.FINDING_RETRACTED, record, fields)
+        self._emit("info", names.FINDING_RETRACTED, record, fields, self._of_findings)
 
     def _opened(self, fact: facts.SessionOpened, record: SessionRecord) -> None:
         # Every session asks: where nobody listens, this is all that its events cost.
@@ -197,7 +201,7 @@ class LogSignal:
                 said["db_system"] = database.system
             if database.namespace:
                 said["db_namespace"] = database.namespace
-        self._say(level, names.SESSION_CLOSED, said)
+        self._say(level, names.SESSION_CLOSED, said, self._of_all)
 
     def _heard(self, number: int) -> bool:
         """Whether an event of the level of that number reaches anybody."""
@@ -206,10 +210,15 @@ class LogSignal:
         return self._is_heard_by_structlog() and _enabled(number)
 
     def _is_heard_by_structlog(self) -> bool:
-        return self._tells_structlog and _structlog_is_configured()
+        return self._tells_structlog and has_structlog()
 
     def _emit(
-        self, level: str, event: str, record: SessionRecord, fields: Mapping[str, Any]
+        self,
+        level: str,
+        event: str,
+        record: SessionRecord,
+        fields: Mapping[str, Any],
+        sinks: _Sinks | None = None,
     ) -> None:
         said = _identity(record)
         for key, value in fields.items():
@@ -219,24 +228,45 @@ class LogSignal:
                 _flatten(said, key, value)
             else:
                 said[key] = value
-        self._say(level, event, said)
+        self._say(level, event, said, sinks or self._of_all)
 
-    def _say(self, level: str, event: str, said: LogEvent) -> None:
+    def _say(self, level: str, event: str, said: LogEvent, sinks: _Sinks) -> None:
         number = LEVELS[level]
-        if self._is_heard_by_structlog():
+        said |= self._process()
+        heard_by_structlog = self._is_heard_by_structlog()
+        if heard_by_structlog:
             logger = _logger()
             if _enabled(number, logger):
                 getattr(logger, level)(event, **said)
-        if number >= self._least:
-            self._on_log(
-                {
-                    "timestamp": timestamp(time.time_ns()),
-                    "level": level,
-                    "event": event,
-                    "logger": names.SCOPE,
-                    **said,
-                }
-            )
+        if number >= sinks.least:
+            told = {
+                "timestamp": timestamp(time.time_ns()),
+                "level": level,
+                "event": event,
+                "logger": names.SCOPE,
+                **said,
+            }
+            for on_log, yields in sinks.on_log:
+                if not (yields and heard_by_structlog):
+                    on_log(told)
+
+    def _process(self) -> LogEvent:
+        """Which process it is from."""
+        about = self._about_process
+        if not about or about["process_pid"] != process.pid():
+            provider = next(iter(self._providers), trace.get_tracer_provider())
+            about = {"process_pid": process.pid(), "host": process.host(), **service(provider)}
+            self._about_process = about
+        return about
+
+
+class _Sinks:
+    """What takes log events, whether each yields to structlog, and the lowest level they take."""
+
+    def __init__(self, exporters: list[Exporter], settings: Settings) -> None:
+        self.on_log = tuple((one.on_log, one.yields_to_structlog) for one in exporters)
+        # Above every level where there is nothing to take them.
+        self.least = LEVELS[settings.log_level] if exporters else _NEVER
 
 
 def _identity(record: SessionRecord) -> LogEvent:
@@ -265,16 +295,15 @@ _TELLS: Final[Routes] = {
 
 
 # Reentrant: the garbage collector may close a session anywhere.
-_LOCK = threading.RLock()
+_LOCK = threads.RLock()
 
 
 def _renew_lock() -> None:
     global _LOCK
-    _LOCK = threading.RLock()  # whoever held it does not live in the child
+    _LOCK = threads.RLock()  # whoever held it does not live in the child
 
 
-if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
-    os.register_at_fork(after_in_child=_renew_lock)
+process.in_child(_renew_lock)
 
 
 class Repeats:
@@ -320,16 +349,6 @@ def _count(said: LogEvent, key: str, counts: Mapping[str, int]) -> None:
         said[f"{key}_by_{by}"] = " ".join([f"{name}={number}" for name, number in counts.items()])
     else:
         said[key] = 0
-
-
-def _structlog_is_configured() -> bool:
-    """Whether the application has configured structlog: it must have imported it to do so.
-
-    Importing it takes longer than all of ours where rich is installed, so that is left to whoever
-    uses it.
-    """
-    structlog = sys.modules.get(_STRUCTLOG)
-    return structlog is not None and structlog.is_configured()
 
 
 def _logger() -> Any:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import threading
 import weakref
 from typing import TYPE_CHECKING, Final
 
@@ -14,13 +12,12 @@ from opentelemetry.metrics import (
     Histogram,
     Meter,
     MeterProvider,
-    NoOpMeterProvider,
     Observation,
 )
 
-from session_tracer import facts
+from session_tracer import facts, process, threads
 from session_tracer.signals import names
-from session_tracer.signals.tallies import Tallies
+from session_tracer.signals.tallies import Tallies, reference_to
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -152,19 +149,29 @@ def _oldest(ages: list[float]) -> float:
 
 # For the totals: a thread may take over between reading and writing. Reentrant, for the garbage
 # collector may close a session anywhere.
-_LOCK = threading.RLock()
+_LOCK = threads.RLock()
 
 
 def _renew_lock() -> None:
     global _LOCK
-    _LOCK = threading.RLock()  # whoever held it does not live in the child
+    _LOCK = threads.RLock()  # whoever held it does not live in the child
 
 
-if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
-    os.register_at_fork(after_in_child=_renew_lock)
+process.in_child(_renew_lock)
 
-# One set for each provider: a second instrument of the same name would only draw a warning.
-_INSTRUMENTS: weakref.WeakKeyDictionary[MeterProvider, Instruments] = weakref.WeakKeyDictionary()
+# One set for each provider: a second instrument of the same name would only draw a warning. By the
+# provider's id, for its class need not be hashable; an entry whose provider is gone is replaced.
+_INSTRUMENTS: Final[dict[int, tuple[Callable[[], MeterProvider | None], Instruments]]] = {}
+
+
+def _instruments_of(provider: MeterProvider, version: str) -> Instruments:
+    for gone in [key for key, (known, _) in list(_INSTRUMENTS.items()) if known() is None]:
+        _INSTRUMENTS.pop(gone, None)
+    _, instruments = _INSTRUMENTS.get(id(provider), (None, None))
+    if instruments is None:
+        instruments = Instruments(provider, version)
+        _INSTRUMENTS[id(provider)] = (reference_to(provider), instruments)
+    return instruments
 
 
 class MetricSignal:
@@ -182,12 +189,7 @@ class MetricSignal:
         version: str,
         ages: Callable[[], Ages],
     ) -> None:
-        self._idle = isinstance(provider, NoOpMeterProvider)
-        instruments = _INSTRUMENTS.get(provider)
-        if instruments is None:
-            instruments = Instruments(provider, version)
-            _INSTRUMENTS[provider] = instruments
-        self._instruments = instruments
+        self._instruments = instruments = _instruments_of(provider, version)
         self._name = name
         self._ages: Callable[[], Ages] | None = ages
         self._statements = settings.statement_spans
@@ -221,9 +223,7 @@ class MetricSignal:
 
     @property
     def routes(self) -> Routes:
-        """Who hears of which facts; nobody where no provider takes measurements."""
-        if self._idle:
-            return {}
+        """Who hears of which facts."""
         return {**_TELLS, **_TELLS_OF_STATEMENTS} if self._statements else _TELLS
 
     def finding(self, finding: Finding, record: SessionRecord) -> None:

@@ -18,8 +18,6 @@ collection: it brings the bucket's exemplar.
 
 from __future__ import annotations
 
-import os
-import threading
 import weakref
 from bisect import bisect_left
 from collections import deque
@@ -31,22 +29,24 @@ from typing import TYPE_CHECKING, Any, Final
 from opentelemetry import trace
 from opentelemetry.metrics import get_meter_provider
 
+from session_tracer import process, threads
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from opentelemetry.context import Context
     from opentelemetry.metrics import CallbackOptions, Histogram, MeterProvider, Observation
 
     Attributes = Mapping[str, str | int]
 
-__all__ = ["Tallies", "Tally"]
+__all__ = ["Tallies", "Tally", "reference_to"]
 
 # How many values wait for a collection before they are handed over without one.
 _MOST_WAITING: Final = 512
 
 # Held while values are handed over, so that a collection waits for what is under way. Not
 # reentrant: whoever comes in between, from a signal handler or the garbage collector, goes on.
-_HANDING_OVER = threading.Lock()
+_HANDING_OVER = threads.Lock()
 
 # How long a collection waits, in seconds; it may have interrupted the one that it waits for.
 _PATIENCE: Final = 1.0
@@ -54,11 +54,10 @@ _PATIENCE: Final = 1.0
 
 def _renew_lock() -> None:
     global _HANDING_OVER
-    _HANDING_OVER = threading.Lock()  # whoever held it does not live in the child
+    _HANDING_OVER = threads.Lock()  # whoever held it does not live in the child
 
 
-if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
-    os.register_at_fork(after_in_child=_renew_lock)
+process.in_child(_renew_lock)
 
 
 class Tallies:
@@ -68,7 +67,7 @@ class Tallies:
     """
 
     def __init__(self, provider: MeterProvider, *, on_trial: bool = False) -> None:
-        self._provider = weakref.ref(provider)
+        self._provider = reference_to(provider)
         self._on_trial = on_trial
         self._tallies: dict[tuple[Histogram, tuple[tuple[str, str | int], ...]], Tally] = {}
 
@@ -106,6 +105,14 @@ class Tallies:
             and any(self.hand_over in one._callbacks for one in consumer._async_instruments)
             and _come_to_the_same(provider)
         )
+
+
+def reference_to(provider: MeterProvider) -> Callable[[], MeterProvider | None]:
+    """A weak reference; one that keeps it alive, where its class allows no other."""
+    try:
+        return weakref.ref(provider)
+    except TypeError:
+        return lambda: provider
 
 
 class _Nobody:

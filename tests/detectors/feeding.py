@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from session_tracer import CallSite, Finding, Settings
+from session_tracer import CallSite, Exporter, Finding, Settings
+from session_tracer.exporter import Exporters
+from session_tracer.exporter_choice import Named
 from session_tracer.record import SessionRecord
 
 if TYPE_CHECKING:
@@ -16,6 +18,11 @@ if TYPE_CHECKING:
 
 MS = 1_000_000
 SECOND = 1_000 * MS
+
+
+def fixed(exporter: Exporter) -> Named:
+    """A tracer's choice of exporters that never changes."""
+    return Named(exporter, Settings(), Exporters())
 
 
 def at(line: int, function: str = "index", file: str = "/srv/shop/views.py") -> CallSite:

@@ -17,7 +17,7 @@ from session_tracer.origin import Scope
 from session_tracer.owner import Owner
 from session_tracer.record import SessionRecord
 from session_tracer.tracer import Tracer
-from tests.detectors.feeding import MS, SECOND, at
+from tests.detectors.feeding import MS, SECOND, at, fixed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -244,7 +244,7 @@ def asleep(detector: Detector, seed: int) -> Said:
     said: Said = []
     drawn: list[Finding | Retraction] = []
     exporter = Exporter(on_finding=drawn.append, on_retraction=drawn.append)
-    tracer = Tracer("orders-db", settings, exporter, [detector], ages)
+    tracer = Tracer("orders-db", settings, fixed(exporter), [detector], ages)
     story = tracer.begin(Scope("9b21", None, is_async=False), 0)
     for number, (fact, size) in enumerate(scope):
         story.record.identity_map_peak = max(story.record.identity_map_peak, size)
@@ -295,7 +295,7 @@ def test_a_sleeping_detector_is_asked_nothing_and_has_no_memory() -> None:
             asked.append(type(fact).__name__)
             return ()
 
-    tracer = Tracer("orders-db", Settings(), Exporter(), [Drowsy()], ages)
+    tracer = Tracer("orders-db", Settings(), fixed(Exporter()), [Drowsy()], ages)
     for outcomes in (["rolled_back"], ["rolled_back", "committed", "rolled_back"]):
         story = tracer.begin(Scope("9b21", None, is_async=False), 0)
         for outcome in outcomes:
@@ -333,7 +333,7 @@ def test_a_small_unit_of_work_wakes_nobody_but_whom_a_write_concerns() -> None:
         what.SessionClosed(10, at(1), "close", "committed"),
     ]
     for detector in DEFAULT_DETECTORS:
-        tracer = Tracer("orders-db", Settings(), Exporter(), [Told(detector, woken)], ages)
+        tracer = Tracer("orders-db", Settings(), fixed(Exporter()), [Told(detector, woken)], ages)
         story = tracer.begin(Scope("9b21", None, is_async=False), 0)
         for fact in unit:
             story.tell(fact)

@@ -56,7 +56,7 @@ def exporter(
     grpc = request.param == "grpc"
     endpoint = collector.grpc_endpoint if grpc else collector.http_endpoint
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
-    opened = open_exporter(Settings())
+    opened = open_exporter(Settings()).opened()
     yield opened
     opened.close()
 
@@ -163,7 +163,7 @@ def test_closing_ends_every_thread(exporter: Exporter) -> None:
 def test_a_signal_may_be_left_out(signal: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for other in {"TRACES", "METRICS", "LOGS"} - {signal}:
         monkeypatch.setenv(f"OTEL_{other}_EXPORTER", "none")
-    exporter = open_exporter(Settings())
+    exporter = open_exporter(Settings()).opened()
     try:
         recording = not isinstance(exporter.tracer_provider, NoOpTracerProvider)
         measuring = "NoOp" not in type(exporter.meter_provider).__name__
@@ -173,12 +173,10 @@ def test_a_signal_may_be_left_out(signal: str, monkeypatch: pytest.MonkeyPatch) 
         exporter.close()
 
 
-def test_a_disabled_sdk_opens_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+def test_nothing_is_opened_before_it_is_needed() -> None:
     exporter = open_exporter(Settings())
-    assert isinstance(exporter.tracer_provider, NoOpTracerProvider)
-    assert not exporter.wants_logs
     assert threads() == set()
+    exporter.opened().close()
 
 
 @pytest.mark.parametrize(
@@ -188,7 +186,7 @@ def test_an_unknown_protocol_is_refused_by_name(
     variable: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(variable, "http/json")
-    message = f"{variable}='http/json' is not possible: it takes grpc or http/protobuf."
+    message = f"Invalid {variable}='http/json': expected grpc or http/protobuf."
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         open_exporter(Settings())
     assert threads() == set()
@@ -196,7 +194,7 @@ def test_an_unknown_protocol_is_refused_by_name(
 
 def test_the_sampler_is_the_environments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_TRACES_SAMPLER", "always_off")
-    exporter = open_exporter(Settings())
+    exporter = open_exporter(Settings()).opened()
     try:
         span = exporter.tracer_provider.get_tracer("session_tracer").start_span("session")
         assert not span.is_recording()
@@ -221,7 +219,7 @@ USE = """
 import os, time
 from session_tracer.exporters.otlp import open_exporter
 from session_tracer.settings import Settings
-exporter = open_exporter(Settings())
+exporter = open_exporter(Settings()).opened()
 exporter.tracer_provider.get_tracer("session_tracer").start_span(os.environ["OTEL_SERVICE_NAME"]).end()
 exporter.on_log({"event": "finding"})
 """

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from session_tracer import lessened
+from session_tracer import degraded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,6 +17,6 @@ def said(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[], list[str]]:
     """What the tracer says it does without, in the order it is said."""
-    monkeypatch.setattr(lessened, "_SAID", set())
+    monkeypatch.setattr(degraded, "_WARNED", set())
     start, end = "session_tracer does without ", ", which is not as it knows it: "
     return lambda: [message.removeprefix(start).partition(end)[0] for message in caplog.messages]

@@ -10,7 +10,7 @@ from opentelemetry import metrics
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from session_tracer import awaiting, live, live_sessions, loads, misuse, providers, targets
+from session_tracer import awaiting, live, live_sessions, loads, misuse, surroundings, targets
 from session_tracer.exporters import log_records, otlp
 from session_tracer.settings import Settings
 from session_tracer.testing import capture
@@ -83,13 +83,13 @@ def test_the_public_function_tells_the_running_loop_too() -> None:
 
 
 def test_the_proxies_of_metrics_are_known_under_any_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not providers.configured_providers()
+    assert not surroundings.has_providers()
     proxy: Any = type(metrics.get_meter_provider())
     deferred = type("Deferred", (proxy,), {"__module__": proxy.__module__})
     monkeypatch.setattr(metrics, "get_meter_provider", deferred)
-    assert not providers.configured_providers()
+    assert not surroundings.has_providers()
     monkeypatch.setattr(metrics, "get_meter_provider", type("Configured", (proxy,), {}))
-    assert providers.configured_providers()
+    assert surroundings.has_providers()
 
 
 def test_without_the_logs_api_logs_go_to_pythons_logging(
@@ -105,7 +105,7 @@ def test_without_the_logs_sdk_traces_and_metrics_are_sent(
 ) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk._logs", None)
     monkeypatch.setenv("OTEL_METRICS_EXPORTER", "none")
-    exporter = otlp.open_exporter(Settings())
+    exporter = otlp.open_exporter(Settings()).opened()
     exporter.close()
     assert not exporter.wants_logs
     assert type(exporter.tracer_provider).__module__ == "opentelemetry.sdk.trace"

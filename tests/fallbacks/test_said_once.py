@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 from sqlalchemy.orm import Session, sessionmaker
 
-from session_tracer import lessened, reliances
+from session_tracer import degraded, reliances
 from session_tracer.testing import capture
 
 if TYPE_CHECKING:
@@ -20,13 +20,13 @@ CHECKOUT: Final = Path(__file__).parents[2]
 
 @pytest.fixture(autouse=True)
 def _nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lessened, "_SAID", set())
+    monkeypatch.setattr(degraded, "_WARNED", set())
 
 
 def test_each_thing_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(2):
-        lessened.without("Session.flush", "flushes are not told of")
-        lessened.without("Session.merge", "merges are not told of")
+        degraded.without("Session.flush", "flushes are not told of")
+        degraded.without("Session.merge", "merges are not told of")
     start, middle = "session_tracer does without ", ", which is not as it knows it: "
     end = ". The application is not affected."
     assert caplog.record_tuples == [
@@ -51,7 +51,7 @@ def broken_handler() -> Iterator[None]:
 
 
 def test_a_handler_that_raises_stops_nothing(broken_handler: None) -> None:
-    lessened.without("Session.flush", "flushes are not told of")
+    degraded.without("Session.flush", "flushes are not told of")
 
 
 def test_all_is_there_with_this_sqlalchemy_and_python(caplog: pytest.LogCaptureFixture) -> None:

@@ -160,12 +160,12 @@ def test_by_the_parameter(SessionLocal, times):
 
 ALL = "sessions, commits, flushes, statements, lazy_loads, loaded"
 BAD = {
-    "statments=6": f"there are {ALL}; did you mean statements?",
-    "rows=6": f"there are {ALL}.",
-    "statements=-1": "it takes a whole number from 0 up.",
-    "statements=True": "it takes a whole number from 0 up.",
-    "statements=1.5": "it takes a whole number from 0 up.",
-    "statements=None": "it takes a whole number from 0 up.",
+    "statments=6": f"expected one of {ALL}. Did you mean statements?",
+    "rows=6": f"expected one of {ALL}.",
+    "statements=-1": "expected a whole number from 0 up.",
+    "statements=True": "expected a whole number from 0 up.",
+    "statements=1.5": "expected a whole number from 0 up.",
+    "statements=None": "expected a whole number from 0 up.",
 }
 
 
@@ -181,7 +181,7 @@ def test_refused():
     assert told.exit_code == pytest.ExitCode.INTERRUPTED
     assert told.has(
         "ERROR collecting test_library.py",
-        f"test_library.py::test_refused: session_budget({budget}) is not possible: {BAD[budget]}",
+        f"test_library.py::test_refused: Invalid session_budget({budget}): {BAD[budget]}",
     )
 
 
@@ -216,7 +216,7 @@ def test_fine():
     }
     for name in ("test_parameter[1]", "Case::test_method"):
         shown = told.reports[name]["setup"].longreprtext
-        assert shown == f"session_budget(rows=1) is not possible: there are {ALL}."
+        assert shown == f"Invalid session_budget(rows=1): expected one of {ALL}."
 
 
 def test_a_test_that_fails_by_itself_keeps_its_failure(suites: Suites) -> None:

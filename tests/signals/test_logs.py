@@ -4,6 +4,7 @@ import gc
 import io
 import json
 import logging
+import os
 import re
 import sys
 import threading
@@ -41,8 +42,10 @@ def _structlog_stays_unconfigured() -> Iterator[None]:
 
 
 def masked(event: LogEvent) -> LogEvent:
-    """The event, where what differs from run to run is right but not said."""
-    return {key: _mask(key, value) for key, value in event.items()}
+    """The event, where what differs from run to run is right but left out."""
+    assert (event["process_pid"], event["host"]) == (os.getpid(), os.uname().nodename)
+    rest = {key: value for key, value in event.items() if key not in ("process_pid", "host")}
+    return {key: _mask(key, value) for key, value in rest.items()}
 
 
 def _mask(key: str, value: Any) -> Any:

@@ -157,7 +157,7 @@ def what_makes_no_sessions_is_refused() -> None:
         uninstrument(Author)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match="cannot instrument"), capture(0):  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
         pass
-    with pytest.raises(TypeError, match="exporter = 9464 is not possible"):
+    with pytest.raises(TypeError, match="Invalid exporter=9464"):
         instrument(exporter=9464)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
@@ -187,10 +187,10 @@ def options_are_keywords_of_their_types() -> None:
 
 
 def a_misspelt_option_is_refused() -> None:
-    with pytest.raises(ValueError, match="There is no option leak_after_second"):
+    with pytest.raises(ValueError, match=r"Unknown setting .leak_after_second."):
         instrument(leak_after_second=3)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     with (
-        pytest.raises(ValueError, match="There is no option statement_span"),
+        pytest.raises(ValueError, match=r"Unknown setting .statement_span."),
         capture(statement_span=True),  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     ):
         pass
@@ -199,12 +199,12 @@ def a_misspelt_option_is_refused() -> None:
 
 
 def an_option_of_another_type_is_refused() -> None:
-    with pytest.raises(ValueError, match="max_entities = 'all' is not possible"):
+    with pytest.raises(ValueError, match="Invalid max_entities='all'"):
         instrument(max_entities="all")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match="log_level = 'loud' is not possible"):
+    with pytest.raises(ValueError, match="Invalid log_level='loud'"):
         instrument(log_level="loud")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     with (
-        pytest.raises(ValueError, match="leak_after_seconds = '60' is not possible"),
+        pytest.raises(ValueError, match="Invalid leak_after_seconds='60'"),
         capture(leak_after_seconds="60"),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     ):
         pass
@@ -222,7 +222,7 @@ def a_factory_of_ones_own_passes_options_on() -> None:
         return instrument(factory(), exporter=Exporter(), **overrides)
 
     traced(log_level="warning", site_frames=2).uninstrument()
-    with pytest.raises(ValueError, match="There is no option frames"):
+    with pytest.raises(ValueError, match=r"Unknown setting .frames."):
         traced(frames=2)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
 

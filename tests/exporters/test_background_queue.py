@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from session_tracer.outbox import Outbox
+from session_tracer.background_queue import BackgroundQueue
 
 SECONDS = 10.0
 
@@ -29,42 +29,42 @@ class Gate:
 
 def test_values_arrive_in_order_on_a_thread_of_their_own() -> None:
     seen: list[tuple[int, str]] = []
-    outbox = Outbox[int](
-        lambda value: seen.append((value, threading.current_thread().name)), name="the outbox"
+    queue = BackgroundQueue[int](
+        lambda value: seen.append((value, threading.current_thread().name)), name="the queue"
     )
     for value in range(3):
-        outbox.put(value)
-    assert outbox.flush(SECONDS)
-    assert seen == [(0, "the outbox"), (1, "the outbox"), (2, "the outbox")]
-    assert outbox.close()
+        queue.put(value)
+    assert queue.flush(SECONDS)
+    assert seen == [(0, "the queue"), (1, "the queue"), (2, "the queue")]
+    assert queue.close()
 
 
 def test_closing_consumes_what_waits_and_ends_the_thread() -> None:
     seen: list[int] = []
-    outbox = Outbox[int](seen.append, name="closed")
-    outbox.put(1)
-    assert outbox.close()
-    assert outbox.close()
-    outbox.put(2)
+    queue = BackgroundQueue[int](seen.append, name="closed")
+    queue.put(1)
+    assert queue.close()
+    assert queue.close()
+    queue.put(2)
     assert seen == [1]
-    assert outbox.dropped == 1
+    assert queue.dropped == 1
     assert [t for t in threading.enumerate() if t.name == "closed"] == []
 
 
 def test_a_full_outbox_drops_and_counts_and_says_so_once() -> None:
     gate, lost = Gate(), list[int]()
-    outbox = Outbox[int](gate.consume, name="full", most=3, lost=lost.append)
-    outbox.put(0)
+    queue = BackgroundQueue[int](gate.consume, name="full", most=3, lost=lost.append)
+    queue.put(0)
     assert gate.entered.wait(SECONDS)
     for value in range(1, 10):
-        outbox.put(value)
-    assert outbox.dropped == 6
+        queue.put(value)
+    assert queue.dropped == 6
     gate.opened.set()
-    assert outbox.flush(SECONDS)
+    assert queue.flush(SECONDS)
     assert gate.taken == [0, 1, 2, 3]
     assert lost == [6]
-    outbox.put(10)
-    assert outbox.close()
+    queue.put(10)
+    assert queue.close()
     assert lost == [6]
 
 
@@ -75,33 +75,35 @@ def test_a_consumer_that_raises_is_called_again() -> None:
         seen.append(value)
         raise SystemExit if value == 1 else ValueError(value)
 
-    outbox = Outbox[int](consume, name="raising")
+    queue = BackgroundQueue[int](consume, name="raising")
     for value in range(3):
-        outbox.put(value)
-    assert outbox.close()
+        queue.put(value)
+    assert queue.close()
     assert seen == [0, 1, 2]
-    assert outbox.failed == 3
+    assert queue.failed == 3
 
 
 def test_a_consumer_that_hangs_holds_nobody_up_for_long() -> None:
     gate = Gate()
-    outbox = Outbox[int](gate.consume, name="hanging")
-    outbox.put(1)
-    outbox.put(2)
+    queue = BackgroundQueue[int](gate.consume, name="hanging")
+    queue.put(1)
+    queue.put(2)
     began = time.monotonic()
-    assert not outbox.flush(0.1)
-    assert not outbox.close(0.1)
+    assert not queue.flush(0.1)
+    assert not queue.close(0.1)
     assert time.monotonic() - began < SECONDS / 2
     gate.opened.set()
-    assert outbox.close(SECONDS)
+    assert queue.close(SECONDS)
     assert gate.taken == [1, 2]
 
 
 def test_a_consumer_may_flush_without_waiting_for_itself() -> None:
     answers: list[bool] = []
-    outbox: Outbox[int] = Outbox(lambda _: answers.append(outbox.flush()), name="itself")
-    outbox.put(1)
-    assert outbox.close()
+    queue: BackgroundQueue[int] = BackgroundQueue(
+        lambda _: answers.append(queue.flush()), name="itself"
+    )
+    queue.put(1)
+    assert queue.close()
     assert answers == [False]
 
 
@@ -116,29 +118,29 @@ def test_what_is_held_back_is_settled_when_its_time_has_come_and_at_a_flush() ->
             return None
         return 0.01
 
-    outbox = Outbox[int](lambda _: None, name="settling", settle=settle)
-    outbox.put(1)
+    queue = BackgroundQueue[int](lambda _: None, name="settling", settle=settle)
+    queue.put(1)
     assert settled.wait(SECONDS)
     assert asked == [False, False, False]
-    assert outbox.flush(SECONDS)
+    assert queue.flush(SECONDS)
     assert asked[3] is True
-    assert outbox.close()
+    assert queue.close()
 
 
 def test_many_threads_may_put_at_once() -> None:
     seen: list[int] = []
-    outbox = Outbox[int](seen.append, name="many", most=10_000)
+    queue = BackgroundQueue[int](seen.append, name="many", most=10_000)
 
     def work() -> None:
         for value in range(1000):
-            outbox.put(value)
+            queue.put(value)
 
     threads = [threading.Thread(target=work) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert outbox.close()
+    assert queue.close()
     assert sorted(seen) == sorted(list(range(1000)) * 8)
 
 
@@ -146,28 +148,28 @@ def test_many_threads_may_put_at_once() -> None:
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_after_a_fork_the_child_begins_anew() -> None:
     gate = Gate()
-    outbox = Outbox[int](gate.consume, name="forked")
-    outbox.put(1)
+    queue = BackgroundQueue[int](gate.consume, name="forked")
+    queue.put(1)
     assert gate.entered.wait(SECONDS)
-    outbox.put(2)
+    queue.put(2)
     child = os.fork()
     if child == 0:
         gate.opened = threading.Event()
         gate.opened.set()
-        outbox.put(3)
-        flushed = outbox.flush(SECONDS)
+        queue.put(3)
+        flushed = queue.flush(SECONDS)
         os._exit(0 if flushed and gate.taken == [3] else 1)
     assert os.waitpid(child, 0)[1] == 0
     gate.opened.set()
-    assert outbox.close()
+    assert queue.close()
     assert gate.taken == [1, 2]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_closed_outbox_stays_closed_in_the_child() -> None:
-    outbox = Outbox[int](lambda _: None, name="closed before")
-    outbox.close()
+    queue = BackgroundQueue[int](lambda _: None, name="closed before")
+    queue.close()
     child = os.fork()
     if child == 0:
         os._exit(len([t for t in threading.enumerate() if t.name == "closed before"]))
@@ -186,16 +188,16 @@ def run(script: str) -> tuple[str, float]:
 
 def test_what_waits_is_consumed_before_the_process_ends() -> None:
     output, _ = run(
-        "import time; from session_tracer.outbox import Outbox\n"
+        "import time; from session_tracer.background_queue import BackgroundQueue\n"
         "def consume(value): time.sleep(0.1); print(value, flush=True)\n"
-        "outbox = Outbox(consume, name='exiting'); outbox.put(1); outbox.put(2)"
+        "queue = BackgroundQueue(consume, name='exiting'); queue.put(1); queue.put(2)"
     )
     assert output == "1\n2\n"
 
 
 def test_a_consumer_that_hangs_does_not_keep_the_process_from_ending() -> None:
     _, seconds = run(
-        "import time; from session_tracer.outbox import Outbox\n"
-        "outbox = Outbox(lambda value: time.sleep(1000), name='exiting'); outbox.put(1)"
+        "import time; from session_tracer.background_queue import BackgroundQueue\n"
+        "queue = BackgroundQueue(lambda value: time.sleep(1000), name='exiting'); queue.put(1)"
     )
     assert seconds < SECONDS

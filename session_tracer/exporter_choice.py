@@ -1,0 +1,257 @@
+"""Which exporters a tracer reports to: those that are named, or those that fit the process."""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final, Protocol
+
+from session_tracer import surroundings, threads
+from session_tracer.degraded import warn_once
+from session_tracer.exporter import Exporter, find_exporter
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from session_tracer.exporter import Exporters, LogEvent, OpenExporter
+    from session_tracer.settings import Settings
+
+__all__ = ["NONE", "ByItself", "Choice", "Named", "names_in"]
+
+# The exporter that switches tracing off.
+NONE: Final = "none"
+_VARIABLE: Final = "SESSION_TRACER_EXPORTER"
+# Each of these brings spans to its own place, and nothing may be sent twice.
+_WITH_SPANS: Final = frozenset({"otlp", "providers"})
+# The settings that name where an exporter writes or listens.
+_PLACES: Final[dict[str, frozenset[str]]] = {
+    "jsonl": frozenset({"jsonl_path"}),
+    "prometheus": frozenset({"prometheus_host", "prometheus_port"}),
+}
+
+
+class Choice(Protocol):
+    """The exporters of one tracer, which may change while it runs."""
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether they are open, and stay as they are."""
+
+    @property
+    def can_open(self) -> bool:
+        """Whether they may be opened before the first session."""
+
+    def open(self) -> tuple[Exporter, ...] | None:
+        """The exporters from now on; None where they stay as they are."""
+
+    def flush(self) -> None:
+        """Wait until what was reported is out."""
+
+    def close(self) -> None:
+        """Give them back."""
+
+
+def names_in(exporter: object) -> tuple[str, ...]:
+    """The exporters that the argument of `instrument()` names, else those of the environment.
+
+    Empty where neither names one. Raises `TypeError` for an argument of another type, `ValueError`
+    for a name that is not known and for names that do not go together.
+    """
+    given = os.environ.get(_VARIABLE) or None if exporter is None else exporter
+    if given is None:
+        return ()
+    option = _VARIABLE if exporter is None else "exporter"
+    if not isinstance(given, str):
+        raise TypeError(
+            f"Invalid {option}={given!r}: expected the name of an exporter, several names "
+            "separated by commas, or an Exporter."
+        )
+    names = tuple(dict.fromkeys(name.strip() for name in given.split(",") if name.strip()))
+    if not names:
+        raise ValueError(f"Invalid {option}={given!r}: expected the name of an exporter.")
+    for name in names:
+        if name != NONE:
+            find_exporter(name)
+    if NONE in names and len(names) > 1:
+        raise ValueError(f"Invalid {option}={given!r}: 'none' cannot be combined with others.")
+    if _WITH_SPANS.issubset(names):
+        raise ValueError(
+            f"Invalid {option}={given!r}: 'otlp' and 'providers' would both send the spans. Name "
+            "one of them."
+        )
+    return names
+
+
+class Named:
+    """The exporters that the application or its environment has named, or the application made.
+
+    What they raise is raised on, unless only the environment is to blame: a port that is in use, or
+    a place that the application itself has not written (`written` has the settings that it has).
+    """
+
+    can_open: bool
+
+    def __init__(
+        self,
+        exporters: tuple[str, ...] | Exporter,
+        settings: Settings,
+        used: Exporters,
+        written: Collection[str] = (),
+    ) -> None:
+        self._exporters = used
+        self._used: list[OpenExporter] = []
+        self._settings = settings
+        self.is_settled = False
+        try:
+            for one in (exporters,) if isinstance(exporters, Exporter) else exporters:
+                self._use(one, written)
+        except BaseException:
+            self.close()
+            raise
+        self.can_open = all(one.is_open for one in self._used)
+
+    def open(self) -> tuple[Exporter, ...]:
+        """The exporters, from now on."""
+        self.is_settled = True
+        opened = [exporter for one in self._used if (exporter := _opened(one)) is not None]
+        if not any(one.wants_findings for one in opened):
+            logged = _Logged(self._settings)
+            opened.append(
+                Exporter(on_log=logged.on_log, only_findings=True, yields_to_structlog=True)
+            )
+        return tuple(opened)
+
+    def flush(self) -> None:
+        for one in self._used:
+            if one.is_open:
+                one.open().flush()
+
+    def close(self) -> None:
+        while self._used:
+            self._exporters.release(self._used.pop())
+
+    def _use(self, exporter: str | Exporter, written: Collection[str]) -> None:
+        if isinstance(exporter, Exporter):
+            self._used.append(self._exporters.use(exporter, self._settings))
+            _check(exporter)
+            return
+        try:
+            self._used.append(self._exporters.use(exporter, self._settings))
+        except OSError as error:
+            is_from_outside = error.errno == errno.EADDRINUSE or (
+                exporter in _PLACES and _PLACES[exporter].isdisjoint(written)
+            )
+            if not is_from_outside:
+                raise
+            warn_once(f"session_tracer goes on without the exporter {exporter!r}. {error.strerror}")
+
+
+def _check(exporter: Exporter) -> None:
+    """Raise `TypeError` where a provider is none."""
+    for name, method in (("tracer_provider", "get_tracer"), ("meter_provider", "get_meter")):
+        provider = getattr(exporter, name)
+        if not hasattr(provider, method):
+            raise TypeError(
+                f"Invalid Exporter({name}={provider!r}): expected a provider of OpenTelemetry's "
+                f"API, which has the method {method}()."
+            )
+
+
+class _Logged:
+    """Findings that have no other place to go; the exporter `logging` is loaded for the first."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._exporter: Exporter | None = None
+
+    def on_log(self, event: LogEvent) -> None:
+        if self._exporter is None:
+            self._exporter = find_exporter("logging")(self._settings)
+        self._exporter.on_log(event)
+
+
+def _opened(one: OpenExporter) -> Exporter | None:
+    """The exporter, open; None where it cannot be opened, for it is too late to raise."""
+    try:
+        return one.open()
+    except Exception as error:
+        warn_once(f"session_tracer goes on without an exporter that could not be opened: {error}")
+        return None
+
+
+class ByItself:
+    """The exporter that fits the process, where none is named.
+
+    It is looked for when the first session is reported, because an application may configure
+    OpenTelemetry after `instrument()`. Where it does so later still, spans and metrics move.
+    """
+
+    can_open = False
+
+    def __init__(self, settings: Settings, used: Exporters) -> None:
+        self._settings = settings
+        self._exporters = used
+        self._fits: tuple[bool, bool] | None = None
+        self._used: OpenExporter | None = None
+        self.is_settled = False
+
+    def open(self) -> tuple[Exporter, ...] | None:
+        """The exporter from now on; None where it is the same as before."""
+        fits = (surroundings.has_providers(), surroundings.has_structlog())
+        if fits == self._fits:
+            return None
+        was_open, before = self._fits is not None, self._used
+        self._fits, self._used = fits, None
+        has_providers, has_structlog = fits
+        if has_providers:
+            self.is_settled = True
+            exporter = self._open("providers")
+        else:
+            exporter = self._open_otlp() or self._open_for_people(has_structlog=has_structlog)
+        if before is not None:
+            # It may wait for a collector, which the application's thread must not do.
+            threads.start(lambda: self._exporters.release(before), "session_tracer closing")
+        if was_open and has_providers:
+            warn_once(
+                "session_tracer: the application has configured OpenTelemetry after its first "
+                "sessions were reported. Spans and metrics of the sessions opened from now on go "
+                "to its providers. Configure OpenTelemetry before the first session is used, or "
+                'call instrument(..., exporter="providers").'
+            )
+        return (replace(exporter, yields_to_structlog=True),)
+
+    def flush(self) -> None:
+        if self._used is not None:
+            self._used.open().flush()
+
+    def close(self) -> None:
+        if self._used is not None:
+            self._exporters.release(self._used)
+            self._used = None
+
+    def _open(self, name: str) -> Exporter:
+        self._used = self._exporters.use(name, self._settings)
+        return self._used.open()
+
+    def _open_otlp(self) -> Exporter | None:
+        variable = surroundings.otlp_endpoint()
+        if not variable:
+            return None
+        try:
+            exporter = self._open("otlp")
+        except Exception as error:
+            self.close()
+            warn_once(
+                f"session_tracer does not send to the collector that {variable} names: {error}"
+            )
+            return None
+        if exporter.wants_findings:
+            return exporter
+        # Its logs are switched off.
+        return replace(exporter, on_log=_Logged(self._settings).on_log, only_findings=True)
+
+    def _open_for_people(self, *, has_structlog: bool) -> Exporter:
+        if has_structlog:
+            return Exporter()
+        return self._open("console" if surroundings.is_terminal() else "logging")

@@ -1,0 +1,143 @@
+"""The life of the process: what has to happen in a forked child, and before the process ends."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = [
+    "EXPORTERS",
+    "SESSIONS",
+    "at_end",
+    "at_first_session",
+    "began_work",
+    "host",
+    "in_child",
+    "not_at_end",
+    "pid",
+]
+
+# The stages of the end: open sessions are reported first, and what carries reports away is flushed
+# after that.
+SESSIONS: Final = 0
+EXPORTERS: Final = 1
+
+# multiprocessing runs the finalizers of a higher priority first, and those of the application have
+# none or a positive one.
+_AFTER_ALL_OTHERS: Final = -100
+
+_IN_CHILD: Final[list[Callable[[], None]]] = []
+_AT_FIRST_SESSION: Final[list[Callable[[], None]]] = []
+_AT_END: Final[dict[Callable[[], None], int]] = {}
+
+
+class _Process:
+    """What is known of this process."""
+
+    pid = os.getpid()
+    is_forked = False
+    # Whether it has ended as far as session_tracer is concerned.
+    has_ended = False
+
+
+def pid() -> int:
+    """The number of this process, as the operating system knows it."""
+    return _Process.pid
+
+
+def host() -> str:
+    """The name of the machine or container."""
+    return os.uname().nodename if hasattr(os, "uname") else os.environ.get("COMPUTERNAME", "")
+
+
+def in_child(callback: Callable[[], None]) -> None:
+    """Call it in each forked child, before the child does anything else.
+
+    Only the thread that forked exists there: a callback starts no thread, and replaces every lock
+    that a thread of the parent may have held.
+    """
+    _IN_CHILD.append(callback)
+
+
+def at_first_session(callback: Callable[[], None]) -> None:
+    """Call it when the first session of this process, or of a forked child, is opened.
+
+    It may be called more than once.
+    """
+    _AT_FIRST_SESSION.append(callback)
+
+
+def at_end(callback: Callable[[], None], stage: int) -> None:
+    """Call it before the process ends: `SESSIONS`, then `EXPORTERS`, the last added first."""
+    _AT_END[callback] = stage
+    # The last to be registered is the first to run: other libraries' exit handlers, which may
+    # close what is reported to, come after it.
+    atexit.unregister(_end)
+    atexit.register(_end)
+
+
+def not_at_end(callback: Callable[[], None]) -> None:
+    """Call it no longer."""
+    _AT_END.pop(callback, None)
+    if not _AT_END:
+        atexit.unregister(_end)
+
+
+def began_work() -> None:
+    """The first session of this process is opened.
+
+    A child of multiprocessing or billiard ends without running atexit's callbacks, but runs its own
+    library's finalizers. Celery's prefork workers run neither, but send a signal.
+    """
+    for callback in _AT_FIRST_SESSION:
+        with suppress(Exception):
+            callback()
+    for library in ("multiprocessing", "billiard"):
+        util = sys.modules.get(f"{library}.util")
+        with suppress(Exception):  # another module of that name
+            if util is not None and (_Process.is_forked or _is_child_of(library)):
+                util.Finalize(None, _end, exitpriority=_AFTER_ALL_OTHERS)
+    celery = sys.modules.get("celery.signals")
+    if celery is not None and _Process.is_forked:
+        with suppress(Exception):
+            celery.worker_process_shutdown.connect(_worker_ends, weak=False)
+
+
+def _is_child_of(library: str) -> bool:
+    """Whether the library has started this process without forking it from one that had us."""
+    process = sys.modules.get(f"{library}.process")
+    parent = getattr(process, "parent_process", None)  # billiard has none
+    return parent is not None and parent() is not None
+
+
+def _worker_ends(**_: object) -> None:
+    _end()
+
+
+def _end() -> None:
+    if _Process.has_ended:
+        return
+    _Process.has_ended = True
+    last_first = list(_AT_END)[::-1]
+    for callback in sorted(last_first, key=_AT_END.__getitem__):
+        with suppress(Exception):
+            callback()
+
+
+def _forked() -> None:
+    _Process.pid = os.getpid()
+    _Process.is_forked = True
+    _Process.has_ended = False
+    for callback in _IN_CHILD:
+        with suppress(Exception):
+            callback()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_forked)

@@ -1,0 +1,45 @@
+"""Tests that with gevent and eventlet nothing hangs and all is reported, whenever they patch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).with_name("green.py")
+SECONDS = 60.0
+# How often four sessions have run while they were traced, in the process and in its child.
+ORDERS = {
+    "patched before the import": (1, 0),
+    "patched before instrument()": (1, 0),
+    "patched later": (2, 0),
+    "patched later, then forked": (2, 1),
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("library", ["gevent", "eventlet"])
+def test_sessions_are_reported_and_the_process_ends(
+    tmp_path: Path, library: str, order: str
+) -> None:
+    log = tmp_path / "events.jsonl"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", SCRIPT, library, order, "jsonl,logging,console", log],
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert (done.stdout, done.returncode) == ("done\n", 0), done.stderr
+    assert "Traceback" not in done.stderr
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    closed = Counter(event["process_pid"] for event in events if event["event"] == "session.closed")
+    assert sorted(closed.values()) == [4 * times for times in sorted(ORDERS[order]) if times]
+    # The watch concludes on a thread of the system, whatever is patched.
+    assert {event["finding_id"] for event in events if event["event"] == "finding"} == {
+        "idle-in-transaction"
+    }
