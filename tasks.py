@@ -61,8 +61,8 @@ OLDEST_RELEASES = ("--editable=.[all]", "--group=test", "--group=lint")
 SUITES = (
     "--editable=.[testing]",
     "aiosqlite>=0.20",
-    "pytest>=8.3",
-    "pytest-timeout>=2.3",
+    "pytest>=8.4",
+    "pytest-timeout>=2.3.1",
     "pytest-xdist>=3.6",
 )
 # The lines of SQLAlchemy that are supported.
@@ -129,6 +129,9 @@ SMOKE = (
 )
 
 
+Command = Sequence[str | Path]
+
+
 class StepFailed(Exception):
     """Why a step did not pass."""
 
@@ -154,7 +157,7 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def run(command: Sequence[str | Path], **variables: str | Path) -> None:
+def run(command: Command, **variables: str | Path) -> None:
     """Runs a command in the open, with these variables; StepFailed unless it exits with 0."""
     say(f"$ {shlex.join(map(str, command))}")
     env = environment_variables() | {name: str(value) for name, value in variables.items()}
@@ -163,7 +166,7 @@ def run(command: Sequence[str | Path], **variables: str | Path) -> None:
         raise StepFailed(f"exit code {code}")
 
 
-def run_quietly(command: Sequence[str | Path], cwd: Path = ROOT) -> str:
+def run_quietly(command: Command, cwd: Path = ROOT) -> str:
     """What the command says; it is shown, and StepFailed raised, unless it exits with 0."""
     done = subprocess.run(
         command,
@@ -197,7 +200,7 @@ def environment(folder: Path, requirements: Sequence[str], constraints: Path | N
     With constraints, pip installs the versions that the file names, and so it does for itself.
     """
     python = folder / PROGRAM
-    pip = [python, "-m", "pip", "install", "--quiet", "--no-input"]
+    pip: Command = (python, "-m", "pip", "install", "--quiet", "--no-input")
     held = [] if constraints is None else [f"--constraint={constraints}"]
     if not is_of_this_version(python):
         say(f"making {folder.name}")
@@ -338,13 +341,13 @@ def wheel() -> None:
     with tempfile.TemporaryDirectory(prefix="session-tracer-wheel-") as temporary:
         outside = Path(temporary)
         held = constraints_of("2.1")
-        build = [development(), "-m", "build", f"--dependency-constraints-txt={held}"]
+        build: Command = (development(), "-m", "build", f"--dependency-constraints-txt={held}")
         run_quietly([*build, "--outdir", outside, ROOT])
         (built,) = outside.glob("*.whl")
         refuse_incomplete(built)
         run_quietly([sys.executable, "-m", "venv", "--without-pip", outside / "venv"])
         python = outside / "venv" / PROGRAM
-        pip = [development(), "-m", "pip", "--python", python]
+        pip: Command = (development(), "-m", "pip", "--python", python)
         run_quietly([*pip, "install", "--quiet", f"--constraint={held}", built])
         told = run_quietly([python, "-I", "-c", FIRST_SESSION], cwd=outside)
         say(f"{built.name}, and a first session with it:\n{told.rstrip()}")
@@ -453,7 +456,7 @@ def suite(version: str, arguments: list[str]) -> list[Step]:
     ]
 
 
-def run_program(command: Sequence[str | Path]) -> int:
+def run_program(command: Command) -> int:
     return subprocess.run(command, cwd=ROOT, env=environment_variables(), check=False).returncode
 
 
@@ -477,18 +480,21 @@ def test(arguments: list[str]) -> int:
 
 def newest(arguments: list[str]) -> int:
     chosen = [*SMOKE, *arguments[1:]] if arguments[:1] == ["--smoke"] else arguments
-    return carry_out(on_releases("newest", newest_releases, chosen))
+    return carry_out(on_releases("newest", newest_releases, (), chosen))
 
 
 def oldest(arguments: list[str]) -> int:
     refuse_newer_python("oldest")
-    return carry_out(on_releases("oldest", oldest_releases, arguments))
+    # The tests are typed as the newer releases are; what is published has to suit all of them.
+    return carry_out(on_releases("oldest", oldest_releases, ("session_tracer",), arguments))
 
 
-def on_releases(which: str, install: Callable[[], Path], arguments: Sequence[str]) -> list[Step]:
+def on_releases(
+    which: str, install: Callable[[], Path], typed: Sequence[str], arguments: Sequence[str]
+) -> list[Step]:
     """What shows that the bounds in pyproject.toml are true, with the releases at one end."""
     python = ROOT / f".venv-{which}" / PROGRAM
-    types = [python, "-m", "mypy", f"--cache-dir=.mypy_cache/{which}"]
+    types: Command = (python, "-m", "mypy", f"--cache-dir=.mypy_cache/{which}", *typed)
     return [
         Step(f"Environment with the {which} releases", install, needed_by_the_rest=True),
         Step("Imports", lambda: run([python, "-W", "error", "-c", EVERY_MODULE])),
@@ -523,7 +529,7 @@ def constrain(line: str) -> None:
     with tempfile.TemporaryDirectory(prefix="session-tracer-constraints-") as temporary:
         python = Path(temporary) / PROGRAM
         run_quietly([sys.executable, "-m", "venv", temporary])
-        pip = [python, "-m", "pip"]
+        pip: Command = (python, "-m", "pip")
         # They are constrained too: they install everything, and build the project.
         run_quietly([*pip, "install", "--quiet", "--upgrade", "pip", "setuptools"])
         wanted = [*EVERYTHING, f"sqlalchemy=={line}.*"]

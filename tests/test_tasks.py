@@ -321,7 +321,14 @@ def test_the_newest_releases_are_smoke_tested_when_asked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked: list[Sequence[str]] = []
-    monkeypatch.setattr(tasks, "on_releases", lambda *options: asked.append(options[2]) or [])
+
+    def on_releases(
+        which: str, install: object, typed: object, arguments: Sequence[str]
+    ) -> list[Step]:
+        asked.append(arguments)
+        return []
+
+    monkeypatch.setattr(tasks, "on_releases", on_releases)
     for arguments in (["--smoke", "-x"], ["-x"]):
         assert tasks.main(["newest", *arguments]) == 0
     assert asked == [[*tasks.SMOKE, "-x"], ["-x"]]
