@@ -108,7 +108,7 @@ with session_tracer.instrument(factory, name="first-session", exporter="console"
         session.commit()
 """
 
-
+# Imports the whole package.
 EVERY_MODULE = """
 import importlib, pkgutil, session_tracer
 
@@ -333,6 +333,7 @@ def tests(python: Path, arguments: Sequence[str], **variables: str | Path) -> No
 
 
 def tests_on_2_1(arguments: Sequence[str]) -> None:
+    # Tests that need another tracer start a program with this Python.
     tests(development(), arguments, SESSION_TRACER_TEST_NEIGHBOURS=neighbours())
 
 

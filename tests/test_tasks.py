@@ -179,6 +179,29 @@ def test_commands_stay_in_their_environment(monkeypatch: pytest.MonkeyPatch) -> 
     assert tasks.run_quietly([sys.executable, "-c", show]).split() == ["None", "yes"]
 
 
+def test_the_tests_find_the_other_tracers_and_print_the_slowest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ran: list[tuple[Sequence[str | Path], dict[str, str | Path]]] = []
+
+    def run(command: Sequence[str | Path], **variables: str | Path) -> None:
+        ran.append((command, variables))
+
+    monkeypatch.setattr(tasks, "run", run)
+    monkeypatch.setattr(tasks, "development", lambda: Path("python"))
+    monkeypatch.setattr(tasks, "neighbours", lambda: Path("neighbours/python"))
+    tasks.tests_on_2_1(["-x"])
+    ((command, variables),) = ran
+    assert command[1:] == ["-m", "pytest", "-n", "2", "--durations=25", "-x"]
+    assert variables == {"SESSION_TRACER_TEST_NEIGHBOURS": Path("neighbours/python")}
+
+
+def test_a_command_gets_the_variables_it_is_given(capfd: pytest.CaptureFixture[str]) -> None:
+    show = "import os; print(os.environ['OF_A_TEST'])"
+    tasks.run([sys.executable, "-c", show], OF_A_TEST=Path("there"))
+    assert capfd.readouterr().out.strip() == "there"
+
+
 def test_the_summary_names_every_step(capsys: pytest.CaptureFixture[str]) -> None:
     code = tasks.carry_out([Step("one", lambda: None), Step("two", _fail), Step("three", int)])
     assert code == 1
