@@ -340,6 +340,12 @@ def test_the_smoke_tests_are_there() -> None:
     assert [path for path in tasks.SMOKE if not (tasks.ROOT / path).exists()] == []
 
 
+def test_the_tests_that_the_oldest_releases_do_not_run_are_there() -> None:
+    for option in tasks.NOT_ON_THE_OLDEST:
+        path, _, name = option.removeprefix("--deselect=").partition("::")
+        assert f"def {name}(" in (tasks.ROOT / path).read_text()
+
+
 def test_the_newest_releases_are_smoke_tested_when_asked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
