@@ -10,7 +10,8 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,18 +44,37 @@ DEVELOPMENT = (
     "sqlalchemy>=2.1",
 )
 SQLALCHEMY_2_0 = ("--editable=.[all]", "--group=test", "sqlalchemy<2.1")
-# The tests' own environments stay without other people's tracers: some reach into pytest.
+# The tests' own environments do not have other tracers: some add plugins to pytest and pydantic.
+NEIGHBOURS = ("--editable=.[all]", "--group=neighbours", "sqlalchemy>=2.1")
 BENCHMARK = ("--editable=.[all]", "--group=test", "--group=benchmark")
+# Without constraints: the newest releases that pyproject.toml allows, and the oldest.
+NEWEST = (
+    "--upgrade",
+    "--upgrade-strategy=eager",
+    "--editable=.[all]",
+    "--group=test",
+    "--group=lint",
+    "sqlalchemy>=2.1",
+)
+OLDEST_RELEASES = ("--editable=.[all]", "--group=test", "--group=lint")
 # And what SQLAlchemy's own tests need; nothing else, for they notice what is installed.
 SUITES = (
     "--editable=.[testing]",
     "aiosqlite>=0.20",
-    "pytest>=8.3",
-    "pytest-timeout>=2.3",
+    "pytest>=8.4",
+    "pytest-timeout>=2.3.1",
     "pytest-xdist>=3.6",
 )
 # The lines of SQLAlchemy that are supported.
 LINES = ("2.1", "2.0")
+# All that one of these environments needs: the constraints of a line cover it.
+EVERYTHING = (
+    "--editable=.[all]",
+    "--group=test",
+    "--group=benchmark",
+    "--group=lint",
+    "--group=build",
+)
 
 # What meets no SQLAlchemy, or only from afar: once is enough.
 ALIKE_ON_EVERY_SQLALCHEMY = (
@@ -88,6 +108,37 @@ with session_tracer.instrument(factory, name="first-session", exporter="console"
         session.commit()
 """
 
+# Imports the whole package.
+EVERY_MODULE = """
+import importlib, pkgutil, session_tracer
+
+for module in pkgutil.walk_packages(session_tracer.__path__, "session_tracer."):
+    importlib.import_module(module.name)
+"""
+
+# A few tests that meet each of the libraries that the package and its tests depend on.
+SMOKE = (
+    "tests/exporters",
+    "tests/signals/test_otlp_end_to_end.py",
+    "tests/signals/test_spans.py",
+    "tests/stories/test_units_of_work.py",
+    "tests/fallbacks/test_from_the_start.py",
+    "tests/good_code/test_sqlmodel_tutorial.py",
+    "tests/test_frameworks.py",
+    "tests/test_types.py",
+)
+
+# These tests name the spans of asyncpg's instrumentation as its newer releases name them, and
+# expect it to be suppressed as it is there.
+NOT_ON_THE_OLDEST = (
+    "tests/signals/test_context.py::test_the_drivers_spans_are_below_the_innermost_span",
+    "tests/signals/test_context.py::test_a_suppressed_instrumentation_stays_suppressed",
+    "tests/signals/test_context.py::test_concurrent_tasks_keep_to_their_own_spans",
+    "tests/signals/test_statement_spans.py::test_the_drivers_spans_are_below_those_of_statements",
+)
+
+Command = Sequence[str | Path]
+
 
 class StepFailed(Exception):
     """Why a step did not pass."""
@@ -114,15 +165,16 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def run(command: Sequence[str | Path], cwd: Path = ROOT) -> None:
-    """Runs a command in the open; StepFailed unless it exits with 0."""
+def run(command: Command, **variables: str | Path) -> None:
+    """Runs a command in the open, with these variables; StepFailed unless it exits with 0."""
     say(f"$ {shlex.join(map(str, command))}")
-    code = subprocess.run(command, cwd=cwd, env=environment_variables(), check=False).returncode
+    env = environment_variables() | {name: str(value) for name, value in variables.items()}
+    code = subprocess.run(command, cwd=ROOT, env=env, check=False).returncode
     if code != 0:
         raise StepFailed(f"exit code {code}")
 
 
-def run_quietly(command: Sequence[str | Path], cwd: Path = ROOT) -> str:
+def run_quietly(command: Command, cwd: Path = ROOT) -> str:
     """What the command says; it is shown, and StepFailed raised, unless it exits with 0."""
     done = subprocess.run(
         command,
@@ -150,23 +202,29 @@ def environment_variables() -> dict[str, str]:
 # Environments
 
 
-def environment(folder: Path, requirements: Sequence[str]) -> Path:
-    """The Python of an environment where the requirements are installed, made as far as needed."""
+def environment(folder: Path, requirements: Sequence[str], constraints: Path | None = None) -> Path:
+    """The Python of an environment where the requirements are installed, made as far as needed.
+
+    With constraints, pip installs the versions that the file names, and so it does for itself.
+    """
     python = folder / PROGRAM
+    pip: Command = (python, "-m", "pip", "install", "--quiet", "--no-input")
+    held = [] if constraints is None else [f"--constraint={constraints}"]
     if not is_of_this_version(python):
         say(f"making {folder.name}")
         run_quietly([sys.executable, "-m", "venv", "--clear", folder])
-        # Dependency groups came with pip 25.1; an environment begins with an older one.
-        run_quietly([python, "-m", "pip", "install", "--quiet", "--upgrade", "pip>=25.1"])
+        # --build-constraint came with pip 25.3; an environment begins with an older one.
+        run_quietly([*pip, "--upgrade", "pip>=25.3", *held])
         (folder / ".gitignore").write_text("*\n")
+    held += [] if constraints is None else [f"--build-constraint={constraints}"]
     stamp = folder / "installed"
     installed = stamp.read_text().splitlines() if stamp.exists() else []
-    project, wanted = project_state(), " ".join(requirements)
+    project, wanted = project_state(), " ".join([*requirements, *held])
     if installed[:1] == [project] and wanted in installed[1:]:
         return python
     stamp.unlink(missing_ok=True)
     say(f"installing into {folder.name}; this takes a moment, once")
-    run_quietly([python, "-m", "pip", "install", "--quiet", "--no-input", *requirements])
+    run_quietly([*pip, *requirements, *held])
     others = installed[1:] if installed[:1] == [project] else []
     stamp.write_text("\n".join([project, *others, wanted]) + "\n")
     return python
@@ -185,26 +243,81 @@ def is_of_this_version(python: Path) -> bool:
 def project_state() -> str:
     """Changes with everything that decides what an installation of the checkout contains."""
     # An editable installation leads to where the checkout was when it was installed.
-    described = (ROOT / "pyproject.toml").read_bytes() + str(ROOT).encode()
-    return hashlib.sha256(described).hexdigest()
+    described = [str(ROOT).encode(), (ROOT / "pyproject.toml").read_bytes()]
+    described += [file.read_bytes() for file in sorted((ROOT / "constraints").glob("*.txt"))]
+    return hashlib.sha256(b"\0".join(described)).hexdigest()
+
+
+def constraints_of(line: str) -> Path:
+    """The versions that are installed with this line of SQLAlchemy, as `constraints` wrote them."""
+    return ROOT / "constraints" / f"sqlalchemy-{line}.txt"
 
 
 def development() -> Path:
-    return environment(ROOT / ".venv", DEVELOPMENT)
+    return environment(ROOT / ".venv", DEVELOPMENT, constraints_of("2.1"))
+
+
+def examples() -> Path:
+    return environment(ROOT / ".venv", EXAMPLES, constraints_of("2.1"))
+
+
+def neighbours() -> Path:
+    return environment(ROOT / ".venv-neighbours", NEIGHBOURS, constraints_of("2.1"))
 
 
 def sqlalchemy_2_0() -> Path:
-    return environment(ROOT / ".venv-sqlalchemy-2.0", SQLALCHEMY_2_0)
+    return environment(ROOT / ".venv-sqlalchemy-2.0", SQLALCHEMY_2_0, constraints_of("2.0"))
 
 
 def suites_of(version: str) -> Path:
     """For SQLAlchemy's own tests: of a line, `2.1`, or of one version, `2.1.9`."""
-    pinned = f"sqlalchemy[asyncio]=={version}" + (".*" if version in LINES else "")
-    return environment(ROOT / f".venv-suites-{version}", [*SUITES, pinned])
+    folder = ROOT / f".venv-suites-{version}"
+    if version in LINES:
+        wanted = f"sqlalchemy[asyncio]=={version}.*"
+        return environment(folder, [*SUITES, wanted], constraints_of(version))
+    # The constraints name another SQLAlchemy, so this one comes after what they do hold for.
+    line = next((line for line in LINES if version.startswith(f"{line}.")), LINES[0])
+    environment(folder, SUITES, constraints_of(line))
+    return environment(folder, [f"sqlalchemy[asyncio]=={version}"])
+
+
+def newest_releases() -> Path:
+    folder = ROOT / ".venv-newest"
+    # Releases appear while nothing changes here, so pip has to look each time.
+    (folder / "installed").unlink(missing_ok=True)
+    return environment(folder, NEWEST)
+
+
+def oldest_releases() -> Path:
+    return environment(ROOT / ".venv-oldest", [*OLDEST_RELEASES, *lower_bounds()])
+
+
+def lower_bounds() -> list[str]:
+    """What pyproject.toml allows at the least, of all that is installed for the tests."""
+    import tomllib  # at the top it would stop an old Python before it is told what is wrong
+
+    described = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    project, groups = described["project"], described["dependency-groups"]
+    named = list(project["dependencies"])
+    for extra in project["optional-dependencies"].values():
+        named += extra
+    for group in ("test", "lint"):
+        named += requirements_of(group, groups)
+    bounds = (re.match(r"([\w.-]+(?:\[[\w,-]+\])?)>=([\w.]+)", one) for one in named)
+    return sorted({f"{bound[1]}=={bound[2]}" for bound in bounds if bound is not None})
+
+
+def requirements_of(group: str, groups: Mapping[str, list[str | dict[str, str]]]) -> list[str]:
+    """What a dependency group names, and the groups that it includes."""
+    named: list[str] = []
+    for one in groups[group]:
+        named += [one] if isinstance(one, str) else requirements_of(one["include-group"], groups)
+    return named
 
 
 def benchmark_of(line: str) -> Path:
-    return environment(ROOT / f".venv-benchmark-{line}", [*BENCHMARK, f"sqlalchemy=={line}.*"])
+    wanted = [*BENCHMARK, f"sqlalchemy=={line}.*"]
+    return environment(ROOT / f".venv-benchmark-{line}", wanted, constraints_of(line))
 
 
 # Steps
@@ -222,21 +335,29 @@ def mypy() -> None:
     run([development(), "-m", "mypy"])
 
 
-def tests(python: Path, arguments: list[str]) -> None:
+def tests(python: Path, arguments: Sequence[str], **variables: str | Path) -> None:
     # The caller's -n comes later, so it counts.
-    run([python, "-m", "pytest", "-n", "2", *arguments])
+    run([python, "-m", "pytest", "-n", "2", "--durations=25", *arguments], **variables)
+
+
+def tests_on_2_1(arguments: Sequence[str]) -> None:
+    # Tests that need another tracer start a program with this Python.
+    tests(development(), arguments, SESSION_TRACER_TEST_NEIGHBOURS=neighbours())
 
 
 def wheel() -> None:
     """Builds what would be published, and uses it where nothing of the checkout is in reach."""
     with tempfile.TemporaryDirectory(prefix="session-tracer-wheel-") as temporary:
         outside = Path(temporary)
-        run_quietly([development(), "-m", "build", "--outdir", outside, ROOT])
+        held = constraints_of("2.1")
+        build: Command = (development(), "-m", "build", f"--dependency-constraints-txt={held}")
+        run_quietly([*build, "--outdir", outside, ROOT])
         (built,) = outside.glob("*.whl")
         refuse_incomplete(built)
         run_quietly([sys.executable, "-m", "venv", "--without-pip", outside / "venv"])
         python = outside / "venv" / PROGRAM
-        run_quietly([development(), "-m", "pip", "--python", python, "install", "--quiet", built])
+        pip: Command = (development(), "-m", "pip", "--python", python)
+        run_quietly([*pip, "install", "--quiet", f"--constraint={held}", built])
         told = run_quietly([python, "-I", "-c", FIRST_SESSION], cwd=outside)
         say(f"{built.name}, and a first session with it:\n{told.rstrip()}")
         if "first-session" not in told:
@@ -290,13 +411,11 @@ def carry_out(steps: Sequence[Step]) -> int:
 
 
 def bookshop(arguments: list[str]) -> int:
-    python = environment(ROOT / ".venv", EXAMPLES)
-    return run_program([python, "-m", "examples.bookshop", *arguments])
+    return run_program([examples(), "-m", "examples.bookshop", *arguments])
 
 
 def misuse(arguments: list[str]) -> int:
-    python = environment(ROOT / ".venv", EXAMPLES)
-    return run_program([python, "-m", "examples.misuse", *arguments])
+    return run_program([examples(), "-m", "examples.misuse", *arguments])
 
 
 def benchmark(arguments: list[str]) -> int:
@@ -346,7 +465,7 @@ def suite(version: str, arguments: list[str]) -> list[Step]:
     ]
 
 
-def run_program(command: Sequence[str | Path]) -> int:
+def run_program(command: Command) -> int:
     return subprocess.run(command, cwd=ROOT, env=environment_variables(), check=False).returncode
 
 
@@ -357,7 +476,7 @@ def test(arguments: list[str]) -> int:
             Step("Lint (ruff check)", ruff_check),
             Step("Format (ruff format)", ruff_format),
             Step("Types (mypy)", mypy),
-            Step("Tests on SQLAlchemy 2.1", lambda: tests(development(), arguments)),
+            Step("Tests on SQLAlchemy 2.1", lambda: tests_on_2_1(arguments)),
             Step("Wheel, used in a clean environment", wheel),
             Step("Environment with SQLAlchemy 2.0", sqlalchemy_2_0, needed_by_the_rest=True),
             Step(
@@ -366,6 +485,80 @@ def test(arguments: list[str]) -> int:
             ),
         ]
     )
+
+
+def newest(arguments: list[str]) -> int:
+    chosen = [*SMOKE, *arguments[1:]] if arguments[:1] == ["--smoke"] else arguments
+    return carry_out(on_releases("newest", newest_releases, (), chosen))
+
+
+def oldest(arguments: list[str]) -> int:
+    refuse_newer_python("oldest")
+    # The tests are typed as the newer releases are; what is published has to suit all of them.
+    chosen = [*(f"--deselect={test}" for test in NOT_ON_THE_OLDEST), *arguments]
+    return carry_out(on_releases("oldest", oldest_releases, ("session_tracer",), chosen))
+
+
+def on_releases(
+    which: str, install: Callable[[], Path], typed: Sequence[str], arguments: Sequence[str]
+) -> list[Step]:
+    """What shows that the bounds in pyproject.toml are true, with the releases at one end."""
+    python = ROOT / f".venv-{which}" / PROGRAM
+    types: Command = (python, "-m", "mypy", f"--cache-dir=.mypy_cache/{which}", *typed)
+    return [
+        Step(f"Environment with the {which} releases", install, needed_by_the_rest=True),
+        Step("Imports", lambda: run([python, "-W", "error", "-c", EVERY_MODULE])),
+        Step("Types (mypy)", lambda: run(types)),
+        Step(f"Tests on the {which} releases", lambda: tests(python, arguments)),
+    ]
+
+
+def constraints(arguments: list[str]) -> int:
+    refuse(arguments)
+    refuse_newer_python("constraints")
+    return carry_out(
+        [
+            Step(f"Newest releases with SQLAlchemy {line}", partial(constrain, line))
+            for line in LINES
+        ]
+    )
+
+
+def refuse_newer_python(task: str) -> None:
+    """Exits unless this is the oldest Python: newer ones get releases that it cannot have."""
+    if sys.version_info[:2] != OLDEST:
+        oldest, this = ".".join(map(str, OLDEST)), ".".join(map(str, sys.version_info[:2]))
+        sys.exit(
+            f"{task} needs Python {oldest}, the oldest that is supported, and this is {this}. "
+            f"Run: python{oldest} tasks.py {task}"
+        )
+
+
+def constrain(line: str) -> None:
+    """Writes the constraints of a line: what pip installs today where nothing is installed."""
+    with tempfile.TemporaryDirectory(prefix="session-tracer-constraints-") as temporary:
+        python = Path(temporary) / PROGRAM
+        run_quietly([sys.executable, "-m", "venv", temporary])
+        pip: Command = (python, "-m", "pip")
+        # They are constrained too: they install everything, and build the project.
+        run_quietly([*pip, "install", "--quiet", "--upgrade", "pip", "setuptools"])
+        wanted = [*EVERYTHING, f"sqlalchemy=={line}.*"]
+        run_quietly([*pip, "install", "--quiet", "--no-input", *wanted])
+        frozen = run_quietly([*pip, "--quiet", "freeze", "--all", "--exclude=session-tracer"])
+    file = constraints_of(line)
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(constraints_text(frozen))
+
+
+def constraints_text(frozen: str) -> str:
+    """The file for what `pip freeze` wrote; StepFailed if a line is not a name and a version."""
+    pins = []
+    for line in frozen.splitlines():
+        pin = re.fullmatch(r"([\w.-]+)==([\w.!]+)", line)
+        if pin is None:
+            raise StepFailed(f"expected name==version from pip freeze, not: {line}")
+        pins.append(f"{re.sub(r'[-_.]+', '-', pin[1]).lower()}=={pin[2]}")
+    return "\n".join(["# Written by: python3 tasks.py constraints", *sorted(pins)]) + "\n"
 
 
 def lint(arguments: list[str]) -> int:
@@ -409,6 +602,9 @@ TASKS = (
     Task("misuse", "show every finding, or those named; its arguments are passed on", misuse),
     Task("test", "check everything, as CI does; pytest's arguments are passed on", test),
     Task("lint", "check style and types only", lint),
+    Task("newest", "check types and tests on the newest releases: [--smoke]", newest),
+    Task("oldest", "check types and tests on the oldest releases that are allowed", oldest),
+    Task("constraints", "write anew which versions these tasks install", constraints),
     Task("fix", "put right what can be put right without thinking", fix),
     Task("suites", "run SQLAlchemy's own tests, traced: [2.0|2.1] [pytest arguments]", suites),
     Task("benchmark", "measure what tracing costs: [2.0|2.1] [--help]", benchmark),
@@ -432,7 +628,7 @@ def main(arguments: list[str]) -> int:
                 return 130
     say("usage: python3 tasks.py TASK [arguments]\n")
     for task in TASKS:
-        say(f"  {task.name:<10} {task.does}")
+        say(f"  {task.name:<11} {task.does}")
     return 0 if arguments in (["-h"], ["--help"]) else 2
 
 

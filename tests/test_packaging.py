@@ -95,6 +95,28 @@ def test_one_oldest_python_everywhere() -> None:
     assert named[0] == oldest
 
 
+@pytest.mark.parametrize("line", tasks.LINES)
+def test_the_constraints_are_names_and_versions_and_nothing_else(line: str) -> None:
+    header, *pins = tasks.constraints_of(line).read_text().splitlines()
+    assert header == "# Written by: python3 tasks.py constraints"
+    assert [pin for pin in pins if not re.fullmatch(r"[a-z0-9-]+==[a-z0-9.]+", pin)] == []
+    assert pins == sorted(pins)
+    assert f"sqlalchemy=={line}." in "\n".join(pins)
+
+
+@pytest.mark.parametrize("line", tasks.LINES)
+def test_every_named_requirement_is_constrained(line: str) -> None:
+    pinned = {
+        pin.partition("==")[0] for pin in tasks.constraints_of(line).read_text().splitlines()[1:]
+    }
+    project, groups = PROJECT["project"], PROJECT["dependency-groups"]
+    named = [*PROJECT["build-system"]["requires"], *project["dependencies"]]
+    for requirements in (*project["optional-dependencies"].values(), *groups.values()):
+        named += [one for one in requirements if isinstance(one, str)]
+    names = {re.split(r"[^\w.-]", one)[0].lower().replace(".", "-") for one in named}
+    assert names - pinned == {"session-tracer"}
+
+
 def test_every_extra_is_in_all() -> None:
     extras = PROJECT["project"]["optional-dependencies"]
     named = re.fullmatch(r"session-tracer\[(.*)\]", extras["all"][0])

@@ -5,7 +5,8 @@ import re
 import runpy
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -22,10 +23,13 @@ def commands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
 
     def run_quietly(command: Sequence[str | Path], cwd: Path = tmp_path) -> str:
         ran.append(" ".join(map(str, command)).replace(str(tmp_path), ""))
-        (tmp_path / "venv").mkdir(exist_ok=True)
+        if "venv" in command:
+            Path(command[-1]).mkdir(exist_ok=True)
         return ""
 
     (tmp_path / "pyproject.toml").write_text("first")
+    (tmp_path / "constraints").mkdir()
+    (tmp_path / "constraints" / "sqlalchemy-2.1.txt").write_text("a==1")
     monkeypatch.setattr(tasks, "ROOT", tmp_path)
     monkeypatch.setattr(tasks, "run_quietly", run_quietly)
     monkeypatch.setattr(tasks, "is_of_this_version", lambda python: "made" in ran)
@@ -34,8 +38,10 @@ def commands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
 
 PYTHON = f"/venv/{tasks.PROGRAM}"
 MAKE = f"{sys.executable} -m venv --clear /venv"
-UPGRADE = f"{PYTHON} -m pip install --quiet --upgrade pip>=25.1"
 INSTALL = f"{PYTHON} -m pip install --quiet --no-input"
+UPGRADE = f"{INSTALL} --upgrade pip>=25.3"
+CONSTRAINT = "--constraint=/constraints/sqlalchemy-2.1.txt"
+BUILD_CONSTRAINT = "--build-constraint=/constraints/sqlalchemy-2.1.txt"
 
 
 def test_a_missing_environment_is_made(commands: list[str], tmp_path: Path) -> None:
@@ -67,6 +73,68 @@ def test_a_changed_project_is_installed_anew(commands: list[str], tmp_path: Path
         (tmp_path / "pyproject.toml").write_text(text)
         tasks.environment(tmp_path / "venv", ["a"])
     assert commands == ["made", f"{INSTALL} a", f"{INSTALL} a"]
+
+
+def test_constraints_hold_pip_and_what_it_installs_and_builds_with(
+    commands: list[str], tmp_path: Path
+) -> None:
+    tasks.environment(tmp_path / "venv", ["a"], tasks.constraints_of("2.1"))
+    assert commands == [
+        MAKE,
+        f"{UPGRADE} {CONSTRAINT}",
+        f"{INSTALL} a {CONSTRAINT} {BUILD_CONSTRAINT}",
+    ]
+
+
+def test_an_environment_is_installed_anew_when_a_constraint_changes(
+    commands: list[str], tmp_path: Path
+) -> None:
+    pins = tasks.constraints_of("2.1")
+    tasks.environment(tmp_path / "venv", ["a"], pins)
+    commands[:] = ["made"]
+    for text in ("a==2", "a==2", "a==1"):
+        pins.write_text(text)
+        tasks.environment(tmp_path / "venv", ["a"], pins)
+    assert commands == ["made", *[f"{INSTALL} a {CONSTRAINT} {BUILD_CONSTRAINT}"] * 2]
+
+
+@pytest.mark.parametrize(
+    ("make", "line"),
+    [
+        (tasks.examples, "2.1"),
+        (tasks.development, "2.1"),
+        (tasks.neighbours, "2.1"),
+        (tasks.sqlalchemy_2_0, "2.0"),
+        *((partial(tasks.suites_of, line), line) for line in tasks.LINES),
+        *((partial(tasks.benchmark_of, line), line) for line in tasks.LINES),
+    ],
+)
+def test_every_environment_gets_the_versions_of_its_line(
+    make: Callable[[], Path], line: str, commands: list[str]
+) -> None:
+    make()
+    assert f" --constraint=/constraints/sqlalchemy-{line}.txt " in commands[-1]
+
+
+def test_one_release_of_sqlalchemy_is_installed_over_the_one_of_its_line(
+    commands: list[str], tmp_path: Path
+) -> None:
+    commands[:] = ["made"]
+    (tmp_path / ".venv-suites-2.0.41").mkdir()
+    tasks.suites_of("2.0.41")
+    line, release = commands[1:]
+    assert "--constraint=/constraints/sqlalchemy-2.0.txt" in line
+    assert line.partition("--no-input ")[2].startswith(" ".join(tasks.SUITES))
+    assert release.partition("--no-input ")[2] == "sqlalchemy[asyncio]==2.0.41"
+
+
+def test_the_newest_releases_are_looked_for_each_time(commands: list[str]) -> None:
+    tasks.newest_releases()
+    commands[:] = ["made"]
+    tasks.newest_releases()
+    (again,) = commands[1:]
+    assert " --upgrade " in again
+    assert "constraint" not in again
 
 
 def test_a_failed_installation_is_not_taken_for_a_good_one(
@@ -109,6 +177,29 @@ def test_commands_stay_in_their_environment(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("KEPT", "yes")
     show = "import os; print(os.environ.get('PYTHONPATH'), os.environ.get('KEPT'))"
     assert tasks.run_quietly([sys.executable, "-c", show]).split() == ["None", "yes"]
+
+
+def test_the_tests_find_the_other_tracers_and_print_the_slowest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ran: list[tuple[Sequence[str | Path], dict[str, str | Path]]] = []
+
+    def run(command: Sequence[str | Path], **variables: str | Path) -> None:
+        ran.append((command, variables))
+
+    monkeypatch.setattr(tasks, "run", run)
+    monkeypatch.setattr(tasks, "development", lambda: Path("python"))
+    monkeypatch.setattr(tasks, "neighbours", lambda: Path("neighbours/python"))
+    tasks.tests_on_2_1(["-x"])
+    ((command, variables),) = ran
+    assert command[1:] == ["-m", "pytest", "-n", "2", "--durations=25", "-x"]
+    assert variables == {"SESSION_TRACER_TEST_NEIGHBOURS": Path("neighbours/python")}
+
+
+def test_a_command_gets_the_variables_it_is_given(capfd: pytest.CaptureFixture[str]) -> None:
+    show = "import os; print(os.environ['OF_A_TEST'])"
+    tasks.run([sys.executable, "-c", show], OF_A_TEST=Path("there"))
+    assert capfd.readouterr().out.strip() == "there"
 
 
 def test_the_summary_names_every_step(capsys: pytest.CaptureFixture[str]) -> None:
@@ -202,9 +293,82 @@ def test_a_task_without_arguments_refuses_them() -> None:
         tasks.main(["clean", "--all"])
 
 
+def test_what_pip_freezes_becomes_constraints() -> None:
+    assert tasks.constraints_text("Zope.Interface==8.7\nb_c==0.63b1\n") == (
+        "# Written by: python3 tasks.py constraints\nb-c==0.63b1\nzope-interface==8.7\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["torch==2.9.1+cpu", "a @ file:///somewhere/a.whl", "-e .", "WARNING: something happened"],
+)
+def test_what_is_not_a_released_version_is_no_constraint(line: str) -> None:
+    with pytest.raises(StepFailed, match="expected name==version"):
+        tasks.constraints_text(f"b==1\n{line}\n")
+
+
+@pytest.mark.parametrize("task", ["constraints", "oldest"])
+def test_a_newer_python_is_refused_where_the_oldest_is_needed(
+    task: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "version_info", (3, 13, 0, "final", 0))
+    with pytest.raises(SystemExit, match=rf"Run: python3\.11 tasks\.py {task}"):
+        tasks.main([task])
+
+
+def test_the_lower_bounds_become_versions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tasks, "ROOT", tmp_path)
+    (tmp_path / "pyproject.toml").write_text(
+        """
+        [project]
+        dependencies = ["a>=2.0.30,<2.2", "b>=1"]
+        [project.optional-dependencies]
+        extra = ["c[d]>=0.63b0; python_version < '3.14'"]
+        all = ["project[extra]"]
+        [dependency-groups]
+        more = ["e>=5"]
+        test = [{ include-group = "more" }, "f==6", "g"]
+        lint = ["b>=1", "h>=8"]
+        other = ["i>=9"]
+        """
+    )
+    assert tasks.lower_bounds() == ["a==2.0.30", "b==1", "c[d]==0.63b0", "e==5", "h==8"]
+
+
+def test_the_smoke_tests_are_there() -> None:
+    assert [path for path in tasks.SMOKE if not (tasks.ROOT / path).exists()] == []
+
+
+def test_the_tests_that_the_oldest_releases_do_not_run_are_there() -> None:
+    for test in tasks.NOT_ON_THE_OLDEST:
+        path, _, name = test.partition("::")
+        assert f"def {name}(" in (tasks.ROOT / path).read_text()
+
+
+def test_the_newest_releases_are_smoke_tested_when_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[Sequence[str]] = []
+
+    def on_releases(
+        which: str, install: object, typed: object, arguments: Sequence[str]
+    ) -> list[Step]:
+        asked.append(arguments)
+        return []
+
+    monkeypatch.setattr(tasks, "on_releases", on_releases)
+    for arguments in (["--smoke", "-x"], ["-x"]):
+        assert tasks.main(["newest", *arguments]) == 0
+    assert asked == [[*tasks.SMOKE, "-x"], ["-x"]]
+
+
 @pytest.mark.skipif(os.name == "nt", reason=".ci/run is a shell script")
 def test_ci_runs_the_command_of_the_readme() -> None:
     script = Path(tasks.__file__).parent / ".ci" / "run"
     assert os.access(script, os.X_OK)
     subprocess.run(["bash", "-n", script], check=True)
-    assert script.read_text().splitlines()[-1] == "python3 tasks.py test"
+    assert [line for line in script.read_text().splitlines() if "tasks.py" in line] == [
+        "python3 tasks.py test",
+        "python3 tasks.py newest --smoke",
+    ]

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from opentelemetry.context import Context
     from opentelemetry.trace import Span, SpanContext, Tracer, TracerProvider
-    from opentelemetry.util.types import AttributeValue
 
     from session_tracer.callsite import CallSite
     from session_tracer.facts import Database
@@ -24,7 +23,8 @@ if TYPE_CHECKING:
     from session_tracer.record import SessionRecord
     from session_tracer.signals.routes import Routes
 
-    Attributes = dict[str, AttributeValue]
+    # OpenTelemetry's own alias differs from release to release, and 1.45.0's is no valid type.
+    Attributes = dict[str, str | bool | int | float]
 
 __all__ = ["Attached", "SessionSpans", "SpanSignal", "caller"]
 

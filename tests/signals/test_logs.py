@@ -791,7 +791,7 @@ def test_a_structlog_that_filters_gets_no_more_than_it_takes(sqlite_twin: Twin) 
     entries = LogCapture()
     structlog.configure(
         processors=[entries],
-        wrapper_class=structlog.make_filtering_bound_logger("info"),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         cache_logger_on_first_use=False,
     )
     sqlite_twin.run(story)
