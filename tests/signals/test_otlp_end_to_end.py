@@ -1,7 +1,6 @@
 """Tests that a program's session arrives at a real collector, told by all three signals."""
 
 import os
-import os
 import re
 import subprocess
 import sys
@@ -193,9 +192,11 @@ def test_the_log_records_arrive(received: Callable[[str], str]) -> None:
         (
             "finding",
             "ERROR",
-            "Str(detached-lazy-load at tests/signals/program.py in main(): Author.books was read <time> "
-            "after its session was closed. Remedy: select(Author).options(selectinload(Author.books)) "
-            "at tests/signals/program.py in main())",
+            (
+                "Str(detached-lazy-load at tests/signals/program.py in main(): Author.books was "
+                "read <time> after its session was closed. Remedy: select(Author)"
+                ".options(selectinload(Author.books)) at tests/signals/program.py in main())"
+            ),
         ),
     ]
 
