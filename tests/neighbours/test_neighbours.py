@@ -1,0 +1,133 @@
+"""Tests that Logfire and Sentry work as ever beside session_tracer, and get what they should.
+
+They reach into the process that imports them, so they are installed apart: `tasks.py test` names
+the Python of that environment in `SESSION_TRACER_TEST_NEIGHBOURS`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PYTHON = os.environ.get("SESSION_TRACER_TEST_NEIGHBOURS", "")
+ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.skipif(
+    not PYTHON, reason="SESSION_TRACER_TEST_NEIGHBOURS names no Python; tasks.py test sets it"
+)
+
+SHOP = """
+import json
+from sqlalchemy import create_engine, text
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
+from sqlalchemy.pool import StaticPool
+from session_tracer import instrument
+
+class Base(DeclarativeBase): ...
+class Book(Base):
+    __tablename__ = "books"
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+engine = create_engine("sqlite://", poolclass=StaticPool)
+Base.metadata.create_all(engine)
+SessionLocal = sessionmaker(engine)
+
+def work():
+    with SessionLocal() as session:
+        session.merge(Book(id=1))
+        session.commit()
+"""
+
+
+def run(program: str, folder: Path) -> Any:
+    """What a program, which begins with SHOP, prints as JSON, run in a folder of its own."""
+    done = subprocess.run(
+        [PYTHON, "-c", SHOP + program],
+        cwd=folder,
+        env={name: value for name, value in os.environ.items() if not name.startswith("OTEL_")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+LOGFIRE = """
+import logfire
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+spans, reader = InMemorySpanExporter(), InMemoryMetricReader()
+def configure():
+    logfire.configure(
+        send_to_logfire=False,
+        console=False,
+        scrubbing=False,
+        additional_span_processors=[SimpleSpanProcessor(spans)],
+        metrics=logfire.MetricsOptions(additional_readers=[reader]),
+    )
+"""
+
+
+@pytest.mark.parametrize(
+    "order",
+    ["configure(); instrument(SessionLocal)", "instrument(SessionLocal); configure()"],
+    ids=["before", "after"],
+)
+def test_logfires_providers_get_spans_and_metrics(tmp_path: Path, order: str) -> None:
+    program = f"""{LOGFIRE}
+{order}
+with logfire.span("request"):
+    work()
+names = [span.name for span in spans.get_finished_spans()]
+data = reader.get_metrics_data()
+metrics = [m.name for r in data.resource_metrics for s in r.scope_metrics for m in s.metrics]
+print(json.dumps([names, metrics]))
+"""
+    names, metrics = run(program, tmp_path)
+    assert "session default" in names
+    assert {"sqlalchemy.session.duration", "sqlalchemy.session.open"} <= set(metrics)
+
+
+def test_no_frame_of_session_tracers_is_the_applications_in_sentry(tmp_path: Path) -> None:
+    program = """
+import sentry_sdk
+seen = []
+sentry_sdk.init(dsn="http://a@127.0.0.1:9/1", before_send=lambda event, _: seen.append(event))
+instrument(SessionLocal, exporter="logging")
+work()
+try:
+    with SessionLocal() as session:
+        session.add(Book(id=1))
+        session.commit()
+except IntegrityError as error:
+    sentry_sdk.capture_exception(error)
+print(json.dumps([
+    [
+        value["type"],
+        [[one["abs_path"], bool(one.get("in_app"))] for one in value["stacktrace"]["frames"]],
+    ]
+    for event in seen if "exception" in event
+    for value in event["exception"]["values"]
+]))
+"""
+    errors = run(program, tmp_path)
+    assert [kind for kind, _ in errors] == ["IntegrityError", "IntegrityError"]
+    for _, frames in errors:
+        ours = [
+            (path, in_app)
+            for path, in_app in frames
+            if "session_tracer" in path.removeprefix(str(ROOT))
+        ]
+        assert ours
+        assert all(Path(path).is_file() and not in_app for path, in_app in ours)
+        # Sentry groups issues by the innermost frames.
+        assert "sqlalchemy" in frames[-1][0]
