@@ -190,7 +190,7 @@ def test_the_task_takes_a_line_a_version_or_both_lines(
     arguments: list[str], commands: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran: list[str] = []
-    monkeypatch.setattr(tasks, "environment", lambda folder, requirements: requirements[-1])
+    monkeypatch.setattr(tasks, "environment", lambda folder, requirements, *_: requirements[-1])
     monkeypatch.setattr(tasks, "run", lambda command: ran.append(" ".join(command)))
     assert tasks.suites(arguments) == 0
     assert ran == commands
