@@ -293,7 +293,9 @@ def _executing(name: str) -> Callable[..., bool | None]:
             raise_due(probe.stories)
         return True
 
-    return as_sqlalchemys(listener)
+    # What it looks for among the listeners is itself as it is registered.
+    listener = as_sqlalchemys(listener)
+    return listener
 
 
 def _after(ours: Callable[..., bool | None], listeners: Any) -> list[Any]:

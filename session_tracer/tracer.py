@@ -164,7 +164,9 @@ class Tracer:
                 self._is_opening = False
 
     def begin(self, scope: Scope, epoch: int) -> Story:
-        """The story of a session scope that begins now; `settle()` has to come before it."""
+        """The story of a session scope that begins now."""
+        if not self.is_settled:
+            self.settle()
         return Story(self, self._reporting, self._record(scope, epoch))
 
     def begin_detached(self, scope: Scope, epoch: int, span: SpanContext | None) -> Story:

@@ -478,7 +478,7 @@ def test_a_clock_that_is_wrong_makes_nothing_else_wrong(
     told: list[Fact] = []
     with capture(maker) as alone:
         unit_of_work(maker)
-    exporter = Exporter(tracer_provider=tracers, on_fact=told.append)
+    exporter = Exporter(tracer_provider=tracers, on_fact=told.append, on_finding=lambda _: None)
     with _traced_by(CLOCKS[how], maker, exporter):
         assert unit_of_work(maker) == GOT
     assert outline(told) == outline(alone.facts)
