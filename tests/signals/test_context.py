@@ -29,9 +29,8 @@ from session_tracer import instrument
 from session_tracer.exporter import Exporter
 from tests.library import Author, Book, authors
 from tests.signals.telling import Traces, context, left_by
-from tests.twins import Twin
+from tests.twins import Twin, on_each_database, on_postgresql
 
-on_postgresql = pytest.mark.parametrize("twin", ["postgresql"], indirect=True)
 # Only what is awaited is cancelled or gathered; threads are the other twin's tasks.
 awaited_only = pytest.mark.parametrize("is_async", [True], ids=["async"], indirect=True)
 called_only = pytest.mark.parametrize("is_async", [False], ids=["sync"], indirect=True)
@@ -107,6 +106,7 @@ def test_the_drivers_spans_are_below_the_innermost_span(twin: Twin, traces: Trac
     assert traces.tree() == (in_async if twin.is_async else in_sync)
 
 
+@on_each_database
 @pytest.mark.usefixtures("traced_engine")
 def test_the_spans_of_sqlalchemys_instrumentation_are_below_the_innermost_span(
     twin: Twin, traces: Traces

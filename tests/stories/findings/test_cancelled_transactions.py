@@ -16,7 +16,7 @@ from tests.good_code.silence import only_async
 from tests.library import Author, authors, keep
 from tests.stories.findings.due import Above, Due, assert_found, stay
 from tests.stories.lines import marked
-from tests.twins import Twin, url_of
+from tests.twins import Twin, on_each_database, on_postgresql
 
 pytestmark = [
     only_async,
@@ -118,6 +118,7 @@ OUTCOMES: dict[Story, str] = {
 }
 
 
+@on_each_database
 @pytest.mark.parametrize("work", OUTCOMES, ids=lambda story: story.__name__)
 def test_a_task_that_is_cancelled_where_it_waits(twin: Twin, work: Story) -> None:
     async def story() -> None:
@@ -197,33 +198,29 @@ async def give_up_on_a_long_statement(twin: Twin) -> None:
         await session.rollback()
 
 
-@pytest.fixture
-def postgres_twin(is_async: bool, postgres_url: str) -> Twin:
-    """The same story, on the database that can be told to take its time."""
-    return Twin(url_of("postgresql", "", postgres_url, is_async=is_async), is_async)
-
-
 async def cut_off(work: Callable[[Twin], Any], twin: Twin) -> None:
     with suppress(TimeoutError):
         async with asyncio.timeout(0.4):
             await work(twin)
 
 
-def test_a_statement_that_is_cut_off(postgres_twin: Twin) -> None:
+@on_postgresql
+def test_a_statement_that_is_cut_off(twin: Twin) -> None:
     async def story() -> None:
-        with capture(postgres_twin.factory) as told:
-            await cut_off(run_a_long_statement, postgres_twin)
+        with capture(twin.factory) as told:
+            await cut_off(run_a_long_statement, twin)
         assert_found(told, due(run_a_long_statement))
 
-    postgres_twin.run(story)
+    twin.run(story)
 
 
+@on_postgresql
 def test_a_statement_that_is_cut_off_where_no_block_closes_its_session(
-    postgres_twin: Twin,
+    twin: Twin,
 ) -> None:
     async def story() -> None:
-        with capture(postgres_twin.factory) as told:
-            await cut_off(run_a_long_statement_without_a_block, postgres_twin)
+        with capture(twin.factory) as told:
+            await cut_off(run_a_long_statement_without_a_block, twin)
             gc.collect()
             assert len(told.sessions) == 1
         opened = marked(run_a_long_statement_without_a_block, "<- opened")
@@ -238,16 +235,17 @@ def test_a_statement_that_is_cut_off_where_no_block_closes_its_session(
             ),
         )
 
-    postgres_twin.run(story)
+    twin.run(story)
 
 
-def test_a_statement_that_is_given_up_in_good_order(postgres_twin: Twin) -> None:
+@on_postgresql
+def test_a_statement_that_is_given_up_in_good_order(twin: Twin) -> None:
     async def story() -> None:
-        with capture(postgres_twin.factory) as told:
-            await give_up_on_a_long_statement(postgres_twin)
+        with capture(twin.factory) as told:
+            await give_up_on_a_long_statement(twin)
         assert_found(told, due(give_up_on_a_long_statement, outcome="rolled_back"))
 
-    postgres_twin.run(story)
+    twin.run(story)
 
 
 # Where nobody closes the session.
@@ -259,6 +257,7 @@ async def sleep_without_a_block(twin: Twin, here: asyncio.Event) -> None:
     await stay(here)
 
 
+@on_each_database
 def test_a_session_that_nobody_closes_is_abandoned(twin: Twin) -> None:
     """No block is left, and no statement cut off: nobody but the task knows why it is lost."""
 

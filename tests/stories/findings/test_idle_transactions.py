@@ -16,7 +16,7 @@ from tests.good_code.silence import only_async, only_sync
 from tests.library import Author, authors, keep
 from tests.stories.findings.due import Above, Due, assert_found, look_ahead, until
 from tests.stories.lines import marked
-from tests.twins import Twin, url_of
+from tests.twins import Twin, on_postgresql
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -151,20 +151,15 @@ def test_a_wait_that_holds_up_no_connection(twin: Twin, wait: Callable[[Twin], A
     twin.run(story)
 
 
-@pytest.fixture
-def postgres_twin(is_async: bool, postgres_url: str) -> Twin:
-    """The same story sync and async, on the database that can be told to take its time."""
-    return Twin(url_of("postgresql", "", postgres_url, is_async=is_async), is_async)
-
-
-def test_a_statement_that_takes_long_is_no_wait(postgres_twin: Twin) -> None:
+@on_postgresql
+def test_a_statement_that_takes_long_is_no_wait(twin: Twin) -> None:
     async def story() -> None:
-        with capture(postgres_twin.factory, idle_in_transaction_seconds=0.1) as told:
-            async with postgres_twin.session() as session:
+        with capture(twin.factory, idle_in_transaction_seconds=0.1) as told:
+            async with twin.session() as session:
                 await session.execute(text("SELECT pg_sleep(0.5)"))
         assert_found(told)
 
-    postgres_twin.run(story)
+    twin.run(story)
 
 
 # Where the code waits.
