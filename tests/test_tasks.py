@@ -202,6 +202,13 @@ def test_a_task_without_arguments_refuses_them() -> None:
         tasks.main(["clean", "--all"])
 
 
+def test_what_the_long_task_sets_is_read_by_its_tests() -> None:
+    root = Path(tasks.__file__).parent
+    files = [file for name in tasks.SAMPLED for file in [root / name, *(root / name).glob("*.py")]]
+    read = "".join(file.read_text() for file in files if file.is_file())
+    assert [name for name in tasks.WHOLE if f'os.environ.get("{name}"' not in read] == []
+
+
 @pytest.mark.skipif(os.name == "nt", reason=".ci/run is a shell script")
 def test_ci_runs_the_command_of_the_readme() -> None:
     script = Path(tasks.__file__).parent / ".ci" / "run"

@@ -22,11 +22,12 @@ def steady() -> Iterator[None]:
     gc.freeze()
     with steady_sets():
         yield
-    gc.unfreeze()
+    gc.unfreeze()  # what the programs left may be garbage by now
     with warnings.catch_warnings():
         # A lazy load that asyncio refuses leaves the driver's coroutine behind, traced or not.
         warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
         gc.collect()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
