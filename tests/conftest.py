@@ -16,7 +16,11 @@ pytest_plugins = ["pytester", "tests.servers.plugin"]
 
 
 def pytest_collection_finish() -> None:
-    """Spares each collection of garbage what was imported, which is most of what there is."""
+    _collect_garbage()
+
+
+def _collect_garbage() -> None:
+    """Whatever is alive then is never looked at again: a test's garbage is its own, and little."""
     gc.collect()
     gc.freeze()
 
@@ -59,6 +63,8 @@ def sqlite_twin(is_async: bool, tmp_path: Path) -> Twin:
 
 
 @pytest.fixture(autouse=True)
-def _nothing_stays_instrumented() -> Iterator[None]:
+def _nothing_is_left() -> Iterator[None]:
+    """Nothing stays instrumented, and what a test leaks is complained of in that test."""
     yield
     uninstrument()
+    _collect_garbage()

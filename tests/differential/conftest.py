@@ -17,17 +17,13 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def steady() -> Iterator[None]:
-    """Have the program alone decide the order of SQLAlchemy's sets, and collect garbage quickly."""
-    gc.collect()
-    gc.freeze()
+    """Have the program alone decide the order of SQLAlchemy's sets."""
     with steady_sets():
         yield
-    gc.unfreeze()  # what the programs left may be garbage by now
     with warnings.catch_warnings():
         # A lazy load that asyncio refuses leaves the driver's coroutine behind, traced or not.
         warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
         gc.collect()
-    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

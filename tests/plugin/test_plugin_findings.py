@@ -287,7 +287,6 @@ def test_does_not_ask(): pass
     assert everything.has(f"session_tracer: {said}")
 
 
-@pytest.mark.usefixtures("nothing_left")
 def test_what_the_settings_silence_is_not_found(
     suites: Suites, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -305,7 +304,6 @@ def test_says(SessionLocal):
     assert told.has("no findings in 3 sessions")
 
 
-@pytest.mark.usefixtures("nothing_left")
 def test_a_lost_session_is_of_the_test_that_lost_it(suites: Suites) -> None:
     told = suites.told(
         """

@@ -32,7 +32,6 @@ BOOKS = "await author.awaitable_attrs.books, with AsyncAttrs among the bases of 
 pytestmark = [
     only_async,
     pytest.mark.filterwarnings("ignore:coroutine '.*' was never awaited"),
-    pytest.mark.usefixtures("collected"),
 ]
 
 
