@@ -66,6 +66,7 @@ ALIKE_ON_EVERY_SQLALCHEMY = (
     "--ignore=tests/test_benchmarks.py",
     "--ignore=tests/test_dashboard.py",
     "--ignore=tests/test_docs.py",
+    "--ignore=tests/test_layers.py",
     "--ignore=tests/test_packaging.py",
     "--ignore=tests/test_soak.py",
     "--ignore=tests/test_tasks.py",
