@@ -77,10 +77,16 @@ ALIKE_ON_EVERY_SQLALCHEMY = (
 # have other values.
 WHOLE = {
     "SESSION_TRACER_PROGRAMS": "2000",
+    "SESSION_TRACER_TEST_LEVELS": "all",
     "SESSION_TRACER_TEST_MOMENTS": "all",
     "SESSION_TRACER_TEST_SOAK_MINUTES": "0.35",
 }
-SAMPLED = ("tests/differential", "tests/hostile/test_interrupts.py", "tests/test_soak.py")
+SAMPLED = (
+    "tests/differential",
+    "tests/hostile/test_interrupts.py",
+    "tests/test_benchmarks.py",
+    "tests/test_soak.py",
+)
 
 # A first session, told about with nothing installed but what a bare `pip install` brings.
 FIRST_SESSION = """

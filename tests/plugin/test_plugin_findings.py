@@ -382,21 +382,18 @@ def test_beside_a_fixture(SessionLocal, session, shared_session):
     assert "nested-sessions" in told.text
 
 
-def test_how_long_a_shared_session_lives_is_no_tests_fault(
-    suites: Suites, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SESSION_TRACER_LEAK_AFTER_SECONDS", "0.2")
+def test_how_long_a_shared_session_lives_is_no_tests_fault(suites: Suites) -> None:
     told = suites.told(
         """
-import time
+from tests.stories.findings.due import look_ahead
 
 def test_waits(shared_session):
     shared_session.connection()
-    time.sleep(0.5)
+    look_ahead(61)
 
 def test_keeps_its_own_waiting(session):
     session.connection()
-    time.sleep(0.5)
+    look_ahead(61)
 """,
         "--session-tracer=error",
     )
