@@ -181,7 +181,7 @@ class Twin:
 
     def run(self, story: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Run a story on empty tables, and leave none behind."""
-        return self._drive(self._on_empty_tables(story))
+        return self.drive(self._on_empty_tables(story))
 
     async def _on_empty_tables(self, story: Callable[[], Awaitable[T]]) -> T:
         if self.database == "sqlite":
@@ -203,7 +203,8 @@ class Twin:
                 connection.execute("BEGIN EXCLUSIVE")
             await self.dispose()
 
-    def _drive(self, coroutine: Coroutine[Any, Any, T]) -> T:
+    def drive(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """What a coroutine comes to."""
         if self.is_async:
             return asyncio.run(coroutine)
         try:

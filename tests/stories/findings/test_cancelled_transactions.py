@@ -9,12 +9,13 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import select
 
 from session_tracer.testing import capture
 from tests.good_code.silence import only_async
 from tests.library import Author, authors, keep
 from tests.stories.findings.due import Above, Due, assert_found, stay
+from tests.stories.findings.gates import expire, gate
 from tests.stories.lines import marked
 from tests.twins import Twin, on_each_database, on_postgresql
 
@@ -134,18 +135,22 @@ async def be_timed_out(work: Story, twin: Twin) -> None:
     with suppress(TimeoutError):
         async with asyncio.timeout(None) as timeout:
             here = asyncio.Event()
-            asyncio.get_running_loop().create_task(expire(timeout, here))
+            asyncio.get_running_loop().create_task(expire(timeout, here.wait))
             await work(twin, here)
 
 
-async def expire(timeout: asyncio.Timeout, here: asyncio.Event) -> None:
-    await here.wait()
-    timeout.reschedule(0)
-
-
 async def be_waited_for_in_vain(work: Story, twin: Twin) -> None:
+    here, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    async def have_time_pass() -> None:
+        await here.wait()
+        later = loop.time() + 20
+        loop.time = lambda: later  # type: ignore[method-assign] # the loop ends with the story
+
+    passing = loop.create_task(have_time_pass())
     with suppress(TimeoutError):
-        await asyncio.wait_for(work(twin, asyncio.Event()), 0.2)
+        await asyncio.wait_for(work(twin, here), 20)
+    await passing
 
 
 async def have_a_sibling_that_fails(work: Story, twin: Twin) -> None:
@@ -177,31 +182,34 @@ def test_each_way_a_task_is_cut_off(sqlite_twin: Twin, end: Callable[..., Any]) 
 # Amid a statement.
 
 
-async def run_a_long_statement(twin: Twin) -> None:
+async def run_a_long_statement(twin: Twin, waits: Any) -> None:
     async with twin.session() as session:  # <- opened # <- closed
         await write(session)
-        await session.execute(text("SELECT pg_sleep(60)"))  # <- cut
+        await session.execute(waits.statement)  # <- cut
 
 
-async def run_a_long_statement_without_a_block(twin: Twin) -> None:
+async def run_a_long_statement_without_a_block(twin: Twin, waits: Any) -> None:
     session = twin.session()  # <- opened
     await write(session)
-    await session.execute(text("SELECT pg_sleep(60)"))  # <- cut
+    await session.execute(waits.statement)  # <- cut
 
 
-async def give_up_on_a_long_statement(twin: Twin) -> None:
+async def give_up_on_a_long_statement(twin: Twin, waits: Any) -> None:
     async with twin.session() as session:  # <- opened # <- closed
         await write(session)
         with suppress(TimeoutError):
-            async with asyncio.timeout(0.2):
-                await session.execute(text("SELECT pg_sleep(60)"))  # <- cut
+            async with asyncio.timeout(None) as timeout:
+                asyncio.get_running_loop().create_task(expire(timeout, waits.reached))
+                await session.execute(waits.statement)  # <- cut
         await session.rollback()
 
 
-async def cut_off(work: Callable[[Twin], Any], twin: Twin) -> None:
-    with suppress(TimeoutError):
-        async with asyncio.timeout(0.4):
-            await work(twin)
+async def cut_off(work: Callable[[Twin, Any], Any], twin: Twin) -> None:
+    async with gate(twin) as waits:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(None) as timeout:
+                asyncio.get_running_loop().create_task(expire(timeout, waits.reached))
+                await work(twin, waits)
 
 
 @on_postgresql
@@ -242,7 +250,8 @@ def test_a_statement_that_is_cut_off_where_no_block_closes_its_session(
 def test_a_statement_that_is_given_up_in_good_order(twin: Twin) -> None:
     async def story() -> None:
         with capture(twin.factory) as told:
-            await give_up_on_a_long_statement(twin)
+            async with gate(twin) as waits:
+                await give_up_on_a_long_statement(twin, waits)
         assert_found(told, due(give_up_on_a_long_statement, outcome="rolled_back"))
 
     twin.run(story)
