@@ -1,6 +1,8 @@
 """Gives every test its twins and its servers, and checks that none leaves a trace."""
 
 import gc
+import itertools
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,17 +14,28 @@ from sqlalchemy.pool import Pool
 from session_tracer import uninstrument
 from tests.twins import Twin, url_of
 
+TESTS_TO_A_THAW = 50
+_ENDED = itertools.count(1)
+
 pytest_plugins = ["pytester", "tests.servers.plugin"]
 
 
 def pytest_collection_finish() -> None:
-    _collect_garbage()
+    _collect_and_freeze()
 
 
-def _collect_garbage() -> None:
-    """Whatever is alive then is never looked at again: a test's garbage is its own, and little."""
+def _collect_and_freeze() -> None:
+    """Whatever is alive then is not looked at again: a test's garbage is its own, and little."""
     gc.collect()
     gc.freeze()
+
+
+def _thaw() -> None:
+    """Collects what was frozen and has died since; by now no one knows which test it was of."""
+    gc.unfreeze()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        gc.collect()
 
 
 @event.listens_for(Pool, "connect")
@@ -63,8 +76,12 @@ def sqlite_twin(is_async: bool, tmp_path: Path) -> Twin:
 
 
 @pytest.fixture(autouse=True)
-def _nothing_is_left() -> Iterator[None]:
+def _nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
     """Nothing stays instrumented, and what a test leaks is complained of in that test."""
     yield
     uninstrument()
-    _collect_garbage()
+    request.node.funcargs.clear()  # pytest does it only afterwards
+    _collect_and_freeze()
+    if next(_ENDED) % TESTS_TO_A_THAW == 0:
+        _thaw()
+        _collect_and_freeze()
