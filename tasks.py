@@ -86,10 +86,26 @@ ALIKE_ON_EVERY_SQLALCHEMY = (
     "--ignore=tests/test_benchmarks.py",
     "--ignore=tests/test_dashboard.py",
     "--ignore=tests/test_docs.py",
+    "--ignore=tests/test_layers.py",
     "--ignore=tests/test_packaging.py",
     "--ignore=tests/test_soak.py",
     "--ignore=tests/test_tasks.py",
     "--ignore=tests/test_types.py",
+)
+
+# What the tests take a sample of by default, and the task `long` takes whole. The environment may
+# have other values.
+WHOLE = {
+    "SESSION_TRACER_PROGRAMS": "2000",
+    "SESSION_TRACER_TEST_LEVELS": "all",
+    "SESSION_TRACER_TEST_MOMENTS": "all",
+    "SESSION_TRACER_TEST_SOAK_MINUTES": "0.35",
+}
+SAMPLED = (
+    "tests/differential",
+    "tests/hostile/test_interrupts.py",
+    "tests/test_benchmarks.py",
+    "tests/test_soak.py",
 )
 
 # A first session, told about with nothing installed but what a bare `pip install` brings.
@@ -487,6 +503,19 @@ def test(arguments: list[str]) -> int:
     )
 
 
+def long(arguments: list[str]) -> int:
+    os.environ.update({**WHOLE, **os.environ})
+    return carry_out(
+        [
+            Step("Environment with SQLAlchemy 2.1", development, needed_by_the_rest=True),
+            Step(
+                "Tests that are sampled otherwise",
+                lambda: tests(development(), [*SAMPLED, "--timeout=7200", *arguments]),
+            ),
+        ]
+    )
+
+
 def newest(arguments: list[str]) -> int:
     chosen = [*SMOKE, *arguments[1:]] if arguments[:1] == ["--smoke"] else arguments
     return carry_out(on_releases("newest", newest_releases, (), chosen))
@@ -601,6 +630,7 @@ TASKS = (
     Task("bookshop", "run the example; its arguments are passed on", bookshop),
     Task("misuse", "show every finding, or those named; its arguments are passed on", misuse),
     Task("test", "check everything, as CI does; pytest's arguments are passed on", test),
+    Task("long", "run whole, for an hour, the tests that `test` takes a sample of", long),
     Task("lint", "check style and types only", lint),
     Task("newest", "check types and tests on the newest releases: [--smoke]", newest),
     Task("oldest", "check types and tests on the oldest releases that are allowed", oldest),

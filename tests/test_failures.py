@@ -48,8 +48,6 @@ def places(tmp_path: Path) -> Iterator[Places]:
         session.commit()
     yield places
     places.engine.dispose()
-    # What was never awaited is to be complained of here, if at all.
-    gc.collect()
 
 
 def errors(told: Captured) -> dict[str, int]:

@@ -17,6 +17,7 @@ from session_tracer import facts
 from session_tracer.flushes import changed, constraint
 from session_tracer.testing import Captured, capture
 from tests.library import Author, Base, Book, authors
+from tests.twins import on_each_database
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -274,6 +275,7 @@ def test_a_flush_tells_changed_from_unchanged(factory: sessionmaker[Session]) ->
 # What stopped it.
 
 
+@on_each_database
 def test_a_failed_flush_names_the_constraint_where_the_driver_does(twin: Twin) -> None:
     async def story() -> None:
         with capture(twin.factory) as told:

@@ -49,6 +49,7 @@ from session_tracer.targets import resolve
 from session_tracer.testing import capture
 from tests.library import Author, Base, Book, authors
 from tests.outline import outline
+from tests.twins import on_each_database
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -594,6 +595,7 @@ def test_an_exporter_may_write_with_sessions_of_its_own(maker: Any) -> None:
 # What must not be said.
 
 
+@on_each_database
 def test_no_value_and_no_parameter_is_ever_told(
     twin: Twin, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -754,6 +756,7 @@ def test_the_applications_exceptions_are_what_they_would_be(sqlite_twin: Twin, h
         assert expected != []
 
 
+@on_each_database
 @pytest.mark.parametrize(
     "how", ["IntegrityError in a flush", "IntegrityError of a statement", "PendingRollbackError"]
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -118,6 +119,7 @@ MODULES = {
 }
 
 
+@functools.cache
 def imported(file: Path) -> tuple[set[str], set[str]]:
     """What a file imports when it runs, and what for its types alone; ours without the prefix."""
     tree = ast.parse(file.read_text())

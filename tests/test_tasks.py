@@ -293,6 +293,13 @@ def test_a_task_without_arguments_refuses_them() -> None:
         tasks.main(["clean", "--all"])
 
 
+def test_what_the_long_task_sets_is_read_by_its_tests() -> None:
+    root = Path(tasks.__file__).parent
+    files = [file for name in tasks.SAMPLED for file in [root / name, *(root / name).glob("*.py")]]
+    read = "".join(file.read_text() for file in files if file.is_file())
+    assert [name for name in tasks.WHOLE if f'os.environ.get("{name}"' not in read] == []
+
+
 def test_what_pip_freezes_becomes_constraints() -> None:
     assert tasks.constraints_text("Zope.Interface==8.7\nb_c==0.63b1\n") == (
         "# Written by: python3 tasks.py constraints\nb-c==0.63b1\nzope-interface==8.7\n"

@@ -90,8 +90,11 @@ def snapshot(*things: Any) -> dict[str, Any]:
         "Session listeners": _listeners(Session, SessionEvents),
         "Engine": {"_has_events": Engine._has_events, **_listeners(Engine, ConnectionEvents)},
         "Dialect": {"_has_events": Dialect._has_events, **_listeners(Dialect, DialectEvents)},
+        # Those of other libraries come and go in their own time.
         "threads": sorted(
-            thread.name for thread in threading.enumerate() if not _is_drivers(thread)
+            thread.name
+            for thread in threading.enumerate()
+            if thread.name.startswith("session_tracer")
         ),
     }
     for number, thing in enumerate(things):
@@ -106,10 +109,6 @@ def _flat(path: str, value: Any) -> Iterator[tuple[str, Any]]:
             yield from _flat(f"{path} > {key}" if path else str(key), inner)
     else:
         yield path, value
-
-
-def _is_drivers(thread: threading.Thread) -> bool:
-    return "_connection_worker_thread" in thread.name  # aiosqlite has one for each connection
 
 
 def _thing(thing: Any) -> Any:

@@ -17,12 +17,9 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def steady() -> Iterator[None]:
-    """Have the program alone decide the order of SQLAlchemy's sets, and collect garbage quickly."""
-    gc.collect()
-    gc.freeze()
+    """Have the program alone decide the order of SQLAlchemy's sets."""
     with steady_sets():
         yield
-    gc.unfreeze()
     with warnings.catch_warnings():
         # A lazy load that asyncio refuses leaves the driver's coroutine behind, traced or not.
         warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)

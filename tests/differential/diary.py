@@ -9,9 +9,11 @@ from typing import Any, Final
 __all__ = ["DIARY", "Diary", "name", "plain"]
 
 _PLAIN: Final = (int, float, bytes, bool, type(None))
-# Where something lies in memory, and which number a session or a transaction got in this process.
+# Where something lies in memory, and which number a session, a transaction or a thread got in this
+# process.
 _ADDRESS: Final = re.compile(r"0x[0-9a-f]+")
 _SESSION: Final = re.compile(r"(session|\(this is) '\d+'")
+_THREAD: Final = re.compile(r"(thread id) \d+")
 
 
 class Diary:
@@ -57,7 +59,7 @@ def plain(value: Any) -> Any:
     if kind in _PLAIN:
         return value
     if issubclass(kind, str):
-        return _SESSION.sub(r"\1", _ADDRESS.sub("0x", value))
+        return _THREAD.sub(r"\1", _SESSION.sub(r"\1", _ADDRESS.sub("0x", value)))
     if "_sa_class_manager" in vars(kind):
         return name(value)
     if issubclass(kind, dict):

@@ -17,6 +17,7 @@ from session_tracer import facts, statements
 from session_tracer.testing import capture
 from tests.fallbacks.missing import call_otherwise
 from tests.library import Author, authors
+from tests.twins import on_each_database
 
 if TYPE_CHECKING:
     from tests.twins import Twin
@@ -74,6 +75,7 @@ def told(twin: Twin) -> list[dict[str, Any]]:
     ]
 
 
+@on_each_database
 def test_every_statement_is_told_the_same(twin: Twin, monkeypatch: pytest.MonkeyPatch) -> None:
     normally = told(twin)
     without_dialect_events(monkeypatch)

@@ -10,6 +10,7 @@ from sqlalchemy.orm import selectinload
 
 from tests.good_code.silence import beginning, only_async, only_sync, silent
 from tests.library import Author, Book, Map, authors, keep
+from tests.twins import on_each_database
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -142,6 +143,7 @@ def test_many_objects_are_changed_and_deleted_in_one_flush(sqlite_twin: Twin) ->
     sqlite_twin.run(story)
 
 
+@on_each_database
 def test_one_statement_that_inserts_many_rows(twin: Twin) -> None:
     async def story() -> None:
         with silent(twin.factory, sessions=1, statements=2):
@@ -182,6 +184,7 @@ def test_the_bulk_methods_of_the_session(twin: Twin) -> None:
     twin.run(story)
 
 
+@on_each_database
 def test_an_optimistic_insert_that_does_nothing_on_conflict(twin: Twin) -> None:
     dialect: Any = postgresql if twin.database == "postgresql" else sqlite
 
@@ -202,6 +205,7 @@ def test_an_optimistic_insert_that_does_nothing_on_conflict(twin: Twin) -> None:
     twin.run(story)
 
 
+@on_each_database
 def test_an_upsert_that_returns_the_objects(twin: Twin) -> None:
     dialect: Any = postgresql if twin.database == "postgresql" else sqlite
 
@@ -224,6 +228,7 @@ def test_an_upsert_that_returns_the_objects(twin: Twin) -> None:
 # Reading.
 
 
+@on_each_database
 def test_a_stream_of_thousands_of_objects(twin: Twin) -> None:
     def read(session: Session) -> int:
         streamed = session.scalars(select(Author).execution_options(yield_per=500))

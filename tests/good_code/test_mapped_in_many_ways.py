@@ -37,6 +37,7 @@ from sqlalchemy.orm import (
 
 from tests.good_code.silence import beginning, only_async, silent
 from tests.library import Author, Book, Item, Map, authors, keep
+from tests.twins import on_each_database
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -174,6 +175,7 @@ def products(count: int) -> list[Product]:
 # Writing.
 
 
+@on_each_database
 def test_keys_of_the_applications_own_and_columns_of_the_databases(twin: Twin) -> None:
     async def story() -> None:
         with silent(twin.factory, sessions=1, statements=1):
@@ -186,6 +188,7 @@ def test_keys_of_the_applications_own_and_columns_of_the_databases(twin: Twin) -
     in_a_shop(twin, story)
 
 
+@on_each_database
 def test_the_time_of_the_last_change_is_the_databases(twin: Twin) -> None:
     async def story() -> None:
         with silent(twin.factory, sessions=2, statements=3):
@@ -217,6 +220,7 @@ def test_a_listener_that_logs_what_is_flushed(sqlite_twin: Twin) -> None:
     in_a_shop(sqlite_twin, story)
 
 
+@on_each_database
 def test_versions_are_checked_row_by_row(twin: Twin) -> None:
     async def story() -> None:
         with silent(twin.factory, sessions=2, statements=3):
@@ -410,6 +414,7 @@ def test_a_whole_aggregate_is_merged(twin: Twin) -> None:
     twin.run(story)
 
 
+@on_each_database
 def test_computed_columns_hybrids_and_rows_of_both(twin: Twin) -> None:
     async def story() -> None:
         await twin.execute(
@@ -427,6 +432,7 @@ def test_computed_columns_hybrids_and_rows_of_both(twin: Twin) -> None:
     in_a_shop(twin, story)
 
 
+@on_each_database
 def test_a_row_is_locked_before_it_is_changed(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(1))

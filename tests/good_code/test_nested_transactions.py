@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tests.good_code.silence import beginning, silent
 from tests.library import Author, Book, authors, keep
+from tests.twins import on_each_database
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -27,6 +28,7 @@ class OutOfStockError(Exception):
 # Savepoints.
 
 
+@on_each_database
 def test_a_savepoint_for_each_item(twin: Twin) -> None:
     async def story() -> None:
         with silent(twin.factory, sessions=1, statements=40):
@@ -176,6 +178,7 @@ def test_a_fixture_whose_session_is_closed_uncommitted(twin: Twin, mode: dict[st
     twin.run(story)
 
 
+@on_each_database
 def test_a_fixture_around_code_that_rolls_back(twin: Twin) -> None:
     async def story() -> None:
         async with rolled_back(twin) as connection:
@@ -245,6 +248,7 @@ def test_a_fixture_whose_every_request_has_a_session(
     sqlite_twin.run(story)
 
 
+@on_each_database
 def test_a_fixture_whose_connection_restarts_its_savepoint(twin: Twin) -> None:
     """The recipe of SQLAlchemy 1.4: the session's COMMIT ends a savepoint, and another begins."""
 

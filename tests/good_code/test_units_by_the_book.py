@@ -11,6 +11,7 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from tests.good_code.silence import beginning, only_sync, silent
 from tests.library import Author, Book, authors, keep
+from tests.twins import on_each_database, on_postgresql
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -140,6 +141,7 @@ def test_a_stack_of_blocks(sqlite_twin: Twin) -> None:
     sqlite_twin.run(story)
 
 
+@on_each_database
 def test_a_session_that_reads_without_a_transaction(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(2))
@@ -307,6 +309,7 @@ def test_a_unit_of_work_that_is_tried_again_with_a_new_session(sqlite_twin: Twin
     sqlite_twin.run(story)
 
 
+@on_each_database
 def test_a_statement_that_fails_is_answered_by_a_rollback(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(1))
@@ -447,7 +450,7 @@ def test_services_that_are_given_the_session(sqlite_twin: Twin) -> None:
 
 
 @only_sync
-@pytest.mark.parametrize("twin", ["postgresql"], indirect=True)
+@on_postgresql
 def test_a_transaction_in_two_phases(twin: Twin) -> None:
     async def story() -> None:
         with silent(twin.factory, sessions=3, statements=3):

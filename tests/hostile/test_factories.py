@@ -17,9 +17,11 @@ from sqlalchemy.ext.horizontal_shard import ShardedSession, set_shard_id
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from session_tracer.testing import capture
+from tests.good_code.silence import only_sync
 from tests.hostile.worlds import alike, attempt, errors, library
 from tests.library import Author, Base, Book
 from tests.outline import outline
+from tests.twins import on_postgresql
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -435,12 +437,9 @@ def test_core_statements_and_bulk_operations_are_told_too(tmp_path: Path) -> Non
 # Two phases.
 
 
+@only_sync  # asyncpg has no two-phase transactions in SQLAlchemy
+@on_postgresql
 def test_two_phases_are_committed_prepared_and_refused_as_they_would_be(twin: Twin) -> None:
-    if twin.database != "postgresql":
-        pytest.skip("SQLite has no two-phase transactions")
-    if twin.is_async:
-        pytest.skip("asyncpg has no two-phase transactions in SQLAlchemy")
-
     async def story() -> list[Any]:
         got: list[Any] = []
         async with twin.session(twophase=True) as session:

@@ -1,21 +1,10 @@
 """Gives the plugin's tests suites to run."""
 
-import gc
-from collections.abc import Iterator
-
 import pytest
 
 from session_tracer import DEFAULT_DETECTORS, detectors
 from tests.plugin.says import Says
 from tests.plugin.suites import ROOT, Suites
-
-
-@pytest.fixture
-def nothing_left() -> Iterator[None]:
-    """Collects what other suites, and this one, have left lying about."""
-    gc.collect()
-    yield
-    gc.collect()
 
 
 @pytest.fixture

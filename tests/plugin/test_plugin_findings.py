@@ -287,7 +287,6 @@ def test_does_not_ask(): pass
     assert everything.has(f"session_tracer: {said}")
 
 
-@pytest.mark.usefixtures("nothing_left")
 def test_what_the_settings_silence_is_not_found(
     suites: Suites, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -305,7 +304,6 @@ def test_says(SessionLocal):
     assert told.has("no findings in 3 sessions")
 
 
-@pytest.mark.usefixtures("nothing_left")
 def test_a_lost_session_is_of_the_test_that_lost_it(suites: Suites) -> None:
     told = suites.told(
         """
@@ -384,21 +382,18 @@ def test_beside_a_fixture(SessionLocal, session, shared_session):
     assert "nested-sessions" in told.text
 
 
-def test_how_long_a_shared_session_lives_is_no_tests_fault(
-    suites: Suites, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SESSION_TRACER_LEAK_AFTER_SECONDS", "0.2")
+def test_how_long_a_shared_session_lives_is_no_tests_fault(suites: Suites) -> None:
     told = suites.told(
         """
-import time
+from tests.stories.findings.due import look_ahead
 
 def test_waits(shared_session):
     shared_session.connection()
-    time.sleep(0.5)
+    look_ahead(61)
 
 def test_keeps_its_own_waiting(session):
     session.connection()
-    time.sleep(0.5)
+    look_ahead(61)
 """,
         "--session-tracer=error",
     )

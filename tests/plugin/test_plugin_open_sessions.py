@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import pytest
-
 if TYPE_CHECKING:
     from tests.plugin.suites import Suites
-
-pytestmark = pytest.mark.usefixtures("nothing_left")
 
 LEAVES = """
 LEFT = []

@@ -29,9 +29,9 @@ from session_tracer import instrument
 from session_tracer.exporter import Exporter
 from tests.library import Author, Book, authors
 from tests.signals.telling import Traces, context, left_by
-from tests.twins import Twin
+from tests.stories.findings.gates import expire, gate
+from tests.twins import Twin, on_each_database, on_postgresql
 
-on_postgresql = pytest.mark.parametrize("twin", ["postgresql"], indirect=True)
 # Only what is awaited is cancelled or gathered; threads are the other twin's tasks.
 awaited_only = pytest.mark.parametrize("is_async", [True], ids=["async"], indirect=True)
 called_only = pytest.mark.parametrize("is_async", [False], ids=["sync"], indirect=True)
@@ -107,6 +107,7 @@ def test_the_drivers_spans_are_below_the_innermost_span(twin: Twin, traces: Trac
     assert traces.tree() == (in_async if twin.is_async else in_sync)
 
 
+@on_each_database
 @pytest.mark.usefixtures("traced_engine")
 def test_the_spans_of_sqlalchemys_instrumentation_are_below_the_innermost_span(
     twin: Twin, traces: Traces
@@ -382,15 +383,18 @@ def test_the_callers_context_is_as_before_when_a_statement_is_cancelled(
     twin: Twin, traces: Traces
 ) -> None:
     async def story() -> None:
-        with traces.of(twin), traces.caller(), surroundings() as standing:
-            async with twin.session() as session:
-                with left_by(TimeoutError):
-                    async with asyncio.timeout(0.1):
-                        await session.execute(text("SELECT pg_sleep(60)"))
-                assert context_api.get_current() is standing
-                await session.rollback()
-                await session.scalars(select(Author))
-                assert context_api.get_current() is standing
+        async with gate(twin) as waits:
+            with traces.of(twin), traces.caller(), surroundings() as standing:
+                async with twin.session() as session:
+                    with left_by(TimeoutError):
+                        async with asyncio.timeout(None) as timeout:
+                            expiring = asyncio.create_task(expire(timeout, waits.reached))
+                            await session.execute(waits.statement)
+                    await expiring
+                    assert context_api.get_current() is standing
+                    await session.rollback()
+                    await session.scalars(select(Author))
+                    assert context_api.get_current() is standing
 
     twin.run(story)
     assert traces.tree() == ["caller", "  session default", "    transaction", "    transaction"]
@@ -401,28 +405,25 @@ def test_the_callers_context_is_as_before_when_a_statement_is_cancelled(
 def test_a_task_that_is_cancelled_within_a_statement_leaves_nothing_behind(
     twin: Twin, traces: Traces
 ) -> None:
-    async def sleep() -> None:
+    async def wait(statement: Any) -> None:
         with traces.caller("task"):
             standing = context_api.get_current()
             try:
                 async with twin.session() as session:
-                    started.set()
-                    await session.execute(text("SELECT pg_sleep(60)"))
+                    await session.execute(statement)
             finally:
                 assert context_api.get_current() is standing
 
     async def story() -> None:
-        started.clear()
-        with traces.of(twin), traces.caller(), surroundings() as standing:
-            task = asyncio.create_task(sleep())
-            await started.wait()
-            await asyncio.sleep(0.1)
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
-            assert context_api.get_current() is standing
+        async with gate(twin) as waits:
+            with traces.of(twin), traces.caller(), surroundings() as standing:
+                task = asyncio.create_task(wait(waits.statement))
+                await waits.reached()
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+                assert context_api.get_current() is standing
 
-    started = asyncio.Event()
     twin.run(story)
     assert traces.tree() == ["caller", "  task", "    session default", "      transaction"]
     assert traces.named("session default").status.status_code.name == "ERROR"

@@ -32,7 +32,7 @@ from session_tracer.findings import Finding
 from session_tracer.record import SessionRecord
 from tests.library import Author, Book, Item, Letter, Map, authors
 from tests.signals.telling import Measurements, Traces, context, left_by, of_database, total
-from tests.twins import Twin
+from tests.twins import Twin, on_each_database
 
 SECONDS = (
     *(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1),
@@ -85,6 +85,7 @@ async def everything(twin: Twin) -> None:
         pass
 
 
+@on_each_database
 def test_each_metric_is_what_the_contract_says(
     twin: Twin, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -36,7 +36,7 @@ from session_tracer.testing import capture
 from tests.fickle import Fickle
 from tests.library import Author, Book, authors
 from tests.signals.telling import Traces, began, context, ended, left_by, of_database, told, tree
-from tests.twins import Twin
+from tests.twins import Twin, on_each_database, on_postgresql
 
 SITE = {
     "code.function.name": "story",
@@ -117,6 +117,7 @@ def test_a_span_begins_and_ends_within_its_parent(twin: Twin) -> None:
         assert all(ended(one) <= began(next_) for one, next_ in pairwise(statements))
 
 
+@on_each_database
 def test_what_the_spans_of_a_commit_say(twin: Twin) -> None:
     async def story() -> None:
         with traces.of(twin, name="library"):
@@ -270,6 +271,7 @@ def test_the_spans_of_one_scope_share_its_id_and_the_next_scope_has_another(twin
     assert [ids.index(one) for one in ids] == [0, 0, 0, 3, 3, 3]
 
 
+@on_each_database
 def test_a_failed_flush_is_an_error(twin: Twin) -> None:
     async def story() -> None:
         with traces.of(twin, detectors=()), left_by(IntegrityError):
@@ -327,6 +329,7 @@ def test_a_failed_flush_that_was_dealt_with_fails_no_session(twin: Twin) -> None
     assert outcomes(traces) == {"session default": "rolled_back", "transaction": "rolled_back"}
 
 
+@on_each_database
 def test_a_flush_that_fails_in_a_savepoint_rolls_back_the_savepoint_alone(twin: Twin) -> None:
     async def story() -> None:
         with traces.of(twin):
@@ -368,7 +371,7 @@ class Debt(Deferred):
     to: Mapped[int] = mapped_column(ForeignKey("debts.id", deferrable=True, initially="DEFERRED"))
 
 
-@pytest.mark.parametrize("twin", ["postgresql"], indirect=True)
+@on_postgresql
 def test_a_failed_commit_is_an_error(twin: Twin) -> None:
     async def story() -> None:
         await twin.execute(Deferred.metadata.create_all)
@@ -405,7 +408,7 @@ def test_a_failed_commit_is_an_error(twin: Twin) -> None:
     assert session["status"] == UNSET
 
 
-@pytest.mark.parametrize("twin", ["postgresql"], indirect=True)
+@on_postgresql
 def test_a_failed_commit_that_leaves_the_block_fails_the_session(twin: Twin) -> None:
     async def story() -> None:
         await twin.execute(Deferred.metadata.create_all)

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from session_tracer.testing import capture
 from tests.library import Author, Book, authors
 from tests.signals.telling import Traces, context, of_database, told
-from tests.twins import Twin
+from tests.twins import Twin, on_each_database, on_postgresql
 
 SITE = {
     "code.function.name": "story",
@@ -43,6 +43,7 @@ def written(twin: Twin, name: str) -> str:
     return "$1" if twin.is_async else f"%({name})s"
 
 
+@on_each_database
 def test_what_the_span_of_a_statement_says(twin: Twin) -> None:
     async def story() -> None:
         with traces.of(twin, statement_spans=True):
@@ -109,7 +110,7 @@ def test_spans_of_statements_are_below_the_innermost_span(twin: Twin) -> None:
     ]
 
 
-@pytest.mark.parametrize("twin", ["postgresql"], indirect=True)
+@on_postgresql
 @pytest.mark.parametrize("listened_to", [False, True], ids=["", "beside a cursor listener"])
 def test_the_drivers_spans_are_below_those_of_statements(twin: Twin, listened_to: bool) -> None:
     async def story() -> None:
@@ -144,6 +145,7 @@ def test_the_drivers_spans_are_below_those_of_statements(twin: Twin, listened_to
     assert traces.tree() == (in_async if twin.is_async else in_sync)
 
 
+@on_each_database
 def test_a_batch_is_called_one_and_counted(twin: Twin) -> None:
     async def story() -> None:
         with traces.of(twin, statement_spans=True):
@@ -198,7 +200,7 @@ def test_a_batch_of_one_is_none(twin: Twin) -> None:
     )
 
 
-@pytest.mark.parametrize("twin", ["postgresql"], indirect=True)
+@on_postgresql
 def test_one_insert_of_many_rows_is_no_batch(twin: Twin) -> None:
     async def story() -> None:
         with traces.of(twin, statement_spans=True):
@@ -223,6 +225,7 @@ def test_one_insert_of_many_rows_is_no_batch(twin: Twin) -> None:
     )
 
 
+@on_each_database
 def test_no_value_is_in_the_text_of_a_query(twin: Twin) -> None:
     async def story() -> None:
         with traces.of(twin, statement_spans=True):
@@ -254,6 +257,7 @@ def test_no_value_is_in_the_text_of_a_query(twin: Twin) -> None:
     ]
 
 
+@on_each_database
 def test_a_statement_that_fails_says_the_databases_code(twin: Twin) -> None:
     async def story() -> None:
         with traces.of(twin, statement_spans=True):
@@ -285,6 +289,7 @@ def test_a_statement_that_fails_says_the_databases_code(twin: Twin) -> None:
     }
 
 
+@on_each_database
 def test_a_statement_that_fails_in_a_flush_fails_the_flush_too(twin: Twin) -> None:
     async def story() -> None:
         with traces.of(twin, statement_spans=True):
@@ -316,6 +321,7 @@ def type_of_original(error: DBAPIError) -> str:
     return f"{type_.__module__}.{type_.__qualname__}"
 
 
+@on_each_database
 def test_the_duration_of_operations_is_measured(twin: Twin) -> None:
     async def story() -> None:
         with capture(twin.factory, name="library", statement_spans=True) as captured:

@@ -15,67 +15,68 @@ from sqlalchemy.pool import NullPool
 from session_tracer.facts import TransactionCancelled
 from session_tracer.testing import capture
 from tests.library import Author, Base
+from tests.stories.findings.due import stay
 from tests.stories.lines import line
 
-Story = Callable[[Path], Awaitable[None]]
+Story = Callable[[Path, asyncio.Event], Awaitable[None]]
 
 
-async def leave_the_sessions_block(path: Path) -> None:
+async def leave_the_sessions_block(path: Path, here: asyncio.Event) -> None:
     async with awaited(path)() as session:
         session.add(Author(name="Jane Austen"))
         await session.flush()
-        await asyncio.sleep(60)
+        await stay(here)
 
 
-async def leave_the_factorys_block(path: Path) -> None:
+async def leave_the_factorys_block(path: Path, here: asyncio.Event) -> None:
     async with awaited(path).begin() as session:
         session.add(Author(name="Jane Austen"))
         await session.flush()
-        await asyncio.sleep(60)
+        await stay(here)
 
 
-async def leave_the_transactions_block(path: Path) -> None:
+async def leave_the_transactions_block(path: Path, here: asyncio.Event) -> None:
     async with awaited(path)() as session, session.begin():
         session.add(Author(name="Jane Austen"))
         await session.flush()
-        await asyncio.sleep(60)
+        await stay(here)
 
 
-async def leave_a_finally(path: Path) -> None:
+async def leave_a_finally(path: Path, here: asyncio.Event) -> None:
     session = awaited(path)()
     try:
         session.add(Author(name="Jane Austen"))
         await session.flush()
-        await asyncio.sleep(60)
+        await stay(here)
     finally:
         await session.close()
 
 
-async def leave_a_session_that_blocks(path: Path) -> None:
+async def leave_a_session_that_blocks(path: Path, here: asyncio.Event) -> None:
     with blocking(path)() as session:
         session.add(Author(name="Jane Austen"))
         session.flush()
-        await asyncio.sleep(60)
+        await stay(here)
 
 
-async def leave_the_block_of_a_factory_that_blocks(path: Path) -> None:
+async def leave_the_block_of_a_factory_that_blocks(path: Path, here: asyncio.Event) -> None:
     with blocking(path).begin() as session:
         session.add(Author(name="Jane Austen"))
         session.flush()
-        await asyncio.sleep(60)
+        await stay(here)
 
 
-async def commit_before(path: Path) -> None:
+async def commit_before(path: Path, here: asyncio.Event) -> None:
     async with awaited(path)() as session:
         session.add(Author(name="Jane Austen"))
         await session.commit()
-        await asyncio.sleep(60)
+        await stay(here)
 
 
-async def commit_by_a_block_before(path: Path) -> None:
+async def commit_by_a_block_before(path: Path, here: asyncio.Event) -> None:
     async with awaited(path).begin() as session:
         session.add(Author(name="Jane Austen"))
-    await asyncio.sleep(60)
+    await stay(here)
 
 
 CANCELLED = (
@@ -91,7 +92,7 @@ CANCELLED = (
 @pytest.mark.parametrize("story", CANCELLED)
 def test_a_task_is_cancelled_amid_a_transaction(story: Story, tmp_path: Path) -> None:
     (fact,) = cancelled(story, tmp_path)
-    assert line(fact.site) == "await asyncio.sleep(60)"
+    assert line(fact.site) == "await stay(here)"
     assert fact.owner.name == 'task "the one that is cancelled"'
 
 
@@ -115,8 +116,9 @@ def cancelled(story: Any, folder: Path) -> list[TransactionCancelled]:
     Base.metadata.create_all(blocking(path).kw["bind"])
 
     async def cut_off() -> None:
-        task = asyncio.create_task(story(path), name="the one that is cancelled")
-        await asyncio.wait([task], timeout=0.3)
+        here = asyncio.Event()
+        task = asyncio.create_task(story(path, here), name="the one that is cancelled")
+        await here.wait()
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task

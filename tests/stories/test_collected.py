@@ -9,7 +9,7 @@ from session_tracer.testing import capture
 from tests.library import Author, authors
 from tests.outline import outline
 from tests.stories.lines import line
-from tests.twins import Twin
+from tests.twins import Twin, on_each_database
 
 # An asynchronous driver's connection cannot be given back from within the garbage collector:
 # SQLAlchemy terminates it and warns.
@@ -80,6 +80,7 @@ def test_a_session_lost_while_it_reads(twin: Twin) -> None:
     twin.run(story)
 
 
+@on_each_database
 def test_a_session_lost_with_what_it_wrote(twin: Twin) -> None:
     async def story() -> None:
         with capture(twin.factory) as told:

@@ -7,7 +7,7 @@ from session_tracer.facts import FlushCompleted, StatementExecuted
 from session_tracer.testing import capture
 from tests.library import Author, Book, Item, Map, authors, keep
 from tests.outline import outline
-from tests.twins import Twin
+from tests.twins import Twin, on_each_database
 
 
 def test_each_entity_is_counted_under_its_own_name(twin: Twin) -> None:
@@ -209,6 +209,7 @@ def test_a_deletion_rolled_back(twin: Twin) -> None:
     twin.run(story)
 
 
+@on_each_database
 def test_bulk_statements_write_without_a_flush(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(1, books_each=3))
@@ -241,6 +242,7 @@ def test_bulk_statements_write_without_a_flush(twin: Twin) -> None:
     twin.run(story)
 
 
+@on_each_database
 def test_a_bulk_insert_that_returns_its_objects(twin: Twin) -> None:
     async def story() -> None:
         with capture(twin.factory) as told:
@@ -287,6 +289,7 @@ def test_the_older_bulk_methods_write_without_a_flush(twin: Twin) -> None:
     twin.run(story)
 
 
+@on_each_database
 def test_many_rows_in_one_call_are_one_batch(twin: Twin) -> None:
     async def story() -> None:
         with capture(twin.factory) as told:

@@ -12,7 +12,7 @@ from tests.library import Author, Book, Letter, authors, keep
 from tests.outline import outline
 from tests.stories.excerpts import USED_AGAIN
 from tests.stories.lines import line
-from tests.twins import Twin
+from tests.twins import Twin, on_each_database
 
 
 def story_of(told: Captured) -> list[str]:
@@ -23,6 +23,7 @@ def story_of(told: Captured) -> list[str]:
     ]
 
 
+@on_each_database
 def test_a_constraint_refuses_the_flush(twin: Twin) -> None:
     async def story() -> None:
         with capture(twin.factory) as told:
@@ -58,6 +59,7 @@ def test_a_constraint_refuses_the_flush(twin: Twin) -> None:
     twin.run(story)
 
 
+@on_each_database
 def test_the_constraint_is_named_where_the_driver_says_it(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, Author(name="same"))
@@ -72,6 +74,7 @@ def test_the_constraint_is_named_where_the_driver_says_it(twin: Twin) -> None:
     twin.run(story)
 
 
+@on_each_database
 def test_changes_and_deletions_are_in_the_account_of_a_flush_that_fails(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(3))
@@ -95,6 +98,7 @@ def test_changes_and_deletions_are_in_the_account_of_a_flush_that_fails(twin: Tw
     twin.run(story)
 
 
+@on_each_database
 def test_a_commit_whose_flush_fails_and_nobody_rolls_back(twin: Twin) -> None:
     async def story() -> None:
         with capture(twin.factory) as told, suppress(IntegrityError):
@@ -116,6 +120,7 @@ def test_a_commit_whose_flush_fails_and_nobody_rolls_back(twin: Twin) -> None:
     twin.run(story)
 
 
+@on_each_database
 def test_an_autoflush_that_fails_fails_the_query(twin: Twin) -> None:
     async def story() -> None:
         with capture(twin.factory) as told:
@@ -138,6 +143,7 @@ def test_an_autoflush_that_fails_fails_the_query(twin: Twin) -> None:
     twin.run(story)
 
 
+@on_each_database
 def test_a_flush_that_fails_within_a_savepoint(twin: Twin) -> None:
     async def story() -> None:
         with capture(twin.factory) as told:
@@ -174,6 +180,7 @@ def test_a_flush_that_fails_within_a_savepoint(twin: Twin) -> None:
     twin.run(story)
 
 
+@on_each_database
 def test_a_savepoint_whose_release_fails(twin: Twin) -> None:
     async def story() -> None:
         with capture(twin.factory) as told:
@@ -201,6 +208,7 @@ def test_a_savepoint_whose_release_fails(twin: Twin) -> None:
     twin.run(story)
 
 
+@on_each_database
 def test_the_session_is_used_before_it_is_rolled_back(twin: Twin) -> None:
     async def story() -> None:
         with capture(twin.factory) as told:

@@ -12,7 +12,7 @@ from session_tracer.testing import capture
 from tests.library import Author, authors, keep
 from tests.outline import outline
 from tests.stories.lines import line
-from tests.twins import Twin
+from tests.twins import Twin, on_each_database
 
 READ = [
     "transaction began",
@@ -241,6 +241,7 @@ def test_a_read_after_the_commit_leaves_the_scope_committed(twin: Twin) -> None:
     twin.run(story)
 
 
+@on_each_database
 @pytest.mark.parametrize("is_async", [True], ids=["async"])
 @pytest.mark.parametrize("in_finally", [False, True])
 def test_a_cancelled_task_fails_its_session(twin: Twin, in_finally: bool) -> None:

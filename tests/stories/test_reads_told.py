@@ -7,7 +7,7 @@ from session_tracer.testing import capture
 from tests.library import Author, Book, authors, keep
 from tests.outline import outline
 from tests.stories.excerpts import since
-from tests.twins import Twin
+from tests.twins import Twin, on_each_database
 
 
 @pytest.mark.parametrize("awaited", ["get", "get_one"])
@@ -100,6 +100,7 @@ def test_merging_a_new_object(twin: Twin) -> None:
     twin.run(story)
 
 
+@on_each_database
 def test_rows_streamed_in_portions(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(5))

@@ -7,7 +7,7 @@ from sqlalchemy import select
 from session_tracer.testing import capture
 from tests.library import Author, authors, keep
 from tests.outline import outline
-from tests.twins import Twin
+from tests.twins import Twin, on_each_database
 
 
 def test_a_released_savepoint_is_not_a_commit(twin: Twin) -> None:
@@ -66,6 +66,7 @@ def test_what_was_added_before_a_savepoint_is_flushed_before_it(twin: Twin) -> N
     twin.run(story)
 
 
+@on_each_database
 def test_a_savepoint_rolled_back_leaves_the_transaction_to_commit(twin: Twin) -> None:
     async def story() -> None:
         with capture(twin.factory) as told:

@@ -20,6 +20,7 @@ from tests.stories.findings.mappings import (
     Student,
     tables,
 )
+from tests.twins import on_each_database
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -98,6 +99,7 @@ STATEMENTS: dict[str, tuple[Any, list[tuple[str, str, int]]]] = {
 }
 
 
+@on_each_database
 @pytest.mark.parametrize("what", STATEMENTS)
 def test_how_many_rows_are_written_by(twin: Twin, what: str) -> None:
     statement, expected = STATEMENTS[what]
@@ -116,6 +118,7 @@ MANY: dict[str, tuple[Any, Any, tuple[str, str, int, int]]] = {
 }
 
 
+@on_each_database
 @pytest.mark.parametrize("kind", MANY)
 def test_how_many_rows_are_written_by_one_for_many(twin: Twin, kind: str) -> None:
     statement, rows, expected = MANY[kind]
@@ -128,6 +131,7 @@ def test_how_many_rows_are_written_by_one_for_many(twin: Twin, kind: str) -> Non
     twin.run(story)
 
 
+@on_each_database
 def test_how_many_rows_an_insert_returns_in_batches_nobody_says(twin: Twin) -> None:
     async def story() -> None:
         returning = insert(Author).returning(Author.id)
@@ -147,6 +151,7 @@ FLUSHES: dict[str, tuple[Any, tuple[str, str, str, int, int]]] = {
 }
 
 
+@on_each_database
 @pytest.mark.parametrize("what", FLUSHES)
 def test_how_many_rows_are_flushed_of(twin: Twin, what: str) -> None:
     how, expected = FLUSHES[what]
@@ -180,6 +185,7 @@ def test_a_flush_writes_the_tables_of_a_class_and_of_its_base(twin: Twin) -> Non
     twin.run(story)
 
 
+@on_each_database
 def test_what_fails_has_written_nothing(twin: Twin) -> None:
     async def insert_again(session: Any) -> None:
         with pytest.raises(DBAPIError):
@@ -330,6 +336,7 @@ async def stream(session: Any, query: Any, *, is_async: bool) -> None:
     assert len(found) == 3
 
 
+@on_each_database
 @pytest.mark.parametrize("option", [{"yield_per": 2}, {"stream_results": True}, {}])
 def test_what_is_streamed(twin: Twin, option: dict[str, Any]) -> None:
     query = select(Author).execution_options(**option)

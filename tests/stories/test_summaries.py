@@ -6,9 +6,10 @@ from session_tracer.facts import Database
 from session_tracer.record import SessionSummary
 from session_tracer.testing import capture
 from tests.library import Author, Book, authors, keep
-from tests.twins import Twin
+from tests.twins import Twin, on_each_database
 
 
+@on_each_database
 def test_the_summary_of_a_scope_tells_everything(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(3, books_each=1))

@@ -9,7 +9,7 @@ from sqlalchemy.exc import IntegrityError
 from session_tracer.testing import capture
 from tests.library import Author, Loan, authors
 from tests.outline import outline
-from tests.twins import Twin, url_of
+from tests.twins import Twin, on_postgresql
 
 WRITTEN = [
     "connection acquired",
@@ -126,16 +126,11 @@ def test_a_close_with_an_open_transaction_neither_commits_nor_rolls_back(twin: T
     twin.run(story)
 
 
-@pytest.fixture
-def postgres_twin(is_async: bool, postgres_url: str) -> Twin:
-    """The same story sync and async, on the database that checks constraints at the COMMIT."""
-    return Twin(url_of("postgresql", "", postgres_url, is_async=is_async), is_async)
-
-
-def test_a_commit_that_the_database_refuses(postgres_twin: Twin) -> None:
+@on_postgresql
+def test_a_commit_that_the_database_refuses(twin: Twin) -> None:
     async def story() -> None:
-        with capture(postgres_twin.factory) as told:
-            async with postgres_twin.session() as session:
+        with capture(twin.factory) as told:
+            async with twin.session() as session:
                 session.add(Loan(book_id=404))
                 with pytest.raises(IntegrityError):
                     await session.commit()
@@ -154,13 +149,14 @@ def test_a_commit_that_the_database_refuses(postgres_twin: Twin) -> None:
         (summary,) = told.sessions
         assert (summary.commits, summary.rollbacks, summary.failed_flushes) == (0, 1, 0)
 
-    postgres_twin.run(story)
+    twin.run(story)
 
 
-def test_a_commit_that_the_database_refuses_and_nobody_rolls_back(postgres_twin: Twin) -> None:
+@on_postgresql
+def test_a_commit_that_the_database_refuses_and_nobody_rolls_back(twin: Twin) -> None:
     async def story() -> None:
-        with capture(postgres_twin.factory) as told, suppress(IntegrityError):
-            async with postgres_twin.session() as session:
+        with capture(twin.factory) as told, suppress(IntegrityError):
+            async with twin.session() as session:
                 session.add(Loan(book_id=404))
                 await session.commit()
         assert outline(told.facts) == [
@@ -175,13 +171,14 @@ def test_a_commit_that_the_database_refuses_and_nobody_rolls_back(postgres_twin:
             "session close: failed with IntegrityError",
         ]
 
-    postgres_twin.run(story)
+    twin.run(story)
 
 
-def test_a_begin_block_whose_commit_the_database_refuses(postgres_twin: Twin) -> None:
+@on_postgresql
+def test_a_begin_block_whose_commit_the_database_refuses(twin: Twin) -> None:
     async def story() -> None:
-        with capture(postgres_twin.factory) as told, suppress(IntegrityError):
-            async with postgres_twin.session() as session, session.begin():
+        with capture(twin.factory) as told, suppress(IntegrityError):
+            async with twin.session() as session, session.begin():
                 session.add(Loan(book_id=404))
         assert outline(told.facts) == [
             "session opened",
@@ -195,14 +192,15 @@ def test_a_begin_block_whose_commit_the_database_refuses(postgres_twin: Twin) ->
             "session close: failed with IntegrityError",
         ]
 
-    postgres_twin.run(story)
+    twin.run(story)
 
 
+@on_postgresql
 @pytest.mark.parametrize("is_async", [False], ids=["sync"])
-def test_two_phases(postgres_twin: Twin) -> None:
+def test_two_phases(twin: Twin) -> None:
     async def story() -> None:
-        with capture(postgres_twin.factory) as told:
-            async with postgres_twin.session(twophase=True) as session:
+        with capture(twin.factory) as told:
+            async with twin.session(twophase=True) as session:
                 session.add_all(authors(1))
                 await session.flush()
                 await session.prepare()
@@ -217,14 +215,15 @@ def test_two_phases(postgres_twin: Twin) -> None:
             "session close: committed",
         ]
 
-    postgres_twin.run(story)
+    twin.run(story)
 
 
+@on_postgresql
 @pytest.mark.parametrize("is_async", [False], ids=["sync"])
-def test_two_phases_at_one_commit_and_one_rollback(postgres_twin: Twin) -> None:
+def test_two_phases_at_one_commit_and_one_rollback(twin: Twin) -> None:
     async def story() -> None:
-        with capture(postgres_twin.factory) as told:
-            async with postgres_twin.session(twophase=True) as session:
+        with capture(twin.factory) as told:
+            async with twin.session(twophase=True) as session:
                 session.add_all(authors(1))
                 await session.commit()
                 session.add(Author(name="another"))
@@ -245,4 +244,4 @@ def test_two_phases_at_one_commit_and_one_rollback(postgres_twin: Twin) -> None:
             "session close: rolled_back",
         ]
 
-    postgres_twin.run(story)
+    twin.run(story)

@@ -5,9 +5,10 @@ from sqlalchemy import select
 from session_tracer.testing import capture
 from tests.library import Author, Book, authors
 from tests.outline import outline
-from tests.twins import Twin
+from tests.twins import Twin, on_each_database
 
 
+@on_each_database
 def test_a_session_that_writes_and_commits(twin: Twin) -> None:
     async def story() -> None:
         with capture(twin.factory) as told:

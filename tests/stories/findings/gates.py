@@ -13,7 +13,7 @@ from sqlalchemy import event, text
 from tests.stories.findings.due import until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from tests.twins import Twin
 
@@ -55,7 +55,11 @@ class PostgreSQLGate:
     """A lock of the database's that another connection holds."""
 
     statement = text("SELECT pg_advisory_lock(20)")
-    _waiting = text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+    # Other databases of the server have gates of their own.
+    _waiting = text(
+        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND database ="
+        " (SELECT oid FROM pg_database WHERE datname = current_database())"
+    )
 
     def __init__(self, twin: Twin, connection: Any) -> None:
         self._twin = twin
@@ -79,6 +83,12 @@ class PostgreSQLGate:
     async def open(self) -> None:
         """Let the statement end."""
         await self.ask(text("SELECT pg_advisory_unlock(20)"))
+
+
+async def expire(timeout: asyncio.Timeout, reached: Callable[[], Awaitable[object]]) -> None:
+    """Have the time be over as soon as that is reached."""
+    await reached()
+    timeout.reschedule(0)
 
 
 @asynccontextmanager

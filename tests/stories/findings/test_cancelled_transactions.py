@@ -9,14 +9,15 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import select
 
 from session_tracer.testing import capture
 from tests.good_code.silence import only_async
 from tests.library import Author, authors, keep
 from tests.stories.findings.due import Above, Due, assert_found, stay
+from tests.stories.findings.gates import expire, gate
 from tests.stories.lines import marked
-from tests.twins import Twin, url_of
+from tests.twins import Twin, on_each_database, on_postgresql
 
 pytestmark = [
     only_async,
@@ -118,6 +119,7 @@ OUTCOMES: dict[Story, str] = {
 }
 
 
+@on_each_database
 @pytest.mark.parametrize("work", OUTCOMES, ids=lambda story: story.__name__)
 def test_a_task_that_is_cancelled_where_it_waits(twin: Twin, work: Story) -> None:
     async def story() -> None:
@@ -133,18 +135,22 @@ async def be_timed_out(work: Story, twin: Twin) -> None:
     with suppress(TimeoutError):
         async with asyncio.timeout(None) as timeout:
             here = asyncio.Event()
-            asyncio.get_running_loop().create_task(expire(timeout, here))
+            asyncio.get_running_loop().create_task(expire(timeout, here.wait))
             await work(twin, here)
 
 
-async def expire(timeout: asyncio.Timeout, here: asyncio.Event) -> None:
-    await here.wait()
-    timeout.reschedule(0)
-
-
 async def be_waited_for_in_vain(work: Story, twin: Twin) -> None:
+    here, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    async def have_time_pass() -> None:
+        await here.wait()
+        later = loop.time() + 20
+        loop.time = lambda: later  # type: ignore[method-assign] # the loop ends with the story
+
+    passing = loop.create_task(have_time_pass())
     with suppress(TimeoutError):
-        await asyncio.wait_for(work(twin, asyncio.Event()), 0.2)
+        await asyncio.wait_for(work(twin, here), 20)
+    await passing
 
 
 async def have_a_sibling_that_fails(work: Story, twin: Twin) -> None:
@@ -176,54 +182,53 @@ def test_each_way_a_task_is_cut_off(sqlite_twin: Twin, end: Callable[..., Any]) 
 # Amid a statement.
 
 
-async def run_a_long_statement(twin: Twin) -> None:
+async def run_a_long_statement(twin: Twin, waits: Any) -> None:
     async with twin.session() as session:  # <- opened # <- closed
         await write(session)
-        await session.execute(text("SELECT pg_sleep(60)"))  # <- cut
+        await session.execute(waits.statement)  # <- cut
 
 
-async def run_a_long_statement_without_a_block(twin: Twin) -> None:
+async def run_a_long_statement_without_a_block(twin: Twin, waits: Any) -> None:
     session = twin.session()  # <- opened
     await write(session)
-    await session.execute(text("SELECT pg_sleep(60)"))  # <- cut
+    await session.execute(waits.statement)  # <- cut
 
 
-async def give_up_on_a_long_statement(twin: Twin) -> None:
+async def give_up_on_a_long_statement(twin: Twin, waits: Any) -> None:
     async with twin.session() as session:  # <- opened # <- closed
         await write(session)
         with suppress(TimeoutError):
-            async with asyncio.timeout(0.2):
-                await session.execute(text("SELECT pg_sleep(60)"))  # <- cut
+            async with asyncio.timeout(None) as timeout:
+                asyncio.get_running_loop().create_task(expire(timeout, waits.reached))
+                await session.execute(waits.statement)  # <- cut
         await session.rollback()
 
 
-@pytest.fixture
-def postgres_twin(is_async: bool, postgres_url: str) -> Twin:
-    """The same story, on the database that can be told to take its time."""
-    return Twin(url_of("postgresql", "", postgres_url, is_async=is_async), is_async)
+async def cut_off(work: Callable[[Twin, Any], Any], twin: Twin) -> None:
+    async with gate(twin) as waits:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(None) as timeout:
+                asyncio.get_running_loop().create_task(expire(timeout, waits.reached))
+                await work(twin, waits)
 
 
-async def cut_off(work: Callable[[Twin], Any], twin: Twin) -> None:
-    with suppress(TimeoutError):
-        async with asyncio.timeout(0.4):
-            await work(twin)
-
-
-def test_a_statement_that_is_cut_off(postgres_twin: Twin) -> None:
+@on_postgresql
+def test_a_statement_that_is_cut_off(twin: Twin) -> None:
     async def story() -> None:
-        with capture(postgres_twin.factory) as told:
-            await cut_off(run_a_long_statement, postgres_twin)
+        with capture(twin.factory) as told:
+            await cut_off(run_a_long_statement, twin)
         assert_found(told, due(run_a_long_statement))
 
-    postgres_twin.run(story)
+    twin.run(story)
 
 
+@on_postgresql
 def test_a_statement_that_is_cut_off_where_no_block_closes_its_session(
-    postgres_twin: Twin,
+    twin: Twin,
 ) -> None:
     async def story() -> None:
-        with capture(postgres_twin.factory) as told:
-            await cut_off(run_a_long_statement_without_a_block, postgres_twin)
+        with capture(twin.factory) as told:
+            await cut_off(run_a_long_statement_without_a_block, twin)
             gc.collect()
             assert len(told.sessions) == 1
         opened = marked(run_a_long_statement_without_a_block, "<- opened")
@@ -238,16 +243,18 @@ def test_a_statement_that_is_cut_off_where_no_block_closes_its_session(
             ),
         )
 
-    postgres_twin.run(story)
+    twin.run(story)
 
 
-def test_a_statement_that_is_given_up_in_good_order(postgres_twin: Twin) -> None:
+@on_postgresql
+def test_a_statement_that_is_given_up_in_good_order(twin: Twin) -> None:
     async def story() -> None:
-        with capture(postgres_twin.factory) as told:
-            await give_up_on_a_long_statement(postgres_twin)
+        with capture(twin.factory) as told:
+            async with gate(twin) as waits:
+                await give_up_on_a_long_statement(twin, waits)
         assert_found(told, due(give_up_on_a_long_statement, outcome="rolled_back"))
 
-    postgres_twin.run(story)
+    twin.run(story)
 
 
 # Where nobody closes the session.
@@ -259,6 +266,7 @@ async def sleep_without_a_block(twin: Twin, here: asyncio.Event) -> None:
     await stay(here)
 
 
+@on_each_database
 def test_a_session_that_nobody_closes_is_abandoned(twin: Twin) -> None:
     """No block is left, and no statement cut off: nobody but the task knows why it is lost."""
 

@@ -12,7 +12,7 @@ from session_tracer.testing import capture
 from tests.library import Author, Book, authors
 from tests.stories.findings.due import Due, assert_found
 from tests.stories.lines import marked
-from tests.twins import Twin, url_of
+from tests.twins import Twin, on_postgresql
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -253,12 +253,6 @@ def test_savepoints_below_the_threshold_in_each_transaction(sqlite_twin: Twin) -
 # Two phases.
 
 
-@pytest.fixture
-def postgres_twin(is_async: bool, postgres_url: str) -> Twin:
-    """The same story sync and async, on the database that commits in two phases."""
-    return Twin(url_of("postgresql", "", postgres_url, is_async=is_async), is_async)
-
-
 async def commit_each_in_two_phases(twin: Twin, count: int) -> None:
     async with twin.session(twophase=True) as session:  # <- opened
         for author in authors(count):
@@ -266,10 +260,11 @@ async def commit_each_in_two_phases(twin: Twin, count: int) -> None:
             await session.commit()  # <- commits
 
 
-def test_a_loop_that_commits_in_two_phases(postgres_twin: Twin) -> None:
+@on_postgresql
+def test_a_loop_that_commits_in_two_phases(twin: Twin) -> None:
     async def story() -> None:
-        with capture(postgres_twin.factory, commits_from_one_site=4) as told:
-            await commit_each_in_two_phases(postgres_twin, 4)
+        with capture(twin.factory, commits_from_one_site=4) as told:
+            await commit_each_in_two_phases(twin, 4)
         loop = commit_each_in_two_phases
         assert_found(
             told,
@@ -283,4 +278,4 @@ def test_a_loop_that_commits_in_two_phases(postgres_twin: Twin) -> None:
             ),
         )
 
-    postgres_twin.run(story)
+    twin.run(story)

@@ -17,6 +17,7 @@ from tests.library import Author, authors, keep
 from tests.stories.findings.due import Due, assert_found, until
 from tests.stories.findings.gates import gate
 from tests.stories.lines import marked
+from tests.twins import on_each_database
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -108,6 +109,7 @@ async def meet(twin: Twin, use: Callable[[AsyncSession], Awaitable[None]]) -> Ca
     return told
 
 
+@on_each_database
 @pytest.mark.parametrize("use", [execute, stream, flush, commit, roll_back, close, refresh])
 def test_a_task_that_comes_while_another_is_inside_a_statement(twin: Twin, use: Any) -> None:
     async def story() -> None:

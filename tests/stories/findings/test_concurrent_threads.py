@@ -17,6 +17,7 @@ from tests.library import Author, authors, keep
 from tests.stories.findings.due import Due, assert_found, until
 from tests.stories.findings.gates import gate
 from tests.stories.lines import marked
+from tests.twins import on_each_database
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -101,6 +102,7 @@ async def meet(twin: Twin, use: Callable[[Session], None]) -> None:
     )
 
 
+@on_each_database
 @pytest.mark.parametrize(
     "use", [execute, select_authors, flush, commit, roll_back, close, begin_nested]
 )
@@ -220,6 +222,7 @@ def test_threads_that_wait_for_each_other(twin: Twin) -> None:
     twin.run(story)
 
 
+@on_each_database
 def test_threads_with_a_session_each(twin: Twin) -> None:
     async def story() -> None:
         def work(statement: Any) -> None:

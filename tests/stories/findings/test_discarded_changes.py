@@ -13,7 +13,7 @@ from tests.good_code.silence import only_sync
 from tests.library import Author, Book, Essay, keep
 from tests.stories.findings.due import Due, assert_found
 from tests.stories.lines import marked
-from tests.twins import Twin, url_of
+from tests.twins import Twin, on_postgresql
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -338,12 +338,6 @@ def test_a_generator_that_is_closed_early_discards_on_purpose(sqlite_twin: Twin)
 # Two phases.
 
 
-@pytest.fixture
-def postgres_twin(is_async: bool, postgres_url: str) -> Twin:
-    """The same story sync and async, on the database that commits in two phases."""
-    return Twin(url_of("postgresql", "", postgres_url, is_async=is_async), is_async)
-
-
 def prepare(session: Session) -> None:
     session.prepare()
 
@@ -369,10 +363,11 @@ async def prepare_and_roll_back(twin: Twin) -> None:
         await session.rollback()
 
 
-def test_a_prepared_transaction_that_is_closed(postgres_twin: Twin) -> None:
+@on_postgresql
+def test_a_prepared_transaction_that_is_closed(twin: Twin) -> None:
     async def story() -> None:
-        with capture(postgres_twin.factory) as told:
-            await prepare_and_close(postgres_twin)
+        with capture(twin.factory) as told:
+            await prepare_and_close(twin)
         assert_found(
             told,
             Due(
@@ -385,14 +380,15 @@ def test_a_prepared_transaction_that_is_closed(postgres_twin: Twin) -> None:
             ),
         )
 
-    postgres_twin.run(story)
+    twin.run(story)
 
 
-def test_a_prepared_transaction_that_is_ended(postgres_twin: Twin) -> None:
+@on_postgresql
+def test_a_prepared_transaction_that_is_ended(twin: Twin) -> None:
     async def story() -> None:
-        with capture(postgres_twin.factory) as told:
-            await prepare_and_roll_back(postgres_twin)
-            await prepare_and_commit(postgres_twin)
+        with capture(twin.factory) as told:
+            await prepare_and_roll_back(twin)
+            await prepare_and_commit(twin)
         assert_found(told)
 
-    postgres_twin.run(story)
+    twin.run(story)

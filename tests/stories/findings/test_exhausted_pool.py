@@ -23,16 +23,15 @@ if TYPE_CHECKING:
 TIMEOUT = 0.1
 
 
-async def shrink_pool(twin: Twin, size: int = 1) -> None:
+async def shrink_pool(twin: Twin, size: int = 1, timeout: float = TIMEOUT) -> None:
     """Let the twin have so many connections from now on."""
     await twin.dispose()
+    pool: dict[str, Any] = {"pool_size": size, "max_overflow": 0, "pool_timeout": timeout}
     if twin.is_async:
-        twin.engine = create_async_engine(
-            twin.url, pool_size=size, max_overflow=0, pool_timeout=TIMEOUT
-        )
+        twin.engine = create_async_engine(twin.url, **pool)
         twin.factory = async_sessionmaker(twin.engine)
     else:
-        twin.engine = create_engine(twin.url, pool_size=size, max_overflow=0, pool_timeout=TIMEOUT)
+        twin.engine = create_engine(twin.url, **pool)
         twin.factory = sessionmaker(twin.engine)
 
 
@@ -129,7 +128,7 @@ def test_a_connection_that_comes_free_in_time_is_no_exhaustion(sqlite_twin: Twin
             ready.set()
 
     async def story() -> None:
-        await shrink_pool(sqlite_twin)
+        await shrink_pool(sqlite_twin, timeout=20)
         with capture(sqlite_twin.factory) as told:
             other = threading.Thread(target=hold_a_little, args=(sqlite_twin.factory,))
             other.start()

@@ -13,6 +13,7 @@ from session_tracer.testing import Captured, capture
 from tests.library import Author, Book, Loan, authors, keep
 from tests.stories.findings.due import Above, Due, assert_found
 from tests.stories.lines import marked
+from tests.twins import on_each_database
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -117,6 +118,7 @@ FAILED: dict[str, tuple[Any, str, str, dict[str, Any]]] = {
 }
 
 
+@on_each_database
 @pytest.mark.parametrize("what", FAILED)
 def test_a_flush_that_fails_by(twin: Twin, what: str) -> None:
     how, entity, constraint, held = FAILED[what]
@@ -165,6 +167,7 @@ async def flush_in_a_savepoint(session: Any) -> None:
     await session.commit()
 
 
+@on_each_database
 @pytest.mark.parametrize("how", [leave_a_savepoint, flush_in_a_savepoint])
 def test_a_flush_that_fails_in_a_savepoint(twin: Twin, how: Any) -> None:
     async def story() -> None:
@@ -212,6 +215,7 @@ async def raise_after_a_flush(session: Any) -> None:
     await session.commit()
 
 
+@on_each_database
 @pytest.mark.parametrize(
     "how", [insert_twice, read_nonsense, flush_what_is_right, raise_after_a_flush]
 )
@@ -222,6 +226,7 @@ def test_what_is_no_failed_flush(twin: Twin, how: Any) -> None:
     twin.run(story)
 
 
+@on_each_database
 def test_what_is_only_refused_at_the_commit(twin: Twin) -> None:
     """The flush went well; the COMMIT itself fails, where the database checks at that time."""
 

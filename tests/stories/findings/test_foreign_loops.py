@@ -14,6 +14,7 @@ from session_tracer.testing import capture
 from tests.good_code.silence import assert_silent, only_async, only_sync
 from tests.stories.findings.due import Due, assert_found
 from tests.stories.lines import marked
+from tests.twins import on_each_database
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -85,6 +86,7 @@ def due(site: Any, loop: str) -> Due:
     )
 
 
+@on_each_database
 @only_async
 def test_a_second_run_of_the_same_thread(twin: Twin, maker: Any) -> None:
     told = on_two_loops(maker, "", use_again)
@@ -92,6 +94,7 @@ def test_a_second_run_of_the_same_thread(twin: Twin, maker: Any) -> None:
     assert (told.findings[0].message, told.findings[0].severity) == (ALONE, "error")
 
 
+@on_each_database
 @only_async
 def test_a_loop_of_another_thread(twin: Twin, maker: Any) -> None:
     told = on_two_loops(maker, "other loop", use_again)
@@ -102,12 +105,14 @@ def test_a_loop_of_another_thread(twin: Twin, maker: Any) -> None:
     )
 
 
+@on_each_database
 @only_async
 def test_a_session_that_is_closed_on_another_loop(twin: Twin, maker: Any) -> None:
     told = on_two_loops(maker, "", close)
     assert_found(told, due(marked(close, "<- closes"), "MainThread"))
 
 
+@on_each_database
 @only_async
 def test_a_connection_of_another_loop_is_refused_by_the_driver(twin: Twin) -> None:
     if twin.database == "sqlite":

@@ -9,20 +9,21 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import select
 
 from session_tracer.testing import capture
 from tests.good_code.silence import only_async, only_sync
 from tests.library import Author, authors, keep
 from tests.stories.findings.due import Above, Due, assert_found, look_ahead, until
+from tests.stories.findings.gates import gate
 from tests.stories.lines import marked
-from tests.twins import Twin, url_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from session_tracer import CallSite
     from session_tracer.testing import Captured
+    from tests.twins import Twin
 
 OUTSIDE = "commit or close before this wait, or wait outside the transaction"
 
@@ -151,23 +152,32 @@ def test_a_wait_that_holds_up_no_connection(twin: Twin, wait: Callable[[Twin], A
     twin.run(story)
 
 
-@pytest.fixture
-def postgres_twin(is_async: bool, postgres_url: str) -> Twin:
-    """The same story sync and async, on the database that can be told to take its time."""
-    return Twin(url_of("postgresql", "", postgres_url, is_async=is_async), is_async)
-
-
-def test_a_statement_that_takes_long_is_no_wait(postgres_twin: Twin) -> None:
+def test_a_statement_that_takes_long_is_no_wait(twin: Twin) -> None:
     async def story() -> None:
-        with capture(postgres_twin.factory, idle_in_transaction_seconds=0.1) as told:
-            async with postgres_twin.session() as session:
-                await session.execute(text("SELECT pg_sleep(0.5)"))
+        with capture(twin.factory) as told:
+            async with gate(twin) as waits, twin.session() as session:
+                executes = session.execute(waits.statement)
+                if twin.is_async:
+                    task = asyncio.create_task(executes)
+                else:
+                    thread = threading.Thread(target=twin.drive, args=(executes,))
+                    thread.start()
+                await waits.reached()
+                look_ahead(29)
+                await waits.open()
+                if twin.is_async:
+                    await task
+                else:
+                    thread.join()
         assert_found(told)
 
-    postgres_twin.run(story)
+    twin.run(story)
 
 
 # Where the code waits.
+
+# By then it does, on a busy machine too.
+SOON = 0.3
 
 
 async def read_and(twin: Twin, wait: Callable[[], Any]) -> None:
@@ -230,7 +240,7 @@ async def wait_for_a_thread(told: Captured) -> None:
 @only_sync
 def test_a_thread_that_sleeps_in_a_function(sqlite_twin: Twin) -> None:
     async def story() -> None:
-        with capture(sqlite_twin.factory, idle_in_transaction_seconds=0.05) as told:
+        with capture(sqlite_twin.factory, idle_in_transaction_seconds=SOON) as told:
             await read_and(sqlite_twin, lambda: sleep_until(told))
         assert_waits_at(told, sleep_until)
         assert told.findings[0].evidence["owner"] == 'thread "MainThread"'
@@ -248,7 +258,7 @@ def read_and_take(twin: Twin, jobs: queue.Queue[str]) -> None:
 def test_a_thread_that_waits_for_a_queue(sqlite_twin: Twin) -> None:
     async def story() -> None:
         jobs: queue.Queue[str] = queue.Queue()
-        with capture(sqlite_twin.factory, idle_in_transaction_seconds=0.05) as told:
+        with capture(sqlite_twin.factory, idle_in_transaction_seconds=SOON) as told:
             worker = threading.Thread(
                 target=read_and_take, args=(sqlite_twin, jobs), name="export-3"
             )
@@ -278,7 +288,7 @@ def test_a_task_that_waits(
     sqlite_twin: Twin, wait: Callable[..., Any], named: Callable[..., Any]
 ) -> None:
     async def story() -> None:
-        with capture(sqlite_twin.factory, idle_in_transaction_seconds=0.05) as told:
+        with capture(sqlite_twin.factory, idle_in_transaction_seconds=SOON) as told:
             await asyncio.create_task(
                 read_and(sqlite_twin, lambda: wait(told)), name="the exporting one"
             )
@@ -301,7 +311,7 @@ async def read_in_a_task_and(twin: Twin, told: Captured) -> None:
 @only_async
 def test_a_task_that_waits_after_another_one_has_used_its_session(sqlite_twin: Twin) -> None:
     async def story() -> None:
-        with capture(sqlite_twin.factory, idle_in_transaction_seconds=0.05) as told:
+        with capture(sqlite_twin.factory, idle_in_transaction_seconds=SOON) as told:
             await read_in_a_task_and(sqlite_twin, told)
         assert_found(
             told,
@@ -332,7 +342,7 @@ async def read_in_threads_and(twin: Twin, told: Captured) -> None:
 @only_sync
 def test_what_the_threads_of_a_pool_do_next_is_not_the_sessions(sqlite_twin: Twin) -> None:
     async def story() -> None:
-        with capture(sqlite_twin.factory, idle_in_transaction_seconds=0.05) as told:
+        with capture(sqlite_twin.factory, idle_in_transaction_seconds=SOON) as told:
             asyncio.run(read_in_threads_and(sqlite_twin, told))
         (found,) = told.findings
         assert found.id == "idle-in-transaction"

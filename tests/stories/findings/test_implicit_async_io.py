@@ -26,7 +26,6 @@ REFUSED = (MissingGreenlet, StatementError)
 pytestmark = [
     only_async,
     pytest.mark.filterwarnings("ignore:coroutine '.*' was never awaited"),
-    pytest.mark.usefixtures("collected"),
 ]
 
 

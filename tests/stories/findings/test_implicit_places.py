@@ -20,6 +20,7 @@ from tests.stories.findings import mappings, shop
 from tests.stories.findings.due import Due, assert_found
 from tests.stories.findings.shop import Customer, Order
 from tests.stories.lines import line, marked
+from tests.twins import on_each_database
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,7 +32,6 @@ BOOKS = "await author.awaitable_attrs.books, with AsyncAttrs among the bases of 
 pytestmark = [
     only_async,
     pytest.mark.filterwarnings("ignore:coroutine '.*' was never awaited"),
-    pytest.mark.usefixtures("collected"),
 ]
 
 
@@ -126,6 +126,7 @@ async def shown_after_commit(twin: Twin) -> str:
         return "shown"
 
 
+@on_each_database
 def test_a_repr_of_what_a_commit_expired(twin: Twin) -> None:
     async def story() -> None:
         async with shop.opened(twin):
@@ -219,6 +220,7 @@ async def read_what_the_database_made(twin: Twin, commit_first: bool) -> None:
         await session.rollback()
 
 
+@on_each_database
 @pytest.mark.parametrize("commit_first", [False, True])
 def test_a_column_that_the_database_fills_in_at_a_flush(twin: Twin, commit_first: bool) -> None:
     async def story() -> None:

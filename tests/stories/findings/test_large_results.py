@@ -15,6 +15,7 @@ from tests.stories.findings.mappings import Employee, Engineer, Manager, tables
 from tests.stories.findings.reading import tell
 from tests.stories.findings.remedies import pasted, to_write
 from tests.stories.lines import marked
+from tests.twins import on_each_database
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -261,6 +262,7 @@ async def told_of_stream(twin: Twin, *, in_portions: bool, **options: Any) -> An
     return told
 
 
+@on_each_database
 def test_a_stream_in_portions(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(6))
@@ -276,6 +278,7 @@ def test_a_stream_in_portions(twin: Twin) -> None:
     twin.run(story)
 
 
+@on_each_database
 def test_a_stream_that_nobody_has_portioned(twin: Twin) -> None:
     """Its objects are made of all rows at once."""
 

@@ -13,6 +13,7 @@ from session_tracer.testing import capture
 from tests.library import Author, authors, keep
 from tests.stories.findings.due import Above, Due, assert_found, look_ahead, until
 from tests.stories.lines import marked
+from tests.twins import on_each_database
 
 if TYPE_CHECKING:
     from session_tracer.testing import Captured
@@ -113,6 +114,7 @@ async def prepare_and_wait(twin: Twin) -> Any:
     return process
 
 
+@on_each_database
 def test_what_a_leaked_session_holds_is_told(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(2))

@@ -19,6 +19,7 @@ from tests.library import Author, Book, authors, keep
 from tests.stories.findings.due import Above, Due, assert_found
 from tests.stories.findings.remedies import pasted
 from tests.stories.lines import marked
+from tests.twins import on_each_database
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -260,6 +261,7 @@ IN_BLOCKS = {
 }
 
 
+@on_each_database
 @pytest.mark.parametrize("what", IN_BLOCKS)
 def test_a_failure_that_is_swallowed_in(twin: Twin, what: str) -> None:
     how, first, then = IN_BLOCKS[what]

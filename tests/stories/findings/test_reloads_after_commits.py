@@ -15,7 +15,7 @@ from tests.stories.findings.mappings import Manager, tables
 from tests.stories.findings.reading import tell
 from tests.stories.findings.remedies import unexpiring, use
 from tests.stories.lines import marked
-from tests.twins import Twin, url_of
+from tests.twins import Twin, on_postgresql
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -234,20 +234,15 @@ def test_objects_of_a_subclass(sqlite_twin: Twin) -> None:
     sqlite_twin.run(story)
 
 
-@pytest.fixture
-def postgres_twin(is_async: bool, postgres_url: str) -> Twin:
-    """The same story sync and async, on the database that commits in two phases."""
-    return Twin(url_of("postgresql", "", postgres_url, is_async=is_async), is_async)
-
-
-def test_a_commit_in_two_phases(postgres_twin: Twin) -> None:
+@on_postgresql
+def test_a_commit_in_two_phases(twin: Twin) -> None:
     async def story() -> None:
-        await keep(postgres_twin, *authors(3))
-        postgres_twin.factory.configure(twophase=True)
-        told = await tell(postgres_twin, read_names, reloads_after_commit=3)
-        assert_found(told, reloaded(read_names, "Author", unexpiring(postgres_twin)))
+        await keep(twin, *authors(3))
+        twin.factory.configure(twophase=True)
+        told = await tell(twin, read_names, reloads_after_commit=3)
+        assert_found(told, reloaded(read_names, "Author", unexpiring(twin)))
         assert {fact.two_phase for fact in told.facts if isinstance(fact, TransactionEnded)} == {
             True
         }
 
-    postgres_twin.run(story)
+    twin.run(story)

@@ -13,6 +13,7 @@ from tests.stories.findings.due import Due, assert_found
 from tests.stories.findings.mappings import Manager, Part, tables
 from tests.stories.findings.remedies import pasted, to_write
 from tests.stories.lines import marked
+from tests.twins import on_each_database
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -196,6 +197,7 @@ FLUSHED: dict[str, tuple[Any, str, str, str, str]] = {
 }
 
 
+@on_each_database
 @pytest.mark.parametrize("what", FLUSHED)
 def test_one_flush_of_rows(twin: Twin, what: str) -> None:
     how, entity, table, kind, why = FLUSHED[what]
