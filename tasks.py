@@ -96,7 +96,7 @@ ALIKE_ON_EVERY_SQLALCHEMY = (
 # What the tests take a sample of by default, and the task `long` takes whole. The environment may
 # have other values.
 WHOLE = {
-    "SESSION_TRACER_PROGRAMS": "2000",
+    "SESSION_TRACER_TEST_PROGRAMS": "2000",
     "SESSION_TRACER_TEST_LEVELS": "all",
     "SESSION_TRACER_TEST_MOMENTS": "all",
     "SESSION_TRACER_TEST_SOAK_MINUTES": "0.35",

@@ -16,8 +16,8 @@ from tests.differential.world import Setup
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
 
-SEED: Final = int(os.environ.get("SESSION_TRACER_SEED") or secrets.randbits(32))
-PROGRAMS: Final = int(os.environ.get("SESSION_TRACER_PROGRAMS") or 12)
+SEED: Final = int(os.environ.get("SESSION_TRACER_TEST_PROGRAMS_SEED") or secrets.randbits(32))
+PROGRAMS: Final = int(os.environ.get("SESSION_TRACER_TEST_PROGRAMS") or 12)
 
 TALLY.seed = SEED
 pytestmark = [
@@ -66,7 +66,7 @@ def check(strategy: SearchStrategy[Program]) -> None:
     def is_the_same(program: Program) -> None:
         TALLY.count(program)
         found = _difference(program)
-        assert not found, f"SESSION_TRACER_SEED={SEED} {found}"
+        assert not found, f"SESSION_TRACER_TEST_PROGRAMS_SEED={SEED} {found}"
 
     is_the_same()
 
