@@ -143,14 +143,13 @@ class Exporters:
     """The exporters in use. Two factories that name the same one share it: one port, one file."""
 
     def __init__(self) -> None:
-        self._lock = threads.RLock()
+        self._lock = process.PerProcess(threads.RLock)
         self._named: dict[tuple[object, ...], OpenExporter] = {}
         self._users: list[OpenExporter] = []
-        process.in_child(self._renew_lock)
 
     def use(self, exporter: str | Exporter, settings: Settings) -> OpenExporter:
         """The exporter called `exporter`, made if no other factory uses it yet."""
-        with self._lock:
+        with self._lock.value:
             if isinstance(exporter, str):
                 place = (settings.jsonl_path, settings.prometheus_host, settings.prometheus_port)
                 key = (exporter, *place)
@@ -165,15 +164,12 @@ class Exporters:
 
     def release(self, used: OpenExporter) -> None:
         """Close it when its last user is done with it."""
-        with self._lock:
+        with self._lock.value:
             self._users.remove(used)
             if used in self._users:
                 return
             self._named = {key: one for key, one in self._named.items() if one is not used}
         used.close()
-
-    def _renew_lock(self) -> None:
-        self._lock = threads.RLock()  # the thread that held it does not live in the child
 
 
 def find_exporter(name: str) -> ExporterFactory:

@@ -183,7 +183,7 @@ class Instrumentor:
 
     def __init__(self, clock: Callable[[], int] = time.perf_counter_ns) -> None:
         self._clock = clock
-        self._lock = threads.RLock()
+        self._lock = process.PerProcess(threads.RLock)
         self._instrumentations: list[Instrumentation] = []
         self._patches = Patches()
         self._listening: set[type[Session]] = set()
@@ -203,7 +203,7 @@ class Instrumentor:
         capture: bool = False,
     ) -> Instrumentation:
         """Trace a target; what can be refused is refused before SQLAlchemy is touched."""
-        with self._lock:
+        with self._lock.value:
             for gone in [one for one in self._instrumentations if one._target.place is None]:
                 self.remove(gone)
             if not capture:
@@ -238,7 +238,7 @@ class Instrumentor:
     def remove(self, instrumentation: Instrumentation) -> None:
         """Stop tracing what was started with it."""
         watch.settle()
-        with self._lock:
+        with self._lock.value:
             if instrumentation not in self._instrumentations:
                 return
             self._instrumentations.remove(instrumentation)
@@ -257,10 +257,6 @@ class Instrumentor:
             tracer.choice.close()
         except Exception as error:
             tracer.failed("exporter", error)
-
-    def renew_lock(self) -> None:
-        """In a child process: whoever held the lock does not live there."""
-        self._lock = threads.RLock()
 
     def remove_target(self, target: Target | None) -> None:
         """Stop tracing a target, or everything but what a test captures."""
@@ -385,6 +381,7 @@ class Instrumentor:
             self._patches.undo(AsyncSessionTransaction)
         self._listening = wanted
         if wanted:
+            statements.begin()
             failures.watch.start()
             watch.start()
         else:
@@ -393,7 +390,6 @@ class Instrumentor:
 
 
 _INSTRUMENTOR: Final = Instrumentor()
-process.in_child(_INSTRUMENTOR.renew_lock)
 
 
 def _warn_if_different(existing: Instrumentation, name: str, settings: Settings) -> None:

@@ -10,7 +10,7 @@ import weakref
 from asyncio import CancelledError
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
-from session_tracer import facts, loads, owner, peers, process
+from session_tracer import facts, loads, owner, peers, process, threads
 from session_tracer.awaiting import running_loop
 from session_tracer.live import LIVE
 from session_tracer.origin import Origin, Scope
@@ -44,6 +44,10 @@ _IDS = random.Random()
 process.in_child(_IDS.seed)
 
 
+# Held while it changes who reports an open scope.
+_HANDING: Final = process.PerProcess(threads.RLock)
+
+
 def probe_of(owner: object) -> Probe | None:
     """The probe of a traced Session or of a Connection that one holds."""
     probe: Probe | None = owner.__dict__.get(SLOT)
@@ -65,6 +69,7 @@ class Probe:
         "_at_once",
         "_handled",
         "_in_portions",
+        "_is_beginning",
         "_last_ending",
         "_load_site",
         "_locate",
@@ -121,6 +126,8 @@ class Probe:
         self.clock = clock
         self._locate = tracers[0].locator.locate
         self.open = False
+        # Until its first scope's stories are begun, others only leave word who shall tell of it.
+        self._is_beginning = True
         self._handled: Callable[[BaseException], bool] = _never
         self.scope = _NO_SCOPE
         self.origin = _NO_ORIGIN
@@ -173,7 +180,8 @@ class Probe:
 
     def begin_scope(self, session: Session, site: CallSite | None, *, reopened: bool) -> None:
         """A scope begins on the session."""
-        for tracer in self.tracers:
+        tracers = self.tracers
+        for tracer in tracers:
             if not tracer.is_settled:
                 tracer.settle()
         now = self.clock()
@@ -186,13 +194,12 @@ class Probe:
         self.caller = caller()
         self.scope = scope
         self.origin = Origin(scope)
-        self.open = True
+        self.open = self._is_beginning = True
         # An exception that is being handled already is not one that leaves the session's block.
         self._handled = _recognising(sys.exc_info()[1])
         if not is_telling():
             # Read one right after the other: what passes between them, spans would be late by.
             epoch = time.time_ns() - self.clock()
-            tracers = self.tracers
             self.stories = tuple(
                 [tracer.begin(scope, epoch) for tracer in tracers if not tracer.closed]
             )
@@ -211,6 +218,11 @@ class Probe:
                 now, site, reopened, ending, closed_site, reopened and closed_by == self.owner
             )
         )
+        self._is_beginning = False
+        if self.tracers is not tracers:
+            with _HANDING.value:  # another thread has instrumented or uninstrumented meanwhile
+                meant, self.tracers = self.tracers, tracers
+                self.hand_to(meant)
 
     def resume(self, session: Session) -> None:
         """Begin a scope if none is open: the session is used again, or for the first time."""
@@ -340,19 +352,25 @@ class Probe:
         """
         if not tracers:
             return
-        known, self.tracers = self.tracers, tracers
-        self._locate = tracers[0].locator.locate
-        telling = [story.tracer for story in self.stories]
-        coming = [tracer for tracer in tracers if tracer not in telling and not tracer.closed]
-        if any(tracer not in tracers for tracer in telling):
-            coming = coming[1:]  # the nearest comes first: its turn is the next scope
-        coming = [tracer for tracer in coming if tracer not in known]
-        if not (self.open and coming):
-            return
-        self.tells_statements = any(tracer.tells_statements for tracer in tracers)
-        now = self.clock()
-        begun = tuple(tracer.begin(self.scope, time.time_ns() - now) for tracer in coming)
-        self.stories = self.scope.stories = self.stories + begun
+        for tracer in tracers:
+            if not tracer.is_settled:
+                tracer.settle()
+        with _HANDING.value:  # several threads may do so, and begin a story once only
+            known, self.tracers = self.tracers, tracers
+            self._locate = tracers[0].locator.locate
+            if self._is_beginning:
+                return  # begin_scope() hands it on when its stories are begun
+            telling = [story.tracer for story in self.stories]
+            coming = [tracer for tracer in tracers if tracer not in telling and not tracer.closed]
+            if any(tracer not in tracers for tracer in telling):
+                coming = coming[1:]  # the nearest comes first: its turn is the next scope
+            coming = [tracer for tracer in coming if tracer not in known]
+            if not (self.open and coming):
+                return
+            self.tells_statements = any(tracer.tells_statements for tracer in tracers)
+            now = self.clock()
+            begun = tuple(tracer.begin(self.scope, time.time_ns() - now) for tracer in coming)
+            self.stories = self.scope.stories = self.stories + begun
         for story in begun:
             story.record.transitions = self.transitions
             story.tell(facts.SessionOpened(now, self.scope.opened_site))
@@ -365,11 +383,12 @@ class Probe:
 
     def part(self, tracer: Tracer) -> None:
         """Be told of by this one no longer."""
-        for story in self.stories:
-            if story.tracer is tracer:
-                story.stop()
-        self.stories = tuple(story for story in self.stories if story.tracer is not tracer)
-        self.tracers = tuple(one for one in self.tracers if one is not tracer)
+        with _HANDING.value:
+            for story in self.stories:
+                if story.tracer is tracer:
+                    story.stop()
+            self.stories = tuple(story for story in self.stories if story.tracer is not tracer)
+            self.tracers = tuple(one for one in self.tracers if one is not tracer)
 
     # Who uses it.
 

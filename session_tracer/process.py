@@ -6,7 +6,7 @@ import atexit
 import os
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = [
     "EXPORTERS",
     "SESSIONS",
+    "PerProcess",
     "at_end",
     "at_first_session",
     "began_work",
@@ -22,6 +23,8 @@ __all__ = [
     "not_at_end",
     "pid",
 ]
+
+T = TypeVar("T")
 
 # The stages of the end: open sessions are reported first, and what carries reports away is flushed
 # after that.
@@ -54,6 +57,24 @@ def pid() -> int:
 def host() -> str:
     """The name of the machine or container."""
     return os.uname().nodename if hasattr(os, "uname") else os.environ.get("COMPUTERNAME", "")
+
+
+class PerProcess(Generic[T]):
+    """A value that each forked child makes for itself, such as a lock.
+
+    A thread of the parent that holds the lock as the child is forked does not live there, and would
+    never release it.
+    """
+
+    __slots__ = ("_make", "value")
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+        self._renew()
+        in_child(self._renew)
+
+    def _renew(self) -> None:
+        self.value: T = self._make()
 
 
 def in_child(callback: Callable[[], None]) -> None:

@@ -21,7 +21,7 @@ from sqlalchemy.engine.events import ConnectionEvents, DialectEvents
 from sqlalchemy.engine.interfaces import ExecuteStyle
 from sqlalchemy.exc import InvalidRequestError
 
-from session_tracer import facts, reasons, sql
+from session_tracer import facts, process, reasons, sql, threads
 from session_tracer.degraded import without
 from session_tracer.facts import StatementExecuted
 from session_tracer.misuse import raise_due
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from session_tracer.signals.spans import Attached
     from session_tracer.sql import Shape
 
-__all__ = ["LOST", "hold", "is_timed", "remove"]
+__all__ = ["LOST", "begin", "hold", "is_timed", "remove"]
 
 # What is lost where the dialect cannot be listened to.
 LOST: Final = (
@@ -56,8 +56,16 @@ LOST: Final = (
 _DATABASES: Final[weakref.WeakKeyDictionary[Dialect, Database]] = weakref.WeakKeyDictionary()
 # Whether the dialect, or the engine, said itself that it has events before we listened to it.
 _HAD_EVENTS: Final[weakref.WeakKeyDictionary[Any, bool]] = weakref.WeakKeyDictionary()
+# Held while it changes who is listened to.
+_CHANGING: Final = process.PerProcess(threads.RLock)
 # The dialects whose engines' cursor events are listened to instead.
 _BY_CURSOR: Final[weakref.WeakSet[Dialect]] = weakref.WeakSet()
+
+
+class _Listening:
+    """Whether dialects and engines are listened to."""
+
+    is_on = False
 
 
 def is_timed(connection: object) -> bool:
@@ -74,11 +82,25 @@ def hold(connection: Connection, since: int, owner: Owner, site: CallSite | None
     if dialect not in _HAD_EVENTS:
         _listen_to_dialect(dialect)
     if dialect in _BY_CURSOR and connection.engine not in _HAD_EVENTS:
-        _listen(connection.engine, _CURSOR_LISTENERS)
+        with _CHANGING.value:
+            if _Listening.is_on and connection.engine not in _HAD_EVENTS:
+                _listen(connection.engine, _CURSOR_LISTENERS)
     return Holding(connection, database, since, owner, site, surrounded=_surround(connection))
 
 
+def begin() -> None:
+    """Listen to the dialects of the connections that sessions take from now on."""
+    _Listening.is_on = True
+
+
 def _listen_to_dialect(dialect: Dialect) -> None:
+    with _CHANGING.value:
+        # Another thread may have been first, or may have uninstrumented meanwhile.
+        if _Listening.is_on and dialect not in _HAD_EVENTS:
+            _listen_as_it_can(dialect)
+
+
+def _listen_as_it_can(dialect: Dialect) -> None:
     try:
         _listen(dialect, _DIALECT_LISTENERS)
     except InvalidRequestError:
@@ -110,16 +132,19 @@ def _unlisten(target: Dialect | Engine, listeners: _Listeners) -> None:
 
 def remove() -> None:
     """Leave every dialect and engine as it was found."""
-    for target, had_events in list(_HAD_EVENTS.items()):
-        if not had_events:
-            # While it has none, SQLAlchemy asks no listeners, and other threads are not disturbed.
-            _forget_events(target)
-        _unlisten(target, _LISTENERS)
-        if not had_events:
-            # An engine's listeners are wrapped, and were not known to be ours.
-            _forget_events(target)
-    _HAD_EVENTS.clear()
-    _BY_CURSOR.clear()
+    with _CHANGING.value:
+        _Listening.is_on = False
+        for target, had_events in list(_HAD_EVENTS.items()):
+            if not had_events:
+                # While it has none, SQLAlchemy asks no listeners, and other threads are not
+                # disturbed.
+                _forget_events(target)
+            _unlisten(target, _LISTENERS)
+            if not had_events:
+                # An engine's listeners are wrapped, and were not known to be ours.
+                _forget_events(target)
+        _HAD_EVENTS.clear()
+        _BY_CURSOR.clear()
 
 
 def _forget_events(target: Any) -> None:

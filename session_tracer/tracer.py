@@ -147,7 +147,7 @@ class Tracer:
 
         It may take longer than the scope, for example where a module is imported.
         """
-        with _OPENING.lock:
+        with _OPENING.value.lock:
             # An exporter may use a session while it is opened.
             if self._is_opening or self.is_settled:
                 return
@@ -164,9 +164,7 @@ class Tracer:
                 self._is_opening = False
 
     def begin(self, scope: Scope, epoch: int) -> Story:
-        """The story of a session scope that begins now."""
-        if not self.is_settled:
-            self.settle()
+        """The story of a session scope that begins now; `settle()` has to come before it."""
         return Story(self, self._reporting, self._record(scope, epoch))
 
     def begin_detached(self, scope: Scope, epoch: int, span: SpanContext | None) -> Story:
@@ -220,7 +218,7 @@ class Tracer:
 
 
 class _Opening:
-    """Held while exporters are opened; new in a forked child.
+    """Has the lock that is held while exporters are opened.
 
     Opening an exporter starts threads of other libraries, which lets other greenlets run where
     threads are greenlets. They have to wait, so this lock is one of their kind: it is made when it
@@ -228,10 +226,6 @@ class _Opening:
     """
 
     def __init__(self) -> None:
-        self.renew()
-        process.in_child(self.renew)
-
-    def renew(self) -> None:
         self._lock: threading.RLock | None = None
         self._making = threads.Lock()
 
@@ -243,7 +237,7 @@ class _Opening:
             return self._lock
 
 
-_OPENING: Final = _Opening()
+_OPENING: Final = process.PerProcess(_Opening)
 
 
 def _refused(kind: str, provider: object, lost: str, error: Exception) -> None:

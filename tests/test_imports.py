@@ -68,4 +68,5 @@ def test_the_package_alone_brings_nothing() -> None:
 )
 def test_no_fact_has_code_made_for_what_all_of_them_share(kind: type) -> None:
     made = {name for name, value in vars(kind).items() if inspect.isfunction(value)}
-    assert made == {"__init__"}
+    # Python 3.13 gives every dataclass the same `__replace__`.
+    assert made - {"__replace__"} == {"__init__"}

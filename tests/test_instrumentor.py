@@ -822,11 +822,13 @@ from sqlalchemy.orm import sessionmaker
 from session_tracer import Exporter, instrument
 
 def run(**options):
-    maker = sessionmaker(create_engine("sqlite://"))
+    engine = create_engine("sqlite://")
+    maker = sessionmaker(engine)
     with instrument(maker, **options) as instrumentation:
         with maker() as session:
             session.execute(text("SELECT 1"))
         instrumentation.flush()
+    engine.dispose()
 """
 
 

@@ -295,15 +295,7 @@ _TELLS: Final[Routes] = {
 
 
 # Reentrant: the garbage collector may close a session anywhere.
-_LOCK = threads.RLock()
-
-
-def _renew_lock() -> None:
-    global _LOCK
-    _LOCK = threads.RLock()  # whoever held it does not live in the child
-
-
-process.in_child(_renew_lock)
+_LOCK: Final = process.PerProcess(threads.RLock)
 
 
 class Repeats:
@@ -316,7 +308,7 @@ class Repeats:
 
     def suppressed(self, finding: Finding) -> int | None:
         """How many were held back before this one; None if this one is held back too."""
-        with _LOCK:  # a thread may take over between reading and writing
+        with _LOCK.value:  # a thread may take over between reading and writing
             return self._count((finding.id, finding.site), self._clock())
 
     def _count(self, key: tuple[str, CallSite | None], now: float) -> int | None:

@@ -90,7 +90,7 @@ class Instruments:
 
     def count(self, metric: Metric, attributes: Mapping[str, str]) -> None:
         """Add one to a counter."""
-        with _LOCK:
+        with _LOCK.value:
             self.total(metric, attributes).number += 1
 
     def _create(self, meter: Meter, metric: Metric) -> None:
@@ -149,15 +149,8 @@ def _oldest(ages: list[float]) -> float:
 
 # For the totals: a thread may take over between reading and writing. Reentrant, for the garbage
 # collector may close a session anywhere.
-_LOCK = threads.RLock()
+_LOCK: Final = process.PerProcess(threads.RLock)
 
-
-def _renew_lock() -> None:
-    global _LOCK
-    _LOCK = threads.RLock()  # whoever held it does not live in the child
-
-
-process.in_child(_renew_lock)
 
 # One set for each provider: a second instrument of the same name would only draw a warning. By the
 # provider's id, for its class need not be hashable; an entry whose provider is gone is replaced.
@@ -314,7 +307,7 @@ class MetricSignal:
             return
         self._identity_map.add(record.identity_map_peak, span, sampled)
         self._session_statements.add(record.statements, span, sampled)
-        with _LOCK:
+        with _LOCK.value:
             for state, counts in (
                 ("loaded", record.loaded),
                 ("new", record.new),
@@ -329,7 +322,7 @@ class MetricSignal:
                 self._count_loads(kind, number)
 
     def _refused(self, fact: facts.DetachedLoadFailed, record: SessionRecord) -> None:
-        with _LOCK:
+        with _LOCK.value:
             self._count_loads("detached", 1)
 
     def _count_objects(self, state: str, counts: Counts) -> None:

@@ -46,18 +46,10 @@ _MOST_WAITING: Final = 512
 
 # Held while values are handed over, so that a collection waits for what is under way. Not
 # reentrant: whoever comes in between, from a signal handler or the garbage collector, goes on.
-_HANDING_OVER = threads.Lock()
+_HANDING_OVER: Final = process.PerProcess(threads.Lock)
 
 # How long a collection waits, in seconds; it may have interrupted the one that it waits for.
 _PATIENCE: Final = 1.0
-
-
-def _renew_lock() -> None:
-    global _HANDING_OVER
-    _HANDING_OVER = threads.Lock()  # whoever held it does not live in the child
-
-
-process.in_child(_renew_lock)
 
 
 class Tallies:
@@ -81,7 +73,7 @@ class Tallies:
 
     def hand_over(self, _: CallbackOptions) -> tuple[Observation, ...]:
         """Give the SDK what was added up; there is nothing to observe beside it."""
-        lock = _HANDING_OVER
+        lock = _HANDING_OVER.value
         if lock.acquire(timeout=_PATIENCE):
             try:
                 for tally in list(self._tallies.values()):
@@ -180,7 +172,7 @@ class Tally:
             self._hand_over(_PATIENCE)
 
     def _relieve(self) -> None:
-        lock = _HANDING_OVER
+        lock = _HANDING_OVER.value
         if lock.acquire(blocking=False):
             try:
                 self._hand_over(0)

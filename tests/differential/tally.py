@@ -24,7 +24,10 @@ class Tally:
         self.steps += len(program.steps)
 
     def __str__(self) -> str:
-        return f"{self.programs} programs of {self.steps} steps, SESSION_TRACER_TEST_PROGRAMS_SEED={self.seed}"
+        return (
+            f"{self.programs} programs of {self.steps} steps, "
+            f"SESSION_TRACER_TEST_PROGRAMS_SEED={self.seed}"
+        )
 
 
 TALLY: Final = Tally()

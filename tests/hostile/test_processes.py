@@ -254,6 +254,8 @@ def test_a_signal_ends_a_process_at_work(tmp_path: Path, number: str) -> None:
         tmp_path,
         f"""
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+        # A process that a shell started in the background has inherited that SIGINT is ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         threading.Timer(0.3, os.kill, (os.getpid(), signal.{number})).start()
         try:
             while True:

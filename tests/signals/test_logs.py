@@ -31,7 +31,7 @@ from session_tracer.testing import capture
 from tests.fickle import Fickle
 from tests.library import Author, Book, authors
 from tests.signals.telling import Measurements, Traces, context, left_by
-from tests.twins import Twin
+from tests.twins import Twin, on_each_database
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +78,7 @@ FIRST = {
 TRACED = {"trace_id": "<trace_id>", "span_id": "<span_id>"}
 
 
+@on_each_database
 def test_what_the_events_of_a_session_say(twin: Twin) -> None:
     async def story() -> None:
         with capture(twin.factory, name="library") as captured:
@@ -205,6 +206,7 @@ def test_what_the_events_of_a_session_say(twin: Twin) -> None:
     twin.run(story)
 
 
+@on_each_database
 def test_a_failed_flush_is_a_warning_that_names_the_constraint(twin: Twin) -> None:
     async def story() -> None:
         with (

@@ -585,7 +585,7 @@ import os
 from tests.signals.test_tallies import of_the_only, one_tally, tallies
 
 provider, reader, tally = one_tally()
-with tallies._HANDING_OVER:  # as another thread would that hands over just now
+with tallies._HANDING_OVER.value:  # as another thread would that hands over just now
     child = os.fork()
     if not child:
         for _ in range(1_000):
