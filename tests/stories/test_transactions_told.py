@@ -195,6 +195,11 @@ def test_a_begin_block_whose_commit_the_database_refuses(twin: Twin) -> None:
     twin.run(story)
 
 
+def without_prepare(told: list[str]) -> list[str]:
+    """SQLAlchemy 2.0.37 runs PREPARE TRANSACTION on a cursor; newer releases use DBAPI's method."""
+    return [one for one in told if one != "PREPARE"]
+
+
 @on_postgresql
 @pytest.mark.parametrize("is_async", [False], ids=["sync"])
 def test_two_phases(twin: Twin) -> None:
@@ -205,7 +210,7 @@ def test_two_phases(twin: Twin) -> None:
                 await session.flush()
                 await session.prepare()
                 await session.commit()
-        assert outline(told.facts) == [
+        assert without_prepare(outline(told.facts)) == [
             "session opened",
             "two-phase transaction began",
             "explicit flush began",
@@ -229,7 +234,7 @@ def test_two_phases_at_one_commit_and_one_rollback(twin: Twin) -> None:
                 session.add(Author(name="another"))
                 await session.flush()
                 await session.rollback()
-        assert outline(told.facts) == [
+        assert without_prepare(outline(told.facts)) == [
             "session opened",
             "two-phase transaction began",
             "commit flush began",

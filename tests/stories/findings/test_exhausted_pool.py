@@ -10,6 +10,7 @@ from sqlalchemy import create_engine, select
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import sessionmaker
+from sqlalchemy.pool import AsyncAdaptedQueuePool
 
 from session_tracer.testing import capture
 from tests.good_code.silence import only_sync
@@ -28,7 +29,8 @@ async def shrink_pool(twin: Twin, size: int = 1, timeout: float = TIMEOUT) -> No
     await twin.dispose()
     pool: dict[str, Any] = {"pool_size": size, "max_overflow": 0, "pool_timeout": timeout}
     if twin.is_async:
-        twin.engine = create_async_engine(twin.url, **pool)
+        # SQLAlchemy 2.0.37 has no pool of this kind for the files of SQLite unless it is named.
+        twin.engine = create_async_engine(twin.url, poolclass=AsyncAdaptedQueuePool, **pool)
         twin.factory = async_sessionmaker(twin.engine)
     else:
         twin.engine = create_engine(twin.url, **pool)
