@@ -353,7 +353,10 @@ def mypy() -> None:
 
 def tests(python: Path, arguments: Sequence[str], **variables: str | Path) -> None:
     # The caller's -n comes later, so it counts.
-    run([python, "-m", "pytest", "-n", "2", "--durations=25", *arguments], **variables)
+    run(
+        [python, "-m", "pytest", "-n", "2", "--dist=worksteal", "--durations=25", *arguments],
+        **variables,
+    )
 
 
 def tests_on_2_1(arguments: Sequence[str]) -> None:

@@ -61,6 +61,8 @@ def test_the_log_tells_it_all(sqlite_twin: Twin) -> None:
             "opened_at": str(marked(detached.closed, "opened")),
             "departed_at": str(marked(detached.closed, "departed")),
             "help": "docs/findings.md#detached-lazy-load",
+            "process_pid": os.getpid(),
+            "host": os.uname().nodename,
         }
 
     sqlite_twin.run(story)
