@@ -1,6 +1,7 @@
 """The detached lazy load in each signal, and those beside it that are none."""
 
 import asyncio
+import os
 import traceback
 from typing import Any
 
