@@ -202,6 +202,9 @@ def test_later_still_spans_and_metrics_move_and_a_line_says_so() -> None:
     program = """
 import threading
 traced(repeat_finding_seconds=1e-9); work(3)
+Other = sessionmaker(engine)
+instrument(Other, name="other")
+Other().close()  # the only session of its factory
 before = {thread.name for thread in threading.enumerate()}
 spans, reader = providers()
 work(2)
