@@ -637,7 +637,11 @@ TASKS = (
     Task("lint", "check style and types only", lint),
     Task("newest", "check types and tests on the newest releases: [--smoke]", newest),
     Task("oldest", "check types and tests on the oldest releases that are allowed", oldest),
-    Task("constraints", "write anew which versions these tasks install", constraints),
+    Task(
+        "constraints",
+        "write the versions that these tasks install, from the newest releases",
+        constraints,
+    ),
     Task("fix", "put right what can be put right without thinking", fix),
     Task("suites", "run SQLAlchemy's own tests, traced: [2.0|2.1] [pytest arguments]", suites),
     Task("benchmark", "measure what tracing costs: [2.0|2.1] [--help]", benchmark),

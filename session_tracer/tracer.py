@@ -56,8 +56,10 @@ class Teller(Protocol):
 
 
 class Reporting(NamedTuple):
-    """How a story is told: its signals in order, where those spans have their place, and what to
-    ask and tell of each fact.
+    """How the scopes that begin now are reported.
+
+    `signals` are in order, with the spans at `place_of_spans`; `dispatch` has which detectors and
+    signals each fact goes to.
     """
 
     signals: tuple[Any, ...]

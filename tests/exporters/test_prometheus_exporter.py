@@ -122,10 +122,10 @@ def test_a_forked_child_says_once_that_its_parent_has_the_port() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    served, told = forked(port)
+    served, warning = forked(port)
     assert f"metrics are served on http://127.0.0.1:{port}/metrics" in served
-    assert re.search(r"WARNING:session_tracer:The metrics of process \d+ are not served: ", told)
-    assert "Call instrument() in each worker" in told
+    assert re.search(r"WARNING:session_tracer:The metrics of process \d+ are not served: ", warning)
+    assert "Call instrument() in each worker" in warning
 
 
 def serving() -> set[threading.Thread]:

@@ -31,13 +31,13 @@ def factory() -> sessionmaker[Session]:
 
 def events(factory: sessionmaker[Session], **options: Any) -> list[LogEvent]:
     """Every log event of a session that has a finding, or rolls a savepoint back."""
-    told: list[LogEvent] = []
-    exporter = Exporter(on_log=told.append, **options)
+    logged: list[LogEvent] = []
+    exporter = Exporter(on_log=logged.append, **options)
     with instrument(factory, exporter=exporter, log_level="debug"), factory() as session:
         for _ in range(5):
             session.execute(text("SELECT name FROM sqlite_master"))
         session.commit()
-    return told
+    return logged
 
 
 @pytest.mark.parametrize(
@@ -63,9 +63,9 @@ def test_the_process_is_named_by_the_environment(
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    told = events(factory)
-    assert {event["event"] for event in told} >= {"session.opened", "session.closed", "finding"}
-    for event in told:
+    logged = events(factory)
+    assert {event["event"] for event in logged} >= {"session.opened", "session.closed", "finding"}
+    for event in logged:
         named = {"process_pid", "host", "service", "service_version"} & event.keys()
         assert {key: event[key] for key in named} == {
             "process_pid": os.getpid(),
@@ -80,16 +80,16 @@ def test_the_providers_resource_comes_first(
     monkeypatch.setenv("OTEL_SERVICE_NAME", "shop")
     resource = Resource({"service.name": "orders", "service.version": "2.0"})
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-    told = events(factory, tracer_provider=provider)
-    assert {(event["service"], event["service_version"]) for event in told} == {("orders", "2.0")}
+    logged = events(factory, tracer_provider=provider)
+    assert {(event["service"], event["service_version"]) for event in logged} == {("orders", "2.0")}
 
 
-def test_a_service_that_nobody_has_named_is_left_out(
+def test_a_service_without_a_name_is_left_out(
     factory: sessionmaker[Session], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("OTEL_SERVICE_NAME", raising=False)
-    told = events(factory, tracer_provider=TracerProvider(shutdown_on_exit=False))
-    assert [event for event in told if "service" in event] == []
+    logged = events(factory, tracer_provider=TracerProvider(shutdown_on_exit=False))
+    assert [event for event in logged if "service" in event] == []
 
 
 @pytest.fixture
@@ -107,8 +107,8 @@ def lines() -> Iterator[io.StringIO]:
 
 def test_structlog_gets_it_too(factory: sessionmaker[Session], lines: io.StringIO) -> None:
     events(factory)
-    told = [json.loads(line) for line in lines.getvalue().splitlines()]
-    assert {event["process_pid"] for event in told} == {os.getpid()}
+    logged = [json.loads(line) for line in lines.getvalue().splitlines()]
+    assert {event["process_pid"] for event in logged} == {os.getpid()}
 
 
 def test_an_exporter_that_yields_to_structlog_gets_nothing_beside_it(
