@@ -243,7 +243,8 @@ class Automatic:
         except Exception as error:
             self.close()
             warn_once(
-                f"session_tracer does not send to the collector that {variable} names: {error}"
+                f"session_tracer does not send to the collector that {variable} names: {error} "
+                "Findings go to the console or to Python's logging instead."
             )
             return None
         if exporter.wants_findings:
