@@ -79,13 +79,16 @@ EVERYTHING = (
 # What meets no SQLAlchemy, or only from afar: once is enough.
 ALIKE_ON_EVERY_SQLALCHEMY = (
     "--ignore=tests/exporters",
+    "--ignore=tests/neighbours",
     "--ignore=tests/plugin",
     "--ignore=tests/servers",
     "--ignore=tests/suites",
+    "--ignore=tests/workers",
     "--ignore=tests/differential/test_sabotage.py",
     "--ignore=tests/test_benchmarks.py",
     "--ignore=tests/test_dashboard.py",
     "--ignore=tests/test_docs.py",
+    "--ignore=tests/test_exporter_choice.py",
     "--ignore=tests/test_layers.py",
     "--ignore=tests/test_packaging.py",
     "--ignore=tests/test_soak.py",
