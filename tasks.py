@@ -79,13 +79,16 @@ EVERYTHING = (
 # What meets no SQLAlchemy, or only from afar: once is enough.
 ALIKE_ON_EVERY_SQLALCHEMY = (
     "--ignore=tests/exporters",
+    "--ignore=tests/neighbours",
     "--ignore=tests/plugin",
     "--ignore=tests/servers",
     "--ignore=tests/suites",
+    "--ignore=tests/workers",
     "--ignore=tests/differential/test_sabotage.py",
     "--ignore=tests/test_benchmarks.py",
     "--ignore=tests/test_dashboard.py",
     "--ignore=tests/test_docs.py",
+    "--ignore=tests/test_exporter_choice.py",
     "--ignore=tests/test_layers.py",
     "--ignore=tests/test_packaging.py",
     "--ignore=tests/test_soak.py",
@@ -353,7 +356,10 @@ def mypy() -> None:
 
 def tests(python: Path, arguments: Sequence[str], **variables: str | Path) -> None:
     # The caller's -n comes later, so it counts.
-    run([python, "-m", "pytest", "-n", "2", "--durations=25", *arguments], **variables)
+    run(
+        [python, "-m", "pytest", "-n", "2", "--dist=worksteal", "--durations=25", *arguments],
+        **variables,
+    )
 
 
 def tests_on_2_1(arguments: Sequence[str]) -> None:
@@ -634,7 +640,11 @@ TASKS = (
     Task("lint", "check style and types only", lint),
     Task("newest", "check types and tests on the newest releases: [--smoke]", newest),
     Task("oldest", "check types and tests on the oldest releases that are allowed", oldest),
-    Task("constraints", "write anew which versions these tasks install", constraints),
+    Task(
+        "constraints",
+        "write the versions that these tasks install, from the newest releases",
+        constraints,
+    ),
     Task("fix", "put right what can be put right without thinking", fix),
     Task("suites", "run SQLAlchemy's own tests, traced: [2.0|2.1] [pytest arguments]", suites),
     Task("benchmark", "measure what tracing costs: [2.0|2.1] [--help]", benchmark),

@@ -107,7 +107,7 @@ class _Burst:
 
 
 class _Writer:
-    """Decides what is told in full, in short, later, or summed up; lives in the queue's thread."""
+    """Decides what is written in full, in short, later, or summed up, on the queue's thread."""
 
     def __init__(
         self, screen: Screen, settings: Settings, clock: Callable[[], float] = time.monotonic

@@ -58,6 +58,7 @@ class _Endpoint:
 
     def close(self) -> None:
         self._is_open = False
+        process.not_at_first_session(self._listen_in_child)
         if self._pid == process.pid():
             self._server.shutdown()
             self._server.server_close()

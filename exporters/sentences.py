@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 __all__ = ["sentence"]
 
 # What the sentence for a log event without an explanation names, where it has them.
-_TOLD: Final = ("outcome", "trigger", "error_type", "duration_ms", "statements")
+_NAMED: Final = ("outcome", "trigger", "error_type", "duration_ms", "statements")
 
 
 def sentence(event: LogEvent) -> str:
@@ -29,5 +29,5 @@ def sentence(event: LogEvent) -> str:
         if remedy:
             explanation = f"{str(explanation).removesuffix('.')}. Remedy: {remedy}"
         return f"{about}{retracted}{site}: {explanation}"
-    told = [f"{key}={event[key]}" for key in _TOLD if event.get(key) not in (None, "")]
-    return " ".join([str(event.get("event", "")), str(event.get("session_name", "")), *told])
+    named = [f"{key}={event[key]}" for key in _NAMED if event.get(key) not in (None, "")]
+    return " ".join([str(event.get("event", "")), str(event.get("session_name", "")), *named])

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from session_tracer.exporter import Exporters, LogEvent, OpenExporter
     from session_tracer.settings import Settings
 
-__all__ = ["NONE", "ByItself", "Choice", "Named", "names_in"]
+__all__ = ["NONE", "Automatic", "Choice", "Named", "names_in"]
 
 # The exporter that switches tracing off.
 NONE: Final = "none"
@@ -87,7 +87,7 @@ class Named:
     """The exporters that the application or its environment has named, or the application made.
 
     What they raise is raised on, unless only the environment is to blame: a port that is in use, or
-    a place that the application itself has not written (`written` has the settings that it has).
+    a place that is not among the settings that the application itself has `written`.
     """
 
     can_open: bool
@@ -96,10 +96,10 @@ class Named:
         self,
         exporters: tuple[str, ...] | Exporter,
         settings: Settings,
-        used: Exporters,
+        in_use: Exporters,
         written: Collection[str] = (),
     ) -> None:
-        self._exporters = used
+        self._exporters = in_use
         self._used: list[OpenExporter] = []
         self._settings = settings
         self.is_settled = False
@@ -116,7 +116,7 @@ class Named:
         self.is_settled = True
         opened = [exporter for one in self._used if (exporter := _opened(one)) is not None]
         if not any(one.wants_findings for one in opened):
-            logged = _Logged(self._settings)
+            logged = _FindingsToLogging(self._settings)
             opened.append(
                 Exporter(on_log=logged.on_log, only_findings=True, yields_to_structlog=True)
             )
@@ -158,7 +158,7 @@ def _check(exporter: Exporter) -> None:
             )
 
 
-class _Logged:
+class _FindingsToLogging:
     """Findings that have no other place to go; the exporter `logging` is loaded for the first."""
 
     def __init__(self, settings: Settings) -> None:
@@ -180,7 +180,7 @@ def _opened(one: OpenExporter) -> Exporter | None:
         return None
 
 
-class ByItself:
+class Automatic:
     """The exporter that fits the process, where none is named.
 
     It is looked for when the first session is reported, because an application may configure
@@ -189,9 +189,9 @@ class ByItself:
 
     can_open = False
 
-    def __init__(self, settings: Settings, used: Exporters) -> None:
+    def __init__(self, settings: Settings, in_use: Exporters) -> None:
         self._settings = settings
-        self._exporters = used
+        self._exporters = in_use
         self._fits: tuple[bool, bool] | None = None
         self._used: OpenExporter | None = None
         self.is_settled = False
@@ -243,13 +243,16 @@ class ByItself:
         except Exception as error:
             self.close()
             warn_once(
-                f"session_tracer does not send to the collector that {variable} names: {error}"
+                f"session_tracer does not send to the collector that {variable} names: {error} "
+                "Findings go to the console or to Python's logging instead."
             )
             return None
         if exporter.wants_findings:
             return exporter
         # Its logs are switched off.
-        return replace(exporter, on_log=_Logged(self._settings).on_log, only_findings=True)
+        return replace(
+            exporter, on_log=_FindingsToLogging(self._settings).on_log, only_findings=True
+        )
 
     def _open_for_people(self, *, has_structlog: bool) -> Exporter:
         if has_structlog:

@@ -24,7 +24,7 @@ from session_tracer import (
 )
 from session_tracer.detectors import DEFAULT_DETECTORS
 from session_tracer.exporter import Exporter, Exporters
-from session_tracer.exporter_choice import NONE, ByItself, Named, names_in
+from session_tracer.exporter_choice import NONE, Automatic, Named, names_in
 from session_tracer.lifetime import wrap_async_session, wrap_session
 from session_tracer.patching import Patches
 from session_tracer.probe import Probe, probe_of
@@ -215,7 +215,7 @@ class Instrumentor:
             if exporters:
                 choice = Named(exporters, settings, self._exporters, written)
             else:
-                choice = ByItself(settings, self._exporters)
+                choice = Automatic(settings, self._exporters)
             try:
                 tracer = Tracer(name, settings, choice, detectors, live.ages)
             except BaseException:

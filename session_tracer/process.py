@@ -6,7 +6,8 @@ import atexit
 import os
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from weakref import WeakSet
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,6 +22,7 @@ __all__ = [
     "host",
     "in_child",
     "not_at_end",
+    "not_at_first_session",
     "pid",
 ]
 
@@ -66,22 +68,25 @@ class PerProcess(Generic[T]):
     never release it.
     """
 
-    __slots__ = ("_make", "value")
+    __slots__ = ("__weakref__", "_make", "value")
 
     def __init__(self, make: Callable[[], T]) -> None:
         self._make = make
-        self._renew()
-        in_child(self._renew)
+        self.renew()
+        _PER_PROCESS.add(self)
 
-    def _renew(self) -> None:
+    def renew(self) -> None:
+        """Make it again: this is a forked child."""
         self.value: T = self._make()
+
+
+_PER_PROCESS: Final[WeakSet[PerProcess[Any]]] = WeakSet()
 
 
 def in_child(callback: Callable[[], None]) -> None:
     """Call it in each forked child, before the child does anything else.
 
-    Only the thread that forked exists there: a callback starts no thread, and replaces every lock
-    that a thread of the parent may have held.
+    Only the thread that forked exists there, and a callback starts no other one.
     """
     _IN_CHILD.append(callback)
 
@@ -92,6 +97,12 @@ def at_first_session(callback: Callable[[], None]) -> None:
     It may be called more than once.
     """
     _AT_FIRST_SESSION.append(callback)
+
+
+def not_at_first_session(callback: Callable[[], None]) -> None:
+    """Call it no longer."""
+    if callback in _AT_FIRST_SESSION:
+        _AT_FIRST_SESSION.remove(callback)
 
 
 def at_end(callback: Callable[[], None], stage: int) -> None:
@@ -155,6 +166,8 @@ def _forked() -> None:
     _Process.pid = os.getpid()
     _Process.is_forked = True
     _Process.has_ended = False
+    for value in list(_PER_PROCESS):
+        value.renew()
     for callback in _IN_CHILD:
         with suppress(Exception):
             callback()

@@ -24,7 +24,7 @@ __all__ = [
 _OTLP_ENDPOINTS: Final = tuple(
     f"OTEL_EXPORTER_OTLP_{signal}ENDPOINT" for signal in ("", "TRACES_", "METRICS_", "LOGS_")
 )
-# What the SDK calls a service that nobody has named.
+# What the SDK calls a service without a name.
 _UNNAMED: Final = "unknown_service"
 
 

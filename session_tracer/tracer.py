@@ -8,6 +8,7 @@ import traceback
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from weakref import WeakSet
 
 from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.trace import NoOpTracerProvider
@@ -55,8 +56,10 @@ class Teller(Protocol):
 
 
 class Reporting(NamedTuple):
-    """How a story is told: its signals in order, where those spans have their place, and what to
-    ask and tell of each fact.
+    """How the scopes that begin now are reported.
+
+    `signals` are in order, with the spans at `place_of_spans`; `dispatch` has which detectors and
+    signals each fact goes to.
     """
 
     signals: tuple[Any, ...]
@@ -99,6 +102,8 @@ class Tracer:
         self.is_settled = False
         self._is_opening = False
         self._report_to(())
+        with _OPENING.value.lock:
+            _TRACERS.add(self)
         if choice.can_open:
             self.settle()
 
@@ -158,6 +163,10 @@ class Tracer:
                     if exporters is not None:
                         self._report_to(exporters)
                 self.is_settled = self.choice.is_settled
+                if exporters is not None:
+                    # What fits this one fits the others; an exporter is closed when all have left.
+                    for other in [one for one in _TRACERS if not (one.is_settled or one.closed)]:
+                        other.settle()
             except Exception as error:
                 self.failed("exporter", error)
             finally:
@@ -238,6 +247,7 @@ class _Opening:
 
 
 _OPENING: Final = process.PerProcess(_Opening)
+_TRACERS: Final[WeakSet[Tracer]] = WeakSet()
 
 
 def _refused(kind: str, provider: object, lost: str, error: Exception) -> None:

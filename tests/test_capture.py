@@ -6,11 +6,14 @@ import asyncio
 import gc
 import subprocess
 import sys
+import threading
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pytest
 from opentelemetry import _logs, metrics, trace
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.trace import TracerProvider
 from sqlalchemy import Engine, create_engine, select
 from sqlalchemy.orm import sessionmaker
 from sqlalchemy.orm.exc import DetachedInstanceError
@@ -250,6 +253,45 @@ def test_it_leaves_nothing_behind(maker: Any, engine: Engine) -> None:
     with capture(maker), capture():
         write_and_lose(maker)
     assert snapshot(maker, engine) == before
+
+
+def test_what_is_observed_is_collected_too(maker: Any) -> None:
+    observed = {
+        "sqlalchemy.session.open",
+        "sqlalchemy.session.oldest.age",
+        "sqlalchemy.transaction.open",
+        "sqlalchemy.transaction.oldest.age",
+    }
+    with capture(maker, name="shop") as told, maker() as session:
+        session.scalars(select(Author)).all()
+        for name in observed:
+            (point,) = told.metrics[name]
+            assert point.value > 0
+            assert dict(point.attributes) == {"sqlalchemy.session.name": "shop"}
+    # As it was when the block ended: nothing was open any more.
+    assert {name: [point.value for point in told.metrics[name]] for name in observed} == {
+        name: [0] for name in observed
+    }
+    assert "sqlalchemy.session.duration" in told.metrics
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "error"),
+    [("orders", {}, TypeError), (None, {"ignore": {"n-plus-on"}}, ValueError)],
+)
+def test_what_is_refused_leaves_no_provider_and_no_thread(
+    target: Any, options: dict[str, Any], error: type[Exception]
+) -> None:
+    def providers() -> int:
+        gc.collect()
+        return sum(isinstance(one, (MeterProvider, TracerProvider)) for one in gc.get_objects())
+
+    before, threads, patched = providers(), set(threading.enumerate()), snapshot()
+    with pytest.raises(error), capture(target, **options):
+        pass
+    assert providers() == before
+    assert set(threading.enumerate()) <= threads
+    assert snapshot() == patched
 
 
 def test_it_sets_no_global_provider_and_uses_none(maker: Any) -> None:

@@ -153,9 +153,9 @@ sys.modules["opentelemetry.exporter.otlp.proto.http"] = None
 traced(); work(3)
 """
     done = run(program, OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9")
-    told, *findings = done.stderr.splitlines()
-    assert "OTEL_EXPORTER_OTLP_ENDPOINT" in told
-    assert "pip install 'session-tracer[otlp]'" in told
+    warning, *findings = done.stderr.splitlines()
+    assert "OTEL_EXPORTER_OTLP_ENDPOINT" in warning
+    assert "pip install 'session-tracer[otlp]'" in warning
     assert [line[: len(FINDING)] for line in findings] == [FINDING]
 
 
@@ -202,6 +202,9 @@ def test_later_still_spans_and_metrics_move_and_a_line_says_so() -> None:
     program = """
 import threading
 traced(repeat_finding_seconds=1e-9); work(3)
+Other = sessionmaker(engine)
+instrument(Other, name="other")
+Other().close()  # the only session of its factory
 before = {thread.name for thread in threading.enumerate()}
 spans, reader = providers()
 work(2)
@@ -389,8 +392,8 @@ def test_a_port_in_use_is_said_once_and_findings_go_to_logging(
         for _ in range(2):
             with instrument(factory, exporter="prometheus", prometheus_port=port):
                 lose_changes(factory)
-    told, *findings = logged(caplog)
-    assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in told
+    warning, *findings = logged(caplog)
+    assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in warning
     assert [message.partition(" ")[0] for message in findings] == ["repeated-select"] * 2
 
 
@@ -402,8 +405,8 @@ def test_a_path_of_the_environment_that_cannot_be_written_is_said_once(
     monkeypatch.setenv("SESSION_TRACER_JSONL_PATH", "/no/such/folder/events.jsonl")
     with instrument(factory, exporter="jsonl"):
         lose_changes(factory)
-    told, finding = logged(caplog)
-    assert "cannot write to '/no/such/folder/events.jsonl': No such file or directory" in told
+    warning, finding = logged(caplog)
+    assert "cannot write to '/no/such/folder/events.jsonl': No such file or directory" in warning
     assert finding.startswith("repeated-select at ")
 
 

@@ -55,7 +55,7 @@ FAILING = [a_statement_that_fails, a_flush_that_fails, a_commit_that_fails]
 
 
 def assert_readable(error: BaseException) -> None:
-    """The innermost frame is the driver's or SQLAlchemy's, and each of ours shows its line."""
+    """The innermost frame is not session_tracer's, and each of session_tracer's shows its line."""
     seen = 0
     chain: BaseException | None = error
     while chain is not None:

@@ -1,8 +1,11 @@
 """Tests of what Prometheus scrapes."""
 
 import logging
+import os
 import re
 import socket
+import subprocess
+import sys
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -78,6 +81,51 @@ def test_the_endpoint_holds_our_metrics_alone(served: tuple[Exporter, str]) -> N
         "sqlalchemy_findings_total",
         "sqlalchemy_session_open",
     }
+
+
+FORKED = """
+import os, urllib.request
+from sqlalchemy import create_engine
+from sqlalchemy.orm import sessionmaker
+from session_tracer import instrument
+
+maker = sessionmaker(create_engine("sqlite://"))
+instrument(maker, name="shop", exporter="prometheus", prometheus_port=PORT)
+child = os.fork()
+if child == 0:
+    maker().close()
+    os._exit(0)
+os.waitpid(child, 0)
+"""
+
+
+def forked(port: str) -> list[str]:
+    """What is logged where a process instruments, forks, and its child opens a session."""
+    done = subprocess.run(
+        [sys.executable, "-c", "import logging; logging.basicConfig(level='INFO')\n"
+         + FORKED.replace("PORT", port)],
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    return done.stderr.splitlines()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_child_listens_for_itself_from_its_first_session_on() -> None:
+    parents, childs = forked("0")
+    assert "metrics are served on" in parents
+    assert "metrics are served on" in childs
+    assert parents != childs
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_child_says_once_that_its_parent_has_the_port() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    served, warning = forked(port)
+    assert f"metrics are served on http://127.0.0.1:{port}/metrics" in served
+    assert re.search(r"WARNING:session_tracer:The metrics of process \d+ are not served: ", warning)
+    assert "Call instrument() in each worker" in warning
 
 
 def serving() -> set[threading.Thread]:

@@ -1,6 +1,7 @@
 """The detached lazy load in each signal, and those beside it that are none."""
 
 import asyncio
+import os
 import traceback
 from typing import Any
 
@@ -61,6 +62,8 @@ def test_the_log_tells_it_all(sqlite_twin: Twin) -> None:
             "opened_at": str(marked(detached.closed, "opened")),
             "departed_at": str(marked(detached.closed, "departed")),
             "help": "docs/findings.md#detached-lazy-load",
+            "process_pid": os.getpid(),
+            "host": os.uname().nodename,
         }
 
     sqlite_twin.run(story)
