@@ -219,7 +219,8 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.orm import Session, sessionmaker
 from session_tracer import instrument
 
-maker = sessionmaker(create_engine("sqlite://"))
+engine = create_engine("sqlite://")
+maker = sessionmaker(engine)
 before = dict(maker.class_.__dict__), dict(Session.__dict__)
 try:
     instrument(maker, exporter={exporter!r})
@@ -228,6 +229,7 @@ except ImportError as error:
 assert (dict(maker.class_.__dict__), dict(Session.__dict__)) == before
 with maker() as session:
     assert session.execute(text("SELECT 1")).scalar() == 1
+engine.dispose()
 """
 
 

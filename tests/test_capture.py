@@ -329,7 +329,8 @@ provider, meters = TracerProvider(), MeterProvider([reader])
 provider.add_span_processor(SimpleSpanProcessor(spans))
 trace.set_tracer_provider(provider)
 metrics.set_meter_provider(meters)
-maker = sessionmaker(create_engine("sqlite://"))
+engine = create_engine("sqlite://")
+maker = sessionmaker(engine)
 with trace.get_tracer("theirs").start_as_current_span("request"):
     with capture(maker) as told:
         with maker() as session:
@@ -339,6 +340,7 @@ print(sorted(told.metrics)[0], reader.get_metrics_data())
 print(trace.get_tracer_provider() is provider, metrics.get_meter_provider() is meters)
 (request,) = spans.get_finished_spans()
 print({span.context.trace_id == request.context.trace_id for span in told.spans})
+engine.dispose()
 """
 
 

@@ -19,12 +19,13 @@ from session_tracer import Exporter, degraded, instrument
 from tests.test_uninstrument import snapshot
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 # A program of its own: which exporter fits is a matter of the whole process. Each session of
 # `work()` has one finding, `large-result` at the line of the SELECT.
 SHOP = """
-import os, sys, time
+import atexit, os, sys, time
 from sqlalchemy import create_engine, insert, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
 from sqlalchemy.pool import StaticPool
@@ -36,6 +37,7 @@ class Book(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
 
 engine = create_engine("sqlite://", poolclass=StaticPool)
+atexit.register(engine.dispose)
 Base.metadata.create_all(engine)
 SessionLocal = sessionmaker(engine)
 with SessionLocal.begin() as session:
@@ -286,8 +288,10 @@ traced(); work(); print(counted(reader))
 
 
 @pytest.fixture
-def factory() -> sessionmaker[Session]:
-    return sessionmaker(create_engine("sqlite://"))
+def factory() -> Iterator[sessionmaker[Session]]:
+    engine = create_engine("sqlite://")
+    yield sessionmaker(engine)
+    engine.dispose()
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import re
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import fields
 from importlib.metadata import entry_points
@@ -50,8 +51,10 @@ def _on_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def factory() -> sessionmaker[Any]:
-    return sessionmaker(create_engine("sqlite://"))
+def factory() -> Iterator[sessionmaker[Any]]:
+    engine = create_engine("sqlite://")
+    yield sessionmaker(engine)
+    engine.dispose()
 
 
 def test_every_snippet_is_valid_python() -> None:
@@ -94,14 +97,17 @@ def test_a_flask_sqlalchemy_object_is_a_target() -> None:
     with app.app_context(), capture(db) as told:
         db.session.execute(text("SELECT 1"))
         db.session.remove()
+        db.engine.dispose()
     assert [summary.statements for summary in told.sessions] == [1]
 
 
 def test_sqlmodels_session_is_a_target() -> None:
     application = run(snippet_with("from sqlmodel import Session"))
     session_class = application["Session"]
-    with capture(session_class) as told, session_class(create_engine("sqlite://")) as session:
+    engine = create_engine("sqlite://")
+    with capture(session_class) as told, session_class(engine) as session:
         session.connection().execute(text("SELECT 1"))
+    engine.dispose()
     assert [summary.statements for summary in told.sessions] == [1]
 
 
@@ -111,7 +117,7 @@ def test_celerys_factory_is_instrumented_where_it_is_made(factory: sessionmaker[
 
 
 @pytest.fixture
-def library() -> sessionmaker[Any]:
+def library() -> Iterator[sessionmaker[Any]]:
     """Makes sessions of a library of six authors."""
     engine = create_engine("sqlite://", poolclass=StaticPool)
     Base.metadata.create_all(engine)
@@ -119,7 +125,8 @@ def library() -> sessionmaker[Any]:
     with factory() as session:
         session.add_all(authors(6, books_each=1))
         session.commit()
-    return factory
+    yield factory
+    engine.dispose()
 
 
 def test_findings_are_ignored_as_the_readme_says(library: sessionmaker[Any]) -> None:

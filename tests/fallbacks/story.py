@@ -26,8 +26,10 @@ def library() -> Iterator[Factory]:
     factory = sessionmaker(engine)
     with factory.begin() as session:
         session.add_all(authors(2, books_each=2))
-    yield factory
-    engine.dispose()
+    try:
+        yield factory
+    finally:
+        engine.dispose()
 
 
 def read(factory: Factory) -> list[object]:
