@@ -19,6 +19,7 @@ __all__ = [
     "at_end",
     "at_first_session",
     "began_work",
+    "end_first",
     "host",
     "in_child",
     "not_at_end",
@@ -108,10 +109,18 @@ def not_at_first_session(callback: Callable[[], None]) -> None:
 def at_end(callback: Callable[[], None], stage: int) -> None:
     """Call it before the process ends: `SESSIONS`, then `EXPORTERS`, the last added first."""
     _AT_END[callback] = stage
-    # The last to be registered is the first to run: other libraries' exit handlers, which may
-    # close what is reported to, come after it.
-    atexit.unregister(_end)
-    atexit.register(_end)
+    end_first()
+
+
+def end_first() -> None:
+    """Have session_tracer's end come before that of the libraries in use so far.
+
+    Their exit handlers close what is reported to, such as OpenTelemetry's providers, and atexit
+    runs first what was registered last.
+    """
+    if _AT_END:
+        atexit.unregister(_end)
+        atexit.register(_end)
 
 
 def not_at_end(callback: Callable[[], None]) -> None:

@@ -162,6 +162,7 @@ class Tracer:
                     exporters = self.choice.open()
                     if exporters is not None:
                         self._report_to(exporters)
+                        process.end_first()
                 self.is_settled = self.choice.is_settled
                 if exporters is not None:
                     # What fits this one fits the others; an exporter is closed when all have left.
