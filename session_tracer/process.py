@@ -136,7 +136,8 @@ def began_work() -> None:
     A child of multiprocessing or billiard ends without running atexit's callbacks, but runs its own
     library's finalizers. Celery's prefork workers run neither, but send a signal.
     """
-    for callback in _AT_FIRST_SESSION:
+    end_first()
+    for callback in list(_AT_FIRST_SESSION):
         with suppress(Exception):
             callback()
     for library in ("multiprocessing", "billiard"):

@@ -237,10 +237,12 @@ print(sessions(spans), live_sessions())
     assert run(program).stdout == "1 []\n"
 
 
-def test_what_is_open_at_the_end_is_reported_before_the_providers_are_shut_down() -> None:
-    program = """
-import atexit
-traced()
+@pytest.mark.parametrize("options", ["", 'exporter="providers"'])
+def test_what_is_open_at_the_end_is_reported_before_the_providers_are_shut_down(
+    options: str,
+) -> None:
+    program = f"""
+traced({options})
 spans, reader = providers()
 left_open = SessionLocal()
 left_open.scalars(select(Book)).all()
