@@ -137,7 +137,7 @@ def began_work() -> None:
     library's finalizers. Celery's prefork workers run neither, but send a signal.
     """
     end_first()
-    for callback in list(_AT_FIRST_SESSION):
+    for callback in _AT_FIRST_SESSION:
         with suppress(Exception):
             callback()
     for library in ("multiprocessing", "billiard"):
