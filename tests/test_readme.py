@@ -5,13 +5,12 @@ from __future__ import annotations
 import ast
 import asyncio
 import re
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import fields
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from flask import Flask
@@ -25,6 +24,9 @@ from session_tracer import CallSite, SessionMisuse, Settings, uninstrument
 from session_tracer.signals import names
 from session_tracer.testing import capture
 from tests.library import Author, Base, authors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
