@@ -19,6 +19,9 @@ ORDERS = {
     "patched later": (2, 0),
     "patched later, then forked": (2, 1),
 }
+# On Python 3.13, gevent itself fails so in a child that is forked while a thread runs that was
+# started before gevent patched threads.
+GEVENTS_OWN = "TypeError: _ThreadHandle._set_done() takes no keyword arguments"
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -35,7 +38,7 @@ def test_sessions_are_reported_and_the_process_ends(
         check=False,
     )
     assert (done.stdout, done.returncode) == ("done\n", 0), done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.stderr.count("Traceback") == done.stderr.count(GEVENTS_OWN)
     events = [json.loads(line) for line in log.read_text().splitlines()]
     closed = Counter(event["process_pid"] for event in events if event["event"] == "session.closed")
     assert sorted(closed.values()) == [4 * times for times in sorted(ORDERS[order]) if times]

@@ -144,6 +144,11 @@ def test_gunicorns_workers_report_each_session(shop: Shop, kind: str, preload: l
     assert_reported(shop, by)
 
 
+@pytest.mark.skipif(
+    (3, 12) <= sys.version_info < (3, 12, 3),
+    reason="an ending process cannot start a thread there, and gevent resolves names on one: "
+    "https://github.com/python/cpython/issues/113964",
+)
 def test_a_preloaded_application_sends_by_otlp_from_gevents_workers(
     shop: Shop, collector: Collector
 ) -> None:
