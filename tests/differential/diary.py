@@ -13,7 +13,7 @@ _PLAIN: Final = (int, float, bytes, bool, type(None))
 # process.
 _ADDRESS: Final = re.compile(r"0x[0-9a-f]+")
 _SESSION: Final = re.compile(r"(session|\(this is) '\d+'")
-_THREAD: Final = re.compile(r"(thread id) \d+")
+_THREAD: Final = re.compile(r"(thread id |Thread-|started daemon )\d+")
 
 
 class Diary:
