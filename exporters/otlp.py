@@ -154,12 +154,12 @@ class _Traffic:
 
 def _run_all(calls: list[Callable[[], object]]) -> None:
     for call in calls:
-        _run(call)
+        with suppress(Exception):  # of the SDK's; the other signals are flushed all the same
+            call()
 
 
 def _run(call: Callable[[], object]) -> None:
-    with suppress(Exception):  # of the SDK's; the other signals are flushed all the same
-        call()
+    call()
 
 
 def _resource() -> Resource:

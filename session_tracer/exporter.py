@@ -10,6 +10,7 @@ from opentelemetry.metrics import MeterProvider, NoOpMeterProvider
 from opentelemetry.trace import NoOpTracerProvider, TracerProvider
 
 from session_tracer import process, threads
+from session_tracer.nearest import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -123,6 +124,11 @@ class OpenExporter:
         """Whether it has been opened already."""
         return self._exporter is not None
 
+    def flush(self) -> None:
+        """Wait until what was reported is out, unless it was never opened."""
+        if self._exporter is not None:
+            self._exporter.flush()
+
     def open(self) -> Exporter:
         """The exporter, opened now at the latest."""
         if self._exporter is None:
@@ -179,15 +185,11 @@ def find_exporter(name: str) -> ExporterFactory:
         group=GROUP, name=name
     )
     if not found:
-        from difflib import get_close_matches  # 0.6 ms of the import
-
         available = sorted({entry.name for entry in entry_points(group=GROUP)})
-        nearest = "".join(
-            f" Did you mean {near!r}?" for near in get_close_matches(name, available, n=1)
-        )
         raise ValueError(
-            f"Unknown exporter {name!r}. Available: {', '.join(available) or 'none'}.{nearest} A "
-            f"package adds one through the entry-point group {GROUP}."
+            f"Unknown exporter {name!r}. Available: {', '.join(available) or 'none'}."
+            f"{did_you_mean(name, available)} A package adds one through the entry-point group "
+            f"{GROUP}."
         )
     factory: ExporterFactory = found[name].load()
     return factory

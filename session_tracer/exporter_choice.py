@@ -124,8 +124,7 @@ class Named:
 
     def flush(self) -> None:
         for one in self._used:
-            if one.is_open:
-                one.open().flush()
+            one.flush()
 
     def close(self) -> None:
         while self._used:
@@ -223,7 +222,7 @@ class Automatic:
 
     def flush(self) -> None:
         if self._used is not None:
-            self._used.open().flush()
+            self._used.flush()
 
     def close(self) -> None:
         if self._used is not None:

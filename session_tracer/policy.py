@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, get_args
 from session_tracer import baseline
 from session_tracer.detectors import DEFAULT_DETECTORS
 from session_tracer.findings import FINDING_IDS, LEFT_OPEN, Severity
+from session_tracer.nearest import did_you_mean
 from session_tracer.silencing import silenced_now
 
 if TYPE_CHECKING:
@@ -113,9 +114,7 @@ def _check(option: str, ids: Iterable[str], besides: tuple[str, ...] = ()) -> No
     possible = (*besides, *FINDING_IDS, LEFT_OPEN)
     for id_ in sorted(ids):
         if id_ not in possible:
-            from difflib import get_close_matches  # 0.6 ms of the import
-
-            (nearest,) = get_close_matches(id_, possible, n=1, cutoff=0.0)
             raise ValueError(
-                f"Invalid {option}={id_!r}: expected the id of a finding. Did you mean {nearest!r}?"
+                f"Invalid {option}={id_!r}: expected the id of a finding."
+                f"{did_you_mean(id_, possible, cutoff=0.0)}"
             )

@@ -43,7 +43,6 @@ Leaving: TypeAlias = "tuple[CallSite | None, str, bool]"
 _IDS = random.Random()
 process.in_child(_IDS.seed)
 
-
 # Held while it changes who reports an open scope.
 _HANDING: Final = process.PerProcess(threads.RLock)
 
@@ -353,8 +352,7 @@ class Probe:
         if not tracers:
             return
         for tracer in tracers:
-            if not tracer.is_settled:
-                tracer.settle()
+            tracer.settle()
         with _HANDING.value:  # several threads may do so, and begin a story once only
             known, self.tracers = self.tracers, tracers
             self._locate = tracers[0].locator.locate

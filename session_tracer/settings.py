@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypedDict, get_args
 
 from session_tracer.degraded import warn_once
+from session_tracer.nearest import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -200,7 +201,7 @@ class Settings:
         unknown = sorted(set(overrides) - known)
         for name in unknown:
             raise ValueError(
-                f"Unknown setting {name!r}.{_nearest(name, known)} Available: "
+                f"Unknown setting {name!r}.{did_you_mean(name, known)} Available: "
                 f"{', '.join(sorted(known))}."
             )
         return replace(self, **overrides)
@@ -256,15 +257,8 @@ def _warn_of_unknown(environ: Mapping[str, str]) -> None:
         ):
             warn_once(
                 f"session_tracer: unknown environment variable {variable}, which has no effect."
-                f"{_nearest(variable, known)}"
+                f"{did_you_mean(variable, known)}"
             )
-
-
-def _nearest(name: str, known: Collection[str]) -> str:
-    """A sentence about the known name that looks most like it, if one does."""
-    from difflib import get_close_matches  # 0.6 ms of the import
-
-    return "".join(f" Did you mean {near!r}?" for near in get_close_matches(name, known, n=1))
 
 
 def _boolean(text: str) -> bool:

@@ -7,6 +7,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Final
 
 from session_tracer.findings import FINDING_IDS
+from session_tracer.nearest import did_you_mean
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -85,10 +86,6 @@ def _check(id_: object) -> None:
         )
     if id_ in FINDING_IDS:
         return
-    from difflib import get_close_matches  # 0.6 ms of the import
-
-    near = get_close_matches(id_, FINDING_IDS, n=1, cutoff=_LIKE)
-    if near:
-        raise ValueError(
-            f"Invalid silence({id_!r}): there is no such finding. Did you mean {near[0]!r}?"
-        )
+    nearest = did_you_mean(id_, FINDING_IDS, _LIKE)
+    if nearest:
+        raise ValueError(f"Invalid silence({id_!r}): there is no such finding.{nearest}")

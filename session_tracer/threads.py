@@ -22,13 +22,23 @@ __all__ = ["Lock", "Queue", "RLock", "current_ident", "is_patched", "start"]
 
 def _original(module: str, name: str) -> Any:
     """`module.name` as it was before monkey patching; today's where nothing is patched."""
-    gevent = sys.modules.get("gevent.monkey")
-    if gevent is not None and gevent.is_module_patched("threading"):
+    if gevent := _gevent():
         return gevent.get_original(module, name)
-    eventlet = sys.modules.get("eventlet.patcher")
-    if eventlet is not None and eventlet.is_monkey_patched("thread"):
+    if eventlet := _eventlet():
         return getattr(eventlet.original(module), name)
     return getattr(importlib.import_module(module), name)
+
+
+def _gevent() -> Any:
+    """gevent's module of patches, if it has patched threads."""
+    gevent = sys.modules.get("gevent.monkey")
+    return gevent if gevent is not None and gevent.is_module_patched("threading") else None
+
+
+def _eventlet() -> Any:
+    """eventlet's module of patches, if it has patched threads."""
+    eventlet = sys.modules.get("eventlet.patcher")
+    return eventlet if eventlet is not None and eventlet.is_monkey_patched("thread") else None
 
 
 # Taken at import: a library may patch them later.
@@ -74,9 +84,4 @@ def _run(work: Callable[[], object]) -> None:
 
 def is_patched() -> bool:
     """Whether gevent or eventlet has put greenlets in the place of threads by now."""
-    gevent = sys.modules.get("gevent.monkey")
-    eventlet = sys.modules.get("eventlet.patcher")
-    return bool(
-        (gevent is not None and gevent.is_module_patched("threading"))
-        or (eventlet is not None and eventlet.is_monkey_patched("thread"))
-    )
+    return bool(_gevent() or _eventlet())

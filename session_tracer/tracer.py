@@ -152,8 +152,10 @@ class Tracer:
 
         It may take longer than the scope, for example where a module is imported.
         """
+        if self.is_settled:
+            return
         with _OPENING.value.lock:
-            # An exporter may use a session while it is opened.
+            # Another thread may have been first; an exporter may use a session while it is opened.
             if self._is_opening or self.is_settled:
                 return
             self._is_opening = True
@@ -179,8 +181,7 @@ class Tracer:
 
     def begin_detached(self, scope: Scope, epoch: int, span: SpanContext | None) -> Story:
         """The story of one load that an object was refused after its scope had ended."""
-        if not self.is_settled:
-            self.settle()
+        self.settle()
         record = self._record(scope, epoch)
         record.opened_site = scope.opened_site
         story = Story(self, self._reporting, record)

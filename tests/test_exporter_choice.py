@@ -16,6 +16,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.orm import Session, sessionmaker
 
 from session_tracer import Exporter, degraded, instrument
+from tests.shop import SHOP
 from tests.test_uninstrument import snapshot
 
 if TYPE_CHECKING:
@@ -24,22 +25,7 @@ if TYPE_CHECKING:
 
 # A program of its own: which exporter fits is a matter of the whole process. Each session of
 # `work()` has one finding, `large-result` at the line of the SELECT.
-SHOP = """
-import atexit, os, sys, time
-from sqlalchemy import create_engine, insert, select
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
-from sqlalchemy.pool import StaticPool
-from session_tracer import instrument
-
-class Base(DeclarativeBase): ...
-class Book(Base):
-    __tablename__ = "books"
-    id: Mapped[int] = mapped_column(primary_key=True)
-
-engine = create_engine("sqlite://", poolclass=StaticPool)
-atexit.register(engine.dispose)
-Base.metadata.create_all(engine)
-SessionLocal = sessionmaker(engine)
+WORK = """
 with SessionLocal.begin() as session:
     session.execute(insert(Book), [{} for _ in range(5)])
 
@@ -86,14 +72,14 @@ FINDING = "large-result at <string>:"
 
 
 def run(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A program that begins with SHOP, with nothing of this environment that decides."""
+    """A program that begins with SHOP and WORK, with nothing of this environment that decides."""
     kept = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith(("OTEL_", "SESSION_TRACER_"))
     }
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", SHOP + program],
+        [sys.executable, "-W", "error", "-c", SHOP + WORK + program],
         env=kept | environment,
         capture_output=True,
         text=True,

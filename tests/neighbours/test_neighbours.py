@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from tests.shop import SHOP
+
 PYTHON = os.environ.get("SESSION_TRACER_TEST_NEIGHBOURS", "")
 ROOT = Path(__file__).parents[2]
 
@@ -21,23 +23,7 @@ pytestmark = pytest.mark.skipif(
     not PYTHON, reason="SESSION_TRACER_TEST_NEIGHBOURS names no Python; tasks.py test sets it"
 )
 
-SHOP = """
-import json
-from sqlalchemy import create_engine, text
-from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
-from sqlalchemy.pool import StaticPool
-from session_tracer import instrument
-
-class Base(DeclarativeBase): ...
-class Book(Base):
-    __tablename__ = "books"
-    id: Mapped[int] = mapped_column(primary_key=True)
-
-engine = create_engine("sqlite://", poolclass=StaticPool)
-Base.metadata.create_all(engine)
-SessionLocal = sessionmaker(engine)
-
+WORK = """
 def work():
     with SessionLocal() as session:
         session.merge(Book(id=1))
@@ -46,9 +32,9 @@ def work():
 
 
 def run(program: str, folder: Path) -> Any:
-    """What a program, which begins with SHOP, prints as JSON, run in a folder of its own."""
+    """What a program that begins with SHOP and WORK prints as JSON, in a folder of its own."""
     done = subprocess.run(
-        [PYTHON, "-c", SHOP + program],
+        [PYTHON, "-c", SHOP + WORK + program],
         cwd=folder,
         env={name: value for name, value in os.environ.items() if not name.startswith("OTEL_")},
         capture_output=True,
