@@ -69,12 +69,6 @@ def twin(request: pytest.FixtureRequest, database: str, is_async: bool, tmp_path
     )
 
 
-@pytest.fixture
-def sqlite_twin(is_async: bool, tmp_path: Path) -> Twin:
-    """The same story sync and async, where the database makes no difference."""
-    return Twin(url_of("sqlite", tmp_path / "stories.db", "", is_async=is_async), is_async)
-
-
 @pytest.fixture(autouse=True)
 def _nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
     """Nothing stays instrumented, and what a test leaks is complained of in that test."""

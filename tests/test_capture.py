@@ -164,15 +164,15 @@ def test_summaries_come_in_the_order_in_which_the_sessions_were_opened(maker: An
     assert [summary.statements for summary in told.sessions] == [1, 2]
 
 
-def test_captures_nest_and_each_has_all_of_its_own_block(sqlite_twin: Twin) -> None:
+def test_captures_nest_and_each_has_all_of_its_own_block(twin: Twin) -> None:
     async def unit() -> None:
-        async with sqlite_twin.session() as session:
+        async with twin.session() as session:
             (await session.scalars(select(Author))).all()
 
     async def story() -> None:
-        with capture(sqlite_twin.factory) as outer:
+        with capture(twin.factory) as outer:
             await unit()
-            with capture(sqlite_twin.factory) as inner:
+            with capture(twin.factory) as inner:
                 await unit()
             await unit()
         for told, times in ((outer, 3), (inner, 1)):
@@ -186,7 +186,7 @@ def test_captures_nest_and_each_has_all_of_its_own_block(sqlite_twin: Twin) -> N
             (held,) = told.metrics["sqlalchemy.connection.held.duration"]
             assert held.count == times
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 def test_captures_of_different_targets_nest(engine: Engine) -> None:
@@ -377,19 +377,19 @@ def test_a_session_lost_to_the_garbage_collector_is_among_the_summaries(maker: A
     assert outcomes == ["abandoned"]
 
 
-def test_sessions_of_many_tasks_are_kept_apart(sqlite_twin: Twin) -> None:
+def test_sessions_of_many_tasks_are_kept_apart(twin: Twin) -> None:
     async def unit(number: int) -> None:
-        async with sqlite_twin.session() as session:
+        async with twin.session() as session:
             for _ in range(number):
                 (await session.scalars(select(Author))).all()
 
     async def story() -> None:
-        with capture(sqlite_twin.factory) as told:
-            if sqlite_twin.is_async:
+        with capture(twin.factory) as told:
+            if twin.is_async:
                 await asyncio.gather(*(unit(number) for number in range(1, 5)))
             else:
                 for number in range(1, 5):
                     await unit(number)
         assert sorted(summary.statements for summary in told.sessions) == [1, 2, 3, 4]
 
-    sqlite_twin.run(story)
+    twin.run(story)

@@ -41,10 +41,10 @@ def factory() -> Iterator[sessionmaker[Session]]:
 # Why.
 
 
-def test_each_flush_says_why_it_ran(sqlite_twin: Twin) -> None:
+def test_each_flush_says_why_it_ran(twin: Twin) -> None:
     async def story() -> None:
-        with capture(sqlite_twin.factory) as told:
-            async with sqlite_twin.session() as session:
+        with capture(twin.factory) as told:
+            async with twin.session() as session:
                 ada, grace, mary, jane = authors(4)
                 session.add(ada)
                 await session.flush()
@@ -57,35 +57,35 @@ def test_each_flush_says_why_it_ran(sqlite_twin: Twin) -> None:
                 await session.commit()
         assert triggers(told) == ["explicit", "autoflush", "savepoint", "commit"]
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_a_savepoint_that_is_released_flushes_for_the_savepoint(sqlite_twin: Twin) -> None:
+def test_a_savepoint_that_is_released_flushes_for_the_savepoint(twin: Twin) -> None:
     async def story() -> None:
-        with capture(sqlite_twin.factory) as told:
-            async with sqlite_twin.session() as session:
+        with capture(twin.factory) as told:
+            async with twin.session() as session:
                 async with session.begin_nested():
                     session.add(Author(name="Ada"))
                 await session.commit()
         assert triggers(told) == ["savepoint"]
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_a_block_that_ends_flushes_for_the_commit(sqlite_twin: Twin) -> None:
+def test_a_block_that_ends_flushes_for_the_commit(twin: Twin) -> None:
     async def story() -> None:
-        with capture(sqlite_twin.factory) as told:
-            async with sqlite_twin.session() as session, session.begin():
+        with capture(twin.factory) as told:
+            async with twin.session() as session, session.begin():
                 session.add(Author(name="Ada"))
         assert triggers(told) == ["commit"]
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_a_lazy_load_flushes_first(sqlite_twin: Twin) -> None:
+def test_a_lazy_load_flushes_first(twin: Twin) -> None:
     async def story() -> None:
-        with capture(sqlite_twin.factory) as told:
-            async with sqlite_twin.session() as session:
+        with capture(twin.factory) as told:
+            async with twin.session() as session:
                 session.add(Author(name="Ada"))
                 await session.flush()
                 session.expire_all()
@@ -94,7 +94,7 @@ def test_a_lazy_load_flushes_first(sqlite_twin: Twin) -> None:
                 await session.run_sync(lambda _: ada.books)
         assert triggers(told) == ["explicit", "autoflush"]
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 class ShopSession(Session):

@@ -739,20 +739,20 @@ async def _described_failure(twin: Twin, how: str) -> list[Any]:
 
 @never_awaited
 @pytest.mark.parametrize("how", FAILURES)
-def test_the_applications_exceptions_are_what_they_would_be(sqlite_twin: Twin, how: str) -> None:
+def test_the_applications_exceptions_are_what_they_would_be(twin: Twin, how: str) -> None:
     async def untraced() -> list[Any]:
-        return await _described_failure(sqlite_twin, how)
+        return await _described_failure(twin, how)
 
     async def traced() -> list[Any]:
-        with capture(sqlite_twin.factory, statement_spans=True) as told:
-            failure = await _described_failure(sqlite_twin, how)
+        with capture(twin.factory, statement_spans=True) as told:
+            failure = await _described_failure(twin, how)
         assert errors(told) == {}
         return failure
 
-    expected = sqlite_twin.run(untraced)
-    assert sqlite_twin.run(traced) == expected
+    expected = twin.run(untraced)
+    assert twin.run(traced) == expected
     gc.collect()
-    if sqlite_twin.is_async or "coroutine" not in how:
+    if twin.is_async or "coroutine" not in how:
         assert expected != []
 
 

@@ -393,37 +393,37 @@ def test_without_a_name_it_is_the_default(engine: Engine) -> None:
 # Sessions made before.
 
 
-def test_a_session_made_before_is_told_of_from_its_next_event(sqlite_twin: Twin) -> None:
+def test_a_session_made_before_is_told_of_from_its_next_event(twin: Twin) -> None:
     async def story() -> None:
-        session = sqlite_twin.session()
-        with capture(sqlite_twin.factory) as told:
+        session = twin.session()
+        with capture(twin.factory) as told:
             async with session:
                 session.add(Author(name="Ada"))
                 await session.commit()
         assert outline(told.facts) == WRITTEN
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_a_session_made_before_and_never_used_again_is_not_told_of(sqlite_twin: Twin) -> None:
+def test_a_session_made_before_and_never_used_again_is_not_told_of(twin: Twin) -> None:
     async def story() -> None:
-        session = sqlite_twin.session()
-        with capture(sqlite_twin.factory) as told:
+        session = twin.session()
+        with capture(twin.factory) as told:
             await session.close()
         assert outline(told.facts) == []
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_a_session_made_before_by_another_factory_stays_untold(sqlite_twin: Twin) -> None:
+def test_a_session_made_before_by_another_factory_stays_untold(twin: Twin) -> None:
     async def story() -> None:
-        session = sqlite_twin.session()
-        with capture(type(sqlite_twin.factory)()) as told:
+        session = twin.session()
+        with capture(type(twin.factory)()) as told:
             async with session:
                 (await session.scalars(select(Author))).all()
         assert outline(told.facts) == []
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 # Nothing twice.
@@ -457,31 +457,31 @@ async def write_once(session: Any) -> None:
     [*permuted(["factory", "class", "everything"]), ("scoped", "factory", "scoped")],
     ids="+".join,
 )
-def test_no_order_of_targets_tells_anything_twice(sqlite_twin: Twin, order: Sequence[str]) -> None:
-    meant = targets(sqlite_twin)
+def test_no_order_of_targets_tells_anything_twice(twin: Twin, order: Sequence[str]) -> None:
+    meant = targets(twin)
 
     async def story() -> None:
         sink = Sink()
         for name in order:
             trace(sink, meant[name])
-        await write_once(sqlite_twin.session())
+        await write_once(twin.session())
         assert sink.told() == WRITTEN_ONCE
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 @pytest.mark.parametrize("again", ["factory", "scoped", "class", "everything"])
-def test_the_same_target_again_is_the_first_instrumentation(sqlite_twin: Twin, again: str) -> None:
-    meant = targets(sqlite_twin)
+def test_the_same_target_again_is_the_first_instrumentation(twin: Twin, again: str) -> None:
+    meant = targets(twin)
 
     async def story() -> None:
         sink = Sink()
         first = trace(sink, meant[again])
         assert trace(sink, meant[again]) is first
-        await write_once(sqlite_twin.session())
+        await write_once(twin.session())
         assert sink.told() == WRITTEN_ONCE
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 def test_the_same_target_with_other_options_keeps_the_first_and_warns(engine: Engine) -> None:
@@ -494,8 +494,8 @@ def test_the_same_target_with_other_options_keeps_the_first_and_warns(engine: En
 
 
 @pytest.mark.parametrize("order", permuted(["factory", "class", "everything"]), ids="+".join)
-def test_the_nearest_target_names_the_session(sqlite_twin: Twin, order: Sequence[str]) -> None:
-    meant = targets(sqlite_twin)
+def test_the_nearest_target_names_the_session(twin: Twin, order: Sequence[str]) -> None:
+    meant = targets(twin)
 
     async def story() -> None:
         sink = Sink()
@@ -503,13 +503,13 @@ def test_the_nearest_target_names_the_session(sqlite_twin: Twin, order: Sequence
             trace(sink, meant[name], name)
         named = []
         for nearest in ("factory", "class", "everything"):
-            await write_once(sqlite_twin.session())
+            await write_once(twin.session())
             named.append(sink.told().sessions[-1])
-            await _forget_authors(sqlite_twin)
+            await _forget_authors(twin)
             uninstrument(meant[nearest])
         assert named == sink.told().sessions == ["factory", "class", "everything"]
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 async def _forget_authors(twin: Twin) -> None:
@@ -518,18 +518,18 @@ async def _forget_authors(twin: Twin) -> None:
 
 @pytest.mark.parametrize("order", permuted(["session", "factory", "everything"]), ids="+".join)
 def test_a_live_session_and_its_factory_tell_it_once_scope_after_scope(
-    sqlite_twin: Twin, order: Sequence[str]
+    twin: Twin, order: Sequence[str]
 ) -> None:
     async def story() -> None:
         sink = Sink()
-        session = sqlite_twin.session()
-        live = session if sqlite_twin.is_async else session.sync_session
-        meant = {"session": live, "factory": sqlite_twin.factory, "everything": None}
+        session = twin.session()
+        live = session if twin.is_async else session.sync_session
+        meant = {"session": live, "factory": twin.factory, "everything": None}
         for name in order:
             trace(sink, meant[name])
         for _ in range(2):
             await write_once(session)
-            await _forget_authors(sqlite_twin)
+            await _forget_authors(twin)
         twice = WRITTEN_ONCE.times(2)
         twice.facts = [*WRITTEN, "session reopened", *WRITTEN[1:]]
         opened, *rest = WRITTEN_ONCE.logs
@@ -537,7 +537,7 @@ def test_a_live_session_and_its_factory_tell_it_once_scope_after_scope(
         twice.metrics["sqlalchemy.findings"] = 1
         assert sink.told() == twice
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 @pytest.mark.parametrize(
@@ -606,16 +606,16 @@ def test_two_factories_with_a_name_each_keep_their_sessions_apart(engine: Engine
     assert sink.told().sessions == ["orders", "stock", "orders"]
 
 
-def test_a_capture_within_an_instrumentation_collects_besides_it(sqlite_twin: Twin) -> None:
+def test_a_capture_within_an_instrumentation_collects_besides_it(twin: Twin) -> None:
     async def story() -> None:
         sink = Sink()
-        trace(sink, sqlite_twin.factory)
-        with capture(sqlite_twin.factory) as told:
-            await write_once(sqlite_twin.session())
+        trace(sink, twin.factory)
+        with capture(twin.factory) as told:
+            await write_once(twin.session())
         assert outline(told.facts) == WRITTEN
         assert sink.told() == WRITTEN_ONCE
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 # Ended in any order.
@@ -624,36 +624,36 @@ def test_a_capture_within_an_instrumentation_collects_besides_it(sqlite_twin: Tw
 @pytest.mark.parametrize(
     "order", permuted(["factory", "class", "everything", "capture"]), ids="+".join
 )
-def test_what_remains_goes_on_when_others_end(sqlite_twin: Twin, order: Sequence[str]) -> None:
-    meant = targets(sqlite_twin)
+def test_what_remains_goes_on_when_others_end(twin: Twin, order: Sequence[str]) -> None:
+    meant = targets(twin)
 
     async def story() -> None:
         sink = Sink()
-        capturing = capture(sqlite_twin.factory)
+        capturing = capture(twin.factory)
         told = capturing.__enter__()
         started = {name: trace(sink, meant[name]) for name in ("factory", "class", "everything")}
         for name in order:
-            await write_once(sqlite_twin.session())
-            await _forget_authors(sqlite_twin)
+            await write_once(twin.session())
+            await _forget_authors(twin)
             if name == "capture":
                 capturing.__exit__(None, None, None)
             else:
                 started[name].uninstrument()
-        await write_once(sqlite_twin.session())
+        await write_once(twin.session())
         traced = 1 + max(order.index(name) for name in started)
         assert sink.told() == WRITTEN_ONCE.times(traced)
         assert outline(told.facts) == WRITTEN * (1 + order.index("capture"))
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_a_scope_goes_on_being_told_of_when_its_factory_ends_amid_it(sqlite_twin: Twin) -> None:
+def test_a_scope_goes_on_being_told_of_when_its_factory_ends_amid_it(twin: Twin) -> None:
     async def story() -> None:
         sink = Sink()
-        factory = trace(sink, sqlite_twin.factory, "factory")
+        factory = trace(sink, twin.factory, "factory")
         told: list[SessionSummary] = []
         instrument(None, name="everything", exporter=Exporter(on_session=told.append))
-        async with sqlite_twin.session() as session:
+        async with twin.session() as session:
             await session.connection()
             factory.uninstrument()
             session.add(Author(name="Ada"))
@@ -665,7 +665,7 @@ def test_a_scope_goes_on_being_told_of_when_its_factory_ends_amid_it(sqlite_twin
         assert summary.opened_site.function == "story"
         assert sink.told().sessions == []
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 def test_a_story_that_failed_is_not_begun_again_by_who_comes_besides(engine: Engine) -> None:
@@ -689,34 +689,34 @@ def test_a_story_that_failed_is_not_begun_again_by_who_comes_besides(engine: Eng
     assert told == []
 
 
-def test_a_session_goes_on_being_told_of_when_only_its_factory_ends(sqlite_twin: Twin) -> None:
+def test_a_session_goes_on_being_told_of_when_only_its_factory_ends(twin: Twin) -> None:
     async def story() -> None:
         sink = Sink()
-        factory = trace(sink, sqlite_twin.factory, "factory")
+        factory = trace(sink, twin.factory, "factory")
         trace(sink, None, "everything")
-        session = sqlite_twin.session()
+        session = twin.session()
         await write_once(session)
-        await _forget_authors(sqlite_twin)
+        await _forget_authors(twin)
         factory.uninstrument()
         await write_once(session)
         assert sink.told().sessions == ["factory", "everything"]
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 # Amid something.
 
 
-def test_a_session_amid_a_transaction_is_told_of_from_its_next_event(sqlite_twin: Twin) -> None:
+def test_a_session_amid_a_transaction_is_told_of_from_its_next_event(twin: Twin) -> None:
     async def story() -> None:
         with ExitStack() as captures:
-            async with sqlite_twin.session() as session:
+            async with twin.session() as session:
                 session.add(Author(name="Ada"))
                 await session.flush()
                 with suppress(LookupError):
                     async with session.begin_nested():
                         await session.connection()
-                        told = captures.enter_context(capture(sqlite_twin.factory))
+                        told = captures.enter_context(capture(twin.factory))
                         (await session.scalars(select(Author))).all()
                         session.add(Author(name="Bea"))
                         await session.flush()
@@ -747,17 +747,17 @@ def test_a_session_amid_a_transaction_is_told_of_from_its_next_event(sqlite_twin
             "session default",
         ]
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_a_capture_amid_an_instrumented_session_is_told_how_far_it_is(sqlite_twin: Twin) -> None:
+def test_a_capture_amid_an_instrumented_session_is_told_how_far_it_is(twin: Twin) -> None:
     async def story() -> None:
         sink = Sink()
-        trace(sink, sqlite_twin.factory)
+        trace(sink, twin.factory)
         author = Author(name="Ada")
-        async with sqlite_twin.session() as session:
+        async with twin.session() as session:
             await session.connection()
-            with capture(sqlite_twin.factory) as told:
+            with capture(twin.factory) as told:
                 session.add(author)
                 await session.flush()
             await session.commit()
@@ -781,25 +781,25 @@ def test_a_capture_amid_an_instrumented_session_is_told_how_far_it_is(sqlite_twi
             "session close: committed",
         ]
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 def test_a_factory_instrumented_amid_a_session_of_everything_has_it_from_its_next_scope(
-    sqlite_twin: Twin,
+    twin: Twin,
 ) -> None:
     async def story() -> None:
         sink = Sink()
         trace(sink, None, "everything")
-        session = sqlite_twin.session()
+        session = twin.session()
         async with session:
             (await session.scalars(select(Author))).all()
-            trace(sink, sqlite_twin.factory, "factory")
+            trace(sink, twin.factory, "factory")
             (await session.scalars(select(Author))).all()
         async with session:
             (await session.scalars(select(Author))).all()
         assert sink.told().sessions == ["everything", "factory"]
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 async def test_two_async_factories_over_one_engine_keep_their_sessions_apart(

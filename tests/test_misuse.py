@@ -66,10 +66,10 @@ def led_through(error: BaseException) -> set[CallSite]:
 
 
 @pytest.fixture
-def lent(sqlite_twin: Twin) -> Counter[str]:
+def lent(twin: Twin) -> Counter[str]:
     """How many connections the pool has lent, and how many of them came back."""
     counted: Counter[str] = Counter()
-    pool = getattr(sqlite_twin.engine, "sync_engine", sqlite_twin.engine).pool
+    pool = getattr(twin.engine, "sync_engine", twin.engine).pool
     event.listen(pool, "checkout", lambda *_: counted.update(["out"]))
     event.listen(pool, "checkin", lambda *_: counted.update(["in"]))
     return counted
@@ -142,11 +142,11 @@ async def read_twice(session: Any) -> None:
     await session.execute(select(Author))  # second
 
 
-def test_a_select_raises_at_its_own_line(sqlite_twin: Twin, lent: Counter[str]) -> None:
+def test_a_select_raises_at_its_own_line(twin: Twin, lent: Counter[str]) -> None:
     async def story() -> None:
-        await keep(sqlite_twin, Author(name="Jane Austen"))
-        with raising(sqlite_twin, After(what.StatementExecuted, 2)) as told:
-            async with sqlite_twin.session() as session:
+        await keep(twin, Author(name="Jane Austen"))
+        with raising(twin, After(what.StatementExecuted, 2)) as told:
+            async with twin.session() as session:
                 session.add(Author(name="Mary Shelley"))
                 await session.flush()
                 with pytest.raises(SessionMisuse) as raised:
@@ -163,21 +163,21 @@ def test_a_select_raises_at_its_own_line(sqlite_twin: Twin, lent: Counter[str]) 
         (summary,) = told.sessions
         assert (summary.outcome, len(summary.findings)) == ("committed", 1)
 
-    sqlite_twin.run(story)
+    twin.run(story)
     assert lent["in"] == lent["out"] > 0
 
 
-def test_the_traceback_leads_to_the_applications_line(sqlite_twin: Twin) -> None:
+def test_the_traceback_leads_to_the_applications_line(twin: Twin) -> None:
     async def story() -> None:
-        with raising(sqlite_twin, After(what.StatementExecuted, 2)):
-            async with sqlite_twin.session() as session:
+        with raising(twin, After(what.StatementExecuted, 2)):
+            async with twin.session() as session:
                 with pytest.raises(SessionMisuse) as raised:
                     await read_twice(session)
         line = marked(read_twice, "second")
         assert raised.value.finding.site == line
         assert line in led_through(raised.value)
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 def titles(session: Any) -> list[str]:
@@ -185,43 +185,43 @@ def titles(session: Any) -> list[str]:
     return [book.title for book in author.books]  # lazily
 
 
-def test_a_lazy_load_raises_at_the_line_that_reads(sqlite_twin: Twin) -> None:
+def test_a_lazy_load_raises_at_the_line_that_reads(twin: Twin) -> None:
     async def story() -> None:
-        await keep(sqlite_twin, *authors(1, books_each=2))
-        with raising(sqlite_twin, After(what.AttributeLoaded)):
-            async with sqlite_twin.session() as session:
+        await keep(twin, *authors(1, books_each=2))
+        with raising(twin, After(what.AttributeLoaded)):
+            async with twin.session() as session:
                 with pytest.raises(SessionMisuse) as raised:
                     await session.run_sync(titles)
                 assert marked(titles, "lazily") in led_through(raised.value)
                 # What was not loaded can still be.
                 assert len(await session.run_sync(titles)) == 2
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_an_eager_load_raises_and_can_be_made_up_for(sqlite_twin: Twin) -> None:
+def test_an_eager_load_raises_and_can_be_made_up_for(twin: Twin) -> None:
     async def story() -> None:
-        await keep(sqlite_twin, *authors(2, books_each=2))
+        await keep(twin, *authors(2, books_each=2))
         eagerly = select(Author).options(selectinload(Author.books))
-        with raising(sqlite_twin, After(what.StatementExecuted, 2)):
-            async with sqlite_twin.session() as session:
+        with raising(twin, After(what.StatementExecuted, 2)):
+            async with twin.session() as session:
                 with pytest.raises(SessionMisuse):
                     (await session.scalars(eagerly)).all()
                 found = (await session.scalars(eagerly)).all()
                 assert [len(author.books) for author in found] == [2, 2]
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 def names(found: list[Author]) -> list[str]:
     return [author.name for author in found]  # expired
 
 
-def test_a_reload_raises_and_can_be_made_up_for(sqlite_twin: Twin) -> None:
+def test_a_reload_raises_and_can_be_made_up_for(twin: Twin) -> None:
     async def story() -> None:
-        await keep(sqlite_twin, *authors(2))
-        with raising(sqlite_twin, After(what.AttributeLoaded)):
-            async with sqlite_twin.session() as session:
+        await keep(twin, *authors(2))
+        with raising(twin, After(what.AttributeLoaded)):
+            async with twin.session() as session:
                 found = (await session.scalars(select(Author))).all()
                 await session.commit()
                 with pytest.raises(SessionMisuse) as raised:
@@ -229,52 +229,50 @@ def test_a_reload_raises_and_can_be_made_up_for(sqlite_twin: Twin) -> None:
                 assert marked(names, "expired") in led_through(raised.value)
                 assert await session.run_sync(lambda _: names(found)) == ["author 0", "author 1"]
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_what_writes_raises_nothing_before_the_commit(sqlite_twin: Twin) -> None:
+def test_what_writes_raises_nothing_before_the_commit(twin: Twin) -> None:
     async def story() -> None:
-        with raising(sqlite_twin, After(what.StatementExecuted)):
-            async with sqlite_twin.session() as session:
+        with raising(twin, After(what.StatementExecuted)):
+            async with twin.session() as session:
                 await session.execute(insert(Author).values(name="Jane Austen"))
                 with pytest.raises(SessionMisuse):
                     await session.commit()
-        async with sqlite_twin.session() as session:
+        async with twin.session() as session:
             assert len((await session.scalars(select(Author))).all()) == 1
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_what_a_flush_shows_is_raised_by_the_commit(sqlite_twin: Twin, lent: Counter[str]) -> None:
+def test_what_a_flush_shows_is_raised_by_the_commit(twin: Twin, lent: Counter[str]) -> None:
     async def commit(session: Any) -> None:
         await session.commit()  # commits
 
     async def story() -> None:
-        with raising(sqlite_twin, After(what.FlushCompleted)):
-            session = sqlite_twin.session()
+        with raising(twin, After(what.FlushCompleted)):
+            session = twin.session()
             session.add(Author(name="Jane Austen"))
             with pytest.raises(SessionMisuse) as raised:
                 await commit(session)
             assert not session.in_transaction()
             await session.close()
         assert marked(commit, "commits") in led_through(raised.value)
-        async with sqlite_twin.session() as session:
+        async with twin.session() as session:
             assert len((await session.scalars(select(Author))).all()) == 1
 
-    sqlite_twin.run(story)
+    twin.run(story)
     assert lent["in"] == lent["out"] > 0
 
 
 @pytest.mark.parametrize("ending", ["close", "reset", "invalidate"])
-def test_what_the_end_shows_is_raised_by_it(
-    sqlite_twin: Twin, lent: Counter[str], ending: str
-) -> None:
+def test_what_the_end_shows_is_raised_by_it(twin: Twin, lent: Counter[str], ending: str) -> None:
     async def leave(session: Any) -> None:
         await getattr(session, ending)()  # leaves
 
     async def story() -> None:
-        with raising(sqlite_twin, After(what.SessionClosed)) as told:
-            session = sqlite_twin.session()
+        with raising(twin, After(what.SessionClosed)) as told:
+            session = twin.session()
             await session.execute(select(Author))
             with pytest.raises(SessionMisuse) as raised:
                 await leave(session)
@@ -285,7 +283,7 @@ def test_what_the_end_shows_is_raised_by_it(
                 await leave(session)
         assert len(told.sessions) == 2
 
-    sqlite_twin.run(story)
+    twin.run(story)
     assert lent["in"] == lent["out"] > 0
 
 
@@ -294,41 +292,41 @@ async def read_in_a_block(twin: Twin) -> None:
         await session.execute(select(Author))
 
 
-def test_the_end_of_the_block_is_the_close(sqlite_twin: Twin, lent: Counter[str]) -> None:
+def test_the_end_of_the_block_is_the_close(twin: Twin, lent: Counter[str]) -> None:
     async def story() -> None:
         finds = After(what.SessionClosed)
-        with raising(sqlite_twin, finds), pytest.raises(SessionMisuse) as raised:
-            await read_in_a_block(sqlite_twin)
+        with raising(twin, finds), pytest.raises(SessionMisuse) as raised:
+            await read_in_a_block(twin)
         assert marked(read_in_a_block, "block") in led_through(raised.value)
 
-    sqlite_twin.run(story)
+    twin.run(story)
     assert lent["in"] == lent["out"] > 0
 
 
-def test_a_block_that_commits_has_committed(sqlite_twin: Twin, lent: Counter[str]) -> None:
+def test_a_block_that_commits_has_committed(twin: Twin, lent: Counter[str]) -> None:
     async def write() -> None:
-        if sqlite_twin.is_async:
-            async with sqlite_twin.factory.begin() as session:
+        if twin.is_async:
+            async with twin.factory.begin() as session:
                 session.add(Author(name="Jane Austen"))
         else:
-            with sqlite_twin.factory.begin() as session:
+            with twin.factory.begin() as session:
                 session.add(Author(name="Jane Austen"))
 
     async def story() -> None:
-        with raising(sqlite_twin, After(what.FlushCompleted)), pytest.raises(SessionMisuse):
+        with raising(twin, After(what.FlushCompleted)), pytest.raises(SessionMisuse):
             await write()
-        async with sqlite_twin.session() as session:
+        async with twin.session() as session:
             assert len((await session.scalars(select(Author))).all()) == 1
 
-    sqlite_twin.run(story)
+    twin.run(story)
     assert lent["in"] == lent["out"] > 0
 
 
-def test_several_are_raised_as_one(sqlite_twin: Twin) -> None:
+def test_several_are_raised_as_one(twin: Twin) -> None:
     async def story() -> None:
         both = After(what.FlushCompleted), After(what.TransactionEnded, id="again")
-        with raising(sqlite_twin, *both) as told:
-            async with sqlite_twin.session() as session:
+        with raising(twin, *both) as told:
+            async with twin.session() as session:
                 session.add(Author(name="Jane Austen"))
                 with pytest.raises(SessionMisuse) as raised:
                     await session.commit()
@@ -336,20 +334,20 @@ def test_several_are_raised_as_one(sqlite_twin: Twin) -> None:
         assert raised.value.finding == first
         assert raised.value.__notes__ == [f"and {SessionMisuse(second)}"]
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_what_two_tracers_find_is_raised_once(sqlite_twin: Twin) -> None:
+def test_what_two_tracers_find_is_raised_once(twin: Twin) -> None:
     async def story() -> None:
         finds = After(what.StatementExecuted)
-        with raising(sqlite_twin, finds), raising(sqlite_twin, finds):
-            async with sqlite_twin.session() as session:
+        with raising(twin, finds), raising(twin, finds):
+            async with twin.session() as session:
                 with pytest.raises(SessionMisuse) as raised:
                     await session.execute(select(Author))
                 await session.execute(select(Author))
         assert not hasattr(raised.value, "__notes__")
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 # Where it is not.
@@ -365,40 +363,38 @@ def test_what_two_tracers_find_is_raised_once(sqlite_twin: Twin) -> None:
         {"ignore": {"*@tests/test_misuse.py"}},
     ],
 )
-def test_what_is_not_meant_is_not_raised(sqlite_twin: Twin, options: dict[str, Any]) -> None:
+def test_what_is_not_meant_is_not_raised(twin: Twin, options: dict[str, Any]) -> None:
     async def story() -> None:
-        with raising(sqlite_twin, After(what.StatementExecuted), **options):
-            async with sqlite_twin.session() as session:
+        with raising(twin, After(what.StatementExecuted), **options):
+            async with twin.session() as session:
                 await session.execute(select(Author))
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_what_is_silenced_is_not_raised(sqlite_twin: Twin) -> None:
+def test_what_is_silenced_is_not_raised(twin: Twin) -> None:
     async def story() -> None:
-        with raising(sqlite_twin, After(what.StatementExecuted)) as told:
-            async with sqlite_twin.session() as session:
+        with raising(twin, After(what.StatementExecuted)) as told:
+            async with twin.session() as session:
                 with silence("too-many", reason="it is the test"):
                     await session.execute(select(Author))
                 await session.execute(select(Author))
         assert told.findings == []
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_an_exception_that_leaves_the_block_is_the_only_one(
-    sqlite_twin: Twin, lent: Counter[str]
-) -> None:
+def test_an_exception_that_leaves_the_block_is_the_only_one(twin: Twin, lent: Counter[str]) -> None:
     error = KeyError("somebody's")
 
     async def fail() -> None:
-        async with sqlite_twin.session() as session:
+        async with twin.session() as session:
             await session.execute(select(Author))
             raise error
 
     async def story() -> None:
         finds = After(what.SessionClosed)
-        with raising(sqlite_twin, finds) as told, pytest.raises(KeyError) as raised:
+        with raising(twin, finds) as told, pytest.raises(KeyError) as raised:
             await fail()
         assert raised.value is error
         assert (error.__context__, error.__cause__, hasattr(error, "__notes__")) == (
@@ -408,34 +404,34 @@ def test_an_exception_that_leaves_the_block_is_the_only_one(
         )
         assert len(told.findings) == 1
 
-    sqlite_twin.run(story)
+    twin.run(story)
     assert lent["in"] == lent["out"] > 0
 
 
 def test_an_exception_that_leaves_a_block_that_commits_is_the_only_one(
-    sqlite_twin: Twin,
+    twin: Twin,
 ) -> None:
     error = KeyError("somebody's")
 
     async def write() -> None:
-        if sqlite_twin.is_async:
-            async with sqlite_twin.factory.begin() as session:
+        if twin.is_async:
+            async with twin.factory.begin() as session:
                 await session.execute(text("SELECT 1"))
                 raise error
-        with sqlite_twin.factory.begin() as session:
+        with twin.factory.begin() as session:
             session.execute(text("SELECT 1"))
             raise error
 
     async def story() -> None:
-        with raising(sqlite_twin, After(what.SessionClosed)), pytest.raises(KeyError) as raised:
+        with raising(twin, After(what.SessionClosed)), pytest.raises(KeyError) as raised:
             await write()
         assert raised.value is error
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 @pytest.mark.parametrize("act", ["read", "commit", "close"])
-def test_what_is_being_handled_is_not_hidden(sqlite_twin: Twin, act: str) -> None:
+def test_what_is_being_handled_is_not_hidden(twin: Twin, act: str) -> None:
     """Whoever handles an exception may want to raise it again."""
     error = KeyError("somebody's")
 
@@ -457,8 +453,8 @@ def test_what_is_being_handled_is_not_hidden(sqlite_twin: Twin, act: str) -> Non
                 act, what.FlushCompleted
             )
         )
-        with raising(sqlite_twin, finds) as told:
-            session = sqlite_twin.session()
+        with raising(twin, finds) as told:
+            session = twin.session()
             session.add(Author(name="Jane Austen"))
             with pytest.raises(KeyError) as raised:
                 await handle(session)
@@ -470,14 +466,14 @@ def test_what_is_being_handled_is_not_hidden(sqlite_twin: Twin, act: str) -> Non
                 with pytest.raises(SessionMisuse):
                     await session.close()
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_an_error_of_the_database_is_the_only_one(sqlite_twin: Twin, lent: Counter[str]) -> None:
+def test_an_error_of_the_database_is_the_only_one(twin: Twin, lent: Counter[str]) -> None:
     async def story() -> None:
-        await keep(sqlite_twin, Author(name="Jane Austen"))
-        with raising(sqlite_twin, After(what.StatementExecuted), After(what.FlushFailed)):
-            session = sqlite_twin.session()
+        await keep(twin, Author(name="Jane Austen"))
+        with raising(twin, After(what.StatementExecuted), After(what.FlushFailed)):
+            session = twin.session()
             with pytest.raises(DBAPIError) as wrong:
                 await session.execute(text("SELECT nothing FROM nowhere"))
             await session.rollback()
@@ -490,11 +486,11 @@ def test_an_error_of_the_database_is_the_only_one(sqlite_twin: Twin, lent: Count
         for raised in (wrong, twice):
             assert not isinstance(raised.value.__context__, SessionMisuse)
 
-    sqlite_twin.run(story)
+    twin.run(story)
     assert lent["in"] == lent["out"] > 0
 
 
-def test_a_flush_is_written_to_its_end(sqlite_twin: Twin) -> None:
+def test_a_flush_is_written_to_its_end(twin: Twin) -> None:
     """A SELECT in the middle of it raises nothing; the next one does."""
 
     async def story() -> None:
@@ -503,8 +499,8 @@ def test_a_flush_is_written_to_its_end(sqlite_twin: Twin) -> None:
         def read(session: Any, *_: Any) -> None:
             reads.append(session.execute(select(Author.id)).all())
 
-        with raising(sqlite_twin, After(what.StatementExecuted)):
-            async with sqlite_twin.session() as session:
+        with raising(twin, After(what.StatementExecuted)):
+            async with twin.session() as session:
                 event.listen(session.sync_session, "after_flush", read)
                 session.add(Author(name="Jane Austen"))
                 await session.flush()
@@ -512,77 +508,75 @@ def test_a_flush_is_written_to_its_end(sqlite_twin: Twin) -> None:
                 with pytest.raises(SessionMisuse):
                     await session.execute(select(Author))
                 await session.commit()
-        async with sqlite_twin.session() as session:
+        async with twin.session() as session:
             assert len((await session.scalars(select(Author))).all()) == 1
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_a_commit_is_carried_out(sqlite_twin: Twin) -> None:
+def test_a_commit_is_carried_out(twin: Twin) -> None:
     """A SELECT on the way to it raises nothing; the commit does when it is done."""
 
     async def story() -> None:
-        with raising(sqlite_twin, After(what.StatementExecuted)):
-            async with sqlite_twin.session() as session:
+        with raising(twin, After(what.StatementExecuted)):
+            async with twin.session() as session:
                 read = lambda session: session.execute(select(Author.id))  # noqa: E731 - shorter
                 event.listen(session.sync_session, "before_commit", read)
                 session.add(Author(name="Jane Austen"))
                 with pytest.raises(SessionMisuse):
                     await session.commit()
-        async with sqlite_twin.session() as session:
+        async with twin.session() as session:
             assert len((await session.scalars(select(Author))).all()) == 1
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_the_garbage_collector_raises_nothing(sqlite_twin: Twin) -> None:
-    if sqlite_twin.is_async:
+def test_the_garbage_collector_raises_nothing(twin: Twin) -> None:
+    if twin.is_async:
         pytest.skip("SQLAlchemy warns of an asynchronous session that is not closed")
 
     async def story() -> None:
-        with raising(sqlite_twin, After(what.SessionClosed)) as told:
-            session = sqlite_twin.factory()
+        with raising(twin, After(what.SessionClosed)) as told:
+            session = twin.factory()
             session.execute(select(Author))
             del session
             gc.collect()
             assert len(told.sessions) == 1
         assert len(told.findings) == 1
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_who_is_told_can_use_the_session(sqlite_twin: Twin) -> None:
-    if sqlite_twin.is_async:
+def test_who_is_told_can_use_the_session(twin: Twin) -> None:
+    if twin.is_async:
         pytest.skip("an exporter cannot await")
     reads = []
 
     async def story() -> None:
-        session = sqlite_twin.factory()
+        session = twin.factory()
         exporter = Exporter(
             on_finding=lambda _: reads.append(session.execute(select(Author)).all())
         )
         detectors = [After(what.StatementExecuted)]
         with (
-            instrument(
-                sqlite_twin.factory, exporter=exporter, detectors=detectors, raise_on={"error"}
-            ),
+            instrument(twin.factory, exporter=exporter, detectors=detectors, raise_on={"error"}),
             pytest.raises(SessionMisuse),
         ):
             session.execute(select(Author))
         session.close()
 
-    sqlite_twin.run(story)
+    twin.run(story)
     assert reads == [[]]
 
 
-def test_a_scoped_session_forgets_the_session_that_it_removes(sqlite_twin: Twin) -> None:
+def test_a_scoped_session_forgets_the_session_that_it_removes(twin: Twin) -> None:
     async def story() -> None:
         scoped: Any = (
-            async_scoped_session(sqlite_twin.factory, asyncio.current_task)
-            if sqlite_twin.is_async
-            else scoped_session(sqlite_twin.factory)
+            async_scoped_session(twin.factory, asyncio.current_task)
+            if twin.is_async
+            else scoped_session(twin.factory)
         )
-        with raising(sqlite_twin, After(what.SessionClosed)):
+        with raising(twin, After(what.SessionClosed)):
             first = scoped()
             await read(scoped)
             with pytest.raises(SessionMisuse):
@@ -593,28 +587,28 @@ def test_a_scoped_session_forgets_the_session_that_it_removes(sqlite_twin: Twin)
 
     async def read(scoped: Any) -> None:
         result = scoped.execute(select(Author))
-        if sqlite_twin.is_async:
+        if twin.is_async:
             await result
 
     async def removal(scoped: Any) -> None:
         removed = scoped.remove()
-        if sqlite_twin.is_async:
+        if twin.is_async:
             await removed
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_where_every_session_is_closed_none_is_left_open(sqlite_twin: Twin) -> None:
-    if sqlite_twin.is_async:
+def test_where_every_session_is_closed_none_is_left_open(twin: Twin) -> None:
+    if twin.is_async:
         pytest.skip("it closes in the same way")
 
     async def story() -> None:
-        with raising(sqlite_twin, After(what.SessionClosed)) as told:
-            sessions = [sqlite_twin.factory() for _ in range(3)]
+        with raising(twin, After(what.SessionClosed)) as told:
+            sessions = [twin.factory() for _ in range(3)]
             for session in sessions:
                 session.execute(select(Author))
             close_all_sessions()
         assert [session.in_transaction() for session in sessions] == [False] * 3
         assert len(told.findings) == 3
 
-    sqlite_twin.run(story)
+    twin.run(story)

@@ -83,10 +83,8 @@ def test_every_statement_is_told_the_same(twin: Twin, monkeypatch: pytest.Monkey
     assert len(normally) > 20
 
 
-def test_other_peoples_spans_are_below_ours(
-    sqlite_twin: Twin, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine = engine_of(sqlite_twin)
+def test_other_peoples_spans_are_below_ours(twin: Twin, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_of(twin)
     seen: list[tuple[str, bool]] = []
     tokens: list[Any] = []
 
@@ -103,8 +101,8 @@ def test_other_peoples_spans_are_below_ours(
     before = context_api.get_current()
 
     async def story() -> None:
-        with capture(sqlite_twin.factory, statement_spans=True):
-            async with sqlite_twin.session() as session:
+        with capture(twin.factory, statement_spans=True):
+            async with twin.session() as session:
                 await session.execute(text("SELECT 1"))
                 assert context_api.get_current() == before
                 event.listen(engine, "before_cursor_execute", theirs)
@@ -114,14 +112,12 @@ def test_other_peoples_spans_are_below_ours(
                 event.remove(engine, "before_cursor_execute", theirs)
                 event.remove(engine, "after_cursor_execute", ended)
 
-    sqlite_twin.run(story)
+    twin.run(story)
     assert seen == [("before", True), ("after", True)]
 
 
-def test_engines_are_left_as_they_were_found(
-    sqlite_twin: Twin, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine = engine_of(sqlite_twin)
+def test_engines_are_left_as_they_were_found(twin: Twin, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_of(twin)
     engines = (engine, engine.execution_options(logging_token="optional"))
 
     def found() -> list[Any]:
@@ -132,24 +128,22 @@ def test_engines_are_left_as_they_were_found(
         ]
 
     async def story() -> None:
-        with capture(sqlite_twin.factory) as captured:
+        with capture(twin.factory) as captured:
             for one in engines:
                 # The second hears of each statement from its parent as well.
-                async with sqlite_twin.session(
-                    **({} if sqlite_twin.is_async else {"bind": one})
-                ) as session:
+                async with twin.session(**({} if twin.is_async else {"bind": one})) as session:
                     await session.execute(text("SELECT 1"))
         executed = [one for one in captured.facts if isinstance(one, facts.StatementExecuted)]
         assert len(executed) == 2
 
     without_dialect_events(monkeypatch)
     before = found()
-    sqlite_twin.run(story)
+    twin.run(story)
     assert found() == before
 
 
 def test_a_statement_whose_error_others_hide_has_ended(
-    sqlite_twin: Twin, monkeypatch: pytest.MonkeyPatch
+    twin: Twin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_dialect_events(monkeypatch)
 
@@ -159,17 +153,17 @@ def test_a_statement_whose_error_others_hide_has_ended(
     def hides(_: object) -> None:
         raise Hidden
 
-    event.listen(engine_of(sqlite_twin), "handle_error", hides)
+    event.listen(engine_of(twin), "handle_error", hides)
 
     async def story() -> list[str]:
-        with capture(sqlite_twin.factory) as captured:
-            async with sqlite_twin.session() as session:
+        with capture(twin.factory) as captured:
+            async with twin.session() as session:
                 with pytest.raises(Hidden):
                     await session.execute(text("SELECT nothing FROM nowhere"))
                 await session.rollback()
                 await session.execute(text("SELECT 1"))
         return [one.error for one in captured.facts if isinstance(one, facts.StatementExecuted)]
 
-    first, second = sqlite_twin.run(story)
+    first, second = twin.run(story)
     assert first
     assert not second

@@ -48,39 +48,39 @@ def test_thirty_batches_of_fifty_from_one_line(twin: Twin) -> None:
     twin.run(story)
 
 
-def test_batches_of_which_the_last_is_small(sqlite_twin: Twin) -> None:
+def test_batches_of_which_the_last_is_small(twin: Twin) -> None:
     async def story() -> None:
-        with silent(sqlite_twin.factory, sessions=1, statements=13):
-            async with sqlite_twin.session() as session:
+        with silent(twin.factory, sessions=1, statements=13):
+            async with twin.session() as session:
                 for number, author in enumerate(authors(121), 1):
                     session.add(author)
                     if number % 10 == 0:
                         await session.commit()
                 await session.commit()
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_batches_that_are_flushed_and_expunged_and_committed_once(sqlite_twin: Twin) -> None:
+def test_batches_that_are_flushed_and_expunged_and_committed_once(twin: Twin) -> None:
     async def story() -> None:
-        with silent(sqlite_twin.factory, sessions=1, statements=12):
-            async with beginning(sqlite_twin) as session:
+        with silent(twin.factory, sessions=1, statements=12):
+            async with beginning(twin) as session:
                 for batch in range(12):
                     session.add_all(Author(name=f"author {batch}.{n}") for n in range(100))
                     await session.flush()
                     session.expunge_all()
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_a_session_for_each_batch(sqlite_twin: Twin) -> None:
+def test_a_session_for_each_batch(twin: Twin) -> None:
     async def story() -> None:
-        with silent(sqlite_twin.factory, sessions=15, statements=15):
+        with silent(twin.factory, sessions=15, statements=15):
             for batch in range(15):
-                async with beginning(sqlite_twin) as session:
+                async with beginning(twin) as session:
                     session.add_all(Author(name=f"author {batch}.{n}") for n in range(20))
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 def test_batches_by_key_that_are_changed_and_committed(twin: Twin) -> None:
@@ -102,22 +102,22 @@ def test_batches_by_key_that_are_changed_and_committed(twin: Twin) -> None:
     twin.run(story)
 
 
-def test_a_thousand_objects_in_one_flush(sqlite_twin: Twin) -> None:
+def test_a_thousand_objects_in_one_flush(twin: Twin) -> None:
     async def story() -> None:
-        with silent(sqlite_twin.factory, sessions=1, statements=1):
-            async with beginning(sqlite_twin) as session:
+        with silent(twin.factory, sessions=1, statements=1):
+            async with beginning(twin) as session:
                 session.add_all(authors(1_000))
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_many_authors_each_with_books(sqlite_twin: Twin) -> None:
+def test_many_authors_each_with_books(twin: Twin) -> None:
     async def story() -> None:
-        with silent(sqlite_twin.factory, sessions=1, statements=2):
-            async with beginning(sqlite_twin) as session:
+        with silent(twin.factory, sessions=1, statements=2):
+            async with beginning(twin) as session:
                 session.add_all(authors(100, books_each=5))
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 def test_many_objects_of_a_joined_inheritance(twin: Twin) -> None:
@@ -129,18 +129,18 @@ def test_many_objects_of_a_joined_inheritance(twin: Twin) -> None:
     twin.run(story)
 
 
-def test_many_objects_are_changed_and_deleted_in_one_flush(sqlite_twin: Twin) -> None:
+def test_many_objects_are_changed_and_deleted_in_one_flush(twin: Twin) -> None:
     async def story() -> None:
-        await keep(sqlite_twin, *authors(4, books_each=50))
-        with silent(sqlite_twin.factory, sessions=1, statements=3):
-            async with beginning(sqlite_twin) as session:
+        await keep(twin, *authors(4, books_each=50))
+        with silent(twin.factory, sessions=1, statements=3):
+            async with beginning(twin) as session:
                 found = (await session.scalars(select(Book))).all()
                 for book in found[:100]:
                     book.copies += book.id
                 for book in found[100:]:
                     await session.delete(book)
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 @on_each_database
@@ -251,27 +251,27 @@ def test_a_stream_of_thousands_of_objects(twin: Twin) -> None:
     twin.run(story)
 
 
-def test_a_stream_that_is_loaded_eagerly(sqlite_twin: Twin) -> None:
+def test_a_stream_that_is_loaded_eagerly(twin: Twin) -> None:
     def read(session: Session) -> int:
         statement = select(Author).options(selectinload(Author.books))
         streamed = session.scalars(statement.execution_options(yield_per=50))
         return sum(len(author.books) for author in streamed)
 
     async def story() -> None:
-        await keep(sqlite_twin, *authors(600, books_each=1))
-        with silent(sqlite_twin.factory, sessions=1, statements=13):
-            async with sqlite_twin.session() as session:
+        await keep(twin, *authors(600, books_each=1))
+        with silent(twin.factory, sessions=1, statements=13):
+            async with twin.session() as session:
                 assert await session.run_sync(read) == 600
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 @only_async
-def test_an_asynchronous_stream_of_thousands_of_objects(sqlite_twin: Twin) -> None:
+def test_an_asynchronous_stream_of_thousands_of_objects(twin: Twin) -> None:
     async def story() -> None:
-        await keep_many(sqlite_twin, MANY)
-        with silent(sqlite_twin.factory, sessions=1):
-            async with sqlite_twin.session() as session:
+        await keep_many(twin, MANY)
+        with silent(twin.factory, sessions=1):
+            async with twin.session() as session:
                 number = 0
                 streamed = await session.stream_scalars(
                     select(Author).execution_options(yield_per=500)
@@ -280,10 +280,10 @@ def test_an_asynchronous_stream_of_thousands_of_objects(sqlite_twin: Twin) -> No
                     number += bool(author.name)
                 assert number == MANY
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_partitions_of_a_stream(sqlite_twin: Twin) -> None:
+def test_partitions_of_a_stream(twin: Twin) -> None:
     def read(session: Session) -> list[int]:
         result = session.scalars(
             select(Author).order_by(Author.id).execution_options(yield_per=1_000)
@@ -291,52 +291,52 @@ def test_partitions_of_a_stream(sqlite_twin: Twin) -> None:
         return [len(partition) for partition in result.partitions()]
 
     async def story() -> None:
-        await keep_many(sqlite_twin, MANY)
-        with silent(sqlite_twin.factory, sessions=1):
-            async with sqlite_twin.session() as session:
+        await keep_many(twin, MANY)
+        with silent(twin.factory, sessions=1):
+            async with twin.session() as session:
                 assert await session.run_sync(read) == [1_000] * 6
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_columns_of_thousands_of_rows(sqlite_twin: Twin) -> None:
+def test_columns_of_thousands_of_rows(twin: Twin) -> None:
     """Rows are no objects."""
 
     async def story() -> None:
-        await keep_many(sqlite_twin, MANY)
-        with silent(sqlite_twin.factory, sessions=1):
-            async with sqlite_twin.session() as session:
+        await keep_many(twin, MANY)
+        with silent(twin.factory, sessions=1):
+            async with twin.session() as session:
                 rows = await session.execute(select(Author.id, Author.name))
                 assert len(rows.all()) == MANY
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_pages_of_a_list(sqlite_twin: Twin) -> None:
+def test_pages_of_a_list(twin: Twin) -> None:
     async def story() -> None:
-        await keep_many(sqlite_twin, 300)
-        with silent(sqlite_twin.factory, sessions=1, statements=31):
-            async with sqlite_twin.session() as session:
+        await keep_many(twin, 300)
+        with silent(twin.factory, sessions=1, statements=31):
+            async with twin.session() as session:
                 assert await count(session, Author) == 300
                 for page in range(30):
                     statement = select(Author).order_by(Author.id).limit(10).offset(page * 10)
                     found = (await session.scalars(statement)).all()
                     assert found[0].id == page * 10 + 1
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_a_stream_that_is_written_by_another_session(sqlite_twin: Twin) -> None:
+def test_a_stream_that_is_written_by_another_session(twin: Twin) -> None:
     """What is read is collected in chunks, and each chunk written after its page was read."""
 
     async def story() -> None:
-        await keep_many(sqlite_twin, 60)
-        with silent(sqlite_twin.factory, sessions=12, statements=12):
+        await keep_many(twin, 60)
+        with silent(twin.factory, sessions=12, statements=12):
             for page in range(6):
-                async with sqlite_twin.session() as session:
+                async with twin.session() as session:
                     statement = select(Author.id).order_by(Author.id).limit(10).offset(page * 10)
                     ids = (await session.scalars(statement)).all()
-                async with beginning(sqlite_twin) as session:
+                async with beginning(twin) as session:
                     session.add_all(Book(title="Notes", author_id=id_) for id_ in ids)
 
-    sqlite_twin.run(story)
+    twin.run(story)

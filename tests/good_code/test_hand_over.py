@@ -67,14 +67,14 @@ def test_one_transaction_that_several_threads_work_on_in_turn(twin: Twin) -> Non
 
 
 @only_sync
-def test_a_session_that_waits_in_a_queue_for_the_next_thread(sqlite_twin: Twin) -> None:
+def test_a_session_that_waits_in_a_queue_for_the_next_thread(twin: Twin) -> None:
     async def story() -> None:
         waiting: queue.Queue[Any] = queue.Queue()
         finished: queue.Queue[Any] = queue.Queue()
 
         def first() -> None:
             for number in range(5):
-                session = sqlite_twin.factory()
+                session = twin.factory()
                 session.add(Author(name=f"author {number}"))
                 session.flush()
                 waiting.put(session)
@@ -87,11 +87,11 @@ def test_a_session_that_waits_in_a_queue_for_the_next_thread(sqlite_twin: Twin) 
                 session.close()
                 finished.put(session)
 
-        with silent(sqlite_twin.factory, sessions=5, statements=5), ThreadPoolExecutor(2) as pool:
+        with silent(twin.factory, sessions=5, statements=5), ThreadPoolExecutor(2) as pool:
             for done in [pool.submit(first), pool.submit(second)]:
                 done.result()
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 @only_async
@@ -154,16 +154,16 @@ def test_a_session_that_a_timeout_lets_finish(twin: Twin) -> None:
 # Side by side.
 
 
-def test_two_sessions_one_after_the_other(sqlite_twin: Twin) -> None:
+def test_two_sessions_one_after_the_other(twin: Twin) -> None:
     async def story() -> None:
-        with silent(sqlite_twin.factory, sessions=4, statements=4):
+        with silent(twin.factory, sessions=4, statements=4):
             for number in range(2):
-                async with beginning(sqlite_twin) as session:
+                async with beginning(twin) as session:
                     session.add(Author(name=f"author {number}"))
-                async with beginning(sqlite_twin) as session:
+                async with beginning(twin) as session:
                     assert len(await names(session)) == number + 1
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 def test_a_second_session_that_waits_for_the_first_to_be_done(twin: Twin) -> None:
@@ -304,11 +304,11 @@ def test_workers_that_take_from_a_queue(twin: Twin) -> None:
 
 
 @only_sync
-def test_jobs_that_each_run_an_event_loop(sqlite_twin: Twin) -> None:
+def test_jobs_that_each_run_an_event_loop(twin: Twin) -> None:
     """As in a task queue whose workers know nothing of asyncio: connections stay in their loop."""
 
     async def story() -> None:
-        url = sqlite_twin.url.set(drivername="sqlite+aiosqlite")
+        url = twin.url.set(drivername="sqlite+aiosqlite")
         maker = async_sessionmaker(create_async_engine(url, poolclass=NullPool))
 
         async def job(name: str) -> None:
@@ -319,26 +319,26 @@ def test_jobs_that_each_run_an_event_loop(sqlite_twin: Twin) -> None:
             for number in range(4):
                 asyncio.run(job(f"author {number}"))
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 @only_async
-def test_work_in_a_thread_with_a_synchronous_session(sqlite_twin: Twin) -> None:
+def test_work_in_a_thread_with_a_synchronous_session(twin: Twin) -> None:
     """What an asynchronous application leaves to a thread has a session of its own there."""
 
     async def story() -> None:
-        plain = Twin(sqlite_twin.url.set(drivername="sqlite"), is_async=False)
+        plain = Twin(twin.url.set(drivername="sqlite"), is_async=False)
 
         def report() -> int:
             with plain.factory() as session:
                 return len(session.scalars(select(Author)).all())
 
-        await keep(sqlite_twin, *authors(3))
-        with silent(plain.factory, sessions=2), silent(sqlite_twin.factory, sessions=1):
-            async with sqlite_twin.session() as session:
+        await keep(twin, *authors(3))
+        with silent(plain.factory, sessions=2), silent(twin.factory, sessions=1):
+            async with twin.session() as session:
                 assert len(await names(session)) == 3
                 reports = (asyncio.to_thread(report) for _ in range(2))
                 assert await asyncio.gather(*reports) == [3, 3]
         await plain.dispose()
 
-    sqlite_twin.run(story)
+    twin.run(story)

@@ -202,22 +202,22 @@ def test_the_time_of_the_last_change_is_the_databases(twin: Twin) -> None:
     in_a_shop(twin, story)
 
 
-def test_a_listener_that_logs_what_is_flushed(sqlite_twin: Twin) -> None:
+def test_a_listener_that_logs_what_is_flushed(twin: Twin) -> None:
     def log(session: Session, context: object, instances: object) -> None:
         for changed in session.dirty:
             session.add(Entry(what=type(changed).__name__))
 
     async def story() -> None:
-        async with beginning(sqlite_twin) as session:
+        async with beginning(twin) as session:
             session.add_all(products(15))
-        with silent(sqlite_twin.factory, sessions=1, statements=3):
-            async with sqlite_twin.session() as session:
+        with silent(twin.factory, sessions=1, statements=3):
+            async with twin.session() as session:
                 event.listen(session.sync_session, "before_flush", log)
                 for product in await session.scalars(select(Product)):
                     product.name = f"new {product.name}"
                 await session.commit()
 
-    in_a_shop(sqlite_twin, story)
+    in_a_shop(twin, story)
 
 
 @on_each_database
@@ -250,36 +250,36 @@ def test_labels_are_shared_by_many_products(twin: Twin) -> None:
     in_a_shop(twin, story)
 
 
-def test_a_tree_is_written_and_read_level_by_level(sqlite_twin: Twin) -> None:
+def test_a_tree_is_written_and_read_level_by_level(twin: Twin) -> None:
     async def story() -> None:
-        with silent(sqlite_twin.factory, sessions=2, statements=5):
-            async with beginning(sqlite_twin) as session:
+        with silent(twin.factory, sessions=2, statements=5):
+            async with beginning(twin) as session:
                 root = Category(name="all")
                 for number in range(5):
                     branch = Category(name=f"branch {number}", parent=root)
                     branch.children = [Category(name=f"leaf {leaf}") for leaf in range(4)]
                 session.add(root)
-            async with sqlite_twin.session() as session:
+            async with twin.session() as session:
                 deep = selectinload(Category.children, recursion_depth=2)
                 top = select(Category).where(Category.parent_id.is_(None)).options(deep)
                 (root,) = await session.scalars(top)
                 assert sum(len(branch.children) for branch in root.children) == 20
 
-    in_a_shop(sqlite_twin, story)
+    in_a_shop(twin, story)
 
 
 @only_async
-def test_relationships_are_awaited(sqlite_twin: Twin) -> None:
+def test_relationships_are_awaited(twin: Twin) -> None:
     async def story() -> None:
-        with silent(sqlite_twin.factory, sessions=2, statements=4):
-            async with beginning(sqlite_twin) as session:
+        with silent(twin.factory, sessions=2, statements=4):
+            async with beginning(twin) as session:
                 session.add(Category(name="all", children=[Category(name="lamps")]))
-            async with sqlite_twin.session() as session:
+            async with twin.session() as session:
                 (root,) = await session.scalars(select(Category).where(Category.name == "all"))
                 (child,) = await root.awaitable_attrs.children
                 assert await child.awaitable_attrs.parent is root
 
-    in_a_shop(sqlite_twin, story)
+    in_a_shop(twin, story)
 
 
 def test_a_dictionary_is_changed_in_place(twin: Twin) -> None:
@@ -316,29 +316,29 @@ def test_a_write_only_collection_is_added_to_and_asked(twin: Twin) -> None:
     in_a_shop(twin, story)
 
 
-def test_a_book_for_each_of_many_authors(sqlite_twin: Twin) -> None:
+def test_a_book_for_each_of_many_authors(twin: Twin) -> None:
     """What changes of the authors is a collection that is not even loaded."""
 
     async def story() -> None:
-        await keep(sqlite_twin, *authors(30))
-        with silent(sqlite_twin.factory, sessions=1, statements=2):
-            async with beginning(sqlite_twin) as session:
+        await keep(twin, *authors(30))
+        with silent(twin.factory, sessions=1, statements=2):
+            async with beginning(twin) as session:
                 for author in await session.scalars(select(Author)):
                     session.add(Book(title="Notes", author=author))
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_a_book_is_appended_to_each_of_many_authors(sqlite_twin: Twin) -> None:
+def test_a_book_is_appended_to_each_of_many_authors(twin: Twin) -> None:
     async def story() -> None:
-        await keep(sqlite_twin, *authors(30, books_each=1))
-        with silent(sqlite_twin.factory, sessions=1, statements=3):
-            async with beginning(sqlite_twin) as session:
+        await keep(twin, *authors(30, books_each=1))
+        with silent(twin.factory, sessions=1, statements=3):
+            async with beginning(twin) as session:
                 statement = select(Author).options(selectinload(Author.books))
                 for author in await session.scalars(statement):
                     author.books.append(Book(title="Notes"))
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 def test_books_go_from_one_author_to_another(twin: Twin) -> None:
@@ -358,31 +358,31 @@ def test_books_go_from_one_author_to_another(twin: Twin) -> None:
 # Reading.
 
 
-def test_a_page_that_sorts_a_collection(sqlite_twin: Twin) -> None:
+def test_a_page_that_sorts_a_collection(twin: Twin) -> None:
     """The same objects in another order are no change."""
 
     async def story() -> None:
-        await keep(sqlite_twin, *authors(12, books_each=3))
-        with silent(sqlite_twin.factory, sessions=1, statements=2):
-            async with sqlite_twin.session() as session:
+        await keep(twin, *authors(12, books_each=3))
+        with silent(twin.factory, sessions=1, statements=2):
+            async with twin.session() as session:
                 statement = select(Author).options(selectinload(Author.books))
                 for author in await session.scalars(statement):
                     author.books = sorted(author.books, key=lambda book: -book.id)
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_a_page_that_decorates_its_objects(sqlite_twin: Twin) -> None:
+def test_a_page_that_decorates_its_objects(twin: Twin) -> None:
     """What is not mapped is nobody's business."""
 
     async def story() -> None:
-        await keep(sqlite_twin, *authors(12))
-        with silent(sqlite_twin.factory, sessions=1, statements=1):
-            async with sqlite_twin.session() as session:
+        await keep(twin, *authors(12))
+        with silent(twin.factory, sessions=1, statements=1):
+            async with twin.session() as session:
                 for author in await session.scalars(select(Author)):
                     author.link = f"/authors/{author.id}"
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 def test_objects_of_several_classes_in_one_hierarchy(twin: Twin) -> None:

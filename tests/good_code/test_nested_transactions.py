@@ -40,7 +40,7 @@ def test_a_savepoint_for_each_item(twin: Twin) -> None:
     twin.run(story)
 
 
-def test_a_savepoint_for_each_item_of_which_some_are_refused(sqlite_twin: Twin) -> None:
+def test_a_savepoint_for_each_item_of_which_some_are_refused(twin: Twin) -> None:
     async def take(session: Any, author: Author) -> None:
         async with session.begin_nested():
             session.add(author)
@@ -49,8 +49,8 @@ def test_a_savepoint_for_each_item_of_which_some_are_refused(sqlite_twin: Twin) 
                 raise OutOfStockError
 
     async def story() -> None:
-        with silent(sqlite_twin.factory, sessions=1, statements=20):
-            async with sqlite_twin.session() as session:
+        with silent(twin.factory, sessions=1, statements=20):
+            async with twin.session() as session:
                 refused = 0
                 for author in authors(9):
                     try:
@@ -61,10 +61,10 @@ def test_a_savepoint_for_each_item_of_which_some_are_refused(sqlite_twin: Twin) 
                 assert refused == 1
                 assert await session.scalar(select(func.count(Author.id))) == 8
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_a_savepoint_that_is_rolled_back_by_hand(sqlite_twin: Twin) -> None:
+def test_a_savepoint_that_is_rolled_back_by_hand(twin: Twin) -> None:
     def try_it(session: Session) -> None:
         session.add(Author(name="Ada"))
         savepoint = session.begin_nested()
@@ -73,23 +73,23 @@ def test_a_savepoint_that_is_rolled_back_by_hand(sqlite_twin: Twin) -> None:
         savepoint.rollback()
 
     async def story() -> None:
-        with silent(sqlite_twin.factory, sessions=1, statements=4):
-            async with beginning(sqlite_twin) as session:
+        with silent(twin.factory, sessions=1, statements=4):
+            async with beginning(twin) as session:
                 await session.run_sync(try_it)
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_savepoints_within_savepoints(sqlite_twin: Twin) -> None:
+def test_savepoints_within_savepoints(twin: Twin) -> None:
     async def story() -> None:
-        with silent(sqlite_twin.factory, sessions=1, statements=6):
-            async with beginning(sqlite_twin) as session, session.begin_nested():
+        with silent(twin.factory, sessions=1, statements=6):
+            async with beginning(twin) as session, session.begin_nested():
                 session.add(Author(name="Ada"))
                 async with session.begin_nested():
                     session.add(Author(name="Grace"))
                 session.add(Author(name="Mary"))
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 # The test fixture: sessions joined to a transaction that is rolled back after each test.
@@ -234,18 +234,16 @@ def test_a_fixture_with_two_sessions_of_one_connection(twin: Twin, mode: dict[st
 
 
 @MODES
-def test_a_fixture_whose_every_request_has_a_session(
-    sqlite_twin: Twin, mode: dict[str, Any]
-) -> None:
+def test_a_fixture_whose_every_request_has_a_session(twin: Twin, mode: dict[str, Any]) -> None:
     async def story() -> None:
-        async with rolled_back(sqlite_twin) as connection:
-            with silent(sqlite_twin.factory, sessions=12, statements=24):
+        async with rolled_back(twin) as connection:
+            with silent(twin.factory, sessions=12, statements=24):
                 for number in range(12):
-                    async with sqlite_twin.session(bind=connection, **mode) as session:
+                    async with twin.session(bind=connection, **mode) as session:
                         await place_order(session, f"author {number}")
-        assert await names(sqlite_twin) == []
+        assert await names(twin) == []
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 @on_each_database
@@ -275,15 +273,15 @@ def test_a_fixture_whose_connection_restarts_its_savepoint(twin: Twin) -> None:
     twin.run(story)
 
 
-def test_data_that_a_test_keeps_before_it_begins(sqlite_twin: Twin) -> None:
+def test_data_that_a_test_keeps_before_it_begins(twin: Twin) -> None:
     async def story() -> None:
-        await keep(sqlite_twin, *authors(3))
-        async with rolled_back(sqlite_twin) as connection:
-            with silent(sqlite_twin.factory, sessions=1):
-                async with sqlite_twin.session(bind=connection) as session:
+        await keep(twin, *authors(3))
+        async with rolled_back(twin) as connection:
+            with silent(twin.factory, sessions=1):
+                async with twin.session(bind=connection) as session:
                     author = await session.get_one(Author, 1)
                     author.name = "Ada"
                     await session.flush()
-        assert await names(sqlite_twin) == ["author 0", "author 1", "author 2"]
+        assert await names(twin) == ["author 0", "author 1", "author 2"]
 
-    sqlite_twin.run(story)
+    twin.run(story)

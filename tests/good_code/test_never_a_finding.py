@@ -95,9 +95,9 @@ def test_an_exception_is_handled_where_the_session_is_closed(twin: Twin) -> None
     twin.run(story)
 
 
-def test_an_exception_passes_where_the_session_is_closed(sqlite_twin: Twin) -> None:
+def test_an_exception_passes_where_the_session_is_closed(twin: Twin) -> None:
     async def fail() -> None:
-        session = sqlite_twin.session()
+        session = twin.session()
         try:
             await change_much(session)
             raise LookupError
@@ -105,48 +105,48 @@ def test_an_exception_passes_where_the_session_is_closed(sqlite_twin: Twin) -> N
             await session.close()
 
     async def story() -> None:
-        await keep(sqlite_twin, *authors(2))
+        await keep(twin, *authors(2))
         with (
-            silent(sqlite_twin.factory, sessions=1, statements=3),
+            silent(twin.factory, sessions=1, statements=3),
             pytest.raises(LookupError),
         ):
             await fail()
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_a_generator_is_closed_before_its_end(sqlite_twin: Twin) -> None:
+def test_a_generator_is_closed_before_its_end(twin: Twin) -> None:
     async def names() -> AsyncIterator[str]:
-        async with sqlite_twin.session() as session:
+        async with twin.session() as session:
             await change_much(session)
             yield "Ada"
             await session.commit()
 
     async def story() -> None:
-        await keep(sqlite_twin, *authors(2))
-        with silent(sqlite_twin.factory, sessions=1, statements=3):
+        await keep(twin, *authors(2))
+        with silent(twin.factory, sessions=1, statements=3):
             named: Any = names()
             assert await anext(named) == "Ada"
             await named.aclose()
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 # A transaction begun only by reading and ended by close is the normal end of a read.
 
 
 @pytest.mark.parametrize("ending", ["close", "reset", "invalidate"])
-def test_a_transaction_that_only_reads_is_ended_by_close(sqlite_twin: Twin, ending: str) -> None:
+def test_a_transaction_that_only_reads_is_ended_by_close(twin: Twin, ending: str) -> None:
     async def story() -> None:
-        await keep(sqlite_twin, *authors(2))
-        with silent(sqlite_twin.factory, sessions=1, statements=2):
-            session = sqlite_twin.session()
+        await keep(twin, *authors(2))
+        with silent(twin.factory, sessions=1, statements=2):
+            session = twin.session()
             found = (await session.scalars(select(Author))).all()
             await session.get_one(Author, found[0].id)
             await session.refresh(found[1])
             await getattr(session, ending)()
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 # Sequential hand-over between threads or tasks.
@@ -190,27 +190,27 @@ def test_a_sequential_hand_over_between_tasks(twin: Twin) -> None:
 # A session never used.
 
 
-def test_a_session_never_used(sqlite_twin: Twin) -> None:
+def test_a_session_never_used(twin: Twin) -> None:
     async def story() -> None:
-        with silent(sqlite_twin.factory, sessions=4, statements=0) as told:
-            async with sqlite_twin.session():
+        with silent(twin.factory, sessions=4, statements=0) as told:
+            async with twin.session():
                 pass
-            await sqlite_twin.session().close()
-            committed = sqlite_twin.session()
+            await twin.session().close()
+            committed = twin.session()
             await committed.rollback()
             await committed.close()
-            forgotten = sqlite_twin.session()
+            forgotten = twin.session()
             del forgotten
             gc.collect()
         assert {summary.outcome for summary in told.sessions} == {"unused"}
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 # The first four lazy loads.
 
 
-def test_the_first_four_lazy_loads(sqlite_twin: Twin) -> None:
+def test_the_first_four_lazy_loads(twin: Twin) -> None:
     def read(session: Session) -> None:
         for author in session.scalars(select(Author)).all()[:4]:
             assert len(author.books) == 2
@@ -221,23 +221,23 @@ def test_the_first_four_lazy_loads(sqlite_twin: Twin) -> None:
 
     async def story() -> None:
         essays = [Essay(title=f"essay {number}") for number in range(4)]
-        await keep(sqlite_twin, *authors(8, books_each=2), *essays)
-        with silent(sqlite_twin.factory, sessions=1, statements=15) as told:
-            async with sqlite_twin.session() as session:
+        await keep(twin, *authors(8, books_each=2), *essays)
+        with silent(twin.factory, sessions=1, statements=15) as told:
+            async with twin.session() as session:
                 await session.run_sync(read)
         (summary,) = told.sessions
         assert summary.lazy_loads == {"relationship": 4, "deferred": 8}
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 # Autoflush with nothing to flush.
 
 
-def test_autoflush_with_nothing_to_flush(sqlite_twin: Twin) -> None:
+def test_autoflush_with_nothing_to_flush(twin: Twin) -> None:
     async def story() -> None:
-        with silent(sqlite_twin.factory, sessions=1, statements=21) as told:
-            async with sqlite_twin.session() as session:
+        with silent(twin.factory, sessions=1, statements=21) as told:
+            async with twin.session() as session:
                 session.add(Author(name="Ada"))
                 await session.flush()
                 for number in range(20):
@@ -246,7 +246,7 @@ def test_autoflush_with_nothing_to_flush(sqlite_twin: Twin) -> None:
         (summary,) = told.sessions
         assert summary.flushes == 1
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 # Savepoints that a test fixture restarts.
@@ -293,9 +293,9 @@ def test_a_scoped_session_reused_after_remove(twin: Twin) -> None:
 
 
 @only_async
-def test_an_async_scoped_session_reused_after_remove(sqlite_twin: Twin) -> None:
+def test_an_async_scoped_session_reused_after_remove(twin: Twin) -> None:
     async def story() -> None:
-        scoped = async_scoped_session(sqlite_twin.factory, asyncio.current_task)
+        scoped = async_scoped_session(twin.factory, asyncio.current_task)
         with silent(scoped, sessions=12, statements=24):
             for number in range(12):
                 scoped.add(Author(name=f"author {number}"))
@@ -303,17 +303,17 @@ def test_an_async_scoped_session_reused_after_remove(sqlite_twin: Twin) -> None:
                 (await scoped.scalars(select(Author))).all()
                 await scoped.remove()
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 # An object detached and only read where it is loaded.
 
 
-def test_an_object_detached_and_only_read_where_it_is_loaded(sqlite_twin: Twin) -> None:
+def test_an_object_detached_and_only_read_where_it_is_loaded(twin: Twin) -> None:
     async def story() -> None:
-        await keep(sqlite_twin, *authors(20, books_each=2))
-        with silent(sqlite_twin.factory, sessions=1, statements=2):
-            async with sqlite_twin.session(expire_on_commit=False) as session:
+        await keep(twin, *authors(20, books_each=2))
+        with silent(twin.factory, sessions=1, statements=2):
+            async with twin.session(expire_on_commit=False) as session:
                 statement = select(Author).options(selectinload(Author.books))
                 found = (await session.scalars(statement)).all()
                 await session.commit()
@@ -321,20 +321,20 @@ def test_an_object_detached_and_only_read_where_it_is_loaded(sqlite_twin: Twin) 
                 author.name = author.name.upper()
                 assert (author.name, len(author.books)) == (f"AUTHOR {author.id - 1}", 2)
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 # `raiseload` errors: they are somebody's decision (count them, name them in the timeline).
 
 
 @pytest.mark.parametrize("sql_only", [False, True])
-def test_raiseload_errors(sqlite_twin: Twin, sql_only: bool) -> None:
+def test_raiseload_errors(twin: Twin, sql_only: bool) -> None:
     refusing = select(Author).options(raiseload(Author.books, sql_only=sql_only))
 
     async def story() -> None:
-        await keep(sqlite_twin, *authors(12, books_each=1))
-        with silent(sqlite_twin.factory, sessions=1) as told:
-            async with sqlite_twin.session() as session:
+        await keep(twin, *authors(12, books_each=1))
+        with silent(twin.factory, sessions=1) as told:
+            async with twin.session() as session:
                 for author in (await session.scalars(refusing)).all():
                     with pytest.raises(InvalidRequestError, match=r"raise"):
                         author.books  # noqa: B018 - reading it is what is refused
@@ -342,4 +342,4 @@ def test_raiseload_errors(sqlite_twin: Twin, sql_only: bool) -> None:
         (step,) = [step for step in summary.timeline if step.verb == "refused"]
         assert (step.subject, step.count) == ("Author.books", 12)
 
-    sqlite_twin.run(story)
+    twin.run(story)

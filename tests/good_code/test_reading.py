@@ -43,85 +43,85 @@ def test_the_books_of_many_authors(twin: Twin, eagerly: Any) -> None:
 
 
 @pytest.mark.parametrize("eagerly", [selectinload, joinedload, subqueryload, immediateload])
-def test_the_authors_of_many_books(sqlite_twin: Twin, eagerly: Any) -> None:
+def test_the_authors_of_many_books(twin: Twin, eagerly: Any) -> None:
     async def story() -> None:
-        await keep(sqlite_twin, *authors(30, books_each=2))
-        with silent(sqlite_twin.factory, sessions=1):
-            async with sqlite_twin.session() as session:
+        await keep(twin, *authors(30, books_each=2))
+        with silent(twin.factory, sessions=1):
+            async with twin.session() as session:
                 found = await session.scalars(select(Book).options(eagerly(Book.author)))
                 assert len({book.author.name for book in found}) == 30
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_a_join_that_fills_the_collection(sqlite_twin: Twin) -> None:
+def test_a_join_that_fills_the_collection(twin: Twin) -> None:
     async def story() -> None:
-        await keep(sqlite_twin, *authors(30, books_each=2))
+        await keep(twin, *authors(30, books_each=2))
         joined = select(Author).join(Author.books).options(contains_eager(Author.books))
-        with silent(sqlite_twin.factory, sessions=1):
-            async with sqlite_twin.session() as session:
+        with silent(twin.factory, sessions=1):
+            async with twin.session() as session:
                 found = (await session.scalars(joined)).unique().all()
                 assert sum(len(author.books) for author in found) == 60
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_books_and_their_authors_biographies(sqlite_twin: Twin) -> None:
+def test_books_and_their_authors_biographies(twin: Twin) -> None:
     statement = select(Author).options(
         undefer(Author.biography), selectinload(Author.books).joinedload(Book.author)
     )
 
     async def story() -> None:
-        await keep(sqlite_twin, *authors(30, books_each=2))
-        with silent(sqlite_twin.factory, sessions=1):
-            async with sqlite_twin.session() as session:
+        await keep(twin, *authors(30, books_each=2))
+        with silent(twin.factory, sessions=1):
+            async with twin.session() as session:
                 for author in await session.scalars(statement):
                     assert [book.author.biography for book in author.books] == ["", ""]
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_columns_that_are_left_out_and_not_read(sqlite_twin: Twin) -> None:
+def test_columns_that_are_left_out_and_not_read(twin: Twin) -> None:
     async def story() -> None:
-        await keep(sqlite_twin, *authors(30, books_each=1))
-        with silent(sqlite_twin.factory, sessions=1, statements=2):
-            async with sqlite_twin.session() as session:
+        await keep(twin, *authors(30, books_each=1))
+        with silent(twin.factory, sessions=1, statements=2):
+            async with twin.session() as session:
                 found = await session.scalars(select(Book).options(load_only(Book.title)))
                 assert len({book.title for book in found}) == 30
                 session.expunge_all()
                 found = await session.scalars(select(Book).options(defer(Book.copies)))
                 assert len({book.title for book in found}) == 30
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_a_relationship_that_is_refreshed_by_its_name(sqlite_twin: Twin) -> None:
+def test_a_relationship_that_is_refreshed_by_its_name(twin: Twin) -> None:
     async def story() -> None:
-        await keep(sqlite_twin, *authors(1, books_each=3))
-        with silent(sqlite_twin.factory, sessions=1, statements=2):
-            async with sqlite_twin.session() as session:
+        await keep(twin, *authors(1, books_each=3))
+        with silent(twin.factory, sessions=1, statements=2):
+            async with twin.session() as session:
                 author = await session.get_one(Author, 1)
                 await session.refresh(author, ["books"])
                 assert len(author.books) == 3
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_one_authors_book_read_lazily_again_and_again(sqlite_twin: Twin) -> None:
+def test_one_authors_book_read_lazily_again_and_again(twin: Twin) -> None:
     def read(session: Session) -> set[str]:
         author = session.get_one(Author, 1)
         return {book.title for _ in range(50) for book in author.books}
 
     async def story() -> None:
-        await keep(sqlite_twin, *authors(1, books_each=2))
-        with silent(sqlite_twin.factory, sessions=1, statements=2):
-            async with sqlite_twin.session() as session:
+        await keep(twin, *authors(1, books_each=2))
+        with silent(twin.factory, sessions=1, statements=2):
+            async with twin.session() as session:
                 assert len(await session.run_sync(read)) == 2
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_a_many_to_one_that_the_identity_map_serves(sqlite_twin: Twin) -> None:
+def test_a_many_to_one_that_the_identity_map_serves(twin: Twin) -> None:
     """The authors are there already: reading the books' authors lazily asks nobody."""
 
     def read(session: Session) -> set[str]:
@@ -131,82 +131,82 @@ def test_a_many_to_one_that_the_identity_map_serves(sqlite_twin: Twin) -> None:
         return names
 
     async def story() -> None:
-        await keep(sqlite_twin, *authors(30, books_each=2))
-        with silent(sqlite_twin.factory, sessions=1, statements=2):
-            async with sqlite_twin.session() as session:
+        await keep(twin, *authors(30, books_each=2))
+        with silent(twin.factory, sessions=1, statements=2):
+            async with twin.session() as session:
                 assert len(await session.run_sync(read)) == 30
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 # By key, and by statement.
 
 
-def test_fifty_gets_that_the_identity_map_serves(sqlite_twin: Twin) -> None:
+def test_fifty_gets_that_the_identity_map_serves(twin: Twin) -> None:
     async def story() -> None:
-        await keep(sqlite_twin, *authors(1))
-        with silent(sqlite_twin.factory, sessions=1, statements=1) as told:
-            async with sqlite_twin.session() as session:
+        await keep(twin, *authors(1))
+        with silent(twin.factory, sessions=1, statements=1) as told:
+            async with twin.session() as session:
                 author = await session.get(Author, 1)
                 for _ in range(50):
                     assert await session.get(Author, 1) is author
         assert [summary.statements for summary in told.sessions] == [1]
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_gets_of_what_one_statement_has_loaded(sqlite_twin: Twin) -> None:
+def test_gets_of_what_one_statement_has_loaded(twin: Twin) -> None:
     async def story() -> None:
-        await keep(sqlite_twin, *authors(30))
-        with silent(sqlite_twin.factory, sessions=1, statements=1):
-            async with sqlite_twin.session() as session:
+        await keep(twin, *authors(30))
+        with silent(twin.factory, sessions=1, statements=1):
+            async with twin.session() as session:
                 keys = range(1, 31)
                 found = (await session.scalars(select(Author).where(Author.id.in_(keys)))).all()
                 for author in found:
                     assert await session.get(Author, author.id) is author
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_a_few_gets_of_different_entities(sqlite_twin: Twin) -> None:
+def test_a_few_gets_of_different_entities(twin: Twin) -> None:
     async def story() -> None:
-        await keep(sqlite_twin, *authors(9, books_each=1))
-        with silent(sqlite_twin.factory, sessions=1, statements=10):
-            async with sqlite_twin.session() as session:
+        await keep(twin, *authors(9, books_each=1))
+        with silent(twin.factory, sessions=1, statements=10):
+            async with twin.session() as session:
                 for key in range(1, 6):
                     for entity in (Author, Book):
                         assert await session.get(entity, key) is not None
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_the_same_statement_with_other_parameters(sqlite_twin: Twin) -> None:
+def test_the_same_statement_with_other_parameters(twin: Twin) -> None:
     async def story() -> None:
-        await keep(sqlite_twin, *authors(20))
-        with silent(sqlite_twin.factory, sessions=1, statements=20):
-            async with sqlite_twin.session() as session:
+        await keep(twin, *authors(20))
+        with silent(twin.factory, sessions=1, statements=20):
+            async with twin.session() as session:
                 for number in range(20):
                     named = select(Author).where(Author.name == f"author {number}")
                     assert (await session.scalar(named)).id == number + 1
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_a_poll_with_a_session_of_its_own_each_time(sqlite_twin: Twin) -> None:
+def test_a_poll_with_a_session_of_its_own_each_time(twin: Twin) -> None:
     async def story() -> None:
-        with silent(sqlite_twin.factory, sessions=30, statements=30):
+        with silent(twin.factory, sessions=30, statements=30):
             for _ in range(30):
-                async with sqlite_twin.session() as session:
+                async with twin.session() as session:
                     assert (await session.scalars(select(Book).limit(10))).all() == []
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_a_few_reports_of_one_session(sqlite_twin: Twin) -> None:
+def test_a_few_reports_of_one_session(twin: Twin) -> None:
     async def story() -> None:
-        await keep(sqlite_twin, *authors(10, books_each=2))
-        with silent(sqlite_twin.factory, sessions=1, statements=4):
-            async with sqlite_twin.session() as session:
+        await keep(twin, *authors(10, books_each=2))
+        with silent(twin.factory, sessions=1, statements=4):
+            async with twin.session() as session:
                 assert await session.scalar(select(func.count(Author.id))) == 10
                 assert await session.scalar(select(func.sum(Book.copies))) == 20
                 per_author = select(Book.author_id, func.count()).group_by(Book.author_id)
@@ -214,7 +214,7 @@ def test_a_few_reports_of_one_session(sqlite_twin: Twin) -> None:
                 found = await session.execute(select(Author, Book).join(Author.books))
                 assert len(found.all()) == 20
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 # After a write.
@@ -233,33 +233,33 @@ def test_an_object_is_added_committed_and_refreshed(twin: Twin) -> None:
     twin.run(story)
 
 
-def test_objects_are_read_after_a_commit_that_expires_nothing(sqlite_twin: Twin) -> None:
+def test_objects_are_read_after_a_commit_that_expires_nothing(twin: Twin) -> None:
     async def story() -> None:
-        with silent(sqlite_twin.factory, sessions=1, statements=1):
-            async with sqlite_twin.session(expire_on_commit=False) as session:
+        with silent(twin.factory, sessions=1, statements=1):
+            async with twin.session(expire_on_commit=False) as session:
                 added = authors(20, books_each=1)
                 session.add_all(added)
                 await session.commit()
                 assert [author.id for author in added] == list(range(1, 21))
                 assert {len(author.books) for author in added} == {1}
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_objects_are_selected_again_after_a_commit(sqlite_twin: Twin) -> None:
+def test_objects_are_selected_again_after_a_commit(twin: Twin) -> None:
     async def story() -> None:
-        with silent(sqlite_twin.factory, sessions=1, statements=2):
-            async with sqlite_twin.session() as session:
+        with silent(twin.factory, sessions=1, statements=2):
+            async with twin.session() as session:
                 added = authors(20)
                 session.add_all(added)
                 await session.commit()
                 (await session.scalars(select(Author))).all()
                 assert [author.name for author in added] == [f"author {n}" for n in range(20)]
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_an_object_is_read_after_each_of_a_few_commits(sqlite_twin: Twin) -> None:
+def test_an_object_is_read_after_each_of_a_few_commits(twin: Twin) -> None:
     def work(session: Session) -> None:
         author = Author(name="Ada")
         session.add(author)
@@ -269,36 +269,36 @@ def test_an_object_is_read_after_each_of_a_few_commits(sqlite_twin: Twin) -> Non
         assert author.name == "Ada Lovelace"
 
     async def story() -> None:
-        with silent(sqlite_twin.factory, sessions=1, statements=4):
-            async with sqlite_twin.session() as session:
+        with silent(twin.factory, sessions=1, statements=4):
+            async with twin.session() as session:
                 await session.run_sync(work)
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_reading_in_a_loop_with_nothing_to_flush(sqlite_twin: Twin) -> None:
+def test_reading_in_a_loop_with_nothing_to_flush(twin: Twin) -> None:
     async def story() -> None:
-        await keep(sqlite_twin, *authors(20))
-        with silent(sqlite_twin.factory, sessions=2, statements=40) as told:
-            async with beginning(sqlite_twin) as session:
+        await keep(twin, *authors(20))
+        with silent(twin.factory, sessions=2, statements=40) as told:
+            async with beginning(twin) as session:
                 for number in range(20):
                     named = select(Author).where(Author.name == f"author {number}")
                     assert (await session.scalar(named)).id == number + 1
-            async with beginning(sqlite_twin) as session:
+            async with beginning(twin) as session:
                 for number in range(20):
                     named = select(Author).where(Author.name == f"author {number}")
                     author = await session.scalar(named)
                     author.name = str(author.name)
         assert [(summary.new, summary.dirty) for summary in told.sessions] == [({}, {})] * 2
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_reading_before_the_loop_that_writes(sqlite_twin: Twin) -> None:
+def test_reading_before_the_loop_that_writes(twin: Twin) -> None:
     async def story() -> None:
-        await keep(sqlite_twin, *authors(20))
-        with silent(sqlite_twin.factory, sessions=1, statements=2):
-            async with beginning(sqlite_twin) as session:
+        await keep(twin, *authors(20))
+        with silent(twin.factory, sessions=1, statements=2):
+            async with beginning(twin) as session:
                 known = {author.name: author for author in await session.scalars(select(Author))}
                 for number in range(40):
                     author = known.get(f"author {number}")
@@ -307,10 +307,10 @@ def test_reading_before_the_loop_that_writes(sqlite_twin: Twin) -> None:
                     else:
                         author.biography = "known"
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_reading_without_autoflush_in_the_loop_that_writes(sqlite_twin: Twin) -> None:
+def test_reading_without_autoflush_in_the_loop_that_writes(twin: Twin) -> None:
     def work(session: Session) -> None:
         with session.no_autoflush:
             for number in range(20):
@@ -318,17 +318,17 @@ def test_reading_without_autoflush_in_the_loop_that_writes(sqlite_twin: Twin) ->
                     session.add(Author(name=f"new {number}"))
 
     async def story() -> None:
-        with silent(sqlite_twin.factory, sessions=2, statements=41):
-            async with beginning(sqlite_twin) as session:
+        with silent(twin.factory, sessions=2, statements=41):
+            async with beginning(twin) as session:
                 await session.run_sync(work)
-            async with sqlite_twin.session(autoflush=False) as session:
+            async with twin.session(autoflush=False) as session:
                 for number in range(20):
                     named = select(Author).where(Author.name == f"newer {number}")
                     if await session.scalar(named) is None:
                         session.add(Author(name=f"newer {number}"))
                 await session.commit()
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 # Objects that have left their session.
@@ -357,39 +357,39 @@ def test_a_detached_object_is_merged_back(twin: Twin) -> None:
     twin.run(story)
 
 
-def test_a_detached_object_is_added_back(sqlite_twin: Twin) -> None:
+def test_a_detached_object_is_added_back(twin: Twin) -> None:
     async def story() -> None:
-        await keep(sqlite_twin, *authors(2))
-        with silent(sqlite_twin.factory, sessions=2, statements=2):
-            author = (await _kept(sqlite_twin))[0]
-            async with beginning(sqlite_twin) as session:
+        await keep(twin, *authors(2))
+        with silent(twin.factory, sessions=2, statements=2):
+            author = (await _kept(twin))[0]
+            async with beginning(twin) as session:
                 session.add(author)
                 author.name = "Ada"
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_objects_of_a_cache_are_merged_without_a_load(sqlite_twin: Twin) -> None:
+def test_objects_of_a_cache_are_merged_without_a_load(twin: Twin) -> None:
     async def story() -> None:
-        await keep(sqlite_twin, *authors(30, books_each=1))
-        with silent(sqlite_twin.factory, sessions=2, statements=2):
-            cached = pickle.dumps(await _kept(sqlite_twin, selectinload(Author.books)))
-            async with sqlite_twin.session() as session:
+        await keep(twin, *authors(30, books_each=1))
+        with silent(twin.factory, sessions=2, statements=2):
+            cached = pickle.dumps(await _kept(twin, selectinload(Author.books)))
+            async with twin.session() as session:
                 for author in pickle.loads(cached):
                     merged = await session.merge(author, load=False)
                     assert len(merged.books) == 1
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_an_object_is_expunged_and_goes_on_alone(sqlite_twin: Twin) -> None:
+def test_an_object_is_expunged_and_goes_on_alone(twin: Twin) -> None:
     async def story() -> None:
-        await keep(sqlite_twin, *authors(1))
-        with silent(sqlite_twin.factory, sessions=1):
-            async with sqlite_twin.session() as session:
+        await keep(twin, *authors(1))
+        with silent(twin.factory, sessions=1):
+            async with twin.session() as session:
                 author = await session.get_one(Author, 1)
                 session.expunge(author)
                 author.name = "a name for this page alone"
             assert author.name == "a name for this page alone"
 
-    sqlite_twin.run(story)
+    twin.run(story)

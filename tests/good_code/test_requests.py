@@ -148,15 +148,15 @@ async def fail_after_flushing(session: Any) -> None:
 
 
 @pytest.mark.parametrize("dependency", [*LEAVING_IT_TO_THE_ENDPOINT, *COMMITTING])
-def test_a_session_per_request_that_only_reads(sqlite_twin: Twin, dependency: Dependency) -> None:
+def test_a_session_per_request_that_only_reads(twin: Twin, dependency: Dependency) -> None:
     async def story() -> None:
-        await keep(sqlite_twin, *authors(2))
-        with silent(sqlite_twin.factory, sessions=3):
+        await keep(twin, *authors(2))
+        with silent(twin.factory, sessions=3):
             for _ in range(3):
-                names = await serve(dependency, sqlite_twin, list_authors)
+                names = await serve(dependency, twin, list_authors)
                 assert names == ["author 0", "author 1"]
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 @pytest.mark.parametrize("dependency", COMMITTING)
@@ -185,20 +185,18 @@ def test_a_session_per_request_in_which_the_endpoint_commits(
 
 
 @pytest.mark.parametrize("dependency", [*LEAVING_IT_TO_THE_ENDPOINT, *COMMITTING])
-def test_a_session_per_request_whose_endpoint_fails(
-    sqlite_twin: Twin, dependency: Dependency
-) -> None:
+def test_a_session_per_request_whose_endpoint_fails(twin: Twin, dependency: Dependency) -> None:
     async def story() -> None:
-        with silent(sqlite_twin.factory, sessions=4):
+        with silent(twin.factory, sessions=4):
             for endpoint in (find_nobody, fail_after_adding, fail_after_flushing):
                 with pytest.raises(NotFoundError):
-                    await serve(dependency, sqlite_twin, endpoint)
-            assert await serve(dependency, sqlite_twin, list_authors) == []
+                    await serve(dependency, twin, endpoint)
+            assert await serve(dependency, twin, list_authors) == []
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_several_dependencies_of_one_request_share_its_session(sqlite_twin: Twin) -> None:
+def test_several_dependencies_of_one_request_share_its_session(twin: Twin) -> None:
     async def current_author(session: Any) -> Author:
         author: Author = await session.get_one(Author, 1)
         return author
@@ -212,20 +210,20 @@ def test_several_dependencies_of_one_request_share_its_session(sqlite_twin: Twin
         return str(again.name)
 
     async def story() -> None:
-        await keep(sqlite_twin, *authors(1))
-        with silent(sqlite_twin.factory, sessions=4):
+        await keep(twin, *authors(1))
+        with silent(twin.factory, sessions=4):
             for _ in range(4):
-                assert await serve(in_a_block, sqlite_twin, endpoint) == "author 0"
+                assert await serve(in_a_block, twin, endpoint) == "author 0"
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 CURRENT: ContextVar[Any] = ContextVar("session of the request")
 
 
-def test_a_middleware_that_keeps_the_session_in_a_context_variable(sqlite_twin: Twin) -> None:
+def test_a_middleware_that_keeps_the_session_in_a_context_variable(twin: Twin) -> None:
     async def middleware(handler: Callable[[], Awaitable[Any]]) -> Any:
-        async with sqlite_twin.session() as session:
+        async with twin.session() as session:
             token = CURRENT.set(session)
             try:
                 answer = await handler()
@@ -235,47 +233,47 @@ def test_a_middleware_that_keeps_the_session_in_a_context_variable(sqlite_twin: 
                 CURRENT.reset(token)
 
     async def story() -> None:
-        with silent(sqlite_twin.factory, sessions=3):
+        with silent(twin.factory, sessions=3):
             await middleware(lambda: add_author(CURRENT.get()))
             assert await middleware(lambda: list_authors(CURRENT.get())) == ["Ada"]
             with pytest.raises(NotFoundError):
                 await middleware(lambda: find_nobody(CURRENT.get()))
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_a_task_in_the_background_with_a_session_of_its_own(sqlite_twin: Twin) -> None:
+def test_a_task_in_the_background_with_a_session_of_its_own(twin: Twin) -> None:
     async def endpoint(session: Any) -> int:
         return int((await create_author(session)).id)
 
     async def afterwards(id_: int) -> None:
-        async with beginning(sqlite_twin) as session:
+        async with beginning(twin) as session:
             author = await session.get_one(Author, id_)
             author.name = "Grace"
 
     async def story() -> None:
-        with silent(sqlite_twin.factory, sessions=3):
-            id_ = await serve(closed_in_the_end, sqlite_twin, endpoint)
+        with silent(twin.factory, sessions=3):
+            id_ = await serve(closed_in_the_end, twin, endpoint)
             await afterwards(id_)
-            assert await serve(in_a_block, sqlite_twin, list_authors) == ["Grace"]
+            assert await serve(in_a_block, twin, list_authors) == ["Grace"]
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_a_response_that_is_streamed_and_ended_early(sqlite_twin: Twin) -> None:
+def test_a_response_that_is_streamed_and_ended_early(twin: Twin) -> None:
     async def names() -> AsyncGenerator[str]:
-        async with sqlite_twin.session() as session:
+        async with twin.session() as session:
             for author in await session.scalars(select(Author)):
                 yield author.name
 
     async def story() -> None:
-        await keep(sqlite_twin, *authors(5))
-        with silent(sqlite_twin.factory, sessions=1):
+        await keep(twin, *authors(5))
+        with silent(twin.factory, sessions=1):
             streamed = names()
             assert await anext(streamed) == "author 0"
             await streamed.aclose()
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 @only_async
@@ -297,16 +295,16 @@ def test_many_requests_at_the_same_time_in_tasks_of_their_own(twin: Twin) -> Non
 
 
 @only_async
-def test_two_queries_of_one_request_each_with_its_own_session(sqlite_twin: Twin) -> None:
+def test_two_queries_of_one_request_each_with_its_own_session(twin: Twin) -> None:
     async def names() -> list[str]:
-        async with sqlite_twin.session() as session:
+        async with twin.session() as session:
             return await list_authors(session)
 
     async def story() -> None:
-        await keep(sqlite_twin, *authors(2))
-        with silent(sqlite_twin.factory, sessions=2):
+        await keep(twin, *authors(2))
+        with silent(twin.factory, sessions=2):
             async with asyncio.TaskGroup() as group:
                 asked = [group.create_task(names()) for _ in range(2)]
             assert [task.result() for task in asked] == [["author 0", "author 1"]] * 2
 
-    sqlite_twin.run(story)
+    twin.run(story)

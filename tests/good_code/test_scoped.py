@@ -46,22 +46,22 @@ def test_a_scoped_session_that_is_removed_and_used_again_in_a_loop(twin: Twin) -
 
 @only_sync
 def test_a_scoped_session_that_is_removed_without_a_decision_after_reading(
-    sqlite_twin: Twin,
+    twin: Twin,
 ) -> None:
     async def story() -> None:
-        await keep(sqlite_twin, *authors(1))
-        scoped = scoped_session(sqlite_twin.factory)
+        await keep(twin, *authors(1))
+        scoped = scoped_session(twin.factory)
         with silent(scoped, sessions=12, statements=12):
             for _ in range(12):
                 assert names(scoped) == ["author 0"]
                 scoped.remove()
             scoped.remove()
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 @only_sync
-def test_a_scoped_session_that_is_rolled_back_and_removed_on_an_error(sqlite_twin: Twin) -> None:
+def test_a_scoped_session_that_is_rolled_back_and_removed_on_an_error(twin: Twin) -> None:
     def request(scoped: scoped_session[Session], name: str) -> None:
         try:
             scoped.add(Author(name=name))
@@ -76,20 +76,20 @@ def test_a_scoped_session_that_is_rolled_back_and_removed_on_an_error(sqlite_twi
             scoped.remove()
 
     async def story() -> None:
-        scoped = scoped_session(sqlite_twin.factory)
+        scoped = scoped_session(twin.factory)
         with silent(scoped, sessions=3, statements=3):
             request(scoped, "Ada")
             with pytest.raises(LookupError):
                 request(scoped, "nobody")
             request(scoped, "Grace")
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 @only_sync
-def test_functions_that_all_use_the_scoped_session(sqlite_twin: Twin) -> None:
+def test_functions_that_all_use_the_scoped_session(twin: Twin) -> None:
     async def story() -> None:
-        scoped = scoped_session(sqlite_twin.factory)
+        scoped = scoped_session(twin.factory)
 
         def register(name: str) -> Author:
             author = Author(name=name)
@@ -105,7 +105,7 @@ def test_functions_that_all_use_the_scoped_session(sqlite_twin: Twin) -> None:
             scoped.commit()
             scoped.remove()
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 @only_sync
@@ -134,10 +134,10 @@ def test_web_threads_with_a_scoped_session(twin: Twin) -> None:
 
 
 @only_sync
-def test_a_pool_of_threads_with_a_scoped_session(sqlite_twin: Twin) -> None:
+def test_a_pool_of_threads_with_a_scoped_session(twin: Twin) -> None:
     async def story() -> None:
-        await keep(sqlite_twin, *authors(1))
-        scoped = scoped_session(sqlite_twin.factory)
+        await keep(twin, *authors(1))
+        scoped = scoped_session(twin.factory)
 
         def job(_: int) -> list[str]:
             try:
@@ -148,7 +148,7 @@ def test_a_pool_of_threads_with_a_scoped_session(sqlite_twin: Twin) -> None:
         with silent(scoped, sessions=20, statements=20), ThreadPoolExecutor(3) as pool:
             assert list(pool.map(job, range(20))) == [["author 0"]] * 20
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 @only_async

@@ -46,16 +46,16 @@ def test_commit_as_you_go(twin: Twin) -> None:
     twin.run(story)
 
 
-def test_a_session_that_begins_once_in_a_block(sqlite_twin: Twin) -> None:
+def test_a_session_that_begins_once_in_a_block(twin: Twin) -> None:
     async def story() -> None:
-        with silent(sqlite_twin.factory, sessions=1, statements=2):
-            async with sqlite_twin.session() as session:
+        with silent(twin.factory, sessions=1, statements=2):
+            async with twin.session() as session:
                 async with session.begin():
                     session.add_all(authors(2))
                 async with session.begin():
                     assert await count(session, Author) == 2
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 def test_a_session_and_its_transaction_in_one_block(twin: Twin) -> None:
@@ -93,7 +93,7 @@ def test_a_block_that_an_error_leaves(twin: Twin) -> None:
     twin.run(story)
 
 
-def test_a_session_goes_on_after_a_block_of_its_transaction_has_failed(sqlite_twin: Twin) -> None:
+def test_a_session_goes_on_after_a_block_of_its_transaction_has_failed(twin: Twin) -> None:
     async def fail(session: Any) -> None:
         async with session.begin():
             session.add(Author(name="Ada"))
@@ -101,31 +101,31 @@ def test_a_session_goes_on_after_a_block_of_its_transaction_has_failed(sqlite_tw
             raise OutOfStockError
 
     async def story() -> None:
-        with silent(sqlite_twin.factory, sessions=1, statements=2):
-            async with sqlite_twin.session() as session:
+        with silent(twin.factory, sessions=1, statements=2):
+            async with twin.session() as session:
                 with pytest.raises(OutOfStockError):
                     await fail(session)
                 async with session.begin():
                     session.add(Author(name="Grace"))
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_a_session_that_only_begins_when_it_is_told_to(sqlite_twin: Twin) -> None:
+def test_a_session_that_only_begins_when_it_is_told_to(twin: Twin) -> None:
     async def story() -> None:
-        with silent(sqlite_twin.factory, sessions=1, statements=2):
-            async with sqlite_twin.session(autobegin=False) as session:
+        with silent(twin.factory, sessions=1, statements=2):
+            async with twin.session(autobegin=False) as session:
                 for author in authors(2):
                     async with session.begin():
                         session.add(author)
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_a_stack_of_blocks(sqlite_twin: Twin) -> None:
+def test_a_stack_of_blocks(twin: Twin) -> None:
     async def work(*, fails: bool) -> None:
         async with AsyncExitStack() as stack:
-            session = await stack.enter_async_context(sqlite_twin.session())
+            session = await stack.enter_async_context(twin.session())
             session.add(Author(name="Ada"))
             await session.flush()
             if fails:
@@ -133,12 +133,12 @@ def test_a_stack_of_blocks(sqlite_twin: Twin) -> None:
             await session.commit()
 
     async def story() -> None:
-        with silent(sqlite_twin.factory, sessions=2, statements=2):
+        with silent(twin.factory, sessions=2, statements=2):
             with pytest.raises(OutOfStockError):
                 await work(fails=True)
             await work(fails=False)
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 @on_each_database
@@ -202,7 +202,7 @@ def test_a_session_scope_that_rolls_back_on_an_error(twin: Twin) -> None:
     twin.run(story)
 
 
-def test_an_error_is_handled_where_the_session_is_closed(sqlite_twin: Twin) -> None:
+def test_an_error_is_handled_where_the_session_is_closed(twin: Twin) -> None:
     async def place(session: Any) -> bool:
         try:
             session.add(Author(name="Ada"))
@@ -216,84 +216,84 @@ def test_an_error_is_handled_where_the_session_is_closed(sqlite_twin: Twin) -> N
             await session.close()
 
     async def story() -> None:
-        with silent(sqlite_twin.factory, sessions=3):
+        with silent(twin.factory, sessions=3):
             for _ in range(3):
-                assert not await place(sqlite_twin.session())
+                assert not await place(twin.session())
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_what_turns_out_not_to_be_wanted_is_rolled_back(sqlite_twin: Twin) -> None:
+def test_what_turns_out_not_to_be_wanted_is_rolled_back(twin: Twin) -> None:
     """A dry run: everything is done, and taken back on purpose."""
 
     async def story() -> None:
-        with silent(sqlite_twin.factory, sessions=2, statements=2):
-            async with sqlite_twin.session() as session:
+        with silent(twin.factory, sessions=2, statements=2):
+            async with twin.session() as session:
                 session.add_all(authors(3))
                 await session.flush()
                 assert await count(session, Author) == 3
                 await session.rollback()
-            async with sqlite_twin.session() as session:
+            async with twin.session() as session:
                 session.add_all(authors(3))
                 await session.rollback()
                 assert await count(session, Author) == 0
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_several_transactions_of_one_session(sqlite_twin: Twin) -> None:
+def test_several_transactions_of_one_session(twin: Twin) -> None:
     async def story() -> None:
-        with silent(sqlite_twin.factory, sessions=1, statements=6):
-            async with sqlite_twin.session(expire_on_commit=False) as session:
+        with silent(twin.factory, sessions=1, statements=6):
+            async with twin.session(expire_on_commit=False) as session:
                 for author in authors(5):
                     session.add(author)
                     await session.commit()
                 assert await count(session, Author) == 5
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_a_flush_in_the_middle_to_learn_a_key(sqlite_twin: Twin) -> None:
+def test_a_flush_in_the_middle_to_learn_a_key(twin: Twin) -> None:
     async def story() -> None:
-        with silent(sqlite_twin.factory, sessions=1, statements=2):
-            async with beginning(sqlite_twin) as session:
+        with silent(twin.factory, sessions=1, statements=2):
+            async with beginning(twin) as session:
                 author = Author(name="Ada")
                 session.add(author)
                 await session.flush()
                 session.add_all(Book(title=f"volume {n}", author_id=author.id) for n in range(3))
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_an_object_is_changed_and_deleted(sqlite_twin: Twin) -> None:
+def test_an_object_is_changed_and_deleted(twin: Twin) -> None:
     async def story() -> None:
-        await keep(sqlite_twin, *authors(2, books_each=2))
-        with silent(sqlite_twin.factory, sessions=1, statements=5):
-            async with beginning(sqlite_twin) as session:
+        await keep(twin, *authors(2, books_each=2))
+        with silent(twin.factory, sessions=1, statements=5):
+            async with beginning(twin) as session:
                 renamed = await session.get_one(Author, 1)
                 renamed.name = "Grace"
                 gone = await session.get_one(Author, 2)
                 await session.delete(gone)
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_an_object_is_set_to_what_it_was_and_not_committed(sqlite_twin: Twin) -> None:
+def test_an_object_is_set_to_what_it_was_and_not_committed(twin: Twin) -> None:
     async def story() -> None:
-        await keep(sqlite_twin, *authors(1))
-        with silent(sqlite_twin.factory, sessions=1):
-            async with sqlite_twin.session() as session:
+        await keep(twin, *authors(1))
+        with silent(twin.factory, sessions=1):
+            async with twin.session() as session:
                 author = await session.get_one(Author, 1)
                 author.name = str(author.name)
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_a_unit_of_work_that_is_tried_again_with_a_new_session(sqlite_twin: Twin) -> None:
+def test_a_unit_of_work_that_is_tried_again_with_a_new_session(twin: Twin) -> None:
     attempts = []
 
     async def attempt() -> None:
-        async with beginning(sqlite_twin) as session:
+        async with beginning(twin) as session:
             session.add(Author(name="Ada"))
             await session.flush()
             attempts.append(session)
@@ -301,12 +301,12 @@ def test_a_unit_of_work_that_is_tried_again_with_a_new_session(sqlite_twin: Twin
                 await session.execute(text("SELECT * FROM there_is_no_such_table"))
 
     async def story() -> None:
-        with silent(sqlite_twin.factory, sessions=3, statements=5):
+        with silent(twin.factory, sessions=3, statements=5):
             while len(attempts) < 3:
                 with suppress(SQLAlchemyError):
                     await attempt()
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 @on_each_database
@@ -408,25 +408,25 @@ def test_a_unit_of_work_class_with_repositories(twin: Twin) -> None:
     twin.run(story)
 
 
-def test_a_unit_of_work_class_that_rolls_back_by_default(sqlite_twin: Twin) -> None:
+def test_a_unit_of_work_class_that_rolls_back_by_default(twin: Twin) -> None:
     async def fail() -> None:
-        async with UnitOfWork(sqlite_twin) as unit:
+        async with UnitOfWork(twin) as unit:
             await unit.books.publish(Author(name="Ada"), "Notes")
             raise OutOfStockError
 
     async def story() -> None:
-        with silent(sqlite_twin.factory, sessions=3, statements=2):
-            async with UnitOfWork(sqlite_twin) as unit:
+        with silent(twin.factory, sessions=3, statements=2):
+            async with UnitOfWork(twin) as unit:
                 unit.authors.add(Author(name="Ada"))
             with pytest.raises(OutOfStockError):
                 await fail()
-            async with UnitOfWork(sqlite_twin) as unit:
+            async with UnitOfWork(twin) as unit:
                 assert await unit.authors.called("Ada") is None
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_services_that_are_given_the_session(sqlite_twin: Twin) -> None:
+def test_services_that_are_given_the_session(twin: Twin) -> None:
     async def register(session: Any, name: str) -> Author:
         author = Author(name=name)
         session.add(author)
@@ -437,13 +437,13 @@ def test_services_that_are_given_the_session(sqlite_twin: Twin) -> None:
         session.add(Book(title=title, author_id=author.id))
 
     async def story() -> None:
-        with silent(sqlite_twin.factory, sessions=1, statements=3):
-            async with beginning(sqlite_twin) as session:
+        with silent(twin.factory, sessions=1, statements=3):
+            async with beginning(twin) as session:
                 ada, grace = await register(session, "Ada"), await register(session, "Grace")
                 await publish(session, ada, "Notes")
                 await publish(session, grace, "Compilers")
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 # What PostgreSQL alone can.

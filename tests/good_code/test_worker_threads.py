@@ -175,7 +175,7 @@ def test_requests_that_write_and_interleave_on_one_thread(twin: Twin) -> None:
 
 
 @pytest.mark.parametrize("threads", ["asyncio", "anyio"])
-def test_many_requests_on_the_threads_of_a_pool(sqlite_twin: Twin, threads: str) -> None:
+def test_many_requests_on_the_threads_of_a_pool(twin: Twin, threads: str) -> None:
     run: Run = asyncio.to_thread
     if threads == "anyio":
         pytest.importorskip("anyio")
@@ -183,29 +183,29 @@ def test_many_requests_on_the_threads_of_a_pool(sqlite_twin: Twin, threads: str)
 
     async def requests() -> None:
         await asyncio.gather(
-            *(serve(run, partial(closed_in_the_end, sqlite_twin), read, read) for _ in range(20))
+            *(serve(run, partial(closed_in_the_end, twin), read, read) for _ in range(20))
         )
 
     async def story() -> None:
-        await keep(sqlite_twin, *authors(1))
-        with silent(sqlite_twin.factory, sessions=20):
+        await keep(twin, *authors(1))
+        with silent(twin.factory, sessions=20):
             asyncio.run(requests())
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_a_session_that_is_opened_on_the_event_loop_and_used_in_a_thread(sqlite_twin: Twin) -> None:
+def test_a_session_that_is_opened_on_the_event_loop_and_used_in_a_thread(twin: Twin) -> None:
     async def request() -> None:
-        with sqlite_twin.factory() as session:
+        with twin.factory() as session:
             assert await asyncio.to_thread(read, session) == ["author 0"]
             assert await asyncio.to_thread(write, session) == "author 0"
 
     async def story() -> None:
-        await keep(sqlite_twin, *authors(1))
-        with silent(sqlite_twin.factory, sessions=1):
+        await keep(twin, *authors(1))
+        with silent(twin.factory, sessions=1):
             asyncio.run(request())
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 def test_a_pool_whose_every_job_has_a_session_of_its_own(twin: Twin) -> None:

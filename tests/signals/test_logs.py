@@ -322,12 +322,10 @@ def finding(site: CallSite | None, **options: Any) -> Finding:
 
 
 @pytest.mark.parametrize("severity", ["info", "warning", "error"])
-def test_a_finding_is_logged_at_its_severity(sqlite_twin: Twin, severity: str) -> None:
+def test_a_finding_is_logged_at_its_severity(twin: Twin, severity: str) -> None:
     async def story() -> None:
-        with capture(
-            sqlite_twin.factory, log_level="info", detectors=(Remark(severity),)
-        ) as captured:
-            async with sqlite_twin.session() as session:
+        with capture(twin.factory, log_level="info", detectors=(Remark(severity),)) as captured:
+            async with twin.session() as session:
                 session.add_all(authors(1))
                 await session.flush()
                 await session.rollback()
@@ -337,7 +335,7 @@ def test_a_finding_is_logged_at_its_severity(sqlite_twin: Twin, severity: str) -
         ]
         assert captured.logs[1]["findings"] == ["a-remark"]
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 def closing(captured: Any) -> list[tuple[str, str]]:
@@ -379,31 +377,29 @@ def test_a_closed_session_is_worth_telling_when_it_did_something(twin: Twin) -> 
     twin.run(story)
 
 
-def test_a_session_that_was_slow_is_worth_telling(sqlite_twin: Twin) -> None:
+def test_a_session_that_was_slow_is_worth_telling(twin: Twin) -> None:
     async def story() -> None:
-        with capture(sqlite_twin.factory, slow_session_seconds=0.01) as captured:
-            async with sqlite_twin.session() as session:
+        with capture(twin.factory, slow_session_seconds=0.01) as captured:
+            async with twin.session() as session:
                 await session.scalars(select(Author))
                 time.sleep(0.02)
         assert closing(captured) == [("info", "closed")]
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_an_exporter_gets_the_levels_it_asks_for(sqlite_twin: Twin) -> None:
+def test_an_exporter_gets_the_levels_it_asks_for(twin: Twin) -> None:
     async def story() -> None:
         for level in ("debug", "info", "warning", "error"):
-            with capture(
-                sqlite_twin.factory, log_level=level, detectors=(Remark("warning"),)
-            ) as captured:
-                async with sqlite_twin.session() as session:
+            with capture(twin.factory, log_level=level, detectors=(Remark("warning"),)) as captured:
+                async with twin.session() as session:
                     session.add_all(authors(1))
                     await session.flush()
                     await session.rollback()
             said[level] = [event["event"] for event in captured.logs]
 
     said: dict[str, list[str]] = {}
-    sqlite_twin.run(story)
+    twin.run(story)
     assert said == {
         "debug": [
             "session.opened",
@@ -471,17 +467,17 @@ def test_where_nothing_is_recorded_no_span_is_named(twin: Twin, recording: bool)
     assert [key for event in said for key in event if key in ("trace_id", "span_id")] == []
 
 
-def test_an_event_says_when_it_was_logged(sqlite_twin: Twin) -> None:
+def test_an_event_says_when_it_was_logged(twin: Twin) -> None:
     async def story() -> None:
-        with capture(sqlite_twin.factory) as captured:
-            async with sqlite_twin.session():
+        with capture(twin.factory) as captured:
+            async with twin.session():
                 pass
         times = [datetime.fromisoformat(event["timestamp"]) for event in captured.logs]
         moments = [began, *times, datetime.now(UTC)]
         assert moments == sorted(moments)
 
     began = datetime.now(UTC)
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 def test_a_timestamp_is_in_utc_and_to_the_microsecond() -> None:
@@ -653,12 +649,10 @@ def test_a_loop_of_findings_is_logged_once_and_counted_each_time(twin: Twin) -> 
     twin.run(story)
 
 
-def test_a_repeat_after_a_while_says_how_many_were_held_back(sqlite_twin: Twin) -> None:
+def test_a_repeat_after_a_while_says_how_many_were_held_back(twin: Twin) -> None:
     async def story() -> None:
-        with capture(
-            sqlite_twin.factory, log_level="warning", repeat_finding_seconds=1.0
-        ) as captured:
-            async with sqlite_twin.session() as session:
+        with capture(twin.factory, log_level="warning", repeat_finding_seconds=1.0) as captured:
+            async with twin.session() as session:
                 session.add_all(authors(4))
                 await session.commit()
                 found = (await session.scalars(select(Author))).all()
@@ -670,7 +664,7 @@ def test_a_repeat_after_a_while_says_how_many_were_held_back(sqlite_twin: Twin) 
         assert [event["suppressed"] for event in captured.logs] == [0, 2]
         assert len(captured.findings) == 4
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 def test_a_finding_that_is_taken_back_is_logged_as_that(twin: Twin) -> None:
@@ -700,27 +694,27 @@ def test_a_finding_that_is_taken_back_is_logged_as_that(twin: Twin) -> None:
     twin.run(story)
 
 
-def test_a_retraction_is_logged_though_the_finding_was_held_back(sqlite_twin: Twin) -> None:
+def test_a_retraction_is_logged_though_the_finding_was_held_back(twin: Twin) -> None:
     async def story() -> None:
-        with capture(sqlite_twin.factory, detectors=(Fickle(),)) as captured:
+        with capture(twin.factory, detectors=(Fickle(),)) as captured:
             for _ in range(3):
-                async with sqlite_twin.session() as session:
+                async with twin.session() as session:
                     await session.scalars(select(Author))
         events = [event["event"] for event in captured.logs]
         assert (events.count("finding"), events.count("finding.retracted")) == (1, 3)
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_nobody_hears_of_a_retraction_who_wants_warnings_alone(sqlite_twin: Twin) -> None:
+def test_nobody_hears_of_a_retraction_who_wants_warnings_alone(twin: Twin) -> None:
     async def story() -> None:
-        with capture(sqlite_twin.factory, log_level="warning", detectors=(Fickle(),)) as captured:
-            async with sqlite_twin.session() as session:
+        with capture(twin.factory, log_level="warning", detectors=(Fickle(),)) as captured:
+            async with twin.session() as session:
                 await session.scalars(select(Author))
         assert [event["event"] for event in captured.logs] == ["finding"]
         assert len(captured.retractions) == 1
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 async def write_and_read(twin: Twin) -> None:
@@ -744,11 +738,11 @@ EVENTS = [
 
 
 def test_a_configured_structlog_renders_the_events(
-    sqlite_twin: Twin, capsys: pytest.CaptureFixture[str]
+    twin: Twin, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async def story() -> None:
-        with instrument(sqlite_twin.factory, exporter=Exporter()):
-            await write_and_read(sqlite_twin)
+        with instrument(twin.factory, exporter=Exporter()):
+            await write_and_read(twin)
 
     stream = io.StringIO()
     structlog.configure(
@@ -761,7 +755,7 @@ def test_a_configured_structlog_renders_the_events(
         cache_logger_on_first_use=False,
     )
     with structlog.contextvars.bound_contextvars(request="7"):
-        sqlite_twin.run(story)
+        twin.run(story)
     said = [json.loads(line) for line in stream.getvalue().splitlines()]
     assert [(event["level"], event["event"]) for event in said] == EVENTS
     assert {event["request"] for event in said} == {"7"}
@@ -784,10 +778,10 @@ def test_a_configured_structlog_renders_the_events(
     assert (captured.out, captured.err) == ("", "")
 
 
-def test_a_structlog_that_filters_gets_no_more_than_it_takes(sqlite_twin: Twin) -> None:
+def test_a_structlog_that_filters_gets_no_more_than_it_takes(twin: Twin) -> None:
     async def story() -> None:
-        with instrument(sqlite_twin.factory, exporter=Exporter(on_log=exported.append)):
-            await write_and_read(sqlite_twin)
+        with instrument(twin.factory, exporter=Exporter(on_log=exported.append)):
+            await write_and_read(twin)
 
     exported: list[LogEvent] = []
     entries = LogCapture()
@@ -796,7 +790,7 @@ def test_a_structlog_that_filters_gets_no_more_than_it_takes(sqlite_twin: Twin) 
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         cache_logger_on_first_use=False,
     )
-    sqlite_twin.run(story)
+    twin.run(story)
     assert [(one["log_level"], one["event"]) for one in entries.entries] == [
         ("info", "session.closed")
     ]
@@ -816,10 +810,10 @@ def test_a_structlog_that_filters_gets_no_more_than_it_takes(sqlite_twin: Twin) 
         structlog.make_filtering_bound_logger(logging.DEBUG),
     ],
 )
-def test_each_kind_of_bound_logger_takes_the_events(sqlite_twin: Twin, wrapper_class: type) -> None:
+def test_each_kind_of_bound_logger_takes_the_events(twin: Twin, wrapper_class: type) -> None:
     async def story() -> None:
-        with instrument(sqlite_twin.factory, exporter=Exporter()):
-            await write_and_read(sqlite_twin)
+        with instrument(twin.factory, exporter=Exporter()):
+            await write_and_read(twin)
 
     entries = LogCapture()
     structlog.configure(
@@ -831,7 +825,7 @@ def test_each_kind_of_bound_logger_takes_the_events(sqlite_twin: Twin, wrapper_c
     logger = logging.getLogger("session_tracer")
     logger.setLevel(logging.DEBUG)
     try:
-        sqlite_twin.run(story)
+        twin.run(story)
     finally:
         logger.setLevel(logging.NOTSET)
     assert [(one["log_level"], one["event"]) for one in entries.entries] == EVENTS
@@ -932,14 +926,14 @@ def test_a_structlog_that_nobody_configured_says_nothing_and_stays_so(
     assert (captured.out, captured.err) == ("", "")
 
 
-def test_a_structlog_that_is_configured_later_gets_what_comes_after(sqlite_twin: Twin) -> None:
+def test_a_structlog_that_is_configured_later_gets_what_comes_after(twin: Twin) -> None:
     async def story() -> None:
-        with instrument(sqlite_twin.factory, exporter=Exporter()):
-            await write_and_read(sqlite_twin)
+        with instrument(twin.factory, exporter=Exporter()):
+            await write_and_read(twin)
             structlog.configure(processors=[entries], cache_logger_on_first_use=False)
-            async with sqlite_twin.session():
+            async with twin.session():
                 pass
 
     entries = LogCapture()
-    sqlite_twin.run(story)
+    twin.run(story)
     assert [one["event"] for one in entries.entries] == ["session.opened", "session.closed"]

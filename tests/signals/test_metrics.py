@@ -204,10 +204,10 @@ def test_what_was_done_is_counted(twin: Twin, caplog: pytest.LogCaptureFixture) 
     }
 
 
-def test_durations_and_sizes_are_measured(sqlite_twin: Twin) -> None:
+def test_durations_and_sizes_are_measured(twin: Twin) -> None:
     async def story() -> None:
-        with instrument(sqlite_twin.factory, exporter=Exporter(meter_provider=measured.provider)):
-            async with sqlite_twin.session() as session:
+        with instrument(twin.factory, exporter=Exporter(meter_provider=measured.provider)):
+            async with twin.session() as session:
                 held = authors(3)
                 session.add_all(held)
                 await session.flush()
@@ -215,7 +215,7 @@ def test_durations_and_sizes_are_measured(sqlite_twin: Twin) -> None:
                 await session.commit()
 
     measured = Measurements()
-    sqlite_twin.run(story)
+    twin.run(story)
     (size,) = measured.points("sqlalchemy.session.identity_map.size").values()
     (statements,) = measured.points("sqlalchemy.session.statements").values()
     assert (size.sum, size.min, size.max) == (3, 3, 3)
@@ -262,15 +262,15 @@ def open_now(measured: Measurements) -> tuple[int, int]:
     return session["library",], transaction["library",]
 
 
-def test_the_oldest_grow_older_and_are_forgotten_when_they_end(sqlite_twin: Twin) -> None:
+def test_the_oldest_grow_older_and_are_forgotten_when_they_end(twin: Twin) -> None:
     async def story() -> None:
-        with instrument(sqlite_twin.factory, exporter=Exporter(meter_provider=measured.provider)):
-            old = sqlite_twin.session()
+        with instrument(twin.factory, exporter=Exporter(meter_provider=measured.provider)):
+            old = twin.session()
             ages.append(oldest(measured))
             await old.scalars(select(Author))
             ages.append(oldest(measured))
             made_at = time.perf_counter()
-            young = sqlite_twin.session()
+            young = twin.session()
             await young.scalars(select(Author))
             ages.append(oldest(measured))
             await old.close()
@@ -282,7 +282,7 @@ def test_the_oldest_grow_older_and_are_forgotten_when_they_end(sqlite_twin: Twin
 
     measured = Measurements()
     ages: list[tuple[float, float]] = []
-    sqlite_twin.run(story)
+    twin.run(story)
     unused, begun, both, young, nothing = ages
     assert unused[0] > 0
     assert unused[1] == 0
@@ -299,12 +299,12 @@ def oldest(measured: Measurements) -> tuple[float, float]:
     return session, transaction
 
 
-def test_an_abandoned_session_is_open_no_longer(sqlite_twin: Twin) -> None:
+def test_an_abandoned_session_is_open_no_longer(twin: Twin) -> None:
     async def story() -> None:
         with instrument(
-            sqlite_twin.factory, name="library", exporter=Exporter(meter_provider=measured.provider)
+            twin.factory, name="library", exporter=Exporter(meter_provider=measured.provider)
         ) as instrumentation:
-            session = sqlite_twin.session()
+            session = twin.session()
             session.sync_session.begin()
             assert open_now(measured) == (1, 1)
             del session
@@ -315,13 +315,13 @@ def test_an_abandoned_session_is_open_no_longer(sqlite_twin: Twin) -> None:
         assert measured.totals("sqlalchemy.transaction.duration") == {("library", "abandoned"): 1}
 
     measured = Measurements()
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_entities_beyond_the_limit_are_one(sqlite_twin: Twin) -> None:
+def test_entities_beyond_the_limit_are_one(twin: Twin) -> None:
     async def story() -> None:
         exporter = Exporter(meter_provider=measured.provider)
-        with instrument(sqlite_twin.factory, exporter=exporter, max_entities=2):
+        with instrument(twin.factory, exporter=exporter, max_entities=2):
             for added in (
                 authors(1, books_each=1),
                 [Letter(author_id=1), Letter(author_id=1)],
@@ -329,12 +329,12 @@ def test_entities_beyond_the_limit_are_one(sqlite_twin: Twin) -> None:
                 [Map(scale=1)],
                 [Author(name="another")],
             ):
-                async with sqlite_twin.session() as session:
+                async with twin.session() as session:
                     session.add_all(added)
                     await session.commit()
 
     measured = Measurements()
-    sqlite_twin.run(story)
+    twin.run(story)
     totals = measured.totals("sqlalchemy.session.objects")
     assert {labels: number for labels, number in totals.items() if "new" in labels} == {
         ("default", "Author", "new"): 2,
@@ -343,21 +343,19 @@ def test_entities_beyond_the_limit_are_one(sqlite_twin: Twin) -> None:
     }
 
 
-def test_tables_beyond_the_limit_are_one_and_count_apart_from_entities(sqlite_twin: Twin) -> None:
+def test_tables_beyond_the_limit_are_one_and_count_apart_from_entities(twin: Twin) -> None:
     async def story() -> None:
         exporter = Exporter(meter_provider=measured.provider)
-        with instrument(
-            sqlite_twin.factory, exporter=exporter, max_entities=2, statement_spans=True
-        ):
+        with instrument(twin.factory, exporter=exporter, max_entities=2, statement_spans=True):
             for entity in (Author, Book, Letter, Item, Author):
-                async with sqlite_twin.session() as session:
+                async with twin.session() as session:
                     await session.scalars(select(entity))
-            async with sqlite_twin.session() as session:
+            async with twin.session() as session:
                 session.add_all(authors(1))
                 await session.commit()
 
     measured = Measurements()
-    sqlite_twin.run(story)
+    twin.run(story)
     counts: dict[tuple[object, ...], int] = {}
     for point in measured.collect()["db.client.operation.duration"].data.data_points:
         attributes = dict(point.attributes or {})
@@ -456,13 +454,11 @@ def test_two_factories_share_a_provider_under_their_own_names(
     assert [r.getMessage() for r in caplog.records if r.name.startswith("opentelemetry")] == []
 
 
-def test_totals_go_on_where_they_were(sqlite_twin: Twin, caplog: pytest.LogCaptureFixture) -> None:
+def test_totals_go_on_where_they_were(twin: Twin, caplog: pytest.LogCaptureFixture) -> None:
     async def story() -> None:
         for round_ in range(1, 4):
-            with instrument(
-                sqlite_twin.factory, exporter=Exporter(meter_provider=measured.provider)
-            ):
-                async with sqlite_twin.session() as session:
+            with instrument(twin.factory, exporter=Exporter(meter_provider=measured.provider)):
+                async with twin.session() as session:
                     session.add_all([Author(name=f"author {round_}")])
                     await session.commit()
                 assert measured.totals("sqlalchemy.session.open") == {("default",): 0}
@@ -476,15 +472,15 @@ def test_totals_go_on_where_they_were(sqlite_twin: Twin, caplog: pytest.LogCaptu
             assert measured.totals("sqlalchemy.session.open") == {}
 
     measured = Measurements()
-    sqlite_twin.run(story)
+    twin.run(story)
     assert [r.getMessage() for r in caplog.records if r.name.startswith("opentelemetry")] == []
 
 
-def test_a_reader_of_differences_gets_differences(sqlite_twin: Twin) -> None:
+def test_a_reader_of_differences_gets_differences(twin: Twin) -> None:
     async def story() -> None:
-        with instrument(sqlite_twin.factory, exporter=Exporter(meter_provider=measured.provider)):
+        with instrument(twin.factory, exporter=Exporter(meter_provider=measured.provider)):
             for round_ in range(3):
-                async with sqlite_twin.session() as session:
+                async with twin.session() as session:
                     session.add_all([Author(name=f"{round_} {one}") for one in range(round_ + 1)])
                     await session.commit()
                 said.append(measured.totals("sqlalchemy.session.objects"))
@@ -492,7 +488,7 @@ def test_a_reader_of_differences_gets_differences(sqlite_twin: Twin) -> None:
     delta = AggregationTemporality.DELTA
     measured = Measurements(preferred_temporality={ObservableCounter: delta})
     said: list[dict[Any, Any]] = []
-    sqlite_twin.run(story)
+    twin.run(story)
     assert said == [{("default", "Author", "new"): count} for count in (1, 2, 3)]
 
 
@@ -602,11 +598,11 @@ def test_an_unsampled_session_has_no_exemplar(twin: Twin) -> None:
     ] == []
 
 
-def test_a_provider_is_not_kept_alive(sqlite_twin: Twin) -> None:
+def test_a_provider_is_not_kept_alive(twin: Twin) -> None:
     def use() -> weakref.ref[MeterProvider]:
         measured = Measurements()
-        with instrument(sqlite_twin.factory, exporter=Exporter(meter_provider=measured.provider)):
-            sqlite_twin.session()
+        with instrument(twin.factory, exporter=Exporter(meter_provider=measured.provider)):
+            twin.session()
         measured.provider.shutdown()
         return weakref.ref(measured.provider)
 

@@ -544,20 +544,20 @@ class Kept(MetricExporter):
         """Nothing is held."""
 
 
-def test_what_waits_goes_out_when_the_provider_is_flushed_or_shut_down(sqlite_twin: Twin) -> None:
+def test_what_waits_goes_out_when_the_provider_is_flushed_or_shut_down(twin: Twin) -> None:
     async def story() -> None:
         for _ in range(3):
-            async with sqlite_twin.session() as session:
+            async with twin.session() as session:
                 session.add_all(authors(1))
                 await session.flush()
 
     kept = Kept()
     reader = PeriodicExportingMetricReader(kept, export_interval_millis=3_600_000)
     provider = sdk.MeterProvider([reader], shutdown_on_exit=False)
-    with instrument(sqlite_twin.factory, exporter=Exporter(meter_provider=provider)):
-        sqlite_twin.run(story)
+    with instrument(twin.factory, exporter=Exporter(meter_provider=provider)):
+        twin.run(story)
         provider.force_flush()
-        sqlite_twin.run(story)
+        twin.run(story)
     provider.shutdown()
     assert kept.counts == [3, 6]
 

@@ -12,39 +12,39 @@ from tests.stories import detached
 from tests.twins import SyncSession, Twin
 
 
-def test_a_detached_object_read_where_it_is_loaded(sqlite_twin: Twin) -> None:
+def test_a_detached_object_read_where_it_is_loaded(twin: Twin) -> None:
     async def story() -> None:
-        await keep(sqlite_twin, *authors(1, books_each=2))
-        with capture(sqlite_twin.factory) as told:
-            async with sqlite_twin.session() as session:
+        await keep(twin, *authors(1, books_each=2))
+        with capture(twin.factory) as told:
+            async with twin.session() as session:
                 query = select(Author).options(selectinload(Author.books))
                 author = (await session.scalars(query)).one()
             assert (author.name, len(author.books)) == ("author 0", 2)
         assert told.findings == []
         assert told.metrics.keys().isdisjoint({"sqlalchemy.lazy_loads", "sqlalchemy.findings"})
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_a_detached_object_merged_back_and_read(sqlite_twin: Twin) -> None:
+def test_a_detached_object_merged_back_and_read(twin: Twin) -> None:
     async def story() -> None:
-        await keep(sqlite_twin, *authors(1, books_each=2))
-        with capture(sqlite_twin.factory) as told:
-            author = await detached.closed(sqlite_twin, Author)
-            async with sqlite_twin.session() as session:
+        await keep(twin, *authors(1, books_each=2))
+        with capture(twin.factory) as told:
+            author = await detached.closed(twin, Author)
+            async with twin.session() as session:
                 merged = await session.merge(author)
                 assert len(await session.run_sync(lambda _: merged.books)) == 2
         assert told.findings == []
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_a_detached_object_added_back_and_read(sqlite_twin: Twin) -> None:
+def test_a_detached_object_added_back_and_read(twin: Twin) -> None:
     async def story() -> None:
-        await keep(sqlite_twin, *authors(1, books_each=2))
-        with capture(sqlite_twin.factory) as told:
-            author = await detached.expunged(sqlite_twin, Author)
-            async with sqlite_twin.session() as session:  # opened
+        await keep(twin, *authors(1, books_each=2))
+        with capture(twin.factory) as told:
+            author = await detached.expunged(twin, Author)
+            async with twin.session() as session:  # opened
                 session.add(author)
                 assert len(await session.run_sync(lambda _: author.books)) == 2
             with pytest.raises(DetachedInstanceError):
@@ -54,47 +54,47 @@ def test_a_detached_object_added_back_and_read(sqlite_twin: Twin) -> None:
         assert (finding.session_id, finding.evidence["departure"]) == (second.id, "close")
         assert first.id != second.id
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_an_object_that_never_was_in_a_session(sqlite_twin: Twin) -> None:
+def test_an_object_that_never_was_in_a_session(twin: Twin) -> None:
     async def story() -> None:
-        with capture(sqlite_twin.factory) as told:
+        with capture(twin.factory) as told:
             author = Author(name="transient")
             assert f"{author.books}, {author.biography}" == "[], None"
-            async with sqlite_twin.session() as session:
+            async with twin.session() as session:
                 session.add(author)
                 session.expunge(author)
             assert author.letters.all() == []
         assert told.findings == []
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_a_load_that_somebody_forbade(sqlite_twin: Twin) -> None:
+def test_a_load_that_somebody_forbade(twin: Twin) -> None:
     async def story() -> None:
-        await keep(sqlite_twin, *authors(1, books_each=1))
-        with capture(sqlite_twin.factory) as told:
-            async with sqlite_twin.session() as session:
+        await keep(twin, *authors(1, books_each=1))
+        with capture(twin.factory) as told:
+            async with twin.session() as session:
                 query = select(Author).options(raiseload(Author.books))
                 author = (await session.scalars(query)).one()
                 with pytest.raises(InvalidRequestError):
                     detached.read_books(author)
         assert told.findings == []
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_an_object_of_a_session_that_nobody_traces(sqlite_twin: Twin) -> None:
+def test_an_object_of_a_session_that_nobody_traces(twin: Twin) -> None:
     async def story() -> None:
-        await keep(sqlite_twin, *authors(1, books_each=1))
-        untraced = type(sqlite_twin.factory)(sqlite_twin.engine)
-        with capture(sqlite_twin.factory) as told:
-            session = untraced() if sqlite_twin.is_async else SyncSession(untraced())
+        await keep(twin, *authors(1, books_each=1))
+        untraced = type(twin.factory)(twin.engine)
+        with capture(twin.factory) as told:
+            session = untraced() if twin.is_async else SyncSession(untraced())
             async with session:
                 author = (await session.scalars(select(Author))).one()
             with pytest.raises(DetachedInstanceError):
                 detached.read_books(author)
         assert (told.findings, told.facts, told.logs) == ([], [], [])
 
-    sqlite_twin.run(story)
+    twin.run(story)

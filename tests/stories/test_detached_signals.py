@@ -28,10 +28,10 @@ async def refused(twin: Twin, name: str = "default", **settings: Any) -> Capture
     return told
 
 
-def test_the_log_tells_it_all(sqlite_twin: Twin) -> None:
+def test_the_log_tells_it_all(twin: Twin) -> None:
     async def story() -> None:
-        await keep(sqlite_twin, *authors(1, books_each=1))
-        told = await refused(sqlite_twin, name="shop-db")
+        await keep(twin, *authors(1, books_each=1))
+        told = await refused(twin, name="shop-db")
         (finding,) = told.findings
         (event,) = [log for log in told.logs if log["event"] == "finding"]
         (span,) = [span for span in told.spans if span.name == "detached_load"]
@@ -66,14 +66,14 @@ def test_the_log_tells_it_all(sqlite_twin: Twin) -> None:
             "host": os.uname().nodename,
         }
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_the_metrics_count_every_one_and_the_log_says_it_once(sqlite_twin: Twin) -> None:
+def test_the_metrics_count_every_one_and_the_log_says_it_once(twin: Twin) -> None:
     async def story() -> None:
-        await keep(sqlite_twin, *authors(3, books_each=1))
-        with capture(sqlite_twin.factory, name="shop-db") as told:
-            async with sqlite_twin.session() as session:
+        await keep(twin, *authors(3, books_each=1))
+        with capture(twin.factory, name="shop-db") as told:
+            async with twin.session() as session:
                 found = (await session.scalars(select(Author))).all()
             for author in found:
                 with pytest.raises(DetachedInstanceError):
@@ -94,13 +94,13 @@ def test_the_metrics_count_every_one_and_the_log_says_it_once(sqlite_twin: Twin)
         )
         assert len([log for log in told.logs if log["event"] == "finding"]) == 1
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_the_span_is_linked_to_the_session_that_held_the_object(sqlite_twin: Twin) -> None:
+def test_the_span_is_linked_to_the_session_that_held_the_object(twin: Twin) -> None:
     async def story() -> None:
-        await keep(sqlite_twin, *authors(1, books_each=1))
-        told = await refused(sqlite_twin, name="shop-db")
+        await keep(twin, *authors(1, books_each=1))
+        told = await refused(twin, name="shop-db")
         (finding,) = told.findings
         (session,) = [span for span in told.spans if span.name == "session shop-db"]
         (span,) = [span for span in told.spans if span.name == "detached_load"]
@@ -115,7 +115,7 @@ def test_the_span_is_linked_to_the_session_that_held_the_object(sqlite_twin: Twi
         assert dict(span.attributes or {}) == {
             "sqlalchemy.session.id": finding.session_id,
             "sqlalchemy.session.name": "shop-db",
-            "sqlalchemy.session.async": sqlite_twin.is_async,
+            "sqlalchemy.session.async": twin.is_async,
             "sqlalchemy.entity": "Author",
             "sqlalchemy.attribute": "books",
             "error.type": ERROR,
@@ -138,14 +138,14 @@ def test_the_span_is_linked_to_the_session_that_held_the_object(sqlite_twin: Twi
             ("exception", {"exception.type": ERROR}),
         ]
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_the_session_that_held_the_object_may_still_be_open(sqlite_twin: Twin) -> None:
+def test_the_session_that_held_the_object_may_still_be_open(twin: Twin) -> None:
     async def story() -> None:
-        await keep(sqlite_twin, *authors(1, books_each=1))
-        with capture(sqlite_twin.factory) as told:
-            async with sqlite_twin.session() as session:
+        await keep(twin, *authors(1, books_each=1))
+        with capture(twin.factory) as told:
+            async with twin.session() as session:
                 author = (await session.scalars(select(Author))).one()
                 session.expunge(author)
                 with pytest.raises(DetachedInstanceError):
@@ -155,24 +155,24 @@ def test_the_session_that_held_the_object_may_still_be_open(sqlite_twin: Twin) -
         assert [link.context for link in span.links] == [origin.context]
         assert [finding.evidence["departure"] for finding in told.findings] == ["expunge"]
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_the_primary_key_is_named_only_when_asked_for(sqlite_twin: Twin) -> None:
+def test_the_primary_key_is_named_only_when_asked_for(twin: Twin) -> None:
     async def story() -> None:
-        await keep(sqlite_twin, Author(id=1234554321, name="author nobody may see"))
-        silent = await refused(sqlite_twin)
-        said = await refused(sqlite_twin, record_identity=True)
+        await keep(twin, Author(id=1234554321, name="author nobody may see"))
+        silent = await refused(twin)
+        said = await refused(twin, record_identity=True)
         assert "identity" not in silent.findings[0].evidence
         assert said.findings[0].evidence["identity"] == "1234554321"
         told = [silent.findings, silent.logs, *(span.to_json() for span in silent.spans)]
         assert "1234554321" not in str(told)
         assert "may see" not in str([told, said.findings, said.logs])
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_the_error_is_sqlalchemys_own(sqlite_twin: Twin) -> None:
+def test_the_error_is_sqlalchemys_own(twin: Twin) -> None:
     def raised(read: Any, entity: object) -> tuple[object, ...]:
         with pytest.raises(DetachedInstanceError) as caught:
             read(entity)
@@ -181,41 +181,41 @@ def test_the_error_is_sqlalchemys_own(sqlite_twin: Twin) -> None:
         return type(error), str(error), error.args, error.code, vars(error), frames
 
     async def story() -> None:
-        await keep(sqlite_twin, *authors(1, books_each=1))
+        await keep(twin, *authors(1, books_each=1))
         reads = (
             detached.read_books,
             detached.read_biography,
             detached.read_name,
             detached.read_letters,
         )
-        with capture(sqlite_twin.factory) as told:
-            author = await detached.expired_by_commit(sqlite_twin, Author)
+        with capture(twin.factory) as told:
+            author = await detached.expired_by_commit(twin, Author)
             traced = [raised(read, author) for read in reads]
         untraced = [raised(read, author) for read in reads]
         assert traced == untraced
         assert len(told.findings) == len(reads)
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 @pytest.mark.parametrize("is_async", [True], ids=["async"])
-def test_a_task_that_reads_what_another_loaded_is_the_reader(sqlite_twin: Twin) -> None:
+def test_a_task_that_reads_what_another_loaded_is_the_reader(twin: Twin) -> None:
     async def reader(author: Author) -> None:
         await asyncio.sleep(0)
         with pytest.raises(DetachedInstanceError):
             [author.books for _ in range(1)]  # read
 
     async def story() -> None:
-        await keep(sqlite_twin, *authors(1, books_each=1))
-        with capture(sqlite_twin.factory) as told:
-            author = await detached.closed(sqlite_twin, Author)
+        await keep(twin, *authors(1, books_each=1))
+        with capture(twin.factory) as told:
+            author = await detached.closed(twin, Author)
             await asyncio.gather(reader(author))
         assert [finding.site for finding in told.findings] == [marked(reader, "read")]
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_a_book_read_in_a_template_of_ones_own_names_that_line(sqlite_twin: Twin) -> None:
+def test_a_book_read_in_a_template_of_ones_own_names_that_line(twin: Twin) -> None:
     def sentence(books: list[Book]) -> str:
         return ", ".join(
             f"{book.title} by {book.author.name}"  # read
@@ -223,12 +223,12 @@ def test_a_book_read_in_a_template_of_ones_own_names_that_line(sqlite_twin: Twin
         )
 
     async def story() -> None:
-        await keep(sqlite_twin, *authors(1, books_each=2))
-        with capture(sqlite_twin.factory) as told:
-            async with sqlite_twin.session() as session:
+        await keep(twin, *authors(1, books_each=2))
+        with capture(twin.factory) as told:
+            async with twin.session() as session:
                 books = (await session.scalars(select(Book))).all()
             with pytest.raises(DetachedInstanceError):
                 sentence(list(books))
         assert [finding.site for finding in told.findings] == [marked(sentence, "read")]
 
-    sqlite_twin.run(story)
+    twin.run(story)

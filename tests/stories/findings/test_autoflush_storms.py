@@ -202,17 +202,17 @@ def read_at_two_lines(session: Session) -> None:
         read_at_two_lines,
     ],
 )
-def test_what_is_no_storm(sqlite_twin: Twin, how: Any) -> None:
+def test_what_is_no_storm(twin: Twin, how: Any) -> None:
     async def story() -> None:
-        await keep(sqlite_twin, *authors(3))
-        assert_found(await tell(sqlite_twin, how, autoflushes_from_one_site=2))
+        await keep(twin, *authors(3))
+        assert_found(await tell(twin, how, autoflushes_from_one_site=2))
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_a_session_that_does_not_autoflush(sqlite_twin: Twin) -> None:
+def test_a_session_that_does_not_autoflush(twin: Twin) -> None:
     async def story() -> None:
-        sqlite_twin.factory.configure(autoflush=False)
-        assert_found(await tell(sqlite_twin, add_and_get, autoflushes_from_one_site=2))
+        twin.factory.configure(autoflush=False)
+        assert_found(await tell(twin, add_and_get, autoflushes_from_one_site=2))
 
-    sqlite_twin.run(story)
+    twin.run(story)

@@ -170,13 +170,13 @@ async def have_a_sibling_that_fails(work: Story, twin: Twin) -> None:
     [be_timed_out, be_waited_for_in_vain, have_a_sibling_that_fails],
     ids=lambda story: story.__name__,
 )
-def test_each_way_a_task_is_cut_off(sqlite_twin: Twin, end: Callable[..., Any]) -> None:
+def test_each_way_a_task_is_cut_off(twin: Twin, end: Callable[..., Any]) -> None:
     async def story() -> None:
-        with capture(sqlite_twin.factory) as told:
-            await end(sleep_in_the_block, sqlite_twin)
+        with capture(twin.factory) as told:
+            await end(sleep_in_the_block, twin)
         assert_found(told, due(sleep_in_the_block, outcome="closed"))
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 # Amid a statement.
@@ -357,11 +357,11 @@ async def give_up_a_wait_within_the_block(twin: Twin, here: asyncio.Event) -> No
     ],
     ids=lambda story: story.__name__,
 )
-def test_a_task_that_is_cancelled_amid_no_transaction(sqlite_twin: Twin, work: Story) -> None:
+def test_a_task_that_is_cancelled_amid_no_transaction(twin: Twin, work: Story) -> None:
     async def story() -> None:
-        with capture(sqlite_twin.factory) as told:
-            await cancel(work, sqlite_twin)
+        with capture(twin.factory) as told:
+            await cancel(work, twin)
             assert len(told.sessions) == 1
         assert_found(told)
 
-    sqlite_twin.run(story)
+    twin.run(story)

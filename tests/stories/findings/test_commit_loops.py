@@ -83,14 +83,14 @@ def test_a_loop_that_commits(twin: Twin, loop: Callable[[Twin, int], Any]) -> No
 
 @pytest.mark.parametrize("loop", LOOPS, ids=lambda story: story.__name__)
 def test_a_loop_that_ends_before_the_threshold(
-    sqlite_twin: Twin, loop: Callable[[Twin, int], Any]
+    twin: Twin, loop: Callable[[Twin, int], Any]
 ) -> None:
     async def story() -> None:
-        with capture(sqlite_twin.factory, commits_from_one_site=4) as told:
-            await loop(sqlite_twin, 3)
+        with capture(twin.factory, commits_from_one_site=4) as told:
+            await loop(twin, 3)
         assert_found(told)
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 async def commit_once(twin: Twin) -> None:
@@ -167,15 +167,13 @@ GOOD = (
 
 
 @pytest.mark.parametrize("work", GOOD, ids=lambda story: story.__name__)
-def test_commits_that_are_no_loop_of_small_ones(
-    sqlite_twin: Twin, work: Callable[[Twin], Any]
-) -> None:
+def test_commits_that_are_no_loop_of_small_ones(twin: Twin, work: Callable[[Twin], Any]) -> None:
     async def story() -> None:
-        with capture(sqlite_twin.factory, commits_from_one_site=4, batch_commit_objects=5) as told:
-            await work(sqlite_twin)
+        with capture(twin.factory, commits_from_one_site=4, batch_commit_objects=5) as told:
+            await work(twin)
         assert_found(told)
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 # Savepoints.
@@ -229,25 +227,25 @@ async def begin_nested_in_each_transaction(twin: Twin) -> None:
                         session.add(Author(name=f"another {number}.{each}"))
 
 
-def test_savepoints_that_are_rolled_back_count_as_well(sqlite_twin: Twin) -> None:
+def test_savepoints_that_are_rolled_back_count_as_well(twin: Twin) -> None:
     async def story() -> None:
-        with capture(sqlite_twin.factory, savepoints_per_transaction=4) as told:
-            await roll_back_each_savepoint(sqlite_twin, 3)
+        with capture(twin.factory, savepoints_per_transaction=4) as told:
+            await roll_back_each_savepoint(twin, 3)
             assert_found(told)
-            await roll_back_each_savepoint(sqlite_twin, 4)
+            await roll_back_each_savepoint(twin, 4)
         assert [finding.id for finding in told.findings] == ["savepoint-churn"]
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_savepoints_below_the_threshold_in_each_transaction(sqlite_twin: Twin) -> None:
+def test_savepoints_below_the_threshold_in_each_transaction(twin: Twin) -> None:
     async def story() -> None:
-        with capture(sqlite_twin.factory, savepoints_per_transaction=4) as told:
-            await begin_nested_for_each(sqlite_twin, 3)
-            await begin_nested_in_each_transaction(sqlite_twin)
+        with capture(twin.factory, savepoints_per_transaction=4) as told:
+            await begin_nested_for_each(twin, 3)
+            await begin_nested_in_each_transaction(twin)
         assert_found(told)
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 # Two phases.

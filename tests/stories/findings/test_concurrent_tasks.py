@@ -266,10 +266,10 @@ async def gather_statements(session: AsyncSession) -> None:
     )
 
 
-def test_coroutines_of_the_sessions_own_that_are_gathered(sqlite_twin: Twin) -> None:
+def test_coroutines_of_the_sessions_own_that_are_gathered(twin: Twin) -> None:
     async def story() -> None:
-        with capture(sqlite_twin.factory) as told:
-            async with sqlite_twin.session() as session:
+        with capture(twin.factory) as told:
+            async with twin.session() as session:
                 await session.connection()
                 await gather_statements(session)
         (finding,) = told.findings
@@ -277,7 +277,7 @@ def test_coroutines_of_the_sessions_own_that_are_gathered(sqlite_twin: Twin) -> 
         assert finding.site == marked(gather_statements, "<- gathers")
         assert finding.evidence["in_use_at"] == str(finding.site)
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 # Beside it.
@@ -326,16 +326,16 @@ def test_tasks_that_wait_for_each_other(twin: Twin) -> None:
     twin.run(story)
 
 
-def test_a_stream_between_whose_rows_the_same_task_asks_for_more(sqlite_twin: Twin) -> None:
+def test_a_stream_between_whose_rows_the_same_task_asks_for_more(twin: Twin) -> None:
     async def story() -> None:
-        await keep(sqlite_twin, *authors(3))
-        with capture(sqlite_twin.factory) as told:
-            async with sqlite_twin.session() as session:
+        await keep(twin, *authors(3))
+        with capture(twin.factory) as told:
+            async with twin.session() as session:
                 async for author in await session.stream_scalars(select(Author)):
                     await session.get(Author, author.id + 100)
         assert_silent(told, sessions=1, statements=4)
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 def test_a_listener_that_uses_the_session_again(twin: Twin) -> None:

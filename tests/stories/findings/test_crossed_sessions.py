@@ -143,16 +143,16 @@ async def import_all(twin: Twin) -> int:
     return refused
 
 
-def test_a_loop_is_told_once(sqlite_twin: Twin) -> None:
+def test_a_loop_is_told_once(twin: Twin) -> None:
     async def story() -> None:
-        await keep(sqlite_twin, *authors(20))
-        with capture(sqlite_twin.factory) as told:
-            assert await import_all(sqlite_twin) == 20
+        await keep(twin, *authors(20))
+        with capture(twin.factory) as told:
+            assert await import_all(twin) == 20
         assert [(one.id, one.site) for one in told.findings] == [
             ("crossed-sessions", marked(import_all, "<- gives"))
         ]
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 # The other session.

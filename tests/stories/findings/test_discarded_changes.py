@@ -140,13 +140,13 @@ DISCARDED: dict[Callable[[Twin], Any], tuple[str | None, int, Evidence]] = {
 
 
 @pytest.mark.parametrize("discard", DISCARDED, ids=lambda story: story.__name__)
-def test_changes_that_are_discarded(sqlite_twin: Twin, discard: Callable[[Twin], Any]) -> None:
+def test_changes_that_are_discarded(twin: Twin, discard: Callable[[Twin], Any]) -> None:
     entity, count, evidence = DISCARDED[discard]
 
     async def story() -> None:
-        await keep(sqlite_twin, Essay(title="On leaving"), Essay(title="On arriving"))
-        with capture(sqlite_twin.factory) as told:
-            await discard(sqlite_twin)
+        await keep(twin, Essay(title="On leaving"), Essay(title="On arriving"))
+        with capture(twin.factory) as told:
+            await discard(twin)
         opened = marked(discard, "<- opened")
         assert_found(
             told,
@@ -154,7 +154,7 @@ def test_changes_that_are_discarded(sqlite_twin: Twin, discard: Callable[[Twin],
                 id="discarded-changes",
                 site=marked(discard, "<- closed"),
                 opened=opened,
-                remedy=f"{'await ' if sqlite_twin.is_async else ''}session.commit()  "
+                remedy=f"{'await ' if twin.is_async else ''}session.commit()  "
                 "# before the session is closed",
                 entity=entity,
                 count=count,
@@ -162,7 +162,7 @@ def test_changes_that_are_discarded(sqlite_twin: Twin, discard: Callable[[Twin],
             ),
         )
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 def sites(story: Callable[..., Any]) -> Evidence:
@@ -303,36 +303,36 @@ GOOD: tuple[Callable[[Twin], Any], ...] = (
 
 @pytest.mark.parametrize("leave", GOOD, ids=lambda story: story.__name__)
 def test_a_session_that_is_closed_with_nothing_to_lose(
-    sqlite_twin: Twin, leave: Callable[[Twin], Any]
+    twin: Twin, leave: Callable[[Twin], Any]
 ) -> None:
     async def story() -> None:
-        await keep(sqlite_twin, Essay(title="On leaving"))
-        with capture(sqlite_twin.factory) as told:
-            await leave(sqlite_twin)
+        await keep(twin, Essay(title="On leaving"))
+        with capture(twin.factory) as told:
+            await leave(twin)
             assert len(told.sessions) == 1
         assert_found(told)
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 @only_sync
-def test_a_generator_that_is_closed_early_discards_on_purpose(sqlite_twin: Twin) -> None:
+def test_a_generator_that_is_closed_early_discards_on_purpose(twin: Twin) -> None:
     def names() -> Iterator[str]:
-        with sqlite_twin.factory() as session:
+        with twin.factory() as session:
             for name in ("Ada", "Grace"):
                 session.add(Author(name=name))
                 session.flush()
                 yield name
 
     async def story() -> None:
-        with capture(sqlite_twin.factory) as told:
+        with capture(twin.factory) as told:
             generator: Any = names()
             assert next(generator) == "Ada"
             generator.close()
             assert len(told.sessions) == 1
         assert_found(told)
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 # Two phases.

@@ -77,11 +77,11 @@ def test_who_holds_the_connections_is_told(twin: Twin) -> None:
     twin.run(story)
 
 
-def test_every_holder_is_told(sqlite_twin: Twin) -> None:
+def test_every_holder_is_told(twin: Twin) -> None:
     async def story() -> None:
-        await shrink_pool(sqlite_twin, 3)
-        with capture(sqlite_twin.factory) as told:
-            sessions = [sqlite_twin.session() for _ in range(4)]
+        await shrink_pool(twin, 3)
+        with capture(twin.factory) as told:
+            sessions = [twin.session() for _ in range(4)]
             for session in sessions[:3]:
                 await session.connection()
             with pytest.raises(PoolTimeoutError):
@@ -92,18 +92,18 @@ def test_every_holder_is_told(sqlite_twin: Twin) -> None:
         assert (found.id, found.count, len(found.evidence["holders"])) == ("pool-exhausted", 3, 3)
         assert [one.id for one in told.findings[:-1]] == ["nested-sessions"] * 2
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_a_holder_that_is_no_session_is_said_to_be_one(sqlite_twin: Twin) -> None:
+def test_a_holder_that_is_no_session_is_said_to_be_one(twin: Twin) -> None:
     async def story() -> None:
-        await shrink_pool(sqlite_twin)
-        connecting: Any = sqlite_twin.engine.connect()
-        connection = await connecting if sqlite_twin.is_async else connecting
-        with capture(sqlite_twin.factory) as told, pytest.raises(PoolTimeoutError):
-            await wait_in_vain(sqlite_twin)
+        await shrink_pool(twin)
+        connecting: Any = twin.engine.connect()
+        connection = await connecting if twin.is_async else connecting
+        with capture(twin.factory) as told, pytest.raises(PoolTimeoutError):
+            await wait_in_vain(twin)
         closing = connection.close()
-        if sqlite_twin.is_async:
+        if twin.is_async:
             await closing
         assert_found(
             told,
@@ -117,11 +117,11 @@ def test_a_holder_that_is_no_session_is_said_to_be_one(sqlite_twin: Twin) -> Non
             ),
         )
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 @only_sync
-def test_a_connection_that_comes_free_in_time_is_no_exhaustion(sqlite_twin: Twin) -> None:
+def test_a_connection_that_comes_free_in_time_is_no_exhaustion(twin: Twin) -> None:
     ready = threading.Event()
 
     def hold_a_little(factory: Any) -> None:
@@ -130,25 +130,25 @@ def test_a_connection_that_comes_free_in_time_is_no_exhaustion(sqlite_twin: Twin
             ready.set()
 
     async def story() -> None:
-        await shrink_pool(sqlite_twin, timeout=20)
-        with capture(sqlite_twin.factory) as told:
-            other = threading.Thread(target=hold_a_little, args=(sqlite_twin.factory,))
+        await shrink_pool(twin, timeout=20)
+        with capture(twin.factory) as told:
+            other = threading.Thread(target=hold_a_little, args=(twin.factory,))
             other.start()
             ready.wait(10)
-            await wait_in_vain(sqlite_twin)
+            await wait_in_vain(twin)
             other.join()
         assert_found(told)
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_a_timeout_of_something_else_is_none_of_the_pools(sqlite_twin: Twin) -> None:
+def test_a_timeout_of_something_else_is_none_of_the_pools(twin: Twin) -> None:
     async def story() -> None:
-        with capture(sqlite_twin.factory) as told:
-            async with sqlite_twin.session() as session:
+        with capture(twin.factory) as told:
+            async with twin.session() as session:
                 await session.connection()
                 with pytest.raises(PoolTimeoutError):
                     raise PoolTimeoutError("somebody else's")
         assert_found(told)
 
-    sqlite_twin.run(story)
+    twin.run(story)

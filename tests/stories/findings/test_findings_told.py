@@ -82,12 +82,12 @@ INNERMOST = {
 
 
 @pytest.mark.parametrize("err", INNERMOST)
-def test_a_finding_is_an_event_of_the_innermost_span(sqlite_twin: Twin, err: Any) -> None:
+def test_a_finding_is_an_event_of_the_innermost_span(twin: Twin, err: Any) -> None:
     id_, innermost = INNERMOST[err]
 
     async def story() -> None:
-        with capture(sqlite_twin.factory, name="shop-db") as told, held_elsewhere() as author:
-            async with sqlite_twin.session() as session:
+        with capture(twin.factory, name="shop-db") as told, held_elsewhere() as author:
+            async with twin.session() as session:
                 await err(session, author)
         events = [
             (span.name, event.attributes["sqlalchemy.finding.id"])
@@ -98,7 +98,7 @@ def test_a_finding_is_an_event_of_the_innermost_span(sqlite_twin: Twin, err: Any
         assert events == [(innermost, id_)]
         assert told.metrics.get("session_tracer.errors", []) == []
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 async def crossed(twin: Twin, **settings: Any) -> tuple[Captured, list[Finding]]:
@@ -155,27 +155,27 @@ def test_every_signal_tells_of_a_finding(twin: Twin) -> None:
 
 
 @pytest.mark.parametrize("severity", ["info", "warning", "error"])
-def test_a_finding_is_logged_at_its_severity(sqlite_twin: Twin, severity: str) -> None:
+def test_a_finding_is_logged_at_its_severity(twin: Twin, severity: str) -> None:
     async def story() -> None:
-        told, _ = await crossed(sqlite_twin, severities={"crossed-sessions": severity})
+        told, _ = await crossed(twin, severities={"crossed-sessions": severity})
         (log,) = [log for log in told.logs if log["event"] == "finding"]
         assert (log["level"], log["severity"]) == (severity, severity)
         (counted,) = told.metrics["sqlalchemy.findings"]
         assert counted.attributes["sqlalchemy.finding.severity"] == severity
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_a_finding_that_is_ignored_is_in_no_signal(sqlite_twin: Twin) -> None:
+def test_a_finding_that_is_ignored_is_in_no_signal(twin: Twin) -> None:
     async def story() -> None:
-        told, heard = await crossed(sqlite_twin, ignore={"crossed-sessions"})
+        told, heard = await crossed(twin, ignore={"crossed-sessions"})
         assert (told.findings, heard) == ([], [])
         assert [log for log in told.logs if log["event"] == "finding"] == []
         assert "sqlalchemy.findings" not in told.metrics
         assert [event for span in told.spans for event in span.events] == []
         assert told.sessions[0].findings == ()
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 # Repeats.
@@ -204,22 +204,22 @@ async def err(twin: Twin, times: int, line: int = 1) -> None:
 
 
 def test_repeats_are_summed_up_in_the_log_and_counted_one_by_one(
-    sqlite_twin: Twin, monkeypatch: pytest.MonkeyPatch
+    twin: Twin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock()
     monkeypatch.setattr(logs, "Repeats", partial(logs.Repeats, clock=clock))
 
     async def story() -> None:
-        await keep(sqlite_twin, *authors(1))
-        with capture(sqlite_twin.factory) as told:
-            await err(sqlite_twin, 5)
-            await err(sqlite_twin, 2, line=2)
+        await keep(twin, *authors(1))
+        with capture(twin.factory) as told:
+            await err(twin, 5)
+            await err(twin, 2, line=2)
             clock.now += 59
-            await err(sqlite_twin, 3)
+            await err(twin, 3)
             clock.now += 1
-            await err(sqlite_twin, 2)
+            await err(twin, 2)
             clock.now += 60
-            await err(sqlite_twin, 1)
+            await err(twin, 1)
         one, another = str(marked(err, "<- one")), str(marked(err, "<- another"))
         assert [
             (log["site"], log["suppressed"]) for log in told.logs if log["event"] == "finding"
@@ -231,28 +231,28 @@ def test_repeats_are_summed_up_in_the_log_and_counted_one_by_one(
         assert len([event for event in events if event.name == "sqlalchemy.finding"]) == 13
         assert [len(summary.findings) for summary in told.sessions] == [1] * 13
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_each_tracer_sums_up_for_itself(sqlite_twin: Twin) -> None:
+def test_each_tracer_sums_up_for_itself(twin: Twin) -> None:
     async def story() -> None:
-        await keep(sqlite_twin, *authors(1))
-        with capture(sqlite_twin.factory) as first:
-            await err(sqlite_twin, 3)
-            with capture(sqlite_twin.factory) as second:
-                await err(sqlite_twin, 2)
+        await keep(twin, *authors(1))
+        with capture(twin.factory) as first:
+            await err(twin, 3)
+            with capture(twin.factory) as second:
+                await err(twin, 2)
         for told, number in ((first, 5), (second, 2)):
             said = [log["suppressed"] for log in told.logs if log["event"] == "finding"]
             assert (said, len(told.findings)) == ([0], number)
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_a_loop_within_a_session_is_one_finding_with_its_number(sqlite_twin: Twin) -> None:
+def test_a_loop_within_a_session_is_one_finding_with_its_number(twin: Twin) -> None:
     async def story() -> None:
-        await keep(sqlite_twin, *authors(20, books_each=1))
-        with capture(sqlite_twin.factory) as told:
-            async with sqlite_twin.session() as session:
+        await keep(twin, *authors(20, books_each=1))
+        with capture(twin.factory) as told:
+            async with twin.session() as session:
                 found = (await session.scalars(select(Author))).all()
                 await session.run_sync(lambda _: [author.books for author in found])
         (finding,) = told.findings
@@ -261,4 +261,4 @@ def test_a_loop_within_a_session_is_one_finding_with_its_number(sqlite_twin: Twi
         assert counted.value == 1
         assert told.sessions[0].lazy_loads == {"relationship": 20}
 
-    sqlite_twin.run(story)
+    twin.run(story)

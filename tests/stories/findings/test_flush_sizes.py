@@ -106,15 +106,15 @@ def test_a_flush_of_very_many_objects(twin: Twin, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", LARGE)
-def test_a_flush_of_one_fewer(sqlite_twin: Twin, kind: str) -> None:
+def test_a_flush_of_one_fewer(twin: Twin, kind: str) -> None:
     how = LARGE[kind][0]
 
     async def story() -> None:
-        await keep(sqlite_twin, *authors(0 if kind == "INSERT" else 4))
+        await keep(twin, *authors(0 if kind == "INSERT" else 4))
         limit = 5 if kind == "all of it" else 4
-        assert_found(await tell(sqlite_twin, how, large_flush_objects=limit))
+        assert_found(await tell(twin, how, large_flush_objects=limit))
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 ROWS = [{"id": number, "name": f"Dr. {number}"} for number in (1, 2, 3, 4)]
@@ -152,13 +152,13 @@ def change_nothing(session: Session) -> None:
 
 
 @pytest.mark.parametrize("how", [flush_each, change_nothing])
-def test_flushes_that_are_not_large(sqlite_twin: Twin, how: Any) -> None:
+def test_flushes_that_are_not_large(twin: Twin, how: Any) -> None:
     async def story() -> None:
         if how is change_nothing:
-            await keep(sqlite_twin, *authors(4))
-        assert_found(await tell(sqlite_twin, how, large_flush_objects=1))
+            await keep(twin, *authors(4))
+        assert_found(await tell(twin, how, large_flush_objects=1))
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 # unchanged-dirty
@@ -220,11 +220,11 @@ UNCHANGED: dict[str, tuple[Any, str, str | None, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("what", UNCHANGED)
-def test_objects_that_are_assigned(sqlite_twin: Twin, what: str) -> None:
+def test_objects_that_are_assigned(twin: Twin, what: str) -> None:
     how, entity, attribute, evidence = UNCHANGED[what]
 
     async def story() -> None:
-        await keep(sqlite_twin, *authors(3, books_each=1))
+        await keep(twin, *authors(3, books_each=1))
         due = Due(
             id="unchanged-dirty",
             site=marked(how, "<- flushed"),
@@ -236,10 +236,10 @@ def test_objects_that_are_assigned(sqlite_twin: Twin, what: str) -> None:
             count=3,
             evidence={"unchanged": {entity: 3}, **evidence},
         )
-        assert_found(await tell(sqlite_twin, how, unchanged_dirty_objects=3), due)
-        assert_found(await tell(sqlite_twin, how, unchanged_dirty_objects=4))
+        assert_found(await tell(twin, how, unchanged_dirty_objects=3), due)
+        assert_found(await tell(twin, how, unchanged_dirty_objects=4))
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 def assign_only_what_differs(session: Session) -> None:
@@ -292,9 +292,9 @@ def assign_in_several_flushes(session: Session) -> None:
         assign_in_several_flushes,
     ],
 )
-def test_objects_that_are_not_unchanged(sqlite_twin: Twin, how: Any) -> None:
+def test_objects_that_are_not_unchanged(twin: Twin, how: Any) -> None:
     async def story() -> None:
-        await keep(sqlite_twin, *authors(3))
-        assert_found(await tell(sqlite_twin, how, unchanged_dirty_objects=2))
+        await keep(twin, *authors(3))
+        assert_found(await tell(twin, how, unchanged_dirty_objects=2))
 
-    sqlite_twin.run(story)
+    twin.run(story)

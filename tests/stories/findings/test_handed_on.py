@@ -93,19 +93,19 @@ async def write_in_two_sessions(twin: Twin, **options: Any) -> None:
 )
 @pytest.mark.parametrize("mode", ["conditional_savepoint", "create_savepoint"])
 def test_what_a_fixture_rolls_back_is_nobodys_mistake(
-    sqlite_twin: Twin, work: Callable[..., Any], mode: str
+    twin: Twin, work: Callable[..., Any], mode: str
 ) -> None:
     async def story() -> None:
-        async with rolled_back(sqlite_twin) as connection:
+        async with rolled_back(twin) as connection:
             with capture(
-                sqlite_twin.factory, commits_from_one_site=3, savepoints_per_transaction=3
+                twin.factory, commits_from_one_site=3, savepoints_per_transaction=3
             ) as told:
-                await work(sqlite_twin, bind=connection, join_transaction_mode=mode)
+                await work(twin, bind=connection, join_transaction_mode=mode)
                 gc.collect()
                 assert len(told.sessions) == (2 if work is write_in_two_sessions else 1)
         assert_found(told)
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 async def wait_joined(twin: Twin, connection: Any) -> None:
@@ -115,18 +115,18 @@ async def wait_joined(twin: Twin, connection: Any) -> None:
         look_ahead(61)
 
 
-def test_a_joined_session_that_waits_holds_its_connection_all_the_same(sqlite_twin: Twin) -> None:
+def test_a_joined_session_that_waits_holds_its_connection_all_the_same(twin: Twin) -> None:
     async def story() -> None:
-        async with rolled_back(sqlite_twin) as connection:
-            with capture(sqlite_twin.factory) as told:
-                await wait_joined(sqlite_twin, connection)
+        async with rolled_back(twin) as connection:
+            with capture(twin.factory) as told:
+                await wait_joined(twin, connection)
         assert [finding.id for finding in told.findings] == [
             "idle-in-transaction",
             "leaked-session",
         ]
         assert told.findings[0].site == marked(wait_joined, "<- waits")
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 # Handed from one to another.
@@ -153,35 +153,35 @@ def read_and_look_up(session: Session, twin: Twin) -> None:
 
 
 @only_sync
-def test_sessions_that_take_turns_on_the_only_thread_of_a_pool(sqlite_twin: Twin) -> None:
+def test_sessions_that_take_turns_on_the_only_thread_of_a_pool(twin: Twin) -> None:
     """Each piece of work is of another request, and so is its connection."""
 
     async def serve() -> None:
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
-        session = await asyncio.to_thread(open_and_read, sqlite_twin)
-        await asyncio.to_thread(look_up, sqlite_twin)
+        session = await asyncio.to_thread(open_and_read, twin)
+        await asyncio.to_thread(look_up, twin)
         await asyncio.to_thread(read_again, session)
         await asyncio.to_thread(session.close)
 
     async def story() -> None:
-        with capture(sqlite_twin.factory) as told:
+        with capture(twin.factory) as told:
             asyncio.run(serve())
         assert_found(told)
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 @only_sync
-def test_two_connections_in_one_piece_of_work(sqlite_twin: Twin) -> None:
+def test_two_connections_in_one_piece_of_work(twin: Twin) -> None:
     """The session comes from another thread, but what takes the second connection has used it."""
 
     async def serve() -> None:
-        session = await asyncio.to_thread(sqlite_twin.factory)
-        await asyncio.to_thread(read_and_look_up, session, sqlite_twin)
+        session = await asyncio.to_thread(twin.factory)
+        await asyncio.to_thread(read_and_look_up, session, twin)
         await asyncio.to_thread(session.close)
 
     async def story() -> None:
-        with capture(sqlite_twin.factory) as told:
+        with capture(twin.factory) as told:
             asyncio.run(serve())
         assert_found(
             told,
@@ -197,7 +197,7 @@ def test_two_connections_in_one_piece_of_work(sqlite_twin: Twin) -> None:
             ),
         )
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 async def look_up_in_this_task(twin: Twin) -> None:
@@ -222,12 +222,12 @@ async def read_and_look_up_in_a_task(twin: Twin) -> None:
 
 
 @only_async
-def test_two_connections_in_one_task(sqlite_twin: Twin) -> None:
+def test_two_connections_in_one_task(twin: Twin) -> None:
     async def story() -> None:
-        with capture(sqlite_twin.factory) as told:
-            await read_here_and_look_up_in_a_task(sqlite_twin)
+        with capture(twin.factory) as told:
+            await read_here_and_look_up_in_a_task(twin)
             assert_found(told)
-            await read_and_look_up_in_a_task(sqlite_twin)
+            await read_and_look_up_in_a_task(twin)
         assert_found(
             told,
             Due(
@@ -241,4 +241,4 @@ def test_two_connections_in_one_task(sqlite_twin: Twin) -> None:
             ),
         )
 
-    sqlite_twin.run(story)
+    twin.run(story)

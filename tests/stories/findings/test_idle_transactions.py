@@ -238,14 +238,14 @@ async def wait_for_a_thread(told: Captured) -> None:
 
 
 @only_sync
-def test_a_thread_that_sleeps_in_a_function(sqlite_twin: Twin) -> None:
+def test_a_thread_that_sleeps_in_a_function(twin: Twin) -> None:
     async def story() -> None:
-        with capture(sqlite_twin.factory, idle_in_transaction_seconds=SOON) as told:
-            await read_and(sqlite_twin, lambda: sleep_until(told))
+        with capture(twin.factory, idle_in_transaction_seconds=SOON) as told:
+            await read_and(twin, lambda: sleep_until(told))
         assert_waits_at(told, sleep_until)
         assert told.findings[0].evidence["owner"] == 'thread "MainThread"'
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 def read_and_take(twin: Twin, jobs: queue.Queue[str]) -> None:
@@ -255,13 +255,11 @@ def read_and_take(twin: Twin, jobs: queue.Queue[str]) -> None:
 
 
 @only_sync
-def test_a_thread_that_waits_for_a_queue(sqlite_twin: Twin) -> None:
+def test_a_thread_that_waits_for_a_queue(twin: Twin) -> None:
     async def story() -> None:
         jobs: queue.Queue[str] = queue.Queue()
-        with capture(sqlite_twin.factory, idle_in_transaction_seconds=SOON) as told:
-            worker = threading.Thread(
-                target=read_and_take, args=(sqlite_twin, jobs), name="export-3"
-            )
+        with capture(twin.factory, idle_in_transaction_seconds=SOON) as told:
+            worker = threading.Thread(target=read_and_take, args=(twin, jobs), name="export-3")
             worker.start()
             await until(lambda: told.findings, is_async=False)
             jobs.put("one")
@@ -269,7 +267,7 @@ def test_a_thread_that_waits_for_a_queue(sqlite_twin: Twin) -> None:
         assert_waits_at(told, take, opened=marked(read_and_take, "<- opened"))
         assert told.findings[0].evidence["owner"] == 'thread "export-3"'
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 @only_async
@@ -284,18 +282,14 @@ def test_a_thread_that_waits_for_a_queue(sqlite_twin: Twin) -> None:
     ],
     ids=lambda function: function.__name__,
 )
-def test_a_task_that_waits(
-    sqlite_twin: Twin, wait: Callable[..., Any], named: Callable[..., Any]
-) -> None:
+def test_a_task_that_waits(twin: Twin, wait: Callable[..., Any], named: Callable[..., Any]) -> None:
     async def story() -> None:
-        with capture(sqlite_twin.factory, idle_in_transaction_seconds=SOON) as told:
-            await asyncio.create_task(
-                read_and(sqlite_twin, lambda: wait(told)), name="the exporting one"
-            )
+        with capture(twin.factory, idle_in_transaction_seconds=SOON) as told:
+            await asyncio.create_task(read_and(twin, lambda: wait(told)), name="the exporting one")
         assert_waits_at(told, named)
         assert told.findings[0].evidence["owner"] == 'task "the exporting one"'
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 async def read(session: Any) -> None:
@@ -309,10 +303,10 @@ async def read_in_a_task_and(twin: Twin, told: Captured) -> None:
 
 
 @only_async
-def test_a_task_that_waits_after_another_one_has_used_its_session(sqlite_twin: Twin) -> None:
+def test_a_task_that_waits_after_another_one_has_used_its_session(twin: Twin) -> None:
     async def story() -> None:
-        with capture(sqlite_twin.factory, idle_in_transaction_seconds=SOON) as told:
-            await read_in_a_task_and(sqlite_twin, told)
+        with capture(twin.factory, idle_in_transaction_seconds=SOON) as told:
+            await read_in_a_task_and(twin, told)
         assert_found(
             told,
             Due(
@@ -323,7 +317,7 @@ def test_a_task_that_waits_after_another_one_has_used_its_session(sqlite_twin: T
             ),
         )
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 def read_in_a_thread(session: Any) -> None:
@@ -340,13 +334,13 @@ async def read_in_threads_and(twin: Twin, told: Captured) -> None:
 
 
 @only_sync
-def test_what_the_threads_of_a_pool_do_next_is_not_the_sessions(sqlite_twin: Twin) -> None:
+def test_what_the_threads_of_a_pool_do_next_is_not_the_sessions(twin: Twin) -> None:
     async def story() -> None:
-        with capture(sqlite_twin.factory, idle_in_transaction_seconds=SOON) as told:
-            asyncio.run(read_in_threads_and(sqlite_twin, told))
+        with capture(twin.factory, idle_in_transaction_seconds=SOON) as told:
+            asyncio.run(read_in_threads_and(twin, told))
         (found,) = told.findings
         assert found.id == "idle-in-transaction"
         assert found.site == marked(read_in_a_thread, "<- reads")
         assert found.evidence["doing"] == []
 
-    sqlite_twin.run(story)
+    twin.run(story)

@@ -94,13 +94,13 @@ PLACES: dict[str, tuple[Callable[[Any], object], str, str]] = {
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_the_line_that_reads_is_named(sqlite_twin: Twin, place: str) -> None:
+def test_the_line_that_reads_is_named(twin: Twin, place: str) -> None:
     read, function, source = PLACES[place]
 
     async def story() -> None:
-        async with shop.opened(sqlite_twin):
-            with capture(sqlite_twin.factory) as told:
-                async with sqlite_twin.session() as session:
+        async with shop.opened(twin):
+            with capture(twin.factory) as told:
+                async with twin.session() as session:
                     customer = (await session.scalars(select(Customer))).one()
                     with pytest.raises(REFUSED):
                         read(customer)
@@ -114,7 +114,7 @@ def test_the_line_that_reads_is_named(sqlite_twin: Twin, place: str) -> None:
         assert (finding.site.function, line(finding.site)) == (function, source)
         assert errors(told) == []
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 async def shown_after_commit(twin: Twin) -> str:
@@ -243,18 +243,18 @@ def test_a_column_that_the_database_fills_in_at_a_flush(twin: Twin, commit_first
 # How often.
 
 
-def test_a_loop_is_told_once_for_an_attribute_and_a_line(sqlite_twin: Twin) -> None:
+def test_a_loop_is_told_once_for_an_attribute_and_a_line(twin: Twin) -> None:
     async def story() -> None:
-        await keep(sqlite_twin, *authors(3, books_each=1))
-        with capture(sqlite_twin.factory) as told:
-            async with sqlite_twin.session() as session:
+        await keep(twin, *authors(3, books_each=1))
+        with capture(twin.factory) as told:
+            async with twin.session() as session:
                 for author in (await session.scalars(select(Author))).all():
                     for read in (detached.read_books, detached.read_biography):
                         with pytest.raises(REFUSED):
                             read(author)
         assert [one.attribute for one in told.findings] == ["books", "biography"]
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 # Beside it.

@@ -110,27 +110,27 @@ def test_what_is_added_from_commit_to_commit(twin: Twin) -> None:
     twin.run(story)
 
 
-def test_what_is_expunged_after_each_commit(sqlite_twin: Twin) -> None:
+def test_what_is_expunged_after_each_commit(twin: Twin) -> None:
     async def story() -> None:
         def work(session: Session) -> None:
             add_and_commit(session, expunge=True)
 
-        assert_found(await tell(sqlite_twin, work, large_identity_map_objects=1))
+        assert_found(await tell(twin, work, large_identity_map_objects=1))
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_a_session_for_each_batch(sqlite_twin: Twin) -> None:
+def test_a_session_for_each_batch(twin: Twin) -> None:
     async def story() -> None:
-        with capture(sqlite_twin.factory, large_identity_map_objects=1) as told:
+        with capture(twin.factory, large_identity_map_objects=1) as told:
             for number in range(3):
-                async with sqlite_twin.session() as session:
+                async with twin.session() as session:
                     kept.append(Author(name=f"new {number}"))
                     session.add(kept[-1])
                     await session.commit()
         assert_found(told)
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 def read_eagerly(session: Session) -> None:
@@ -176,15 +176,15 @@ HOLDING = {
 
 
 @pytest.mark.parametrize("what", HOLDING)
-def test_a_session_that_holds(sqlite_twin: Twin, what: str) -> None:
+def test_a_session_that_holds(twin: Twin, what: str) -> None:
     how, remedy, entity, count = HOLDING[what]
 
     async def story() -> None:
-        await keep(sqlite_twin, *authors(1, books_each=4))
-        told = await tell(sqlite_twin, how, large_identity_map_objects=3)
+        await keep(twin, *authors(1, books_each=4))
+        told = await tell(twin, how, large_identity_map_objects=3)
         assert_found(told, large_map(marked(how, "<- read"), remedy, entity, count))
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 def read_and_forget(session: Session) -> None:
@@ -203,9 +203,9 @@ def read_columns(session: Session) -> None:
 
 
 @pytest.mark.parametrize("how", [read_and_forget, insert_in_bulk, read_columns])
-def test_a_session_that_does_not_hold_it(sqlite_twin: Twin, how: Any) -> None:
+def test_a_session_that_does_not_hold_it(twin: Twin, how: Any) -> None:
     async def story() -> None:
-        await keep(sqlite_twin, *authors(1, books_each=4))
-        assert_found(await tell(sqlite_twin, how, large_identity_map_objects=2))
+        await keep(twin, *authors(1, books_each=4))
+        assert_found(await tell(twin, how, large_identity_map_objects=2))
 
-    sqlite_twin.run(story)
+    twin.run(story)

@@ -170,12 +170,12 @@ def employees() -> list[Any]:
     return [Manager(), Manager(), Manager(), Engineer()]
 
 
-def test_many_objects_of_subclasses(sqlite_twin: Twin) -> None:
+def test_many_objects_of_subclasses(twin: Twin) -> None:
     async def story() -> None:
-        async with tables(sqlite_twin):
-            await keep(sqlite_twin, *employees())
+        async with tables(twin):
+            await keep(twin, *employees())
             told = await tell(
-                sqlite_twin,
+                twin,
                 lambda session: read(session, select(Employee)),
                 large_result_objects=3,
             )
@@ -183,7 +183,7 @@ def test_many_objects_of_subclasses(sqlite_twin: Twin) -> None:
             due = large_result(marked(read, "<- read"), remedy, "Manager", 4)
             assert_found(told, due)
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 def read_in_portions(session: Session) -> None:
@@ -228,12 +228,12 @@ NOT_AT_ONCE = [
 
 
 @pytest.mark.parametrize("how", NOT_AT_ONCE)
-def test_many_rows_that_are_not_many_objects_at_once(sqlite_twin: Twin, how: Any) -> None:
+def test_many_rows_that_are_not_many_objects_at_once(twin: Twin, how: Any) -> None:
     async def story() -> None:
-        await keep(sqlite_twin, *authors(4))
-        assert_found(await tell(sqlite_twin, how, large_result_objects=2))
+        await keep(twin, *authors(4))
+        assert_found(await tell(twin, how, large_result_objects=2))
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 # Streams

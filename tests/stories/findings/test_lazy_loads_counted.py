@@ -106,12 +106,12 @@ def attending() -> list[Any]:
 
 
 @only_async
-def test_what_is_awaited_by_its_name(sqlite_twin: Twin) -> None:
+def test_what_is_awaited_by_its_name(twin: Twin) -> None:
     async def story() -> None:
-        async with tables(sqlite_twin):
-            await keep(sqlite_twin, *attending())
-            with capture(sqlite_twin.factory) as told:
-                async with sqlite_twin.session() as session:  # <- opened
+        async with tables(twin):
+            await keep(twin, *attending())
+            with capture(twin.factory) as told:
+                async with twin.session() as session:  # <- opened
                     students = (await session.scalars(select(Student))).all()  # <- selected
                     for student in students:
                         assert await student.awaitable_attrs.courses  # <- awaited
@@ -127,7 +127,7 @@ def test_what_is_awaited_by_its_name(sqlite_twin: Twin) -> None:
             )
             assert_found(told, due)
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 def delete_each(session: Session, query: Select[Any]) -> None:
@@ -171,11 +171,11 @@ def expire_each(session: Session) -> None:
         books_of(author)
 
 
-def test_what_was_expired_by_hand(sqlite_twin: Twin) -> None:
+def test_what_was_expired_by_hand(twin: Twin) -> None:
     async def story() -> None:
-        await keep(sqlite_twin, *authors(5, books_each=1))
-        with capture(sqlite_twin.factory) as told:
-            async with sqlite_twin.session() as session:  # <- opened
+        await keep(twin, *authors(5, books_each=1))
+        with capture(twin.factory) as told:
+            async with twin.session() as session:  # <- opened
                 await session.run_sync(expire_each)
         expired = marked(expire_each, "<- expired")
         due = Due(
@@ -194,7 +194,7 @@ def test_what_was_expired_by_hand(sqlite_twin: Twin) -> None:
         )
         assert_found(told, due)
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 ALIAS = aliased(Author)
@@ -220,15 +220,15 @@ ALIASED: dict[str, tuple[Callable[[], list[Any]], Any, Callable[[Any], object], 
 
 
 @pytest.mark.parametrize("what", ALIASED)
-def test_what_is_selected_by(sqlite_twin: Twin, what: str) -> None:
+def test_what_is_selected_by(twin: Twin, what: str) -> None:
     kept, query, read, write = ALIASED[what]
 
     async def story() -> None:
-        async with tables(sqlite_twin):
-            await keep(sqlite_twin, *kept())
-            told = await read_each(sqlite_twin, query, read)
+        async with tables(twin):
+            await keep(twin, *kept())
+            told = await read_each(twin, query, read)
             (finding,) = told.findings
             assert (finding.site, finding.remedy) == (line_of(read), f"{write} at {SELECTED}")
-            assert_found(await read_each(sqlite_twin, pasted(write), read))
+            assert_found(await read_each(twin, pasted(write), read))
 
-    sqlite_twin.run(story)
+    twin.run(story)

@@ -93,13 +93,13 @@ def test_a_session_is_no_leak_until_the_time_is_over(twin: Twin) -> None:
     twin.run(story)
 
 
-def test_a_leak_is_said_once(sqlite_twin: Twin) -> None:
+def test_a_leak_is_said_once(twin: Twin) -> None:
     async def story() -> None:
-        with capture(sqlite_twin.factory, **NEITHER_IDLE_NOR_LONG) as told:
-            await read_and_wait(sqlite_twin, 59, 61, 62, 121, 10_000)
+        with capture(twin.factory, **NEITHER_IDLE_NOR_LONG) as told:
+            await read_and_wait(twin, 59, 61, 62, 121, 10_000)
         assert [finding.id for finding in told.findings] == ["leaked-session"]
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 async def prepare_and_wait(twin: Twin) -> Any:
@@ -172,25 +172,25 @@ def test_a_session_that_stays_open_after_its_commit(twin: Twin) -> None:
     twin.run(story)
 
 
-def test_a_session_that_was_never_used_is_no_leak(sqlite_twin: Twin) -> None:
+def test_a_session_that_was_never_used_is_no_leak(twin: Twin) -> None:
     async def story() -> None:
-        with capture(sqlite_twin.factory) as told:
-            async with sqlite_twin.session():
+        with capture(twin.factory) as told:
+            async with twin.session():
                 look_ahead(3_600)
         assert_found(told)
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_sessions_one_after_another_leak_nothing(sqlite_twin: Twin) -> None:
+def test_sessions_one_after_another_leak_nothing(twin: Twin) -> None:
     async def story() -> None:
-        with capture(sqlite_twin.factory) as told:
+        with capture(twin.factory) as told:
             for _ in range(3):
-                await read_and_wait(sqlite_twin)
+                await read_and_wait(twin)
                 look_ahead(61)
         assert_found(told)
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 # Which one speaks.

@@ -100,38 +100,38 @@ def test_a_transaction_that_lasts_without_a_connection(twin: Twin) -> None:
     [(5, 30, "idle-in-transaction"), (30, 5, "long-transaction"), (5, 5, "idle-in-transaction")],
 )
 def test_one_transaction_is_idle_or_long_but_not_both(
-    sqlite_twin: Twin, idle: int, long: int, said: str
+    twin: Twin, idle: int, long: int, said: str
 ) -> None:
     async def story() -> None:
         with capture(
-            sqlite_twin.factory, idle_in_transaction_seconds=idle, long_transaction_seconds=long
+            twin.factory, idle_in_transaction_seconds=idle, long_transaction_seconds=long
         ) as told:
-            await read_and_wait(sqlite_twin, 4, 6, 29, 31, 59)
+            await read_and_wait(twin, 4, 6, 29, 31, 59)
         assert [finding.id for finding in told.findings] == [said]
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_each_transaction_of_a_session_is_told_of(sqlite_twin: Twin) -> None:
+def test_each_transaction_of_a_session_is_told_of(twin: Twin) -> None:
     async def story() -> None:
-        with capture(sqlite_twin.factory) as told:
-            async with sqlite_twin.session() as session:
+        with capture(twin.factory) as told:
+            async with twin.session() as session:
                 for _ in range(2):
                     (await session.scalars(select(Author))).all()
                     look_ahead(6)
                     await session.commit()
         assert [finding.id for finding in told.findings] == ["idle-in-transaction"] * 2
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_a_wait_within_a_savepoint(sqlite_twin: Twin) -> None:
+def test_a_wait_within_a_savepoint(twin: Twin) -> None:
     async def story() -> None:
-        with capture(sqlite_twin.factory) as told:
-            async with sqlite_twin.session() as session, session.begin_nested():
+        with capture(twin.factory) as told:
+            async with twin.session() as session, session.begin_nested():
                 (await session.scalars(select(Author))).all()
                 look_ahead(6)
         (found,) = told.findings
         assert (found.id, found.evidence["transaction"]) == ("idle-in-transaction", "savepoint")
 
-    sqlite_twin.run(story)
+    twin.run(story)

@@ -101,13 +101,13 @@ def test_ten_lookups_from_one_line(twin: Twin, how: Any) -> None:
 
 
 @pytest.mark.parametrize("how", [get, get_to_lock, get_with_books, merge])
-def test_lookups_however_they_are_asked_for(sqlite_twin: Twin, how: Any) -> None:
+def test_lookups_however_they_are_asked_for(twin: Twin, how: Any) -> None:
     async def story() -> None:
-        await keep(sqlite_twin, *authors(3, books_each=1))
-        told = await ask(sqlite_twin, how, (1, 2, 3), gets_from_one_site=3)
+        await keep(twin, *authors(3, books_each=1))
+        told = await ask(twin, how, (1, 2, 3), gets_from_one_site=3)
         assert_found(told, looked_up(how, "Author", 3, IN_ONE))
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 def test_rows_that_are_not_there(twin: Twin) -> None:
@@ -153,19 +153,19 @@ KEYS: dict[str, tuple[Any, Callable[[], list[Any]], tuple[Any, ...], Due]] = {
 
 
 @pytest.mark.parametrize("what", KEYS)
-def test_lookups_by(sqlite_twin: Twin, what: str) -> None:
+def test_lookups_by(twin: Twin, what: str) -> None:
     how, kept, keys, due = KEYS[what]
 
     async def story() -> None:
-        async with tables(sqlite_twin):
-            await keep(sqlite_twin, *kept())
-            assert_found(await ask(sqlite_twin, how, keys, gets_from_one_site=4))
-            told = await ask(sqlite_twin, how, keys, gets_from_one_site=3)
+        async with tables(twin):
+            await keep(twin, *kept())
+            assert_found(await ask(twin, how, keys, gets_from_one_site=4))
+            told = await ask(twin, how, keys, gets_from_one_site=3)
             assert_found(told, due)
             before: Any = select(Exam) if how is get_exam else pasted(due.remedy, keys=keys)
-            assert_found(await ask(sqlite_twin, how, keys, before, gets_from_one_site=3))
+            assert_found(await ask(twin, how, keys, before, gets_from_one_site=3))
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 # Near-misses: each asks for three keys or more, where two lookups would be a loop.
@@ -232,15 +232,15 @@ NO_LOOP: dict[str, tuple[Any, Any]] = {
 
 
 @pytest.mark.parametrize("what", NO_LOOP)
-def test_no_lookups_in_a_loop(sqlite_twin: Twin, what: str) -> None:
+def test_no_lookups_in_a_loop(twin: Twin, what: str) -> None:
     how, before = NO_LOOP[what]
     keys = (1, 2) if what in ("two lines", "two classes") else (1, 2, 3, 4)
     discarded = ("objects without a key",)
 
     async def story() -> None:
-        await keep(sqlite_twin, *authors(4, books_each=1))
+        await keep(twin, *authors(4, books_each=1))
         told = await ask(
-            sqlite_twin,
+            twin,
             how,
             keys,
             before,
@@ -249,4 +249,4 @@ def test_no_lookups_in_a_loop(sqlite_twin: Twin, what: str) -> None:
         )
         assert_found(told)
 
-    sqlite_twin.run(story)
+    twin.run(story)

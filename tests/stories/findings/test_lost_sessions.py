@@ -166,27 +166,27 @@ async def release_a_savepoint_and_commit(twin: Twin) -> None:
     ids=lambda story: story.__name__,
 )
 def test_a_session_that_is_lost_with_no_transaction_open(
-    sqlite_twin: Twin, lose: Callable[[Twin], Any]
+    twin: Twin, lose: Callable[[Twin], Any]
 ) -> None:
     async def story() -> None:
-        await keep(sqlite_twin, *authors(1))
-        with capture(sqlite_twin.factory) as told:
-            await lose(sqlite_twin)
+        await keep(twin, *authors(1))
+        with capture(twin.factory) as told:
+            await lose(twin)
             gc.collect()
             assert len(told.sessions) == 1
         assert_found(told)
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_each_lost_session_is_told_of(sqlite_twin: Twin) -> None:
+def test_each_lost_session_is_told_of(twin: Twin) -> None:
     async def story() -> None:
-        with capture(sqlite_twin.factory) as told:
-            await read(sqlite_twin)
+        with capture(twin.factory) as told:
+            await read(twin)
             gc.collect()
-            await read(sqlite_twin)
+            await read(twin)
             gc.collect()
             assert len(told.sessions) == 2
         assert [finding.id for finding in told.findings] == ["abandoned-session"] * 2
 
-    sqlite_twin.run(story)
+    twin.run(story)

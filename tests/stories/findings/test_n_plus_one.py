@@ -321,19 +321,19 @@ ONE_BY_ONE = {
 
 
 @pytest.mark.parametrize("what", ONE_BY_ONE)
-def test_what_is_loaded_one_by_one_and_what_to_write(sqlite_twin: Twin, what: str) -> None:
+def test_what_is_loaded_one_by_one_and_what_to_write(twin: Twin, what: str) -> None:
     case = ONE_BY_ONE[what]
 
     async def story() -> None:
-        async with tables(sqlite_twin):
-            await keep(sqlite_twin, *case.kept())
+        async with tables(twin):
+            await keep(twin, *case.kept())
             query = case.narrow(select(case.root))
-            told = await read_each(sqlite_twin, query, case.read, lazy_loads_from_one_site=4)
+            told = await read_each(twin, query, case.read, lazy_loads_from_one_site=4)
             assert_found(told)
             at_three = {"lazy_loads_from_one_site": 3}
-            told = await read_each(sqlite_twin, query, case.read, **at_three)
+            told = await read_each(twin, query, case.read, **at_three)
             assert_found(told, *case.due())
             written = case.narrow(pasted(to_write(told.findings[-1])))
-            assert_found(await read_each(sqlite_twin, written, case.read, **at_three))
+            assert_found(await read_each(twin, written, case.read, **at_three))
 
-    sqlite_twin.run(story)
+    twin.run(story)

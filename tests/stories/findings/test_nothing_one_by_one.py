@@ -203,25 +203,25 @@ SILENT: dict[str, tuple[Callable[[], list[Any]], Any, Callable[[Any], object]]] 
 
 
 @pytest.mark.parametrize("what", SILENT)
-def test_what_is_not_loaded_lazily_for_each(sqlite_twin: Twin, what: str) -> None:
+def test_what_is_not_loaded_lazily_for_each(twin: Twin, what: str) -> None:
     kept, query, read = SILENT[what]
 
     async def story() -> None:
-        async with tables(sqlite_twin):
-            await keep(sqlite_twin, *kept())
-            assert_found(await read_each(sqlite_twin, query, read, lazy_loads_from_one_site=2))
+        async with tables(twin):
+            await keep(twin, *kept())
+            assert_found(await read_each(twin, query, read, lazy_loads_from_one_site=2))
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_objects_of_two_sessions(sqlite_twin: Twin) -> None:
+def test_objects_of_two_sessions(twin: Twin) -> None:
     async def story() -> None:
-        await keep(sqlite_twin, *authors(4))
+        await keep(twin, *authors(4))
         for half in select(Author).where(Author.id <= 2), select(Author).where(Author.id > 2):
-            told = await read_each(sqlite_twin, half, books_of, lazy_loads_from_one_site=3)
+            told = await read_each(twin, half, books_of, lazy_loads_from_one_site=3)
             assert_found(told)
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 def read_in_portions(session: Session) -> None:
@@ -247,18 +247,18 @@ def refresh_each(session: Session) -> None:
         books_of(author)
 
 
-def test_collections_that_are_refreshed_by_their_name(sqlite_twin: Twin) -> None:
+def test_collections_that_are_refreshed_by_their_name(twin: Twin) -> None:
     async def story() -> None:
-        await keep(sqlite_twin, *authors(3))
-        with capture(sqlite_twin.factory, lazy_loads_from_one_site=2) as told:
-            async with sqlite_twin.session() as session:
+        await keep(twin, *authors(3))
+        with capture(twin.factory, lazy_loads_from_one_site=2) as told:
+            async with twin.session() as session:
                 await session.run_sync(refresh_each)
         assert_found(told)
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_a_subclass_s_columns_that_a_commit_expired(sqlite_twin: Twin) -> None:
+def test_a_subclass_s_columns_that_a_commit_expired(twin: Twin) -> None:
     """They are reloaded after it, as all others are."""
 
     def read(session: Session) -> None:
@@ -269,11 +269,11 @@ def test_a_subclass_s_columns_that_a_commit_expired(sqlite_twin: Twin) -> None:
             assert manager.budget == 0
 
     async def story() -> None:
-        async with tables(sqlite_twin):
-            await keep(sqlite_twin, *companies())
-            with capture(sqlite_twin.factory, lazy_loads_from_one_site=2) as told:
-                async with sqlite_twin.session() as session:
+        async with tables(twin):
+            await keep(twin, *companies())
+            with capture(twin.factory, lazy_loads_from_one_site=2) as told:
+                async with twin.session() as session:
                     await session.run_sync(read)
             assert_found(told)
 
-    sqlite_twin.run(story)
+    twin.run(story)

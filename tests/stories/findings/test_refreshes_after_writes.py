@@ -158,11 +158,9 @@ def refresh_at_two_lines(session: Session) -> None:
         refresh_at_two_lines,
     ],
 )
-def test_what_is_no_refresh_after_a_write(
-    sqlite_twin: Twin, how: Callable[[Session], None]
-) -> None:
+def test_what_is_no_refresh_after_a_write(twin: Twin, how: Callable[[Session], None]) -> None:
     async def story() -> None:
-        await keep(sqlite_twin, *authors(3))
-        assert_found(await tell(sqlite_twin, how, refreshes_from_one_site=2))
+        await keep(twin, *authors(3))
+        assert_found(await tell(twin, how, refreshes_from_one_site=2))
 
-    sqlite_twin.run(story)
+    twin.run(story)

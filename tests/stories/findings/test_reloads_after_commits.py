@@ -110,27 +110,27 @@ RELOADS: dict[str, tuple[Callable[[Session], None], str]] = {
 
 
 @pytest.mark.parametrize("what", RELOADS)
-def test_what_a_commit_expired_is_reloaded(sqlite_twin: Twin, what: str) -> None:
+def test_what_a_commit_expired_is_reloaded(twin: Twin, what: str) -> None:
     how, entity = RELOADS[what]
 
     async def story() -> None:
-        await keep(sqlite_twin, *authors(3, books_each=1))
-        told = await tell(sqlite_twin, how, reloads_after_commit=3)
-        assert_found(told, reloaded(how, entity, unexpiring(sqlite_twin)))
+        await keep(twin, *authors(3, books_each=1))
+        told = await tell(twin, how, reloads_after_commit=3)
+        assert_found(told, reloaded(how, entity, unexpiring(twin)))
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 @pytest.mark.parametrize("what", RELOADS)
-def test_sessions_that_do_not_expire_on_commit(sqlite_twin: Twin, what: str) -> None:
+def test_sessions_that_do_not_expire_on_commit(twin: Twin, what: str) -> None:
     how, _ = RELOADS[what]
 
     async def story() -> None:
-        await keep(sqlite_twin, *authors(3, books_each=1))
-        use(sqlite_twin, unexpiring(sqlite_twin))
-        assert_found(await tell(sqlite_twin, how, reloads_after_commit=2))
+        await keep(twin, *authors(3, books_each=1))
+        use(twin, unexpiring(twin))
+        assert_found(await tell(twin, how, reloads_after_commit=2))
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 def test_five_objects_and_four(twin: Twin) -> None:
@@ -204,14 +204,12 @@ def read_one_of_them_often(session: Session) -> None:
         read_one_of_them_often,
     ],
 )
-def test_what_is_no_reload_after_a_commit(
-    sqlite_twin: Twin, how: Callable[[Session], None]
-) -> None:
+def test_what_is_no_reload_after_a_commit(twin: Twin, how: Callable[[Session], None]) -> None:
     async def story() -> None:
-        await keep(sqlite_twin, *authors(3))
-        assert_found(await tell(sqlite_twin, how, reloads_after_commit=2))
+        await keep(twin, *authors(3))
+        assert_found(await tell(twin, how, reloads_after_commit=2))
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 def managers() -> list[Any]:
@@ -224,14 +222,14 @@ def read_managers(session: Session) -> None:
     assert [manager.budget for manager in kept] == [0, 0, 0]  # <- read
 
 
-def test_objects_of_a_subclass(sqlite_twin: Twin) -> None:
+def test_objects_of_a_subclass(twin: Twin) -> None:
     async def story() -> None:
-        async with tables(sqlite_twin):
-            await keep(sqlite_twin, *managers())
-            told = await tell(sqlite_twin, read_managers, reloads_after_commit=3)
-            assert_found(told, reloaded(read_managers, "Manager", unexpiring(sqlite_twin)))
+        async with tables(twin):
+            await keep(twin, *managers())
+            told = await tell(twin, read_managers, reloads_after_commit=3)
+            assert_found(told, reloaded(read_managers, "Manager", unexpiring(twin)))
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 @on_postgresql

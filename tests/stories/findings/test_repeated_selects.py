@@ -109,19 +109,19 @@ def test_the_same_select_five_times(twin: Twin, what: str) -> None:
     twin.run(story)
 
 
-def test_what_it_says(sqlite_twin: Twin) -> None:
+def test_what_it_says(twin: Twin) -> None:
     async def story() -> None:
-        (selected,) = (await ask(sqlite_twin, 5, select_all)).findings
+        (selected,) = (await ask(twin, 5, select_all)).findings
         assert selected.message == (
             "the same SELECT of Author, with the same parameters, ran 5 times so far, "
             "all from one line"
         )
-        (got,) = (await ask(sqlite_twin, 5, get_nobody)).findings
+        (got,) = (await ask(twin, 5, get_nobody)).findings
         assert got.message == (
             "Author was looked up by the same primary key 5 times so far, all from one line"
         )
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 async def select_here_or_there(session: Any, number: int) -> Any:
@@ -223,28 +223,28 @@ ALIKE = {
 
 
 @pytest.mark.parametrize("what", ALIKE)
-def test_what_only_looks_alike(sqlite_twin: Twin, what: str) -> None:
+def test_what_only_looks_alike(twin: Twin, what: str) -> None:
     async def story() -> None:
-        await keep(sqlite_twin, *authors(3, books_each=1))
+        await keep(twin, *authors(3, books_each=1))
         told = await ask(
-            sqlite_twin, 3, ALIKE[what], repeats_of_one_select=2, ignore={"discarded-changes"}
+            twin, 3, ALIKE[what], repeats_of_one_select=2, ignore={"discarded-changes"}
         )
         assert_found(told)
         kept.clear()
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
-def test_parameters_that_cannot_be_compared(sqlite_twin: Twin) -> None:
+def test_parameters_that_cannot_be_compared(twin: Twin) -> None:
     """SQLite's driver is given bytes as a view of them, which may change."""
 
     async def select_bytes(session: Any, _: int) -> Any:
         return await session.scalar(select(literal(b"same")))
 
     async def story() -> None:
-        assert_found(await ask(sqlite_twin, 3, select_bytes, repeats_of_one_select=2))
+        assert_found(await ask(twin, 3, select_bytes, repeats_of_one_select=2))
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 def test_the_same_select_of_several_sessions(twin: Twin) -> None:
@@ -258,7 +258,7 @@ def test_the_same_select_of_several_sessions(twin: Twin) -> None:
     twin.run(story)
 
 
-def test_what_is_loaded_eagerly_belongs_to_its_select(sqlite_twin: Twin) -> None:
+def test_what_is_loaded_eagerly_belongs_to_its_select(twin: Twin) -> None:
     """The books of the same authors are read by the same SELECT, after another one each time."""
 
     async def select_some(session: Any, number: int) -> Any:
@@ -267,11 +267,11 @@ def test_what_is_loaded_eagerly_belongs_to_its_select(sqlite_twin: Twin) -> None
         session.expire_all()
 
     async def story() -> None:
-        await keep(sqlite_twin, *authors(2, books_each=1))
-        told = await ask(sqlite_twin, 3, select_some, repeats_of_one_select=2)
+        await keep(twin, *authors(2, books_each=1))
+        told = await ask(twin, 3, select_some, repeats_of_one_select=2)
         eager = [fact for fact in told.facts if isinstance(fact, StatementExecuted) and fact.eager]
         assert len(eager) == len({fact.fingerprint for fact in eager}) + 2 == 3
         assert_found(told)
         kept.clear()
 
-    sqlite_twin.run(story)
+    twin.run(story)

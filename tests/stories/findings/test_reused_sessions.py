@@ -49,12 +49,12 @@ REUSED = (use_after_close, use_after_the_block, use_after_close_for_the_first_ti
 
 
 @pytest.mark.parametrize("reuse", REUSED, ids=lambda story: story.__name__)
-def test_a_session_that_is_used_again(sqlite_twin: Twin, reuse: Callable[[Twin], Any]) -> None:
+def test_a_session_that_is_used_again(twin: Twin, reuse: Callable[[Twin], Any]) -> None:
     async def story() -> None:
-        with capture(sqlite_twin.factory) as told:
-            await reuse(sqlite_twin)
+        with capture(twin.factory) as told:
+            await reuse(twin)
         used = marked(reuse, "<- used")
-        block = "async with" if sqlite_twin.is_async else "with"
+        block = "async with" if twin.is_async else "with"
         assert_found(
             told,
             Due(
@@ -67,7 +67,7 @@ def test_a_session_that_is_used_again(sqlite_twin: Twin, reuse: Callable[[Twin],
         )
         assert [finding.session_id for finding in told.findings] == [told.sessions[1].id]
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 async def close_twice(twin: Twin) -> None:
@@ -125,39 +125,37 @@ GOOD = (
 
 
 @pytest.mark.parametrize("use", GOOD, ids=lambda story: story.__name__)
-def test_a_session_that_is_not_used_after_its_close(
-    sqlite_twin: Twin, use: Callable[[Twin], Any]
-) -> None:
+def test_a_session_that_is_not_used_after_its_close(twin: Twin, use: Callable[[Twin], Any]) -> None:
     async def story() -> None:
-        with capture(sqlite_twin.factory) as told:
-            await use(sqlite_twin)
+        with capture(twin.factory) as told:
+            await use(twin)
         assert_found(told)
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 @only_sync
-def test_a_scoped_session_is_a_new_one_after_remove(sqlite_twin: Twin) -> None:
+def test_a_scoped_session_is_a_new_one_after_remove(twin: Twin) -> None:
     async def story() -> None:
-        with capture(sqlite_twin.factory) as told:
-            session = scoped_session(sqlite_twin.factory)
+        with capture(twin.factory) as told:
+            session = scoped_session(twin.factory)
             for _ in range(3):
                 session.scalars(select(Author)).all()
                 session.remove()
         assert_found(told)
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 @only_sync
-def test_a_session_that_another_thread_goes_on_with(sqlite_twin: Twin) -> None:
+def test_a_session_that_another_thread_goes_on_with(twin: Twin) -> None:
     def use_and_close(session: Any) -> None:
         session.scalars(select(Author)).all()
         session.close()
 
     async def story() -> None:
-        with capture(sqlite_twin.factory) as told:
-            session = sqlite_twin.factory()
+        with capture(twin.factory) as told:
+            session = twin.factory()
             use_and_close(session)
             other = threading.Thread(target=use_and_close, args=(session,))
             other.start()
@@ -165,20 +163,20 @@ def test_a_session_that_another_thread_goes_on_with(sqlite_twin: Twin) -> None:
             asyncio.run(asyncio.to_thread(use_and_close, session))
         assert_found(told)
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 @only_async
-def test_a_session_that_another_task_goes_on_with(sqlite_twin: Twin) -> None:
+def test_a_session_that_another_task_goes_on_with(twin: Twin) -> None:
     async def use_and_close(session: Any) -> None:
         (await session.scalars(select(Author))).all()
         await session.close()
 
     async def story() -> None:
-        with capture(sqlite_twin.factory) as told:
-            session = sqlite_twin.session()
+        with capture(twin.factory) as told:
+            session = twin.session()
             await asyncio.create_task(use_and_close(session))
             await asyncio.create_task(use_and_close(session))
         assert_found(told)
 
-    sqlite_twin.run(story)
+    twin.run(story)

@@ -210,29 +210,29 @@ async def by_tasks_of_tasks(session: Any) -> None:
 @pytest.mark.parametrize(
     "work", [by_plain_awaits, by_gather, by_task_group, by_timeouts, by_tasks_of_tasks]
 )
-def test_tasks_that_one_task_awaits(sqlite_twin: Twin, work: Any) -> None:
+def test_tasks_that_one_task_awaits(twin: Twin, work: Any) -> None:
     async def story() -> None:
-        with capture(sqlite_twin.factory) as told:
-            async with sqlite_twin.session() as session:
+        with capture(twin.factory) as told:
+            async with twin.session() as session:
                 await work(session)
         assert_silent(told, sessions=1, statements=5)
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 @only_async
-def test_a_session_that_one_task_opens_and_its_children_use(sqlite_twin: Twin) -> None:
+def test_a_session_that_one_task_opens_and_its_children_use(twin: Twin) -> None:
     async def story() -> None:
         async def request() -> None:
-            async with sqlite_twin.session() as session:
+            async with twin.session() as session:
                 await unit(session)
                 await by_plain_awaits(session)
 
-        with capture(sqlite_twin.factory) as told:
+        with capture(twin.factory) as told:
             await asyncio.gather(request(), request())
         assert_silent(told, sessions=2)
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 # Threads.

@@ -117,43 +117,43 @@ NOT_NESTED = (
 
 @pytest.mark.parametrize("nest", NOT_NESTED, ids=lambda story: story.__name__)
 def test_sessions_that_hold_one_connection_at_a_time(
-    sqlite_twin: Twin, nest: Callable[[Twin], Any]
+    twin: Twin, nest: Callable[[Twin], Any]
 ) -> None:
     async def story() -> None:
         with capture() as told:
-            await nest(sqlite_twin)
+            await nest(twin)
         assert_found(told)
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 @only_sync
-def test_another_threads_connection_is_its_own(sqlite_twin: Twin) -> None:
+def test_another_threads_connection_is_its_own(twin: Twin) -> None:
     def work() -> None:
-        with sqlite_twin.factory() as session:
+        with twin.factory() as session:
             session.scalars(select(Author)).all()
 
     async def story() -> None:
-        with capture(sqlite_twin.factory) as told, sqlite_twin.factory() as session:
+        with capture(twin.factory) as told, twin.factory() as session:
             session.scalars(select(Author)).all()
             other = threading.Thread(target=work)
             other.start()
             other.join()
         assert_found(told)
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 @only_async
-def test_another_tasks_connection_is_its_own(sqlite_twin: Twin) -> None:
+def test_another_tasks_connection_is_its_own(twin: Twin) -> None:
     async def story() -> None:
-        with capture(sqlite_twin.factory) as told:
-            async with sqlite_twin.session() as session:
+        with capture(twin.factory) as told:
+            async with twin.session() as session:
                 await read(session)
-                await asyncio.create_task(look_up(sqlite_twin))
+                await asyncio.create_task(look_up(twin))
         assert_found(told)
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 # Writes in two sessions.
@@ -281,26 +281,26 @@ NOT_SPLIT = (
 
 
 @pytest.mark.parametrize("save", NOT_SPLIT, ids=lambda story: story.__name__)
-def test_sessions_that_write_on_their_own(sqlite_twin: Twin, save: Callable[[Twin], Any]) -> None:
+def test_sessions_that_write_on_their_own(twin: Twin, save: Callable[[Twin], Any]) -> None:
     async def story() -> None:
         with capture() as told:
-            await save(sqlite_twin)
+            await save(twin)
         assert_found(told)
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 @only_async
-def test_what_another_task_writes_is_its_own(sqlite_twin: Twin) -> None:
+def test_what_another_task_writes_is_its_own(twin: Twin) -> None:
     async def story() -> None:
-        with capture(sqlite_twin.factory) as told:
-            async with sqlite_twin.session() as session:
+        with capture(twin.factory) as told:
+            async with twin.session() as session:
                 session.add_all(authors(2))
                 await session.commit()
-                await asyncio.create_task(save_a_book(sqlite_twin))
+                await asyncio.create_task(save_a_book(twin))
         assert_found(told)
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 async def save_while_reading(twin: Twin) -> None:
@@ -311,15 +311,15 @@ async def save_while_reading(twin: Twin) -> None:
         await session.commit()  # <- last
 
 
-def test_both_harms_are_said(sqlite_twin: Twin) -> None:
+def test_both_harms_are_said(twin: Twin) -> None:
     """The second connection as it is taken, the second commit as it is made."""
 
     async def story() -> None:
-        with capture(sqlite_twin.factory) as told:
-            await save_while_reading(sqlite_twin)
+        with capture(twin.factory) as told:
+            await save_while_reading(twin)
         assert [(finding.id, finding.site) for finding in told.findings] == [
             ("nested-sessions", marked(save_a_book, "<- second")),
             ("split-writes", marked(save_while_reading, "<- last")),
         ]
 
-    sqlite_twin.run(story)
+    twin.run(story)

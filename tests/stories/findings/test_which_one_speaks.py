@@ -82,10 +82,10 @@ PATIENCE: dict[str, Any] = {
         ((11, 21, 31, 61), ["idle-in-transaction", "leaked-session"]),
     ],
 )
-def test_a_session_that_waits(sqlite_twin: Twin, seconds: tuple[int, ...], said: list[str]) -> None:
+def test_a_session_that_waits(twin: Twin, seconds: tuple[int, ...], said: list[str]) -> None:
     async def story() -> None:
-        with capture(sqlite_twin.factory, **PATIENCE) as told:
-            async with sqlite_twin.session() as session:
+        with capture(twin.factory, **PATIENCE) as told:
+            async with twin.session() as session:
                 await session.connection()
                 for later in seconds:
                     look_ahead(later)
@@ -95,7 +95,7 @@ def test_a_session_that_waits(sqlite_twin: Twin, seconds: tuple[int, ...], said:
         elif said == ["leaked-session"]:
             assert "earlier" not in told.findings[0].evidence
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 # "pending-rollback follows the failed-flush it refers to; both are said, at their own lines."
@@ -179,17 +179,17 @@ def test_what_is_loaded_one_by_one(twin: Twin, what: str) -> None:
     twin.run(story)
 
 
-def test_what_a_flush_expired_no_commit_did(sqlite_twin: Twin) -> None:
+def test_what_a_flush_expired_no_commit_did(twin: Twin) -> None:
     async def change(session: Any) -> None:
         for customer in (await session.scalars(select(Customer))).all():
             customer.name += "!"
         await session.flush()
 
     async def story() -> None:
-        async with shop.opened(sqlite_twin):
-            await keep(sqlite_twin, *[Customer(name=f"customer {n}") for n in range(8)])  # type: ignore[arg-type] # mapped with another base
-            with capture(sqlite_twin.factory) as told:
-                async with sqlite_twin.session() as session:
+        async with shop.opened(twin):
+            await keep(twin, *[Customer(name=f"customer {n}") for n in range(8)])  # type: ignore[arg-type] # mapped with another base
+            with capture(twin.factory) as told:
+                async with twin.session() as session:
                     await session.scalars(select(Customer))
                     await session.commit()
                     found = (await session.scalars(select(Customer))).all()
@@ -199,7 +199,7 @@ def test_what_a_flush_expired_no_commit_did(sqlite_twin: Twin) -> None:
         assert ids(told) == []
         assert told.sessions[0].lazy_loads == {"expired": 9}
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 # "get-in-loop counts loads that reach the database for different keys; the same SELECT with the
@@ -214,19 +214,19 @@ KEYS: dict[str, tuple[list[int], bool, list[str]]] = {
 
 
 @pytest.mark.parametrize("what", KEYS)
-def test_what_is_looked_up_one_by_one(sqlite_twin: Twin, what: str) -> None:
+def test_what_is_looked_up_one_by_one(twin: Twin, what: str) -> None:
     keys, held, said = KEYS[what]
 
     async def story() -> None:
-        await keep(sqlite_twin, *authors(12))
-        with capture(sqlite_twin.factory) as told:
-            async with sqlite_twin.session() as session:
+        await keep(twin, *authors(12))
+        with capture(twin.factory) as told:
+            async with twin.session() as session:
                 kept = (await session.scalars(select(Author))).all() if held else []
                 for key in keys:
                     kept.append(await session.get(Author, key))
         assert ids(told) == said
 
-    sqlite_twin.run(story)
+    twin.run(story)
 
 
 # "nested-sessions and split-writes are different harms and may both be said."
@@ -294,15 +294,15 @@ def test_a_failed_commit_is_one_failure(twin: Twin) -> None:
     twin.run(story)
 
 
-def test_no_mistake_is_no_finding(sqlite_twin: Twin) -> None:
+def test_no_mistake_is_no_finding(twin: Twin) -> None:
     async def story() -> None:
-        await keep(sqlite_twin, *authors(8, books_each=1))
-        with capture(sqlite_twin.factory, **PATIENCE) as told:
-            async with sqlite_twin.session() as session:
+        await keep(twin, *authors(8, books_each=1))
+        with capture(twin.factory, **PATIENCE) as told:
+            async with twin.session() as session:
                 (await session.scalars(select(Author))).all()
                 session.add(Author(name="one more"))
                 await session.commit()
                 look_ahead(9)
         assert_silent(told, sessions=1)
 
-    sqlite_twin.run(story)
+    twin.run(story)
