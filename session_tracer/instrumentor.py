@@ -246,6 +246,7 @@ class Instrumentor:
             tracer = instrumentation._tracer
             for session in live_sessions():
                 self._leave(session, tracer)
+            self._known.clear()  # what was looked up meanwhile would keep the sessions' class alive
             if not self._instrumentations:
                 statements.remove()
                 process.not_at_end(watch.at_end)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import inspect
 import itertools
 import re
 import threading
+import weakref
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -770,3 +772,16 @@ def test_a_session_that_could_not_be_made_is_not_told_of(engine: Engine) -> None
         with pytest.raises(ArgumentError):
             Session(engine, join_transaction_mode="nonsense")  # type: ignore[arg-type] # so
     assert told.facts == []
+
+
+def test_the_sessions_class_is_not_kept_alive(engine: Engine) -> None:
+    """Not even where a session is open when its factory is uninstrumented."""
+    factory = sessionmaker(engine)
+    made = weakref.ref(factory.class_)
+    session = factory()
+    with instrument(factory, exporter=Exporter()):
+        session.execute(text("SELECT 1"))
+    session.close()
+    del factory, session
+    gc.collect()
+    assert made() is None
