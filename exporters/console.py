@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 
 from rich.text import Text
 
-from session_tracer.background_queue import BackgroundQueue
 from session_tracer.exporter import Exporter
 from session_tracer.exporters.finding_block import (
     finding_block,
@@ -21,14 +20,15 @@ from session_tracer.exporters.finding_block import (
 from session_tracer.exporters.screen import Screen
 from session_tracer.exporters.session_block import is_quiet, session_head, timeline_lines
 from session_tracer.exporters.wording import cropped, duration, plain
-from session_tracer.findings import Finding, Retraction
+from session_tracer.model.findings import Finding, Retraction
+from session_tracer.runtime.background_queue import BackgroundQueue
 from session_tracer.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
     from typing import TextIO
 
-    from session_tracer.record import SessionSummary
+    from session_tracer.ledger.record import SessionSummary
 
 __all__ = ["console_exporter", "open_exporter"]
 

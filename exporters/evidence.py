@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from typing import Any
 
-    from session_tracer.callsite import CallSite
+    from session_tracer.where.callsite import CallSite
 
     Evidence = Mapping[str, Any]
 

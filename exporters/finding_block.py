@@ -15,8 +15,8 @@ from session_tracer.exporters.wording import fitted_site, plain, wrapped
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from session_tracer.callsite import CallSite
-    from session_tracer.findings import Finding, Retraction
+    from session_tracer.model.findings import Finding, Retraction
+    from session_tracer.where.callsite import CallSite
 
 __all__ = [
     "SIGNS",

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from session_tracer.background_queue import BackgroundQueue
 from session_tracer.exporter import Exporter
 from session_tracer.exporters.streams import write_bytes, write_text
+from session_tracer.runtime.background_queue import BackgroundQueue
 
 if TYPE_CHECKING:
     from session_tracer.exporter import LogEvent

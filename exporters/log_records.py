@@ -15,8 +15,8 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 
-from session_tracer.degraded import without
 from session_tracer.exporters.sentences import sentence
+from session_tracer.runtime.degraded import without
 from session_tracer.signals import names
 
 logs: Any

@@ -9,11 +9,12 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
-from session_tracer import __version__, process, threads
-from session_tracer.background_queue import BackgroundQueue
-from session_tracer.degraded import without
+from session_tracer import __version__
 from session_tracer.exporter import Exporter
 from session_tracer.exporters.log_records import emit_to
+from session_tracer.runtime import process, threads
+from session_tracer.runtime.background_queue import BackgroundQueue
+from session_tracer.runtime.degraded import without
 
 try:
     import opentelemetry.exporter.otlp.proto.http  # noqa: F401 - else it is missed only below

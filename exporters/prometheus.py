@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from session_tracer import process
-from session_tracer.degraded import warn_once
 from session_tracer.exporter import Exporter
+from session_tracer.runtime import process
+from session_tracer.runtime.degraded import warn_once
 from session_tracer.signals import names
 
 try:

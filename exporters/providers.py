@@ -10,7 +10,7 @@ from opentelemetry.trace import get_tracer_provider
 from session_tracer.exporter import Exporter
 from session_tracer.exporters.log_records import application_logger_provider, emit_to
 from session_tracer.exporters.logging import log
-from session_tracer.surroundings import has_structlog
+from session_tracer.runtime.environment import has_structlog
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -22,11 +22,11 @@ from session_tracer.exporters.wording import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from session_tracer.callsite import CallSite
     from session_tracer.facts import Counts
-    from session_tracer.findings import Finding
-    from session_tracer.record import SessionSummary
-    from session_tracer.timeline import Step
+    from session_tracer.ledger.record import SessionSummary
+    from session_tracer.model.findings import Finding
+    from session_tracer.publisher.timeline import Step
+    from session_tracer.where.callsite import CallSite
 
 __all__ = ["is_quiet", "session_head", "timeline_lines"]
 

@@ -11,7 +11,7 @@ from rich.cells import cell_len, set_cell_size
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from session_tracer.callsite import CallSite
+    from session_tracer.where.callsite import CallSite
 
 __all__ = [
     "cropped",

@@ -11,18 +11,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from session_tracer.callsite import CallSite
     from session_tracer.detectors import DEFAULT_DETECTORS, Detector
     from session_tracer.exporter import Exporter
-    from session_tracer.findings import Finding, Retraction
     from session_tracer.instrumentor import Instrumentation, instrument, uninstrument
-    from session_tracer.live import live_sessions
-    from session_tracer.misuse import SessionMisuse
-    from session_tracer.record import SessionSummary
+    from session_tracer.ledger.record import SessionSummary
+    from session_tracer.ledger.registry import live_sessions
+    from session_tracer.model.findings import Finding, Retraction
+    from session_tracer.model.live_session import LiveSession
     from session_tracer.settings import Settings
-    from session_tracer.silencing import silence
-    from session_tracer.snapshot import LiveSession
+    from session_tracer.verdicts.misuse import SessionMisuse
+    from session_tracer.verdicts.silencing import silence
     from session_tracer.version import VERSION as __version__
+    from session_tracer.where.callsite import CallSite
 
 __all__ = [
     "DEFAULT_DETECTORS",
@@ -46,20 +46,20 @@ __all__ = [
 # pytest imports this package in every environment that has it, for the plugin's sake: nothing more
 # is imported, and SQLAlchemy least of all, until one of the names is asked for.
 _HOMES: Final = {
-    "CallSite": "callsite",
+    "CallSite": "where.callsite",
     "DEFAULT_DETECTORS": "detectors",
     "Detector": "detectors",
     "Exporter": "exporter",
-    "Finding": "findings",
+    "Finding": "model.findings",
     "Instrumentation": "instrumentor",
-    "LiveSession": "snapshot",
-    "Retraction": "findings",
-    "SessionMisuse": "misuse",
-    "SessionSummary": "record",
+    "LiveSession": "model.live_session",
+    "Retraction": "model.findings",
+    "SessionMisuse": "verdicts.misuse",
+    "SessionSummary": "ledger.record",
     "Settings": "settings",
     "instrument": "instrumentor",
-    "live_sessions": "live",
-    "silence": "silencing",
+    "live_sessions": "ledger.registry",
+    "silence": "verdicts.silencing",
     "uninstrument": "instrumentor",
 }
 

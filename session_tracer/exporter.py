@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 from opentelemetry.metrics import MeterProvider, NoOpMeterProvider
 from opentelemetry.trace import NoOpTracerProvider, TracerProvider
 
-from session_tracer import process, threads
-from session_tracer.nearest import did_you_mean
+from session_tracer.runtime import process, threads
+from session_tracer.runtime.nearest import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from session_tracer.facts import Fact
-    from session_tracer.findings import Finding, Retraction
-    from session_tracer.record import SessionSummary
+    from session_tracer.ledger.record import SessionSummary
+    from session_tracer.model.findings import Finding, Retraction
     from session_tracer.settings import Settings
 
 __all__ = ["Exporter", "ExporterFactory", "Exporters", "LogEvent", "OpenExporter", "find_exporter"]

@@ -7,9 +7,9 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Protocol
 
-from session_tracer import surroundings, threads
-from session_tracer.degraded import warn_once
 from session_tracer.exporter import Exporter, find_exporter
+from session_tracer.runtime import environment, threads
+from session_tracer.runtime.degraded import warn_once
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -197,7 +197,7 @@ class Automatic:
 
     def open(self) -> tuple[Exporter, ...] | None:
         """The exporter from now on; None where it is the same as before."""
-        fits = (surroundings.has_providers(), surroundings.has_structlog())
+        fits = (environment.has_providers(), environment.has_structlog())
         if fits == self._fits:
             return None
         was_open, before = self._fits is not None, self._used
@@ -234,7 +234,7 @@ class Automatic:
         return self._used.open()
 
     def _open_otlp(self) -> Exporter | None:
-        variable = surroundings.otlp_endpoint()
+        variable = environment.otlp_endpoint()
         if not variable:
             return None
         try:
@@ -256,4 +256,4 @@ class Automatic:
     def _open_for_people(self, *, has_structlog: bool) -> Exporter:
         if has_structlog:
             return Exporter()
-        return self._open("console" if surroundings.is_terminal() else "logging")
+        return self._open("console" if environment.is_terminal() else "logging")

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from session_tracer.callsite import CallSite
-    from session_tracer.owner import Owner
-    from session_tracer.snapshot import LiveSession
+    from session_tracer.model.live_session import LiveSession
+    from session_tracer.where.callsite import CallSite
+    from session_tracer.where.owner import Owner
 
 Counts: TypeAlias = "dict[str, int]"
 Outcome: TypeAlias = Literal["committed", "rolled_back", "closed", "failed", "abandoned", "unused"]

@@ -9,28 +9,13 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from sqlalchemy.orm import Session
 
-from session_tracer import (
-    failures,
-    listeners,
-    live,
-    loads,
-    peers,
-    process,
-    reliances,
-    statements,
-    surroundings,
-    threads,
-    watch,
-)
 from session_tracer.detectors import DEFAULT_DETECTORS
 from session_tracer.exporter import Exporter, Exporters
 from session_tracer.exporter_choice import NONE, Automatic, Named, names_in
-from session_tracer.lifetime import wrap_async_session, wrap_session
-from session_tracer.patching import Patches
-from session_tracer.probe import Probe, probe_of
-from session_tracer.running import running_frame
-from session_tracer.settings import Settings
-from session_tracer.targets import (
+from session_tracer.hooks import errors, private_api, session_events, statements
+from session_tracer.hooks.lifecycle import wrap_async_session, wrap_session
+from session_tracer.hooks.patching import Patches
+from session_tracer.hooks.targets import (
     ASYNC,
     AsyncSession,
     AsyncSessionTransaction,
@@ -42,8 +27,13 @@ from session_tracer.targets import (
     places,
     resolve,
 )
+from session_tracer.ledger import object_counter, registry, same_owner, watchdog
+from session_tracer.ledger.in_progress import SLOT
+from session_tracer.ledger.probe import Probe, probe_of
+from session_tracer.runtime import environment, process, threads
+from session_tracer.settings import Settings
 from session_tracer.tracer import Tracer
-from session_tracer.underway import SLOT
+from session_tracer.where.running import running_frame
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
@@ -98,7 +88,7 @@ class Instrumentation:
 
     def flush(self) -> None:
         """Wait until what was told so far is out."""
-        watch.settle()
+        watchdog.settle()
         self._tracer.choice.flush()
 
     def uninstrument(self) -> None:
@@ -149,9 +139,9 @@ def instrument(
     resolved = resolve(target)
     chosen = (Settings.from_env() if settings is None else settings).override(overrides)
     named = exporter if isinstance(exporter, Exporter) else names_in(exporter)
-    if chosen.disabled or surroundings.is_sdk_disabled() or named == (NONE,):
+    if chosen.disabled or environment.is_sdk_disabled() or named == (NONE,):
         tracer = Tracer(
-            name or "default", chosen, Named(Exporter(), chosen, Exporters()), (), live.ages
+            name or "default", chosen, Named(Exporter(), chosen, Exporters()), (), registry.ages
         )
         return Instrumentation(resolved, tracer, capture=False)
     written = set(overrides)
@@ -217,15 +207,15 @@ class Instrumentor:
             else:
                 choice = Automatic(settings, self._exporters)
             try:
-                tracer = Tracer(name, settings, choice, detectors, live.ages)
+                tracer = Tracer(name, settings, choice, detectors, registry.ages)
             except BaseException:
                 choice.close()
                 raise
             instrumentation = Instrumentation(target, tracer, capture=capture)
             self._instrumentations.append(instrumentation)
-            process.at_end(watch.at_end, process.SESSIONS)
+            process.at_end(watchdog.at_end, process.SESSIONS)
             try:
-                reliances.check()
+                private_api.check()
                 self._update()
                 self._take_up()
             except BaseException:
@@ -237,7 +227,7 @@ class Instrumentor:
 
     def remove(self, instrumentation: Instrumentation) -> None:
         """Stop tracing what was started with it."""
-        watch.settle()
+        watchdog.settle()
         with self._lock.value:
             if instrumentation not in self._instrumentations:
                 return
@@ -249,7 +239,7 @@ class Instrumentor:
             self._known.clear()  # what was looked up meanwhile would keep the sessions' class alive
             if not self._instrumentations:
                 statements.remove()
-                process.not_at_end(watch.at_end)
+                process.not_at_end(watchdog.at_end)
         self._close(tracer)
 
     def _close(self, tracer: Tracer) -> None:
@@ -294,7 +284,7 @@ class Instrumentor:
                 probe.hand_to(tracers)
             elif tracers:
                 self._attach(session, tracers, is_async=async_session_of(session) is not None)
-                listeners.take_up(session)
+                session_events.take_up(session)
 
     def _tracers_of(self, session: Session) -> tuple[Tracer, ...]:
         """Who traces a session that exists."""
@@ -314,12 +304,12 @@ class Instrumentor:
         # Who was further off may be the nearest now.
         probe.hand_to(self._tracers_of(session))
         if not probe.tracers:
-            live.LIVE.pop(probe, None)
-            peers.leave(probe)
+            registry.LIVE.pop(probe, None)
+            same_owner.leave(probe)
             session.__dict__.pop(SLOT, None)
             for holding in probe.connections:
                 holding.unmark(probe)
-            loads.unwatch(session.identity_map)
+            object_counter.unwatch(session.identity_map)
 
     def _tracers_for(
         self, made: type, owner: type | None, maker: object | None
@@ -370,10 +360,10 @@ class Instrumentor:
             everything = {Session}
         wanted = {cls for cls in everything if everything.isdisjoint(cls.__mro__[1:])}
         for cls in self._listening - wanted:
-            listeners.remove(cls)
+            session_events.remove(cls)
             self._patches.undo(cls)
         for cls in wanted - self._listening:
-            listeners.listen(cls)
+            session_events.listen(cls)
             wrap_session(self._patches, cls, self.opened)
         if ASYNC and wanted and not self._listening:
             wrap_async_session(self._patches, AsyncSession, AsyncSessionTransaction)
@@ -383,11 +373,11 @@ class Instrumentor:
         self._listening = wanted
         if wanted:
             statements.begin()
-            failures.watch.start()
-            watch.start()
+            errors.watch.start()
+            watchdog.start()
         else:
-            failures.watch.stop()
-            watch.stop()
+            errors.watch.stop()
+            watchdog.stop()
 
 
 _INSTRUMENTOR: Final = Instrumentor()

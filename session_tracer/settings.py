@@ -7,13 +7,13 @@ import re
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypedDict, get_args
 
-from session_tracer.degraded import warn_once
-from session_tracer.nearest import did_you_mean
+from session_tracer.runtime.degraded import warn_once
+from session_tracer.runtime.nearest import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
-    from session_tracer.findings import Severity
+    from session_tracer.model.findings import Severity
 
 __all__ = ["LogLevel", "Overrides", "Settings"]
 

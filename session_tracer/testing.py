@@ -5,12 +5,12 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from session_tracer import watch
 from session_tracer.detectors import DEFAULT_DETECTORS
 from session_tracer.exporter import Exporter
+from session_tracer.hooks.targets import resolve
 from session_tracer.instrumentor import capture as _instrument
+from session_tracer.ledger import watchdog
 from session_tracer.settings import Settings
-from session_tracer.targets import resolve
 
 try:
     from opentelemetry.sdk.metrics import MeterProvider
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from session_tracer.detectors import Detector
     from session_tracer.exporter import LogEvent
     from session_tracer.facts import Fact
-    from session_tracer.findings import Finding, Retraction
     from session_tracer.instrumentor import Instrumentable
-    from session_tracer.record import SessionSummary
+    from session_tracer.ledger.record import SessionSummary
+    from session_tracer.model.findings import Finding, Retraction
     from session_tracer.settings import Overrides
 
 __all__ = ["Captured", "capture"]
@@ -63,19 +63,19 @@ class Captured:
     @property
     def sessions(self) -> list[SessionSummary]:
         """A summary of each scope that has ended, in the order in which they were opened."""
-        watch.settle()
+        watchdog.settle()
         return sorted(self._sessions, key=lambda summary: summary.opened_unix_ns)
 
     @property
     def spans(self) -> list[ReadableSpan]:
         """The spans that have ended, in that order."""
-        watch.settle()
+        watchdog.settle()
         return list(self._spans.get_finished_spans())
 
     @property
     def metrics(self) -> dict[str, list[Any]]:
         """The data points of each metric by its name, as the SDK's reader gives them."""
-        watch.settle()
+        watchdog.settle()
         data = self._reader.get_metrics_data()
         if data is not None:
             for of_resource in data.resource_metrics:

@@ -13,19 +13,19 @@ from weakref import WeakSet
 from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.trace import NoOpTracerProvider
 
-from session_tracer import process, threads
-from session_tracer.callsite import Locator
-from session_tracer.degraded import warn_once
-from session_tracer.dispatch import Dispatch
-from session_tracer.findings import Finding, Retraction
-from session_tracer.policy import Policy
-from session_tracer.record import ADDERS, SessionRecord
+from session_tracer.ledger.record import ADDERS, SessionRecord
+from session_tracer.model.findings import Finding, Retraction
+from session_tracer.publisher.dispatch import Dispatch
+from session_tracer.runtime import process, threads
+from session_tracer.runtime.degraded import warn_once
 from session_tracer.signals.logs import LogSignal
 from session_tracer.signals.metrics import MetricSignal
 from session_tracer.signals.reports import ReportSignal
 from session_tracer.signals.spans import SpanSignal
-from session_tracer.silencing import silenced_now
+from session_tracer.verdicts.policy import Policy
+from session_tracer.verdicts.silencing import silenced_now
 from session_tracer.version import VERSION
+from session_tracer.where.callsite import Locator
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
     from opentelemetry.trace import SpanContext
 
     from session_tracer.detectors.protocol import Detector
-    from session_tracer.dispatch import Wake
     from session_tracer.exporter import Exporter
     from session_tracer.exporter_choice import Choice
     from session_tracer.facts import Fact
-    from session_tracer.origin import Scope
+    from session_tracer.ledger.origin import Scope
+    from session_tracer.publisher.dispatch import Wake
     from session_tracer.settings import Settings
     from session_tracer.signals.metrics import Ages
     from session_tracer.signals.spans import SessionSpans

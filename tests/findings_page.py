@@ -18,7 +18,7 @@ from session_tracer.testing import capture
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from session_tracer.findings import Finding
+    from session_tracer.model.findings import Finding
 
 # Who runs an example is no line of it.
 __session_tracer_hide__ = True

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy.util import await_only, greenlet_spawn
 
-from session_tracer.callsite import Locator
-from session_tracer.owner import Owner, current, root_of
+from session_tracer.where.callsite import Locator
+from session_tracer.where.owner import Owner, current, root_of
 from tests.stories.lines import marked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from session_tracer.callsite import CallSite
+    from session_tracer.where.callsite import CallSite
 
 
 def sites(owner: Owner) -> list[CallSite]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from session_tracer import CallSite, Finding
-from session_tracer.baseline import load, write
+from session_tracer.verdicts.baseline import load, write
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -35,7 +35,7 @@ from session_tracer.facts import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from session_tracer.record import SessionRecord
+    from session_tracer.ledger.record import SessionRecord
 
 CHANGE_ONE = WORKS[0]
 SMALL = [work for work in WORKS if work.key in ("W1", "W5", "W6")]

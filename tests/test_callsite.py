@@ -24,8 +24,8 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from sqlalchemy.pool import StaticPool
 
 from session_tracer import CallSite, facts
-from session_tracer.callsite import Locator
 from session_tracer.testing import Captured, capture
+from session_tracer.where.callsite import Locator
 from tests.library import Author, Base, Book, Item
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import pytest
 
 from session_tracer import DEFAULT_DETECTORS, Finding, Settings, silence
 from session_tracer import settings as settings_module
-from session_tracer.findings import FINDING_IDS
+from session_tracer.model.findings import FINDING_IDS
 from tests.findings_page import Section, found_in, printed, read, skeleton
 
 __session_tracer_hide__ = True

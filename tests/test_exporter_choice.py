@@ -15,7 +15,8 @@ import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.orm import Session, sessionmaker
 
-from session_tracer import Exporter, degraded, instrument
+from session_tracer import Exporter, instrument
+from session_tracer.runtime import degraded
 from tests.shop import SHOP
 from tests.test_uninstrument import snapshot
 

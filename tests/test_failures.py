@@ -14,7 +14,10 @@ from sqlalchemy import exc, select
 from sqlalchemy.orm import sessionmaker
 from sqlalchemy.orm.exc import DetachedInstanceError
 
-from session_tracer import Exporter, failures, frames, instrument, live, loads
+from session_tracer import Exporter, instrument
+from session_tracer.hooks import error_frames
+from session_tracer.hooks.errors import Seam
+from session_tracer.ledger import object_counter, registry
 from session_tracer.testing import Captured, capture
 from tests.library import Author, Base, authors
 from tests.mistakes import (
@@ -262,7 +265,7 @@ def faulty(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("a fault of ours")
 
     for name in ("is_sqlalchemys", "session_near", "refused_read", "detached_read"):
-        monkeypatch.setattr(frames, name, fail)
+        monkeypatch.setattr(error_frames, name, fail)
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
@@ -278,8 +281,8 @@ def test_a_fault_of_ours_is_counted(places: Places, monkeypatch: pytest.MonkeyPa
     def fail(*_: Any) -> Any:
         raise RuntimeError("a fault of ours")
 
-    monkeypatch.setattr(loads, "expiry_of", fail)
-    monkeypatch.setattr(live, "holders_of", fail)
+    monkeypatch.setattr(object_counter, "expiry_of", fail)
+    monkeypatch.setattr(registry, "holders_of", fail)
     with capture(places.maker) as told:
         expired(places)
         expired(places)
@@ -361,7 +364,7 @@ def test_after_the_end_nothing_is_seen(places: Places, monkeypatch: pytest.Monke
     def record(error: Any, frame: FrameType) -> None:
         seen.append(type(error).__name__)
 
-    seam = failures.Seam(exc.TimeoutError, record)
+    seam = Seam(exc.TimeoutError, record)
     seam.open()
     wrapper: Any = exc.TimeoutError.__init__
     exc.TimeoutError("while it is open")

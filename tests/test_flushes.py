@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, attributes, sessionmaker
 
 from session_tracer import facts
-from session_tracer.flushes import changed, constraint
+from session_tracer.hooks.flush_contents import changed, constraint
 from session_tracer.testing import Captured, capture
 from tests.library import Author, Base, Book, authors
 from tests.twins import on_each_database

@@ -12,8 +12,8 @@ import pytest
 from sqlalchemy import exc
 from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
 
-from session_tracer.callsite import CallSite, Locator
-from session_tracer.handlers import Failure, failure, handler_of
+from session_tracer.where.callsite import CallSite, Locator
+from session_tracer.where.except_finder import Failure, failure, handler_of
 from tests.stories.lines import marked
 
 if TYPE_CHECKING:

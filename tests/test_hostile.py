@@ -43,9 +43,9 @@ from sqlalchemy.orm import (
 from sqlalchemy.orm.exc import DetachedInstanceError
 
 from session_tracer import DEFAULT_DETECTORS, Exporter, Finding, facts, instrument
+from session_tracer.hooks.targets import resolve
 from session_tracer.instrumentor import Instrumentor
 from session_tracer.settings import Settings
-from session_tracer.targets import resolve
 from session_tracer.testing import capture
 from tests.library import Author, Base, Book, authors
 from tests.outline import outline
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from session_tracer.facts import Fact
-    from session_tracer.record import SessionRecord
+    from session_tracer.ledger.record import SessionRecord
     from session_tracer.testing import Captured
     from tests.twins import Twin
 

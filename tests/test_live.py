@@ -16,8 +16,9 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import StaticPool
 
-from session_tracer import CallSite, SessionSummary, facts, instrument, live, uninstrument, watch
+from session_tracer import CallSite, SessionSummary, facts, instrument, uninstrument
 from session_tracer.exporter import Exporter
+from session_tracer.ledger import registry, watchdog
 from session_tracer.testing import capture
 
 if TYPE_CHECKING:
@@ -122,12 +123,12 @@ def test_what_is_collected_later_is_nobodys_business(factory: Factory) -> None:
 def test_only_open_sessions_are_live(factory: Factory) -> None:
     with capture(factory):
         session = factory()
-        assert len(live.LIVE) == 1
+        assert len(registry.LIVE) == 1
         session.close()
-        assert len(live.LIVE) == 0
+        assert len(registry.LIVE) == 0
         session.execute(ONE)
-        assert len(live.LIVE) == 1
-    assert len(live.LIVE) == 0
+        assert len(registry.LIVE) == 1
+    assert len(registry.LIVE) == 0
     session.close()
 
 
@@ -206,7 +207,7 @@ def test_an_exporter_that_asks_to_flush_does_not_wait_for_itself(factory: Factor
     with instrument(factory, exporter=Exporter(on_session=on_session)) as instrumentation:
         forget(factory)
         gc.collect()
-        watch.settle()
+        watchdog.settle()
     assert len(took) == 1
     assert took[0] < 1
 
@@ -275,7 +276,7 @@ def test_an_instrumentation_that_is_refused_starts_no_thread() -> None:
 
 
 def test_there_is_nothing_to_wait_for_where_nothing_is_instrumented() -> None:
-    assert within(5, watch.settle)
+    assert within(5, watchdog.settle)
 
 
 FORK = """
@@ -283,7 +284,8 @@ import gc, json, os, sys, threading
 from sqlalchemy import create_engine, text
 from sqlalchemy.orm import sessionmaker
 from sqlalchemy.pool import StaticPool
-from session_tracer import instrument, live, watch
+from session_tracer import instrument
+from session_tracer.ledger import registry as live
 from session_tracer.exporter import Exporter
 
 told = []

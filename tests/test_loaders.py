@@ -22,8 +22,8 @@ from sqlalchemy.orm import (
     with_polymorphic,
 )
 
-from session_tracer import loaders
-from session_tracer.loaders import Selection, selection
+from session_tracer.hooks import loader_options
+from session_tracer.hooks.loader_options import Selection, selection
 from tests.library import Author, Book, Essay
 from tests.stories.findings import mappings
 from tests.stories.findings.mappings import (
@@ -72,7 +72,7 @@ if TYPE_CHECKING:
     ],
 )
 def test_the_option_for_an_attribute(entity: type, attribute: str, option: str) -> None:
-    assert loaders.loader(inspect(entity), attribute) == option
+    assert loader_options.loader(inspect(entity), attribute) == option
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_the_option_for_an_attribute(entity: type, attribute: str, option: str) 
     ],
 )
 def test_the_class_that_an_attribute_is_mapped_on(entity: type, attribute: str, owner: str) -> None:
-    assert loaders.owner(inspect(entity), attribute) == owner
+    assert loader_options.owner(inspect(entity), attribute) == owner
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_the_class_that_an_attribute_is_mapped_on(entity: type, attribute: str, 
     [(Author, "id"), (Manager, "id"), (Truck, "id"), (Exam, "")],
 )
 def test_the_attribute_that_is_the_primary_key(entity: type, key: str) -> None:
-    assert loaders.primary_key(inspect(entity)) == key
+    assert loader_options.primary_key(inspect(entity)) == key
 
 
 def test_an_attribute_that_bears_another_name_than_its_column() -> None:
@@ -106,7 +106,7 @@ def test_an_attribute_that_bears_another_name_than_its_column() -> None:
         __tablename__ = "tickets"
         number: Mapped[int] = mapped_column("ticket_no", primary_key=True)
 
-    assert loaders.primary_key(inspect(Ticket)) == "number"
+    assert loader_options.primary_key(inspect(Ticket)) == "number"
 
 
 # Where an object was loaded through others, the options are nested.
@@ -234,7 +234,7 @@ def test_an_object_whose_path_nobody_knows() -> None:
         manager=SimpleNamespace(mapper=inspect(Author)), load_path=None, _instance_dict=None
     )
     assert selection(state, "books") == Selection("Author", "selectinload(Author.books)")
-    assert loaders.route_to(state, inspect(Author).relationships["books"]) is None
+    assert loader_options.route_to(state, inspect(Author).relationships["books"]) is None
 
 
 def test_options_are_nested_through_five_relationships_and_no_more() -> None:
@@ -264,17 +264,17 @@ def test_options_are_nested_through_five_relationships_and_no_more() -> None:
 
 def test_columns_that_are_left_out(session: Session) -> None:
     manager = session.scalars(select(Employee).where(Employee.id == 1)).one()
-    assert loaders.is_left_out(inspect(manager), {"budget", "office_id"})
-    assert not loaders.is_left_out(inspect(manager), {"kind"})
-    assert not loaders.is_left_out(inspect(manager), {"kind", "budget"})
+    assert loader_options.is_left_out(inspect(manager), {"budget", "office_id"})
+    assert not loader_options.is_left_out(inspect(manager), {"kind"})
+    assert not loader_options.is_left_out(inspect(manager), {"kind", "budget"})
     truck = session.scalars(select(Vehicle).where(Vehicle.kind == "truck")).one()
-    assert loaders.is_left_out(inspect(truck), {"load"})
+    assert loader_options.is_left_out(inspect(truck), {"load"})
 
 
 def test_columns_that_are_not(session: Session) -> None:
     manager = session.get_one(Manager, 1)
-    assert not loaders.is_left_out(inspect(manager), {"budget"})
-    assert not loaders.is_left_out(inspect(Manager()), {"budget"})
+    assert not loader_options.is_left_out(inspect(manager), {"budget"})
+    assert not loader_options.is_left_out(inspect(Manager()), {"budget"})
 
 
 # The code that is printed is code that runs.
@@ -310,8 +310,8 @@ def test_a_mapped_class_can_be_forgotten() -> None:
         up: Mapped[int | None] = mapped_column(ForeignKey("trees.id"))
         trees: Mapped[list[Any]] = relationship("Tree")
 
-    assert loaders.loader(inspect(Tree), "trees") == "selectinload(Tree.trees)"
-    assert loaders.primary_key(inspect(Tree)) == "id"
+    assert loader_options.loader(inspect(Tree), "trees") == "selectinload(Tree.trees)"
+    assert loader_options.primary_key(inspect(Tree)) == "id"
     gone = weakref.ref(inspect(Tree))
     made.dispose()
     del Tree, made

@@ -14,9 +14,10 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, attributes, joinedload, selectinload, sessionmaker
 from sqlalchemy.orm.exc import DetachedInstanceError
 
-from session_tracer import CallSite, facts, instrument, loads
+from session_tracer import CallSite, facts, instrument
 from session_tracer.exporter import Exporter
-from session_tracer.probe import probe_of
+from session_tracer.ledger import object_counter
+from session_tracer.ledger.probe import probe_of
 from session_tracer.testing import Captured, capture
 from tests.library import Author, Base, Book, Item, Map, authors
 
@@ -30,7 +31,7 @@ Factory = sessionmaker[Session]
 @pytest.fixture(params=["private road", "public event"])
 def road(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Which way the objects that are loaded are counted."""
-    monkeypatch.setattr(loads, "PRIVATE_ROAD", request.param == "private road")
+    monkeypatch.setattr(object_counter, "PRIVATE_ROAD", request.param == "private road")
     return str(request.param)
 
 
@@ -47,7 +48,7 @@ def factory(tmp_path: Path) -> Iterator[Factory]:
 
 
 def test_the_private_road_works_with_this_sqlalchemy() -> None:
-    assert loads.PRIVATE_ROAD
+    assert object_counter.PRIVATE_ROAD
 
 
 def loaded(told: Captured) -> list[dict[str, int]]:
@@ -148,7 +149,7 @@ class Trail:
 
 def trail(instance: object) -> Trail:
     """What an object says of its session."""
-    mark = loads.mark_of(attributes.instance_state(instance))
+    mark = object_counter.mark_of(attributes.instance_state(instance))
     assert mark is not None
     departure = mark.departure or mark.origin.departure
     return Trail(mark.origin.scope.opened_site, mark.site, departure)
@@ -229,7 +230,7 @@ def test_a_refused_load_tells_the_same_by_either_road(factory: Factory, road: st
 def test_an_object_of_an_untraced_session_knows_nothing(factory: Factory, road: str) -> None:
     with factory() as session:
         author = session.scalars(select(Author)).first()
-    assert loads.mark_of(attributes.instance_state(author)) is None
+    assert object_counter.mark_of(attributes.instance_state(author)) is None
 
 
 # Nothing lives longer. What dies when, without the garbage collector's help, is compared with what

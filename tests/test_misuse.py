@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from session_tracer.facts import Fact
-    from session_tracer.record import SessionRecord
+    from session_tracer.ledger.record import SessionRecord
     from tests.twins import Twin
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from examples.misuse.db import close_shop, open_shop
 from examples.misuse.scenes import SCENES, Scene
-from session_tracer.findings import FINDING_IDS
+from session_tracer.model.findings import FINDING_IDS
 from session_tracer.testing import capture
 
 ROOT = Path(__file__).parent.parent

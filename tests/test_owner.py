@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.util import greenlet_spawn
 
-from session_tracer.callsite import Locator
-from session_tracer.owner import Owner, current
+from session_tracer.where.callsite import Locator
+from session_tracer.where.owner import Owner, current
 from tests.stories.lines import marked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from session_tracer.callsite import CallSite
+    from session_tracer.where.callsite import CallSite
 
 
 def in_thread(work: Callable[[], Any], name: str = "export-3") -> Any:

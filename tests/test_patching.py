@@ -14,7 +14,7 @@ from sqlalchemy.orm.exc import DetachedInstanceError
 
 from session_tracer import instrument
 from session_tracer.exporter import Exporter
-from session_tracer.patching import Patches
+from session_tracer.hooks.patching import Patches
 from session_tracer.testing import capture
 from tests.library import Author, Base
 

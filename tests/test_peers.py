@@ -11,8 +11,9 @@ import pytest
 from sqlalchemy import create_engine, select, text
 from sqlalchemy.orm import Session, sessionmaker
 
-from session_tracer import Exporter, instrument, peers
-from session_tracer.live import LIVE
+from session_tracer import Exporter, instrument
+from session_tracer.ledger import same_owner
+from session_tracer.ledger.registry import LIVE
 from session_tracer.testing import capture
 from tests.library import Author, Base
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from session_tracer.probe import Probe
+    from session_tracer.ledger.probe import Probe
 
 Factory = sessionmaker[Session]
 ONE = text("SELECT 1")
@@ -28,7 +29,7 @@ ONE = text("SELECT 1")
 
 @pytest.fixture
 def factory(tmp_path: Path) -> Iterator[Factory]:
-    peers.forget()  # what tests that interrupt the tracer have left
+    same_owner.forget()  # what tests that interrupt the tracer have left
     engine = create_engine(f"sqlite:///{tmp_path / 'library.db'}")
     Base.metadata.create_all(engine)
     yield sessionmaker(engine)
@@ -37,7 +38,7 @@ def factory(tmp_path: Path) -> Iterator[Factory]:
 
 def together() -> list[int]:
     """How many sessions are open together, for each thread or task that has any."""
-    return sorted(len(probes) for probes in peers._TOGETHER.values())
+    return sorted(len(probes) for probes in same_owner._TOGETHER.values())
 
 
 def probe_of(session: Session) -> Probe:
@@ -154,8 +155,8 @@ def test_each_session_that_splits_the_writes_is_told_of_once(factory: Factory) -
 def test_a_child_process_forgets_its_parents_sessions(factory: Factory) -> None:
     with capture(factory):
         session = factory()
-        known = dict(peers._TOGETHER)
-        peers.forget()
+        known = dict(same_owner._TOGETHER)
+        same_owner.forget()
         assert together() == []
         session.execute(ONE)
         session.close()  # it leaves where it never was

@@ -25,11 +25,11 @@ from session_tracer import (
     silence,
 )
 from session_tracer import facts as what
-from session_tracer.baseline import write
-from session_tracer.findings import FINDING_IDS, Severity
-from session_tracer.policy import Policy
-from session_tracer.record import SessionRecord
+from session_tracer.ledger.record import SessionRecord
+from session_tracer.model.findings import FINDING_IDS, Severity
 from session_tracer.testing import capture
+from session_tracer.verdicts.baseline import write
+from session_tracer.verdicts.policy import Policy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from session_tracer import CallSite, Finding, SessionSummary, facts
-from session_tracer.record import SessionRecord
-from session_tracer.timeline import Step
+from session_tracer.ledger.record import SessionRecord
+from session_tracer.publisher.timeline import Step
 
 if TYPE_CHECKING:
     from session_tracer.facts import Fact, LoadKind, Outcome, Trigger

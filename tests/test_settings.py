@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from sqlalchemy.orm import Session, sessionmaker
 
-from session_tracer import Settings, degraded, instrument
+from session_tracer import Settings, instrument
 from session_tracer import settings as module
+from session_tracer.runtime import degraded
 
 DEFAULTS = Settings()
 PACKAGES = 'the names of top-level packages, for example ("shop", "shop_jobs") or "shop"'

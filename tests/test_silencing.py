@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from session_tracer import silence
-from session_tracer.findings import FINDING_IDS
-from session_tracer.silencing import silenced_now
+from session_tracer.model.findings import FINDING_IDS
+from session_tracer.verdicts.silencing import silenced_now
 
 if TYPE_CHECKING:
     from collections.abc import Generator

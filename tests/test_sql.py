@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import make_url
 
 from session_tracer.facts import Database
-from session_tracer.sql import (
+from session_tracer.hooks.sql import (
     Shape,
     database,
     fingerprint,

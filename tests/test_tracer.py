@@ -14,13 +14,13 @@ from sqlalchemy.orm import sessionmaker
 
 from session_tracer import DEFAULT_DETECTORS, CallSite, Exporter, Finding, Settings, instrument
 from session_tracer import facts as what
-from session_tracer.live import ages
-from session_tracer.origin import Scope
-from session_tracer.owner import Owner
-from session_tracer.record import SessionRecord
-from session_tracer.snapshot import LiveSession
+from session_tracer.ledger.origin import Scope
+from session_tracer.ledger.record import SessionRecord
+from session_tracer.ledger.registry import ages
+from session_tracer.model.live_session import LiveSession
 from session_tracer.testing import capture
 from session_tracer.tracer import Story, Tracer
+from session_tracer.where.owner import Owner
 from tests.detectors.feeding import fixed
 from tests.fickle import Fickle
 from tests.library import Author, Base

@@ -12,18 +12,19 @@ from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import StaticPool
 
-from session_tracer import Exporter, Settings, facts, watch
+from session_tracer import Exporter, Settings, facts
+from session_tracer.hooks.targets import resolve
 from session_tracer.instrumentor import Instrumentor
-from session_tracer.live import LIVE
-from session_tracer.targets import resolve
-from session_tracer.watch import Watch
+from session_tracer.ledger import watchdog
+from session_tracer.ledger.registry import LIVE
+from session_tracer.ledger.watchdog import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from session_tracer import Detector, Finding
     from session_tracer.facts import TimePassed
-    from session_tracer.record import SessionRecord
+    from session_tracer.ledger.record import SessionRecord
 
 Factory = sessionmaker[Session]
 ONE = text("SELECT 1")
@@ -97,7 +98,7 @@ def watching(
     instrumentation = instrumentor.add(
         resolve(factory), "default", Exporter(), settings, detectors, capture=True
     )
-    watch.stop()
+    watchdog.stop()
     try:
         yield Watch(clock)
     finally:
@@ -402,7 +403,7 @@ def test_a_scope_that_cannot_be_looked_at_does_not_hide_the_others(
     factory: Factory, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = Told()
-    due = watch._due
+    due = watchdog._due
     failed: list[str] = []
 
     def fail_once(*of: Any) -> int:
@@ -416,7 +417,7 @@ def test_a_scope_that_cannot_be_looked_at_does_not_hide_the_others(
         for session in sessions:
             session.execute(ONE)
         clock.go_on(6)
-        monkeypatch.setattr(watch, "_due", fail_once)
+        monkeypatch.setattr(watchdog, "_due", fail_once)
         assert a_watch.look() == 5.0
         assert told.moments == [6]
         for session in sessions:

@@ -16,8 +16,8 @@ from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import StaticPool
 
 from session_tracer import Exporter, instrument, uninstrument
+from session_tracer.ledger.watchdog import Watch
 from session_tracer.testing import capture
-from session_tracer.watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

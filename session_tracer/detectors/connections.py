@@ -13,9 +13,9 @@ from session_tracer.facts import CheckoutTimedOut, ConnectionNested
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from session_tracer.findings import Finding
-    from session_tracer.record import SessionRecord
-    from session_tracer.snapshot import LiveSession
+    from session_tracer.ledger.record import SessionRecord
+    from session_tracer.model.findings import Finding
+    from session_tracer.model.live_session import LiveSession
 
 __all__ = ["NestedSessions", "PoolExhausted"]
 

@@ -8,12 +8,12 @@ from session_tracer.detectors.evidence import places
 from session_tracer.detectors.missing import expiry, reason
 from session_tracer.detectors.wording import dotted, lasted
 from session_tracer.facts import DetachedLoadFailed
-from session_tracer.findings import Finding
+from session_tracer.model.findings import Finding
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from session_tracer.record import SessionRecord
+    from session_tracer.ledger.record import SessionRecord
 
 __all__ = ["DetachedLazyLoad"]
 

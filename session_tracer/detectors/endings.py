@@ -17,15 +17,15 @@ from session_tracer.facts import (
     TransactionCancelled,
     TransactionEnded,
 )
-from session_tracer.uncommitted import Uncommitted
+from session_tracer.ledger.uncommitted import Uncommitted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from session_tracer.callsite import CallSite
     from session_tracer.detectors.protocol import Wakes
-    from session_tracer.findings import Finding
-    from session_tracer.record import SessionRecord
+    from session_tracer.ledger.record import SessionRecord
+    from session_tracer.model.findings import Finding
+    from session_tracer.where.callsite import CallSite
 
 __all__ = ["AbandonedSession", "DiscardedChanges", "ReusedAfterClose"]
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from session_tracer.timeline import add_counts
+from session_tracer.publisher.timeline import add_counts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from session_tracer.callsite import CallSite
     from session_tracer.facts import Counts, FlushCompleted, FlushFailed
+    from session_tracer.where.callsite import CallSite
 
 __all__ = ["added_up", "largest", "places", "written"]
 

@@ -15,16 +15,16 @@ from session_tracer.facts import (
     RollbackPending,
     TransactionEnded,
 )
-from session_tracer.timeline import add_counts
+from session_tracer.publisher.timeline import add_counts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from session_tracer.callsite import CallSite
     from session_tracer.detectors.protocol import Wakes
     from session_tracer.facts import Counts, Trigger
-    from session_tracer.findings import Finding
-    from session_tracer.record import SessionRecord
+    from session_tracer.ledger.record import SessionRecord
+    from session_tracer.model.findings import Finding
+    from session_tracer.where.callsite import CallSite
 
 __all__ = [
     "AutoflushStorm",

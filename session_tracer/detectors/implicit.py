@@ -13,8 +13,8 @@ from session_tracer.facts import ImplicitLoadFailed
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from session_tracer.findings import Finding
-    from session_tracer.record import SessionRecord
+    from session_tracer.ledger.record import SessionRecord
+    from session_tracer.model.findings import Finding
 
 __all__ = ["ImplicitAsyncIO"]
 

@@ -9,16 +9,16 @@ from session_tracer.detectors.protocol import always
 from session_tracer.detectors.watched import ENDED, TAKEN, block, called, connection, doing, ms
 from session_tracer.detectors.wording import lasted
 from session_tracer.facts import SessionClosed, TimePassed, TransactionBegan, TransactionEnded
-from session_tracer.findings import Retraction
+from session_tracer.model.findings import Retraction
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from session_tracer.callsite import CallSite
     from session_tracer.detectors.protocol import Wakes
-    from session_tracer.findings import Finding
-    from session_tracer.record import SessionRecord
-    from session_tracer.snapshot import LiveSession
+    from session_tracer.ledger.record import SessionRecord
+    from session_tracer.model.findings import Finding
+    from session_tracer.model.live_session import LiveSession
+    from session_tracer.where.callsite import CallSite
 
 __all__ = ["IdleOrLongTransaction", "LeakedSession"]
 

@@ -9,15 +9,15 @@ from session_tracer.detectors.missing import expired_by, expiry
 from session_tracer.detectors.recent import Recent, remember
 from session_tracer.detectors.wording import dotted_each, listed
 from session_tracer.facts import AttributeLoaded, StatementExecuted
-from session_tracer.record import SELECTS_KEPT
+from session_tracer.ledger.record import SELECTS_KEPT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from session_tracer.callsite import CallSite
     from session_tracer.detectors.protocol import Wakes
-    from session_tracer.findings import Finding
-    from session_tracer.record import SessionRecord
+    from session_tracer.ledger.record import SessionRecord
+    from session_tracer.model.findings import Finding
+    from session_tracer.where.callsite import CallSite
 
 __all__ = ["GetInLoop", "NPlusOne", "RepeatedSelect"]
 

@@ -8,8 +8,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from session_tracer.facts import Fact
-    from session_tracer.findings import Finding, Retraction
-    from session_tracer.record import SessionRecord
+    from session_tracer.ledger.record import SessionRecord
+    from session_tracer.model.findings import Finding, Retraction
 
 __all__ = ["Detector", "Recaller", "Sleeper", "Wakes", "always"]
 

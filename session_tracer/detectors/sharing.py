@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from session_tracer.detectors.protocol import Wakes
-    from session_tracer.findings import Finding
-    from session_tracer.owner import Owner
-    from session_tracer.record import SessionRecord
+    from session_tracer.ledger.record import SessionRecord
+    from session_tracer.model.findings import Finding
+    from session_tracer.where.owner import Owner
 
 __all__ = ["ConcurrentUse", "CrossedSessions", "ForeignLoop", "SharedSession"]
 

@@ -8,15 +8,15 @@ from session_tracer.detectors.evidence import largest
 from session_tracer.detectors.said import Said
 from session_tracer.detectors.wording import objects
 from session_tracer.facts import FlushCompleted, ObjectsLoaded, TransactionEnded
-from session_tracer.timeline import add_counts
+from session_tracer.publisher.timeline import add_counts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from session_tracer.detectors.protocol import Wakes
     from session_tracer.facts import Counts, Fact
-    from session_tracer.findings import Finding
-    from session_tracer.record import SessionRecord
+    from session_tracer.ledger.record import SessionRecord
+    from session_tracer.model.findings import Finding
 
 __all__ = ["LargeIdentityMap", "LargeResult"]
 

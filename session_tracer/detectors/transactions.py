@@ -20,16 +20,16 @@ from session_tracer.facts import (
     TransactionEnded,
     WritesSplit,
 )
-from session_tracer.timeline import add_counts
+from session_tracer.publisher.timeline import add_counts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from session_tracer.callsite import CallSite
     from session_tracer.detectors.protocol import Wakes
     from session_tracer.facts import Counts, Outcome
-    from session_tracer.findings import Finding
-    from session_tracer.record import SessionRecord
+    from session_tracer.ledger.record import SessionRecord
+    from session_tracer.model.findings import Finding
+    from session_tracer.where.callsite import CallSite
 
 __all__ = ["CancelledTransaction", "CommitInLoop", "SavepointChurn", "SplitWrites"]
 

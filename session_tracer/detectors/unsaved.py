@@ -8,7 +8,7 @@ from session_tracer.detectors.evidence import places
 
 if TYPE_CHECKING:
     from session_tracer.facts import Counts, SessionClosed
-    from session_tracer.uncommitted import ByState, Uncommitted
+    from session_tracer.ledger.uncommitted import ByState, Uncommitted
 
 __all__ = ["Lost"]
 

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from session_tracer.facts import Outcome
-    from session_tracer.record import SessionRecord
-    from session_tracer.snapshot import LiveSession
+    from session_tracer.ledger.record import SessionRecord
+    from session_tracer.model.live_session import LiveSession
 
 __all__ = ["ENDED", "TAKEN", "block", "called", "connection", "doing", "ms"]
 

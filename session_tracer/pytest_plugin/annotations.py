@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from session_tracer.findings import Finding
+    from session_tracer.model.findings import Finding
 
 __all__ = ["are_wanted", "workflow_commands"]
 

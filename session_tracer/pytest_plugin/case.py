@@ -6,17 +6,17 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from session_tracer import facts
-from session_tracer.live import live_sessions
+from session_tracer.ledger.record import SessionRecord
+from session_tracer.ledger.registry import live_sessions
 from session_tracer.pytest_plugin.tally import Tally
-from session_tracer.record import SessionRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from session_tracer.facts import Fact
-    from session_tracer.findings import Finding, Severity
-    from session_tracer.record import SessionSummary
-    from session_tracer.snapshot import LiveSession
+    from session_tracer.ledger.record import SessionSummary
+    from session_tracer.model.findings import Finding, Severity
+    from session_tracer.model.live_session import LiveSession
 
 __all__ = ["Case", "Drawn", "Phase", "Scope"]
 

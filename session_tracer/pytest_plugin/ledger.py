@@ -6,8 +6,8 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from session_tracer.callsite import CallSite
-from session_tracer.findings import Finding
+from session_tracer.model.findings import Finding
+from session_tracer.where.callsite import CallSite
 
 if TYPE_CHECKING:
     from collections.abc import Hashable

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 if TYPE_CHECKING:
-    from session_tracer.findings import Severity
+    from session_tracer.model.findings import Severity
 
 __all__ = ["Options", "add_options", "give_back_path", "read_options"]
 

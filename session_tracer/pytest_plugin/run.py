@@ -7,21 +7,21 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from session_tracer import baseline
-from session_tracer.findings import LEFT_OPEN
+from session_tracer.model.findings import LEFT_OPEN
 from session_tracer.pytest_plugin import wording
 from session_tracer.pytest_plugin.annotations import are_wanted, workflow_commands
 from session_tracer.pytest_plugin.case import Case
 from session_tracer.pytest_plugin.ledger import Ledger
 from session_tracer.pytest_plugin.tracing import Tracing
+from session_tracer.verdicts import baseline
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from session_tracer.baseline import Baseline
-    from session_tracer.findings import Finding, Severity
+    from session_tracer.ledger.record import SessionRecord
+    from session_tracer.model.findings import Finding, Severity
     from session_tracer.pytest_plugin.options import Options
-    from session_tracer.record import SessionRecord
+    from session_tracer.verdicts.baseline import Baseline
 
 __all__ = ["Run"]
 

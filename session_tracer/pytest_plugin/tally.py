@@ -9,8 +9,8 @@ from session_tracer import facts
 from session_tracer.pytest_plugin.budgets import BUDGETS
 
 if TYPE_CHECKING:
-    from session_tracer.callsite import CallSite
     from session_tracer.facts import Fact
+    from session_tracer.where.callsite import CallSite
 
 __all__ = ["Tally"]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from session_tracer.findings import Finding
+    from session_tracer.ledger.record import SessionSummary
+    from session_tracer.model.findings import Finding
+    from session_tracer.model.live_session import LiveSession
     from session_tracer.pytest_plugin.case import Case
-    from session_tracer.record import SessionSummary
-    from session_tracer.snapshot import LiveSession
 
 __all__ = ["SessionTrace"]
 

@@ -6,24 +6,25 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, get_args
 
-from session_tracer import detectors, facts, watch
+from session_tracer import detectors, facts
 from session_tracer.exporter import Exporter
+from session_tracer.hooks.targets import resolve
 from session_tracer.instrumentor import capture
-from session_tracer.live import LIVE
-from session_tracer.policy import Policy
+from session_tracer.ledger import watchdog
+from session_tracer.ledger.registry import LIVE
 from session_tracer.pytest_plugin.case import Case, Drawn, Scope
 from session_tracer.settings import Settings
-from session_tracer.targets import resolve
+from session_tracer.verdicts.policy import Policy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from session_tracer.baseline import Baseline
     from session_tracer.detectors import Detector
     from session_tracer.facts import Fact
-    from session_tracer.findings import Finding, Retraction
     from session_tracer.instrumentor import Instrumentation
-    from session_tracer.record import SessionRecord
+    from session_tracer.ledger.record import SessionRecord
+    from session_tracer.model.findings import Finding, Retraction
+    from session_tracer.verdicts.baseline import Baseline
 
 __all__ = ["Tracing"]
 
@@ -93,7 +94,7 @@ class Tracing:
 
     def settle(self) -> None:
         """Hear of what was not told yet: lost sessions, and what the last statements loaded."""
-        watch.settle()
+        watchdog.settle()
         for probe in list(LIVE):
             # Another thread's may be loading at this moment.
             if probe.owner.ident == threading.get_ident():

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
     from rich.text import Text
 
-    from session_tracer.findings import Finding, Severity
+    from session_tracer.ledger.record import SessionSummary
+    from session_tracer.model.findings import Finding, Severity
     from session_tracer.pytest_plugin.case import Case
     from session_tracer.pytest_plugin.ledger import Entry
-    from session_tracer.record import SessionSummary
 
 __all__ = [
     "Failure",

@@ -10,19 +10,20 @@ from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import trace
 
-from session_tracer import facts, process, threads
+from session_tracer import facts
+from session_tracer.runtime import process, threads
+from session_tracer.runtime.environment import has_structlog, service
 from session_tracer.signals import names
-from session_tracer.surroundings import has_structlog, service
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from session_tracer.callsite import CallSite
     from session_tracer.exporter import Exporter, LogEvent
-    from session_tracer.findings import Finding, Retraction
-    from session_tracer.record import SessionRecord
+    from session_tracer.ledger.record import SessionRecord
+    from session_tracer.model.findings import Finding, Retraction
     from session_tracer.settings import Settings
     from session_tracer.signals.routes import Routes
+    from session_tracer.where.callsite import CallSite
 
 __all__ = ["LEVELS", "LogSignal"]
 

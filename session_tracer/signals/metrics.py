@@ -15,7 +15,8 @@ from opentelemetry.metrics import (
     Observation,
 )
 
-from session_tracer import facts, process, threads
+from session_tracer import facts
+from session_tracer.runtime import process, threads
 from session_tracer.signals import names
 from session_tracer.signals.tallies import Tallies, reference_to
 
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from session_tracer.facts import Counts
-    from session_tracer.findings import Finding, Retraction
-    from session_tracer.record import SessionRecord
+    from session_tracer.ledger.record import SessionRecord
+    from session_tracer.model.findings import Finding, Retraction
     from session_tracer.settings import Settings
     from session_tracer.signals.names import Metric
     from session_tracer.signals.routes import Routes

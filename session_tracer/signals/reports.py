@@ -9,8 +9,8 @@ from session_tracer import facts
 if TYPE_CHECKING:
     from session_tracer.exporter import Exporter
     from session_tracer.facts import Fact
-    from session_tracer.findings import Finding, Retraction
-    from session_tracer.record import SessionRecord
+    from session_tracer.ledger.record import SessionRecord
+    from session_tracer.model.findings import Finding, Retraction
     from session_tracer.signals.routes import Routes
 
 __all__ = ["ReportSignal"]

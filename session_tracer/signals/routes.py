@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
-from session_tracer.record import SessionRecord
+from session_tracer.ledger.record import SessionRecord
 
 __all__ = ["Routes"]
 

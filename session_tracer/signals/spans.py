@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.trace import Span, SpanContext, Tracer, TracerProvider
 
-    from session_tracer.callsite import CallSite
     from session_tracer.facts import Database
-    from session_tracer.findings import Finding, Retraction
-    from session_tracer.record import SessionRecord
+    from session_tracer.ledger.record import SessionRecord
+    from session_tracer.model.findings import Finding, Retraction
     from session_tracer.signals.routes import Routes
+    from session_tracer.where.callsite import CallSite
 
     # OpenTelemetry's own alias differs from release to release, and 1.45.0's is no valid type.
     Attributes = dict[str, str | bool | int | float]

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Final
 from opentelemetry import trace
 from opentelemetry.metrics import get_meter_provider
 
-from session_tracer import process, threads
+from session_tracer.runtime import process, threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

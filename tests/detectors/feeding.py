@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 from session_tracer import CallSite, Exporter, Finding, Settings
 from session_tracer.exporter import Exporters
 from session_tracer.exporter_choice import Named
-from session_tracer.record import SessionRecord
+from session_tracer.ledger.record import SessionRecord
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from session_tracer import Detector
     from session_tracer.facts import Fact
-    from session_tracer.findings import Retraction
+    from session_tracer.model.findings import Retraction
 
 MS = 1_000_000
 SECOND = 1_000 * MS

@@ -7,8 +7,8 @@ from typing import Any
 from session_tracer import Finding
 from session_tracer.detectors.connections import NestedSessions, PoolExhausted
 from session_tracer.facts import CheckoutTimedOut, ConnectionNested, SessionOpened
-from session_tracer.record import SessionRecord
-from session_tracer.snapshot import LiveSession
+from session_tracer.ledger.record import SessionRecord
+from session_tracer.model.live_session import LiveSession
 from tests.detectors.feeding import MS, SECOND, at, told
 
 OPENED, TAKEN = at(12, "get_db", "/srv/shop/db.py"), at(20)

@@ -25,9 +25,9 @@ from session_tracer.facts import (
 from tests.detectors.feeding import MS, at, told
 
 if TYPE_CHECKING:
-    from session_tracer.callsite import CallSite
     from session_tracer.facts import Fact, Trigger
-    from session_tracer.findings import Retraction
+    from session_tracer.model.findings import Retraction
+    from session_tracer.where.callsite import CallSite
 
 OPENED = at(12, "get_db", "/srv/shop/db.py")
 OPENING = SessionOpened(1, OPENED)

@@ -20,9 +20,9 @@ from session_tracer.facts import (
     TransactionBegan,
     TransactionEnded,
 )
-from session_tracer.findings import Retraction
-from session_tracer.record import SessionRecord
-from session_tracer.snapshot import LiveSession
+from session_tracer.ledger.record import SessionRecord
+from session_tracer.model.findings import Retraction
+from session_tracer.model.live_session import LiveSession
 from tests.detectors.feeding import MS, SECOND, at, told, told_by
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from session_tracer.detectors.loading import GetInLoop, NPlusOne, RepeatedSelect
 from session_tracer.detectors.reloads import RefreshAfterWrite, ReloadAfterCommit
 from session_tracer.detectors.single_rows import RowByRowWrites
 from session_tracer.facts import FlushBegan, FlushCompleted
-from session_tracer.record import SessionRecord
+from session_tracer.ledger.record import SessionRecord
 from tests.detectors.feeding import at
 from tests.detectors.reading import (
     COMMITTED,

@@ -23,8 +23,8 @@ from session_tracer.facts import (
     SessionUsedConcurrently,
     TransactionBegan,
 )
-from session_tracer.owner import Owner
-from session_tracer.record import SessionRecord
+from session_tracer.ledger.record import SessionRecord
+from session_tracer.where.owner import Owner
 from tests.detectors.feeding import at, told
 
 if TYPE_CHECKING:

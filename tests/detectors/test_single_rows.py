@@ -14,9 +14,9 @@ from tests.detectors.feeding import MS, at, told
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from session_tracer.callsite import CallSite
     from session_tracer.facts import Fact, Trigger
-    from session_tracer.findings import Retraction
+    from session_tracer.model.findings import Retraction
+    from session_tracer.where.callsite import CallSite
 
 OPENED = at(12, "get_db", "/srv/shop/db.py")
 OPENING = SessionOpened(1, OPENED)

@@ -16,14 +16,14 @@ from session_tracer.facts import (
     StatementExecuted,
     TransactionEnded,
 )
-from session_tracer.record import SessionRecord
+from session_tracer.ledger.record import SessionRecord
 from tests.detectors.feeding import MS, SECOND, at, told
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from session_tracer.facts import Fact
-    from session_tracer.findings import Retraction
+    from session_tracer.model.findings import Retraction
 
 OPENED = at(12, "get_db", "/srv/shop/db.py")
 OPENING = SessionOpened(0, OPENED)

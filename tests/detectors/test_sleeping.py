@@ -12,11 +12,11 @@ import pytest
 from session_tracer import DEFAULT_DETECTORS, CallSite, Exporter, Finding, LiveSession, Settings
 from session_tracer import facts as what
 from session_tracer.detectors.protocol import Sleeper, always
-from session_tracer.live import ages
-from session_tracer.origin import Scope
-from session_tracer.owner import Owner
-from session_tracer.record import SessionRecord
+from session_tracer.ledger.origin import Scope
+from session_tracer.ledger.record import SessionRecord
+from session_tracer.ledger.registry import ages
 from session_tracer.tracer import Tracer
+from session_tracer.where.owner import Owner
 from tests.detectors.feeding import MS, SECOND, at, fixed
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from session_tracer import Detector
     from session_tracer.detectors.protocol import Wakes
     from session_tracer.facts import Fact
-    from session_tracer.findings import Retraction
+    from session_tracer.model.findings import Retraction
 
 SITES = [*[at(1)] * 6, at(2), None]
 ENTITIES = ["Author", "Book"]

@@ -24,8 +24,8 @@ from session_tracer.facts import (
     TransactionEnded,
     WritesSplit,
 )
-from session_tracer.owner import Owner
-from session_tracer.record import SessionRecord
+from session_tracer.ledger.record import SessionRecord
+from session_tracer.where.owner import Owner
 from tests.detectors.feeding import MS, SECOND, at, told
 
 if TYPE_CHECKING:

@@ -4,10 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from session_tracer.callsite import CallSite
-from session_tracer.findings import Finding, Retraction
-from session_tracer.record import SessionSummary
-from session_tracer.timeline import Step
+from session_tracer.ledger.record import SessionSummary
+from session_tracer.model.findings import Finding, Retraction
+from session_tracer.publisher.timeline import Step
+from session_tracer.where.callsite import CallSite
 
 SOURCES = {
     ("app/report.py", 33): "        total += sum(b.price for b in author.books)",

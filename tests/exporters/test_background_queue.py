@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from session_tracer.background_queue import BackgroundQueue
+from session_tracer.runtime.background_queue import BackgroundQueue
 
 SECONDS = 10.0
 
@@ -188,7 +188,7 @@ def run(script: str) -> tuple[str, float]:
 
 def test_what_waits_is_consumed_before_the_process_ends() -> None:
     output, _ = run(
-        "import time; from session_tracer.background_queue import BackgroundQueue\n"
+        "import time; from session_tracer.runtime.background_queue import BackgroundQueue\n"
         "def consume(value): time.sleep(0.1); print(value, flush=True)\n"
         "queue = BackgroundQueue(consume, name='exiting'); queue.put(1); queue.put(2)"
     )
@@ -197,7 +197,7 @@ def test_what_waits_is_consumed_before_the_process_ends() -> None:
 
 def test_a_consumer_that_hangs_does_not_keep_the_process_from_ending() -> None:
     _, seconds = run(
-        "import time; from session_tracer.background_queue import BackgroundQueue\n"
+        "import time; from session_tracer.runtime.background_queue import BackgroundQueue\n"
         "queue = BackgroundQueue(lambda value: time.sleep(1000), name='exiting'); queue.put(1)"
     )
     assert seconds < SECONDS

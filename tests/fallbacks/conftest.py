@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from session_tracer import degraded
+from session_tracer.runtime import degraded
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from session_tracer import reliances
+from session_tracer.hooks import private_api
 
 if TYPE_CHECKING:
     from types import CodeType
@@ -43,9 +43,9 @@ def call_otherwise(name: Any) -> str:
 
 def unfound(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     """Have the check at `instrument()` not find what this path leads to."""
-    found = reliances._found
+    found = private_api._found
 
     def find(asked: str) -> Any:
-        return reliances._ABSENT if asked == path else found(asked)
+        return private_api._ABSENT if asked == path else found(asked)
 
-    monkeypatch.setattr(reliances, "_found", find)
+    monkeypatch.setattr(private_api, "_found", find)

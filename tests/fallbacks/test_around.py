@@ -10,10 +10,15 @@ from opentelemetry import metrics
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from session_tracer import awaiting, live, live_sessions, loads, misuse, surroundings, targets
+from session_tracer import live_sessions
 from session_tracer.exporters import log_records, otlp
+from session_tracer.hooks import targets
+from session_tracer.ledger import object_counter, registry
+from session_tracer.runtime import environment
 from session_tracer.settings import Settings
 from session_tracer.testing import capture
+from session_tracer.verdicts import misuse
+from session_tracer.where import tasks
 from tests.fallbacks.missing import hide
 from tests.fallbacks.story import library
 from tests.library import Author
@@ -28,7 +33,7 @@ if TYPE_CHECKING:
 def test_what_open_sessions_hold_is_counted_as_far_as_it_can_be(
     said: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hide(monkeypatch, live._objects, "_modified", "_deleted")
+    hide(monkeypatch, registry._objects, "_modified", "_deleted")
     for factory in library():
         with capture(factory), factory() as session:
             first, second = session.query(Author).order_by(Author.id)
@@ -53,12 +58,12 @@ def test_an_identity_map_of_another_shape_is_left_alone(monkeypatch: pytest.Monk
     def otherwise(self: Any, state: InstanceState[Any], key: Any) -> None:
         self._dict[key] = (state,)
 
-    assert loads._works()
+    assert object_counter._works()
     identity_map = type(Session().identity_map)
     monkeypatch.setattr(identity_map, "_add_unpresent", otherwise)
-    assert not loads._works()
+    assert not object_counter._works()
     monkeypatch.delattr(identity_map, "_add_unpresent")
-    assert not loads._works()
+    assert not object_counter._works()
 
 
 def test_sqlalchemys_greenlet_is_known_by_its_class(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,20 +81,20 @@ def test_sqlalchemys_greenlet_is_known_by_its_class(monkeypatch: pytest.MonkeyPa
 
 def test_the_public_function_tells_the_running_loop_too() -> None:
     async def ask() -> bool:
-        return awaiting._running_loop() is asyncio.get_running_loop()
+        return tasks._running_loop() is asyncio.get_running_loop()
 
     assert asyncio.run(ask())
-    assert awaiting._running_loop() is None
+    assert tasks._running_loop() is None
 
 
 def test_the_proxies_of_metrics_are_known_under_any_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not surroundings.has_providers()
+    assert not environment.has_providers()
     proxy: Any = type(metrics.get_meter_provider())
     deferred = type("Deferred", (proxy,), {"__module__": proxy.__module__})
     monkeypatch.setattr(metrics, "get_meter_provider", deferred)
-    assert not surroundings.has_providers()
+    assert not environment.has_providers()
     monkeypatch.setattr(metrics, "get_meter_provider", type("Configured", (proxy,), {}))
-    assert surroundings.has_providers()
+    assert environment.has_providers()
 
 
 def test_without_the_logs_api_logs_go_to_pythons_logging(

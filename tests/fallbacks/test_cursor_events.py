@@ -13,7 +13,8 @@ from sqlalchemy import event, insert, select, text, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from session_tracer import facts, statements
+from session_tracer import facts
+from session_tracer.hooks import statements
 from session_tracer.testing import capture
 from tests.fallbacks.missing import call_otherwise
 from tests.library import Author, authors

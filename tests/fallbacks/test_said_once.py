@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Final
 import pytest
 from sqlalchemy.orm import Session, sessionmaker
 
-from session_tracer import degraded, reliances
+from session_tracer.hooks import private_api
+from session_tracer.runtime import degraded
 from session_tracer.testing import capture
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def test_a_handler_that_raises_stops_nothing(broken_handler: None) -> None:
 
 
 def test_all_is_there_with_this_sqlalchemy_and_python(caplog: pytest.LogCaptureFixture) -> None:
-    reliances.check()
+    private_api.check()
     assert caplog.record_tuples == []
 
 
@@ -65,8 +66,8 @@ def test_what_is_of_another_shape_is_not_there(
     def looks_closer() -> bool:
         raise AttributeError
 
-    reliance = reliances.Reliance("Session.flush", looks_closer, "flushes are not told of")
-    monkeypatch.setattr(reliances, "RELIANCES", (reliance,))
+    reliance = private_api.Reliance("Session.flush", looks_closer, "flushes are not told of")
+    monkeypatch.setattr(private_api, "RELIANCES", (reliance,))
     for _ in range(2):
         with capture(sessionmaker(), name="looks"):
             Session()
@@ -76,4 +77,4 @@ def test_what_is_of_another_shape_is_not_there(
 
 def test_each_thing_stands_in_the_documentation() -> None:
     text = (CHECKOUT / "docs" / "trust.md").read_text(encoding="utf-8")
-    assert [one.what for one in reliances.RELIANCES if f"`{one.what}`" not in text] == []
+    assert [one.what for one in private_api.RELIANCES if f"`{one.what}`" not in text] == []

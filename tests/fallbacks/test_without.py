@@ -13,16 +13,16 @@ from sqlalchemy.engine.events import DialectEvents
 from sqlalchemy.engine.util import TransactionalContext
 from sqlalchemy.orm import InstanceState, Session, SessionTransaction, strategies
 
-from session_tracer import (
-    awaiting,
-    failures,
-    flushes,
-    listeners,
-    loaders,
-    loads,
-    reasons,
+from session_tracer.hooks import (
+    errors,
+    flush_contents,
+    load_reason,
+    loader_options,
+    session_events,
     statements,
 )
+from session_tracer.ledger import object_counter
+from session_tracer.where import tasks
 from tests.fallbacks.missing import call_otherwise, hide, rename, unfound
 from tests.fallbacks.story import Story, differs, library, tell
 
@@ -55,7 +55,7 @@ class Missing(NamedTuple):
 
 
 def no_identity_map(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loads, "PRIVATE_ROAD", False)
+    monkeypatch.setattr(object_counter, "PRIVATE_ROAD", False)
 
 
 def no_dialect_events(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,16 +66,16 @@ def no_dialect_events(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def no_entities(monkeypatch: pytest.MonkeyPatch) -> None:
     unfound(monkeypatch, "sqlalchemy.sql.selectable:Select._propagate_attrs")
-    hide(monkeypatch, reasons.reason, "_propagate_attrs")
+    hide(monkeypatch, load_reason.reason, "_propagate_attrs")
 
 
 def no_load_options(monkeypatch: pytest.MonkeyPatch) -> None:
     unfound(monkeypatch, "sqlalchemy.orm.session:ORMExecuteState.load_options")
-    hide(monkeypatch, reasons.reason, "_sa_orm_load_options")
+    hide(monkeypatch, load_reason.reason, "_sa_orm_load_options")
 
 
 def other_load_options(monkeypatch: pytest.MonkeyPatch) -> None:
-    for looks in (reasons.reason, reasons._relationship):
+    for looks in (load_reason.reason, load_reason._relationship):
         hide(monkeypatch, looks, "is_root")
 
 
@@ -109,15 +109,15 @@ def no_flush_callers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def no_connections(monkeypatch: pytest.MonkeyPatch) -> None:
-    hide(monkeypatch, listeners._held, "_connections")
+    hide(monkeypatch, session_events._held, "_connections")
 
 
 def no_states(monkeypatch: pytest.MonkeyPatch) -> None:
-    hide(monkeypatch, flushes.states, "states")
+    hide(monkeypatch, flush_contents.states, "states")
 
 
 def no_load_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    for looks in (loaders.load_path, loaders._route):
+    for looks in (loader_options.load_path, loader_options._route):
         hide(monkeypatch, looks, "load_path")
 
 
@@ -131,13 +131,13 @@ def no_attributes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def no_reference(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loads, "PRIVATE_ROAD", False)
-    hide(monkeypatch, loads.mark_of, "_instance_dict")
+    monkeypatch.setattr(object_counter, "PRIVATE_ROAD", False)
+    hide(monkeypatch, object_counter.mark_of, "_instance_dict")
 
 
 def no_mutable_errors(monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled = tuple((UnicodeError, seen) for _, seen in failures._SEEN[:1])
-    monkeypatch.setattr(failures, "_SEEN", compiled)
+    compiled = tuple((UnicodeError, seen) for _, seen in errors._SEEN[:1])
+    monkeypatch.setattr(errors, "_SEEN", compiled)
 
 
 def no_other_threads(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +146,7 @@ def no_other_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def no_callbacks(monkeypatch: pytest.MonkeyPatch) -> None:
     unfound(monkeypatch, "asyncio:Future._callbacks")
-    hide(monkeypatch, awaiting._awaiting_task, "_callbacks")
+    hide(monkeypatch, tasks._awaiting_task, "_callbacks")
 
 
 MISSING: Final = {

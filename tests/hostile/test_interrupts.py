@@ -23,7 +23,8 @@ from sqlalchemy.exc import ResourceClosedError
 from sqlalchemy.orm import sessionmaker
 from sqlalchemy.orm.session import SessionTransactionOrigin
 
-from session_tracer import Exporter, instrument, live_sessions, watch
+from session_tracer import Exporter, instrument, live_sessions
+from session_tracer.ledger import watchdog
 from tests.hostile.interrupts import Moment, Strike
 from tests.hostile.worlds import GOT, library, unit_of_work
 from tests.library import Author
@@ -78,7 +79,7 @@ def traced(maker: Any) -> Iterator[list[Fact]]:
 def as_before(engine: Engine) -> list[str]:
     """What is not as it was before the unit of work, once nobody holds its objects any more."""
     gc.collect()
-    watch.settle()  # what was lost is told of by a thread of its own
+    watchdog.settle()  # what was lost is told of by a thread of its own
     wrong = []
     if engine.pool.checkedout():  # type: ignore[attr-defined] # a QueuePool
         wrong.append("a connection is not back in its pool")

@@ -33,9 +33,9 @@ from sqlalchemy.orm import sessionmaker
 
 from session_tracer import DEFAULT_DETECTORS, Exporter, instrument, live_sessions
 from session_tracer.facts import StatementExecuted
+from session_tracer.hooks.targets import resolve
 from session_tracer.instrumentor import Instrumentor
 from session_tracer.settings import Settings
-from session_tracer.targets import resolve
 from session_tracer.testing import capture
 from tests.hostile.worlds import GOT, errors, library, unit_of_work
 from tests.outline import outline
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
     from session_tracer import Finding
     from session_tracer.facts import Fact
-    from session_tracer.record import SessionRecord
+    from session_tracer.ledger.record import SessionRecord
 
 # Errors of ours are said here, and nowhere else.
 OURS = "session_tracer"

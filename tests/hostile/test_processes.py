@@ -299,7 +299,6 @@ FORKS = {
         """,
     "as a lock is held by another thread": """
         session = open_one()
-        from session_tracer import watch
         stop = threading.Event()
         def come_and_go():
             while not stop.is_set():

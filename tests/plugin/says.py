@@ -10,8 +10,8 @@ from session_tracer.facts import SessionOpened
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from session_tracer.findings import Finding, Severity
-    from session_tracer.record import SessionRecord
+    from session_tracer.ledger.record import SessionRecord
+    from session_tracer.model.findings import Finding, Severity
 
 _WANTED: Final[list[Severity]] = []
 

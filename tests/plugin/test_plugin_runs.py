@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from session_tracer.callsite import CallSite
-from session_tracer.findings import Finding, Severity
+from session_tracer.model.findings import Finding, Severity
 from session_tracer.pytest_plugin.annotations import are_wanted, workflow_commands
 from session_tracer.pytest_plugin.case import Drawn
 from session_tracer.pytest_plugin.ledger import Ledger
 from session_tracer.version import VERSION
+from session_tracer.where.callsite import CallSite
 from tests.plugin.suites import ROOT
 
 if TYPE_CHECKING:

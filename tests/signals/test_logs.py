@@ -22,12 +22,12 @@ from sqlalchemy.orm.exc import DetachedInstanceError
 from structlog.testing import LogCapture
 
 from session_tracer import Finding, instrument
-from session_tracer.callsite import CallSite
 from session_tracer.exporter import Exporter, LogEvent
 from session_tracer.facts import FlushCompleted
-from session_tracer.record import SessionRecord
+from session_tracer.ledger.record import SessionRecord
 from session_tracer.signals.logs import Repeats, timestamp
 from session_tracer.testing import capture
+from session_tracer.where.callsite import CallSite
 from tests.fickle import Fickle
 from tests.library import Author, Book, authors
 from tests.signals.telling import Measurements, Traces, context, left_by

@@ -28,8 +28,8 @@ from sqlalchemy.orm.exc import DetachedInstanceError
 from session_tracer import instrument
 from session_tracer.exporter import Exporter
 from session_tracer.facts import FlushCompleted, SessionClosed
-from session_tracer.findings import Finding
-from session_tracer.record import SessionRecord
+from session_tracer.ledger.record import SessionRecord
+from session_tracer.model.findings import Finding
 from tests.library import Author, Book, Item, Letter, Map, authors
 from tests.signals.telling import Measurements, Traces, context, left_by, of_database, total
 from tests.twins import Twin, on_each_database

@@ -30,8 +30,8 @@ from sqlalchemy.orm.exc import DetachedInstanceError
 from session_tracer import instrument
 from session_tracer.exporter import Exporter, LogEvent
 from session_tracer.facts import FlushCompleted
-from session_tracer.findings import Finding
-from session_tracer.record import SessionRecord
+from session_tracer.ledger.record import SessionRecord
+from session_tracer.model.findings import Finding
 from session_tracer.testing import capture
 from tests.fickle import Fickle
 from tests.library import Author, Book, authors

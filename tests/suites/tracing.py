@@ -140,10 +140,10 @@ class _Tracing:
         # Its modules of tests are collected first: it wants to be imported late.
         from sqlalchemy.orm import Session
 
-        from session_tracer import listeners
+        from session_tracer.hooks import session_events
 
-        listeners.remove(Session)
-        listeners.listen(Session)
+        session_events.remove(Session)
+        session_events.listen(Session)
 
     def stop(self) -> None:
         """Hear the rest, and trace no longer."""

@@ -50,7 +50,7 @@ from session_tracer import (
 )
 from session_tracer.exporter import LogEvent
 from session_tracer.facts import Fact, SessionClosed, StatementExecuted
-from session_tracer.findings import Severity
+from session_tracer.model.findings import Severity
 from session_tracer.testing import Captured, capture
 
 if TYPE_CHECKING:
@@ -58,8 +58,8 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from session_tracer.exporter import ExporterFactory
+    from session_tracer.ledger.record import SessionRecord
     from session_tracer.pytest_plugin import SessionTrace
-    from session_tracer.record import SessionRecord
     from session_tracer.settings import Overrides
 
 

@@ -31,7 +31,8 @@ from sqlalchemy import create_engine, text  # noqa: E402 - the order is what is 
 from sqlalchemy.orm import sessionmaker  # noqa: E402
 from sqlalchemy.pool import NullPool  # noqa: E402
 
-from session_tracer import instrument, threads  # noqa: E402
+from session_tracer import instrument  # noqa: E402
+from session_tracer.runtime import threads  # noqa: E402
 
 if ORDER == "patched before instrument()":
     patch()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
-from session_tracer.watch import Watch
+from session_tracer.ledger.watchdog import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -1,0 +1,347 @@
+"""The errors that SQLAlchemy raises without an event, seen where they are made."""
+
+from __future__ import annotations
+
+import time
+from itertools import dropwhile
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import exc
+from sqlalchemy.orm.exc import DetachedInstanceError
+
+from session_tracer import facts
+from session_tracer.hooks import error_frames, loader_options
+from session_tracer.ledger import object_counter, registry
+from session_tracer.ledger.probe import probe_of
+from session_tracer.runtime.degraded import without
+from session_tracer.where import owner
+from session_tracer.where.except_finder import handler_of
+from session_tracer.where.running import running_frame
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from types import FrameType
+
+    from session_tracer.facts import Fact
+    from session_tracer.hooks.error_frames import Read
+    from session_tracer.ledger.origin import OriginRef
+    from session_tracer.ledger.probe import Probe
+    from session_tracer.tracer import Tracer
+
+__all__ = ["watch"]
+
+
+class Seam:
+    """One class of SQLAlchemy's errors, of which each one made is seen.
+
+    SQLAlchemy makes them by calling the class. So its `__init__` sees each one, and in its caller's
+    frame what it is about. It costs nothing until something is raised.
+    """
+
+    def __init__(self, error: type[Exception], seen: Callable[[Any, FrameType], None]) -> None:
+        self._error: Any = error
+        self._seen = seen
+        self._before: Any = None
+        self._wrapper: Any = None
+        self._is_open = False
+
+    def open(self) -> None:
+        """See the errors from now on."""
+        self._is_open = True
+        error, seen = self._error, self._seen
+        found = self._before = error.__dict__.get("__init__")
+
+        def __init__(self: Any, *arg: Any, **kw: Any) -> None:
+            if found is None:
+                super(error, self).__init__(*arg, **kw)
+            else:
+                found(self, *arg, **kw)
+            frame = running_frame(1) if seam._is_open else None
+            if frame is not None:
+                seen(self, frame)
+
+        seam = self
+        try:
+            error.__init__ = __init__
+        except TypeError:  # a class that is compiled
+            without(f"{error.__qualname__}.__init__", "errors of this class are not told of")
+        else:
+            self._wrapper = __init__
+
+    def close(self) -> None:
+        """Leave the class as it was found; what somebody wrapped meanwhile stays within theirs."""
+        self._is_open = False
+        if self._wrapper is None or self._error.__dict__.get("__init__") is not self._wrapper:
+            return
+        if self._before is None:
+            del self._error.__init__
+        else:
+            self._error.__init__ = self._before
+
+
+class Watch:
+    """The seams, all open or all closed."""
+
+    def __init__(self) -> None:
+        self._seams: list[Seam] = []
+
+    def start(self) -> None:
+        """See the errors from now on."""
+        if not self._seams:
+            self._seams = [Seam(error, seen) for error, seen in _SEEN]
+            for seam in self._seams:
+                seam.open()
+
+    def stop(self) -> None:
+        """Leave SQLAlchemy's errors as they were found."""
+        while self._seams:
+            self._seams.pop().close()
+
+
+watch: Final = Watch()
+
+
+# Errors about a session that is there.
+
+
+def _refused(error: Any, frame: FrameType) -> None:
+    """Tell the session that an operation was refused; never raises."""
+    try:
+        tell = _TELLING.get(frame.f_code.co_name) or _TELLING_OF.get(type(error))
+        if tell is None or not error_frames.is_sqlalchemys(frame):
+            return
+        probe, fact = tell(error, frame)
+        if probe is not None and fact is not None and probe.open:
+            probe.tell(fact)
+    except Exception as failure:
+        _failed(failure, frame)
+
+
+def _failed(failure: Exception, frame: FrameType) -> None:
+    """Count a fault of ours, where it can still be told whose session it is about."""
+    try:
+        probe = _probe_near(frame)
+        if probe is not None:
+            probe.failed("failures", failure)
+    except Exception:
+        pass
+
+
+def _rollback_pending(error: Any, frame: FrameType) -> tuple[Probe | None, Fact | None]:
+    if type(error) is not exc.PendingRollbackError:
+        return _used_at_once(error, frame)
+    probe = _probe_near(frame)
+    if probe is None:
+        return None, None
+    return probe, _used_after_failure(probe, frame, in_block=False)
+
+
+def _closed_in_block(error: Any, frame: FrameType) -> tuple[Probe | None, Fact | None]:
+    """Within the block of a transaction, this is the error that follows a failed flush."""
+    probe = _probe_near(frame)
+    if probe is None or probe.failure is None:
+        return _used_at_once(error, frame)
+    return probe, _used_after_failure(probe, frame, in_block=True)
+
+
+def _used_after_failure(probe: Probe, frame: FrameType, *, in_block: bool) -> Fact:
+    here = probe.tracers[0].locator.frames(frame)
+    swallowed = handler_of(probe.failure, here) if probe.failure is not None else None
+    return facts.RollbackPending(probe.clock(), probe.site(), swallowed, in_block)
+
+
+def _used_at_once(error: Any, frame: FrameType) -> tuple[Probe | None, Fact | None]:
+    """SQLAlchemy refuses what happens at once. That may be the doing of a listener, all alone."""
+    del error
+    session = error_frames.session_near(frame)
+    probe = None if session is None else probe_of(session)
+    if session is None or probe is None:
+        return None, None
+    for other in owner.others():
+        # From its use of the session outwards: within it, a listener may be at work.
+        stack = list(
+            dropwhile(lambda one: not error_frames.is_inside(one, session), other.frames())
+        )
+        if stack:
+            other_site = next(iter(probe.tracers[0].locator.sites(stack)), None)
+            return probe, facts.SessionUsedConcurrently(
+                probe.clock(), probe.site(), owner.current(), other_site, other
+            )
+    return None, None
+
+
+def _crossed(error: Any, frame: FrameType) -> tuple[Probe | None, Fact | None]:
+    del error
+    session: Any = frame.f_locals.get("self")
+    state: Any = frame.f_locals.get("state")
+    probe = None if session is None or state is None else probe_of(session)
+    if probe is None:
+        return None, None
+    probe.resume(session)
+    other = None if state.session is None else probe_of(state.session)
+    mark = object_counter.mark_of(state)
+    return probe, facts.ObjectCrossed(
+        probe.clock(),
+        probe.site(),
+        state.class_.__name__,
+        "" if other is None else other.scope.id,
+        "" if other is None else other.tracers[0].name,
+        None if other is None else other.scope.opened_site,
+        None if mark is None else mark.site,
+    )
+
+
+def _load_refused(error: Any, frame: FrameType) -> tuple[Probe | None, Fact | None]:
+    del error
+    loader: Any = frame.f_locals.get("self")
+    state: Any = frame.f_locals.get("state")
+    probe = None if loader is None or state is None else _probe_of(state)
+    if probe is None:
+        return None, None
+    key = str(loader.key)
+    return probe, facts.LoadRefused(probe.clock(), probe.site(), state.class_.__name__, key)
+
+
+def _implicit(error: Any, frame: FrameType) -> tuple[Probe | None, Fact | None]:
+    del error
+    read = error_frames.refused_read(frame)
+    probe = None if read is None else _probe_of(read.state)
+    if read is None or probe is None:
+        return None, None
+    state = read.state
+    by, expired_site = object_counter.expiry_of(state, probe.scope)
+    load = read.load
+    if load == "expired" and loader_options.are_generated(state, read.together):
+        by, expired_site = "flush", None
+    if load == "expired" and not by and loader_options.is_left_out(state, (read.attribute,)):
+        load = "left_out"
+    mark = object_counter.mark_of(state)
+    root, options, root_site = loader_options.selection(state, read.attribute)
+    # What was added, or merged, no SELECT has brought that could be given options.
+    selected = bool(loader_options.load_path(state))
+    fact = facts.ImplicitLoadFailed(
+        probe.clock(),
+        probe.site(),
+        state.class_.__name__,
+        read.attribute,
+        load,
+        root,
+        options,
+        mark.site if mark is not None and selected else None,
+        by,
+        expired_site,
+        root_site if selected else None,
+    )
+    fact.identity = _identity(state, probe.tracers[0])
+    return probe, fact
+
+
+def _timed_out(error: Any, frame: FrameType) -> None:
+    """Tell the session that wanted a connection who has them; never raises."""
+    try:
+        if type(error) is not exc.TimeoutError or not error_frames.is_sqlalchemys(frame):
+            return
+        probe = _probe_near(frame)
+        if probe is None or not probe.open:
+            return
+        pool = frame.f_locals["self"]
+        timeout = getattr(pool, "timeout", None)
+        seconds = timeout() if callable(timeout) else 0
+        probe.tell(
+            facts.CheckoutTimedOut(
+                probe.clock(), probe.site(), registry.holders_of(pool), int(seconds * 1e9)
+            )
+        )
+    except Exception as failure:
+        _failed(failure, frame)
+
+
+def _probe_of(state: Any) -> Probe | None:
+    session = state.session
+    return None if session is None else probe_of(session)
+
+
+def _probe_near(frame: FrameType) -> Probe | None:
+    session = error_frames.session_near(frame)
+    return None if session is None else probe_of(session)
+
+
+# By the function that makes the error, and by the error's own class.
+_TELLING: Final[dict[str, Callable[..., tuple[Probe | None, Fact | None]]]] = {
+    "_before_attach": _crossed,
+    "_invoke_raise_load": _load_refused,
+    "_raise_for_prerequisite_state": _rollback_pending,
+    "_trans_ctx_check": _closed_in_block,
+    "flush": _used_at_once,
+}
+_TELLING_OF: Final[dict[type, Callable[..., tuple[Probe | None, Fact | None]]]] = {
+    exc.MissingGreenlet: _implicit,
+    exc.PendingRollbackError: _rollback_pending,
+    exc.IllegalStateChangeError: _used_at_once,
+}
+
+
+# Errors about a session that is gone.
+
+
+def _detached(error: Any, frame: FrameType) -> None:
+    """Tell whoever traced the session that last held the object; never raises."""
+    del error
+    tracers: Iterable[tuple[Tracer, Any]] = ()
+    try:
+        read = error_frames.detached_read(frame)
+        mark = None if read is None else object_counter.mark_of(read.state)
+        if read is None or mark is None:
+            return
+        tracers = mark.origin.scope.told()
+        now = time.perf_counter_ns()
+        epoch = time.time_ns() - now
+    except Exception as failure:
+        for tracer, _ in tracers:
+            tracer.failed("failures", failure)
+        return
+    for tracer, span in tracers:
+        try:
+            if not tracer.closed:
+                fact = _fact(read, mark, now, tracer)
+                tracer.begin_detached(mark.origin.scope, epoch, span).tell(fact)
+        except Exception as failure:
+            tracer.failed("failures", failure)
+
+
+def _fact(
+    read: Read, mark: object_counter.Mark | OriginRef, now: int, tracer: Tracer
+) -> facts.DetachedLoadFailed:
+    state: Any = read.state
+    origin = mark.origin
+    fact = facts.DetachedLoadFailed(
+        at=now,
+        site=tracer.locator.locate(3),
+        entity=state.class_.__name__,
+        attribute=read.attribute,
+        load=read.load,
+        loader=loader_options.loader(state.manager.mapper, read.attribute),
+        loaded_site=mark.site,
+        departure=mark.departure or origin.departure or "collected",
+        departed_at=mark.departed_at or origin.departed_at,
+        departed_site=mark.departed_site or origin.departed_site,
+    )
+    # Whether a relationship had been loaded before its object was expired, nothing tells.
+    if fact.load == "expired" or (state.expired and fact.load != "dynamic"):
+        fact.expired_by, fact.expired_site = object_counter.expiry_of(state, origin.scope)
+    fact.identity = _identity(state, tracer)
+    return fact
+
+
+def _identity(state: Any, tracer: Tracer) -> str:
+    """The object's primary key, where the settings allow it to be named."""
+    if not tracer.settings.record_identity or state.key is None:
+        return ""
+    return ", ".join(str(part) for part in state.key[1])
+
+
+_SEEN: Final = (
+    (DetachedInstanceError, _detached),
+    (exc.InvalidRequestError, _refused),
+    (exc.TimeoutError, _timed_out),
+)

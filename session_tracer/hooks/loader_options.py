@@ -1,0 +1,285 @@
+"""The loader options that bring an attribute with its object, as code to paste."""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from sqlalchemy.orm import RelationshipProperty
+
+from session_tracer.ledger import object_counter
+from session_tracer.ledger.origin import Route
+from session_tracer.runtime.degraded import without
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from sqlalchemy.orm import InstanceState, Mapper
+
+    from session_tracer.ledger.origin import OriginRef
+    from session_tracer.where.callsite import CallSite
+
+__all__ = [
+    "Selection",
+    "are_generated",
+    "is_left_out",
+    "load_path",
+    "loader",
+    "owner",
+    "primary_key",
+    "route_to",
+    "selection",
+]
+
+# By mapper and attribute: the option, and the class that the attribute is mapped on.
+_KNOWN: Final[weakref.WeakKeyDictionary[Mapper[Any], dict[str, tuple[str, str]]]] = (
+    weakref.WeakKeyDictionary()
+)
+# The attributes of columns that are not deferred, and those that the database fills in.
+_GENERATED: Final[weakref.WeakKeyDictionary[Mapper[Any], tuple[frozenset[str], frozenset[str]]]] = (
+    weakref.WeakKeyDictionary()
+)
+_PRIMARY_KEYS: Final[weakref.WeakKeyDictionary[Mapper[Any], str]] = weakref.WeakKeyDictionary()
+# Nobody writes more options within one another than that.
+_DEEPEST: Final = 5
+
+
+def loader(mapper: Mapper[Any], attribute: str) -> str:
+    """The option that brings the attribute with an object of the mapper: `selectinload(...)`.
+
+    Columns that are loaded together, `notes, text`, are one attribute here.
+    """
+    return _known(mapper, attribute)[0]
+
+
+def owner(mapper: Mapper[Any], attribute: str) -> str:
+    """The class that the attribute is mapped on: the mapper's, or a base of it."""
+    return _known(mapper, attribute)[1]
+
+
+def _known(mapper: Mapper[Any], attribute: str) -> tuple[str, str]:
+    of_mapper = _KNOWN.get(mapper)
+    if of_mapper is None:
+        of_mapper = _KNOWN[mapper] = {}
+    known = of_mapper.get(attribute)
+    if known is None:
+        properties = _properties(mapper, attribute)
+        named = _owner(mapper, properties).class_.__name__
+        known = of_mapper[attribute] = (_loader(properties), named)
+    return known
+
+
+def _owner(mapper: Mapper[Any], properties: list[Any]) -> Mapper[Any]:
+    parents: set[Mapper[Any]] = {prop.parent for prop in properties}
+    return parents.pop() if len(parents) == 1 else mapper
+
+
+def _properties(mapper: Mapper[Any], attribute: str) -> list[Any]:
+    found = [mapper.attrs.get(name) for name in attribute.split(", ")] if attribute else []
+    return [] if None in found else found
+
+
+def _loader(properties: list[Any]) -> str:
+    if not properties:
+        return ""
+    first = properties[0]
+    if not isinstance(first, RelationshipProperty):
+        return ", ".join(_undeferred(properties))
+    if first.lazy in ("dynamic", "write_only"):
+        return ""
+    # A join for each row of a collection would multiply its parents.
+    return f"{'selectinload' if first.uselist else 'joinedload'}({_name(first)})"
+
+
+def _undeferred(columns: list[Any]) -> list[str]:
+    group = getattr(columns[0], "group", None)
+    return [f'undefer_group("{group}")'] if group else _undeferred_each(columns)
+
+
+def _undeferred_each(columns: list[Any]) -> list[str]:
+    return [f"undefer({_name(column)})" for column in columns]
+
+
+def _name(prop: Any) -> str:
+    return f"{prop.parent.class_.__name__}.{prop.key}"
+
+
+class Selection(NamedTuple):
+    """The class to select, the options to select it with, and the line where it was selected."""
+
+    root: str
+    options: str
+    site: CallSite | None = None
+
+
+def selection(state: InstanceState[Any], attribute: str) -> Selection:
+    """What to select so that the attribute is there.
+
+    Where the object was itself loaded through relationships, by a lazy load or an eager one, the
+    options are nested, from the class that was selected first. They are empty where none would do.
+    """
+    mapper = state.manager.mapper
+    mark = object_counter.mark_of(state)
+    alone = Selection(
+        mapper.class_.__name__, loader(mapper, attribute), None if mark is None else mark.site
+    )
+    try:
+        route = _route(state, mark)
+        if route.root is mapper and not route.steps:
+            return alone
+        return _along(route, mapper, attribute) or alone
+    except Exception:  # the path is SQLAlchemy's own business: without it, what is certain
+        _without_path()
+        return alone
+
+
+def route_to(parent: InstanceState[Any], prop: Any) -> Route | None:
+    """How the objects come that a lazy load of the parent's relationship is about to bring."""
+    try:
+        route = _route(parent, object_counter.mark_of(parent))
+        # Of a relationship to itself, that it is followed more than once is all that counts.
+        steps = route.steps if route.steps[-2:] == (prop, prop) else (*route.steps, prop)
+    except Exception:  # as above
+        _without_path()
+        return None
+    return Route(route.root, steps, route.site) if len(steps) <= _DEEPEST else None
+
+
+def _route(state: InstanceState[Any], mark: object_counter.Mark | OriginRef | None) -> Route:
+    """How the object came, as far as that is known.
+
+    Its load path begins anew with each lazy load; what came before, its mark knows.
+    """
+    path: Any = state.load_path.path
+    steps = tuple(step for step in path if isinstance(step, RelationshipProperty))
+    root = path[0].mapper if path else state.manager.mapper
+    before = None if mark is None else mark.route
+    if before is not None and steps:
+        if steps[: len(before.steps)] == before.steps:
+            return Route(root, steps, before.site)
+        if steps[0] is before.steps[-1]:
+            return Route(before.root, before.steps + steps[1:], before.site)
+    return Route(root, steps, None if mark is None else mark.site)
+
+
+def _along(route: Route, mapper: Mapper[Any], attribute: str) -> Selection | None:
+    properties = _properties(mapper, attribute)
+    if not properties or len(route.steps) > _DEEPEST:
+        return None
+    last, columns = _owner(mapper, properties), properties
+    steps = route.steps
+    if isinstance(properties[0], RelationshipProperty):
+        steps, columns = (*route.steps, properties[0]), []
+    if not all(_loader([step]) for step in steps):
+        return None
+    options = ", ".join(_options(route.root, steps, last, columns))
+    return Selection(route.root.class_.__name__, options, route.site)
+
+
+def _options(
+    entity: Any, steps: tuple[Any, ...], last: Mapper[Any], columns: list[Any]
+) -> list[str]:
+    """The options from the entity on, along the steps, to the columns of the last one's."""
+    of = steps[0].parent if steps else last
+    # A SELECT of a base class leaves out what is its subclasses' own.
+    is_own = of is not entity and of.isa(entity)
+    if steps:
+        option, further = _step(steps)
+        rest = _options(steps[0].mapper, further, last, columns) if further or columns else []
+        options = [option + _within(rest)]
+    elif is_own:
+        # undefer_group() reaches the base's columns alone.
+        options = _undeferred_each([column for column in columns if column.deferred])
+    else:
+        options = _undeferred(columns)
+    if is_own:
+        options.insert(0, f"{_OWN}{entity.class_.__name__}, [{of.class_.__name__}])")
+    return options
+
+
+_OWN: Final = "selectin_polymorphic("
+
+
+def _within(options: list[str]) -> str:
+    """What follows an option, where these are to hold for what it brings."""
+    if not options:
+        return ""
+    if len(options) == 1 and not options[0].startswith(_OWN):
+        return f".{options[0]}"
+    return f".options({', '.join(options)})"
+
+
+def _step(steps: tuple[Any, ...]) -> tuple[str, tuple[Any, ...]]:
+    """The option for the first step, and the steps that it leaves."""
+    first = steps[0]
+    again = next((n for n, step in enumerate(steps) if step is not first), len(steps))
+    if again == 1:
+        return _loader([first]), steps[1:]
+    return f"selectinload({_name(first)}, recursion_depth=-1)", steps[again:]
+
+
+def load_path(state: InstanceState[Any]) -> Any:
+    """How the object was selected: the entity, and what led from there; empty where it was not."""
+    try:
+        return state.load_path.path
+    except AttributeError:
+        _without_path()
+        return ()
+
+
+def _without_path() -> None:
+    without(
+        "InstanceState.load_path",
+        "the options that findings advise are those for an object that was selected by itself",
+    )
+
+
+def is_left_out(state: InstanceState[Any], names: Any) -> bool:
+    """Whether these are columns of a subclass, and the object was selected by its base class."""
+    path = load_path(state)
+    mapper = state.manager.mapper
+    entity = path[-1].mapper if path else mapper
+    return entity is not mapper and not any(entity.has_property(name) for name in names)
+
+
+def are_generated(state: InstanceState[Any], names: Iterable[str]) -> bool:
+    """Whether these are columns that the database gives a value when the object is written.
+
+    A flush expires them. A commit expires all columns; those that are deferred, and relationships,
+    SQLAlchemy goes on calling expired.
+    """
+    mapper = state.manager.mapper
+    known = _GENERATED.get(mapper)
+    if known is None:
+        known = _GENERATED[mapper] = _generated(mapper)
+    stored, generated = known
+    columns = stored.intersection(names)
+    return bool(columns) and columns <= generated
+
+
+def _generated(mapper: Mapper[Any]) -> tuple[frozenset[str], frozenset[str]]:
+    """The attributes of columns that are not deferred, and those that the database fills in."""
+    attributes: list[Any] = list(mapper.column_attrs)
+    props = [prop for prop in attributes if not prop.deferred]
+    return (
+        frozenset(prop.key for prop in props),
+        frozenset(prop.key for prop in props if _is_generated(prop)),
+    )
+
+
+def _is_generated(prop: Any) -> bool:
+    return any(
+        getattr(column, name, None) is not None
+        for column in prop.columns
+        for name in ("computed", "onupdate", "server_default", "server_onupdate")
+    )
+
+
+def primary_key(mapper: Mapper[Any]) -> str:
+    """The attribute that is the primary key; empty where several are."""
+    known = _PRIMARY_KEYS.get(mapper)
+    if known is None:
+        columns = mapper.primary_key
+        known = mapper.get_property_by_column(columns[0]).key if len(columns) == 1 else ""
+        _PRIMARY_KEYS[mapper] = known
+    return known

@@ -1,0 +1,156 @@
+"""What the tracer relies on that is private to SQLAlchemy or Python, and what it loses without."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from session_tracer.hooks import statements, targets
+from session_tracer.ledger import object_counter
+from session_tracer.runtime.degraded import without
+from session_tracer.where import running
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["RELIANCES", "Reliance", "check"]
+
+_ABSENT: Final = object()
+
+
+class Reliance(NamedTuple):
+    """Something private; what it is for is not told where it is not there."""
+
+    what: str
+    is_there: Callable[[], bool]
+    loses: str
+
+
+def check() -> None:
+    """Say of each that is not there what it loses; what can only be seen in use says so itself."""
+    for reliance in RELIANCES:
+        try:
+            is_there = reliance.is_there()
+        except Exception:  # it has another shape
+            is_there = False
+        if not is_there:
+            without(reliance.what, reliance.loses)
+
+
+def _found(path: str) -> Any:
+    """What a path such as `sqlalchemy.orm.session:Session.flush` leads to.
+
+    SQLAlchemy 2.1 has begun the names of classes that were not public already with an underscore.
+    """
+    module, _, names = path.partition(":")
+    found: Any = sys.modules.get(module, _ABSENT)
+    for name in names.split("."):
+        found = getattr(found, name, getattr(found, f"_{name}", _ABSENT))
+    return found
+
+
+def _function(path: str, *variables: str) -> Callable[[], bool]:
+    """Whether there is such a function of Python's, whose frames have these local variables."""
+
+    def is_there() -> bool:
+        code = inspect.unwrap(_found(path)).__code__
+        return code.co_name == path.rpartition(".")[2] and {*variables} <= {*code.co_varnames}
+
+    return is_there
+
+
+def _attribute(path: str) -> Callable[[], bool]:
+    return lambda: _found(path) is not _ABSENT
+
+
+def _load_options() -> bool:
+    """Whether the options in which a loader says what it loads are found where we look."""
+
+    class _Executed:
+        is_select = True
+        execution_options: Final = {"_sa_orm_load_options": _ABSENT}
+
+    options: Any = _found("sqlalchemy.orm.context:QueryContext.default_load_options")
+    compiled: Any = _found("sqlalchemy.orm.context:ORMCompileState.default_compile_options")
+    read = _found("sqlalchemy.orm.session:ORMExecuteState.load_options").fget
+    return (
+        read(_Executed()) is _ABSENT
+        and all(hasattr(options, name) for name in ("_lazy_loaded_from", "_refresh_state"))
+        and all(
+            hasattr(compiled, name)
+            for name in ("_current_path", "_for_refresh_state", "_only_load_props")
+        )
+    )
+
+
+RELIANCES: Final = (
+    Reliance(
+        "sys._getframe",
+        lambda: running.IS_TOLD,
+        "no line of the application is told, every flush is told as explicit, no operation that "
+        "SQLAlchemy refuses is told of, nor any session to who instruments an async_sessionmaker",
+    ),
+    Reliance(
+        "sys._current_frames",
+        _attribute("sys:_current_frames"),
+        "where another thread stands is not told",
+    ),
+    Reliance(
+        "IdentityMap._add_unpresent",
+        lambda: object_counter.PRIVATE_ROAD,
+        "objects are counted by an event, which makes a bulk load slower by a tenth, and the "
+        "options that findings advise do not reach beyond a lazy load",
+    ),
+    Reliance(
+        "DialectEvents.do_execute",
+        _attribute("sqlalchemy.engine.events:DialectEvents.do_execute"),
+        statements.LOST,
+    ),
+    Reliance(
+        "Select._propagate_attrs",
+        _attribute("sqlalchemy.sql.selectable:Select._propagate_attrs"),
+        "which entity a statement is for is not told",
+    ),
+    Reliance(
+        "_sa_orm_load_options",
+        _load_options,
+        "lazy loads, deferred columns and reloads are not told apart from other statements",
+    ),
+    Reliance(
+        "Session._before_attach",
+        _function("sqlalchemy.orm.session:Session._before_attach", "self", "state"),
+        "an object that is added to a second session is not told of",
+    ),
+    Reliance(
+        "LazyLoader._invoke_raise_load",
+        _function("sqlalchemy.orm.strategies:LazyLoader._invoke_raise_load", "self", "state"),
+        "a load that raiseload() refuses is not told of",
+    ),
+    Reliance(
+        "SessionTransaction._raise_for_prerequisite_state",
+        _function("sqlalchemy.orm.session:SessionTransaction._raise_for_prerequisite_state"),
+        "the use of a session by two at once is not always told of",
+    ),
+    Reliance(
+        "TransactionalContext._trans_ctx_check",
+        _function("sqlalchemy.engine.util:TransactionalContext._trans_ctx_check"),
+        "the use of a session within the block of a failed transaction is not told of",
+    ),
+    Reliance(
+        "asyncio.Future._callbacks",
+        _attribute("asyncio:Future._callbacks"),
+        "what happens in a task of its own is told without the line that awaits it",
+    ),
+    Reliance(
+        "asyncio.TaskGroup._parent_task",
+        lambda: "_parent_task" in _found("asyncio:TaskGroup.__init__").__code__.co_names,
+        "what happens in a task of a group is told without the line that awaits it",
+    ),
+    Reliance(
+        "AsyncSession.__init__",
+        lambda: targets.KNOWS_ASYNC or not targets.ASYNC,
+        "a session of asyncio is told of as any other, and not to who instruments an "
+        "async_sessionmaker or a class of AsyncSession",
+    ),
+)

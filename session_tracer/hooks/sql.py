@@ -1,0 +1,180 @@
+"""What a statement says of itself, in OpenTelemetry's terms, without its values."""
+
+from __future__ import annotations
+
+import functools
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from session_tracer.facts import Database
+from session_tracer.hooks.safe_types import PLAIN
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import URL
+
+__all__ = ["SHAPES", "Shape", "database", "fingerprint", "shape", "status_code", "without_values"]
+
+_MOST_REMEMBERED: Final = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A statement's verb, the first table it names, and the two together."""
+
+    operation: str
+    collection: str
+    summary: str
+
+
+_NAME: Final = (
+    r"""((?:[\w$]+|"[^"]+"|`[^`]+`|\[[^\]]+\])(?:\.(?:[\w$]+|"[^"]+"|`[^`]+`|\[[^\]]+\]))*)"""
+)
+_VERB: Final = r"\s*(?:/\*.*?\*/\s*|--[^\n]*\n\s*)*\(?\s*([A-Za-z]+)"
+_TABLE: Final = {
+    "SELECT": rf"(?<!\bDISTINCT )\bFROM\s+(?:ONLY\s+)?{_NAME}",
+    "DELETE": rf"\bFROM\s+(?:ONLY\s+)?{_NAME}",
+    "INSERT": rf"\bINTO\s+{_NAME}",
+    "REPLACE": rf"\bINTO\s+{_NAME}",
+    "MERGE": rf"\bINTO\s+{_NAME}",
+    "UPDATE": rf"\bUPDATE\s+(?:ONLY\s+)?{_NAME}",
+}
+# The statement that a common table expression belongs to comes after the last closing bracket
+# at the outermost level; its verb is the first at that level that is not WITH.
+_WITH_VERB: Final = r"\b(SELECT|INSERT|UPDATE|DELETE|MERGE)\b"
+
+
+@functools.cache
+def _compiled(pattern: str, flags: re.RegexFlag) -> re.Pattern[str]:
+    """Compiled as it is first needed: all of them together are 3 ms of the import."""
+    return re.compile(pattern, flags)
+
+
+# Of each text the shape that was worked out; emptied, never replaced.
+SHAPES: Final[dict[str, Shape]] = {}
+
+
+def shape(statement: str) -> Shape:
+    """The statement's shape, worked out once for each text."""
+    known = SHAPES.get(statement)
+    if known is None:
+        if len(SHAPES) >= _MOST_REMEMBERED:
+            SHAPES.clear()
+        known = SHAPES[statement] = _shape(statement)
+    return known
+
+
+def _shape(statement: str) -> Shape:
+    match = _compiled(_VERB, re.DOTALL).match(statement)
+    operation = match.group(1).upper() if match else ""
+    body = _outermost(statement)
+    if operation == "WITH":
+        verb = _compiled(_WITH_VERB, re.IGNORECASE).search(body)
+        operation = verb.group(1).upper() if verb else operation
+    found = None
+    if operation in _TABLE:
+        table = _compiled(_TABLE[operation], re.IGNORECASE)
+        # A bracket before the table may hold a FROM of its own; one in its place holds the table.
+        found = table.search(body) or table.search(statement)
+    collection = "" if found is None else re.sub(r'["`\[\]]', "", found.group(1))
+    return Shape(operation, collection, f"{operation} {collection}".strip())
+
+
+def _outermost(statement: str) -> str:
+    """The text with nothing in its brackets."""
+    depth = 0
+    kept: list[str] = []
+    for character in statement:
+        if character == ")":
+            depth -= 1
+        if depth == 0:
+            kept.append(character)
+        if character == "(":
+            depth += 1
+    return "".join(kept)
+
+
+# What is read as one piece: what stays, what is left out, and the values.
+_NAMES: Final = r"`[^`]*`"
+_QUOTED_NAMES: Final = rf'{_NAMES}|"(?:[^"]|"")*"'
+_BRACKETED_NAMES: Final = rf"{_QUOTED_NAMES}|\[[^\]]*\]"
+_PLACEHOLDER: Final = r"(?<![\w:\[\]]):\w+|\$\d+|\?\d+"
+_HINT: Final = r"/\*\+.*?\*/"
+_COMMENT: Final = r"/\*.*?(?:\*/|\Z)|--[^\n]*"
+_DOLLAR_QUOTED: Final = r"\$(?P<tag>\w*)\$.*?(?:\$(?P=tag)\$|\Z)"
+_ESCAPED: Final = r"'(?:[^'\\]|\\.|'')*(?:'|\Z)"
+_STRING: Final = rf"(?<!\w)[eE]{_ESCAPED}|'(?:[^']|'')*(?:'|\Z)"
+# MySQL reads double quotes as strings too, and a backslash in either.
+_MYSQL_STRING: Final = _ESCAPED + "|" + _ESCAPED.replace("'", '"')
+_NUMBER: Final = r"(?<![\w$])\.?\d[\w.]*(?:(?<=[eE])[+-]\d+)?"
+
+
+def _pieces(names: str, comment: str, value: str) -> str:
+    kept = f"(?P<kept>{names}|{_PLACEHOLDER}|{_HINT})"
+    return f"{kept}|(?P<comment>{comment})|{value}|{_NUMBER}"
+
+
+_PIECES: Final = _pieces(_QUOTED_NAMES, _COMMENT, f"{_DOLLAR_QUOTED}|{_STRING}")
+_MYSQL_PIECES: Final = _pieces(_NAMES, rf"{_COMMENT}|\#[^\n]*", _MYSQL_STRING)
+_PIECES_OF: Final = {
+    "mysql": _MYSQL_PIECES,
+    "mariadb": _MYSQL_PIECES,
+    "microsoft.sql_server": _pieces(_BRACKETED_NAMES, _COMMENT, _STRING),
+}
+
+
+def without_values(statement: str, system: str) -> str:
+    """The statement with every literal value replaced by `?`; placeholders stay as they are.
+
+    Comments are left out: anything may stand in them. A hint to the optimizer stays.
+    """
+    pieces = _compiled(_PIECES_OF.get(system, _PIECES), re.DOTALL)
+    return pieces.sub(_shown, statement).strip()
+
+
+def _shown(piece: re.Match[str]) -> str:
+    if piece.lastgroup == "kept":
+        return piece[0]
+    return "" if piece.lastgroup == "comment" else "?"
+
+
+def fingerprint(statement: str, parameters: Any) -> int:
+    """Equal for the same text with the same parameters; 0 where these cannot be compared."""
+    held = tuple(parameters.values() if type(parameters) is dict else parameters)
+    for value in held:
+        if type(value) not in PLAIN:
+            return 0
+    # As text, for the hashes of -1 and -2 are the same, and so are those of 1, 1.0 and True.
+    return hash((statement, repr(held))) or 1
+
+
+_SYSTEMS: Final = {
+    "mssql": "microsoft.sql_server",
+    "oracle": "oracle.db",
+    "cockroachdb": "cockroachdb",
+}
+
+
+def database(url: URL) -> Database:
+    """Where an engine leads, by OpenTelemetry's names; never its user or password."""
+    backend = url.get_backend_name()
+    return Database(
+        system=_SYSTEMS.get(backend, backend),
+        namespace=url.database or "",
+        address=url.host or "",
+        port=url.port,
+    )
+
+
+def status_code(error: BaseException) -> str:
+    """The database's own code for what went wrong; empty where the driver gives none."""
+    for source in (error, error.__cause__):
+        for attribute in ("sqlstate", "pgcode", "sqlite_errorname"):
+            code: Any = getattr(source, attribute, None)
+            if isinstance(code, str):
+                return code
+    arguments = error.args
+    # MySQL's drivers put their number first.
+    if type(error).__module__.startswith(("pymysql", "MySQLdb", "asyncmy")) and arguments:
+        return str(arguments[0]) if isinstance(arguments[0], int) else ""
+    return ""

@@ -1,0 +1,171 @@
+"""What can be instrumented, reduced to what makes sessions and what fires their events."""
+
+from __future__ import annotations
+
+import gc
+import inspect
+import sys
+import weakref
+from typing import Any, Final
+
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
+
+from session_tracer.runtime.degraded import without
+
+__all__ = [
+    "ASYNC",
+    "KNOWS_ASYNC",
+    "AsyncSession",
+    "AsyncSessionTransaction",
+    "Target",
+    "async_makers",
+    "async_session_of",
+    "live_sessions",
+    "may_have_made",
+    "places",
+    "resolve",
+]
+
+
+def _code(method: Any) -> Any:
+    """The code of a method whose frames name its object; None of one that is made otherwise."""
+    code = getattr(inspect.unwrap(method), "__code__", None)
+    return code if code is not None and "self" in code.co_varnames else None
+
+
+try:
+    from sqlalchemy.ext.asyncio import (
+        AsyncSession,
+        AsyncSessionTransaction,
+        async_scoped_session,
+        async_session,
+        async_sessionmaker,
+    )
+except ImportError:  # SQLAlchemy 2.1 without its asyncio extra: no async session can exist
+    # They are asked for only where ASYNC says so.
+    AsyncSession: Any = None  # type: ignore[no-redef]
+    AsyncSessionTransaction: Any = None  # type: ignore[no-redef]
+    _ASYNC_INIT: Any = None
+    _MAKER_CALL: Any = None
+    ASYNC = False
+else:
+    _ASYNC_INIT = _code(AsyncSession.__init__)
+    _MAKER_CALL = _code(async_sessionmaker.__call__)
+    ASYNC = True
+# Whether it is known which sessions asyncio's make; somebody may have replaced their constructors.
+KNOWS_ASYNC: Final = _ASYNC_INIT is not None and _MAKER_CALL is not None
+_SYNC_MAKER_CALL: Final = _code(sessionmaker.__call__)
+
+
+class Target:
+    """What is meant, and the class whose events tell of it.
+
+    `place` is the class whose constructor makes the sessions that are meant, or the one thing that
+    makes them and has no class of its own (an `async_sessionmaker`), or one live session.
+    """
+
+    __slots__ = ("_place", "listen_to")
+
+    def __init__(self, place: object, listen_to: type[Session]) -> None:
+        self._place = weakref.ref(place)
+        self.listen_to = listen_to
+
+    @property
+    def place(self) -> object:
+        """What is meant; None if it is gone."""
+        return self._place()
+
+    def same_as(self, other: Target) -> bool:
+        """Whether both mean the same sessions."""
+        return self.place is not None and self.place is other.place
+
+
+def resolve(target: Any) -> Target:
+    """What the target means; `TypeError`, naming what there is, where it means nothing."""
+    if target is None:
+        return Target(Session, Session)
+    if isinstance(target, sessionmaker):
+        return Target(target.class_, target.class_)
+    if isinstance(target, scoped_session):
+        return resolve(target.session_factory)
+    if isinstance(target, type) and issubclass(target, Session):
+        return Target(target, target)
+    if isinstance(target, Session):
+        return Target(target, type(target))
+    if ASYNC:
+        if isinstance(target, async_sessionmaker):
+            # It makes its sessions without a class of its own.
+            made = target.kw.get("sync_session_class", target.class_.sync_session_class)
+            return Target(target, made if isinstance(made, type) else Session)
+        if isinstance(target, async_scoped_session):
+            return resolve(target.session_factory)
+        if isinstance(target, type) and issubclass(target, AsyncSession):
+            return Target(target, Session)
+        if isinstance(target, AsyncSession):
+            return resolve(target.sync_session)
+    if type(target).__module__.partition(".")[0] == "flask_sqlalchemy":
+        return resolve(target.session)
+    # Not its repr(): that may be the application's code.
+    kind = "the class" if isinstance(target, type) else "an object of"
+    made = target if isinstance(target, type) else type(target)
+    name = f"{made.__module__}.{made.__qualname__}"
+    raise TypeError(
+        f"session_tracer cannot instrument {kind} {name}. It takes a sessionmaker, an "
+        "async_sessionmaker, a scoped_session or async_scoped_session over one of them, a Session "
+        "or AsyncSession class, one live session, a Flask-SQLAlchemy SQLAlchemy object, or nothing "
+        "at all for every session of the process."
+    )
+
+
+def live_sessions() -> list[Session]:
+    """Every live session of the process."""
+    registry: Any = getattr(sys.modules["sqlalchemy.orm.session"], "_sessions", None)
+    if isinstance(registry, weakref.WeakValueDictionary):
+        # values() iterates in Python, while other threads may open and lose sessions.
+        found = [reference() for reference in registry.valuerefs()]
+        return [session for session in found if session is not None]
+    without(
+        "sqlalchemy.orm.session._sessions",
+        "the sessions that exist are looked for among all objects there are, which takes longer",
+    )
+    # type() and not isinstance(): that would ask the __class__ of every proxy there is.
+    return [one for one in gc.get_objects() if issubclass(type(one), Session)]
+
+
+def async_session_of(session: Session) -> Any:
+    """The AsyncSession whose session it is, if it is one's."""
+    return async_session(session) if ASYNC else None
+
+
+def may_have_made(maker: object, session: Any) -> bool:
+    """Whether an `async_sessionmaker` may have made an AsyncSession: nothing says that it did."""
+    if not isinstance(maker, async_sessionmaker):
+        return False
+    made = maker.kw.get("sync_session_class", session.sync_session_class)
+    bind, bound = session.sync_session.bind, maker.kw.get("bind")
+    return (
+        type(session) is maker.class_
+        and type(session.sync_session) is made
+        and (bind is getattr(bound, "sync_engine", None) or bind is bound)
+    )
+
+
+def places(made: type, owner: type | None) -> tuple[object, ...]:
+    """What may be instrumented of a session, from the nearest outwards."""
+    return (*(() if owner is None else owner.__mro__), *made.__mro__)
+
+
+def async_makers(frame: Any) -> tuple[object | None, type | None]:
+    """The async factory and the class of the AsyncSession that make a session, if they do."""
+    owner = None
+    for _ in range(8):
+        if frame is None or not KNOWS_ASYNC:
+            break
+        if frame.f_code is _ASYNC_INIT:
+            owner = type(frame.f_locals["self"])
+        elif frame.f_code is _MAKER_CALL and owner is not None:
+            return frame.f_locals["self"], owner
+        elif frame.f_code is _SYNC_MAKER_CALL:
+            break
+        frame = frame.f_back
+    return None, owner

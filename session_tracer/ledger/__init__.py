@@ -1,0 +1,1 @@
+"""One session scope's account, and which scopes are open."""

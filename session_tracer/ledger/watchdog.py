@@ -1,0 +1,212 @@
+"""The process's one thread: it lets time pass for open sessions, and hears when one is lost."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from session_tracer import facts
+from session_tracer.ledger import registry
+from session_tracer.ledger.registry import LIVE
+from session_tracer.runtime import process
+from session_tracer.runtime.background_queue import BackgroundQueue
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from session_tracer.ledger.probe import Probe
+    from session_tracer.ledger.record import SessionRecord
+    from session_tracer.tracer import Story
+
+__all__ = ["Watch", "at_end", "collected", "nudge", "settle", "start", "stop"]
+
+# The least between two looks, in nanoseconds, and as a multiple of what the last one took: with ten
+# thousand sessions open, a look takes milliseconds, and the watch may have a hundredth of a core.
+_LEAST_GAP: Final = 50_000_000
+_GAP_PER_LOOK: Final = 100
+
+
+class Watch:
+    """Tells `TimePassed` to the scopes for which it is time.
+
+    `gap` is the least time, in seconds, between the last look and the next.
+    """
+
+    def __init__(self, clock: Callable[[], int] = time.perf_counter_ns) -> None:
+        self._clock = clock
+        self._last = 0
+        self.gap = _LEAST_GAP / 1e9
+
+    def look(self) -> float | None:
+        """Tell whoever has waited long enough; the seconds until the next look, None for ever.
+
+        A scope is told as each of its time thresholds passes (leak, long transaction, idle
+        connection), and again every `leak_after_seconds` from then on.
+        """
+        now, last = self._clock(), self._last
+        soonest: int | None = None
+        for probe in list(LIVE):
+            try:
+                for story in probe.stories:
+                    if story.tracer.dispatch.hears(facts.TimePassed):
+                        due = _due(probe, story, last, now)
+                        soonest = due if soonest is None else min(soonest, due)
+            except Exception as error:
+                probe.failed("watch", error)
+        self._last = now
+        gap = max(_LEAST_GAP, _GAP_PER_LOOK * (self._clock() - now))
+        self.gap = gap / 1e9
+        return None if soonest is None else max(soonest - now, gap) / 1e9
+
+
+def _due(probe: Probe, story: Story, last: int, now: int) -> int:
+    """When the story is to be looked at next; what has passed since the last look is told."""
+    patience = story.tracer.patience
+    # A transaction that begins right now is the next to run out of time.
+    due = now + min(patience)
+    if probe.used:
+        passed = False
+        for moment in _moments(story.record, patience, now):
+            if moment >= now:
+                due = min(due, moment)
+            elif moment >= last:
+                passed = True
+        if passed and probe in LIVE:  # it may have ended since the look began
+            running = probe.at_work is not None or probe.is_streaming
+            story.tell(facts.TimePassed(now, running, lambda: registry.look(probe, story)))
+    return due
+
+
+def _moments(record: SessionRecord, patience: tuple[int, int, int], now: int) -> Iterator[int]:
+    """When each threshold passes, or passed: for the leak, the last time before and the next."""
+    leak, long, idle = patience
+    times = max(1, (now - record.opened_at - 1) // leak)
+    yield record.opened_at + times * leak
+    yield record.opened_at + (times + 1) * leak
+    if record.transaction_began_at:
+        yield record.transaction_began_at + long
+    if record.held_since:
+        yield max(record.held_since, record.last_statement_at) + idle
+
+
+_FOR_EVER: Final = float("inf")
+# How long the end of the process waits until the sessions lost before are reported.
+_EXIT_SECONDS: Final = 1.0
+
+
+class _Thread:
+    """The thread of this process: it looks when it is time, and reports sessions that are lost."""
+
+    def __init__(self) -> None:
+        self._watch = Watch()
+        self._next_look = _FOR_EVER
+        self._is_in_use = False
+        # Filled from garbage collection, which may strike while any lock is held: put() takes none.
+        self.queue: BackgroundQueue[Probe | None] = BackgroundQueue(
+            self._consume,
+            name="session_tracer",
+            most=sys.maxsize,
+            settle=self._look_if_due,
+            stage=None,
+        )
+        # Whether only a value in the queue wakes it, because no session is open.
+        self.is_asleep = True
+
+    def wake(self) -> None:
+        """A session was opened."""
+        self.is_asleep = False
+        if not self._is_in_use:
+            self._is_in_use = True
+            process.began_work()
+        self.queue.put(None)
+
+    def begin_in_child(self) -> None:
+        """A child watches its own sessions only, from its first one on."""
+        self._next_look = _FOR_EVER
+        self._is_in_use = False
+        self.is_asleep = True
+
+    def _consume(self, lost: Probe | None) -> None:
+        if lost is not None:
+            _end(lost)
+        elif self._next_look == _FOR_EVER:
+            # Nothing is due as soon as a session is opened, and many may be.
+            self._next_look = time.monotonic() + self._watch.gap
+
+    def _look_if_due(self, _everything: bool) -> float | None:
+        if time.monotonic() >= self._next_look:
+            # Before the look: a session that is opened meanwhile has to wake it again.
+            self.is_asleep = True
+            seconds = self._watch.look()
+            self._next_look = _FOR_EVER
+            if seconds is not None:
+                self.is_asleep = False
+                self._next_look = time.monotonic() + seconds
+        if self._next_look == _FOR_EVER:
+            return None
+        return max(0.0, self._next_look - time.monotonic())
+
+
+_RUNNING: Final[list[_Thread]] = []
+
+
+def collected(ref: Any) -> None:
+    """The garbage collector took a session: leave the rest to the thread."""
+    probe: Probe = ref.probe
+    if LIVE.pop(probe, None) is not None:
+        try:
+            probe.origin.left("collected", probe.clock(), probe.last_site)
+        except Exception as error:
+            probe.failed("live", error)
+        for thread in _RUNNING:
+            thread.queue.put(probe)
+
+
+def nudge() -> None:
+    """A session was opened: there is something to watch again."""
+    for thread in _RUNNING:
+        if thread.is_asleep:
+            thread.wake()
+
+
+def start() -> None:
+    """Watch from the next session on, or at once if one is open."""
+    if not _RUNNING:
+        _RUNNING[:] = [_Thread()]
+        if LIVE:
+            nudge()
+
+
+def stop(timeout: float = 2.0) -> None:
+    """Report what was lost so far, and end the thread."""
+    if _RUNNING:
+        _RUNNING.pop().queue.close(timeout)
+
+
+def settle(timeout: float = 2.0) -> None:
+    """Wait until every session lost so far has been reported."""
+    for thread in _RUNNING:
+        thread.queue.flush(timeout)
+
+
+def at_end() -> None:
+    """Report what was lost, and what is still open as the process ends."""
+    stop(_EXIT_SECONDS)
+    registry.end_all()
+
+
+def _end(lost: Probe) -> None:
+    try:
+        lost.end_scope("collected", site=lost.last_site)
+    except Exception as error:
+        lost.failed("live", error)
+
+
+def _begin_in_child() -> None:
+    registry.forget()
+    for thread in _RUNNING:
+        thread.begin_in_child()
+
+
+process.in_child(_begin_in_child)

@@ -1,0 +1,1 @@
+"""Facts and the timeline, for those who ask."""

@@ -1,0 +1,424 @@
+"""Finds the application's own line, whether it called SQLAlchemy or awaited it."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import sysconfig
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from session_tracer.where.running import running_frame
+from session_tracer.where.tasks import awaiting_tasks, current_task, suspended
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from types import CodeType, FrameType
+
+__all__ = ["CallSite", "Locator"]
+
+# An application that makes code as it runs must not fill the memory with its sites.
+_MOST_SITES: Final = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class CallSite:
+    """A line of the application: the one a developer would open.
+
+    `file` is the path the code object was compiled from, `line` counts from 1, `function` is the
+    qualified name without the `<locals>` and comprehension parts that nobody wrote. `callers` holds
+    the next application frames outwards where `Settings.site_frames` asks for more than one; two
+    sites are equal when their own line is.
+    """
+
+    file: str
+    line: int
+    function: str
+    callers: tuple[CallSite, ...] = field(default=(), compare=False)
+
+    @property
+    def path(self) -> str:
+        """The file relative to the working directory where it lies below it."""
+        return _relative(self.file)
+
+    def __str__(self) -> str:
+        call = self.function if self.function.startswith("<") else f"{self.function}()"
+        return f"{self.path}:{self.line} in {call}"
+
+
+@functools.lru_cache(maxsize=_MOST_SITES)
+def _relative(file: str) -> str:
+    try:
+        relative = os.path.relpath(file)
+    except ValueError:  # another drive on Windows
+        return file
+    return file if relative.startswith("..") else relative
+
+
+# What a frame is to somebody who looks for the line to open.
+_APPLICATION: Final = 0
+_TEMPLATE: Final = 1  # a Jinja template, whose compiled line is not its written one
+_LIBRARY: Final = 2  # somebody's package: named only where no application frame is left
+_MACHINERY: Final = 3  # what lies between a statement and whoever asked for it
+
+_MACHINERY_PACKAGES: Final = frozenset(
+    {
+        "anyio",
+        "asyncio",
+        "asyncpg",
+        "aiosqlite",
+        "contextlib",
+        "flask_sqlalchemy",
+        "greenlet",
+        "importlib",
+        "opentelemetry",
+        "psycopg",
+        "session_tracer",
+        "sqlalchemy",
+        "sqlmodel",
+        "structlog",
+        "uvloop",
+    }
+)
+
+# The interpreter has it, or we would not be here: see `locate`.
+_frame: Final[Any] = running_frame
+_HERE: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+_CO_COROUTINE: Final = 0x80
+_CO_AWAITED: Final = 0x80 | 0x20 | 0x100 | 0x200  # coroutine, generator, or either's async kin
+_COMPREHENSIONS: Final = frozenset({"<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>"})
+_NO_JUMPS: Final[tuple[tuple[int, CodeType], ...]] = ()
+_MOST_JUMPS: Final = 8
+
+
+def _folders() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The folders of the standard library, and those of installed packages and scripts."""
+    paths = sysconfig.get_paths()
+    standard = {paths["stdlib"], paths["platstdlib"]}
+    installed = {paths["purelib"], paths["platlib"], paths["scripts"]}
+    # In a virtual environment the interpreter's own scripts lie elsewhere.
+    installed.add(os.path.dirname(os.path.realpath(sys.executable)))
+
+    def normal(folders: set[str]) -> tuple[str, ...]:
+        both = {os.path.abspath(f) for f in folders} | {os.path.realpath(f) for f in folders}
+        return tuple(sorted(f + os.sep for f in both))
+
+    return normal(standard), normal(installed)
+
+
+_STANDARD, _INSTALLED = _folders()
+# A user's own and a distribution's packages lie elsewhere, in folders of these names.
+_PACKAGED: Final = frozenset({"site-packages", "dist-packages"})
+
+
+class Locator:
+    """Looks outwards from the running frame for the application's line.
+
+    What each code object is gets decided once. `application_packages` names installed packages
+    that are the application's own: without it everything below `site-packages` is a library. A
+    module that says `__session_tracer_hide__ = True` is passed over, so that an application's own
+    wrapper of sessions is not what every site names. `frames` is how many application frames a
+    site carries, itself included.
+    """
+
+    __slots__ = (
+        "_application",
+        "_callers",
+        "_crossings",
+        "_frames",
+        "_jumps",
+        "_kept",
+        "_kinds",
+        "_known",
+        "_sites",
+    )
+
+    def __init__(self, application_packages: tuple[str, ...] = (), frames: int = 1) -> None:
+        self._application = frozenset(application_packages)
+        self._frames = frames
+        # All by id(code): hashing a code object reads its names and constants anew each time. The
+        # code objects are kept, so that no other one can have their id.
+        self._kinds: dict[int, int] = {}
+        self._sites: dict[tuple[int, int], CallSite] = {}
+        # By the instruction: working out a frame's line costs more than all the rest.
+        self._known: dict[tuple[int, int], CallSite] = {}
+        self._jumps: dict[int, tuple[tuple[int, CodeType], ...]] = {}
+        self._callers: dict[
+            tuple[int, frozenset[str]], tuple[tuple[int, CodeType, CodeType, bool], ...]
+        ] = {}
+        self._crossings: dict[int, tuple[tuple[int, int, CodeType], ...]] = {}
+        self._kept: list[CodeType] = []
+
+    def locate(self, depth: int = 1) -> CallSite | None:
+        """The innermost application line outwards of the caller, or None where there is none.
+
+        None means that only the interpreter's and SQLAlchemy's own frames are left: a task whose
+        awaiting coroutine cannot be told, or a garbage collector's callback.
+        """
+        start = _frame(depth)
+        if start is None:
+            return None
+        known = self._known
+        # Jumping over frames is a tenth of the cost of walking them: each one that is looked at has
+        # to be made into an object first. From one of our listeners, one of SQLAlchemy's methods is
+        # always as far away, unless the application's code runs in between.
+        try:
+            for distance, entry in self._jumps.get(id(start.f_code), _NO_JUMPS):
+                frame = _frame(depth + distance)
+                site = known.get((id(frame.f_code), frame.f_lasti))
+                if site is not None and _frame(depth + distance - 1).f_code is entry:
+                    return site
+        except ValueError:  # the stack is not as deep
+            pass
+        if id(start.f_code) in self._crossings:
+            site = self._cross(start, depth + 1)
+            if site is not None:
+                return site
+        return self._walk(start) or self._search(start)
+
+    def _cross(self, start: FrameType, depth: int) -> CallSite | None:
+        """What awaits the greenlet, as far away as it was from here before."""
+        for distance, hops, entry in self._crossings[id(start.f_code)]:
+            try:
+                bottom = _frame(depth + distance)
+            except ValueError:  # the stack is not as deep
+                break
+            # SQLAlchemy's greenlet runs one of its own methods: an application's would come first.
+            if bottom.f_code is entry and bottom.f_back is None:
+                frame: FrameType | None = _outer_greenlet(None)[1]
+                for _ in range(hops):
+                    frame = None if frame is None else frame.f_back
+                if frame is not None:
+                    site = self._known.get((id(frame.f_code), frame.f_lasti))
+                    if site is not None:
+                        return site
+        return None
+
+    def _walk(self, start: FrameType) -> CallSite | None:
+        """The common case: the application called, and is further out on this very stack."""
+        frame: FrameType | None = start
+        inner = start
+        distance = 0
+        while frame is not None:
+            kind = self._kind(frame)
+            if kind <= _TEMPLATE:
+                self._remember_jump(start.f_code, distance, inner.f_code)
+                return self._found(frame, kind)
+            if kind == _LIBRARY or frame.f_code.co_flags & _CO_COROUTINE:
+                return None
+            inner = frame
+            frame = frame.f_back
+            distance += 1
+        return None
+
+    def _remember_jump(self, start: CodeType, distance: int, entry: CodeType) -> None:
+        jumps = self._jumps.get(id(start), _NO_JUMPS)
+        if len(jumps) < _MOST_JUMPS:
+            # The nearest first: what lies further in is nearer to what happened.
+            self._jumps[id(start)] = tuple(
+                sorted((*jumps, (distance, entry)), key=lambda jump: jump[0])
+            )
+
+    def _found(self, frame: FrameType, kind: int) -> CallSite:
+        if self._frames > 1:
+            return self._chain(frame)
+        site = self._site(frame, kind)
+        if len(self._known) >= _MOST_SITES:
+            self._known.clear()
+        self._known[id(frame.f_code), frame.f_lasti] = site
+        return site
+
+    def called_by(self, names: frozenset[str], depth: int = 1) -> bool:
+        """Whether a function of such a name runs between the caller and the application's line."""
+        start = _frame(depth)
+        if start is None:
+            return False
+        key = (id(start.f_code), names)
+        known = self._callers.get(key, ())
+        try:
+            for distance, entry, middle, answer in known:
+                frame = _frame(depth + distance)
+                if (
+                    (id(frame.f_code), frame.f_lasti) in self._known
+                    and _frame(depth + distance - 1).f_code is entry
+                    and _frame(depth + distance // 2).f_code is middle
+                ):
+                    return answer
+        except ValueError:  # the stack is not as deep
+            pass
+        # A greenlet's callers outside of it are nobody's that is asked for.
+        answer, distance, inner, frame = False, 0, start, start
+        while frame is not None:
+            if frame.f_code.co_name in names:
+                answer = True
+            if self._kind(frame) <= _TEMPLATE:
+                break
+            inner, frame, distance = frame, frame.f_back, distance + 1
+        if frame is not None and len(known) < _MOST_JUMPS:
+            middle = _frame(depth + distance // 2).f_code
+            self._callers[key] = (*known, (distance, inner.f_code, middle, answer))
+        return answer
+
+    def frames(self, frame: FrameType | None) -> list[CallSite]:
+        """Every application line outwards of `frame`, innermost first."""
+        return self.sites(_outwards(frame))
+
+    def sites(self, frames: Iterable[FrameType]) -> list[CallSite]:
+        """The application's lines among these frames, innermost first."""
+        sites: list[CallSite] = []
+        written_in = ""
+        for outer in frames:
+            kind = self._kind(outer)
+            if kind <= _TEMPLATE:
+                site = self._site(outer, kind)
+                # A comprehension and the function it is written in are one.
+                if site.function != written_in:
+                    sites.append(site)
+                in_comprehension = outer.f_code.co_name in _COMPREHENSIONS
+                written_in = site.function if in_comprehension else ""
+        return sites
+
+    def raised_at(self, error: BaseException) -> CallSite | None:
+        """The innermost application line that an exception has passed."""
+        found = None
+        passed = error.__traceback__
+        while passed is not None:
+            kind = self._kind(passed.tb_frame)
+            if kind <= _TEMPLATE:
+                found = self._at(passed.tb_frame, passed.tb_lineno, kind)
+            passed = passed.tb_next
+        return found
+
+    def _search(self, start: FrameType) -> CallSite | None:
+        """The general case: across greenlets, coroutines, tasks, and packages in between."""
+        nearest: FrameType | None = None
+        for frame in _outwards(start):
+            kind = self._kind(frame)
+            if kind <= _TEMPLATE:
+                # From a waiting task's frame the way outwards would begin anew at the running task.
+                if self._frames > 1:
+                    return self._chain(start)
+                if nearest is None:
+                    self._remember_crossing(start, frame)
+                return self._found(frame, kind)
+            if kind == _LIBRARY and nearest is None:
+                nearest = frame
+        return None if nearest is None else self._site(nearest, _LIBRARY)
+
+    def _remember_crossing(self, start: FrameType, found: FrameType) -> None:
+        """How far it is from here to the greenlet's end, and from its parent to what awaits it."""
+        distance, bottom = 0, start
+        while bottom.f_back is not None and bottom is not found:
+            bottom, distance = bottom.f_back, distance + 1
+        frame = None if bottom is found else _outer_greenlet(None)[1]
+        hops = 0
+        while frame is not None and frame is not found:
+            frame, hops = frame.f_back, hops + 1
+        crossings = self._crossings.get(id(start.f_code), ())
+        if frame is not None and len(crossings) < _MOST_JUMPS:
+            self._crossings[id(start.f_code)] = (*crossings, (distance, hops, bottom.f_code))
+
+    def _chain(self, frame: FrameType) -> CallSite:
+        inner, *outer = self.frames(frame)[: self._frames]
+        return CallSite(inner.file, inner.line, inner.function, tuple(outer))
+
+    def _site(self, frame: FrameType, kind: int) -> CallSite:
+        return self._at(frame, frame.f_lineno, kind)
+
+    def _at(self, frame: FrameType, line: int, kind: int) -> CallSite:
+        code = frame.f_code
+        key = (id(code), line)
+        site = self._sites.get(key)
+        if site is None:
+            if kind == _TEMPLATE:
+                line = frame.f_globals["__jinja_template__"].get_corresponding_lineno(line)
+            if len(self._sites) >= _MOST_SITES:
+                self._sites.clear()
+            site = self._sites[key] = CallSite(code.co_filename, line, _written_name(code))
+        return site
+
+    def _kind(self, frame: FrameType) -> int:
+        kind = self._kinds.get(id(frame.f_code))
+        return self._classify(frame) if kind is None else kind
+
+    def _classify(self, frame: FrameType) -> int:
+        if len(self._kept) >= _MOST_SITES:
+            self._forget()
+        self._kept.append(frame.f_code)
+        kind = self._kinds[id(frame.f_code)] = self._kind_of(frame)
+        return kind
+
+    def _forget(self) -> None:
+        for known in (
+            self._kinds,
+            self._sites,
+            self._known,
+            self._jumps,
+            self._callers,
+            self._crossings,
+            self._kept,
+        ):
+            known.clear()
+
+    def _kind_of(self, frame: FrameType) -> int:
+        if frame.f_globals.get("__session_tracer_hide__"):
+            return _MACHINERY
+        package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+        if package in self._application:
+            return _APPLICATION
+        if package in _MACHINERY_PACKAGES:
+            return _MACHINERY
+        file = frame.f_code.co_filename
+        if file.startswith(("<frozen", _HERE)):
+            return _MACHINERY
+        if "__jinja_template__" in frame.f_globals:
+            return _TEMPLATE
+        if file.startswith("<") and package != "__main__":
+            return _LIBRARY  # made as it runs, as a dataclass's __init__ is: nobody can open it
+        path = os.path.abspath(file)
+        if path.startswith(_INSTALLED) or not _PACKAGED.isdisjoint(path.split(os.sep)):
+            return _LIBRARY
+        if path.startswith(_STANDARD):  # after packages: site-packages lies below the library
+            return _MACHINERY
+        return _APPLICATION
+
+
+def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
+    """`frame`, its callers, and beyond a greenlet or a task those who await it."""
+    yield from _stack(frame)
+    for task in awaiting_tasks(current_task()):
+        yield from suspended(task)
+
+
+def _stack(frame: FrameType | None) -> Iterator[FrameType]:
+    """`frame` and its callers, through SQLAlchemy's greenlet up to whatever drives the task."""
+    greenlet = None
+    awaited = False
+    while frame is not None:
+        flags = frame.f_code.co_flags
+        if awaited and not flags & _CO_AWAITED:
+            # What drives a task, an event loop and the line that started it, asked for nothing:
+            # the coroutine that awaits the task did.
+            return
+        awaited = awaited or bool(flags & _CO_COROUTINE)
+        yield frame
+        frame = frame.f_back
+        if frame is None and not awaited:
+            greenlet, frame = _outer_greenlet(greenlet)
+
+
+def _outer_greenlet(inner: Any) -> tuple[Any, FrameType | None]:
+    """The greenlet that `inner` (or the running one) returns to, and where that one stands."""
+    module = sys.modules.get("greenlet")
+    if module is None:
+        return None, None
+    outer = (module.getcurrent() if inner is None else inner).parent
+    return outer, None if outer is None else outer.gr_frame
+
+
+def _written_name(code: CodeType) -> str:
+    """The function as it was written: `totals`, not `totals.<locals>.<listcomp>`."""
+    parts = [part for part in code.co_qualname.split(".") if part not in _COMPREHENSIONS]
+    written = ".".join(parts).removesuffix(".<locals>").rpartition(".<locals>.")[2]
+    return written or "<module>"

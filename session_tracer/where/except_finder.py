@@ -1,0 +1,201 @@
+"""Which `except` caught an error that nobody heard of any more, read from the source."""
+
+from __future__ import annotations
+
+import ast
+import linecache
+import os
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+
+from session_tracer.where.callsite import CallSite
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+__all__ = ["Failure", "failure", "handler_of"]
+
+
+class Failure(NamedTuple):
+    """An error on its way out: the lines before it, innermost first, and its classes' names.
+
+    Of one that was raised in place of another the source alone tells: not all `is_known`, for what
+    its class is derived from is not.
+    """
+
+    sites: Sequence[CallSite]
+    names: frozenset[str]
+    is_known: bool = True
+
+
+def failure(error: BaseException | None, sites: Sequence[CallSite]) -> Failure:
+    """An error as it leaves these lines."""
+    kinds = () if error is None else type(error).__mro__
+    return Failure(sites, frozenset(kind.__name__ for kind in kinds))
+
+
+def handler_of(failed: Failure, here: Sequence[CallSite]) -> CallSite | None:
+    """The line of the `except`, or `suppress()`, that must have caught it: execution is `here` now.
+
+    From the line where it was raised outwards, the first that is for such an error and does not
+    raise it on. None where the source does not tell.
+    """
+    went_on = {(site.file, site.function) for site in here}
+    for site in failed.sites:
+        if site.function.endswith("<lambda>"):
+            continue  # it lies in the function that made it, which need not have called it
+        line, leaving = _through(site, failed, stays=(site.file, site.function) in went_on)
+        if line:
+            return CallSite(site.file, line, site.function)
+        if leaving is None:
+            return None
+        failed = leaving
+    return None
+
+
+def _through(site: CallSite, failed: Failure, *, stays: bool) -> tuple[int, Failure | None]:
+    """The line that catches the error there, or 0 and the error that leaves.
+
+    Neither where the source does not tell. `stays` says that execution may never have left.
+    """
+    for block in _around(site):
+        for handler in block.handlers:
+            caught = _catches(handler, failed)
+            if caught is None:
+                return 0, None
+            if caught:
+                after = _leaves(handler, failed)
+                if after is None:
+                    return handler.line, None
+                failed = after
+                break
+        else:
+            if block.is_opaque and stays:
+                return 0, None  # perhaps its context manager has caught it
+    return 0, failed
+
+
+class _Handler(NamedTuple):
+    """What catches errors: its line, the names of their classes (none: all), what it raises on."""
+
+    line: int
+    names: tuple[str, ...]
+    raised: ast.Raise | None = None
+    caught_as: str | None = None
+
+
+class _Block(NamedTuple):
+    """Lines of one function that errors leave through handlers, or through a context manager."""
+
+    function: range
+    lines: range
+    handlers: tuple[_Handler, ...]
+    is_opaque: bool = False
+
+
+def _catches(handler: _Handler, failed: Failure) -> bool | None:
+    """Whether it catches the error; None where the source does not tell."""
+    if not handler.names or not failed.names.isdisjoint(handler.names):
+        return True
+    # `except ERRORS:` may stand for anything.
+    if failed.is_known and all(name[:1].isupper() and not name.isupper() for name in handler.names):
+        return False
+    return None
+
+
+# A handler that raises another error has that one leave.
+_ANY_ERROR: Final = frozenset({"Exception", "BaseException"})
+
+
+def _leaves(handler: _Handler, failed: Failure) -> Failure | None:
+    """The error that leaves the handler; None where none does."""
+    if handler.raised is None:
+        return None
+    error = handler.raised.exc
+    if error is None or (isinstance(error, ast.Name) and error.id == handler.caught_as):
+        return failed
+    names = _ANY_ERROR | {_last_name(error.func if isinstance(error, ast.Call) else error)}
+    return Failure(failed.sites, names, is_known=False)
+
+
+def _around(site: CallSite) -> Iterator[_Block]:
+    """The blocks of the function at work that the line is in, from the inside outwards."""
+    functions, blocks = _read(site.file, _changed_at(site.file))
+    function = min((lines for lines in functions if site.line in lines), key=len)
+    for block in reversed(blocks):
+        if block.function is function and site.line in block.lines:
+            yield block
+
+
+def _changed_at(file: str) -> float:
+    try:
+        return os.stat(file).st_mtime
+    except OSError:
+        return 0.0
+
+
+_Source: TypeAlias = tuple[tuple[range, ...], tuple[_Block, ...]]
+_EVERYWHERE: Final = range(1, 1_000_000_000)
+
+
+@lru_cache(maxsize=64)
+def _read(file: str, changed_at: float) -> _Source:
+    """The functions of a file, and their blocks from the outside inwards."""
+    del changed_at  # of the key alone: a file may be written anew while the process runs
+    linecache.checkcache(file)
+    try:
+        tree = ast.parse("".join(linecache.getlines(file)))
+    except (SyntaxError, ValueError):
+        return (_EVERYWHERE,), ()
+    functions, blocks = [_EVERYWHERE], []
+    nodes: list[tuple[ast.AST, range]] = [(tree, _EVERYWHERE)]
+    for node, function in nodes:  # which grows as it is read
+        within = function
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            within = range(node.lineno, (node.end_lineno or node.lineno) + 1)
+            functions.append(within)
+        elif isinstance(node, ast.Try | ast.TryStar):
+            handlers = tuple(map(_handler, node.handlers))
+            blocks.append(_Block(function, _lines(node.body), handlers))
+        elif isinstance(node, ast.With | ast.AsyncWith):
+            blocks.append(_Block(function, _lines(node.body), *_managers(node)))
+        nodes.extend((child, within) for child in ast.iter_child_nodes(node))
+    return tuple(functions), tuple(blocks)
+
+
+def _lines(body: list[ast.stmt]) -> range:
+    return range(body[0].lineno, (body[-1].end_lineno or body[-1].lineno) + 1)
+
+
+def _handler(node: ast.ExceptHandler) -> _Handler:
+    last = node.body[-1]
+    raised = last if isinstance(last, ast.Raise) else None
+    return _Handler(node.lineno, _names(node.type), raised, node.name)
+
+
+def _names(kinds: ast.expr | None) -> tuple[str, ...]:
+    if kinds is None:
+        return ()
+    return tuple(map(_last_name, kinds.elts if isinstance(kinds, ast.Tuple) else [kinds]))
+
+
+def _last_name(named: ast.expr) -> str:
+    return ast.unparse(named).rpartition(".")[2]
+
+
+# Context managers that let every error through.
+_TRANSPARENT: Final = frozenset({"begin", "begin_nested", "no_autoflush"})
+
+
+def _managers(node: ast.With | ast.AsyncWith) -> tuple[tuple[_Handler, ...], bool]:
+    """What its context managers suppress, and whether one of them may do as it likes."""
+    suppressing, is_opaque = [], False
+    for item in node.items:
+        made = item.context_expr
+        arguments = made.args if isinstance(made, ast.Call) else []
+        name = _last_name(made.func if isinstance(made, ast.Call) else made)
+        if name == "suppress" and arguments:
+            suppressing.append(_Handler(node.lineno, tuple(map(_last_name, arguments))))
+        elif name not in _TRANSPARENT:
+            is_opaque = True
+    return tuple(suppressing), is_opaque

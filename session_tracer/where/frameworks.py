@@ -1,0 +1,49 @@
+"""Knows the frameworks that close a session for the application, and what for."""
+
+from __future__ import annotations
+
+import sys
+from typing import Final
+
+from session_tracer.where.running import running_frame
+
+__all__ = ["error_of_request", "is_by_transaction_manager"]
+
+# Flask and Quart make a response of an error, and then tell it to whoever tears down: to the
+# extension, or to the application's function, that removes the session.
+_TEARDOWNS: Final = frozenset({"do_teardown_appcontext", "do_teardown_request"})
+_FRAMEWORKS: Final = ("flask", "quart")
+# From a wrapped close() out to one of them it is about eight, through `scoped_session.remove()`.
+_MOST_FRAMES: Final = 16
+
+
+def error_of_request() -> BaseException | None:
+    """The error that a request had, if this runs as its context is torn down."""
+    if not any(name in sys.modules for name in _FRAMEWORKS):
+        return None
+    frame = running_frame(1)
+    for _ in range(_MOST_FRAMES):
+        if frame is None:
+            return None
+        if frame.f_code.co_name in _TEARDOWNS:
+            error = frame.f_locals.get("exc")
+            return error if isinstance(error, BaseException) else None
+        frame = frame.f_back
+    return None
+
+
+def is_by_transaction_manager() -> bool:
+    """Whether zope.sqlalchemy closes the session, since its transaction manager has decided.
+
+    It ends every transaction so, and the session is used again in the next.
+    """
+    if "zope.sqlalchemy.datamanager" not in sys.modules:
+        return False
+    frame = running_frame(1)
+    for _ in range(_MOST_FRAMES):
+        if frame is None:
+            return False
+        if frame.f_globals.get("__name__") == "zope.sqlalchemy.datamanager":
+            return True
+        frame = frame.f_back
+    return False

@@ -1,0 +1,194 @@
+"""Who uses a session: a thread, or a task of an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import threading
+import weakref
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final
+
+from session_tracer.runtime import process
+from session_tracer.where.running import running_frame
+from session_tracer.where.tasks import awaiting_tasks, running_loop, suspended
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterator
+    from types import FrameType
+
+__all__ = ["Owner", "current", "others", "root_of"]
+
+# A thread of a pool does one piece of work after another, and those of several requests in turn.
+# Each piece that runs in a context of its own, as anyio's and `asyncio.to_thread()`'s do, is an
+# owner of its own: FastAPI opens a session in one and uses it in another. Never set in the main
+# thread or in a task, whose context is the application's.
+_PIECE: Final[ContextVar[_Piece | None]] = ContextVar("session_tracer_piece_of_work", default=None)
+# The main thread, by its ident.
+_MAIN: Final[dict[int, Owner]] = {}
+# The child's main thread is whichever forked, and others may get the old one's ident.
+process.in_child(_MAIN.clear)
+_OUR_FOLDER: Final = os.path.join(os.path.dirname(os.path.dirname(__file__)), "")
+
+
+class _Piece:
+    """A piece of a thread's work, which lives as long as its context."""
+
+    __slots__ = ("__weakref__", "owner")
+
+    def __init__(self, owner: Owner) -> None:
+        self.owner = owner
+
+
+class Owner:
+    """A thread, or the task that it runs, held weakly; two are equal if they are the same one.
+
+    `name` is what people call it: `thread "export-3"`, `task "Task-7"`.
+    """
+
+    __slots__ = ("_task", "_thread", "_which", "ident", "key", "loop", "name", "piece")
+
+    def __init__(
+        self, thread: threading.Thread, task: asyncio.Task[Any] | None, loop: Any, which: object
+    ) -> None:
+        self._thread = weakref.ref(thread)
+        self._task = None if task is None else weakref.ref(task)
+        self._which = which
+        # The piece of work, where it is one: held weakly, it tells whether that still goes on.
+        self.piece: weakref.ref[_Piece] | None = None
+        self.loop: Callable[[], Any] = _nowhere if loop is None else weakref.ref(loop)
+        self.ident = thread.ident
+        # Two references to one thing are equal while it lives, and the same one after.
+        self.key: Hashable = (self._thread, self._task, which)
+        # A reference remembers its hash, which nobody can tell once the thing is gone.
+        hash(self.key)
+        self.name = f'thread "{thread.name}"' if task is None else f'task "{task.get_name()}"'
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Owner) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __repr__(self) -> str:
+        return f"Owner({self.name})"
+
+    @property
+    def thread_name(self) -> str:
+        """The name of the thread, empty once it is gone."""
+        thread = self._thread()
+        return "" if thread is None else thread.name
+
+    def is_current(self) -> bool:
+        """Whether this is who runs now."""
+        if threading.get_ident() != self.ident:
+            return False
+        loop = running_loop()
+        if loop is None:
+            if self._task is not None or self._which is None:
+                return self._task is None
+            piece = _PIECE.get()
+            return piece is not None and piece.owner is self
+        task = asyncio.current_task(loop)
+        return task is None if self._task is None else self._task() is task
+
+    @property
+    def is_task(self) -> bool:
+        """Whether this is a task of an event loop."""
+        return self._task is not None
+
+    def frames(self) -> list[FrameType]:
+        """Where it is now, innermost first: a thread's stack, or what a waiting task awaits."""
+        if self._task is not None:
+            task = self._task()
+            if task is None or task.done():
+                return []
+            # One that runs at this moment stands on its thread's stack.
+            if not _runs(task):
+                # And then those who wait for it.
+                return [frame for one in (task, *awaiting_tasks(task)) for frame in suspended(one)]
+        thread = self._thread()
+        if thread is None or self.ident is None or not thread.is_alive():
+            return []
+        if self.piece is not None and self.piece() is None:
+            return []  # the thread does somebody else's work by now
+        frames: list[FrameType] = []
+        frame = _asking() if self.ident == threading.get_ident() else _standing(self.ident)
+        while frame is not None:
+            frames.append(frame)
+            frame = frame.f_back
+        return frames
+
+
+def _standing(ident: int) -> FrameType | None:
+    """Where another thread stands, where this Python tells it."""
+    frames: Callable[[], dict[int, FrameType]] | None = getattr(sys, "_current_frames", None)
+    return None if frames is None else frames().get(ident)
+
+
+def _asking() -> FrameType | None:
+    """The frame from which we are called. One of ours, in a list of its own, would live on."""
+    frame = running_frame(1)
+    # Not by the module: some of our frames stand in for SQLAlchemy's.
+    while frame is not None and frame.f_code.co_filename.startswith(_OUR_FOLDER):
+        frame = frame.f_back
+    return frame
+
+
+def current() -> Owner:
+    """Who runs now."""
+    loop = running_loop()
+    if loop is not None:
+        return Owner(threading.current_thread(), asyncio.current_task(loop), loop, None)
+    ident = threading.get_ident()
+    known = _MAIN.get(ident)
+    if known is None:
+        piece = _PIECE.get()
+        known = None if piece is None else piece.owner
+    if known is not None and known.ident == ident and known._thread() is not None:
+        return known
+    thread = threading.current_thread()
+    if thread is threading.main_thread():
+        owner = _MAIN[ident] = Owner(thread, None, None, None)
+    else:
+        owner = Owner(thread, None, None, object())
+        piece = _Piece(owner)
+        owner.piece = weakref.ref(piece)
+        _PIECE.set(piece)
+    return owner
+
+
+def others() -> Iterator[Owner]:
+    """Every other task of the running event loop, then every other thread."""
+    here, loop = threading.current_thread(), running_loop()
+    if loop is not None:
+        running = asyncio.current_task(loop)
+        for task in asyncio.all_tasks(loop):
+            if task is not running:
+                yield Owner(here, task, loop, None)
+    for thread in threading.enumerate():
+        if thread is not here:
+            yield Owner(thread, None, None, None)
+
+
+def root_of(owner: Owner) -> Owner:
+    """Who awaits the running task outermost; the owner itself where nobody does."""
+    running = None if owner._task is None else owner._task()
+    outermost = running
+    for task in awaiting_tasks(running):
+        outermost = task
+    if outermost is None or outermost is running:
+        return owner
+    return Owner(threading.current_thread(), outermost, owner.loop(), None)
+
+
+def _nowhere() -> None:
+    """The reference to no event loop."""
+
+
+def _runs(task: asyncio.Task[Any]) -> bool:
+    try:
+        return asyncio.current_task(task.get_loop()) is task
+    except RuntimeError:  # its loop is gone
+        return False
