@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
 
 from session_tracer import DEFAULT_DETECTORS, Detector, Exporter, instrument
+from session_tracer.signals.histograms import Histograms
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -144,21 +145,24 @@ class Level:
     def __call__(self, factory: Factory) -> Iterator[InForce]:
         spans = NowhereProcessor()
         lines = JSONToNowhere()
-        reader = InMemoryMetricReader()
+        histograms = Histograms()
         tracer_provider = TracerProvider(
             sampler=ALWAYS_ON if self.recorded else ALWAYS_OFF, shutdown_on_exit=False
         )
         tracer_provider.add_span_processor(spans)
         exporter = Exporter(
             tracer_provider=tracer_provider,
-            # Collected by the proof and never while time is taken.
-            meter_provider=MeterProvider(metric_readers=[reader], shutdown_on_exit=False),
+            # As session_tracer's own exporters have them. They are collected by the proof and never
+            # while time is taken.
+            meter_provider=MeterProvider([InMemoryMetricReader()], shutdown_on_exit=False),
+            histograms=histograms,
         )
         if self.recorded:
             exporter = replace(exporter, on_log=lines)
 
         def prove() -> None:
-            assert "sqlalchemy.session.duration" in metric_names(reader), "no metric came out"
+            collected = {metric.name for metric in histograms.collect(delta=False)}
+            assert "sqlalchemy.session.duration" in collected, "no metric came out"
             assert bool(spans.kinds[SpanKind.INTERNAL]) is self.recorded, "spans against the level"
             assert bool(spans.kinds[SpanKind.CLIENT]) is self.statement_spans
             assert bool(lines.lines) is self.recorded, "log lines against the level"
@@ -174,18 +178,6 @@ class Level:
         finally:
             instrumentation.uninstrument()
             lines.close()
-
-
-def metric_names(reader: InMemoryMetricReader) -> set[str]:
-    data = reader.get_metrics_data()
-    if data is None:
-        return set()
-    return {
-        metric.name
-        for resource in data.resource_metrics
-        for scope in resource.scope_metrics
-        for metric in scope.metrics
-    }
 
 
 BARE = Variant("bare", "no tracing", nothing)

@@ -23,6 +23,12 @@ try:
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    from session_tracer.exporters.sdk_histograms import (
+        AddsHistograms,
+        new_histograms,
+        reserve_place,
+    )
 except ImportError as missing:
     raise ImportError(
         "The otlp exporter needs OpenTelemetry's SDK and its OTLP exporters "
@@ -36,6 +42,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
 
     from session_tracer.settings import Settings
+    from session_tracer.signals.histograms import Histograms
 
 __all__ = ["open_exporter"]
 
@@ -45,6 +52,9 @@ _SIGNALS: Final[tuple[Signal, ...]] = ("TRACES", "METRICS", "LOGS")
 _DISTRIBUTION: Final = "session-tracer"
 _GRPC: Final = "grpc"
 _HTTP: Final = "http/protobuf"
+
+_HISTOGRAM_AGGREGATION: Final = "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION"
+_EXPLICIT_BUCKETS: Final = "explicit_bucket_histogram"
 
 _FLUSH_SECONDS: Final = 10.0
 _CLOSE_SECONDS: Final = 3.0
@@ -66,7 +76,8 @@ def open_exporter(_settings: Settings) -> Exporter:
 def _open() -> Exporter:
     exporter = Exporter()
     spans = _span_exporter() if _is_wanted("TRACES") else None
-    metrics = _metric_exporter() if _is_wanted("METRICS") else None
+    histograms = _histograms()
+    metrics = _metric_exporter(histograms) if _is_wanted("METRICS") else None
     resource = _resource()
     roads: list[_Road] = []
     if spans is not None:
@@ -80,7 +91,9 @@ def _open() -> Exporter:
         reader = PeriodicExportingMetricReader(metrics)
         meters = MeterProvider([reader], resource=resource, shutdown_on_exit=False)
         roads.append(_Road(meters.force_flush, meters.shutdown, metrics.shutdown))
-        exporter = replace(exporter, meter_provider=meters)
+        if histograms is not None:
+            reserve_place(meters)
+        exporter = replace(exporter, meter_provider=meters, histograms=histograms)
     traffic = _Traffic(roads)
     return replace(exporter, flush=traffic.flush, close=traffic.close)
 
@@ -200,14 +213,39 @@ def _span_exporter() -> SpanExporter:
     return by_http.OTLPSpanExporter()
 
 
-def _metric_exporter() -> MetricExporter:
+def _metric_exporter(histograms: Histograms | None) -> MetricExporter:
+    """The exporter that the environment asks for; it adds the histograms to what it exports.
+
+    It is a subclass rather than a wrapper: the temporality that it prefers has no public name.
+    """
     if _speaks_grpc("METRICS"):
         from opentelemetry.exporter.otlp.proto.grpc import metric_exporter as by_grpc
 
-        return by_grpc.OTLPMetricExporter()
-    from opentelemetry.exporter.otlp.proto.http import metric_exporter as by_http
+        if histograms is None:
+            return by_grpc.OTLPMetricExporter()
 
-    return by_http.OTLPMetricExporter()
+        class GRPCExporter(AddsHistograms, by_grpc.OTLPMetricExporter):
+            pass
+
+        exporter: AddsHistograms = GRPCExporter()
+    else:
+        from opentelemetry.exporter.otlp.proto.http import metric_exporter as by_http
+
+        if histograms is None:
+            return by_http.OTLPMetricExporter()
+
+        class HTTPExporter(AddsHistograms, by_http.OTLPMetricExporter):
+            pass
+
+        exporter = HTTPExporter()
+    exporter.histograms = histograms
+    return exporter
+
+
+def _histograms() -> Histograms | None:
+    """Ours; None where the environment asks for another aggregation than ours."""
+    aggregation = os.environ.get(_HISTOGRAM_AGGREGATION, "").strip().lower()
+    return new_histograms() if aggregation in ("", _EXPLICIT_BUCKETS) else None
 
 
 def _log_record_exporter() -> LogRecordExporter:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from typing import TYPE_CHECKING
+import re
+from contextlib import suppress
+from dataclasses import replace
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, Final
 
+from session_tracer import __version__
 from session_tracer.exporter import Exporter
 from session_tracer.runtime import process
 from session_tracer.runtime.degraded import warn_once
@@ -14,6 +20,9 @@ try:
     from opentelemetry.exporter.prometheus import PrometheusMetricReader
     from opentelemetry.sdk.metrics import MeterProvider
     from prometheus_client import CollectorRegistry, start_http_server
+    from prometheus_client.core import HistogramMetricFamily
+
+    from session_tracer.exporters.sdk_histograms import new_histograms
 except ImportError as missing:
     raise ImportError(
         "The prometheus exporter needs OpenTelemetry's SDK and its Prometheus exporter "
@@ -22,9 +31,17 @@ except ImportError as missing:
     ) from missing
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from session_tracer.settings import Settings
+    from session_tracer.signals.histograms import Histograms, Point
+    from session_tracer.signals.names import Metric
 
 __all__ = ["open_exporter", "prometheus_exporter"]
+
+# What OpenTelemetry's exporter makes of the units that histograms have; it leaves out annotations.
+_UNITS: Final = {"s": "seconds"}
+_NOT_IN_A_NAME: Final = re.compile("[^a-zA-Z0-9]+")
 
 
 def open_exporter(settings: Settings) -> Exporter:
@@ -42,7 +59,7 @@ def open_exporter(settings: Settings) -> Exporter:
         endpoint.close()
         metrics.close()
 
-    return Exporter(meter_provider=metrics.meter_provider, close=close)
+    return replace(metrics, close=close)
 
 
 class _Endpoint:
@@ -102,4 +119,62 @@ class _Endpoint:
 def prometheus_exporter(registry: CollectorRegistry) -> Exporter:
     """Puts the metrics into `registry` (`prometheus_client.REGISTRY`, say) until it is closed."""
     provider = MeterProvider([PrometheusMetricReader(registry=registry)], shutdown_on_exit=False)
-    return Exporter(meter_provider=provider, close=provider.shutdown)
+    histograms = new_histograms()
+    if histograms is None:
+        return Exporter(meter_provider=provider, close=provider.shutdown)
+    collector = _HistogramCollector(histograms)
+    registry.register(collector)
+
+    def close() -> None:
+        provider.shutdown()
+        with suppress(KeyError):  # it has been closed before
+            registry.unregister(collector)
+
+    return Exporter(meter_provider=provider, histograms=histograms, close=close)
+
+
+class _HistogramCollector:
+    """Gives Prometheus the histograms, named and labelled as by OpenTelemetry's exporter."""
+
+    def __init__(self, histograms: Histograms) -> None:
+        self._histograms = histograms
+
+    def describe(self) -> list[HistogramMetricFamily]:
+        """Nothing: two exporters may put the same metrics into one registry."""
+        return []
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        """The histograms that have values."""
+        for metric, points in self._histograms.collect(delta=False).items():
+            yield _family(metric, points)
+
+
+def _family(metric: Metric, points: list[Point]) -> HistogramMetricFamily:
+    labels_of_points = [_labels(point) for point in points]
+    labels = sorted(set().union(*labels_of_points))
+    family = HistogramMetricFamily(
+        name=_NOT_IN_A_NAME.sub("_", metric.name),
+        documentation=metric.description,
+        labels=labels,
+        unit=_UNITS.get(metric.unit, ""),
+    )
+    limits = [*map(str, metric.boundaries), "+Inf"]
+    for point, of_point in zip(points, labels_of_points, strict=True):
+        family.add_metric(
+            labels=[of_point.get(label, "") for label in labels],
+            buckets=list(zip(limits, accumulate(point.counts), strict=True)),
+            sum_value=point.sum,
+        )
+    return family
+
+
+def _labels(point: Point) -> dict[str, str]:
+    labels: dict[str, Any] = {
+        "otel_scope_name": names.SCOPE,
+        "otel_scope_version": __version__,
+        "otel_scope_schema_url": "",
+        **{_NOT_IN_A_NAME.sub("_", key): value for key, value in point.attributes.items()},
+    }
+    return {
+        key: value if isinstance(value, str) else json.dumps(value) for key, value in labels.items()
+    }

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from session_tracer.ledger.record import SessionSummary
     from session_tracer.model.findings import Finding, Retraction
     from session_tracer.settings import Settings
+    from session_tracer.signals.histograms import Histograms
 
 __all__ = ["Exporter", "ExporterFactory", "Exporters", "LogEvent", "OpenExporter", "find_exporter"]
 
@@ -53,6 +54,9 @@ class Exporter:
     All are called in the application's own thread and must not block; `flush` waits until what
     was reported is out, `close` gives everything back.
 
+    `histograms` is set by session_tracer's own exporters, whose readers collect histograms from it
+    and everything else from `meter_provider`. Without it, the provider's own histograms are used.
+
     An exporter that starts threads or opens connections gives `open_later` instead of the rest: a
     function that returns the exporter, called when the first session is reported. A server that
     forks its workers after `instrument()` then has nothing to close.
@@ -60,6 +64,7 @@ class Exporter:
 
     tracer_provider: TracerProvider = field(default_factory=NoOpTracerProvider)
     meter_provider: MeterProvider = field(default_factory=NoOpMeterProvider)
+    histograms: Histograms | None = None
     on_log: Callable[[LogEvent], None] = _nowhere
     on_session: Callable[[SessionSummary], None] = _nowhere
     on_finding: Callable[[Finding], None] = _nowhere

@@ -14,10 +14,12 @@ from session_tracer.settings import Settings
 
 try:
     from opentelemetry.sdk.metrics import MeterProvider
-    from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+    from opentelemetry.sdk.metrics.export import AggregationTemporality, InMemoryMetricReader
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import SimpleSpanProcessor
     from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    from session_tracer.exporters import sdk_histograms
 except ImportError as error:
     raise ImportError(
         'session_tracer.testing needs the OpenTelemetry SDK: pip install "session-tracer[testing]"'
@@ -56,6 +58,7 @@ class Captured:
         self._spans = InMemorySpanExporter()
         self._reader = InMemoryMetricReader()
         self._meters = MeterProvider([self._reader], shutdown_on_exit=False)
+        self._histograms = sdk_histograms.new_histograms()
         self._tracers = TracerProvider(shutdown_on_exit=False)
         self._tracers.add_span_processor(SimpleSpanProcessor(self._spans))
         self._metrics: dict[str, list[Any]] = {}
@@ -82,12 +85,17 @@ class Captured:
                 for of_scope in of_resource.scope_metrics:
                     for metric in of_scope.metrics:
                         self._metrics[metric.name] = list(metric.data.data_points)
+        if self._histograms is not None:
+            cumulative = AggregationTemporality.CUMULATIVE
+            for metric in sdk_histograms.collect(self._histograms, cumulative):
+                self._metrics[metric.name] = list(metric.data.data_points)
         return self._metrics
 
     def _exporter(self) -> Exporter:
         return Exporter(
             tracer_provider=self._tracers,
             meter_provider=self._meters,
+            histograms=self._histograms,
             on_log=self.logs.append,
             on_session=self._sessions.append,
             on_finding=self.findings.append,

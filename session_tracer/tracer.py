@@ -127,12 +127,18 @@ class Tracer:
         self._reporting = Reporting(signals, len(before), spans, self.dispatch)
 
     def _measuring(self, exporters: tuple[Exporter, ...]) -> Iterator[MetricSignal]:
-        for provider in [one.meter_provider for one in exporters]:
+        for one in exporters:
+            provider = one.meter_provider
             if isinstance(provider, NoOpMeterProvider):
                 continue
             try:
                 yield MetricSignal(
-                    provider, self.name, self.settings, VERSION, lambda: self._ages(self)
+                    provider,
+                    self.name,
+                    self.settings,
+                    VERSION,
+                    ages=lambda: self._ages(self),
+                    histograms=one.histograms,
                 )
             except Exception as error:
                 _refused("MeterProvider", provider, "metrics are not", error)

@@ -22,7 +22,7 @@ VALUES = {
     "publisher.timeline",
     "ledger.uncommitted",
 }
-SAYS = {"exporter", "signals.names", "signals.routes"}
+SAYS = {"exporter", "signals.histograms", "signals.names", "signals.routes"}
 
 # Of our own modules, those a module may import. The first pattern that fits counts; a module that
 # none fits may import any module of ours but an exporter.
@@ -83,11 +83,12 @@ OURS: dict[str, set[str]] = {
         "detectors.watched",
         "detectors.wording",
     },
-    "signals.metrics": VALUES | SAYS | {"runtime.process", "signals.tallies", "runtime.threads"},
-    "signals.tallies": {"runtime.process", "runtime.threads"},
+    "signals.metrics": VALUES | SAYS | {"runtime.process", "runtime.threads"},
+    "signals.histograms": {"runtime.process", "runtime.threads", "signals.names"},
     "signals.logs": VALUES | SAYS | {"runtime.process", "runtime.environment", "runtime.threads"},
     "signals.*": VALUES | SAYS,
-    "exporter": VALUES | {"runtime.nearest", "runtime.process", "runtime.threads"},
+    "exporter": VALUES
+    | {"runtime.nearest", "runtime.process", "runtime.threads", "signals.histograms"},
     "exporter_choice": {
         "runtime.degraded",
         "exporter",
@@ -104,6 +105,16 @@ OURS: dict[str, set[str]] = {
         "runtime.process",
         "runtime.environment",
         "runtime.threads",
+    },
+    # The SDK's reader that it sets up is given histograms as those of the exporters are.
+    "testing": VALUES
+    | {
+        "detectors",
+        "exporter",
+        "exporters.sdk_histograms",
+        "hooks.targets",
+        "instrumentor",
+        "ledger.watchdog",
     },
     "pytest_plugin": {"pytest_plugin.*"},
     "pytest_plugin.annotations": {"model.findings"},
@@ -141,7 +152,7 @@ THEIRS: dict[str, set[str]] = {
         "signals.logs",
         "signals.metrics",
         "signals.spans",
-        "signals.tallies",
+        "signals.histograms",
         "runtime.environment",
         "testing",
         "tracer",

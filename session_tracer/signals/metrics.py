@@ -9,7 +9,6 @@ from opentelemetry import trace
 from opentelemetry.context import get_current
 from opentelemetry.metrics import (
     CallbackOptions,
-    Histogram,
     Meter,
     MeterProvider,
     Observation,
@@ -18,7 +17,7 @@ from opentelemetry.metrics import (
 from session_tracer import facts
 from session_tracer.runtime import process, threads
 from session_tracer.signals import names
-from session_tracer.signals.tallies import Tallies, reference_to
+from session_tracer.signals.histograms import RecordedHistograms
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -27,9 +26,9 @@ if TYPE_CHECKING:
     from session_tracer.ledger.record import SessionRecord
     from session_tracer.model.findings import Finding, Retraction
     from session_tracer.settings import Settings
+    from session_tracer.signals.histograms import Histograms, Series
     from session_tracer.signals.names import Metric
     from session_tracer.signals.routes import Routes
-    from session_tracer.signals.tallies import Tally
 
 __all__ = ["Ages", "MetricSignal"]
 
@@ -65,15 +64,27 @@ class Instruments:
     """The instruments of one meter provider, shared by every tracer that uses it.
 
     Counters are observed rather than added to: a plain integer costs a hundredth of a call to
-    `Counter.add`, and goes out as the same monotonic sum. Histograms have tallies for that.
+    `Counter.add`, and is exported as the same monotonic sum.
+
+    Args:
+        histograms: The histograms that the provider's reader collects from session_tracer; None
+            where the provider is to have histograms of its own.
     """
 
-    def __init__(self, provider: MeterProvider, version: str) -> None:
+    def __init__(
+        self, provider: MeterProvider, version: str, histograms: Histograms | None
+    ) -> None:
         meter = provider.get_meter(names.SCOPE, version)
         self._totals: dict[str, dict[tuple[tuple[str, str], ...], Total]] = {}
-        self._tallies = Tallies(provider)
         self._signals: weakref.WeakSet[MetricSignal] = weakref.WeakSet()
-        self._histograms: dict[str, Histogram] = {}
+        self._histograms: Histograms | RecordedHistograms
+        # The callbacks that are called before the first gauge is read.
+        self._first: list[Callable[[CallbackOptions], Iterable[Observation]]] = []
+        if histograms is None:
+            self._histograms = recorded = RecordedHistograms(meter)
+            self._first = [recorded.record_all]
+        else:
+            self._histograms = histograms
         for metric in names.METRICS:
             self._create(meter, metric)
 
@@ -81,9 +92,9 @@ class Instruments:
         """Have the gauges ask this signal too, while it lives and is not closed."""
         self._signals.add(signal)
 
-    def tally(self, metric: Metric, attributes: Mapping[str, str | int]) -> Tally:
-        """What adds up the values of a histogram with these attributes."""
-        return self._tallies.tally(self._histograms[metric.name], attributes)
+    def series(self, metric: Metric, attributes: Mapping[str, str | int]) -> Series:
+        """The series of a histogram with these attributes."""
+        return self._histograms.series(metric, attributes)
 
     def total(self, metric: Metric, attributes: Mapping[str, str]) -> Total:
         """What to add to for a counter with these attributes, under `_LOCK`."""
@@ -95,14 +106,7 @@ class Instruments:
             self.total(metric, attributes).number += 1
 
     def _create(self, meter: Meter, metric: Metric) -> None:
-        if metric.instrument == "histogram":
-            self._histograms[metric.name] = meter.create_histogram(
-                metric.name,
-                metric.unit,
-                metric.description,
-                explicit_bucket_boundaries_advisory=metric.boundaries,
-            )
-        elif metric.instrument == "counter":
+        if metric.instrument == "counter":
             self._totals[metric.name] = {}
             meter.create_observable_counter(
                 metric.name, [self._counter(metric.name)], metric.unit, metric.description
@@ -110,11 +114,11 @@ class Instruments:
         elif metric.instrument == "up_down_counter":
             meter.create_observable_up_down_counter(
                 metric.name,
-                [self._tallies.hand_over, self._gauge(metric, len)],
+                [*self._first, self._gauge(metric, len)],
                 metric.unit,
                 metric.description,
             )
-        else:
+        elif metric.instrument == "gauge":
             meter.create_observable_gauge(
                 metric.name, [self._gauge(metric, _oldest)], metric.unit, metric.description
             )
@@ -158,14 +162,24 @@ _LOCK: Final = process.PerProcess(threads.RLock)
 _INSTRUMENTS: Final[dict[int, tuple[Callable[[], MeterProvider | None], Instruments]]] = {}
 
 
-def _instruments_of(provider: MeterProvider, version: str) -> Instruments:
+def _instruments_of(
+    provider: MeterProvider, version: str, histograms: Histograms | None
+) -> Instruments:
     for gone in [key for key, (known, _) in list(_INSTRUMENTS.items()) if known() is None]:
         _INSTRUMENTS.pop(gone, None)
     _, instruments = _INSTRUMENTS.get(id(provider), (None, None))
     if instruments is None:
-        instruments = Instruments(provider, version)
-        _INSTRUMENTS[id(provider)] = (reference_to(provider), instruments)
+        instruments = Instruments(provider, version, histograms)
+        _INSTRUMENTS[id(provider)] = (_reference_to(provider), instruments)
     return instruments
+
+
+def _reference_to(provider: MeterProvider) -> Callable[[], MeterProvider | None]:
+    """A weak reference; one that keeps it alive, where its class allows no other."""
+    try:
+        return weakref.ref(provider)
+    except TypeError:
+        return lambda: provider
 
 
 class MetricSignal:
@@ -182,8 +196,9 @@ class MetricSignal:
         settings: Settings,
         version: str,
         ages: Callable[[], Ages],
+        histograms: Histograms | None = None,
     ) -> None:
-        self._instruments = instruments = _instruments_of(provider, version)
+        self._instruments = instruments = _instruments_of(provider, version, histograms)
         self._name = name
         self._ages: Callable[[], Ages] | None = ages
         self._statements = settings.statement_spans
@@ -191,14 +206,14 @@ class MetricSignal:
         self._entities: set[str] = set()
         self._collections: set[str] = set()
         plain = {names.SESSION_NAME: name}
-        self._identity_map = instruments.tally(names.IDENTITY_MAP, plain)
-        self._session_statements = instruments.tally(names.SESSION_STATEMENTS, plain)
-        self._held_duration = instruments.tally(names.CONNECTION_HELD_DURATION, plain)
-        self._busy_duration = instruments.tally(names.CONNECTION_BUSY_DURATION, plain)
-        self._session_duration: dict[str, Tally] = {}
-        self._transaction_duration: dict[str, Tally] = {}
-        self._flush_duration: dict[tuple[str, str], Tally] = {}
-        self._client_duration: dict[tuple[str | int | None, ...], Tally] = {}
+        self._identity_map = instruments.series(names.IDENTITY_MAP, plain)
+        self._session_statements = instruments.series(names.SESSION_STATEMENTS, plain)
+        self._held_duration = instruments.series(names.CONNECTION_HELD_DURATION, plain)
+        self._busy_duration = instruments.series(names.CONNECTION_BUSY_DURATION, plain)
+        self._session_duration: dict[str, Series] = {}
+        self._transaction_duration: dict[str, Series] = {}
+        self._flush_duration: dict[tuple[str, str], Series] = {}
+        self._client_duration: dict[tuple[str | int | None, ...], Series] = {}
         self._objects: dict[str, dict[str, Total]] = {state: {} for state in _STATES}
         self._loads: dict[str, Total] = {}
         instruments.join(self)
@@ -241,12 +256,12 @@ class MetricSignal:
     def _ended(self, fact: facts.TransactionEnded, record: SessionRecord) -> None:
         if fact.nested:
             return
-        tally = self._transaction_duration.get(fact.outcome)
-        if tally is None:
-            tally = self._transaction_duration[fact.outcome] = self._tally(
+        series = self._transaction_duration.get(fact.outcome)
+        if series is None:
+            series = self._transaction_duration[fact.outcome] = self._series(
                 names.TRANSACTION_DURATION, {names.TRANSACTION_OUTCOME: fact.outcome}
             )
-        tally.add(fact.duration / 1e9, record.span_context, _is_sampled(record))
+        series.add(fact.duration / 1e9, record.span_context, _is_sampled(record))
 
     def _released(self, fact: facts.ConnectionReleased, record: SessionRecord) -> None:
         span, sampled = record.span_context, _is_sampled(record)
@@ -260,14 +275,14 @@ class MetricSignal:
         self._flush(fact.trigger, fact.error, fact.duration, record)
 
     def _flush(self, trigger: str, error: str, duration: int, record: SessionRecord) -> None:
-        tally = self._flush_duration.get((trigger, error))
-        if tally is None:
+        series = self._flush_duration.get((trigger, error))
+        if series is None:
             attributes = {names.FLUSH_TRIGGER: trigger}
             if error:
                 attributes[names.ERROR_TYPE] = error
-            tally = self._tally(names.FLUSH_DURATION, attributes)
-            self._flush_duration[trigger, error] = tally
-        tally.add(duration / 1e9, record.span_context, _is_sampled(record))
+            series = self._series(names.FLUSH_DURATION, attributes)
+            self._flush_duration[trigger, error] = series
+        series.add(duration / 1e9, record.span_context, _is_sampled(record))
 
     def _executed(self, fact: facts.StatementExecuted, record: SessionRecord) -> None:
         database = record.database
@@ -284,9 +299,9 @@ class MetricSignal:
             fact.error,
             fact.status,
         )
-        tally = self._client_duration.get(values)
-        if tally is None:
-            tally = self._client_duration[values] = self._tally(
+        series = self._client_duration.get(values)
+        if series is None:
+            series = self._client_duration[values] = self._series(
                 names.CLIENT_OPERATION_DURATION,
                 {
                     key: value
@@ -294,16 +309,16 @@ class MetricSignal:
                     if value is not None and (value != "" or key in _ALWAYS)
                 },
             )
-        tally.add(fact.duration / 1e9, record.span_context, _is_sampled(record))
+        series.add(fact.duration / 1e9, record.span_context, _is_sampled(record))
 
     def _closed(self, fact: facts.SessionClosed, record: SessionRecord) -> None:
         span, sampled = record.span_context, _is_sampled(record)
-        tally = self._session_duration.get(fact.outcome)
-        if tally is None:
-            tally = self._session_duration[fact.outcome] = self._tally(
+        series = self._session_duration.get(fact.outcome)
+        if series is None:
+            series = self._session_duration[fact.outcome] = self._series(
                 names.SESSION_DURATION, {names.SESSION_OUTCOME: fact.outcome}
             )
-        tally.add((record.closed_at - record.opened_at) / 1e9, span, sampled)
+        series.add((record.closed_at - record.opened_at) / 1e9, span, sampled)
         if fact.outcome == "unused":
             return
         self._identity_map.add(record.identity_map_peak, span, sampled)
@@ -361,8 +376,8 @@ class MetricSignal:
         known.add(value)
         return value
 
-    def _tally(self, metric: Metric, attributes: Mapping[str, str | int]) -> Tally:
-        return self._instruments.tally(metric, {names.SESSION_NAME: self._name, **attributes})
+    def _series(self, metric: Metric, attributes: Mapping[str, str | int]) -> Series:
+        return self._instruments.series(metric, {names.SESSION_NAME: self._name, **attributes})
 
 
 _TELLS: Final[Routes] = {

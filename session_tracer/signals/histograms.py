@@ -1,0 +1,371 @@
+"""Keeps the values of histograms until they are collected, so that adding one costs little.
+
+`Histogram.record` of OpenTelemetry's SDK takes 7 µs for each value. Here a value is appended to a
+deque, and the rest happens when a reader collects, outside the application's own path:
+
+- `Histograms` counts the values in buckets. The exporters of session_tracer collect them from
+  there, in place of the SDK's histograms.
+- `RecordedHistograms` passes each value on to `Histogram.record`. It is for every other meter
+  provider: that of the application may have views, readers and filters of its own.
+
+Only public names of OpenTelemetry's API are used. The garbage collector may close a session, and
+thereby add values, between any two instructions, also in a thread that is counting or recording.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from bisect import bisect_left
+from collections import deque
+from time import time_ns
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias, TypeVar
+
+from opentelemetry import trace
+from opentelemetry.context import Context
+
+from session_tracer.runtime import process, threads
+from session_tracer.signals import names
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable, Mapping
+    from types import FrameType
+
+    from opentelemetry.metrics import CallbackOptions, Histogram, Meter, Observation
+
+    from session_tracer.signals.names import Metric
+
+__all__ = ["Exemplar", "Histograms", "Point", "RecordedHistograms", "Series"]
+
+T = TypeVar("T")
+Attributes: TypeAlias = "Mapping[str, str | int]"
+
+# The number of values that `Histograms` lets wait before it counts them.
+_FOLD_AT: Final = 512
+# The number of values that wait in all. At more, `RecordedHistograms` records some of them in the
+# thread that adds one, and `Histograms` lets that thread wait for the one that is counting.
+_MOST_WAITING: Final = 8192
+# The number of values that the thread which adds one then records: less than half a millisecond.
+_RECORDED_AT_ONCE: Final = 64
+# The seconds that a collection waits for another thread, and those that the application does.
+_COLLECTION_PATIENCE: Final = 1.0
+_APPLICATION_PATIENCE: Final = 0.1
+
+# Where the SDK holds locks which are not reentrant.
+_SDK_METRICS: Final = "opentelemetry.sdk.metrics"
+
+
+class Exemplar(NamedTuple):
+    """A value, and the sampled span in which it was measured."""
+
+    value: float
+    time_unix_ns: int
+    trace_id: int
+    span_id: int
+
+
+class Point(NamedTuple):
+    """What one series has counted, from `start_unix_ns` to `time_unix_ns`.
+
+    `counts` has one more item than the metric has boundaries. `exemplars` are those since the last
+    collection, at most one for each bucket and in the order of the buckets.
+    """
+
+    attributes: Attributes
+    start_unix_ns: int
+    time_unix_ns: int
+    counts: tuple[int, ...]
+    sum: float
+    min: float
+    max: float
+    exemplars: tuple[Exemplar, ...]
+
+
+class _Target(Protocol):
+    """Where the values of one series go in the end."""
+
+    def take(self, value: float, exemplar: Exemplar | None) -> None: ...
+
+
+_Waiting: TypeAlias = "deque[tuple[_Target, float, Exemplar | None]]"
+
+
+class Series:
+    """One histogram with one set of attributes."""
+
+    __slots__ = ("_limit", "_put", "_relieve", "_target", "_waiting")
+
+    def __init__(
+        self, target: _Target, waiting: _Waiting, limit: int, relieve: Callable[[], None]
+    ) -> None:
+        self._target = target
+        self._waiting = waiting
+        # To append to a deque and to take from it is atomic: threads need not wait for each other,
+        # and no value is lost or counted twice.
+        self._put = waiting.append
+        self._limit = limit
+        self._relieve = relieve
+
+    def add(self, value: float, span: tuple[int, int] | None, sampled: bool) -> None:
+        """Add a value; negative ones are ignored, as by `Histogram.record`.
+
+        `sampled` says whether `span`, the trace id and the span id, is sampled. If `span` is None,
+        it says that of the current span.
+        """
+        self._put((self._target, value, _exemplar(value, span) if sampled else None))
+        if len(self._waiting) >= self._limit:
+            self._relieve()
+
+
+def _exemplar(value: float, span: tuple[int, int] | None) -> Exemplar:
+    if span is None:
+        current = trace.get_current_span().get_span_context()
+        span = (current.trace_id, current.span_id)
+    return Exemplar(value, time_ns(), *span)
+
+
+class _Buckets:
+    """The values of one series, counted in the buckets of its metric."""
+
+    __slots__ = (
+        "_boundaries",
+        "_counts",
+        "_exemplars",
+        "_max",
+        "_min",
+        "_start",
+        "_sum",
+        "_with_exemplars",
+        "attributes",
+        "metric",
+    )
+
+    def __init__(self, metric: Metric, attributes: Attributes, with_exemplars: bool) -> None:
+        self.metric = metric
+        self.attributes = dict(attributes)
+        self._boundaries = metric.boundaries
+        self._with_exemplars = with_exemplars
+        self._exemplars: dict[int, Exemplar] = {}
+        self.clear(time_ns())
+
+    def clear(self, now: int) -> None:
+        """Begin again at zero."""
+        self._start = now
+        self._counts = [0] * (len(self._boundaries) + 1)
+        self._sum: float = 0
+        self._min = math.inf
+        self._max = -math.inf
+        self._exemplars.clear()
+
+    def take(self, value: float, exemplar: Exemplar | None) -> None:
+        if value < 0:  # a clock was set back
+            return
+        # The upper boundary of a bucket belongs to it, the lower one does not.
+        bucket = bisect_left(self._boundaries, value)
+        self._counts[bucket] += 1
+        self._sum += value
+        if value < self._min:
+            self._min = value
+        if value > self._max:
+            self._max = value
+        if exemplar is not None and self._with_exemplars:
+            self._exemplars[bucket] = exemplar
+
+    def collect(self, now: int, *, delta: bool) -> Point | None:
+        """What was counted; None where there is nothing."""
+        counts = tuple(self._counts)
+        exemplars = tuple(exemplar for _, exemplar in sorted(self._exemplars.items()))
+        self._exemplars.clear()
+        point = (
+            Point(
+                self.attributes,
+                self._start,
+                now,
+                counts,
+                self._sum,
+                self._min,
+                self._max,
+                exemplars,
+            )
+            if any(counts)
+            else None
+        )
+        if delta:
+            self.clear(now)
+        return point
+
+
+class Histograms:
+    """The histograms that one reader of session_tracer's own collects.
+
+    Args:
+        exemplars: Whether values that were measured in sampled spans are kept as exemplars.
+    """
+
+    def __init__(self, *, exemplars: bool = True) -> None:
+        self._exemplars = exemplars
+        self._waiting: _Waiting = deque()
+        self._buckets: dict[tuple[object, ...], _Buckets] = {}
+        # The thread that holds the lock, which the garbage collector may have add a value.
+        self._holder = 0
+        self._lock = process.PerProcess(self._start_process)
+
+    def series(self, metric: Metric, attributes: Attributes) -> Series:
+        """The series of that metric with these attributes."""
+        key = (metric.name, *attributes.items())
+        buckets = self._buckets.get(key)
+        if buckets is None:
+            buckets = self._buckets.setdefault(key, _Buckets(metric, attributes, self._exemplars))
+        return Series(buckets, self._waiting, _FOLD_AT, self._relieve)
+
+    def collect(self, *, delta: bool) -> dict[Metric, list[Point]]:
+        """The points of each metric that has values.
+
+        Args:
+            delta: Whether to count from the last collection on, or else from the beginning.
+        """
+
+        def work() -> dict[Metric, list[Point]]:
+            self._fold()
+            now = time_ns()
+            found: dict[Metric, list[Point]] = {}
+            for buckets in list(self._buckets.values()):
+                point = buckets.collect(now, delta=delta)
+                if point is not None:
+                    found.setdefault(buckets.metric, []).append(point)
+            return found
+
+        # Where another thread takes too long, the next collection has what this one has not.
+        return self._exclusively(work, _COLLECTION_PATIENCE) or {}
+
+    def _relieve(self) -> None:
+        is_full = len(self._waiting) >= _MOST_WAITING
+        self._exclusively(self._fold, _APPLICATION_PATIENCE if is_full else 0)
+
+    def _fold(self) -> None:
+        # No more than wait now: other threads may add values as fast as this one counts them.
+        take_next = self._waiting.popleft
+        for _ in range(len(self._waiting)):
+            buckets, value, exemplar = take_next()
+            buckets.take(value, exemplar)
+
+    def _exclusively(self, work: Callable[[], T], patience: float) -> T | None:
+        """What `work` returns; None where it is not done, because another thread or call is at it.
+
+        A thread that adds values may hold locks of the application which the one that counts waits
+        for, where the garbage collector has it close a session. So nothing waits without end.
+        """
+        lock = self._lock.value
+        this_thread = threads.current_ident()
+        if self._holder == this_thread or not lock.acquire(timeout=patience):
+            return None
+        try:
+            self._holder = this_thread
+            return work()
+        finally:
+            self._holder = 0
+            lock.release()
+
+    def _start_process(self) -> threading.Lock:
+        """Count from zero: what was added before a fork, the parent process reports."""
+        self._waiting.clear()
+        now = time_ns()
+        for buckets in list(self._buckets.values()):
+            buckets.clear(now)
+        self._holder = 0
+        return threads.Lock()
+
+
+class RecordedHistograms:
+    """The histograms of a meter provider that is not session_tracer's own.
+
+    `record_all` has to be a callback of an observable instrument of that provider: it is called as
+    a collection begins. Each value is recorded without the lock of anything else in this module.
+    """
+
+    def __init__(self, meter: Meter) -> None:
+        self._waiting: _Waiting = deque()
+        self._instruments = {
+            metric.name: meter.create_histogram(
+                metric.name,
+                metric.unit,
+                metric.description,
+                explicit_bucket_boundaries_advisory=metric.boundaries,
+            )
+            for metric in names.METRICS
+            if metric.instrument == "histogram"
+        }
+        # The threads that are recording, in which the garbage collector may add a value.
+        self._recording = process.PerProcess(self._start_process)
+
+    def series(self, metric: Metric, attributes: Attributes) -> Series:
+        """A series of that metric with these attributes."""
+        target = _Instrument(self._instruments[metric.name], attributes)
+        return Series(target, self._waiting, _MOST_WAITING, self._relieve)
+
+    def record_all(self, _: CallbackOptions) -> tuple[Observation, ...]:
+        """Record all values that wait; there is nothing to observe."""
+        self._record(len(self._waiting))
+        return ()
+
+    def _relieve(self) -> None:
+        # The garbage collector may have closed a session while the SDK holds a lock in this thread.
+        if not _is_in_sdk():
+            self._record(_RECORDED_AT_ONCE)
+
+    def _record(self, most: int) -> None:
+        recording = self._recording.value
+        this_thread = threads.current_ident()
+        if this_thread in recording:
+            return
+        recording.add(this_thread)
+        try:
+            for _ in range(most):
+                instrument, value, exemplar = self._waiting.popleft()
+                instrument.take(value, exemplar)
+        except IndexError:  # another thread has taken the rest
+            pass
+        finally:
+            recording.discard(this_thread)
+
+    def _start_process(self) -> set[int]:
+        """Begin without values: what was added before a fork, the parent process reports."""
+        self._waiting.clear()
+        return set()
+
+
+class _Instrument:
+    """A histogram of OpenTelemetry's with one set of attributes."""
+
+    __slots__ = ("_attributes", "_histogram")
+
+    def __init__(self, histogram: Histogram, attributes: Attributes) -> None:
+        self._histogram = histogram
+        self._attributes = dict(attributes)
+
+    def take(self, value: float, exemplar: Exemplar | None) -> None:
+        # Whatever span is current where the values are collected, it is not that of this one.
+        context = Context() if exemplar is None else _context(exemplar)
+        self._histogram.record(value, self._attributes, context=context)
+
+
+def _context(exemplar: Exemplar) -> Context:
+    """A context in which the SDK finds the span of the exemplar."""
+    span = trace.SpanContext(
+        exemplar.trace_id,
+        exemplar.span_id,
+        is_remote=False,
+        trace_flags=trace.TraceFlags(trace.TraceFlags.SAMPLED),
+    )
+    return trace.set_span_in_context(trace.NonRecordingSpan(span), Context())
+
+
+def _is_in_sdk() -> bool:
+    """Whether this thread is executing the metrics code of OpenTelemetry's SDK."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if str(frame.f_globals.get("__name__")).startswith(_SDK_METRICS):
+            return True
+        frame = frame.f_back
+    return False
