@@ -10,7 +10,6 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from opentelemetry.context import Context
 from opentelemetry.sdk.metrics import Exemplar
 from opentelemetry.sdk.metrics.export import (
     AggregationTemporality,
@@ -101,7 +100,7 @@ def reserve_place(provider: MeterProvider) -> None:
     place = meter.create_histogram(_PLACE)
 
     def record(_: CallbackOptions) -> tuple[Observation, ...]:
-        place.record(0, context=Context())
+        place.record(0)
         return ()
 
     meter.create_observable_gauge(f"{_PLACE}.place", [record])

@@ -40,6 +40,8 @@ __all__ = ["Exemplar", "Histograms", "Point", "RecordedHistograms", "Series"]
 
 T = TypeVar("T")
 Attributes: TypeAlias = "Mapping[str, str | int]"
+# The trace id and the span id.
+Span: TypeAlias = "tuple[int, int]"
 
 # The number of values that `Histograms` lets wait before it counts them.
 _FOLD_AT: Final = 512
@@ -85,10 +87,11 @@ class Point(NamedTuple):
 class _Target(Protocol):
     """Where the values of one series go in the end."""
 
-    def take(self, value: float, exemplar: Exemplar | None) -> None: ...
+    def take(self, value: float, span: Span | None, time_unix_ns: int) -> None: ...
 
 
-_Waiting: TypeAlias = "deque[tuple[_Target, float, Exemplar | None]]"
+# The last two are None and 0 where the value was not measured in a sampled span.
+_Waiting: TypeAlias = "deque[tuple[_Target, float, Span | None, int]]"
 
 
 class Series:
@@ -107,22 +110,25 @@ class Series:
         self._limit = limit
         self._relieve = relieve
 
-    def add(self, value: float, span: tuple[int, int] | None, sampled: bool) -> None:
+    def add(self, value: float, span: Span | None, sampled: bool) -> None:
         """Add a value; negative ones are ignored, as by `Histogram.record`.
 
-        `sampled` says whether `span`, the trace id and the span id, is sampled. If `span` is None,
-        it says that of the current span.
+        Args:
+            value: The value, in the metric's unit.
+            span: The span in which it was measured; None for the current one.
+            sampled: Whether that span is sampled, so that the value may become an exemplar.
         """
-        self._put((self._target, value, _exemplar(value, span) if sampled else None))
+        if sampled:
+            self._put((self._target, value, span or _current_span(), time_ns()))
+        else:
+            self._put((self._target, value, None, 0))
         if len(self._waiting) >= self._limit:
             self._relieve()
 
 
-def _exemplar(value: float, span: tuple[int, int] | None) -> Exemplar:
-    if span is None:
-        current = trace.get_current_span().get_span_context()
-        span = (current.trace_id, current.span_id)
-    return Exemplar(value, time_ns(), *span)
+def _current_span() -> Span:
+    context = trace.get_current_span().get_span_context()
+    return context.trace_id, context.span_id
 
 
 class _Buckets:
@@ -158,7 +164,7 @@ class _Buckets:
         self._max = -math.inf
         self._exemplars.clear()
 
-    def take(self, value: float, exemplar: Exemplar | None) -> None:
+    def take(self, value: float, span: Span | None, time_unix_ns: int) -> None:
         if value < 0:  # a clock was set back
             return
         # The upper boundary of a bucket belongs to it, the lower one does not.
@@ -169,8 +175,8 @@ class _Buckets:
             self._min = value
         if value > self._max:
             self._max = value
-        if exemplar is not None and self._with_exemplars:
-            self._exemplars[bucket] = exemplar
+        if span is not None and self._with_exemplars:
+            self._exemplars[bucket] = Exemplar(value, time_unix_ns, *span)
 
     def collect(self, now: int, *, delta: bool) -> Point | None:
         """What was counted; None where there is nothing."""
@@ -247,8 +253,8 @@ class Histograms:
         # No more than wait now: other threads may add values as fast as this one counts them.
         take_next = self._waiting.popleft
         for _ in range(len(self._waiting)):
-            buckets, value, exemplar = take_next()
-            buckets.take(value, exemplar)
+            buckets, value, span, time_unix_ns = take_next()
+            buckets.take(value, span, time_unix_ns)
 
     def _exclusively(self, work: Callable[[], T], patience: float) -> T | None:
         """What `work` returns; None where it is not done, because another thread or call is at it.
@@ -322,8 +328,8 @@ class RecordedHistograms:
         recording.add(this_thread)
         try:
             for _ in range(most):
-                instrument, value, exemplar = self._waiting.popleft()
-                instrument.take(value, exemplar)
+                instrument, value, span, time_unix_ns = self._waiting.popleft()
+                instrument.take(value, span, time_unix_ns)
         except IndexError:  # another thread has taken the rest
             pass
         finally:
@@ -344,21 +350,24 @@ class _Instrument:
         self._histogram = histogram
         self._attributes = dict(attributes)
 
-    def take(self, value: float, exemplar: Exemplar | None) -> None:
-        # Whatever span is current where the values are collected, it is not that of this one.
-        context = Context() if exemplar is None else _context(exemplar)
+    def take(self, value: float, span: Span | None, time_unix_ns: int) -> None:
+        if value < 0:  # a clock was set back; the SDK would log a warning
+            return
+        # The span that is current in the collecting thread is not the one of this value.
+        context = _NO_SPAN if span is None else _context(span)
         self._histogram.record(value, self._attributes, context=context)
 
 
-def _context(exemplar: Exemplar) -> Context:
-    """A context in which the SDK finds the span of the exemplar."""
-    span = trace.SpanContext(
-        exemplar.trace_id,
-        exemplar.span_id,
-        is_remote=False,
-        trace_flags=trace.TraceFlags(trace.TraceFlags.SAMPLED),
-    )
-    return trace.set_span_in_context(trace.NonRecordingSpan(span), Context())
+# The SDK takes an empty context for none.
+_NO_SPAN: Final = trace.set_span_in_context(trace.INVALID_SPAN, Context())
+
+
+def _context(span: Span) -> Context:
+    """A context in which the SDK finds this span, for the exemplar."""
+    trace_id, span_id = span
+    sampled = trace.TraceFlags(trace.TraceFlags.SAMPLED)
+    context = trace.SpanContext(trace_id, span_id, is_remote=False, trace_flags=sampled)
+    return trace.set_span_in_context(trace.NonRecordingSpan(context), Context())
 
 
 def _is_in_sdk() -> bool:
