@@ -15,7 +15,6 @@ thereby add values, between any two instructions, also in a thread that is count
 from __future__ import annotations
 
 import math
-import sys
 from bisect import bisect_left
 from collections import deque
 from time import time_ns
@@ -26,11 +25,11 @@ from opentelemetry.context import Context
 
 from session_tracer.runtime import process, threads
 from session_tracer.signals import names
+from session_tracer.where.running import running_frame
 
 if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Mapping
-    from types import FrameType
 
     from opentelemetry.metrics import CallbackOptions, Histogram, Meter, Observation
 
@@ -372,7 +371,7 @@ def _context(span: Span) -> Context:
 
 def _is_in_sdk() -> bool:
     """Whether this thread is executing the metrics code of OpenTelemetry's SDK."""
-    frame: FrameType | None = sys._getframe()
+    frame = running_frame(1)
     while frame is not None:
         if str(frame.f_globals.get("__name__")).startswith(_SDK_METRICS):
             return True

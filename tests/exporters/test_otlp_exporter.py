@@ -18,6 +18,7 @@ from opentelemetry.trace import NoOpTracerProvider
 from session_tracer.exporter import Exporter
 from session_tracer.exporters.otlp import open_exporter
 from session_tracer.settings import Settings
+from session_tracer.signals import names
 from tests.servers.collector import Collector
 
 EVENT: dict[str, Any] = {
@@ -87,6 +88,49 @@ def test_a_metric_arrives(exporter: Exporter, collector: Collector, mark: str) -
     assert "-> Name: sqlalchemy.findings\n" in metric
     assert "-> Unit: {finding}\n" in metric
     assert "-> IsMonotonic: true\n" in metric
+
+
+@pytest.mark.parametrize("temporality", ["CUMULATIVE", "DELTA"])
+def test_histograms_arrive(
+    temporality: str, collector: Collector, mark: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", temporality)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.http_endpoint)
+    exporter = open_exporter(Settings()).opened()
+    assert exporter.histograms is not None
+    series = exporter.histograms.series(names.SESSION_DURATION, {"mark": mark})
+    for value in (0.003, 0.004, 40):
+        series.add(value, (0xABCDEF, 0x1234), True)
+    exporter.close()
+    metric = received(collector, mark, f"-> mark: Str({mark})\n")
+    assert "InstrumentationScope session_tracer" in metric
+    assert "-> Name: sqlalchemy.session.duration\n" in metric
+    assert "-> Unit: s\n" in metric
+    assert "Count: 3\nSum: 40.007\nMin: 0.003\nMax: 40\n" in metric
+    assert "-> Trace ID: 00000000000000000000000000abcdef\n" in metric
+    assert f"AGGREGATION_TEMPORALITY_{temporality}" in metric
+    assert "session_tracer.histograms" not in metric
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        (
+            "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION",
+            "base2_exponential_bucket_histogram",
+        ),
+        ("OTEL_METRICS_EXEMPLAR_FILTER", "always_on"),
+    ],
+)
+def test_what_buckets_cannot_hold_is_left_to_the_sdk(
+    variable: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    exporter = open_exporter(Settings()).opened()
+    try:
+        assert exporter.histograms is None
+    finally:
+        exporter.close()
 
 
 def test_a_log_event_arrives_as_a_record(

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -52,6 +53,7 @@ from session_tracer.signals import names
 from session_tracer.signals.histograms import Histograms, RecordedHistograms, Series
 from session_tracer.testing import capture
 from tests.library import authors
+from tests.servers.collector import Collector
 from tests.twins import Twin
 
 METRIC = names.SESSION_STATEMENTS  # its boundaries are whole numbers: sums are exact in any order
@@ -336,6 +338,32 @@ def scraped_after_a_session(twin: Twin) -> str:
 def test_prometheus_takes_histograms_without_recording(twin: Twin, recorded: list[str]) -> None:
     assert "sqlalchemy_session_duration_seconds_count{" in scraped_after_a_session(twin)
     assert recorded == []
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
+def test_otlp_takes_histograms_without_recording(
+    protocol: str,
+    twin: Twin,
+    recorded: list[str],
+    collector: Collector,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def story() -> None:
+        async with twin.session() as session:
+            session.add_all(authors(1))
+            await session.commit()
+
+    name = f"shop-{uuid.uuid4()}"
+    endpoint = collector.grpc_endpoint if protocol == "grpc" else collector.http_endpoint
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
+    with instrument(twin.factory, name=name, exporter="otlp") as instrumentation:
+        twin.run(story)
+        instrumentation.flush()
+        output = collector.wait_for("-> Name: sqlalchemy.session.duration\n")
+    assert f"-> sqlalchemy.session.name: Str({name})\n" in output
+    assert set(recorded) == {"session_tracer.histograms"}  # what it stands for takes its place
+    assert "session_tracer.histograms" not in output
 
 
 def test_capture_takes_histograms_without_recording(twin: Twin, recorded: list[str]) -> None:
