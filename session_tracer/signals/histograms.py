@@ -256,21 +256,30 @@ class Histograms:
             buckets.take(value, span, time_unix_ns)
 
     def _exclusively(self, work: Callable[[], T], patience: float) -> T | None:
-        """What `work` returns; None where it is not done, because another thread or call is at it.
+        """Do the work under the lock.
 
-        A thread that adds values may hold locks of the application which the one that counts waits
-        for, where the garbage collector has it close a session. So nothing waits without end.
+        No thread waits longer than `patience` seconds. A thread that adds values may hold a lock of
+        the application, and the thread that is counting may wait for that lock: the garbage
+        collector may have it close a session.
+
+        Returns:
+            What `work` returns; None if the lock was not free, and nothing was done.
         """
         lock = self._lock.value
         this_thread = threads.current_ident()
-        if self._holder == this_thread or not lock.acquire(timeout=patience):
+        if self._holder == this_thread:
             return None
+        is_held = False
         try:
+            is_held = lock.acquire(timeout=patience)
+            if not is_held:
+                return None
             self._holder = this_thread
             return work()
         finally:
-            self._holder = 0
-            lock.release()
+            if is_held:
+                self._holder = 0
+                lock.release()
 
     def _start_process(self) -> threading.Lock:
         """Count from zero: what was added before a fork, the parent process reports."""
