@@ -84,7 +84,13 @@ OURS: dict[str, set[str]] = {
         "detectors.wording",
     },
     "signals.metrics": VALUES | SAYS | {"runtime.process", "runtime.threads"},
-    "signals.histograms": {"runtime.process", "runtime.threads", "signals.names", "where.running"},
+    "signals.histograms": {
+        "runtime.process",
+        "runtime.threads",
+        "signals.names",
+        "where.running",
+        "runtime.degraded",
+    },
     "signals.logs": VALUES | SAYS | {"runtime.process", "runtime.environment", "runtime.threads"},
     "signals.*": VALUES | SAYS,
     "exporter": VALUES

@@ -24,6 +24,7 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 
 from session_tracer.runtime import process, threads
+from session_tracer.runtime.degraded import warn_once
 from session_tracer.signals import names
 from session_tracer.where.running import running_frame
 
@@ -363,7 +364,14 @@ class _Instrument:
             return
         # The span that is current in the collecting thread is not the one of this value.
         context = _NO_SPAN if span is None else _context(span)
-        self._histogram.record(value, self._attributes, context=context)
+        try:
+            self._histogram.record(value, self._attributes, context=context)
+        except Exception as error:  # the other values are recorded all the same
+            warn_once(
+                "session_tracer cannot record the values of histograms: "
+                f"{type(self._histogram).__qualname__}.record() raised {error!r}. Check the "
+                "MeterProvider that the application has configured."
+            )
 
 
 # The SDK takes an empty context for none.

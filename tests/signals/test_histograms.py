@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from opentelemetry import trace
-from opentelemetry.metrics import MeterProvider, NoOpMeterProvider
+from opentelemetry.metrics import CallbackOptions, Histogram, MeterProvider, NoOpMeterProvider
 from opentelemetry.sdk import metrics as sdk
 from opentelemetry.sdk.metrics import AlwaysOffExemplarFilter, AlwaysOnExemplarFilter
 from opentelemetry.sdk.metrics.export import (
@@ -518,6 +518,34 @@ def test_what_is_not_sampled_has_no_exemplar() -> None:
         histograms.series(METRIC, ONE).add(2, None, False)
     ((point,),) = histograms.collect(delta=False).values()
     assert (sum(point.counts), point.exemplars) == (1, ())
+
+
+class Refusing(Histogram):
+    """A histogram that takes one value only."""
+
+    def __init__(self) -> None:
+        self.taken: list[float] = []
+
+    def record(self, amount: float, attributes: Any = None, context: Any = None) -> None:
+        """Take the 3."""
+        if amount != 3:
+            raise LookupError
+        self.taken.append(amount)
+
+
+def test_a_histogram_that_raises_is_logged_once_and_gets_the_next_value(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusing = Refusing()
+    meter = NoOpMeterProvider().get_meter("test")
+    monkeypatch.setattr(meter, "create_histogram", lambda *_, **__: refusing)
+    histograms = RecordedHistograms(meter)
+    for value in (1, 2, 3):
+        histograms.series(METRIC, ONE).add(value, None, False)
+    histograms.record_all(CallbackOptions())
+    assert refusing.taken == [3]
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "Refusing.record() raised LookupError()" in caplog.text
 
 
 # What waits
