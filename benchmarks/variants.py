@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
 
 from session_tracer import DEFAULT_DETECTORS, Detector, Exporter, instrument
+from session_tracer.exporters.recorded_spans import recorder
 from session_tracer.signals.histograms import Histograms
 
 if TYPE_CHECKING:
@@ -152,6 +153,7 @@ class Level:
         tracer_provider.add_span_processor(spans)
         exporter = Exporter(
             tracer_provider=tracer_provider,
+            span_recorder=recorder(tracer_provider, [spans]),
             # As session_tracer's own exporters have them. They are collected by the proof and never
             # while time is taken.
             meter_provider=MeterProvider([InMemoryMetricReader()], shutdown_on_exit=False),
@@ -161,6 +163,7 @@ class Level:
             exporter = replace(exporter, on_log=lines)
 
         def prove() -> None:
+            assert exporter.span_recorder is not None, "spans are not as our exporters have them"
             collected = {metric.name for metric in histograms.collect(delta=False)}
             assert "sqlalchemy.session.duration" in collected, "no metric came out"
             assert bool(spans.kinds[SpanKind.INTERNAL]) is self.recorded, "spans against the level"

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
     from typing import TextIO
 
-    from session_tracer.ledger.record import SessionSummary
+    from session_tracer.model.summary import SessionSummary
 
 __all__ = ["console_exporter", "open_exporter"]
 

@@ -24,6 +24,7 @@ try:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
+    from session_tracer.exporters.recorded_spans import recorder
     from session_tracer.exporters.sdk_histograms import (
         AddsHistograms,
         new_histograms,
@@ -82,9 +83,12 @@ def _open() -> Exporter:
     roads: list[_Road] = []
     if spans is not None:
         tracers = TracerProvider(resource=resource, shutdown_on_exit=False)
-        tracers.add_span_processor(BatchSpanProcessor(spans))
+        processor = BatchSpanProcessor(spans)
+        tracers.add_span_processor(processor)
         roads.append(_Road(tracers.force_flush, tracers.shutdown, spans.shutdown))
-        exporter = replace(exporter, tracer_provider=tracers)
+        exporter = replace(
+            exporter, tracer_provider=tracers, span_recorder=recorder(tracers, [processor])
+        )
     if _is_wanted("LOGS"):
         exporter = _with_logs(exporter, resource, roads)
     if metrics is not None:

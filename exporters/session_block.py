@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from session_tracer.facts import Counts
-    from session_tracer.ledger.record import SessionSummary
     from session_tracer.model.findings import Finding
-    from session_tracer.publisher.timeline import Step
+    from session_tracer.model.summary import SessionSummary
+    from session_tracer.model.timeline import Step
     from session_tracer.where.callsite import CallSite
 
 __all__ = ["is_quiet", "session_head", "timeline_lines"]

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from session_tracer.detectors import DEFAULT_DETECTORS, Detector
     from session_tracer.exporter import Exporter
     from session_tracer.instrumentor import Instrumentation, instrument, uninstrument
-    from session_tracer.ledger.record import SessionSummary
     from session_tracer.ledger.registry import live_sessions
     from session_tracer.model.findings import Finding, Retraction
     from session_tracer.model.live_session import LiveSession
+    from session_tracer.model.summary import SessionSummary
     from session_tracer.settings import Settings
     from session_tracer.verdicts.misuse import SessionMisuse
     from session_tracer.verdicts.silencing import silence
@@ -55,7 +55,7 @@ _HOMES: Final = {
     "LiveSession": "model.live_session",
     "Retraction": "model.findings",
     "SessionMisuse": "verdicts.misuse",
-    "SessionSummary": "ledger.record",
+    "SessionSummary": "model.summary",
     "Settings": "settings",
     "instrument": "instrumentor",
     "live_sessions": "ledger.registry",

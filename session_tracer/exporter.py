@@ -1,4 +1,4 @@
-"""What carries the tracer's signals away, as a value; and how one is found by name."""
+"""An exporter as a value, and how an exporter is found by name."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from session_tracer.facts import Fact
-    from session_tracer.ledger.record import SessionSummary
     from session_tracer.model.findings import Finding, Retraction
+    from session_tracer.model.summary import SessionSummary
     from session_tracer.settings import Settings
     from session_tracer.signals.histograms import Histograms
+    from session_tracer.signals.span_recorder import SpanRecorder
 
 __all__ = ["Exporter", "ExporterFactory", "Exporters", "LogEvent", "OpenExporter", "find_exporter"]
 
@@ -29,42 +30,50 @@ _DISTRIBUTION: Final = "session-tracer"
 LogEvent: TypeAlias = "dict[str, Any]"
 
 
-def _nowhere(_told: object) -> None:
-    """Carries nothing away."""
+def _nowhere(_value: object) -> None:
+    """Ignore the value."""
 
 
 def _nothing() -> None:
-    """Has nothing to do."""
+    """Do nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exporter:
-    """Where each kind of signal goes; what is left out goes nowhere.
+    """Where each kind of signal goes. Signals without a destination are not made.
 
-    `on_log` gets every log event as a flat dictionary with `event`, `level` and `timestamp`
-    (ISO 8601, UTC); with `only_findings` it gets the findings and their retractions alone.
-    `on_session` gets the summary of each scope as it ends, `on_finding` each finding as it is
-    drawn, `on_retraction` each one that is taken back, `on_fact` everything that happens. An
-    exporter that has none of `on_log`, `on_session` and `on_finding` leaves findings to the logger
-    `session_tracer` of Python's logging.
+    The functions are called in the application's thread and must not block. If none of `on_log`,
+    `on_session` and `on_finding` is given, findings are logged to the logger `session_tracer` of
+    Python's logging. If the application has configured structlog, log events also go to structlog.
 
-    Where the application has configured structlog, log events go to it, too. `structlog=False`
-    keeps them from it; with `yields_to_structlog` they go to it instead of `on_log`.
-
-    All are called in the application's own thread and must not block; `flush` waits until what
-    was reported is out, `close` gives everything back.
-
-    `histograms` is set by session_tracer's own exporters, whose readers collect histograms from it
-    and everything else from `meter_provider`. Without it, the provider's own histograms are used.
-
-    An exporter that starts threads or opens connections gives `open_later` instead of the rest: a
-    function that returns the exporter, called when the first session is reported. A server that
-    forks its workers after `instrument()` then has nothing to close.
+    Attributes:
+        tracer_provider: The OpenTelemetry provider for spans.
+        meter_provider: The OpenTelemetry provider for metrics.
+        histograms: Set by session_tracer's exporters, whose readers collect histograms from it and
+            other metrics from `meter_provider`. By default the provider's histograms are used.
+        span_recorder: Set by session_tracer's exporters that made `tracer_provider` themselves: it
+            builds the provider's spans when they end. By default spans are made by OpenTelemetry's
+            API.
+        on_log: Called with each log event: a flat dictionary with `event`, `level` and `timestamp`
+            (ISO 8601, UTC).
+        on_session: Called with the summary of each session scope that ends.
+        on_finding: Called with each finding.
+        on_retraction: Called with each retraction of a finding.
+        on_fact: Called with each fact. Facts are then made for every event, which costs time.
+        only_findings: Whether `on_log` gets only findings and retractions.
+        structlog: Whether log events also go to a structlog that the application has configured.
+        yields_to_structlog: Whether log events go to such a structlog instead of `on_log`.
+        flush: Waits until everything that was reported is emitted.
+        close: Releases all resources.
+        open_later: Given instead of the rest by an exporter that starts threads or opens
+            connections. It returns the exporter, and is called when the first session is reported.
+            A server that forks its workers after `instrument()` then has nothing to close.
     """
 
     tracer_provider: TracerProvider = field(default_factory=NoOpTracerProvider)
     meter_provider: MeterProvider = field(default_factory=NoOpMeterProvider)
     histograms: Histograms | None = None
+    span_recorder: SpanRecorder | None = None
     on_log: Callable[[LogEvent], None] = _nowhere
     on_session: Callable[[SessionSummary], None] = _nowhere
     on_finding: Callable[[Finding], None] = _nowhere
@@ -78,40 +87,47 @@ class Exporter:
     open_later: Callable[[], Exporter] | None = None
 
     def opened(self) -> Exporter:
-        """The exporter that works: itself, or what `open_later` returns."""
+        """Return the opened exporter: itself, or the result of `open_later`."""
         return self if self.open_later is None else self.open_later()
 
     @property
     def wants_spans(self) -> bool:
-        """Whether it has a place for spans."""
+        """Whether it has a destination for spans."""
         return not isinstance(self.tracer_provider, NoOpTracerProvider)
 
     @property
     def wants_sessions(self) -> bool:
-        """Whether anybody reads the summaries, so that they are worth making."""
+        """Whether it has a destination for summaries."""
         return self.on_session is not _nowhere
 
     @property
     def wants_logs(self) -> bool:
-        """Whether anybody reads the log events."""
+        """Whether it has a destination for log events."""
         return self.on_log is not _nowhere
 
     @property
     def wants_facts(self) -> bool:
-        """Whether anybody listens to every single fact."""
+        """Whether it has a destination for facts."""
         return self.on_fact is not _nowhere
 
     @property
     def wants_findings(self) -> bool:
-        """Whether findings have a place to go."""
+        """Whether it has a destination for findings."""
         return self.wants_logs or self.wants_sessions or self.on_finding is not _nowhere
 
 
 class ExporterFactory(Protocol):
-    """What the entry points of the group `session_tracer_exporter` name.
+    """The type of function that entry points of the group `session_tracer_exporter` name.
 
-    Raises an exception with a message for people where it cannot work (a missing dependency, a
-    file that cannot be written): it is raised on from `instrument()`.
+    Args:
+        settings: The settings of the instrumentation.
+
+    Returns:
+        The exporter.
+
+    Raises:
+        Exception: the exporter cannot work, for example because a dependency is missing or a file
+            is not writable. `instrument()` raises it again, so the message should be readable.
     """
 
     def __call__(self, settings: Settings, /) -> Exporter: ...
@@ -126,16 +142,16 @@ class OpenExporter:
 
     @property
     def is_open(self) -> bool:
-        """Whether it has been opened already."""
+        """Whether it has been opened."""
         return self._exporter is not None
 
     def flush(self) -> None:
-        """Wait until what was reported is out, unless it was never opened."""
+        """Wait until everything that was reported is emitted, unless it was never opened."""
         if self._exporter is not None:
             self._exporter.flush()
 
     def open(self) -> Exporter:
-        """The exporter, opened now at the latest."""
+        """Return the exporter, and open it if necessary."""
         if self._exporter is None:
             self._exporter = self._made.opened()
         return self._exporter
@@ -146,12 +162,12 @@ class OpenExporter:
             self._exporter.close()
 
     def is_made_of(self, exporter: Exporter) -> bool:
-        """Whether this is the exporter that the application made."""
+        """Return whether this is the exporter that the application created."""
         return self._made is exporter
 
 
 class Exporters:
-    """The exporters in use. Two factories that name the same one share it: one port, one file."""
+    """The exporters in use. Factories that name the same one share it: one port, one file."""
 
     def __init__(self) -> None:
         self._lock = process.PerProcess(threads.RLock)
@@ -159,7 +175,7 @@ class Exporters:
         self._users: list[OpenExporter] = []
 
     def use(self, exporter: str | Exporter, settings: Settings) -> OpenExporter:
-        """The exporter called `exporter`, made if no other factory uses it yet."""
+        """Return the exporter of that name, which is created if no other factory uses it."""
         with self._lock.value:
             if isinstance(exporter, str):
                 place = (settings.jsonl_path, settings.prometheus_host, settings.prometheus_port)
@@ -174,7 +190,7 @@ class Exporters:
             return used
 
     def release(self, used: OpenExporter) -> None:
-        """Close it when its last user is done with it."""
+        """Close it if no other factory uses it."""
         with self._lock.value:
             self._users.remove(used)
             if used in self._users:
@@ -184,8 +200,18 @@ class Exporters:
 
 
 def find_exporter(name: str) -> ExporterFactory:
-    """The exporter factory called `name`; `ValueError` lists those there are."""
-    # Ours first: to read what all packages there are name takes 3 ms for a hundred of them.
+    """Return the factory of an exporter.
+
+    Args:
+        name: The name of an entry point in the group `session_tracer_exporter`.
+
+    Returns:
+        The factory.
+
+    Raises:
+        ValueError: there is no such exporter. The message lists the available ones.
+    """
+    # session_tracer's own first: reading the entry points of a hundred packages takes 3 ms.
     found = _own_entry_points().select(group=GROUP, name=name) or entry_points(
         group=GROUP, name=name
     )

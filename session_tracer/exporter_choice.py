@@ -1,4 +1,4 @@
-"""Which exporters a tracer reports to: those that are named, or those that fit the process."""
+"""Chooses a tracer's exporters: the named ones, or the one that fits the process."""
 
 from __future__ import annotations
 
@@ -32,31 +32,38 @@ _PLACES: Final[dict[str, frozenset[str]]] = {
 
 
 class Choice(Protocol):
-    """The exporters of one tracer, which may change while it runs."""
+    """The exporters of one tracer, which may change at run time."""
 
     @property
     def is_settled(self) -> bool:
-        """Whether they are open, and stay as they are."""
+        """Whether they are open and will not change."""
 
     @property
     def can_open(self) -> bool:
         """Whether they may be opened before the first session."""
 
     def open(self) -> tuple[Exporter, ...] | None:
-        """The exporters from now on; None where they stay as they are."""
+        """Return the exporters from now on, or None if they do not change."""
 
     def flush(self) -> None:
-        """Wait until what was reported is out."""
+        """Wait until everything that was reported is emitted."""
 
     def close(self) -> None:
-        """Give them back."""
+        """Release them."""
 
 
 def names_in(exporter: object) -> tuple[str, ...]:
-    """The exporters that the argument of `instrument()` names, else those of the environment.
+    """Return the names of the exporters in the argument of `instrument()` or the environment.
 
-    Empty where neither names one. Raises `TypeError` for an argument of another type, `ValueError`
-    for a name that is not known and for names that do not go together.
+    Args:
+        exporter: The argument; None to use `SESSION_TRACER_EXPORTER`.
+
+    Returns:
+        The names, empty if neither is given.
+
+    Raises:
+        TypeError: the argument is not a string.
+        ValueError: a name is unknown, or the names cannot be combined.
     """
     given = os.environ.get(_VARIABLE) or None if exporter is None else exporter
     if given is None:
@@ -84,10 +91,10 @@ def names_in(exporter: object) -> tuple[str, ...]:
 
 
 class Named:
-    """The exporters that the application or its environment has named, or the application made.
+    """The exporters that the application or its environment has named, or the application created.
 
-    What they raise is raised on, unless only the environment is to blame: a port that is in use, or
-    a place that is not among the settings that the application itself has `written`.
+    Their exceptions are raised again, unless only the environment is the cause: a port is in use,
+    or the path or address is not among the settings in the application's code (`written`).
     """
 
     can_open: bool
@@ -112,7 +119,7 @@ class Named:
         self.can_open = all(one.is_open for one in self._used)
 
     def open(self) -> tuple[Exporter, ...]:
-        """The exporters, from now on."""
+        """Return the exporters."""
         self.is_settled = True
         opened = [exporter for one in self._used if (exporter := _opened(one)) is not None]
         if not any(one.wants_findings for one in opened):
@@ -143,22 +150,25 @@ class Named:
             )
             if not is_from_outside:
                 raise
-            warn_once(f"session_tracer goes on without the exporter {exporter!r}. {error.strerror}")
+            warn_once(
+                f"session_tracer: the exporter {exporter!r} cannot be opened, therefore nothing is "
+                f"sent to it: {error.strerror}"
+            )
 
 
 def _check(exporter: Exporter) -> None:
-    """Raise `TypeError` where a provider is none."""
+    """Raise `TypeError` if a provider is not an OpenTelemetry provider."""
     for name, method in (("tracer_provider", "get_tracer"), ("meter_provider", "get_meter")):
         provider = getattr(exporter, name)
         if not hasattr(provider, method):
             raise TypeError(
-                f"Invalid Exporter({name}={provider!r}): expected a provider of OpenTelemetry's "
-                f"API, which has the method {method}()."
+                f"Invalid Exporter({name}={provider!r}): expected an OpenTelemetry "
+                f"provider with the method {method}()."
             )
 
 
 class _FindingsToLogging:
-    """Findings that have no other place to go; the exporter `logging` is loaded for the first."""
+    """Logs findings that no exporter carries. The first one loads the exporter `logging`."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -171,19 +181,22 @@ class _FindingsToLogging:
 
 
 def _opened(one: OpenExporter) -> Exporter | None:
-    """The exporter, open; None where it cannot be opened, for it is too late to raise."""
+    """Return the opened exporter, or None with a warning if it cannot be opened."""
     try:
         return one.open()
     except Exception as error:
-        warn_once(f"session_tracer goes on without an exporter that could not be opened: {error}")
+        warn_once(
+            f"session_tracer: an exporter cannot be opened, therefore nothing is sent to it: "
+            f"{error}"
+        )
         return None
 
 
 class Automatic:
-    """The exporter that fits the process, where none is named.
+    """The exporter that fits the process, if none is named.
 
-    It is looked for when the first session is reported, because an application may configure
-    OpenTelemetry after `instrument()`. Where it does so later still, spans and metrics move.
+    It is chosen when the first session is reported, because an application may configure
+    OpenTelemetry after `instrument()`. If it does so even later, spans and metrics move.
     """
 
     can_open = False
@@ -196,7 +209,7 @@ class Automatic:
         self.is_settled = False
 
     def open(self) -> tuple[Exporter, ...] | None:
-        """The exporter from now on; None where it is the same as before."""
+        """Return the exporter from now on, or None if it does not change."""
         fits = (environment.has_providers(), environment.has_structlog())
         if fits == self._fits:
             return None
@@ -213,9 +226,9 @@ class Automatic:
             threads.start(lambda: self._exporters.release(before), "session_tracer closing")
         if was_open and has_providers:
             warn_once(
-                "session_tracer: the application has configured OpenTelemetry after its first "
-                "sessions were reported. Spans and metrics of the sessions opened from now on go "
-                "to its providers. Configure OpenTelemetry before the first session is used, or "
+                "session_tracer: the application configured OpenTelemetry after its first sessions "
+                "were reported. Spans and metrics of sessions that are opened from now on go to "
+                "its providers. Configure OpenTelemetry before the first session is used, or "
                 'call instrument(..., exporter="providers").'
             )
         return (replace(exporter, yields_to_structlog=True),)
@@ -242,8 +255,9 @@ class Automatic:
         except Exception as error:
             self.close()
             warn_once(
-                f"session_tracer does not send to the collector that {variable} names: {error} "
-                "Findings go to the console or to Python's logging instead."
+                f"session_tracer: the exporter 'otlp' for {variable} cannot be opened, therefore "
+                f"nothing is sent to the collector: {error} Findings are printed to the console or "
+                "logged to Python's logging instead."
             )
             return None
         if exporter.wants_findings:

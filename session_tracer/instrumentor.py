@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from session_tracer.detectors import DEFAULT_DETECTORS
 from session_tracer.exporter import Exporter, Exporters
 from session_tracer.exporter_choice import NONE, Automatic, Named, names_in
-from session_tracer.hooks import errors, private_api, session_events, statements
+from session_tracer.hooks import errors, private_api, scopes, session_events, statements
 from session_tracer.hooks.lifecycle import wrap_async_session, wrap_session
 from session_tracer.hooks.patching import Patches
 from session_tracer.hooks.targets import (
@@ -27,9 +27,10 @@ from session_tracer.hooks.targets import (
     places,
     resolve,
 )
-from session_tracer.ledger import object_counter, registry, same_owner, watchdog
+from session_tracer.ledger import object_counter, same_owner, watchdog
 from session_tracer.ledger.in_progress import SLOT
-from session_tracer.ledger.probe import Probe, probe_of
+from session_tracer.ledger.ledger import Ledger
+from session_tracer.ledger.registry import LIVE, ages
 from session_tracer.runtime import environment, process, threads
 from session_tracer.settings import Settings
 from session_tracer.tracer import Tracer
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     from session_tracer.settings import Overrides
 
     class _FlaskSQLAlchemy(Protocol):
-        """A Flask-SQLAlchemy `SQLAlchemy` object, as far as types tell it."""
+        """A Flask-SQLAlchemy `SQLAlchemy` object, for type checkers."""
 
         @property
         def session(self) -> scoped_session[Any]: ...
@@ -69,7 +70,7 @@ __all__ = ["Instrumentation", "instrument", "uninstrument"]
 
 
 class Instrumentation:
-    """What `instrument()` started. As a context manager it ends with the block."""
+    """What `instrument()` returns. As a context manager it uninstruments when the block ends."""
 
     def __init__(self, target: Target, tracer: Tracer, *, capture: bool) -> None:
         self._target = target
@@ -83,16 +84,16 @@ class Instrumentation:
 
     @property
     def settings(self) -> Settings:
-        """The settings in force."""
+        """The settings in use."""
         return self._tracer.settings
 
     def flush(self) -> None:
-        """Wait until what was told so far is out."""
+        """Wait until the exporters have emitted what was reported so far."""
         watchdog.settle()
         self._tracer.choice.flush()
 
     def uninstrument(self) -> None:
-        """Leave SQLAlchemy as it was found; a second time does nothing."""
+        """Stop tracing the target and restore SQLAlchemy. A second call does nothing."""
         _INSTRUMENTOR.remove(self)
 
     def __enter__(self) -> Self:
@@ -116,33 +117,41 @@ def instrument(
     detectors: Iterable[Detector] = DEFAULT_DETECTORS,
     **overrides: Unpack[Overrides],
 ) -> Instrumentation:
-    """Trace the sessions that `target` makes.
+    """Trace the sessions of `target`.
 
-    `target` is a `sessionmaker`, an `async_sessionmaker`, a `scoped_session`, an
-    `async_scoped_session`, a `Session` or `AsyncSession` class, one live session, a
-    Flask-SQLAlchemy `SQLAlchemy` object, or None for every session of the process. `name` names
-    the factory in every signal. `exporter` is the name of an exporter, several names separated by
-    commas, or an `Exporter`; without it the environment variable `SESSION_TRACER_EXPORTER` decides.
-    Where neither names one, it is found when the first session is reported: the OpenTelemetry
+    If no exporter is named, it is chosen when the first session is reported: the OpenTelemetry
     providers that the application has configured; else `otlp` if `OTEL_EXPORTER_OTLP_ENDPOINT` is
-    set; else structlog if the application has configured it; else `console` on a terminal, and
-    `logging` elsewhere. `settings` default to the environment's; `overrides` are fields of
-    `Settings` and win.
+    set; else structlog if the application has configured it; else `console` on a terminal; else
+    `logging`.
 
-    With the exporter `none`, `disabled=True` or `OTEL_SDK_DISABLED=true` it changes nothing.
+    The exporter `none`, `disabled=True` and `OTEL_SDK_DISABLED=true` switch tracing off: nothing is
+    changed. Instrumenting a target again changes nothing and returns the first `Instrumentation`.
 
-    Raises `TypeError` for a target that is none of those, `ValueError` for a bad setting or an
-    unknown exporter, and what the exporter raises where it cannot work as it is written in code;
-    SQLAlchemy is then as it was. Instrumenting a target again changes nothing and returns the first
-    `Instrumentation`.
+    Args:
+        target: A `sessionmaker`, an `async_sessionmaker`, a `scoped_session`, an
+            `async_scoped_session`, a `Session` or `AsyncSession` class, one live session, or a
+            Flask-SQLAlchemy `SQLAlchemy` object. None for every session of the process.
+        name: The factory's name in every signal, by default `default`.
+        exporter: The name of an exporter, several names separated by commas, or an `Exporter`. By
+            default the environment variable `SESSION_TRACER_EXPORTER`.
+        settings: The settings, by default those of the environment.
+        detectors: The detectors. To add one: `[*DEFAULT_DETECTORS, MyDetector()]`.
+        **overrides: Fields of `Settings`. They take precedence over `settings`.
+
+    Returns:
+        The instrumentation, which can be uninstrumented.
+
+    Raises:
+        TypeError: the target or the exporter is not supported.
+        ValueError: a setting is invalid, or an exporter is unknown.
+        Exception: an exporter that the code names cannot work. SQLAlchemy is unchanged whenever an
+            exception is raised.
     """
     resolved = resolve(target)
     chosen = (Settings.from_env() if settings is None else settings).override(overrides)
     named = exporter if isinstance(exporter, Exporter) else names_in(exporter)
     if chosen.disabled or environment.is_sdk_disabled() or named == (NONE,):
-        tracer = Tracer(
-            name or "default", chosen, Named(Exporter(), chosen, Exporters()), (), registry.ages
-        )
+        tracer = Tracer(name or "default", chosen, Named(Exporter(), chosen, Exporters()), (), ages)
         return Instrumentation(resolved, tracer, capture=False)
     written = set(overrides)
     if settings is not None:
@@ -153,7 +162,14 @@ def instrument(
 
 
 def uninstrument(target: Instrumentable | None = None) -> None:
-    """Stop tracing `target`, or with None everything; leave SQLAlchemy as it was found."""
+    """Stop tracing `target`, and restore SQLAlchemy.
+
+    Args:
+        target: A target of `instrument()`, or None for everything that is instrumented.
+
+    Raises:
+        TypeError: the target is not supported.
+    """
     _INSTRUMENTOR.remove_target(None if target is None else resolve(target))
 
 
@@ -164,12 +180,12 @@ def capture(
     settings: Settings,
     detectors: Iterable[Detector],
 ) -> Instrumentation:
-    """Trace `target` besides whoever traces it already."""
+    """Trace `target` in addition to the tracers that trace it already."""
     return _INSTRUMENTOR.add(target, name, exporter, settings, tuple(detectors), capture=True)
 
 
 class Instrumentor:
-    """The process's one account of what is instrumented."""
+    """What is instrumented in this process."""
 
     def __init__(self, clock: Callable[[], int] = time.perf_counter_ns) -> None:
         self._clock = clock
@@ -192,7 +208,7 @@ class Instrumentor:
         written: Collection[str] = (),
         capture: bool = False,
     ) -> Instrumentation:
-        """Trace a target; what can be refused is refused before SQLAlchemy is touched."""
+        """Trace a target. Invalid arguments are rejected before SQLAlchemy is changed."""
         with self._lock.value:
             for gone in [one for one in self._instrumentations if one._target.place is None]:
                 self.remove(gone)
@@ -207,7 +223,7 @@ class Instrumentor:
             else:
                 choice = Automatic(settings, self._exporters)
             try:
-                tracer = Tracer(name, settings, choice, detectors, registry.ages)
+                tracer = Tracer(name, settings, choice, detectors, ages, self._clock)
             except BaseException:
                 choice.close()
                 raise
@@ -226,7 +242,7 @@ class Instrumentor:
             return instrumentation
 
     def remove(self, instrumentation: Instrumentation) -> None:
-        """Stop tracing what was started with it."""
+        """Stop tracing what this instrumentation traces."""
         watchdog.settle()
         with self._lock.value:
             if instrumentation not in self._instrumentations:
@@ -236,7 +252,7 @@ class Instrumentor:
             tracer = instrumentation._tracer
             for session in live_sessions():
                 self._leave(session, tracer)
-            self._known.clear()  # what was looked up meanwhile would keep the sessions' class alive
+            self._known.clear()  # lookups since then would keep the sessions' classes alive
             if not self._instrumentations:
                 statements.remove()
                 process.not_at_end(watchdog.at_end)
@@ -250,44 +266,40 @@ class Instrumentor:
             tracer.failed("exporter", error)
 
     def remove_target(self, target: Target | None) -> None:
-        """Stop tracing a target, or everything but what a test captures."""
+        """Stop tracing a target, or everything except captures."""
         for instrumentation in list(self._instrumentations):
             same = target is None or instrumentation._target.same_as(target)
             if same and not instrumentation._is_capture:
                 self.remove(instrumentation)
 
     def opened(self, session: Session) -> None:
-        """A session was constructed: trace it if it is meant."""
+        """A session was constructed: trace it if it is instrumented."""
         try:
-            if probe_of(session) is not None:
+            if SLOT in session.__dict__:
                 return
             maker, owner = async_makers(running_frame(1))
             tracers = self._tracers_for(type(session), owner, maker)
             if tracers:
-                probe = self._attach(session, tracers, is_async=owner is not None)
-                probe.begin_scope(session, probe.site(), reopened=False)
+                scopes.opened(session, tracers, is_async=owner is not None)
         except Exception as error:
             for instrumentation in list(self._instrumentations):
                 instrumentation._tracer.failed("instrumentor", error)
 
-    def _attach(self, session: Session, tracers: tuple[Tracer, ...], *, is_async: bool) -> Probe:
-        probe = Probe(tracers, is_async=is_async, clock=self._clock)
-        session.__dict__[SLOT] = probe
-        return probe
-
     def _take_up(self) -> None:
-        """Have each session that exists be told of by whom it should be."""
+        """Give each existing session the tracers that should report it."""
         for session in live_sessions():
             tracers = self._tracers_of(session)
-            probe = probe_of(session)
-            if probe is not None:
-                probe.hand_to(tracers)
+            known = session.__dict__.get(SLOT)
+            if type(known) is Ledger:
+                known.hand_to(tracers)
+            elif known is not None:
+                known.tracers = tracers or known.tracers
             elif tracers:
-                self._attach(session, tracers, is_async=async_session_of(session) is not None)
-                session_events.take_up(session)
+                is_async = async_session_of(session) is not None
+                session_events.take_up(session, tracers, is_async=is_async)
 
     def _tracers_of(self, session: Session) -> tuple[Tracer, ...]:
-        """Who traces a session that exists."""
+        """Return the tracers of an existing session."""
         proxy = async_session_of(session)
         owner = None if proxy is None else type(proxy)
         meant = [one._target.place for one in self._instrumentations]
@@ -297,35 +309,38 @@ class Instrumentor:
         return self._tracers_for(type(session), owner, makers[0] if makers else None)
 
     def _leave(self, session: Session, tracer: Tracer) -> None:
-        probe = probe_of(session)
-        if probe is None:
-            return
-        probe.part(tracer)
-        # Who was further off may be the nearest now.
-        probe.hand_to(self._tracers_of(session))
-        if not probe.tracers:
-            registry.LIVE.pop(probe, None)
-            same_owner.leave(probe)
-            session.__dict__.pop(SLOT, None)
-            for holding in probe.connections:
-                holding.unmark(probe)
-            object_counter.unwatch(session.identity_map)
+        ledger = session.__dict__.get(SLOT)
+        if type(ledger) is Ledger:
+            ledger.part(tracer)
+            # Another tracer may be the nearest now.
+            ledger.hand_to(self._tracers_of(session))
+            if not ledger.tracers:
+                LIVE.pop(ledger, None)
+                same_owner.leave(ledger)
+                del session.__dict__[SLOT]
+                for holding in ledger.connections:
+                    holding.unmark(ledger)
+                object_counter.unwatch(session.identity_map)
+        elif ledger is not None:
+            ledger.tracers = self._tracers_of(session)
+            if not ledger.tracers:
+                del session.__dict__[SLOT]
 
     def _tracers_for(
         self, made: type, owner: type | None, maker: object | None
     ) -> tuple[Tracer, ...]:
-        """Who traces sessions of a class: the nearest instrumentation, and every capture."""
+        """Return the tracers of a class: the nearest instrumentation's, and every capture's."""
         if maker is not None and all(
             one._target.place is not maker for one in self._instrumentations
         ):
-            maker = None  # or what is known here would keep it alive
+            maker = None  # the cache must not keep it alive
         key = (made, owner, maker)
         tracers = self._known.get(key)
         if tracers is None:
-            if len(self._known) > 256:  # an application that makes factories as it runs
+            if len(self._known) > 256:  # an application that creates factories at run time
                 self._known.clear()
             if len(self._listening.intersection(made.__mro__)) > 1:
-                # It is heir to two instrumented classes, and would hear every event twice.
+                # It inherits from two instrumented classes, and its events would be reported twice.
                 self._is_listening_to_all = True
                 self._update()
             tracers = tuple(self._find((maker, *places(made, owner))))
@@ -333,7 +348,7 @@ class Instrumentor:
         return tracers
 
     def _find(self, places: tuple[object, ...]) -> Iterator[Tracer]:
-        """From the nearest place outwards."""
+        """Yield the tracers, those of the nearest place first."""
         nearest = False
         for place in places:
             for one in self._instrumentations:
@@ -347,10 +362,10 @@ class Instrumentor:
                 yield one._tracer
 
     def _update(self) -> None:
-        """Bring listeners and wrappers in line with what is instrumented now.
+        """Register and remove listeners and wrappers for what is instrumented now.
 
-        A class below another one that is listened to hears nothing of its own, so that no event is
-        told twice.
+        No listener is registered on a class whose base class has one, so that no event is reported
+        twice.
         """
         self._known.clear()
         everything = {one._target.listen_to for one in self._instrumentations}
@@ -386,7 +401,7 @@ _INSTRUMENTOR: Final = Instrumentor()
 def _warn_if_different(existing: Instrumentation, name: str, settings: Settings) -> None:
     if (existing.name, existing.settings) != (name, settings):
         warnings.warn(
-            f"This is instrumented already, as {existing.name!r} and with other options, which "
-            "stay; uninstrument() it first to change them.",
+            f"The target is already instrumented, as {existing.name!r} and with other options, "
+            "which stay in use. Call uninstrument() first to change them.",
             stacklevel=4,
         )

@@ -1,4 +1,4 @@
-"""Every option, once."""
+"""Every setting, its default and its valid values."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PREFIX: Final = "SESSION_TRACER_"
 _EXPORTER: Final = "SESSION_TRACER_EXPORTER"
 # The project's own tests and benchmarks have variables of their own.
 _OF_TESTS: Final = ("SESSION_TRACER_TEST_", "SESSION_TRACER_BENCH_")
-# What may also be one text, with commas between the names.
+# Settings that may also be one text in which commas separate the names.
 _LISTS_OF_NAMES: Final = frozenset({"application_packages", "ignore", "raise_on"})
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 _FALSE: Final = frozenset({"0", "false", "no", "off"})
@@ -31,125 +31,159 @@ _FALSE: Final = frozenset({"0", "false", "no", "off"})
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What can be chosen; each field is also an environment variable, `SESSION_TRACER_<FIELD>`.
+    """The settings. Each field is also an environment variable, `SESSION_TRACER_<FIELD>`.
 
-    Raises `ValueError`, naming the option, the value and what is allowed, for a value that makes
-    no sense.
+    Instances are immutable. Thresholds of findings are counted per session scope.
+
+    Raises:
+        ValueError: a value is invalid. The message names the setting, the value and what is
+            expected.
     """
 
     disabled: bool = False
-    """Switch tracing off: `instrument()` returns and changes nothing."""
+    """Switch tracing off: `instrument()` returns and changes nothing.
+
+    Set it in the environment to switch tracing off without a change of the code.
+    """
 
     statement_spans: bool = False
-    """Emit a CLIENT span and `db.client.operation.duration` for every statement."""
+    """Emit a CLIENT span and `db.client.operation.duration` for each statement.
+
+    Set it if no other instrumentation emits spans for the database driver.
+    """
 
     record_identity: bool = False
-    """Name the primary keys of the objects a finding is about. No other value is ever emitted."""
+    """Include the primary keys of the objects that a finding is about.
+
+    No other column value is ever emitted.
+    """
 
     max_entities: int = 100
-    """How many mapped classes metrics tell apart; the rest are `_other`."""
+    """Number of mapped classes that metrics distinguish. The others are counted as `_other`.
+
+    Raise it if an application has more classes, lower it to have fewer time series.
+    """
 
     site_frames: int = 1
-    """How many application frames a call site carries, innermost first."""
+    """Number of application frames in a call site, the innermost first.
+
+    Raise it if most lines are those of a common helper function.
+    """
 
     application_packages: str | Collection[str] = ()
-    """Installed packages whose lines are the application's own; what is not installed always is.
+    """Installed packages whose lines belong to the application. Code that is not installed does.
 
-    Several names as a tuple or list, or as a text that separates them with commas.
+    A tuple or list of package names, or one text in which commas separate them.
     """
 
     slow_session_seconds: float = 1.0
-    """A session that lived longer is logged at `info` although nothing else happened."""
+    """Duration in seconds above which a session is logged at `info` even if it wrote nothing."""
 
     log_level: LogLevel = "info"
-    """The lowest level handed to the exporter; a configured structlog filters for itself."""
+    """Lowest level that is handed to the exporter. A configured structlog also filters."""
 
     repeat_finding_seconds: float = 60.0
-    """Repeats of one finding from one site are logged at most this often, with their number."""
+    """Seconds between two log events for the same finding at the same site.
+
+    The second event has the number of repeats. The metric counts each of them.
+    """
 
     timeline_steps: int = 60
-    """The most steps of a session's timeline that are kept; the middle is left out."""
+    """Number of steps that a session's timeline keeps. Steps in the middle are omitted."""
 
     ignore: str | Collection[str] = ()
-    """Findings that are not reported: an id, or `id@glob` for sites, or `id:Entity.attribute`.
+    """Findings that are not reported: `id`, `id@glob`, `id:Entity` or `id:Entity.attribute`.
 
-    `*` is every id; the glob is matched with the site's file, relative to the working directory.
+    `*` means any id. The glob is matched with the site's file, relative to the working directory.
     """
 
     severities: Mapping[str, Severity] = field(default_factory=dict, hash=False)
-    """Another severity for findings of an id; in the environment `id=severity` pairs."""
+    """Another severity for findings, by id. In the environment: `id=severity` pairs."""
 
     raise_on: str | Collection[str] = ()
-    """Findings that are raised as `SessionMisuse`: ids, or severities, each with those above it.
+    """Findings that are raised as `SessionMisuse`: ids, or severities including the higher ones.
 
     Meant for tests.
     """
 
     baseline_path: str = ""
-    """A file of known findings, which are not said, as the pytest plugin writes it. Empty: none."""
+    """Path of a file of known findings, which are not reported. Empty for none.
+
+    The pytest plugin writes this file.
+    """
 
     leak_after_seconds: float = 60.0
-    """A session open longer that has begun a transaction is said to leak (`leaked-session`)."""
+    """Age in seconds at which an open session is reported (`leaked-session`).
+
+    A session that never began a transaction is not reported. Raise it if jobs
+    use one session for longer.
+    """
 
     long_transaction_seconds: float = 30.0
-    """A transaction open longer is long (`long-transaction`)."""
+    """Age in seconds at which an open transaction is reported (`long-transaction`).
+
+    Raise it if the application has transactions that are meant to be longer.
+    """
 
     idle_in_transaction_seconds: float = 5.0
-    """A connection held longer without a statement is idle (`idle-in-transaction`)."""
+    """Seconds for which a connection is held without a statement (`idle-in-transaction`).
+
+    Raise it if the pool is large compared with the number of threads or tasks.
+    """
 
     commits_from_one_site: int = 10
-    """So many commits from one line are a loop (`commit-in-loop`)."""
+    """Number of commits from one line in a session that counts as a loop (`commit-in-loop`)."""
 
     batch_commit_objects: int = 10
-    """A commit of so many objects is a batch, and none of a loop's (`commit-in-loop`)."""
+    """Number of objects from which a commit is a batch and does not count (`commit-in-loop`)."""
 
     savepoints_per_transaction: int = 50
-    """So many savepoints in one transaction are many (`savepoint-churn`)."""
+    """Number of savepoints in one transaction that is reported (`savepoint-churn`)."""
 
     autoflushes_from_one_site: int = 10
-    """So many autoflushes with content from one line in one transaction (`autoflush-storm`)."""
+    """Number of autoflushes that write, from one line in one transaction (`autoflush-storm`)."""
 
     large_flush_objects: int = 1_000
-    """A flush of more objects is large (`large-flush`)."""
+    """Number of objects above which a flush is reported (`large-flush`)."""
 
     unchanged_dirty_objects: int = 10
-    """So many objects without a net change in one flush (`unchanged-dirty`)."""
+    """Number of dirty objects without a net change in one flush (`unchanged-dirty`)."""
 
     single_row_writes: int = 50
-    """So many single-row writes of one kind to one table (`row-by-row-writes`)."""
+    """Number of single-row writes of one kind to one table (`row-by-row-writes`)."""
 
     lazy_loads_from_one_site: int = 5
-    """One attribute lazily loaded for so many objects from one line (`n-plus-one`)."""
+    """Number of objects for which one line lazily loads one attribute (`n-plus-one`)."""
 
     gets_from_one_site: int = 10
-    """So many loads by primary key of one entity from one line (`get-in-loop`)."""
+    """Number of loads of one entity by primary key, from one line (`get-in-loop`)."""
 
     repeats_of_one_select: int = 5
-    """The same SELECT with the same parameters so many times (`repeated-select`)."""
+    """Number of times the same SELECT runs with the same parameters (`repeated-select`)."""
 
     reloads_after_commit: int = 5
-    """So many objects that one commit expired, reloaded one by one (`reload-after-commit`)."""
+    """Number of objects that one commit expired and that are reloaded (`reload-after-commit`)."""
 
     refreshes_from_one_site: int = 5
-    """So many `refresh()` from one line after a flush or commit (`refresh-after-write`)."""
+    """Number of `refresh()` calls from one line after a flush or commit (`refresh-after-write`)."""
 
     large_identity_map_objects: int = 10_000
-    """An identity map of more objects is large (`large-identity-map`)."""
+    """Number of objects above which an identity map is reported (`large-identity-map`)."""
 
     large_result_objects: int = 5_000
-    """A statement that loads more objects has a large result (`large-result`)."""
+    """Number of objects above which one statement's result is reported (`large-result`)."""
 
     traces_per_session: int = 3
-    """A session used in so many traces, or unrelated tasks, is shared (`shared-session`)."""
+    """Number of traces, or of unrelated tasks, in which one session is used (`shared-session`)."""
 
     jsonl_path: str = "-"
-    """Where the `jsonl` exporter appends its lines; `-` is standard output."""
+    """Path of the file to which the `jsonl` exporter appends. `-` is standard output."""
 
     prometheus_host: str = "127.0.0.1"
-    """The address the `prometheus` exporter listens on."""
+    """Address on which the `prometheus` exporter listens."""
 
     prometheus_port: int = 9464
-    """The port the `prometheus` exporter listens on; 0 takes a free one."""
+    """Port on which the `prometheus` exporter listens. 0 uses a free port."""
 
     def __post_init__(self) -> None:
         for option in fields(self):
@@ -164,7 +198,7 @@ class Settings:
                 right = False
             if not right:
                 raise ValueError(f"Invalid {option.name}={given!r}: expected {allowed}.")
-        # Whose set or dict it is may change it later.
+        # Copied: the caller may change its set or dictionary later.
         object.__setattr__(self, "application_packages", tuple(self.application_packages))
         object.__setattr__(self, "ignore", frozenset(self.ignore))
         object.__setattr__(self, "raise_on", frozenset(self.raise_on))
@@ -172,9 +206,19 @@ class Settings:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
-        """The settings that the environment names, the defaults for the rest.
+        """Return the settings in the environment, and the defaults of the others.
 
-        Raises `ValueError` for a bad value. A variable that is no setting's is warned of once.
+        A variable that starts with `SESSION_TRACER_` and is not a setting is logged once as a
+        warning.
+
+        Args:
+            environ: The environment variables, by default those of the process.
+
+        Returns:
+            The settings.
+
+        Raises:
+            ValueError: a variable has an invalid value.
         """
         environ = os.environ if environ is None else environ
         _warn_of_unknown(environ)
@@ -196,7 +240,17 @@ class Settings:
             raise ValueError(f"In the environment ({_PREFIX}...): {error}") from None
 
     def override(self, overrides: Mapping[str, Any]) -> Settings:
-        """These settings with some fields replaced; an unknown name raises `ValueError`."""
+        """Return a copy of these settings with some fields replaced.
+
+        Args:
+            overrides: The new values, by field name.
+
+        Returns:
+            The new settings.
+
+        Raises:
+            ValueError: a name is not a setting, or a value is invalid.
+        """
         known = {option.name for option in fields(self)}
         unknown = sorted(set(overrides) - known)
         for name in unknown:
@@ -208,7 +262,7 @@ class Settings:
 
 
 class Overrides(TypedDict, total=False):
-    """The fields of `Settings` as keywords, as `instrument()` takes them: none has to be given."""
+    """The fields of `Settings` as optional keywords of `instrument()`."""
 
     disabled: bool
     statement_spans: bool
@@ -289,9 +343,12 @@ _PARSERS: Final[Mapping[type, Callable[[str], Any]]] = {
 
 
 def _whole(least: int, most: int | None = None) -> tuple[str, Callable[[Any], bool]]:
-    span = f"from {least} up" if most is None else f"from {least} to {most}"
+    if most is not None:
+        expected = f"an integer from {least} to {most}"
+    else:
+        expected = "a positive integer" if least == 1 else f"an integer of at least {least}"
     return (
-        f"a whole number {span}",
+        expected,
         lambda value: (
             isinstance(value, int)
             and not isinstance(value, bool)
@@ -306,11 +363,11 @@ _SWITCH: Final[tuple[str, Callable[[Any], bool]]] = (
     lambda value: isinstance(value, bool),
 )
 _SECONDS: Final[tuple[str, Callable[[Any], bool]]] = (
-    "a number of seconds above 0",
+    "a positive number of seconds",
     lambda value: isinstance(value, int | float) and not isinstance(value, bool) and value > 0,
 )
 _TEXT: Final[tuple[str, Callable[[Any], bool]]] = (
-    "some text",
+    "a non-empty string",
     lambda value: isinstance(value, str) and value != "",
 )
 _PACKAGES: Final[tuple[str, Callable[[Any], bool]]] = (
@@ -325,15 +382,15 @@ _ID: Final = r"[a-z0-9]+(?:-[a-z0-9]+)*"
 _IGNORED: Final = rf"(?:{_ID}|\*)(?:@.+|:[A-Za-z_]\w*(?:\.\w+)?)?"
 _SEVERITIES: Final = ("info", "warning", "error")
 _IGNORE: Final[tuple[str, Callable[[Any], bool]]] = (
-    "a set of findings' ids, each alone, with @ and a glob for files, or with : and an entity",
+    "a set of finding ids, each optionally followed by @glob, :Entity or :Entity.attribute",
     lambda value: _each(value, lambda item: re.fullmatch(_IGNORED, item) is not None),
 )
 _RAISE_ON: Final[tuple[str, Callable[[Any], bool]]] = (
-    "a set of severities (info, warning, error) and of findings' ids",
+    "a set of severities (info, warning, error) and finding ids",
     lambda value: _each(value, lambda item: re.fullmatch(_ID, item) is not None),
 )
 _SEVERITY_OF: Final[tuple[str, Callable[[Any], bool]]] = (
-    "severities (info, warning, error) by findings' ids",
+    "a mapping of finding ids to severities (info, warning, error)",
     lambda value: (
         all(one in _SEVERITIES for one in value.values())
         and _each(list(value), lambda item: re.fullmatch(_ID, item) is not None)
@@ -342,13 +399,13 @@ _SEVERITY_OF: Final[tuple[str, Callable[[Any], bool]]] = (
     ),
 )
 _ANY_TEXT: Final[tuple[str, Callable[[Any], bool]]] = (
-    "some text, or none",
+    "a string",
     lambda value: isinstance(value, str),
 )
 
 
 def _each(value: Any, holds: Callable[[str], bool]) -> bool:
-    """Whether a collection, which a text is not, holds such texts only."""
+    """Whether the value is a collection of such strings; a string itself is not a collection."""
     return isinstance(value, set | frozenset | tuple | list) and all(
         isinstance(item, str) and holds(item) for item in value
     )

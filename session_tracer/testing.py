@@ -1,4 +1,4 @@
-"""Collects in memory what the tracer tells, for tests."""
+"""Collects what the tracer reports in memory, for tests."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ try:
     from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
     from session_tracer.exporters import sdk_histograms
+    from session_tracer.exporters.recorded_spans import recorder
 except ImportError as error:
     raise ImportError(
         'session_tracer.testing needs the OpenTelemetry SDK: pip install "session-tracer[testing]"'
@@ -35,18 +36,21 @@ if TYPE_CHECKING:
     from session_tracer.exporter import LogEvent
     from session_tracer.facts import Fact
     from session_tracer.instrumentor import Instrumentable
-    from session_tracer.ledger.record import SessionSummary
     from session_tracer.model.findings import Finding, Retraction
+    from session_tracer.model.summary import SessionSummary
     from session_tracer.settings import Overrides
 
 __all__ = ["Captured", "capture"]
 
 
 class Captured:
-    """What was told since the capture began; it can be read while it runs and afterwards.
+    """What was reported since the capture began. It can be read during the capture and afterwards.
 
-    `findings`, `retractions`, `logs` (event dictionaries) and `facts` come in the order they were
-    told.
+    Attributes:
+        findings: The findings, in the order in which they were reported.
+        retractions: The retractions, in that order.
+        logs: The log events as dictionaries, in that order.
+        facts: Every fact, in the order in which it was published.
     """
 
     def __init__(self) -> None:
@@ -60,24 +64,26 @@ class Captured:
         self._meters = MeterProvider([self._reader], shutdown_on_exit=False)
         self._histograms = sdk_histograms.new_histograms()
         self._tracers = TracerProvider(shutdown_on_exit=False)
-        self._tracers.add_span_processor(SimpleSpanProcessor(self._spans))
+        processor = SimpleSpanProcessor(self._spans)
+        self._tracers.add_span_processor(processor)
+        self._recorder = recorder(self._tracers, [processor])
         self._metrics: dict[str, list[Any]] = {}
 
     @property
     def sessions(self) -> list[SessionSummary]:
-        """A summary of each scope that has ended, in the order in which they were opened."""
+        """The summary of each scope that has ended, in the order in which they were opened."""
         watchdog.settle()
         return sorted(self._sessions, key=lambda summary: summary.opened_unix_ns)
 
     @property
     def spans(self) -> list[ReadableSpan]:
-        """The spans that have ended, in that order."""
+        """The spans that have ended, in the order in which they ended."""
         watchdog.settle()
         return list(self._spans.get_finished_spans())
 
     @property
     def metrics(self) -> dict[str, list[Any]]:
-        """The data points of each metric by its name, as the SDK's reader gives them."""
+        """The data points of each metric by its name, as the SDK's reader returns them."""
         watchdog.settle()
         data = self._reader.get_metrics_data()
         if data is not None:
@@ -94,6 +100,7 @@ class Captured:
     def _exporter(self) -> Exporter:
         return Exporter(
             tracer_provider=self._tracers,
+            span_recorder=self._recorder,
             meter_provider=self._meters,
             histograms=self._histograms,
             on_log=self.logs.append,
@@ -105,7 +112,7 @@ class Captured:
         )
 
     def _close(self) -> None:
-        self.metrics  # noqa: B018 - the reader answers no more once it is shut down
+        self.metrics  # noqa: B018 - the reader returns nothing after its shutdown
         self._meters.shutdown()
         self._tracers.shutdown()
 
@@ -118,23 +125,35 @@ def capture(
     detectors: Iterable[Detector] = DEFAULT_DETECTORS,
     **overrides: Unpack[Overrides],
 ) -> Iterator[Captured]:
-    """Trace `target` for the block, and collect in memory what is told.
+    """Trace `target` in a block of code, and collect what is reported in memory.
 
-    `target` and `overrides` are those of `instrument()`; logs are collected from `debug` up unless
-    `log_level` says otherwise. No OpenTelemetry configuration is needed, none that exists is
-    disturbed and none is left behind. Captures nest: each collects for its own block.
+    No OpenTelemetry configuration is needed. An existing one is neither used nor changed, and none
+    is left behind. Captures can be nested: each collects for its own block.
+
+    Args:
+        target: As for `instrument()`; None for every session of the process.
+        name: The factory's name in what is collected.
+        detectors: The detectors to use.
+        **overrides: Fields of `Settings`. `log_level` is `debug` unless it is given.
+
+    Yields:
+        What is collected.
+
+    Raises:
+        TypeError: the target is not supported.
+        ValueError: a setting is invalid.
     """
     settings = Settings.from_env().override({"log_level": "debug", **overrides})
-    meant = resolve(target)  # before there is anything that would have to be shut down
+    meant = resolve(target)  # before anything has to be shut down
     captured = Captured()
     try:
         instrumentation = _instrument(meant, name, captured._exporter(), settings, detectors)
     except BaseException:
         captured._close()
         raise
-    del meant, target  # a session that is captured may be lost within the block
+    del meant, target  # a captured session may be lost during the block
     try:
         yield captured
     finally:
-        captured.metrics  # noqa: B018 - what is observed is there until the tracer is closed
+        captured.metrics  # noqa: B018 - observed values exist until the tracer is closed
         instrumentation.uninstrument()

@@ -1,27 +1,32 @@
-"""The pipeline: a fact goes into the record, then to the detectors, then out as signals."""
+"""One name's settings, detectors and signals, which report each of its session scopes."""
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 import traceback
-from contextlib import contextmanager, suppress
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 from weakref import WeakSet
 
+from opentelemetry import context as context_api
 from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.trace import NoOpTracerProvider
 
-from session_tracer.ledger.record import ADDERS, SessionRecord
-from session_tracer.model.findings import Finding, Retraction
-from session_tracer.publisher.dispatch import Dispatch
+from session_tracer import facts
+from session_tracer.detectors.protocol import Suspecting
+from session_tracer.ledger.gates import Gates
+from session_tracer.ledger.guard import aside
+from session_tracer.ledger.ledger import Ledger
+from session_tracer.ledger.report import Report
+from session_tracer.publisher.publisher import FactPublisher
 from session_tracer.runtime import process, threads
 from session_tracer.runtime.degraded import warn_once
 from session_tracer.signals.logs import LogSignal
 from session_tracer.signals.metrics import MetricSignal
 from session_tracer.signals.reports import ReportSignal
-from session_tracer.signals.spans import SpanSignal
+from session_tracer.signals.spans import SpanSignal, caller
 from session_tracer.verdicts.policy import Policy
 from session_tracer.verdicts.silencing import silenced_now
 from session_tracer.version import VERSION
@@ -30,42 +35,34 @@ from session_tracer.where.callsite import Locator
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from opentelemetry.trace import SpanContext
-
     from session_tracer.detectors.protocol import Detector
     from session_tracer.exporter import Exporter
     from session_tracer.exporter_choice import Choice
     from session_tracer.facts import Fact
+    from session_tracer.ledger import report as protocols
     from session_tracer.ledger.origin import Scope
-    from session_tracer.publisher.dispatch import Wake
+    from session_tracer.ledger.registry import Ages
     from session_tracer.settings import Settings
-    from session_tracer.signals.metrics import Ages
-    from session_tracer.signals.spans import SessionSpans
 
-__all__ = ["Story", "Tracer", "is_telling", "tell"]
+__all__ = ["Tracer"]
 
 _LOGGER: Final = logging.getLogger("session_tracer")
-
-
-class Teller(Protocol):
-    """What one kind of signal says about one session."""
-
-    def finding(self, finding: Finding, record: SessionRecord) -> None: ...
-
-    def retracted(self, retraction: Retraction, record: SessionRecord) -> None: ...
+# By the type of fact, the detectors to ask about it, each with its place among the tracer's.
+Asked: TypeAlias = "dict[Any, tuple[tuple[int, Any], ...]]"
 
 
 class Reporting(NamedTuple):
     """How the scopes that begin now are reported.
 
-    `signals` are in order, with the spans at `place_of_spans`; `dispatch` has which detectors and
-    signals each fact goes to.
+    `listeners` get every fact; `publishes` is whether anything asked for facts.
     """
 
-    signals: tuple[Any, ...]
-    place_of_spans: int
+    metrics: tuple[MetricSignal, ...]
+    logs: LogSignal | None
     spans: SpanSignal
-    dispatch: Dispatch
+    sinks: tuple[ReportSignal, ...]
+    listeners: tuple[Callable[[Any, Report], None], ...]
+    steps: int
 
 
 class Tracer:
@@ -77,9 +74,12 @@ class Tracer:
         settings: Settings,
         choice: Choice,
         detectors: Iterable[Detector],
-        ages: Callable[[Tracer], Ages],
+        ages: Callable[[protocols.Tracer], Ages],
+        clock: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
         self.name = name
+        # Monotonic, in nanoseconds.
+        self.clock = clock
         self.settings = settings
         detectors = tuple(detectors)
         self.policy = Policy(settings, detectors)
@@ -95,8 +95,16 @@ class Tracer:
             int(settings.long_transaction_seconds * 1e9),
             int(settings.idle_in_transaction_seconds * 1e9),
         )
+        self.gates = Gates.of([settings])
         self._failures_said: set[str] = set()
         self.detectors = detectors
+        self.judges = _asked(
+            (place, one, one.candidates)
+            for place, one in enumerate(detectors)
+            if isinstance(one, Suspecting)
+        )
+        self._published = _asked((place, one, one.facts) for place, one in enumerate(detectors))
+        self.watches = facts.TimePassed in self.judges or facts.TimePassed in self._published
         self._metrics: list[MetricSignal] = []
         # Whether the exporters are open, and stay as they are.
         self.is_settled = False
@@ -111,20 +119,18 @@ class Tracer:
         """Report the sessions that begin from now on to these exporters."""
         for metrics in self._metrics:
             metrics.close()
-        self.wants_sessions = any(one.wants_sessions for one in exporters)
         self._metrics = list(self._measuring(exporters))
-        spans = self._spanning(exporters)
-        # In the order of a story's tellers. What is measured and logged of something that ended
-        # is of its span, which spans end; reports come last, for a summary holds the findings.
-        before: tuple[Any, ...] = (*self._metrics, LogSignal(exporters, self.settings))
-        signals = (*before, spans, *map(ReportSignal, exporters))
-        routes: dict[type, list[tuple[int, Callable[..., None]]]] = {}
-        for index, signal in enumerate(signals):
-            for kind, tell in signal.routes.items():
-                routes.setdefault(kind, []).append((index, tell))
-        self.dispatch = Dispatch(self.detectors, ADDERS, routes)
-        # In one step: another thread may begin a story meanwhile.
-        self._reporting = Reporting(signals, len(before), spans, self.dispatch)
+        wants_sessions = any(one.wants_sessions for one in exporters)
+        sinks = tuple(map(ReportSignal, exporters))
+        # In one step: another thread may begin a report meanwhile.
+        self._reporting = Reporting(
+            metrics=tuple(self._metrics),
+            logs=LogSignal(exporters, self.settings),
+            spans=self._spanning(exporters),
+            sinks=sinks,
+            listeners=tuple(sink.fact for sink in sinks if sink.wants_facts),
+            steps=self.settings.timeline_steps if wants_sessions else 0,
+        )
 
     def _measuring(self, exporters: tuple[Exporter, ...]) -> Iterator[MetricSignal]:
         for one in exporters:
@@ -144,14 +150,13 @@ class Tracer:
                 _refused("MeterProvider", provider, "metrics are not", error)
 
     def _spanning(self, exporters: tuple[Exporter, ...]) -> SpanSignal:
-        statement_spans = self.settings.statement_spans
-        providers = [one.tracer_provider for one in exporters if one.wants_spans]
-        for provider in providers[:1]:
+        for one in [one for one in exporters if one.wants_spans][:1]:
+            provider = one.tracer_provider
             try:
-                return SpanSignal(provider, VERSION, statement_spans=statement_spans)
+                return SpanSignal(provider, VERSION, one.span_recorder)
             except Exception as error:
                 _refused("TracerProvider", provider, "spans are not", error)
-        return SpanSignal(NoOpTracerProvider(), VERSION, statement_spans=statement_spans)
+        return SpanSignal(NoOpTracerProvider(), VERSION)
 
     def settle(self) -> None:
         """Report to the exporters that fit now, before a scope begins; never raises.
@@ -166,7 +171,7 @@ class Tracer:
                 return
             self._is_opening = True
             try:
-                with _telling():
+                with aside():
                     exporters = self.choice.open()
                     if exporters is not None:
                         self._report_to(exporters)
@@ -181,31 +186,62 @@ class Tracer:
             finally:
                 self._is_opening = False
 
-    def begin(self, scope: Scope, epoch: int) -> Story:
-        """The story of a session scope that begins now; `settle()` has to come before it."""
-        return Story(self, self._reporting, self._record(scope, epoch))
-
-    def begin_detached(self, scope: Scope, epoch: int, span: SpanContext | None) -> Story:
-        """The story of one load that an object was refused after its scope had ended."""
-        self.settle()
-        record = self._record(scope, epoch)
-        record.opened_site = scope.opened_site
-        story = Story(self, self._reporting, record)
-        story.refused(span)
-        return story
-
-    def _record(self, scope: Scope, epoch: int) -> SessionRecord:
-        record = SessionRecord(
-            scope.id,
-            self.name,
-            is_async=scope.is_async,
-            epoch=epoch,
-            timeline_steps=self.settings.timeline_steps if self.wants_sessions else 0,
-            settings=self.settings,
+    def wants_everything(self) -> bool:
+        """Whether sessions that are never used are worth a report, too."""
+        reporting = self._reporting
+        return bool(
+            reporting.listeners
+            or reporting.steps
+            or self._published
+            or any(sink.wants_sessions for sink in reporting.sinks)
+            or (reporting.logs is not None and reporting.logs.hears_debug())
         )
-        # What other threads conclude of the scope has no context of the application's.
-        record.silenced = silenced_now()
-        return record
+
+    def closed_unused(self, duration: int) -> None:
+        """A session was closed that was never used, after that many nanoseconds; never raises."""
+        if self.closed:
+            return
+        try:
+            for metrics in self._metrics:
+                metrics.closed_unused(duration)
+        except Exception as error:
+            self.failed("MetricSignal", error)
+
+    def context(self) -> Any:
+        """The context in which a session is opened."""
+        return context_api.get_current()
+
+    def caller(self, context: Any = None) -> tuple[int, int]:
+        """The trace and the span that the caller is in; zeros where it is in none."""
+        return caller(context)
+
+    def begin(self, ledger: Ledger) -> Report:
+        """A report of a session scope that begins now; `settle()` has to come before it."""
+        reporting = self._reporting
+        report = Report(
+            self,
+            ledger,
+            metrics=reporting.metrics,
+            logs=reporting.logs,
+            sinks=reporting.sinks,
+            # What other threads conclude of the scope has no context of the application's.
+            silenced=silenced_now(),
+        )
+        if not reporting.spans.is_idle:
+            report.spans = reporting.spans.begin(report)
+        listeners = reporting.listeners
+        if reporting.logs is not None and reporting.logs.hears_debug():
+            listeners = (reporting.logs.fact, *listeners)
+        if listeners or reporting.steps or self._published:
+            report.publisher = FactPublisher(
+                report, steps=reporting.steps, detectors=self._published, listeners=listeners
+            )
+        return report
+
+    def begin_detached(self, scope: Scope, epoch: int) -> Report:
+        """A report of one load that an object was refused after its scope had ended."""
+        self.settle()
+        return self.begin(Ledger.of_ended(scope, self, epoch))
 
     def failed(self, where: str, error: BaseException) -> None:
         """Count a failure of our own, and log the first of its kind."""
@@ -268,199 +304,9 @@ def _refused(kind: str, provider: object, lost: str, error: Exception) -> None:
     )
 
 
-# What a detector says most of the time.
-_NOTHING: Final = ()
-# What stands for a memory before it is made.
-_UNMADE: Final = object()
-_MOST_FINDINGS: Final = 1_000
-
-
-class _Telling(threading.local):
-    """Whether this thread is telling a fact.
-
-    A detector or an exporter may use a session itself, which would have something to tell again.
-    """
-
-    now = False
-
-
-_TELLING: Final = _Telling()
-
-
-@contextmanager
-def _telling() -> Iterator[None]:
-    """What a sampler or a span processor does meanwhile is not told of."""
-    before, _TELLING.now = _TELLING.now, True
-    try:
-        yield
-    finally:
-        _TELLING.now = before
-
-
-def tell(stories: tuple[Story, ...], fact: Fact) -> None:
-    """Take a fact through the pipeline of each story; never raises."""
-    if _TELLING.now:
-        return
-    _TELLING.now = True
-    try:
-        for story in stories:
-            story.take(fact)
-    finally:
-        _TELLING.now = False
-
-
-def is_telling() -> bool:
-    """Whether what happens now is done by what is told."""
-    return _TELLING.now
-
-
-class Story:
-    """One session scope as one tracer tells it: its record, its detectors' memory, its signals.
-
-    A detector or signal that fails is counted, logged once and left out of the rest of the story.
-    """
-
-    __slots__ = (
-        "_awake",
-        "_dispatch",
-        "_memories",
-        "_muted",
-        "_table",
-        "_tellers",
-        "record",
-        "spans",
-        "tracer",
-    )
-
-    def __init__(self, tracer: Tracer, reporting: Reporting, record: SessionRecord) -> None:
-        self.tracer = tracer
-        self.record = record
-        self.spans: SessionSpans = reporting.spans.begin(record)
-        # Where the exporters change while the scope is open, the earlier ones hear of its end.
-        self._dispatch = dispatch = reporting.dispatch
-        self._tellers: list[Teller | None] = [*reporting.signals]
-        self._tellers[reporting.place_of_spans] = self.spans
-        # The detectors that do not sleep, and those that have failed: bits, by their place.
-        self._awake = dispatch.awake
-        self._muted = 0
-        self._table = dispatch.table(self._awake)
-        self._memories: dict[int, Any] = {}
-
-    def tell(self, fact: Fact) -> None:
-        """Take a fact through the pipeline; never raises."""
-        tell((self,), fact)
-
-    def take(self, fact: Fact) -> None:
-        """Take a fact, of which `tell` tells this thread."""
-        steps = self._table.get(type(fact))
-        if steps is None:
-            return
-        add, wakes, judges, says = steps
-        record = self.record
-        if add is not None:
-            try:
-                add(record, fact)
-            except Exception as error:
-                self.tracer.failed("record", error)
-        if wakes and self._wake(wakes, fact):
-            judges = self._table[type(fact)].judges
-        for index, judge in judges:
-            try:
-                memory = self._memories.get(index, _UNMADE)
-                if memory is _UNMADE:
-                    memory = self._memories[index] = self._dispatch.remember[index](fact, record)
-                verdicts = judge(fact, record, memory)
-                if verdicts is _NOTHING:
-                    continue
-                verdicts = [*verdicts]
-            except Exception as error:
-                self._silence(index, error)
-                continue
-            if verdicts:
-                self._conclude(index, verdicts)
-        for index, say in says:
-            teller = self._tellers[index]
-            if teller is not None:
-                try:
-                    say(teller, fact, record)
-                except Exception as error:
-                    self._mute(index, error)
-
-    def _wake(self, wakes: tuple[tuple[int, Wake], ...], fact: Fact) -> bool:
-        """Wake those to whom the fact means something; whether there is one."""
-        awake = self._awake
-        for index, wake in wakes:
-            try:
-                if wake(fact, self.record):
-                    awake |= 1 << index
-            except Exception as error:
-                self._silence(index, error)
-        if awake == self._awake:
-            return False
-        self._awake = awake
-        self._table = self._dispatch.table(awake, self._muted)
-        return True
-
-    def refused(self, origin: SpanContext | None) -> None:
-        """Open the span of a load that was refused, linked to its session's."""
-        with _telling():
-            try:
-                self.spans.refused(origin)
-            except Exception as error:
-                self._mute(self._tellers.index(self.spans), error)
-
-    def stop(self) -> None:
-        """End the story unfinished."""
-        with _telling():
-            try:
-                self.spans.stop()
-            except Exception as error:
-                self.tracer.failed("spans", error)
-
-    def _conclude(self, index: int, verdicts: list[Finding | Retraction]) -> None:
-        """Say what a detector concludes, as far as the policy has it said."""
-        try:
-            for verdict in verdicts:
-                if not isinstance(verdict, Finding | Retraction):
-                    raise TypeError(f"{type(verdict).__qualname__} is no Finding")
-            ruled = [one for one in map(self._rule, verdicts) if one is not None]
-        except Exception as error:
-            self._silence(index, error)
-            return
-        for one in ruled:
-            self._say(one)
-
-    def _silence(self, index: int, error: Exception) -> None:
-        self._muted |= 1 << index
-        self._table = self._dispatch.table(self._awake, self._muted)
-        self.tracer.failed(type(self.tracer.detectors[index]).__name__, error)
-
-    def _say(self, verdict: Finding | Retraction) -> None:
-        record = self.record
-        if isinstance(verdict, Finding):
-            # A scope that goes on for ever and fails for ever must not fill the memory.
-            if len(record.findings) < _MOST_FINDINGS:
-                record.findings.append(verdict)
-            if self.tracer.policy.raises(verdict) and len(record.misuses) < _MOST_FINDINGS:
-                record.misuses.append(verdict)
-        for index, teller in enumerate(self._tellers):
-            if teller is not None:
-                try:
-                    if isinstance(verdict, Finding):
-                        teller.finding(verdict, record)
-                    else:
-                        teller.retracted(verdict, record)
-                except Exception as error:
-                    self._mute(index, error)
-
-    def _rule(self, verdict: Finding | Retraction) -> Finding | Retraction | None:
-        """The verdict as the policy has it told, or None."""
-        policy = self.tracer.policy
-        if isinstance(verdict, Finding):
-            return policy.rule(verdict, self.record)
-        said = policy.as_said(verdict.finding)
-        return replace(verdict, finding=said) if said in self.record.findings else None
-
-    def _mute(self, index: int, error: Exception) -> None:
-        teller, self._tellers[index] = self._tellers[index], None
-        self.tracer.failed(type(teller).__name__, error)
+def _asked(wanted: Iterable[tuple[int, Detector, tuple[type[Fact], ...]]]) -> Asked:
+    asked: Asked = {}
+    for place, detector, kinds in wanted:
+        for kind in kinds:
+            asked[kind] = (*asked.get(kind, ()), (place, detector))
+    return asked

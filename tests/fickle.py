@@ -1,4 +1,4 @@
-"""A detector that takes back what it said."""
+"""A detector that retracts what it reported."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from session_tracer import Finding
-    from session_tracer.ledger.record import SessionRecord
+    from session_tracer.ledger.report import Report
 
 __all__ = ["Fickle"]
 
 
 class Fickle:
-    """It suspects every transaction as it begins, and thinks better of it as it ends."""
+    """It suspects each transaction as it begins, and retracts that as the transaction ends."""
 
     facts = (TransactionBegan, TransactionEnded)
 
     def memory(self) -> list[Finding]:
-        """What it has said."""
+        """What it has reported."""
         return []
 
     def judge(
         self,
         fact: TransactionBegan | TransactionEnded,
-        record: SessionRecord,
+        report: Report,
         memory: list[Finding],
     ) -> Iterator[Finding | Retraction]:
         """A finding, then its retraction."""
         if isinstance(fact, TransactionBegan):
             memory.append(
-                record.finding(
+                report.finding(
                     "a-suspicion",
                     "warning",
                     "this transaction may never end",

@@ -121,22 +121,22 @@ def test_something_that_is_no_exporter_is_refused(maker: Any, exporter: Any) -> 
 
 PACKAGES = "the names of top-level packages"
 BAD_SETTINGS: list[tuple[str, Any, str]] = [
-    ("max_entities", 0, "a whole number from 1 up"),
-    ("max_entities", "100", "a whole number from 1 up"),
-    ("max_entities", True, "a whole number from 1 up"),
+    ("max_entities", 0, "a positive integer"),
+    ("max_entities", "100", "a positive integer"),
+    ("max_entities", True, "a positive integer"),
     ("statement_spans", "yes", "true or false"),
     ("statement_spans", 1, "true or false"),
     ("record_identity", None, "true or false"),
-    ("site_frames", 51, "a whole number from 1 to 50"),
+    ("site_frames", 51, "an integer from 1 to 50"),
     ("application_packages", ["shop.web"], PACKAGES),
     ("application_packages", ("shop.web",), PACKAGES),
-    ("slow_session_seconds", 0, "a number of seconds above 0"),
-    ("slow_session_seconds", float("nan"), "a number of seconds above 0"),
-    ("repeat_finding_seconds", "60", "a number of seconds above 0"),
+    ("slow_session_seconds", 0, "a positive number of seconds"),
+    ("slow_session_seconds", float("nan"), "a positive number of seconds"),
+    ("repeat_finding_seconds", "60", "a positive number of seconds"),
     ("log_level", "trace", "one of debug, info, warning, error"),
-    ("timeline_steps", 3, "a whole number from 4 to 10000"),
-    ("jsonl_path", "", "some text"),
-    ("prometheus_port", 65536, "a whole number from 0 to 65535"),
+    ("timeline_steps", 3, "an integer from 4 to 10000"),
+    ("jsonl_path", "", "a non-empty string"),
+    ("prometheus_port", 65536, "an integer from 0 to 65535"),
 ]
 
 
@@ -152,10 +152,10 @@ def test_a_bad_setting_is_refused_by_name_value_and_what_is_allowed(
 
 
 BAD_VARIABLES = [
-    ("SESSION_TRACER_MAX_ENTITIES", "many", "a whole number from 1 up"),
-    ("SESSION_TRACER_MAX_ENTITIES", "0", "a whole number from 1 up"),
+    ("SESSION_TRACER_MAX_ENTITIES", "many", "a positive integer"),
+    ("SESSION_TRACER_MAX_ENTITIES", "0", "a positive integer"),
     ("SESSION_TRACER_STATEMENT_SPANS", "perhaps", "true or false"),
-    ("SESSION_TRACER_SLOW_SESSION_SECONDS", "-1", "a number of seconds above 0"),
+    ("SESSION_TRACER_SLOW_SESSION_SECONDS", "-1", "a positive number of seconds"),
     ("SESSION_TRACER_LOG_LEVEL", "loud", "one of debug, info, warning, error"),
 ]
 

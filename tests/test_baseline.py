@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 HEADING = """\
-# Findings that are known and are not said, wherever in the function they are.
-# Delete a line once its cause is mended.
+# Known findings, which are not reported. Line numbers do not matter.
+# Delete a line when its cause is fixed.
 """
 
 
@@ -170,19 +170,19 @@ def test_an_empty_file_knows_nothing(path: Path) -> None:
 )
 def test_a_line_that_is_no_finding_is_named(path: Path, line: str) -> None:
     path.write_text(f'# known\n{{"id": "large-flush"}}\n{line}\n')
-    with pytest.raises(ValueError, match="no known finding") as refused:
+    with pytest.raises(ValueError, match="Invalid line") as refused:
         load(path)
     assert str(refused.value) == (
-        f"{path}:3 is no known finding: {line!r}. Each line is a JSON object of texts with an id, "
-        "and with file, function, entity, attribute as far as there are."
+        f"Invalid line {path}:3: {line!r}. Expected a JSON object of strings with the key id and "
+        "optionally file, function, entity, attribute."
     )
 
 
 def test_a_file_that_is_missing_is_named_with_what_to_do(path: Path) -> None:
-    with pytest.raises(ValueError, match="cannot be read") as refused:
+    with pytest.raises(ValueError, match="Cannot read") as refused:
         load(path)
     assert str(refused.value) == (
-        f"{str(path)!r} cannot be read (No such file or directory); pytest writes it, with "
+        f"Cannot read {str(path)!r}: No such file or directory. Write it with pytest "
         "--session-tracer-baseline=FILE --session-tracer-update-baseline."
     )
 

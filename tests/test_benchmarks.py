@@ -35,7 +35,7 @@ from session_tracer.facts import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from session_tracer.ledger.record import SessionRecord
+    from session_tracer.ledger.report import Report
 
 CHANGE_ONE = WORKS[0]
 SMALL = [work for work in WORKS if work.key in ("W1", "W5", "W6")]
@@ -74,7 +74,7 @@ class OneMoreDetector:
     def memory(self) -> None:
         return None
 
-    def judge(self, fact: Fact, record: SessionRecord, memory: None) -> tuple[Finding, ...]:
+    def judge(self, fact: Fact, report: Report, memory: None) -> tuple[Finding, ...]:
         return ()
 
 

@@ -207,7 +207,7 @@ print("OtelBatchSpanRecordProcessor" in before, "OtelBatchSpanRecordProcessor" i
 """
     done = run(program, OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9")
     assert done.stdout == "2 2\nTrue False\n"
-    assert done.stderr.count("has configured OpenTelemetry after its first sessions") == 1
+    assert done.stderr.count("configured OpenTelemetry after its first sessions") == 1
 
 
 def test_a_session_that_is_open_when_the_exporters_change_ends_well() -> None:

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from session_tracer.facts import Fact
-    from session_tracer.ledger.record import SessionRecord
+    from session_tracer.ledger.report import Report
     from session_tracer.testing import Captured
     from tests.twins import Twin
 
@@ -246,7 +246,7 @@ class Raising:
     def memory(self) -> None:
         """Remembers nothing."""
 
-    def judge(self, fact: Fact, record: SessionRecord, memory: None) -> Iterable[Finding]:
+    def judge(self, fact: Fact, report: Report, memory: None) -> Iterable[Finding]:
         raise LookupError(SECRET)
 
 
@@ -260,34 +260,34 @@ class NoMemory(Raising):
 class Nothing(Raising):
     """A detector that returns what cannot be iterated."""
 
-    def judge(self, fact: Fact, record: SessionRecord, memory: None) -> Any:
+    def judge(self, fact: Fact, report: Report, memory: None) -> Any:
         return None
 
 
 class Rubbish(Raising):
     """A detector that yields something else than findings."""
 
-    def judge(self, fact: Fact, record: SessionRecord, memory: None) -> Any:
+    def judge(self, fact: Fact, report: Report, memory: None) -> Any:
         yield "n-plus-one"
 
 
 class HalfWay(Raising):
     """A detector that raises after it has yielded."""
 
-    def judge(self, fact: Fact, record: SessionRecord, memory: None) -> Iterable[Finding]:
-        yield finding_of(record)
+    def judge(self, fact: Fact, report: Report, memory: None) -> Iterable[Finding]:
+        yield finding_of(report)
         raise LookupError
 
 
-def finding_of(record: SessionRecord) -> Finding:
+def finding_of(report: Report) -> Finding:
     return Finding(
         id="it-is-so",
         severity="info",
         message="It is so",
         remedy="leave it",
         site=None,
-        session_id=record.id,
-        session_name=record.name,
+        session_id=report.ledger.id,
+        session_name=report.name,
         session_site=None,
     )
 
@@ -463,7 +463,7 @@ def test_a_span_processor_that_raises_leaves_the_other_signals_and_the_context_a
     assert context_api.get_current() is before
     assert logs == [event["event"] for event in without.logs]
     assert [record.name for record in caplog.records] == ["session_tracer"]
-    assert "failed in SessionSpans with LookupError" in caplog.text
+    assert "failed in LiveSpans with LookupError" in caplog.text
 
 
 @pytest.fixture
@@ -542,7 +542,7 @@ class Curious:
     def memory(self) -> None:
         """Remembers nothing."""
 
-    def judge(self, fact: Fact, record: SessionRecord, memory: None) -> Iterable[Finding]:
+    def judge(self, fact: Fact, report: Report, memory: None) -> Iterable[Finding]:
         self.asked += 1
         with self._maker() as session:
             session.execute(text("SELECT 1")).scalar()

@@ -487,7 +487,7 @@ def test_the_same_target_again_is_the_first_instrumentation(twin: Twin, again: s
 def test_the_same_target_with_other_options_keeps_the_first_and_warns(engine: Engine) -> None:
     maker = sessionmaker(engine)
     first = instrument(maker, name="orders", exporter=Exporter())
-    with pytest.warns(UserWarning, match="instrumented already, as 'orders'") as warned:
+    with pytest.warns(UserWarning, match="already instrumented, as 'orders'") as warned:
         second = instrument(scoped_session(maker), name="invoices", exporter=Exporter())
     assert second is first
     assert [warning.filename for warning in warned] == [__file__]

@@ -11,167 +11,48 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-VALUES = {
-    "where.callsite",
-    "facts",
-    "model.findings",
-    "where.owner",
-    "ledger.record",
-    "settings",
-    "model.live_session",
-    "publisher.timeline",
-    "ledger.uncommitted",
-}
-SAYS = {"exporter", "signals.histograms", "signals.names", "signals.routes"}
-
-# Of our own modules, those a module may import. The first pattern that fits counts; a module that
-# none fits may import any module of ours but an exporter.
-OURS: dict[str, set[str]] = {
-    "where.tasks": set(),
-    "runtime.degraded": set(),
-    "runtime.nearest": set(),
-    "runtime.process": set(),
-    "runtime.threads": set(),
-    "runtime.environment": set(),
-    "runtime.background_queue": {"runtime.process", "runtime.threads"},
-    "where.running": set(),
-    "where.frameworks": {"where.running"},
-    "where.callsite": {"where.tasks", "where.running"},
-    "where.owner": {"where.tasks", "runtime.process", "where.running"},
-    "hooks.patching": set(),
-    "settings": {"runtime.degraded", "model.findings", "runtime.nearest"},
-    "version": set(),
-    "signals.names": set(),
-    "facts": {"where.callsite", "where.owner", "model.live_session"},
-    "model.live_session": {"where.callsite", "facts", "model.findings"},
-    "model.findings": {"where.callsite"},
-    "verdicts.silencing": {"model.findings", "runtime.nearest"},
-    "verdicts.baseline": {"model.findings"},
-    "verdicts.policy": VALUES
-    | {
-        "verdicts.baseline",
-        "detectors",
-        "detectors.protocol",
-        "runtime.nearest",
-        "verdicts.silencing",
-    },
-    "verdicts.misuse": {"model.findings", "where.running", "tracer"},
-    "hooks.safe_types": set(),
-    "hooks.sql": {"facts", "hooks.safe_types"},
-    "hooks.flush_contents": {"facts", "runtime.degraded", "hooks.safe_types"},
-    "hooks.error_frames": {"facts"},
-    "publisher.timeline": {"where.callsite", "facts"},
-    "ledger.uncommitted": {"where.callsite", "facts", "publisher.timeline"},
-    "ledger.record": {
-        "where.callsite",
-        "facts",
-        "model.findings",
-        "settings",
-        "publisher.timeline",
-        "ledger.uncommitted",
-    },
-    "publisher.dispatch": {"detectors.protocol", "facts", "ledger.record"},
-    "detectors": {"detectors.*"},
-    "detectors.*": VALUES
-    | {
-        "detectors.missing",
-        "detectors.recent",
-        "detectors.evidence",
-        "detectors.protocol",
-        "detectors.said",
-        "detectors.unsaved",
-        "detectors.watched",
-        "detectors.wording",
-    },
-    "signals.metrics": VALUES | SAYS | {"runtime.process", "runtime.threads"},
-    "signals.histograms": {
-        "runtime.process",
-        "runtime.threads",
-        "signals.names",
-        "where.running",
-        "runtime.degraded",
-    },
-    "signals.logs": VALUES | SAYS | {"runtime.process", "runtime.environment", "runtime.threads"},
-    "signals.*": VALUES | SAYS,
-    "exporter": VALUES
-    | {"runtime.nearest", "runtime.process", "runtime.threads", "signals.histograms"},
-    "exporter_choice": {
-        "runtime.degraded",
-        "exporter",
-        "settings",
-        "runtime.environment",
-        "runtime.threads",
-    },
-    "exporters.*": VALUES
-    | SAYS
-    | {
-        "runtime.background_queue",
-        "runtime.degraded",
-        "exporters.*",
-        "runtime.process",
-        "runtime.environment",
-        "runtime.threads",
-    },
-    # The SDK's reader that it sets up is given histograms as those of the exporters are.
-    "testing": VALUES
-    | {
-        "detectors",
-        "exporter",
-        "exporters.sdk_histograms",
-        "hooks.targets",
-        "instrumentor",
-        "ledger.watchdog",
-    },
-    "pytest_plugin": {"pytest_plugin.*"},
-    "pytest_plugin.annotations": {"model.findings"},
-    "pytest_plugin.budgets": set(),
-    "pytest_plugin.options": {"model.findings"},
-    "pytest_plugin.trace": {
-        "model.findings",
-        "pytest_plugin.*",
-        "ledger.record",
-        "model.live_session",
-    },
-    # What the console shows of a session, a failing test shows too.
-    "pytest_plugin.wording": VALUES
-    | {"exporters.finding_block", "exporters.session_block", "pytest_plugin.*"},
-}
+# The folders and modules of the package, by their level: a module imports from its own level and
+# those below, also where the import is only for types.
+LEVELS: list[set[str]] = [
+    {"runtime", "version"},
+    {"where"},
+    {"model", "facts"},
+    {"settings"},
+    {"ledger"},
+    {"detectors"},
+    {"verdicts"},
+    {"signals", "exporter"},
+    {"publisher"},
+    {"exporter_choice"},
+    {"tracer", "hooks"},
+    {"instrumentor"},
+    {"exporters"},
+    {"testing"},
+    {"pytest_plugin"},
+    {""},  # the package itself has the public names
+]
+# The exporters import the SDK and, of the package, what is public or made for them.
+OF_EXPORTERS = {
+    "background_queue", "counts", "degraded", "environment", "exporter", "facts", "findings",
+    "histograms", "names", "process", "settings", "span_recorder", "summary", "threads",
+    "timeline", "callsite", "version", "", "span_attributes",
+}  # fmt: skip
 
 # Of other people's, those that only some modules may import, and which modules those are.
 THEIRS: dict[str, set[str]] = {
-    "sqlalchemy": {
-        "hooks.errors",
-        "hooks.flush_contents",
-        "hooks.error_frames",
-        "instrumentor",
-        "hooks.lifecycle",
-        "hooks.session_events",
-        "hooks.loader_options",
-        "ledger.object_counter",
-        "verdicts.misuse",
-        "hooks.statements",
-        "hooks.targets",
-    },
+    "sqlalchemy": {"hooks.*", "instrumentor", "ledger.object_counter", "verdicts.misuse"},
     "opentelemetry": {
-        "exporter",
-        "exporters.*",
-        "signals.logs",
-        "signals.metrics",
-        "signals.spans",
-        "signals.histograms",
-        "runtime.environment",
-        "testing",
-        "tracer",
+        "exporter", "exporters.*", "runtime.environment", "signals.*", "testing", "tracer",
     },
     "opentelemetry.sdk": {"exporters.*", "testing"},
     "structlog": {"signals.logs"},
     "rich": {"exporters.*"},
     "pytest": {"pytest_plugin", "pytest_plugin.*"},
-}
+}  # fmt: skip
 
 # The same, for types alone.
 THEIR_TYPES: dict[str, set[str]] = {
-    "sqlalchemy": {"ledger.same_owner", "ledger.probe", "hooks.sql", "ledger.in_progress"},
+    "sqlalchemy": {"ledger.*"},
     "opentelemetry": {"ledger.origin"},
     "rich": {"pytest_plugin.wording"},
 }
@@ -224,19 +105,60 @@ def fits(name: str, patterns: set[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
+def level_of(module: str) -> int:
+    """The level of a module; `LEVELS` names every module or its folder."""
+    folder = module.partition(".")[0]
+    (level,) = (number for number, names in enumerate(LEVELS) if folder in names)
+    return level
+
+
+def imported_modules(module: str) -> set[str]:
+    """The modules of the package that a module imports, types included."""
+    found = set().union(*imported(MODULES[module]))
+    names = {one.removeprefix("session_tracer").removeprefix(".") for one in found
+             if one.partition(".")[0] == "session_tracer"}  # fmt: skip
+    return (names & set(MODULES)) - {module}
+
+
 @pytest.mark.parametrize("module", MODULES)
-def test_a_module_imports_those_of_ours_that_it_may(module: str) -> None:
-    ours = {
-        name.removeprefix("session_tracer.")
-        for names in imported(MODULES[module])
-        for name in names
-        if name.startswith("session_tracer.")
+def test_a_module_imports_from_its_own_level_and_below(module: str) -> None:
+    level = level_of(module)
+    allowed = {""} if module.startswith("exporters") else set()  # the public names
+    above = {other for other in imported_modules(module) if level_of(other) > level}
+    assert above - allowed == set()
+
+
+def test_exporters_import_what_is_made_for_them() -> None:
+    theirs = {
+        other
+        for module in MODULES
+        if module.startswith("exporters.")
+        for other in imported_modules(module)
+        if not other.startswith("exporters")
     }
-    allowed = next((may for pattern, may in OURS.items() if fits(module, {pattern})), None)
-    if allowed is None:
-        assert not {name for name in ours if fits(name, {"exporters", "exporters.*"})}
-    else:
-        assert {name for name in ours if not fits(name, allowed)} == set()
+    assert {one.rpartition(".")[2] for one in theirs} <= OF_EXPORTERS
+
+
+def test_hooks_know_no_signal() -> None:
+    for module in MODULES:
+        if module.startswith("hooks."):
+            assert not {one for one in imported_modules(module) if one.startswith("signals")}
+
+
+@pytest.mark.parametrize("folder", sorted({name.partition(".")[0] for name in MODULES} - {""}))
+def test_folders_do_not_import_each_other_in_a_circle(folder: str) -> None:
+    def folders(names: set[str]) -> set[str]:
+        return {name.partition(".")[0] for name in names}
+
+    of_folder = folders(
+        set().union(*(imported_modules(one) for one in MODULES if one.split(".")[0] == folder))
+    ) - {folder}
+    for other in of_folder:
+        back = folders(
+            set().union(*(imported_modules(one) for one in MODULES if one.split(".")[0] == other))
+        )
+        is_known = {folder, other} in ({"facts", "model"}, {"exporter", "signals"})
+        assert is_known or folder not in back, f"{folder} and {other} import each other"
 
 
 @pytest.mark.parametrize("package", THEIRS)
@@ -252,9 +174,10 @@ def test_a_package_is_known_where_it_may_be(package: str) -> None:
     assert {name for name in for_types if not fits(name, may_type)} == set()
 
 
-@pytest.mark.parametrize("table", [OURS, THEIRS, THEIR_TYPES])
+@pytest.mark.parametrize("table", [THEIRS, THEIR_TYPES])
 def test_the_tables_name_modules_that_exist(table: dict[str, set[str]]) -> None:
-    named = set().union(*table.values()) | (set(table) if table is OURS else set())
+    named = set().union(*table.values())
     assert {
         pattern for pattern in named if not any(fits(name, {pattern}) for name in MODULES)
     } == set()
+    assert {name.partition(".")[0] for name in MODULES} == set().union(*LEVELS)

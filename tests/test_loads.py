@@ -16,8 +16,8 @@ from sqlalchemy.orm.exc import DetachedInstanceError
 
 from session_tracer import CallSite, facts, instrument
 from session_tracer.exporter import Exporter
+from session_tracer.hooks.scopes import ledger_of
 from session_tracer.ledger import object_counter
-from session_tracer.ledger.probe import probe_of
 from session_tracer.testing import Captured, capture
 from tests.library import Author, Base, Book, Item, Map, authors
 
@@ -121,9 +121,9 @@ def test_each_scope_counts_anew(factory: Factory, road: str) -> None:
 def test_how_full_the_map_was_is_noted_while_it_is_followed(factory: Factory, road: str) -> None:
     with capture(factory), factory() as session:
         session.connection()
-        probe = probe_of(session)
-        assert probe is not None
-        counter = probe.counter
+        ledger = ledger_of(session)
+        assert ledger is not None
+        counter = ledger.counter
         kept = session.scalars(select(Book)).all()
         assert (len(kept), counter.peak) == (6, 0)
         counter.follow(on=True)

@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from session_tracer.facts import Fact
-    from session_tracer.ledger.record import SessionRecord
+    from session_tracer.ledger.report import Report
     from tests.twins import Twin
 
 
 @dataclass
 class After:
-    """Finds something as soon as so many facts of a kind were told."""
+    """Finds something as soon as this many facts of a kind were published."""
 
     kind: type[Any]
     count: int = 1
@@ -45,11 +45,11 @@ class After:
     def memory(self) -> list[Fact]:
         return []
 
-    def judge(self, fact: Any, record: SessionRecord, memory: list[Fact]) -> Iterator[Finding]:
+    def judge(self, fact: Any, report: Report, memory: list[Fact]) -> Iterator[Finding]:
         memory.append(fact)
         if len(memory) == self.count:
             message = f"{self.kind.__name__} for the {self.count}. time"
-            yield record.finding(self.id, "error", message, "less of it", fact.site)
+            yield report.finding(self.id, "error", message, "less of it", fact.site)
 
 
 def raising(twin: Twin, *detectors: After, **options: Any) -> Any:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from session_tracer.ledger.probe import Probe
+    from session_tracer.ledger.ledger import Ledger
 
 Factory = sessionmaker[Session]
 ONE = text("SELECT 1")
@@ -38,18 +38,20 @@ def factory(tmp_path: Path) -> Iterator[Factory]:
 
 def together() -> list[int]:
     """How many sessions are open together, for each thread or task that has any."""
-    return sorted(len(probes) for probes in same_owner._TOGETHER.values())
+    return sorted(len(ledgers) for ledgers in same_owner._TOGETHER.values())
 
 
-def probe_of(session: Session) -> Probe:
-    """What hangs on a traced session."""
-    (probe,) = (one for one, ref in LIVE.items() if ref() is session)
-    return probe
+def ledger_of(session: Session) -> Ledger:
+    """The ledger of a traced session."""
+    (ledger,) = (one for one, ref in LIVE.items() if ref() is session)
+    return ledger
 
 
-def test_a_session_is_there_while_it_is_open(factory: Factory) -> None:
+def test_a_session_is_there_while_it_is_open_and_was_used(factory: Factory) -> None:
     with capture(factory):
         session = factory()
+        assert together() == []
+        session.execute(ONE)
         assert together() == [1]
         with factory() as another:
             another.execute(ONE)
@@ -74,6 +76,7 @@ def test_a_session_that_is_collected_leaves(factory: Factory) -> None:
 def test_a_session_that_is_traced_no_longer_leaves(factory: Factory) -> None:
     with capture(factory):
         session = factory()
+        session.execute(ONE)
         assert together() == [1]
     assert together() == []
     session.close()
@@ -130,10 +133,11 @@ def test_a_session_that_comes_back_to_who_opened_it_is_there_once(factory: Facto
 def test_a_session_that_lives_on_remembers_few_of_the_others_commits(factory: Factory) -> None:
     with capture(factory):
         lasting = factory()
+        lasting.execute(ONE)
         for number in range(40):
             with factory.begin() as session:
                 session.add(Author(name=f"author {number}"))
-        assert len(probe_of(lasting).beside) == 16
+        assert len(ledger_of(lasting).beside) == 16
         lasting.close()
 
 
@@ -155,6 +159,7 @@ def test_each_session_that_splits_the_writes_is_told_of_once(factory: Factory) -
 def test_a_child_process_forgets_its_parents_sessions(factory: Factory) -> None:
     with capture(factory):
         session = factory()
+        session.execute(ONE)
         known = dict(same_owner._TOGETHER)
         same_owner.forget()
         assert together() == []

@@ -25,16 +25,17 @@ from session_tracer import (
     silence,
 )
 from session_tracer import facts as what
-from session_tracer.ledger.record import SessionRecord
 from session_tracer.model.findings import FINDING_IDS, Severity
 from session_tracer.testing import capture
 from session_tracer.verdicts.baseline import write
 from session_tracer.verdicts.policy import Policy
+from tests.detectors.feeding import PlayedScope
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from session_tracer.facts import Fact
+    from session_tracer.ledger.report import Report
 
 HERE = CallSite(str(Path.cwd() / "shop" / "jobs" / "report.py"), 33, "totals")
 ELSEWHERE = CallSite("/srv/till/report.py", 7, "<module>")
@@ -47,7 +48,7 @@ class Own:
 
     def memory(self) -> None: ...
 
-    def judge(self, fact: Fact, record: SessionRecord, memory: None) -> Iterable[Finding]:
+    def judge(self, fact: Fact, report: Report, memory: None) -> Iterable[Finding]:
         return ()
 
 
@@ -73,9 +74,9 @@ def found(
 
 
 def ruled(finding: Finding, *, silenced: frozenset[str] = frozenset(), **options: Any) -> Any:
-    record = SessionRecord("0123456789abcdef", "default")
-    record.silenced = silenced
-    return Policy(Settings(**options), DEFAULT_DETECTORS).rule(finding, record)
+    report = PlayedScope([]).report
+    report.silenced = silenced
+    return Policy(Settings(**options), DEFAULT_DETECTORS).rule(finding, report)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +217,7 @@ def test_each_of_our_findings_can_be_named() -> None:
 
 def test_a_baseline_that_is_missing_is_refused(tmp_path: Path) -> None:
     before = dict(vars(Session))
-    with pytest.raises(ValueError, match=r"baseline_path: '.*known.jsonl' cannot be read"):
+    with pytest.raises(ValueError, match=r"Invalid baseline_path. Cannot read '.*known.jsonl'"):
         instrument(sessionmaker(), exporter=Exporter(), baseline_path=str(tmp_path / "known.jsonl"))
     assert dict(vars(Session)) == before
 
@@ -235,17 +236,17 @@ class Suspicious:
         return []
 
     def judge(
-        self, fact: Any, record: SessionRecord, memory: list[Finding]
+        self, fact: Any, report: Report, memory: list[Finding]
     ) -> Iterator[Finding | Retraction]:
         if isinstance(fact, what.TransactionBegan):
             severity: Any = "fatal" if self.broken else "warning"
             site: Any = "here" if self.broken else fact.site
-            memory.append(record.finding("a-suspicion", severity, "it began", "end it", site))
+            memory.append(report.finding("a-suspicion", severity, "it began", "end it", site))
             yield memory[0]
         elif isinstance(fact, what.TransactionEnded):
             yield Retraction(finding=memory[0], message="it ended")
         else:
-            yield record.finding("another-one", "info", "it closed", "leave it open", fact.site)
+            yield report.finding("another-one", "info", "it closed", "leave it open", fact.site)
 
 
 @pytest.fixture
@@ -344,7 +345,7 @@ def test_our_detectors_draw_what_is_listed_and_no_other() -> None:
 
 
 def ids_of(call: ast.Call) -> list[str]:
-    """The id that `record.finding("...")` or `Finding(id="...")` is given."""
+    """The id that `report.finding("...")` or `Finding(id="...")` is given."""
     match call:
         case ast.Call(func=ast.Attribute(attr="finding"), args=[ast.Constant(value=str(id_)), *_]):
             return [id_]

@@ -1,9 +1,10 @@
-"""Holds the README to its word: its snippets run, its tables and links are those of the code."""
+"""Checks the README and the pages of docs/: snippets run, tables and links match the code."""
 
 from __future__ import annotations
 
 import ast
 import asyncio
+import importlib
 import re
 from contextlib import nullcontext
 from dataclasses import fields
@@ -29,12 +30,21 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text()
-SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+# What the README used to contain, and the page that has it now.
+PAGES = {name: (DOCS / name).read_text() for name in ("deployment.md", "exporters.md", "tuning.md")}
+TESTING = (DOCS / "testing.md").read_text()
+SNIPPETS = [
+    snippet
+    for page in (README, *PAGES.values(), TESTING)
+    for snippet in re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+]
+EVERY_PAGE = ["README.md", *(f"docs/{page.name}" for page in sorted(DOCS.glob("*.md")))]
 
 
 def snippet_with(words: str) -> str:
-    """The README's one snippet that has these words."""
+    """The one snippet of these pages that contains the words."""
     (found,) = [snippet for snippet in SNIPPETS if words in snippet]
     return str(found)
 
@@ -82,11 +92,11 @@ def test_an_async_fastapi_dependency_needs_no_change(tmp_path: Path) -> None:
     application = run(snippet_with("async def get_db():"), AsyncSessionLocal=factory)
 
     async def request() -> None:
-        with capture(factory) as told:
+        with capture(factory) as captured:
             async for session in application["get_db"]():
                 await session.execute(text("SELECT 1"))
         await engine.dispose()
-        assert [summary.statements for summary in told.sessions] == [1]
+        assert [summary.statements for summary in captured.sessions] == [1]
 
     asyncio.run(request())
 
@@ -96,21 +106,21 @@ def test_a_flask_sqlalchemy_object_is_a_target() -> None:
     app.config["SQLALCHEMY_DATABASE_URI"] = "sqlite://"
     db = SQLAlchemy(app)
     run(snippet_with("instrument(db)"), app=app, db=db)
-    with app.app_context(), capture(db) as told:
+    with app.app_context(), capture(db) as captured:
         db.session.execute(text("SELECT 1"))
         db.session.remove()
         db.engine.dispose()
-    assert [summary.statements for summary in told.sessions] == [1]
+    assert [summary.statements for summary in captured.sessions] == [1]
 
 
 def test_sqlmodels_session_is_a_target() -> None:
     application = run(snippet_with("from sqlmodel import Session"))
     session_class = application["Session"]
     engine = create_engine("sqlite://")
-    with capture(session_class) as told, session_class(engine) as session:
+    with capture(session_class) as captured, session_class(engine) as session:
         session.connection().execute(text("SELECT 1"))
     engine.dispose()
-    assert [summary.statements for summary in told.sessions] == [1]
+    assert [summary.statements for summary in captured.sessions] == [1]
 
 
 def test_celerys_factory_is_instrumented_where_it_is_made(factory: sessionmaker[Any]) -> None:
@@ -131,41 +141,42 @@ def library() -> Iterator[sessionmaker[Any]]:
     engine.dispose()
 
 
-def test_findings_are_ignored_as_the_readme_says(library: sessionmaker[Any]) -> None:
+def test_findings_are_ignored_as_the_tuning_page_says(library: sessionmaker[Any]) -> None:
     run(snippet_with("ignore={"), SessionLocal=library)
     with library() as session:
-        (story,) = session.__dict__["_session_tracer"].stories
-        rule, record = story.tracer.policy.rule, story.record
+        session.execute(text("SELECT 1"))
+        (report,) = session.__dict__["_session_tracer"].reports
+        rule = report.tracer.policy.rule
 
-        def said(id_: str, file: str, entity: str = "", attribute: str = "") -> str:
+        def severity(id_: str, file: str, entity: str = "", attribute: str = "") -> str:
             site = CallSite(str(Path.cwd() / file), 7, "work")
-            finding = record.finding(
+            finding = report.finding(
                 id_, "warning", "", "", site, entity=entity, attribute=attribute
             )
-            ruled = rule(finding, record)
+            ruled = rule(finding, report)
             return "" if ruled is None else ruled.severity
 
-        assert said("large-result", "shop/views.py") == ""
-        assert said("commit-in-loop", "jobs/nightly.py") == ""
-        assert said("commit-in-loop", "shop/jobs.py") == "warning"
-        assert said("n-plus-one", "shop/views.py", "Author", "books") == ""
-        assert said("n-plus-one", "shop/views.py", "Author", "letters") == "warning"
-        assert said("large-flush", "vendor/it.py") == ""
-        assert said("large-flush", "shop/vendor/it.py") == "warning"
-        assert said("split-writes", "shop/views.py") == "error"
+        assert severity("large-result", "shop/views.py") == ""
+        assert severity("commit-in-loop", "jobs/nightly.py") == ""
+        assert severity("commit-in-loop", "shop/jobs.py") == "warning"
+        assert severity("n-plus-one", "shop/views.py", "Author", "books") == ""
+        assert severity("n-plus-one", "shop/views.py", "Author", "letters") == "warning"
+        assert severity("large-flush", "vendor/it.py") == ""
+        assert severity("large-flush", "shop/vendor/it.py") == "warning"
+        assert severity("split-writes", "shop/views.py") == "error"
     uninstrument(library)
 
 
 def test_a_finding_is_silenced_around_code(library: sessionmaker[Any]) -> None:
     take_in = run(snippet_with("import silence"), SessionLocal=library)["take_in"]
-    with capture(library) as told:
+    with capture(library) as captured:
         take_in(Author(name=f"newcomer {number}") for number in range(12))
-    assert told.findings == []
+    assert captured.findings == []
     loud = snippet_with("import silence").replace(', silence("commit-in-loop"', ', quiet("x"')
     given = {"SessionLocal": library, "quiet": lambda *_, reason: nullcontext()}
-    with capture(library) as told:
+    with capture(library) as captured:
         run(loud, **given)["take_in"](Author(name=f"guest {number}") for number in range(12))
-    assert [finding.id for finding in told.findings] == ["commit-in-loop"]
+    assert [finding.id for finding in captured.findings] == ["commit-in-loop"]
 
 
 def test_a_finding_is_raised_in_a_test(library: sessionmaker[Any]) -> None:
@@ -184,19 +195,19 @@ def test_a_finding_is_raised_in_a_test(library: sessionmaker[Any]) -> None:
 def assert_traced(factory: sessionmaker[Any], name: str) -> None:
     """The factory's sessions are traced, under that name, until the test ends."""
     with factory() as session:
-        stories = session.__dict__["_session_tracer"].stories
-        assert [story.record.name for story in stories] == [name]
+        tracers = session.__dict__["_session_tracer"].tracers
+        assert [tracer.name for tracer in tracers] == [name]
     uninstrument(factory)
 
 
-def table_under(heading: str) -> list[list[str]]:
-    """The rows of the first table below a heading, without markup."""
-    section = README.partition(f"## {heading}\n")[2].partition("\n## ")[0]
+def table_under(heading: str, page: str) -> list[list[str]]:
+    """The rows of the first table below a heading of a page, without markup."""
+    section = PAGES[page].partition(f"## {heading}\n")[2].partition("\n## ")[0]
     rows = [line for line in section.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[2:]]
 
 
-def test_the_open_sessions_are_printed_as_the_readme_shows(
+def test_the_open_sessions_are_printed_as_the_deployment_page_shows(
     library: sessionmaker[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with capture(library, name="orders-db"):
@@ -205,7 +216,7 @@ def test_the_open_sessions_are_printed_as_the_readme_shows(
         run(snippet_with("for session in live_sessions()"))
         (printed,) = capsys.readouterr().out.splitlines()
         session.close()
-    shown = re.search(r"^orders-db 9b21e0: .*$", README, re.MULTILINE)
+    shown = re.search(r"^orders-db 9b21e0: .*$", PAGES["deployment.md"], re.MULTILINE)
     assert shown is not None
     numbers = r"[0-9a-f]{6}(?=:)|\d+|None"
     told = printed.replace(session_site_of(printed), "SITE")
@@ -221,7 +232,7 @@ def session_site_of(line: str) -> str:
 
 def test_the_settings_table_has_every_setting_and_its_default() -> None:
     told: dict[str, str] = {}
-    for option, default, _ in table_under("Settings"):
+    for option, default, _ in table_under("Settings", "tuning.md"):
         options = [one.strip(" `") for one in option.split(",")]
         defaults = [one.strip(" `") for one in default.split(",")]
         told.update(zip(options, defaults, strict=True))
@@ -238,7 +249,7 @@ def in_a_table(default: object) -> str:
 
 
 def test_the_exporters_table_has_every_exporter() -> None:
-    told = [row[0].strip("`") for row in table_under("Where it goes")]
+    told = [row[0].strip("`") for row in table_under("Exporters", "exporters.md")]
     installed = {
         entry.name
         for entry in entry_points(group="session_tracer_exporter")
@@ -247,10 +258,9 @@ def test_the_exporters_table_has_every_exporter() -> None:
     assert sorted(told) == sorted(installed)
 
 
-def test_every_log_event_the_readme_names_is_one_and_none_is_missing() -> None:
-    (told,) = re.findall(r"\*\*Logs\*\*.*?: (.*?)\. `session", README, re.DOTALL)
-    said = set(re.findall(r"`([a-z.]+)`", told))
-    assert said == {
+def test_the_exporters_page_names_every_log_event() -> None:
+    (sentence,) = re.findall(r"The events are: (.*?)\.\n", PAGES["exporters.md"], re.DOTALL)
+    assert set(re.findall(r"`([a-z.]+)`", sentence)) == {
         names.SESSION_OPENED,
         names.SESSION_CLOSED,
         names.TRANSACTION_ENDED,
@@ -261,34 +271,81 @@ def test_every_log_event_the_readme_names_is_one_and_none_is_missing() -> None:
     }
 
 
-@pytest.mark.parametrize(
-    "page", ["README.md", "docs/findings.md", "docs/architecture.md", "docs/performance.md"]
-)
-def test_every_link_leads_to_a_file(page: str) -> None:
-    links = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / page).read_text())
-    missing = [link for link in links if not ((ROOT / page).parent / link).exists()]
+@pytest.mark.parametrize("page", EVERY_PAGE)
+def test_every_link_leads_to_a_file_and_a_heading(page: str) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", (ROOT / page).read_text())
+    missing = []
+    for file, anchor in links:
+        path = (ROOT / page).parent / file if file else ROOT / page
+        if not path.exists() or (anchor and anchor not in anchors_of(path)):
+            missing.append(f"{file}#{anchor}")
     assert missing == []
 
 
+def anchors_of(page: Path) -> set[str]:
+    """The anchors that GitHub makes of a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^a-z0-9 _-]", "", title.lower()).replace(" ", "-") for title in headings}
+
+
+def test_the_readme_links_every_page() -> None:
+    assert [page for page in EVERY_PAGE[1:] if f"({page})" not in README] == []
+
+
+ARCHITECTURE = (DOCS / "architecture.md").read_text()
+
+
 def test_the_architecture_page_names_every_module() -> None:
-    page = (ROOT / "docs" / "architecture.md").read_text()
-    modules = {path.name for path in (ROOT / "session_tracer").glob("[a-z]*.py")}
-    # What is there by its name alone, or is public face.
-    modules -= {"version.py", "settings.py", "findings.py", "testing.py"}
-    assert sorted(module for module in modules if f"`{module}`" not in page) == []
+    package = ROOT / "session_tracer"
+    rows = dict(re.findall(r"^\| `([\w/]+\.py)` \| (.+) \|$", ARCHITECTURE, re.MULTILINE))
+    modules = {str(path.relative_to(package)) for path in package.rglob("*.py")}
+    modules |= {f"exporters/{path.name}" for path in (ROOT / "exporters").glob("*.py")}
+    modules = {module for module in modules if not module.endswith("__init__.py")}
+    assert set(rows) == modules
+
+
+def test_only_the_public_modules_are_imported_by_docs_and_examples() -> None:
+    section = ARCHITECTURE.partition("\n## Public modules\n")[2].partition("\n## ")[0]
+    public = set(re.findall(r"^\| `(session_tracer[\w.]*)` \|", section, re.MULTILINE))
+    sources = [path.read_text() for path in (ROOT / "examples").rglob("*.py")]
+    for page in [ROOT / "README.md", *DOCS.glob("*.md"), *(ROOT / "examples").rglob("*.md")]:
+        sources += re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    imported = {name for source in sources for name in imported_by(source)}
+    assert {name for name in imported if not is_in(name, public)} == set()
+    for name in public:
+        importlib.import_module(name)
+
+
+def is_in(module: str, public: set[str]) -> bool:
+    """Whether the module is public, or is one exporter's."""
+    return module in public or module.startswith("session_tracer.exporters.")
+
+
+def imported_by(source: str) -> set[str]:
+    """The modules of session_tracer that a source imports from."""
+    nodes = list(ast.walk(ast.parse(source)))
+    names = {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+    names |= {each.name for node in nodes if isinstance(node, ast.Import) for each in node.names}
+    return {name for name in names if name.partition(".")[0] == "session_tracer"}
 
 
 def test_the_architecture_pages_detector_finds_what_it_says(library: sessionmaker[Any]) -> None:
-    page = (ROOT / "docs" / "architecture.md").read_text()
-    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (example,) = re.findall(r"```python\n(.*?)```", ARCHITECTURE, re.DOTALL)
     detector = run(example, SessionLocal=library)["SlowStatement"]
     uninstrument(library)
-    with capture(library, detectors=[detector(seconds=0.0)]) as told, library() as session:
+    with capture(library, detectors=[detector(seconds=0.0)]) as captured, library() as session:
         for _ in range(2):
             session.scalars(select(Author)).all()
-    (finding,) = told.findings
-    assert (finding.id, finding.severity, finding.entity) == ("slow-statement", "warning", "Author")
+    (finding,) = captured.findings
+    assert (finding.id, finding.severity, finding.entity) == ("slow-statement", "info", "Author")
     assert re.fullmatch(r"SELECT authors took \d+\.\d s", finding.message)
-    with capture(library, detectors=[detector(seconds=60.0)]) as told, library() as session:
+    assert finding.evidence["statements"] == 1
+    with (
+        capture(library, detectors=[detector(seconds=0.0)], slow_session_seconds=1e-9) as captured,
+        library() as session,
+    ):
         session.scalars(select(Author)).all()
-    assert told.findings == []
+    assert [finding.severity for finding in captured.findings] == ["warning"]
+    with capture(library, detectors=[detector(seconds=60.0)]) as captured, library() as session:
+        session.scalars(select(Author)).all()
+    assert captured.findings == []

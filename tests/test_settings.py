@@ -1,4 +1,4 @@
-"""Tests that every option has one home, and that a bad value is refused by name."""
+"""Tests that each setting is defined once, and that an invalid value is rejected by name."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from session_tracer.runtime import degraded
 
 DEFAULTS = Settings()
 PACKAGES = 'the names of top-level packages, for example ("shop", "shop_jobs") or "shop"'
-IGNORE = "a set of findings' ids, each alone, with @ and a glob for files, or with : and an entity"
-RAISE_ON = "a set of severities (info, warning, error) and of findings' ids"
-SEVERITIES = "severities (info, warning, error) by findings' ids"
+IGNORE = "a set of finding ids, each optionally followed by @glob, :Entity or :Entity.attribute"
+RAISE_ON = "a set of severities (info, warning, error) and finding ids"
+SEVERITIES = "a mapping of finding ids to severities (info, warning, error)"
 
 
 def documented() -> set[str]:
@@ -122,10 +122,10 @@ def test_other_variables_are_nobodys_business() -> None:
     ("variable", "text", "allowed"),
     [
         ("STATEMENT_SPANS", "maybe", "true or false"),
-        ("MAX_ENTITIES", "many", "a whole number from 1 up"),
-        ("MAX_ENTITIES", "1.5", "a whole number from 1 up"),
-        ("SITE_FRAMES", "one", "a whole number from 1 to 50"),
-        ("SLOW_SESSION_SECONDS", "soon", "a number of seconds above 0"),
+        ("MAX_ENTITIES", "many", "a positive integer"),
+        ("MAX_ENTITIES", "1.5", "a positive integer"),
+        ("SITE_FRAMES", "one", "an integer from 1 to 50"),
+        ("SLOW_SESSION_SECONDS", "soon", "a positive number of seconds"),
         ("SEVERITIES", "n-plus-one", SEVERITIES),
         ("SEVERITIES", "n-plus-one=error,large-flush", SEVERITIES),
     ],
@@ -142,10 +142,10 @@ def test_a_text_that_is_no_such_value_is_refused_by_its_variable(
 @pytest.mark.parametrize(
     ("option", "text", "value", "allowed"),
     [
-        ("site_frames", "51", 51, "a whole number from 1 to 50"),
+        ("site_frames", "51", 51, "an integer from 1 to 50"),
         ("log_level", "loud", "loud", "one of debug, info, warning, error"),
         ("application_packages", "a.b", ("a.b",), PACKAGES),
-        ("slow_session_seconds", "nan", float("nan"), "a number of seconds above 0"),
+        ("slow_session_seconds", "nan", float("nan"), "a positive number of seconds"),
         ("severities", "n-plus-one=fatal", {"n-plus-one": "fatal"}, SEVERITIES),
         ("ignore", "N-Plus-One", ("N-Plus-One",), IGNORE),
     ],
@@ -165,28 +165,28 @@ def test_a_value_out_of_range_in_the_environment_is_refused_by_name(
     [
         ("statement_spans", 1, "true or false"),
         ("record_identity", "yes", "true or false"),
-        ("max_entities", 0, "a whole number from 1 up"),
-        ("max_entities", True, "a whole number from 1 up"),
-        ("max_entities", 2.0, "a whole number from 1 up"),
-        ("site_frames", 0, "a whole number from 1 to 50"),
-        ("site_frames", None, "a whole number from 1 to 50"),
+        ("max_entities", 0, "a positive integer"),
+        ("max_entities", True, "a positive integer"),
+        ("max_entities", 2.0, "a positive integer"),
+        ("site_frames", 0, "an integer from 1 to 50"),
+        ("site_frames", None, "an integer from 1 to 50"),
         ("application_packages", "shop.web", PACKAGES),
         ("application_packages", ["shop.web"], PACKAGES),
         ("application_packages", (1,), PACKAGES),
         ("application_packages", ("",), PACKAGES),
-        ("slow_session_seconds", 0, "a number of seconds above 0"),
-        ("slow_session_seconds", float("nan"), "a number of seconds above 0"),
-        ("slow_session_seconds", True, "a number of seconds above 0"),
-        ("repeat_finding_seconds", -1.0, "a number of seconds above 0"),
-        ("repeat_finding_seconds", "60", "a number of seconds above 0"),
+        ("slow_session_seconds", 0, "a positive number of seconds"),
+        ("slow_session_seconds", float("nan"), "a positive number of seconds"),
+        ("slow_session_seconds", True, "a positive number of seconds"),
+        ("repeat_finding_seconds", -1.0, "a positive number of seconds"),
+        ("repeat_finding_seconds", "60", "a positive number of seconds"),
         ("log_level", "INFO", "one of debug, info, warning, error"),
         ("log_level", [], "one of debug, info, warning, error"),
-        ("timeline_steps", 3, "a whole number from 4 to 10000"),
-        ("timeline_steps", 10_001, "a whole number from 4 to 10000"),
-        ("jsonl_path", "", "some text"),
-        ("prometheus_host", None, "some text"),
-        ("prometheus_port", 65_536, "a whole number from 0 to 65535"),
-        ("prometheus_port", -1, "a whole number from 0 to 65535"),
+        ("timeline_steps", 3, "an integer from 4 to 10000"),
+        ("timeline_steps", 10_001, "an integer from 4 to 10000"),
+        ("jsonl_path", "", "a non-empty string"),
+        ("prometheus_host", None, "a non-empty string"),
+        ("prometheus_port", 65_536, "an integer from 0 to 65535"),
+        ("prometheus_port", -1, "an integer from 0 to 65535"),
         ("ignore", {1}, IGNORE),
         ("ignore", {""}, IGNORE),
         ("ignore", {"n plus one"}, IGNORE),
@@ -203,10 +203,10 @@ def test_a_value_out_of_range_in_the_environment_is_refused_by_name(
         ("severities", {"N+1": "info"}, SEVERITIES),
         ("severities", {1: "info"}, SEVERITIES),
         ("severities", ["n-plus-one"], SEVERITIES),
-        ("baseline_path", None, "some text, or none"),
-        ("leak_after_seconds", 0, "a number of seconds above 0"),
-        ("lazy_loads_from_one_site", 1, "a whole number from 2 up"),
-        ("large_flush_objects", 0, "a whole number from 1 up"),
+        ("baseline_path", None, "a string"),
+        ("leak_after_seconds", 0, "a positive number of seconds"),
+        ("lazy_loads_from_one_site", 1, "an integer of at least 2"),
+        ("large_flush_objects", 0, "a positive integer"),
     ],
 )
 def test_a_bad_value_is_refused_by_name(option: str, value: Any, allowed: str) -> None:

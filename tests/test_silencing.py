@@ -159,22 +159,22 @@ def test_any_id_of_ours_or_of_an_applications_own_is_possible(id_: str) -> None:
         (
             ("nplus-one",),
             WHY,
-            ("Invalid silence('nplus-one'): there is no such finding. Did you mean 'n-plus-one'?"),
+            "Invalid silence('nplus-one'): unknown finding. Did you mean 'n-plus-one'?",
         ),
         (
             ("n-plus-one",),
             "",
-            "Invalid reason='': expected some words that say why.",
+            "Invalid reason='': expected a non-empty string.",
         ),
         (
             ("n-plus-one",),
             "  ",
-            "Invalid reason='  ': expected some words that say why.",
+            "Invalid reason='  ': expected a non-empty string.",
         ),
         (
             ("n-plus-one",),
             None,
-            "Invalid reason=None: expected some words that say why.",
+            "Invalid reason=None: expected a non-empty string.",
         ),
     ],
 )

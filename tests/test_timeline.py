@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from session_tracer import CallSite
-from session_tracer.publisher.timeline import Step, Timeline, add_counts
+from session_tracer.model.counts import add_counts
+from session_tracer.model.timeline import Step, Timeline
 
 HERE = CallSite("shop.py", 1, "sell")
 THERE = CallSite("shop.py", 2, "sell")

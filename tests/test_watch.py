@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from session_tracer import Detector, Finding
     from session_tracer.facts import TimePassed
-    from session_tracer.ledger.record import SessionRecord
+    from session_tracer.ledger.report import Report
 
 Factory = sessionmaker[Session]
 ONE = text("SELECT 1")
@@ -58,9 +58,9 @@ class Told:
     def memory(self) -> None:
         """Needs none."""
 
-    def judge(self, fact: TimePassed, record: SessionRecord, memory: None) -> Iterable[Finding]:
-        self.moments.append((fact.at - record.opened_at) / SECOND)
-        self.of.append(record.id)
+    def judge(self, fact: TimePassed, report: Report, memory: None) -> Iterable[Finding]:
+        self.moments.append((fact.at - report.ledger.opened_at) / SECOND)
+        self.of.append(report.ledger.id)
         self.running.append(fact.running)
         return ()
 
@@ -262,7 +262,7 @@ def test_a_session_that_ends_while_the_watch_looks_is_not_told(
     told = Told()
 
     class Closes(Told):
-        def judge(self, fact: TimePassed, record: SessionRecord, memory: None) -> Iterable[Finding]:
+        def judge(self, fact: TimePassed, report: Report, memory: None) -> Iterable[Finding]:
             sessions.pop().close()
             return ()
 
@@ -365,7 +365,7 @@ def test_two_looks_are_never_close_to_each_other(factory: Factory, clock: Clock)
 
 def test_a_look_that_takes_long_is_not_repeated_soon(factory: Factory, clock: Clock) -> None:
     class Slow(Told):
-        def judge(self, fact: TimePassed, record: SessionRecord, memory: None) -> Iterable[Finding]:
+        def judge(self, fact: TimePassed, report: Report, memory: None) -> Iterable[Finding]:
             clock.go_on(0.2)
             return ()
 

@@ -21,7 +21,7 @@ from session_tracer.detectors.loading import (
     NPlusOne,
     RepeatedSelect,
 )
-from session_tracer.detectors.protocol import Detector
+from session_tracer.detectors.protocol import Detector, Suspecting
 from session_tracer.detectors.reloads import RefreshAfterWrite, ReloadAfterCommit
 from session_tracer.detectors.sharing import (
     ConcurrentUse,
@@ -73,7 +73,7 @@ __all__ = [
     "UnchangedDirty",
 ]
 
-DEFAULT_DETECTORS: Final[tuple[Detector, ...]] = (
+DEFAULT_DETECTORS: Final[tuple[Suspecting, ...]] = (
     # Before what a session that leaks is not said to be as well.
     LeakedSession(),
     IdleOrLongTransaction(),

@@ -13,7 +13,7 @@ from session_tracer.facts import CheckoutTimedOut, ConnectionNested
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from session_tracer.ledger.record import SessionRecord
+    from session_tracer.ledger.report import Report
     from session_tracer.model.findings import Finding
     from session_tracer.model.live_session import LiveSession
 
@@ -25,20 +25,19 @@ _MOST_HOLDERS: Final = 20
 class NestedSessions:
     """`nested-sessions`: a session takes a connection while its thread or task holds another."""
 
-    facts = (ConnectionNested,)
+    facts: Final = ()
+    candidates = (ConnectionNested,)
 
     def memory(self) -> Said:
         """The lines at which it was said."""
         return Said()
 
-    def judge(
-        self, fact: ConnectionNested, record: SessionRecord, memory: Said
-    ) -> Iterator[Finding]:
+    def judge(self, fact: ConnectionNested, report: Report, memory: Said) -> Iterator[Finding]:
         """One finding for each line that takes a second connection."""
         if not memory.first(fact.site):
             return
-        what = "task" if record.is_async else "thread"
-        yield record.finding(
+        what = "task" if report.ledger.is_async else "thread"
+        yield report.finding(
             "nested-sessions",
             "warning",
             f"a second connection was taken while session {fact.other[:6]} ({fact.other_name}) "
@@ -58,14 +57,13 @@ class NestedSessions:
 class PoolExhausted:
     """`pool-exhausted`: the pool had no connection for a session in time."""
 
-    facts = (CheckoutTimedOut,)
+    facts: Final = ()
+    candidates = (CheckoutTimedOut,)
 
     def memory(self) -> None:
         """Each timeout speaks for itself."""
 
-    def judge(
-        self, fact: CheckoutTimedOut, record: SessionRecord, memory: None
-    ) -> Iterator[Finding]:
+    def judge(self, fact: CheckoutTimedOut, report: Report, memory: None) -> Iterator[Finding]:
         """One finding for each timeout."""
         del memory
         # Who has held one for longest comes first.
@@ -77,7 +75,7 @@ class PoolExhausted:
         )
         number = len(holders)
         hold = f"{number} traced session{' holds' if number == 1 else 's hold'} one"
-        yield record.finding(
+        yield report.finding(
             "pool-exhausted",
             "error",
             f"{waited}: {hold if number else 'no traced session holds one'}",

@@ -13,7 +13,7 @@ from session_tracer.model.findings import Finding
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from session_tracer.ledger.record import SessionRecord
+    from session_tracer.ledger.report import Report
 
 __all__ = ["DetachedLazyLoad"]
 
@@ -21,14 +21,13 @@ __all__ = ["DetachedLazyLoad"]
 class DetachedLazyLoad:
     """`detached-lazy-load`: an attribute of a detached object needs a load."""
 
-    facts = (DetachedLoadFailed,)
+    facts: Final = ()
+    candidates = (DetachedLoadFailed,)
 
     def memory(self) -> None:
         """Each refused load speaks for itself."""
 
-    def judge(
-        self, fact: DetachedLoadFailed, record: SessionRecord, memory: None
-    ) -> Iterator[Finding]:
+    def judge(self, fact: DetachedLoadFailed, report: Report, memory: None) -> Iterator[Finding]:
         """One finding for each refused load."""
         del memory
         name = dotted(fact.entity, fact.attribute)
@@ -38,12 +37,12 @@ class DetachedLazyLoad:
             message=_message(name, fact),
             remedy=_remedy(name, fact),
             site=fact.site,
-            session_id=record.id,
-            session_name=record.name,
-            session_site=record.opened_site,
+            session_id=report.ledger.id,
+            session_name=report.name,
+            session_site=report.ledger.opened_site,
             entity=fact.entity,
             attribute=fact.attribute or None,
-            evidence=_evidence(fact, record),
+            evidence=_evidence(fact, report),
         )
 
 
@@ -103,16 +102,16 @@ def _remedy(name: str, fact: DetachedLoadFailed) -> str:
             return f"select({fact.entity}).options({fact.loader}){where}"
 
 
-def _evidence(fact: DetachedLoadFailed, record: SessionRecord) -> dict[str, Any]:
+def _evidence(fact: DetachedLoadFailed, report: Report) -> dict[str, Any]:
     evidence: dict[str, Any] = {"why": reason(fact)}
     if fact.departure:
-        evidence["session"] = record.id
+        evidence["session"] = report.ledger.id
         evidence["departure"] = fact.departure
     if fact.departed_at:
         evidence["departed_ms_ago"] = round((fact.at - fact.departed_at) / 1e6, 3)
     evidence |= places(
         loaded_at=fact.loaded_site,
-        opened_at=record.opened_site,
+        opened_at=report.ledger.opened_site,
         departed_at=fact.departed_site,
         expired_at=fact.expired_site,
     )

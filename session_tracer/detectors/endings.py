@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from session_tracer.detectors.evidence import places
-from session_tracer.detectors.protocol import always
 from session_tracer.detectors.unsaved import Lost
 from session_tracer.detectors.watched import TAKEN, block, called, ms
 from session_tracer.detectors.wording import lasted
 from session_tracer.facts import (
-    FlushCompleted,
     SessionClosed,
     SessionOpened,
     TransactionBegan,
@@ -22,8 +20,7 @@ from session_tracer.ledger.uncommitted import Uncommitted
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from session_tracer.detectors.protocol import Wakes
-    from session_tracer.ledger.record import SessionRecord
+    from session_tracer.ledger.report import Report
     from session_tracer.model.findings import Finding
     from session_tracer.where.callsite import CallSite
 
@@ -42,16 +39,11 @@ class _GivenUp:
         self.last_site: CallSite | None = None
 
 
-def _given_up(fact: TransactionEnded, record: SessionRecord) -> bool:
-    del record
-    return fact.outcome == "abandoned"
-
-
 class AbandonedSession:
     """`abandoned-session`: the garbage collector, or the process's end, takes an open scope."""
 
-    facts = (TransactionCancelled, TransactionEnded, SessionClosed)
-    wakes: Final[Wakes] = {TransactionCancelled: always, TransactionEnded: _given_up}
+    facts: Final = ()
+    candidates = (TransactionCancelled, TransactionEnded, SessionClosed)
 
     def memory(self) -> _GivenUp:
         """Whether the transaction was given up, and what the scope did last."""
@@ -60,7 +52,7 @@ class AbandonedSession:
     def judge(
         self,
         fact: TransactionCancelled | TransactionEnded | SessionClosed,
-        record: SessionRecord,
+        report: Report,
         memory: _GivenUp,
     ) -> Iterable[Finding]:
         """One finding for a scope whose transaction is open as it is taken.
@@ -73,44 +65,44 @@ class AbandonedSession:
         elif isinstance(fact, TransactionEnded):
             if not fact.nested:
                 memory.given_up = fact.outcome == "abandoned"
-                memory.last_at = record.last_activity_at
-                memory.last_site = record.last_activity_site
+                memory.last_at = report.ledger.last_activity_at
+                memory.last_site = report.ledger.last_activity_site
         elif memory.given_up and fact.ending in TAKEN and not (memory.cancelled or fact.joined):
-            return (_abandoned(fact, record, memory),)
+            return (_abandoned(fact, report, memory),)
         return ()
 
 
-def _abandoned(fact: SessionClosed, record: SessionRecord, memory: _GivenUp) -> Finding:
-    lost = Lost(fact, record.uncommitted or Uncommitted())
-    age = fact.at - record.opened_at
+def _abandoned(fact: SessionClosed, report: Report, memory: _GivenUp) -> Finding:
+    lost = Lost(fact, report.ledger.uncommitted or Uncommitted())
+    age = fact.at - report.ledger.opened_at
     if lost:
         harm = f"and lost {lost}"
-    elif record.last_held:
-        harm = f"and held a connection for {lasted(record.last_held)}"
+    elif report.ledger.last_held:
+        harm = f"and held a connection for {lasted(report.ledger.last_held)}"
     else:
         harm = "with its transaction open"
     evidence: dict[str, Any] = {
         "ending": fact.ending,
         "age_ms": ms(age),
-        **({"held_ms": ms(record.last_held)} if record.last_held else {}),
+        **({"held_ms": ms(report.ledger.last_held)} if report.ledger.last_held else {}),
         **lost.evidence(),
         **places(last_activity_at=memory.last_site),
         "last_activity_ms_ago": ms(fact.at - memory.last_at),
     }
-    return record.finding(
+    return report.finding(
         "abandoned-session",
         "error",
-        f"{called(record)} {TAKEN[fact.ending]}, {harm}",
-        block(record),
-        record.opened_site,
+        f"{called(report)} {TAKEN[fact.ending]}, {harm}",
+        block(report),
+        report.ledger.opened_site,
         entity=lost.entity(),
         count=max(lost.count(), 1),
         evidence=evidence,
     )
 
 
-def _loses(fact: SessionClosed, record: SessionRecord) -> bool:
-    if not (fact.added or fact.modified or fact.removed or record.uncommitted):
+def _loses(fact: SessionClosed, report: Report) -> bool:
+    if not (fact.added or fact.modified or fact.removed or report.ledger.uncommitted):
         return False
     # An error that leaves is a reason to discard; what is joined decides nothing by its end.
     return fact.ending in ("close", "reset") and not (fact.leaving or fact.error or fact.joined)
@@ -119,38 +111,27 @@ def _loses(fact: SessionClosed, record: SessionRecord) -> bool:
 class DiscardedChanges:
     """`discarded-changes`: a scope is closed with changes that nobody committed or rolled back."""
 
-    facts = (*Uncommitted.facts, SessionClosed)
-    wakes: Final[Wakes] = {SessionClosed: _loses}
+    facts: Final = ()
+    candidates = (SessionClosed,)
 
-    def memory(self) -> Uncommitted:
-        """What was flushed and not committed."""
-        return Uncommitted()
+    def memory(self) -> None:
+        """The ledger knows what was flushed and not committed."""
 
-    def recall(self, fact: SessionClosed, record: SessionRecord) -> Uncommitted:
-        """The same, as the record has it."""
-        del fact
-        return record.uncommitted or self.memory()
-
-    def judge(
-        self,
-        fact: TransactionBegan | FlushCompleted | TransactionEnded | SessionClosed,
-        record: SessionRecord,
-        memory: Uncommitted,
-    ) -> Iterable[Finding]:
+    def judge(self, fact: SessionClosed, report: Report, memory: None) -> Iterable[Finding]:
         """One finding for a scope that ends without an error, by its own transaction."""
-        if not isinstance(fact, SessionClosed):
-            memory.take(fact)
+        del memory
+        if not _loses(fact, report):
             return ()
-        lost = Lost(fact, memory)
-        return (_discarded(fact, lost, record),) if lost and _loses(fact, record) else ()
+        lost = Lost(fact, report.ledger.uncommitted or Uncommitted())
+        return (_discarded(fact, lost, report),) if lost else ()
 
 
-def _discarded(fact: SessionClosed, lost: Lost, record: SessionRecord) -> Finding:
+def _discarded(fact: SessionClosed, lost: Lost, report: Report) -> Finding:
     # A generator closes the sessions of many views, at one line: this leads to the view.
     known = (fact.site, lost.flushed_at, lost.unflushed_at)
-    last = None if record.left_site in known else record.left_site
-    awaited = "await " if record.is_async else ""
-    return record.finding(
+    last = None if report.ledger.left_site in known else report.ledger.left_site
+    awaited = "await " if report.ledger.is_async else ""
+    return report.finding(
         "discarded-changes",
         "warning",
         f"{fact.ending}() discarded {lost}",
@@ -171,39 +152,38 @@ class _Reopening:
         self.fact: SessionOpened | None = None
 
 
-def _by_its_closer(fact: SessionOpened, record: SessionRecord) -> bool:
-    del record
+def _by_its_closer(fact: SessionOpened) -> bool:
     return fact.reopened and fact.last_ending == "close" and fact.same_owner
 
 
 class ReusedAfterClose:
     """`reused-after-close`: whoever closed a session begins something on it again."""
 
-    facts = (SessionOpened, TransactionBegan)
-    wakes: Final[Wakes] = {SessionOpened: _by_its_closer}
+    facts: Final = ()
+    candidates = (SessionOpened, TransactionBegan)
 
     def memory(self) -> _Reopening:
         """The reopening, until it turns out to be for something."""
         return _Reopening()
 
     def judge(
-        self, fact: SessionOpened | TransactionBegan, record: SessionRecord, memory: _Reopening
+        self, fact: SessionOpened | TransactionBegan, report: Report, memory: _Reopening
     ) -> Iterable[Finding]:
         """One finding for a scope, as its first transaction begins."""
         if isinstance(fact, SessionOpened):
-            if _by_its_closer(fact, record):
+            if _by_its_closer(fact):
                 memory.fact = fact
             return ()
         opened, memory.fact = memory.fact, None
-        return () if opened is None or fact.nested else (_reused(opened, fact, record),)
+        return () if opened is None or fact.nested else (_reused(opened, fact, report),)
 
 
-def _reused(opened: SessionOpened, fact: TransactionBegan, record: SessionRecord) -> Finding:
-    return record.finding(
+def _reused(opened: SessionOpened, fact: TransactionBegan, report: Report) -> Finding:
+    return report.finding(
         "reused-after-close",
         "info",
         "this session was used again after close(), in a new transaction",
-        block(record, "one for each unit of work"),
+        block(report, "one for each unit of work"),
         fact.site or opened.site,
         evidence=places(closed_at=opened.last_closed_site),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from session_tracer.publisher.timeline import add_counts
+from session_tracer.model.counts import add_counts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from session_tracer.detectors.evidence import added_up, largest, places, written
-from session_tracer.detectors.protocol import always
 from session_tracer.detectors.recent import Recent
 from session_tracer.detectors.wording import bulk_write, counted, lasted, objects
 from session_tracer.facts import (
@@ -13,16 +12,14 @@ from session_tracer.facts import (
     FlushFailed,
     ImplicitLoadFailed,
     RollbackPending,
-    TransactionEnded,
 )
-from session_tracer.publisher.timeline import add_counts
+from session_tracer.model.counts import add_counts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from session_tracer.detectors.protocol import Wakes
     from session_tracer.facts import Counts, Trigger
-    from session_tracer.ledger.record import SessionRecord
+    from session_tracer.ledger.report import Report
     from session_tracer.model.findings import Finding
     from session_tracer.where.callsite import CallSite
 
@@ -38,7 +35,8 @@ __all__ = [
 class FailedFlush:
     """`failed-flush`: a flush raises."""
 
-    facts = (ImplicitLoadFailed, FlushFailed)
+    facts: Final = ()
+    candidates = (ImplicitLoadFailed, FlushFailed)
 
     def memory(self) -> _Refused:
         """The last load that could not be awaited."""
@@ -47,7 +45,7 @@ class FailedFlush:
     def judge(
         self,
         fact: ImplicitLoadFailed | FlushFailed,
-        record: SessionRecord,
+        report: Report,
         memory: _Refused,
     ) -> Iterator[Finding]:
         """One finding for each flush that failed.
@@ -64,8 +62,8 @@ class FailedFlush:
             return
         held = written(fact)
         contents = added_up(held)
-        remedy, *others = _survive(fact, record)
-        yield record.finding(
+        remedy, *others = _survive(fact, report)
+        yield report.finding(
             "failed-flush",
             "warning",
             f"{_FLUSHES[fact.trigger]} of {counted(contents) or 'no objects'} "
@@ -101,10 +99,10 @@ _FLUSHES: Final[Mapping[Trigger, str]] = {
 }
 
 
-def _survive(fact: FlushFailed, record: SessionRecord) -> Iterator[str]:
-    awaited, block = ("await ", "async with") if record.is_async else ("", "with")
+def _survive(fact: FlushFailed, report: Report) -> Iterator[str]:
+    awaited, block = ("await ", "async with") if report.ledger.is_async else ("", "with")
     error = _name(fact.error)
-    if record.open_savepoints:
+    if report.ledger.open_savepoints:
         yield f"catch {error} around the savepoint's block: no more than the savepoint is lost"
         return
     yield f"whoever catches {error} must call {awaited}session.rollback()"
@@ -118,42 +116,30 @@ def _name(error: str) -> str:
 class PendingRollback:
     """`pending-rollback`: a session is used after a failed flush without `rollback()`."""
 
-    facts = (FlushFailed, TransactionEnded, RollbackPending)
-    wakes: Final[Wakes] = {FlushFailed: always, RollbackPending: always}
+    facts: Final = ()
+    candidates = (RollbackPending,)
 
-    def memory(self) -> _Failure:
-        """The first flush that failed since the last rollback."""
-        return _Failure()
+    def memory(self) -> _Reported:
+        """For which failure it was reported."""
+        return _Reported()
 
-    def judge(
-        self,
-        fact: FlushFailed | TransactionEnded | RollbackPending,
-        record: SessionRecord,
-        memory: _Failure,
-    ) -> Iterator[Finding]:
+    def judge(self, fact: RollbackPending, report: Report, memory: _Reported) -> Iterator[Finding]:
         """One finding for each failure, at the first use that SQLAlchemy refuses after it."""
-        if isinstance(fact, TransactionEnded):
-            memory.flush = None
-            memory.said = False
-        elif isinstance(fact, FlushFailed):
-            memory.flush = memory.flush or fact
-        elif not memory.said:
-            memory.said = True
-            yield _pending(fact, memory, record)
+        if memory.ended != report.ledger.ended:
+            memory.ended = report.ledger.ended
+            yield _pending(fact, report.ledger.failed_flush, report)
 
 
-class _Failure:
-    """A transaction, or a savepoint, that waits for a rollback."""
+class _Reported:
+    """How many transactions and savepoints had ended when it was reported last."""
 
-    __slots__ = ("flush", "said")
+    __slots__ = ("ended",)
 
     def __init__(self) -> None:
-        self.flush: FlushFailed | None = None
-        self.said = False
+        self.ended = -1
 
 
-def _pending(fact: RollbackPending, memory: _Failure, record: SessionRecord) -> Finding:
-    failed = memory.flush
+def _pending(fact: RollbackPending, failed: FlushFailed | None, report: Report) -> Finding:
     if failed is None:
         used = "the session was used again after its transaction had failed"
     else:
@@ -167,40 +153,35 @@ def _pending(fact: RollbackPending, memory: _Failure, record: SessionRecord) -> 
         if failed.constraint:
             evidence["constraint"] = failed.constraint
     evidence |= places(swallowed_at=fact.swallowed)
-    return record.finding(
+    return report.finding(
         "pending-rollback",
         "error",
         f"{used}, without a rollback()",
-        _recover(fact, memory, record),
+        _recover(fact, failed, report),
         fact.site,
         evidence=evidence,
     )
 
 
-def _recover(fact: RollbackPending, memory: _Failure, record: SessionRecord) -> str:
-    in_savepoint = record.open_savepoints > 0
+def _recover(fact: RollbackPending, failed: FlushFailed | None, report: Report) -> str:
+    in_savepoint = report.ledger.open_savepoints > 0
     if fact.in_block:
         # Leaving the block with the error is what rolls it back.
-        error = "the error" if memory.flush is None else _name(memory.flush.error)
+        error = "the error" if failed is None else _name(failed.error)
         what = "savepoint" if in_savepoint else "transaction"
         return f"catch {error} around the {what}'s block, not in it"
-    awaited = "await " if record.is_async else ""
+    awaited = "await " if report.ledger.is_async else ""
     rollback = f"{awaited}{'savepoint' if in_savepoint else 'session'}.rollback()"
     if fact.swallowed is None:
         return f"{rollback} in the except block that caught the failure"
     return f"{rollback} at {fact.swallowed}"
 
 
-def _by_reading(fact: FlushCompleted, record: SessionRecord) -> bool:
-    del record
-    return fact.trigger == "autoflush"
-
-
 class AutoflushStorm:
     """`autoflush-storm`: reading in a loop flushes what the loop has changed, each time."""
 
-    facts = (FlushCompleted, TransactionEnded)
-    wakes: Final[Wakes] = {FlushCompleted: _by_reading}
+    facts: Final = ()
+    candidates = (FlushCompleted,)
 
     def memory(self) -> Recent[CallSite | None, _Autoflushes]:
         """The autoflushes of each line in this transaction."""
@@ -208,43 +189,47 @@ class AutoflushStorm:
 
     def judge(
         self,
-        fact: FlushCompleted | TransactionEnded,
-        record: SessionRecord,
+        fact: FlushCompleted,
+        report: Report,
         memory: Recent[CallSite | None, _Autoflushes],
     ) -> Iterable[Finding]:
         """One finding for each line."""
-        enough = record.settings.autoflushes_from_one_site
-        if isinstance(fact, TransactionEnded):
-            if not fact.nested:
-                # What was said once is not said of the next transaction too.
-                memory.forget(lambda autoflushes: autoflushes.count < enough)
-            return ()
         if fact.trigger != "autoflush" or not (held := written(fact)):
             return ()
+        enough = report.settings.autoflushes_from_one_site
         autoflushes = memory.of(fact.site)
-        autoflushes.add(held)
-        return (_storm(fact, autoflushes, record),) if autoflushes.count == enough else ()
+        autoflushes.add(held, report.ledger.transactions, enough)
+        return (_storm(fact, autoflushes, report),) if autoflushes.count == enough else ()
 
 
 class _Autoflushes:
-    """What one line has had flushed."""
+    """What one line has had flushed in one transaction.
 
-    __slots__ = ("count", "written")
+    What was reported once is not reported of the next transaction too.
+    """
+
+    __slots__ = ("_transaction", "count", "written")
 
     def __init__(self) -> None:
+        self._transaction = 0
         self.count = 0
         self.written: dict[str, Counts] = {}
 
-    def add(self, held: dict[str, Any]) -> None:
+    def add(self, held: dict[str, Any], transaction: int, enough: int) -> None:
         """Take one more autoflush into account."""
+        if transaction != self._transaction:
+            self._transaction = transaction
+            if self.count < enough:
+                self.count = 0
+                self.written = {}
         self.count += 1
         for kind, counts in held.items():
             add_counts(self.written.setdefault(kind, {}), counts)
 
 
-def _storm(fact: FlushCompleted, autoflushes: _Autoflushes, record: SessionRecord) -> Finding:
+def _storm(fact: FlushCompleted, autoflushes: _Autoflushes, report: Report) -> Finding:
     contents = added_up(autoflushes.written)
-    return record.finding(
+    return report.finding(
         "autoflush-storm",
         "warning",
         f"reading made {autoflushes.count} autoflushes in one transaction so far, "
@@ -255,40 +240,40 @@ def _storm(fact: FlushCompleted, autoflushes: _Autoflushes, record: SessionRecor
         count=autoflushes.count,
         evidence={
             **{kind: dict(counts) for kind, counts in autoflushes.written.items()},
-            **places(began_at=record.transaction_began_site),
+            **places(began_at=report.ledger.transaction_began_site),
             "alternatives": ["with session.no_autoflush:"],
         },
     )
 
 
-def _is_large(fact: FlushCompleted, record: SessionRecord) -> bool:
-    return _size(fact) > record.settings.large_flush_objects
+def _is_large(fact: FlushCompleted, report: Report) -> bool:
+    return _size(fact) > report.settings.large_flush_objects
 
 
 class LargeFlush:
     """`large-flush`: one flush holds too many objects to be written one after the other."""
 
-    facts = (FlushCompleted,)
-    wakes: Final[Wakes] = {FlushCompleted: _is_large}
+    facts: Final = ()
+    candidates = (FlushCompleted,)
 
     def memory(self) -> None:
         """Each flush speaks for itself."""
 
-    def judge(self, fact: FlushCompleted, record: SessionRecord, memory: None) -> Iterable[Finding]:
+    def judge(self, fact: FlushCompleted, report: Report, memory: None) -> Iterable[Finding]:
         """One finding for each large flush."""
         del memory
-        return (_large(fact, record),) if _is_large(fact, record) else ()
+        return (_large(fact, report),) if _is_large(fact, report) else ()
 
 
-def _large(fact: FlushCompleted, record: SessionRecord) -> Finding:
+def _large(fact: FlushCompleted, report: Report) -> Finding:
     held = written(fact)
     kind = max(held, key=lambda kind: _sum(held[kind]))
     entity = largest(held[kind])
-    return record.finding(
+    return report.finding(
         "large-flush",
         "warning",
         f"one flush held {objects(added_up(held))}",
-        bulk_write(_VERBS[kind], entity or "", is_async=record.is_async),
+        bulk_write(_VERBS[kind], entity or "", is_async=report.ledger.is_async),
         fact.site,
         entity=entity,
         count=_size(fact),
@@ -316,29 +301,24 @@ def _sum(counts: Counts) -> int:
     return sum(counts.values())
 
 
-def _compared(fact: FlushCompleted, record: SessionRecord) -> bool:
-    del record
-    return bool(fact.unchanged)
-
-
 class UnchangedDirty:
     """`unchanged-dirty`: objects are in `session.dirty` and have no net change."""
 
-    facts = (FlushCompleted,)
-    wakes: Final[Wakes] = {FlushCompleted: _compared}
+    facts: Final = ()
+    candidates = (FlushCompleted,)
 
     def memory(self) -> None:
         """Each flush speaks for itself."""
 
-    def judge(self, fact: FlushCompleted, record: SessionRecord, memory: None) -> Iterator[Finding]:
+    def judge(self, fact: FlushCompleted, report: Report, memory: None) -> Iterator[Finding]:
         """One finding for each flush with so many."""
         del memory
         count = _sum(fact.unchanged)
-        if count < record.settings.unchanged_dirty_objects:
+        if not count or count < report.settings.unchanged_dirty_objects:
             return
         names = ", ".join(fact.unchanged_attributes)
         to = f": {names} set to what it was" if names else ""
-        yield record.finding(
+        yield report.finding(
             "unchanged-dirty",
             "info",
             f"{objects(fact.unchanged)} in session.dirty had no net change{to}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from session_tracer.detectors.evidence import places
 from session_tracer.detectors.missing import expired_by, expiry, reason
@@ -13,7 +13,7 @@ from session_tracer.facts import ImplicitLoadFailed
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from session_tracer.ledger.record import SessionRecord
+    from session_tracer.ledger.report import Report
     from session_tracer.model.findings import Finding
 
 __all__ = ["ImplicitAsyncIO"]
@@ -22,20 +22,19 @@ __all__ = ["ImplicitAsyncIO"]
 class ImplicitAsyncIO:
     """`implicit-async-io`: under asyncio, reading an attribute needs a load."""
 
-    facts = (ImplicitLoadFailed,)
+    facts: Final = ()
+    candidates = (ImplicitLoadFailed,)
 
     def memory(self) -> Said:
         """Which attributes were refused at which lines."""
         return Said()
 
-    def judge(
-        self, fact: ImplicitLoadFailed, record: SessionRecord, memory: Said
-    ) -> Iterator[Finding]:
+    def judge(self, fact: ImplicitLoadFailed, report: Report, memory: Said) -> Iterator[Finding]:
         """One finding for each attribute and line."""
         if not memory.first((fact.site, fact.entity, fact.attribute)):
             return
         remedy, *others = _remedies(fact)
-        yield record.finding(
+        yield report.finding(
             "implicit-async-io",
             "error",
             _message(fact),

@@ -9,13 +9,11 @@ from session_tracer.detectors.missing import expired_by, expiry
 from session_tracer.detectors.recent import Recent, remember
 from session_tracer.detectors.wording import dotted_each, listed
 from session_tracer.facts import AttributeLoaded, StatementExecuted
-from session_tracer.ledger.record import SELECTS_KEPT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from session_tracer.detectors.protocol import Wakes
-    from session_tracer.ledger.record import SessionRecord
+    from session_tracer.ledger.report import Report
     from session_tracer.model.findings import Finding
     from session_tracer.where.callsite import CallSite
 
@@ -38,39 +36,30 @@ class _Distinct:
         return len(self._seen) == enough
 
 
-def _never_loaded(fact: AttributeLoaded, record: SessionRecord) -> bool:
+def _never_loaded(fact: AttributeLoaded) -> bool:
     # What a commit expired is another finding, with another remedy.
-    del record
     return fact.expired_by != "commit" and fact.kind in ("relationship", "deferred")
 
 
 class NPlusOne:
     """`n-plus-one`: an attribute is lazily loaded for each of many objects."""
 
-    facts = (AttributeLoaded,)
-    wakes: Final[Wakes] = {AttributeLoaded: _never_loaded}
+    facts: Final = ()
+    candidates = (AttributeLoaded,)
 
-    def memory(self) -> Recent[tuple[CallSite | None, str, str], _Distinct]:
-        """The objects that each line has loaded each attribute for."""
-        return Recent(_Distinct)
+    def memory(self) -> None:
+        """The ledger counts the objects for which each line has loaded each attribute."""
 
-    def judge(
-        self,
-        fact: AttributeLoaded,
-        record: SessionRecord,
-        memory: Recent[tuple[CallSite | None, str, str], _Distinct],
-    ) -> Iterable[Finding]:
+    def judge(self, fact: AttributeLoaded, report: Report, memory: None) -> Iterable[Finding]:
         """One finding for each attribute and line."""
-        if not _never_loaded(fact, record):
+        del memory
+        loads, enough = report.ledger.loads, report.settings.lazy_loads_from_one_site
+        if loads is None or loads.count != enough or not _never_loaded(fact):
             return ()
-        enough = record.settings.lazy_loads_from_one_site
-        seen = memory.of((fact.site, fact.entity, fact.attribute))
-        if not seen.reach(fact.parent, enough):
-            return ()
-        return (_n_plus_one(fact, enough, record),)
+        return (_n_plus_one(fact, enough, report),)
 
 
-def _n_plus_one(fact: AttributeLoaded, count: int, record: SessionRecord) -> Finding:
+def _n_plus_one(fact: AttributeLoaded, count: int, report: Report) -> Finding:
     names = dotted_each(fact.entity, fact.attribute)
     evidence: dict[str, Any] = places(loaded_at=fact.loaded_site, expired_at=fact.expired_site)
     if len(names) > 1:
@@ -79,7 +68,7 @@ def _n_plus_one(fact: AttributeLoaded, count: int, record: SessionRecord) -> Fin
         evidence["why"] = f"{expired_by(fact)} expired whatever had been loaded before"
     elif fact.left_out:
         evidence["why"] = "a SELECT of the base class leaves out the columns of its subclasses"
-    return record.finding(
+    return report.finding(
         "n-plus-one",
         "warning",
         f"{listed(names)} {_how(fact, len(names))} loaded for {count} {fact.entity} objects "
@@ -117,55 +106,54 @@ def _is_lookup(fact: StatementExecuted) -> bool:
     return fact.by_key and fact.fingerprint != 0 and not fact.error
 
 
-def _looks_up_again(fact: StatementExecuted, record: SessionRecord) -> bool:
-    # A lazy load or a refresh is none of the application's own.
-    if record.last_load is not None or not _is_lookup(fact):
-        return False
-    return len(record.first_selects) >= min(record.settings.gets_from_one_site, SELECTS_KEPT)
-
-
 class GetInLoop:
     """`get-in-loop`: objects are looked up by primary key one by one."""
 
-    facts = (StatementExecuted,)
-    wakes: Final[Wakes] = {StatementExecuted: _looks_up_again}
+    facts: Final = ()
+    candidates = (StatementExecuted,)
 
-    def memory(self) -> Recent[tuple[CallSite | None, str], _Distinct]:
+    def memory(self) -> _Lookups:
         """The keys that each line has looked up of each mapped class."""
-        return Recent(_Distinct)
+        return _Lookups()
 
-    def recall(
-        self, fact: StatementExecuted, record: SessionRecord
-    ) -> Recent[tuple[CallSite | None, str], _Distinct]:
-        """Those of the first few SELECTs."""
-        memory = self.memory()
-        for earlier in record.first_selects:
-            if earlier is not fact and _is_lookup(earlier):
-                seen = memory.of((earlier.site, earlier.entity))
-                seen.reach(earlier.fingerprint, record.settings.gets_from_one_site)
-        return memory
-
-    def judge(
-        self,
-        fact: StatementExecuted,
-        record: SessionRecord,
-        memory: Recent[tuple[CallSite | None, str], _Distinct],
-    ) -> Iterable[Finding]:
+    def judge(self, fact: StatementExecuted, report: Report, memory: _Lookups) -> Iterable[Finding]:
         """One finding for each mapped class and line."""
-        if record.last_load is not None or not _is_lookup(fact):
+        # Before the memory begins: other facts are judged before all first SELECTs are known.
+        if report.ledger.last_load is not None or not _is_lookup(fact):
             return ()
-        enough = record.settings.gets_from_one_site
-        seen = memory.of((fact.site, fact.entity))
-        return (_looked_up(fact, enough, record),) if seen.reach(fact.fingerprint, enough) else ()
+        enough = report.settings.gets_from_one_site
+        if not memory.is_begun:
+            memory.is_begun = True
+            for earlier in report.ledger.first_selects:
+                if _is_lookup(earlier):
+                    memory.reach(earlier, enough)
+        return (_looked_up(fact, enough, report),) if memory.reach(fact, enough) else ()
 
 
-def _looked_up(fact: StatementExecuted, count: int, record: SessionRecord) -> Finding:
+class _Lookups:
+    """The keys that each line has looked up of each mapped class.
+
+    It begins with the first few SELECTs, which the ledger has.
+    """
+
+    __slots__ = ("_by_line", "is_begun")
+
+    def __init__(self) -> None:
+        self.is_begun = False
+        self._by_line: Recent[tuple[CallSite | None, str], _Distinct] = Recent(_Distinct)
+
+    def reach(self, fact: StatementExecuted, enough: int) -> bool:
+        """Whether this key is the one that makes them enough."""
+        return self._by_line.of((fact.site, fact.entity)).reach(fact.fingerprint, enough)
+
+
+def _looked_up(fact: StatementExecuted, count: int, report: Report) -> Finding:
     entity = fact.entity or fact.collection
     if fact.entity and fact.key:
         remedy = f"select({entity}).where({entity}.{fact.key}.in_(keys))"
     else:
         remedy = f"one select({entity}) for all keys, before the loop"
-    return record.finding(
+    return report.finding(
         "get-in-loop",
         "warning",
         f"{entity} was looked up by {count} different primary keys so far, one SELECT each",
@@ -186,41 +174,30 @@ def _is_asked_for(fact: StatementExecuted) -> bool:
     )
 
 
-def _selects_again(fact: StatementExecuted, record: SessionRecord) -> bool:
-    # A load of an attribute that runs again is another finding.
-    if record.last_load is not None or not _is_asked_for(fact):
-        return False
-    return len(record.first_selects) >= min(record.settings.repeats_of_one_select, SELECTS_KEPT)
-
-
 class RepeatedSelect:
     """`repeated-select`: the same SELECT runs with the same parameters again and again."""
 
-    facts = (StatementExecuted,)
-    wakes: Final[Wakes] = {StatementExecuted: _selects_again}
+    facts: Final = ()
+    candidates = (StatementExecuted,)
 
     def memory(self) -> _Selects:
         """How often each SELECT ran, by its fingerprint."""
         return _Selects()
 
-    def recall(self, fact: StatementExecuted, record: SessionRecord) -> _Selects:
-        """How often each of the first few ran."""
-        memory = self.memory()
-        for earlier in record.first_selects:
-            if earlier is not fact and _is_asked_for(earlier):
-                memory.add(earlier)
-        return memory
-
-    def judge(
-        self, fact: StatementExecuted, record: SessionRecord, memory: _Selects
-    ) -> Iterable[Finding]:
+    def judge(self, fact: StatementExecuted, report: Report, memory: _Selects) -> Iterable[Finding]:
         """One finding for each SELECT with its parameters."""
-        if record.last_load is not None or not _is_asked_for(fact):
+        # Before the memory begins: other facts are judged before all first SELECTs are known.
+        if report.ledger.last_load is not None or not _is_asked_for(fact):
             return ()
+        if not memory.is_begun:
+            memory.is_begun = True
+            for earlier in report.ledger.first_selects:
+                if _is_asked_for(earlier):
+                    memory.add(earlier)
         repeats = memory.add(fact)
-        if repeats is None or repeats.count != record.settings.repeats_of_one_select:
+        if repeats is None or repeats.count != report.settings.repeats_of_one_select:
             return ()
-        return (_repeated(fact, repeats, record),)
+        return (_repeated(fact, repeats, report),)
 
 
 class _Repeats:
@@ -241,11 +218,15 @@ class _Repeats:
 
 
 class _Selects:
-    """How often each SELECT ran, by its fingerprint; of one that ran once, as most do, the line."""
+    """How often each SELECT ran, by its fingerprint; of one that ran once, as most do, the line.
 
-    __slots__ = ("_by_fingerprint",)
+    It begins with the first few SELECTs, which the ledger has.
+    """
+
+    __slots__ = ("_by_fingerprint", "is_begun")
 
     def __init__(self) -> None:
+        self.is_begun = False
         self._by_fingerprint: dict[int, _Repeats | CallSite | None] = {}
 
     def add(self, fact: StatementExecuted) -> _Repeats | None:
@@ -264,7 +245,7 @@ class _Selects:
 _NEVER: Final = _Repeats(None)
 
 
-def _repeated(fact: StatementExecuted, repeats: _Repeats, record: SessionRecord) -> Finding:
+def _repeated(fact: StatementExecuted, repeats: _Repeats, report: Report) -> Finding:
     subject = fact.entity or fact.collection
     if repeats.is_one_site:
         where = ", all from one line" if fact.site is not None else ""
@@ -280,7 +261,7 @@ def _repeated(fact: StatementExecuted, repeats: _Repeats, record: SessionRecord)
     evidence: dict[str, Any] = {"why": why}
     if not repeats.is_one_site:
         evidence |= places(first_at=repeats.first_site)
-    return record.finding(
+    return report.finding(
         "repeated-select",
         "warning",
         what + where,

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Iterable
 
     from session_tracer.facts import Fact
-    from session_tracer.ledger.record import SessionRecord
+    from session_tracer.ledger.report import Report
     from session_tracer.model.findings import Finding, Retraction
 
-__all__ = ["Detector", "Recaller", "Sleeper", "Wakes", "always"]
+__all__ = ["Detector", "Suspecting"]
 
 
 class Detector(Protocol):
-    """Draws findings from the facts of one session at a time.
+    """Draws findings about one session scope at a time.
 
-    `facts` names the types of fact it is asked about. `memory()` makes what it wants to remember
-    of one session; it is made at the first such fact and dies with the scope. `judge()` gets the
-    fact after the record has taken it in, and yields what it concludes, `record.finding(...)`, or
-    takes it back, `Retraction(...)`. Thresholds are `record.settings`. It must not run SQL, load
-    an attribute, call a mapped class's code, or keep an object of the application. Of a
-    `TimePassed` it is asked by the watch's thread, perhaps while the session's own asks it of
-    something else.
+    `facts` names the types of fact of which it wants every single one: a publisher is made for
+    each session then, which costs time. `memory()` makes what it wants to remember of one scope.
+    `judge()` gets the fact after `report.ledger`, the account of the scope, has taken it in, and
+    yields what it concludes, `report.finding(...)`, or retracts it, `Retraction(...)`. Thresholds
+    are in `report.settings`. It must not run SQL, load an attribute, call a mapped class's code, or
+    keep an object of the application. It is asked about a `TimePassed` by the watchdog's thread,
+    perhaps while the session's own thread asks it about another fact.
     """
 
     @property
@@ -31,39 +31,17 @@ class Detector(Protocol):
 
     def memory(self) -> Any: ...
 
-    def judge(
-        self, fact: Any, record: SessionRecord, memory: Any
-    ) -> Iterable[Finding | Retraction]: ...
-
-
-# Of each type of fact with which there may be something to remember or to say, whether there is.
-Wakes: TypeAlias = "Mapping[type[Fact], Callable[[Any, SessionRecord], bool]]"
+    def judge(self, fact: Any, report: Report, memory: Any) -> Iterable[Finding | Retraction]: ...
 
 
 @runtime_checkable
-class Sleeper(Detector, Protocol):
-    """A detector that most sessions give nothing to remember.
+class Suspecting(Detector, Protocol):
+    """A detector that is asked only where the ledger has reason to.
 
-    Of each session it sleeps until one of `wakes` says yes to a fact: before that it is not asked,
-    and has no memory. That spares time, and may never spare a finding: what it sleeps through must
-    change nothing of what it would have said.
+    `candidates` names the types of fact from which it concludes something. The ledger makes such a
+    fact where one of its counters crosses a threshold, or where something rare happens; no other
+    fact of the type is ever made for it, whether or not a publisher exists.
     """
 
     @property
-    def wakes(self) -> Wakes: ...
-
-
-@runtime_checkable
-class Recaller(Sleeper, Protocol):
-    """A sleeper that may sleep through something, because the record keeps enough of it.
-
-    `recall()` makes its memory, in place of `memory()`, of what it slept through before this fact.
-    """
-
-    def recall(self, fact: Any, record: SessionRecord) -> Any: ...
-
-
-def always(fact: Fact, record: SessionRecord) -> bool:
-    """Any such fact wakes it."""
-    del fact, record
-    return True
+    def candidates(self) -> tuple[type[Fact], ...]: ...

@@ -18,8 +18,7 @@ from session_tracer.facts import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from session_tracer.detectors.protocol import Wakes
-    from session_tracer.ledger.record import SessionRecord
+    from session_tracer.ledger.report import Report
     from session_tracer.model.findings import Finding
     from session_tracer.where.owner import Owner
 
@@ -29,20 +28,21 @@ __all__ = ["ConcurrentUse", "CrossedSessions", "ForeignLoop", "SharedSession"]
 class CrossedSessions:
     """`crossed-sessions`: an object of one session is given to another one."""
 
-    facts = (ObjectCrossed,)
+    facts: Final = ()
+    candidates = (ObjectCrossed,)
 
     def memory(self) -> Said:
         """Which entities were refused at which lines."""
         return Said()
 
-    def judge(self, fact: ObjectCrossed, record: SessionRecord, memory: Said) -> Iterator[Finding]:
+    def judge(self, fact: ObjectCrossed, report: Report, memory: Said) -> Iterator[Finding]:
         """One finding for each mapped class and line."""
         if not memory.first((fact.site, fact.entity)):
             return
         other = f"session {fact.other[:6]} ({fact.other_name})" if fact.other else "another session"
-        one, awaited = variable(fact.entity), "await " if record.is_async else ""
+        one, awaited = variable(fact.entity), "await " if report.ledger.is_async else ""
         traced = {"other_session": fact.other, "other_session_name": fact.other_name}
-        yield record.finding(
+        yield report.finding(
             "crossed-sessions",
             "error",
             f"{fact.entity} object still belongs to {other}; this one refused it",
@@ -62,25 +62,26 @@ class CrossedSessions:
 class ConcurrentUse:
     """`concurrent-use`: two threads or tasks are inside operations of one session at a time."""
 
-    facts = (SessionUsedConcurrently,)
+    facts: Final = ()
+    candidates = (SessionUsedConcurrently,)
 
     def memory(self) -> Said:
         """Which pairs of lines have met."""
         return Said()
 
     def judge(
-        self, fact: SessionUsedConcurrently, record: SessionRecord, memory: Said
+        self, fact: SessionUsedConcurrently, report: Report, memory: Said
     ) -> Iterator[Finding]:
         """One finding for each pair of lines, whichever of them came first."""
         if not memory.first(frozenset((fact.site, fact.other_site))):
             return
         each = "task" if fact.owner.is_task else "thread"
-        yield record.finding(
+        yield report.finding(
             "concurrent-use",
             "error",
             f"{fact.owner.name} used this session while {fact.other_owner.name} "
             "was inside an operation of it",
-            block(record, f"one for each {each}"),
+            block(report, f"one for each {each}"),
             fact.site,
             evidence={
                 "used_by": fact.owner.name,
@@ -93,17 +94,16 @@ class ConcurrentUse:
 class ForeignLoop:
     """`foreign-loop`: an AsyncSession is used on another event loop than the one it began on."""
 
-    facts = (EventLoopChanged,)
+    facts: Final = ()
+    candidates = (EventLoopChanged,)
 
     def memory(self) -> Said:
         """Whether it was said."""
         return Said()
 
-    def judge(
-        self, fact: EventLoopChanged, record: SessionRecord, memory: Said
-    ) -> Iterator[Finding]:
+    def judge(self, fact: EventLoopChanged, report: Report, memory: Said) -> Iterator[Finding]:
         """One finding for a scope."""
-        if not memory.first(record.id):
+        if not memory.first(report.ledger.id):
             return
         if fact.thread == fact.other_thread or not fact.other_thread:
             message = "this session was used on an event loop other than the one it began on"
@@ -112,11 +112,11 @@ class ForeignLoop:
                 f'this session was used on the event loop of thread "{fact.thread}", '
                 f'but it began on that of thread "{fact.other_thread}"'
             )
-        yield record.finding(
+        yield report.finding(
             "foreign-loop",
             "error",
             message,
-            block(record, "one for each event loop"),
+            block(report, "one for each event loop"),
             fact.site,
             evidence={
                 "loop_thread": fact.thread,
@@ -141,19 +141,15 @@ class _Users:
         # In the order of their coming.
         self.names: dict[str, None] = {}
 
-    def add(self, fact: TransactionBegan, most: int) -> None:
+    def add(self, trace: int, root: Owner | None, user: Owner | None, most: int) -> None:
         """Take one more transaction into account."""
-        if fact.trace:
-            self.traces.add(fact.trace)
-        if fact.root is not None and fact.root.is_task:
-            self.tasks.add(fact.root)
-        owner = fact.root or fact.owner
+        if trace:
+            self.traces.add(trace)
+        if root is not None and root.is_task:
+            self.tasks.add(root)
+        owner = root or user
         if owner is not None and len(self.names) < most:
             self.names[owner.name] = None
-
-
-def _begins_again(fact: TransactionBegan, record: SessionRecord) -> bool:
-    return record.transactions > 1 and not fact.nested
 
 
 class SharedSession:
@@ -162,44 +158,37 @@ class SharedSession:
     Threads alone are no misuse: a pool hands a session on from one to the next.
     """
 
-    facts = (TransactionBegan,)
-    wakes: Final[Wakes] = {TransactionBegan: _begins_again}
+    facts: Final = ()
+    candidates = (TransactionBegan,)
 
     def memory(self) -> _Users:
         """Who has used the session."""
         return _Users()
 
-    def recall(self, fact: TransactionBegan, record: SessionRecord) -> _Users:
-        """Who began the first transaction."""
-        del fact
-        memory = self.memory()
-        if record.first_began is not None:
-            memory.add(record.first_began, record.settings.traces_per_session)
-        return memory
-
-    def judge(
-        self, fact: TransactionBegan, record: SessionRecord, memory: _Users
-    ) -> Iterable[Finding]:
+    def judge(self, fact: TransactionBegan, report: Report, memory: _Users) -> Iterable[Finding]:
         """One finding for a scope, as its transactions reach the threshold of either kind."""
-        most = record.settings.traces_per_session
-        if fact.nested or len(memory.traces) >= most or len(memory.tasks) >= most:
+        most = report.settings.traces_per_session
+        first = report.ledger.first_began
+        if fact.nested or first is None or len(memory.traces) >= most or len(memory.tasks) >= most:
             return ()
-        memory.add(fact, most)
+        if not memory.names:
+            memory.add(*first, most)
+        memory.add(fact.trace, fact.root, fact.owner, most)
         if len(memory.traces) == most:
-            return (self._finding(f"{most} different traces", "request", fact, record, memory),)
+            return (self._finding(f"{most} different traces", "request", fact, report, memory),)
         if len(memory.tasks) == most:
-            return (self._finding(f"{most} unrelated tasks", "task", fact, record, memory),)
+            return (self._finding(f"{most} unrelated tasks", "task", fact, report, memory),)
         return ()
 
     def _finding(
-        self, users: str, each: str, fact: TransactionBegan, record: SessionRecord, memory: _Users
+        self, users: str, each: str, fact: TransactionBegan, report: Report, memory: _Users
     ) -> Finding:
-        return record.finding(
+        return report.finding(
             "shared-session",
             "warning",
             f"this session began transactions in {users}",
-            block(record, f"one for each {each}"),
-            record.opened_site,
-            count=record.settings.traces_per_session,
+            block(report, f"one for each {each}"),
+            report.ledger.opened_site,
+            count=report.settings.traces_per_session,
             evidence={"owners": list(memory.names), **places(began_at=fact.site)},
         )

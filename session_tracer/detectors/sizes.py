@@ -8,33 +8,28 @@ from session_tracer.detectors.evidence import largest
 from session_tracer.detectors.said import Said
 from session_tracer.detectors.wording import objects
 from session_tracer.facts import FlushCompleted, ObjectsLoaded, TransactionEnded
-from session_tracer.publisher.timeline import add_counts
+from session_tracer.model.counts import add_counts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from session_tracer.detectors.protocol import Wakes
     from session_tracer.facts import Counts, Fact
-    from session_tracer.ledger.record import SessionRecord
+    from session_tracer.ledger.report import Report
     from session_tracer.model.findings import Finding
 
 __all__ = ["LargeIdentityMap", "LargeResult"]
 
 
-def _is_large(fact: Fact, record: SessionRecord) -> bool:
+def _is_large(fact: Fact, report: Report) -> bool:
     del fact
-    return record.identity_map_peak > record.settings.large_identity_map_objects
+    return report.ledger.identity_map_peak > report.settings.large_identity_map_objects
 
 
 class LargeIdentityMap:
     """`large-identity-map`: a session holds more objects than one unit of work needs."""
 
-    facts = (ObjectsLoaded, FlushCompleted, TransactionEnded)
-    wakes: Final[Wakes] = {
-        ObjectsLoaded: _is_large,
-        FlushCompleted: _is_large,
-        TransactionEnded: _is_large,
-    }
+    facts: Final = ()
+    candidates = (ObjectsLoaded, FlushCompleted, TransactionEnded)
 
     def memory(self) -> Said:
         """Whether it was said."""
@@ -43,37 +38,35 @@ class LargeIdentityMap:
     def judge(
         self,
         fact: ObjectsLoaded | FlushCompleted | TransactionEnded,
-        record: SessionRecord,
+        report: Report,
         memory: Said,
     ) -> Iterable[Finding]:
         """One finding for a scope."""
-        if _is_large(fact, record) and memory.first(record.id):
-            return (_large_map(fact, record),)
+        if _is_large(fact, report) and memory.first(report.ledger.id):
+            return (_large_map(fact, report),)
         return ()
 
 
 _MOST_ENTITIES: Final = 5
 
 
-def _large_map(
-    fact: ObjectsLoaded | FlushCompleted | TransactionEnded, record: SessionRecord
-) -> Finding:
-    size, commits = record.identity_map_peak, record.commits
+def _large_map(fact: ObjectsLoaded | FlushCompleted | TransactionEnded, report: Report) -> Finding:
+    size, commits = report.ledger.identity_map_peak, report.ledger.commits
     came: Counts = {}
-    add_counts(came, record.loaded)
-    add_counts(came, record.new)
+    add_counts(came, report.ledger.loaded)
+    add_counts(came, report.ledger.new)
     most = sorted(came, key=lambda entity: -came[entity])[:_MOST_ENTITIES]
     evidence: dict[str, Any] = {
-        "age_ms": (fact.at - record.opened_at) / 1e6,
+        "age_ms": (fact.at - report.ledger.opened_at) / 1e6,
         "came": {entity: came[entity] for entity in most},
         "commits": commits,
     }
-    if record.sizes:
-        evidence["sizes_after_commits"] = list(record.sizes)
+    if report.ledger.sizes:
+        evidence["sizes_after_commits"] = list(report.ledger.sizes)
     over = f" over {commits} commit{'s' if commits > 1 else ''}" if commits else ""
-    remedy, *others = _shrink(fact, record)
+    remedy, *others = _shrink(fact, report)
     evidence["alternatives"] = others
-    return record.finding(
+    return report.finding(
         "large-identity-map",
         "warning",
         f"the identity map has grown to {size} objects{over}",
@@ -86,36 +79,40 @@ def _large_map(
 
 
 def _shrink(
-    fact: ObjectsLoaded | FlushCompleted | TransactionEnded, record: SessionRecord
+    fact: ObjectsLoaded | FlushCompleted | TransactionEnded, report: Report
 ) -> Iterator[str]:
-    reading = _Reading(record)
+    reading = _Reading(report)
     is_selected = reading.operation == "SELECT" and not reading.is_lazy
-    if isinstance(fact, ObjectsLoaded) and not (fact.at_once or record.commits) and is_selected:
+    if (
+        isinstance(fact, ObjectsLoaded)
+        and not (fact.at_once or report.ledger.commits)
+        and is_selected
+    ):
         yield _streamed(reading.selected(fact.loaded))
     yield "a session for each batch of objects"
     yield "session.expunge_all() after each batch"
 
 
-def _is_large_result(fact: ObjectsLoaded, record: SessionRecord) -> bool:
-    most = record.settings.large_result_objects
+def _is_large_result(fact: ObjectsLoaded, report: Report) -> bool:
+    most = report.settings.large_result_objects
     return not fact.at_once and sum(fact.loaded.values()) > most
 
 
 class LargeResult:
     """`large-result`: one statement loads very many objects at once."""
 
-    facts = (ObjectsLoaded,)
-    wakes: Final[Wakes] = {ObjectsLoaded: _is_large_result}
+    facts: Final = ()
+    candidates = (ObjectsLoaded,)
 
     def memory(self) -> None:
         """Each result speaks for itself."""
 
-    def judge(self, fact: ObjectsLoaded, record: SessionRecord, memory: None) -> Iterable[Finding]:
+    def judge(self, fact: ObjectsLoaded, report: Report, memory: None) -> Iterable[Finding]:
         """One finding for each large result."""
         del memory
-        if not _is_large_result(fact, record):
+        if not _is_large_result(fact, report):
             return ()
-        return (_large_result(fact, _Reading(record), record),)
+        return (_large_result(fact, _Reading(report), report),)
 
 
 class _Reading:
@@ -123,12 +120,13 @@ class _Reading:
 
     __slots__ = ("_entity", "attribute", "is_lazy", "operation")
 
-    def __init__(self, record: SessionRecord) -> None:
-        statement, load = record.last_statement, record.last_load
-        self._entity = record.last_select
+    def __init__(self, report: Report) -> None:
+        ledger = report.ledger
+        load = ledger.last_load
+        self._entity = ledger.last_select
         self.is_lazy = load is not None
-        self.operation = "SELECT" if statement is None else statement.operation
-        self.attribute = "" if statement is None else statement.eager
+        self.operation = ledger.last_operation
+        self.attribute = ledger.last_eager
         if load is not None and load.kind == "relationship" and load.attribute:
             self.attribute = f"{load.entity}.{load.attribute}"
 
@@ -141,10 +139,10 @@ def _streamed(entity: str) -> str:
     return f"select({entity}).execution_options(yield_per=1000)"
 
 
-def _large_result(fact: ObjectsLoaded, reading: _Reading, record: SessionRecord) -> Finding:
+def _large_result(fact: ObjectsLoaded, reading: _Reading, report: Report) -> Finding:
     attribute = reading.attribute
     remedy, *others = _read_less(fact, reading)
-    return record.finding(
+    return report.finding(
         "large-result",
         "info",
         f"one {reading.operation}{f' for {attribute}' if attribute else ''} "

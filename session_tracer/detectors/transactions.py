@@ -6,28 +6,24 @@ from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from session_tracer.detectors.evidence import places
-from session_tracer.detectors.protocol import always
 from session_tracer.detectors.recent import Recent
 from session_tracer.detectors.said import Said
 from session_tracer.detectors.watched import ENDED, TAKEN, block, ms
 from session_tracer.detectors.wording import counted, lasted
 from session_tracer.facts import (
-    FlushCompleted,
     SessionClosed,
-    StatementExecuted,
     TransactionBegan,
     TransactionCancelled,
     TransactionEnded,
     WritesSplit,
 )
-from session_tracer.publisher.timeline import add_counts
+from session_tracer.model.counts import add_counts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from session_tracer.detectors.protocol import Wakes
     from session_tracer.facts import Counts, Outcome
-    from session_tracer.ledger.record import SessionRecord
+    from session_tracer.ledger.report import Report
     from session_tracer.model.findings import Finding
     from session_tracer.where.callsite import CallSite
 
@@ -52,101 +48,61 @@ class _Commits:
         add_counts(self.written, entities)
 
 
-class _Writes:
-    """What the open transaction has written, and the commits before it by line."""
+class _ByLine:
+    """The commits of a few rows, by their line; the first one is in the ledger."""
 
-    __slots__ = ("_by_site", "entities", "rows")
+    __slots__ = ("_by_site", "is_begun")
 
     def __init__(self) -> None:
+        self.is_begun = False
         self._by_site: Recent[CallSite, _Commits] = Recent(_Commits)
-        self.entities: Counts = {}
-        self.rows = 0
 
-    def flush(self, fact: FlushCompleted) -> None:
-        """A flush wrote."""
-        for counts in (fact.new, fact.dirty, fact.deleted):
-            if counts:
-                add_counts(self.entities, counts)
-                self.rows += sum(counts.values())
-
-    def execute(self, fact: StatementExecuted) -> None:
-        """A statement of the application's own wrote."""
-        self.rows += fact.rows
-        if fact.entity:
-            add_counts(self.entities, {fact.entity: fact.rows})
-
-    def end(self, fact: TransactionBegan | TransactionEnded, batch: int) -> _Commits | None:
+    def add(
+        self, site: CallSite | None, rows: int, entities: Counts, batch: int
+    ) -> _Commits | None:
         """The commits of the line, where this is one more of a few rows."""
-        entities, rows = self.entities, self.rows
-        self.entities, self.rows = {}, 0
-        if isinstance(fact, TransactionBegan) or fact.outcome != "committed":
+        if site is None or not 0 < rows < batch:
             return None
-        if fact.site is None or not 0 < rows < batch:
-            return None
-        commits = self._by_site.of(fact.site)
+        commits = self._by_site.of(site)
         commits.add(rows, entities)
         return commits
-
-
-def _wrote_again(fact: FlushCompleted, record: SessionRecord) -> bool:
-    return record.first_flush is not fact and bool(fact.new or fact.dirty or fact.deleted)
-
-
-def _wrote_rows(fact: StatementExecuted, record: SessionRecord) -> bool:
-    # What a flush executes is counted by its objects.
-    del record
-    return fact.rows > 0 and not fact.in_flush
 
 
 class CommitInLoop:
     """`commit-in-loop`: one line commits a few objects at a time, again and again."""
 
-    facts = (TransactionBegan, FlushCompleted, StatementExecuted, TransactionEnded)
-    wakes: Final[Wakes] = {FlushCompleted: _wrote_again, StatementExecuted: _wrote_rows}
+    facts: Final = ()
+    candidates = (TransactionEnded,)
 
-    def memory(self) -> _Writes:
-        """What was written, and the commits by line."""
-        return _Writes()
+    def memory(self) -> _ByLine:
+        """The commits by line."""
+        return _ByLine()
 
-    def recall(self, fact: FlushCompleted | StatementExecuted, record: SessionRecord) -> _Writes:
-        """What the first flush has written, and its commit."""
-        memory = self.memory()
-        if record.first_flush is not None and record.first_flush is not fact:
-            memory.flush(record.first_flush)
-            if record.first_flush_ended is not None:
-                memory.end(record.first_flush_ended, record.settings.batch_commit_objects)
-        return memory
-
-    def judge(
-        self,
-        fact: TransactionBegan | FlushCompleted | StatementExecuted | TransactionEnded,
-        record: SessionRecord,
-        memory: _Writes,
-    ) -> Iterable[Finding]:
+    def judge(self, fact: TransactionEnded, report: Report, memory: _ByLine) -> Iterable[Finding]:
         """One finding for a line. A commit of a batch is none of a loop's, nor is one of reads.
 
         A session that a test joins to a transaction stands for those of many requests, and its
         commits commit nothing.
         """
-        if isinstance(fact, StatementExecuted):
-            if _wrote_rows(fact, record):
-                memory.execute(fact)
-        elif isinstance(fact, FlushCompleted):
-            memory.flush(fact)
-        elif not fact.nested:
-            commits = memory.end(fact, record.settings.batch_commit_objects)
-            enough = record.settings.commits_from_one_site
-            if commits and commits.number == enough and fact.site and not record.is_joined:
-                return (_commits(fact.site, commits, record),)
+        ledger, batch = report.ledger, report.settings.batch_commit_objects
+        if fact.nested or fact.outcome != "committed" or ledger.first_commit is None:
+            return ()
+        if not memory.is_begun:
+            memory.is_begun = True
+            memory.add(*ledger.first_commit, batch)
+        commits = memory.add(fact.site, ledger.committing_rows, ledger.committing, batch)
+        enough = report.settings.commits_from_one_site
+        if commits and commits.number == enough and fact.site and not ledger.is_joined:
+            return (_commits(fact.site, commits, report),)
         return ()
 
 
-def _commits(site: CallSite, commits: _Commits, record: SessionRecord) -> Finding:
+def _commits(site: CallSite, commits: _Commits, report: Report) -> Finding:
     rows = commits.rows / commits.number
     each = "1 row" if rows == 1 else f"{rows:.3g} rows"
     written = f": {counted(commits.written)} in all" if commits.written else ""
-    awaited = "await " if record.is_async else ""
-    return record.finding(
+    awaited = "await " if report.ledger.is_async else ""
+    return report.finding(
         "commit-in-loop",
         "warning",
         f"one line has committed {commits.number} times so far, {each} each{written}",
@@ -161,55 +117,55 @@ def _commits(site: CallSite, commits: _Commits, record: SessionRecord) -> Findin
 class _Savepoints:
     """The savepoints of the open transaction by line, up to the threshold."""
 
-    __slots__ = ("by_site", "number")
+    __slots__ = ("by_site", "number", "transaction")
 
     def __init__(self) -> None:
+        self.transaction = 0
         self.number = 0
         self.by_site: Counter[CallSite | None] = Counter()
-
-
-def _savepoint(fact: TransactionBegan, record: SessionRecord) -> bool:
-    del record
-    return fact.nested
 
 
 class SavepointChurn:
     """`savepoint-churn`: one transaction has very many savepoints."""
 
-    facts = (TransactionBegan,)
-    wakes: Final[Wakes] = {TransactionBegan: _savepoint}
+    facts: Final = ()
+    candidates = (TransactionBegan,)
 
     def memory(self) -> _Savepoints:
         """The savepoints of the open transaction."""
         return _Savepoints()
 
     def judge(
-        self, fact: TransactionBegan, record: SessionRecord, memory: _Savepoints
+        self, fact: TransactionBegan, report: Report, memory: _Savepoints
     ) -> Iterator[Finding]:
         """One finding for a transaction, at the line that made the most of them.
 
         A test's fixture may have to begin a savepoint anew after each that is released.
         """
-        most = record.settings.savepoints_per_transaction
-        if not fact.nested:
+        most = report.settings.savepoints_per_transaction
+        if memory.transaction != report.ledger.transactions:
+            memory.transaction = report.ledger.transactions
             memory.number = 0
             memory.by_site.clear()
-        if not fact.nested or record.is_joined or memory.number >= most:
+        if not fact.nested or report.ledger.is_joined or memory.number >= most:
             return
         memory.number += 1
         memory.by_site[fact.site] += 1
         if memory.number == most:
             [(site, count)] = memory.by_site.most_common(1)
             memory.by_site.clear()
-            opening = "async with" if record.is_async else "with"
-            yield record.finding(
+            opening = "async with" if report.ledger.is_async else "with"
+            yield report.finding(
                 "savepoint-churn",
                 "info",
                 f"one transaction has made {most} savepoints so far, {count} of them at one line",
                 f"{opening} session.begin_nested():  # around the loop, or around each batch of it",
                 site,
                 count=most,
-                evidence={"from_one_site": count, **places(began_at=record.transaction_began_site)},
+                evidence={
+                    "from_one_site": count,
+                    **places(began_at=report.ledger.transaction_began_site),
+                },
             )
 
 
@@ -227,8 +183,8 @@ class _Cancelled:
 class CancelledTransaction:
     """`cancelled-transaction`: a task is cancelled amid a transaction."""
 
-    facts = (TransactionCancelled, TransactionEnded, SessionClosed)
-    wakes: Final[Wakes] = {TransactionCancelled: always}
+    facts: Final = ()
+    candidates = (TransactionCancelled, TransactionEnded, SessionClosed)
 
     def memory(self) -> _Cancelled:
         """The cancellation, until the scope ends."""
@@ -237,17 +193,17 @@ class CancelledTransaction:
     def judge(
         self,
         fact: TransactionCancelled | TransactionEnded | SessionClosed,
-        record: SessionRecord,
+        report: Report,
         memory: _Cancelled,
     ) -> Iterator[Finding]:
         """One finding for a scope, as it ends: only then is it known how."""
         if isinstance(fact, TransactionCancelled):
             if memory.fact is None:
                 memory.fact = fact
-                memory.age = fact.at - (record.transaction_began_at or fact.at)
+                memory.age = fact.at - (report.ledger.transaction_began_at or fact.at)
         elif isinstance(fact, SessionClosed):
             if memory.fact is not None:
-                yield _cancelled(memory.fact, fact, record, memory)
+                yield _cancelled(memory.fact, fact, report, memory)
                 memory.fact = None
         elif memory.fact is not None and memory.outcome is None and not fact.nested:
             memory.outcome = fact.outcome
@@ -256,7 +212,7 @@ class CancelledTransaction:
 def _cancelled(
     cancelled: TransactionCancelled,
     closed: SessionClosed,
-    record: SessionRecord,
+    report: Report,
     memory: _Cancelled,
 ) -> Finding:
     is_closed = closed.ending not in TAKEN
@@ -267,13 +223,13 @@ def _cancelled(
         end = f", which was {ENDED[memory.outcome]}; the session was closed {later}"
     else:
         end = f", which ended as the session was closed {later}"
-    return record.finding(
+    return report.finding(
         "cancelled-transaction",
         "warning",
         f"{cancelled.owner.name} was cancelled amid a transaction{end}",
         "repeat the work, or put asyncio.shield() around what must not be cut off halfway"
         if is_closed
-        else block(record),
+        else block(report),
         cancelled.site,
         evidence={
             "owner": cancelled.owner.name,
@@ -288,18 +244,19 @@ def _cancelled(
 class SplitWrites:
     """`split-writes`: one thread or task commits what it writes through two sessions."""
 
-    facts = (WritesSplit,)
+    facts: Final = ()
+    candidates = (WritesSplit,)
 
     def memory(self) -> Said:
         """Which pairs of lines have committed."""
         return Said()
 
-    def judge(self, fact: WritesSplit, record: SessionRecord, memory: Said) -> Iterator[Finding]:
+    def judge(self, fact: WritesSplit, report: Report, memory: Said) -> Iterator[Finding]:
         """One finding for each pair of lines that commit."""
         if not memory.first((fact.site, fact.other_site)):
             return
-        opening = "async with" if record.is_async else "with"
-        yield record.finding(
+        opening = "async with" if report.ledger.is_async else "with"
+        yield report.finding(
             "split-writes",
             "warning",
             f"{counted(fact.written)} committed here and {counted(fact.other_written)} by session "

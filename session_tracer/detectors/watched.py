@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from session_tracer.facts import Outcome
-    from session_tracer.ledger.record import SessionRecord
+    from session_tracer.ledger.report import Report
     from session_tracer.model.live_session import LiveSession
 
 __all__ = ["ENDED", "TAKEN", "block", "called", "connection", "doing", "ms"]
@@ -33,22 +33,22 @@ _MOST_FRAMES: Final = 5
 _DATABASES: Final = {"postgresql": "PostgreSQL", "mysql": "MySQL", "mariadb": "MariaDB"}
 
 
-def called(record: SessionRecord) -> str:
+def called(report: Report) -> str:
     """`session 9b21e0 (orders-db)`."""
-    return f"session {record.id[:6]} ({record.name})"
+    return f"session {report.ledger.id[:6]} ({report.name})"
 
 
-def block(record: SessionRecord, comment: str = "") -> str:
+def block(report: Report, comment: str = "") -> str:
     """The code that closes a session whatever happens."""
-    opening = f"{'async with' if record.is_async else 'with'} SessionLocal() as session:"
+    opening = f"{'async with' if report.ledger.is_async else 'with'} SessionLocal() as session:"
     return f"{opening}  # {comment}" if comment else f"{opening}\n    ..."
 
 
-def connection(live: LiveSession, record: SessionRecord) -> str:
+def connection(live: LiveSession, report: Report) -> str:
     """`a connection (PostgreSQL process 31877)`, as `pg_stat_activity` knows it."""
     if live.process_id is None:
         return "a connection"
-    system = "" if record.database is None else record.database.system
+    system = "" if report.ledger.database is None else report.ledger.database.system
     return f"a connection ({_DATABASES.get(system, 'server')} process {live.process_id})"
 
 

@@ -11,8 +11,10 @@ from sqlalchemy.orm.exc import DetachedInstanceError
 
 from session_tracer import facts
 from session_tracer.hooks import error_frames, loader_options
+from session_tracer.hooks.scopes import begin_scope, ledger_of, resumed
 from session_tracer.ledger import object_counter, registry
-from session_tracer.ledger.probe import probe_of
+from session_tracer.ledger.in_progress import SLOT
+from session_tracer.ledger.ledger import Ledger, Opening
 from session_tracer.runtime.degraded import without
 from session_tracer.where import owner
 from session_tracer.where.except_finder import handler_of
@@ -25,8 +27,7 @@ if TYPE_CHECKING:
     from session_tracer.facts import Fact
     from session_tracer.hooks.error_frames import Read
     from session_tracer.ledger.origin import OriginRef
-    from session_tracer.ledger.probe import Probe
-    from session_tracer.tracer import Tracer
+    from session_tracer.ledger.report import Tracer
 
 __all__ = ["watch"]
 
@@ -110,9 +111,12 @@ def _refused(error: Any, frame: FrameType) -> None:
         tell = _TELLING.get(frame.f_code.co_name) or _TELLING_OF.get(type(error))
         if tell is None or not error_frames.is_sqlalchemys(frame):
             return
-        probe, fact = tell(error, frame)
-        if probe is not None and fact is not None and probe.open:
-            probe.tell(fact)
+        ledger, fact = tell(error, frame)
+        if ledger is not None and fact is not None and ledger.is_open:
+            if type(fact) is facts.LoadRefused:
+                ledger.load_refused(fact)
+            else:
+                ledger.suspect(fact)
     except Exception as failure:
         _failed(failure, frame)
 
@@ -120,42 +124,42 @@ def _refused(error: Any, frame: FrameType) -> None:
 def _failed(failure: Exception, frame: FrameType) -> None:
     """Count a fault of ours, where it can still be told whose session it is about."""
     try:
-        probe = _probe_near(frame)
-        if probe is not None:
-            probe.failed("failures", failure)
+        ledger = _ledger_near(frame)
+        if ledger is not None:
+            ledger.failed("failures", failure)
     except Exception:
         pass
 
 
-def _rollback_pending(error: Any, frame: FrameType) -> tuple[Probe | None, Fact | None]:
+def _rollback_pending(error: Any, frame: FrameType) -> tuple[Ledger | None, Fact | None]:
     if type(error) is not exc.PendingRollbackError:
         return _used_at_once(error, frame)
-    probe = _probe_near(frame)
-    if probe is None:
+    ledger = _ledger_near(frame)
+    if ledger is None:
         return None, None
-    return probe, _used_after_failure(probe, frame, in_block=False)
+    return ledger, _used_after_failure(ledger, frame, in_block=False)
 
 
-def _closed_in_block(error: Any, frame: FrameType) -> tuple[Probe | None, Fact | None]:
+def _closed_in_block(error: Any, frame: FrameType) -> tuple[Ledger | None, Fact | None]:
     """Within the block of a transaction, this is the error that follows a failed flush."""
-    probe = _probe_near(frame)
-    if probe is None or probe.failure is None:
+    ledger = _ledger_near(frame)
+    if ledger is None or ledger.failure is None:
         return _used_at_once(error, frame)
-    return probe, _used_after_failure(probe, frame, in_block=True)
+    return ledger, _used_after_failure(ledger, frame, in_block=True)
 
 
-def _used_after_failure(probe: Probe, frame: FrameType, *, in_block: bool) -> Fact:
-    here = probe.tracers[0].locator.frames(frame)
-    swallowed = handler_of(probe.failure, here) if probe.failure is not None else None
-    return facts.RollbackPending(probe.clock(), probe.site(), swallowed, in_block)
+def _used_after_failure(ledger: Ledger, frame: FrameType, *, in_block: bool) -> Fact:
+    here = ledger.locator.frames(frame)
+    swallowed = handler_of(ledger.failure, here) if ledger.failure is not None else None
+    return facts.RollbackPending(ledger.clock(), ledger.site(), swallowed, in_block)
 
 
-def _used_at_once(error: Any, frame: FrameType) -> tuple[Probe | None, Fact | None]:
+def _used_at_once(error: Any, frame: FrameType) -> tuple[Ledger | None, Fact | None]:
     """SQLAlchemy refuses what happens at once. That may be the doing of a listener, all alone."""
     del error
     session = error_frames.session_near(frame)
-    probe = None if session is None else probe_of(session)
-    if session is None or probe is None:
+    ledger = None if session is None else ledger_of(session)
+    if session is None or ledger is None:
         return None, None
     for other in owner.others():
         # From its use of the session outwards: within it, a listener may be at work.
@@ -163,26 +167,26 @@ def _used_at_once(error: Any, frame: FrameType) -> tuple[Probe | None, Fact | No
             dropwhile(lambda one: not error_frames.is_inside(one, session), other.frames())
         )
         if stack:
-            other_site = next(iter(probe.tracers[0].locator.sites(stack)), None)
-            return probe, facts.SessionUsedConcurrently(
-                probe.clock(), probe.site(), owner.current(), other_site, other
+            other_site = next(iter(ledger.locator.sites(stack)), None)
+            return ledger, facts.SessionUsedConcurrently(
+                ledger.clock(), ledger.site(), owner.current(), other_site, other
             )
     return None, None
 
 
-def _crossed(error: Any, frame: FrameType) -> tuple[Probe | None, Fact | None]:
+def _crossed(error: Any, frame: FrameType) -> tuple[Ledger | None, Fact | None]:
     del error
     session: Any = frame.f_locals.get("self")
     state: Any = frame.f_locals.get("state")
-    probe = None if session is None or state is None else probe_of(session)
-    if probe is None:
+    ledger = None if session is None or state is None else session.__dict__.get(SLOT)
+    if ledger is None:
         return None, None
-    probe.resume(session)
-    other = None if state.session is None else probe_of(state.session)
+    ledger = begin_scope(session, ledger) if type(ledger) is Opening else resumed(session, ledger)
+    other = None if state.session is None else ledger_of(state.session)
     mark = object_counter.mark_of(state)
-    return probe, facts.ObjectCrossed(
-        probe.clock(),
-        probe.site(),
+    return ledger, facts.ObjectCrossed(
+        ledger.clock(),
+        ledger.site(),
         state.class_.__name__,
         "" if other is None else other.scope.id,
         "" if other is None else other.tracers[0].name,
@@ -191,25 +195,25 @@ def _crossed(error: Any, frame: FrameType) -> tuple[Probe | None, Fact | None]:
     )
 
 
-def _load_refused(error: Any, frame: FrameType) -> tuple[Probe | None, Fact | None]:
+def _load_refused(error: Any, frame: FrameType) -> tuple[Ledger | None, Fact | None]:
     del error
     loader: Any = frame.f_locals.get("self")
     state: Any = frame.f_locals.get("state")
-    probe = None if loader is None or state is None else _probe_of(state)
-    if probe is None:
+    ledger = None if loader is None or state is None else _ledger_of_state(state)
+    if ledger is None:
         return None, None
     key = str(loader.key)
-    return probe, facts.LoadRefused(probe.clock(), probe.site(), state.class_.__name__, key)
+    return ledger, facts.LoadRefused(ledger.clock(), ledger.site(), state.class_.__name__, key)
 
 
-def _implicit(error: Any, frame: FrameType) -> tuple[Probe | None, Fact | None]:
+def _implicit(error: Any, frame: FrameType) -> tuple[Ledger | None, Fact | None]:
     del error
     read = error_frames.refused_read(frame)
-    probe = None if read is None else _probe_of(read.state)
-    if read is None or probe is None:
+    ledger = None if read is None else _ledger_of_state(read.state)
+    if read is None or ledger is None:
         return None, None
     state = read.state
-    by, expired_site = object_counter.expiry_of(state, probe.scope)
+    by, expired_site = object_counter.expiry_of(state, ledger.scope)
     load = read.load
     if load == "expired" and loader_options.are_generated(state, read.together):
         by, expired_site = "flush", None
@@ -220,8 +224,8 @@ def _implicit(error: Any, frame: FrameType) -> tuple[Probe | None, Fact | None]:
     # What was added, or merged, no SELECT has brought that could be given options.
     selected = bool(loader_options.load_path(state))
     fact = facts.ImplicitLoadFailed(
-        probe.clock(),
-        probe.site(),
+        ledger.clock(),
+        ledger.site(),
         state.class_.__name__,
         read.attribute,
         load,
@@ -232,8 +236,8 @@ def _implicit(error: Any, frame: FrameType) -> tuple[Probe | None, Fact | None]:
         expired_site,
         root_site if selected else None,
     )
-    fact.identity = _identity(state, probe.tracers[0])
-    return probe, fact
+    fact.identity = _identity(state, ledger.tracers[0])
+    return ledger, fact
 
 
 def _timed_out(error: Any, frame: FrameType) -> None:
@@ -241,40 +245,40 @@ def _timed_out(error: Any, frame: FrameType) -> None:
     try:
         if type(error) is not exc.TimeoutError or not error_frames.is_sqlalchemys(frame):
             return
-        probe = _probe_near(frame)
-        if probe is None or not probe.open:
+        ledger = _ledger_near(frame)
+        if ledger is None or not ledger.is_open:
             return
         pool = frame.f_locals["self"]
         timeout = getattr(pool, "timeout", None)
         seconds = timeout() if callable(timeout) else 0
-        probe.tell(
+        ledger.suspect(
             facts.CheckoutTimedOut(
-                probe.clock(), probe.site(), registry.holders_of(pool), int(seconds * 1e9)
+                ledger.clock(), ledger.site(), registry.holders_of(pool), int(seconds * 1e9)
             )
         )
     except Exception as failure:
         _failed(failure, frame)
 
 
-def _probe_of(state: Any) -> Probe | None:
+def _ledger_of_state(state: Any) -> Ledger | None:
     session = state.session
-    return None if session is None else probe_of(session)
+    return None if session is None else ledger_of(session)
 
 
-def _probe_near(frame: FrameType) -> Probe | None:
+def _ledger_near(frame: FrameType) -> Ledger | None:
     session = error_frames.session_near(frame)
-    return None if session is None else probe_of(session)
+    return None if session is None else ledger_of(session)
 
 
 # By the function that makes the error, and by the error's own class.
-_TELLING: Final[dict[str, Callable[..., tuple[Probe | None, Fact | None]]]] = {
+_TELLING: Final[dict[str, Callable[..., tuple[Ledger | None, Fact | None]]]] = {
     "_before_attach": _crossed,
     "_invoke_raise_load": _load_refused,
     "_raise_for_prerequisite_state": _rollback_pending,
     "_trans_ctx_check": _closed_in_block,
     "flush": _used_at_once,
 }
-_TELLING_OF: Final[dict[type, Callable[..., tuple[Probe | None, Fact | None]]]] = {
+_TELLING_OF: Final[dict[type, Callable[..., tuple[Ledger | None, Fact | None]]]] = {
     exc.MissingGreenlet: _implicit,
     exc.PendingRollbackError: _rollback_pending,
     exc.IllegalStateChangeError: _used_at_once,
@@ -293,7 +297,7 @@ def _detached(error: Any, frame: FrameType) -> None:
         mark = None if read is None else object_counter.mark_of(read.state)
         if read is None or mark is None:
             return
-        tracers = mark.origin.scope.told()
+        tracers = mark.origin.scope.reported_by()
         now = time.perf_counter_ns()
         epoch = time.time_ns() - now
     except Exception as failure:
@@ -304,7 +308,8 @@ def _detached(error: Any, frame: FrameType) -> None:
         try:
             if not tracer.closed:
                 fact = _fact(read, mark, now, tracer)
-                tracer.begin_detached(mark.origin.scope, epoch, span).tell(fact)
+                report = tracer.begin_detached(mark.origin.scope, epoch)
+                report.load_was_refused(fact, span)
         except Exception as failure:
             tracer.failed("failures", failure)
 

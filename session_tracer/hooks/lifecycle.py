@@ -12,12 +12,16 @@ from sqlalchemy.exc import IllegalStateChangeError
 from sqlalchemy.orm import Session, attributes
 from sqlalchemy.orm.exc import NO_STATE
 
-from session_tracer import facts
 from session_tracer.hooks import flush_contents
+from session_tracer.hooks.scopes import begin_scope, ledger_failed, ledger_of, resumed
 from session_tracer.ledger import object_counter
+from session_tracer.ledger.in_progress import SLOT
+from session_tracer.ledger.ledger import Closing, Ledger, Opening, type_name
 from session_tracer.ledger.origin import Origin
-from session_tracer.ledger.probe import add_transition, by_name, probe_of, type_name
+from session_tracer.model.counts import NOTHING, by_name
 from session_tracer.verdicts.misuse import raise_due
+from session_tracer.where import owner
+from session_tracer.where.frameworks import error_of_request, is_by_transaction_manager
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,8 +30,8 @@ if TYPE_CHECKING:
 
     from session_tracer.facts import Counts, Ending
     from session_tracer.hooks.patching import Patches
-    from session_tracer.ledger.probe import Probe
     from session_tracer.where.callsite import CallSite
+
 
 __all__ = ["wrap_async_session", "wrap_session"]
 
@@ -74,17 +78,17 @@ class _Call:
         "error",
         "handled",
         "leaving",
+        "ledger",
         "modified",
         "pending",
-        "probe",
         "removed",
         "session",
         "site",
         "size",
     )
 
-    def __init__(self, probe: Probe, session: Session, ending: Ending = "close") -> None:
-        self.probe = probe
+    def __init__(self, ledger: Ledger, session: Session, ending: Ending = "close") -> None:
+        self.ledger = ledger
         self.session = session
         self.ending = ending
         self.handled = sys.exc_info()[1]
@@ -92,24 +96,24 @@ class _Call:
         self.error = ""
         self.size = 0
         self.pending = 0
-        self.detached: Counts = {}
+        self.detached: Counts = NOTHING
         self.leaving = False
-        self.modified: Counts = {}
-        self.removed: Counts = {}
+        self.modified: Counts = NOTHING
+        self.removed: Counts = NOTHING
 
     def look(self) -> None:
         """What the session is about to let go of."""
-        session, probe = self.session, self.probe
+        session, ledger = self.session, self.ledger
         identity_map = session.identity_map
         self.size = len(identity_map)
-        probe.measure(self.size)
+        ledger.measure(self.size)
         if self.size:
             # The first part of an identity key is the mapped class, or its hierarchy's base.
             # As a list: the collector may take objects out of the map amid a slower iteration.
             self.detached = by_name(Counter(map(itemgetter(0), list(identity_map.keys()))))
             if identity_map.check_modified():
                 self.modified = _modified(session)
-            add_transition(probe.transitions, "persistent_to_detached", self.size)
+            ledger.count_transition("persistent_to_detached", self.size)
         self.pending = len(session.new)
         if session.deleted:
             self.removed = by_name(Counter(map(type, session.deleted)))
@@ -117,21 +121,42 @@ class _Call:
 
 def _closing(ending: Ending) -> Callable[..., _Call | None]:
     def before(session: Session, *_: Any, **__: Any) -> _Call | None:
-        probe = probe_of(session)
-        if probe is None or not probe.open:
+        ledger = ledger_of(session)
+        if ledger is None:
+            _close_unused(session, ending)
+            return None
+        if not ledger.is_open:
             return None
         try:
-            call = _Call(probe, session, ending)
-            probe.departing(ending)
-            call.site, call.error, call.leaving = probe.leaving or (None, "", False)
-            if probe.used:
+            call = _Call(ledger, session, ending)
+            error = sys.exc_info()[1] or error_of_request()
+            ledger.departing(ending, error, is_managed=is_by_transaction_manager())
+            call.site, call.error, call.leaving = ledger.leaving or (None, "", False)
+            if ledger.is_used:
                 call.look()
         except Exception as error:
-            probe.failed("lifetime", error)
+            ledger.failed("lifetime", error)
             return None
         return call
 
     return before
+
+
+def _close_unused(session: Session, ending: Ending) -> None:
+    """A session that was never used is closed: it is counted, and opened anew by its next use."""
+    opening = session.__dict__.get(SLOT)
+    if type(opening) is Opening and opening.at:
+        for tracer in opening.tracers:
+            tracer.closed_unused(tracer.clock() - opening.at)
+        tracers = opening.tracers
+        closing = Closing(
+            "reset" if is_by_transaction_manager() else ending,
+            tracers[0].locator.locate(2),
+            owner.current(),
+        )
+        session.__dict__[SLOT] = Opening(
+            tracers, 0, None, is_async=opening.is_async, closing=closing
+        )
 
 
 def _modified(session: Session) -> Counts:
@@ -148,12 +173,12 @@ def _modified(session: Session) -> Counts:
 def _closed(call: _Call | None) -> None:
     if call is None:
         return
-    stories = call.probe.stories
+    reports = call.ledger.reports
     try:
         if _is_refused(call):
-            call.probe.remain(call.session, call.site)
+            call.ledger.remain(call.session, call.site)
             return
-        call.probe.end_scope(
+        call.ledger.end(
             call.ending,
             site=call.site,
             size=call.size,
@@ -165,9 +190,9 @@ def _closed(call: _Call | None) -> None:
             removed=call.removed,
         )
     except Exception as error:
-        call.probe.failed("lifetime", error)
+        call.ledger.failed("lifetime", error)
     if not call.leaving:
-        raise_due(stories)
+        raise_due(reports)
 
 
 def _is_refused(call: _Call) -> bool:
@@ -177,8 +202,8 @@ def _is_refused(call: _Call) -> bool:
 
 
 def _expunging(session: Session, instance: Any, *_more: Any, **__: Any) -> None:
-    probe = probe_of(session)
-    if probe is None or not probe.open:
+    ledger = ledger_of(session)
+    if ledger is None or not ledger.is_open:
         return
     try:
         state = attributes.instance_state(instance)
@@ -187,36 +212,36 @@ def _expunging(session: Session, instance: Any, *_more: Any, **__: Any) -> None:
         leaving = [state]
         for _, _, related, _ in state.manager.mapper.cascade_iterator("expunge", state):
             leaving.append(related)
-        now, site = probe.clock(), probe.site()
+        now, site = ledger.clock(), ledger.site()
         for one in leaving:
-            object_counter.remember(one, probe.origin, "expunge", now, site)
+            object_counter.remember(one, ledger.origin, "expunge", now, site)
         persistent = sum(one.persistent for one in leaving)
-        add_transition(probe.transitions, "persistent_to_detached", persistent)
-        probe.settle(now)
-        probe.tell(facts.ObjectsExpunged(now, site, len(leaving)))
+        ledger.count_transition("persistent_to_detached", persistent)
+        ledger.settle(now)
+        ledger.objects_expunged(now, site, len(leaving))
     except NO_STATE:
         pass  # not a mapped object: SQLAlchemy is about to say so
     except Exception as error:
-        probe.failed("lifetime", error)
+        ledger.failed("lifetime", error)
 
 
 def _expunging_all(session: Session, *_: Any, **__: Any) -> _Call | None:
-    probe = probe_of(session)
+    ledger = ledger_of(session)
     # close(), reset() and invalidate() expunge everything too, and say it themselves.
-    if probe is None or not probe.open or probe.closing:
+    if ledger is None or not ledger.is_open or ledger.is_closing:
         return None
     try:
-        now, site = probe.clock(), probe.site()
+        now, site = ledger.clock(), ledger.site()
         size = len(session.identity_map)
-        probe.settle(now)
-        add_transition(probe.transitions, "persistent_to_detached", size)
-        probe.tell(facts.ObjectsExpunged(now, site, size + len(session.new)))
+        ledger.settle(now)
+        ledger.count_transition("persistent_to_detached", size)
+        ledger.objects_expunged(now, site, size + len(session.new))
         # The objects carry the origin; what the session loads from now on gets another.
-        probe.origin.left("expunge_all", now, site)
-        probe.origin = Origin(probe.scope)
-        return _Call(probe, session)
+        ledger.origin.left("expunge_all", now, site)
+        ledger.origin = Origin(ledger.scope)
+        return _Call(ledger, session)
     except Exception as error:
-        probe.failed("lifetime", error)
+        ledger.failed("lifetime", error)
         return None
 
 
@@ -224,75 +249,77 @@ def _expunged_all(call: _Call | None) -> None:
     if call is None:
         return
     try:
-        call.probe.watch_loads(call.session, call.probe.last_site)
+        call.ledger.watch_loads(call.session, call.ledger.last_site)
     except Exception as error:
-        call.probe.failed("lifetime", error)
+        call.ledger.failed("lifetime", error)
 
 
 def _expiring(session: Session, instance: Any = None, *_: Any, **__: Any) -> None:
-    probe = probe_of(session)
-    if probe is None or not probe.open:
+    ledger = ledger_of(session)
+    if ledger is None or not ledger.is_open:
         return
     try:
         if instance is not None:
             state = attributes.instance_state(instance)
             if not state.persistent or state.session is not session:
                 return  # SQLAlchemy is about to refuse it
-        now, site = probe.clock(), probe.site()
+        now, site = ledger.clock(), ledger.site()
         count = len(session.identity_map) if instance is None else 1
         if instance is None:
-            probe.swept("expire_all", site)
+            ledger.swept("expire_all", site)
         else:
-            probe.scope.expired("expire", site)
-            object_counter.expire(state, "expire", site, probe.scope.sweeps)
-        probe.settle(now)
-        probe.tell(facts.ObjectsExpired(now, site, count))
+            ledger.scope.expired("expire", site)
+            object_counter.expire(state, "expire", site, ledger.scope.sweeps)
+        ledger.settle(now)
+        ledger.objects_expired(now, site, count)
     except NO_STATE:
         pass  # not a mapped object: SQLAlchemy is about to say so
     except Exception as error:
-        probe.failed("lifetime", error)
+        ledger.failed("lifetime", error)
 
 
-def _committing(session: Session, *_: Any, **__: Any) -> Probe | None:
-    return probe_of(session)
+def _committing(session: Session, *_: Any, **__: Any) -> Ledger | None:
+    return ledger_of(session)
 
 
-def _committed(probe: Probe | None) -> None:
+def _committed(ledger: Ledger | None) -> None:
     # A transaction whose COMMIT failed stays open until somebody rolls it back, and by then the
     # error may be gone. One that was committed is open no longer.
-    if probe is not None and probe.transactions:
-        transaction, error = probe.transactions[-1], sys.exc_info()[1]
+    if ledger is not None and ledger.transactions_open:
+        transaction, error = ledger.transactions_open[-1], sys.exc_info()[1]
         if transaction.committing_at and error is not None:
             transaction.error = type_name(error)
-    if probe is not None:
-        raise_due(probe.stories)
+    if ledger is not None:
+        raise_due(ledger.reports)
 
 
 def _rolling_back(session: Session, *_: Any, **__: Any) -> None:
-    probe = probe_of(session)
+    ledger = ledger_of(session)
     # When the event comes, it is done, and whoever was at work may be, too.
-    if probe is None or probe.at_work is None:
+    if ledger is None or ledger.at_work is None:
         return
     try:
-        probe.check_use(probe.site())
+        ledger.check_use(ledger.site())
     except Exception as error:
-        probe.failed("lifetime", error)
+        ledger.failed("lifetime", error)
 
 
 def _merging(session: Session, instance: Any, *_: Any, **__: Any) -> None:
-    probe = probe_of(session)
-    if probe is None:
+    ledger = session.__dict__.get(SLOT)
+    if ledger is None:
         return
     try:
         attributes.instance_state(instance)
-        probe.resume(session)
-        probe.settle(probe.clock())
+        if type(ledger) is Opening:
+            ledger = begin_scope(session, ledger)
+        ledger = resumed(session, ledger)
+        ledger.settle(ledger.clock())
         entity = type(instance).__name__
-        probe.tell(facts.ObjectMerged(probe.clock(), probe.site(), entity))
+        ledger.object_merged(ledger.clock(), ledger.site(), entity)
     except NO_STATE:
         pass  # not a mapped object: SQLAlchemy is about to say so
     except Exception as error:
-        probe.failed("lifetime", error)
+        ledger_failed(ledger, "lifetime", error)
 
 
 # A subclass's method may take more than the one it extends.
@@ -323,20 +350,20 @@ def _leaving_transaction(transaction: Any, type_: Any, value: Any, traceback: An
     del type_, traceback
     if not isinstance(value, CancelledError):
         return
-    probe = probe_of(transaction.session.sync_session)
-    if probe is not None and probe.open:
+    ledger = ledger_of(transaction.session.sync_session)
+    if ledger is not None and ledger.is_open:
         try:
             # By the time the session's own block is left, no transaction is open any more.
-            probe.note_cancelled(value)
+            ledger.note_cancelled(value)
         except Exception as failure:
-            probe.failed("lifetime", failure)
+            ledger.failed("lifetime", failure)
 
 
 def _note(session: Any, error: BaseException | None) -> None:
-    probe = probe_of(session.sync_session)
-    if probe is None or not probe.open or probe.leaving is not None:
+    ledger = ledger_of(session.sync_session)
+    if ledger is None or not ledger.is_open or ledger.leaving is not None:
         return
     try:
-        probe.note_leaving(error)
+        ledger.note_leaving(error)
     except Exception as failure:
-        probe.failed("lifetime", failure)
+        ledger.failed("lifetime", failure)

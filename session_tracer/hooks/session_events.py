@@ -1,10 +1,9 @@
-"""SQLAlchemy's session events in, facts out; what must be remembered is in the probe."""
+"""SQLAlchemy's session events, written to the ledger."""
 
 from __future__ import annotations
 
 import functools
 import sys
-from asyncio import CancelledError
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,14 +13,13 @@ from sqlalchemy.orm.session import SessionTransactionOrigin
 
 from session_tracer import facts
 from session_tracer.hooks import flush_contents, statements
+from session_tracer.hooks.scopes import begin_scope, ledger_failed, resumed
 from session_tracer.hooks.targets import live_sessions
 from session_tracer.ledger import object_counter, same_owner
-from session_tracer.ledger.in_progress import SLOT, Flush, OpenTransaction
-from session_tracer.ledger.probe import add_transition, type_name
-from session_tracer.publisher.timeline import NOTHING, with_counts
+from session_tracer.ledger.in_progress import SLOT, Flush
+from session_tracer.ledger.ledger import Ledger, Opening, type_name
+from session_tracer.model.counts import total
 from session_tracer.runtime.degraded import without
-from session_tracer.signals.spans import caller
-from session_tracer.where import owner
 from session_tracer.where.except_finder import failure
 from session_tracer.where.running import running_frame
 
@@ -32,23 +30,25 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
     from sqlalchemy.orm import InstanceState, Session, SessionTransaction, UOWTransaction
 
-    from session_tracer.ledger.probe import Probe
+    from session_tracer.ledger.report import Tracer
 
 __all__ = ["listen", "remove", "take_up"]
 
 
 def _contained(listener: Callable[..., None]) -> Callable[..., None]:
-    """A listener that is deaf to sessions nobody traces, and whose failures stop with us."""
+    """A listener that ignores sessions that are not traced, and contains its own failures."""
 
     @functools.wraps(listener)
     def contained(*told: Any) -> None:
-        # Whoever fires an event by hand may leave out what it should tell.
-        probe = told[0].__dict__.get(SLOT) if told else None
-        if probe is not None:
+        # Code that fires an event by hand may leave out what it should tell.
+        ledger = told[0].__dict__.get(SLOT) if told else None
+        if ledger is not None:
             try:
-                listener(probe, *told)
+                if type(ledger) is Opening:
+                    ledger = begin_scope(told[0], ledger)
+                listener(ledger, *told)
             except Exception as error:
-                probe.failed(listener.__name__, error)
+                ledger_failed(ledger, listener.__name__, error)
 
     del contained.__dict__["__wrapped__"]  # its signature is not the event's
     return contained
@@ -56,114 +56,90 @@ def _contained(listener: Callable[..., None]) -> Callable[..., None]:
 
 @_contained
 def after_transaction_create(
-    probe: Probe, session: Session, transaction: SessionTransaction
+    ledger: Ledger, session: Session, transaction: SessionTransaction
 ) -> None:
     if transaction.origin is SessionTransactionOrigin.SUBTRANSACTION:
-        flush = probe.flush
+        flush = ledger.flush
         # A bulk operation makes a subtransaction too, outside of a flush.
         if flush is not None and not flush.began:
             flush.began = True
-            flush.began_at = probe.clock()
+            flush.began_at = ledger.clock()
             if flush.context is not None:
                 flush.unchanged = flush_contents.unchanged(flush.context)
                 if flush.unchanged:
                     flush.unchanged_attributes = flush_contents.attributes(flush.unchanged)
-            if probe.counter.counts:
-                probe.settle(flush.began_at)
-            probe.tell(facts.FlushBegan(flush.began_at, flush.site, flush.trigger))
+            if ledger.counter.counts:
+                ledger.settle(flush.began_at)
+            ledger.flush_began(flush)
         return
-    probe.resume(session)
-    site = probe.site()
-    now = probe.clock()
-    if not transaction.nested and not probe.used:
-        probe.used = True
-        probe.watch_loads(session, site)
-    if probe.counter.counts:
-        probe.settle(now)
+    ledger = resumed(session, ledger)
+    site = ledger.site()
+    now = ledger.clock()
     nested = transaction.nested
-    two_phase = bool(session.twophase) and not nested
-    user = probe.enter(site)
-    # Only where it is not the one who opened the session is it worth asking who awaits it.
-    root = user if user is probe.opened_by else owner.root_of(user)
-    probe.transactions.append(
-        OpenTransaction(now, nested=nested, two_phase=two_phase, owner=user, site=site)
-    )
-    probe.tell(facts.TransactionBegan(now, site, nested, two_phase, user, root, caller()[0]))
+    if not nested and not ledger.is_used:
+        ledger.first_used(session, site)
+    if ledger.counter.counts:
+        ledger.settle(now)
+    ledger.transaction_began(now, site, nested=nested, two_phase=session.twophase and not nested)
 
 
 @_contained
-def after_transaction_end(probe: Probe, session: Session, transaction: SessionTransaction) -> None:
+def after_transaction_end(
+    ledger: Ledger, session: Session, transaction: SessionTransaction
+) -> None:
     if transaction.origin is SessionTransactionOrigin.SUBTRANSACTION:
-        _end_flush(probe, session)
+        _end_flush(ledger, session)
         return
-    if not probe.transactions:
+    if not ledger.transactions_open:
         return  # it began before this session was traced
     error = sys.exc_info()[1]
-    ended = probe.transactions[-1]
-    if error is not None and ended.outcome == "rolled_back" and isinstance(error, CancelledError):
-        probe.note_cancelled(error)
-    probe.transactions.pop()
-    probe.failure = None
-    now = probe.clock()
-    site = ended.site_of_commit or probe.site()
-    if probe.counter.counts:
-        probe.settle(now)
-    if ended.committing_at and ended.outcome != "committed":
+    ended = ledger.transactions_open[-1]
+    outcome = ended.outcome
+    if error is not None and outcome == "rolled_back":
+        ledger.is_cancellation(error)
+    ledger.transactions_open = ledger.transactions_open[:-1]
+    ledger.failure = None
+    now = ledger.clock()
+    site = ended.site_of_commit or ledger.site()
+    if ledger.counter.counts:
+        ledger.settle(now)
+    if ended.committing_at and outcome != "committed":
         ended.error = ended.error or ("_OTHER" if error is None else type_name(error))
     if not ended.nested:
-        probe.release_connections(now)
-        if ended.outcome in ("committed", "rolled_back"):
-            probe.last_outcome = ended.outcome
-        if ended.outcome == "committed" and session.expire_on_commit:
-            probe.swept("commit", site)
-        elif ended.outcome == "rolled_back":
-            probe.swept("rollback", site)
-    probe.tell(
-        facts.TransactionEnded(
-            now,
-            site,
-            ended.outcome,
-            now - ended.began_at,
-            ended.took,
-            ended.nested,
-            ended.two_phase,
-            ended.error,
-            len(session.identity_map),
-        )
-    )
-    if not ended.nested:
-        written, probe.written = probe.written, NOTHING
-        if written and ended.outcome == "committed":
-            for split in same_owner.committed(
-                probe, same_owner.Commit(probe.scope, site, written), now
-            ):
-                probe.tell(split)
+        ledger.release_connections(now)
+        if outcome == "committed":
+            ledger.last_outcome = outcome
+            if session.expire_on_commit:
+                ledger.swept("commit", site)
+        elif outcome == "rolled_back":
+            ledger.last_outcome = outcome
+            ledger.swept("rollback", site)
+    ledger.transaction_ended(ended, now, site, len(session.identity_map))
+    if not ended.nested and ledger.written:
+        ledger.writes_ended(now, site, is_committed=outcome == "committed")
 
 
 @_contained
 def after_begin(
-    probe: Probe, session: Session, transaction: SessionTransaction, connection: Connection
+    ledger: Ledger, session: Session, transaction: SessionTransaction, connection: Connection
 ) -> None:
     if not statements.is_timed(connection):
         return
-    # Somebody else's session may share the connection: the last to begin is the one at work.
-    connection.__dict__[SLOT] = probe
-    for known in probe.connections:
+    # Another session may share the connection: the last to begin is the one at work.
+    connection.__dict__[SLOT] = ledger
+    for known in ledger.connections:
         if known.holds(connection):
             return
-    now = probe.clock()
-    if probe.counter.counts:
-        probe.settle(now)
-    site = probe.site()
-    user = probe.enter(site)
+    now = ledger.clock()
+    if ledger.counter.counts:
+        ledger.settle(now)
+    site = ledger.site()
+    user = ledger.enter(site)
     holding = statements.hold(connection, now, user, site)
-    probe.connections.append(holding)
-    joined = _is_joined(transaction, connection)
-    probe.is_joined = probe.is_joined or joined
-    probe.tell(facts.ConnectionAcquired(now, holding.database, site, joined))
-    nested = same_owner.nested_in(probe, connection, now)
+    ledger.connection_acquired(holding, now, joined=_is_joined(transaction, connection))
+    nested = same_owner.nested_in(ledger, connection, now)
     if nested is not None:
-        probe.tell(nested)
+        ledger.suspect(nested)
 
 
 def _held(transaction: SessionTransaction) -> dict[Any, Any] | None:
@@ -180,7 +156,7 @@ def _held(transaction: SessionTransaction) -> dict[Any, Any] | None:
 
 
 def _is_joined(transaction: SessionTransaction, connection: Connection) -> bool:
-    """Whether the connection was, or may have been, in a transaction of somebody else's before."""
+    """Whether the connection was, or may have been, in another transaction before."""
     held = _held(transaction)
     entry = None if held is None else held.get(connection)
     if held is not None and (entry is None or transaction.nested):
@@ -188,66 +164,67 @@ def _is_joined(transaction: SessionTransaction, connection: Connection) -> bool:
     return entry is None or not entry[2] or isinstance(entry[1], NestedTransaction)
 
 
-@_contained
-def take_up(probe: Probe, session: Session) -> None:
-    """Tell how far a session amid a transaction is: where it came there is unknown."""
+def take_up(session: Session, tracers: tuple[Tracer, ...], *, is_async: bool) -> None:
+    """Trace a session that exists, and report how far it is if it is in a transaction."""
+    session.__dict__[SLOT] = Opening(tracers, 0, None, is_async=is_async)
     outermost = session.get_transaction()
-    if outermost is None:
-        return
-    probe.begin_scope(session, None, reopened=False)
-    probe.used = True
-    probe.watch_loads(session, None)
-    now = probe.clock()
+    if outermost is not None:
+        opening = Opening(tracers, tracers[0].clock(), None, is_async=is_async)
+        ledger = begin_scope(session, opening)
+        try:
+            _take_up(ledger, session, outermost)
+        except Exception as error:
+            ledger.failed("take_up", error)
+
+
+def _take_up(ledger: Ledger, session: Session, outermost: SessionTransaction) -> None:
+    ledger.first_used(session, None)
+    now = ledger.clock()
     opened = []
     transaction: SessionTransaction | None = session.get_nested_transaction() or outermost
     while transaction is not None:
         if transaction.origin is not SessionTransactionOrigin.SUBTRANSACTION:
             opened.append(transaction.nested)
         transaction = transaction.parent
-    user = probe.owner
     for nested in reversed(opened):
         two_phase = bool(session.twophase) and not nested
-        probe.transactions.append(
-            OpenTransaction(now, nested=nested, two_phase=two_phase, owner=user)
-        )
-        probe.tell(facts.TransactionBegan(now, None, nested, two_phase, user, user))
+        ledger.transaction_began(now, None, nested=nested, two_phase=two_phase)
     held = {id(entry[0]): entry[0] for entry in (_held(outermost) or {}).values()}
     for connection in filter(statements.is_timed, held.values()):
-        connection.__dict__[SLOT] = probe
-        holding = statements.hold(connection, now, user, None)
-        probe.connections.append(holding)
-        probe.tell(facts.ConnectionAcquired(now, holding.database))
+        connection.__dict__[SLOT] = ledger
+        holding = statements.hold(connection, now, ledger.owner, None)
+        ledger.connection_acquired(holding, now, joined=False)
 
 
 _PREPARE: Final = frozenset({"prepare"})
 
 
 @_contained
-def before_commit(probe: Probe, session: Session) -> None:
-    if probe.at_work is not None:
-        probe.check_use(probe.site())
-    if not probe.transactions:
+def before_commit(ledger: Ledger, session: Session) -> None:
+    if ledger.at_work is not None:
+        ledger.check_use(ledger.site())
+    if not ledger.transactions_open:
         return
-    transaction = probe.transactions[-1]
+    transaction = ledger.transactions_open[-1]
     # prepare() tells of itself so as well, and what follows it may be a rollback.
-    if not (transaction.two_phase and probe.tracers[0].locator.called_by(_PREPARE)):
-        transaction.committing_at = probe.clock()
+    if not (transaction.two_phase and ledger.locator.called_by(_PREPARE)):
+        transaction.committing_at = ledger.clock()
 
 
 @_contained
-def after_commit(probe: Probe, session: Session) -> None:
-    if probe.transactions:
-        committed = probe.transactions[-1]
+def after_commit(ledger: Ledger, session: Session) -> None:
+    if ledger.transactions_open:
+        committed = ledger.transactions_open[-1]
         committed.outcome = "committed"
         if committed.committing_at:
-            committed.took = probe.clock() - committed.committing_at
+            committed.took = ledger.clock() - committed.committing_at
 
 
 @_contained
-def after_rollback(probe: Probe, session: Session) -> None:
-    if probe.transactions:
-        probe.transactions[-1].outcome = "rolled_back"
-    flush = probe.flush
+def after_rollback(ledger: Ledger, session: Session) -> None:
+    if ledger.transactions_open:
+        ledger.transactions_open[-1].outcome = "rolled_back"
+    flush = ledger.flush
     if flush is not None and flush.began and not flush.failed:
         flush.failed = True
         if flush.context is not None:
@@ -256,84 +233,72 @@ def after_rollback(probe: Probe, session: Session) -> None:
 
 @_contained
 def before_flush(
-    probe: Probe, session: Session, flush_context: UOWTransaction, instances: object
+    ledger: Ledger, session: Session, flush_context: UOWTransaction, instances: object
 ) -> None:
-    site = probe.site()
-    user = probe.enter(site)
+    site = ledger.site()
+    user = ledger.enter(site)
     trigger = flush_contents.trigger(running_frame(2))
     # It may turn out to have nothing to do; what follows tells whether it began.
-    probe.flush = Flush(flush_context, probe.clock(), site, trigger, user)
+    ledger.flush = Flush(flush_context, ledger.clock(), site, trigger, user)
 
 
 @_contained
-def after_flush(probe: Probe, session: Session, flush_context: UOWTransaction) -> None:
-    if probe.flush is not None:
+def after_flush(ledger: Ledger, session: Session, flush_context: UOWTransaction) -> None:
+    if ledger.flush is not None:
         # The last moment at which new, dirty and deleted can be told apart.
-        probe.flush.counts = flush_contents.counts(flush_context, probe.flush.unchanged)
-        if probe.flush.counts[2]:
-            _remember_deleted(probe, probe.flush, flush_context)
+        ledger.flush.counts = flush_contents.counts(flush_context, ledger.flush.unchanged)
+        if ledger.flush.counts[2]:
+            _remember_deleted(ledger, ledger.flush, flush_context)
 
 
-def _remember_deleted(probe: Probe, flush: Flush, context: UOWTransaction) -> None:
+def _remember_deleted(ledger: Ledger, flush: Flush, context: UOWTransaction) -> None:
     """Mark what is deleted: it is about to leave the identity map, and not always with an event.
 
     Without expire_on_commit, SQLAlchemy tells of no deleted object that it became detached.
     """
-    now = probe.clock()
+    now = ledger.clock()
     for state, (is_delete, list_only) in flush_contents.states(context).items():
         if is_delete and not list_only:
-            object_counter.remember(state, probe.origin, "deleted", now, flush.site)
+            object_counter.remember(state, ledger.origin, "deleted", now, flush.site)
 
 
 @_contained
-def after_flush_postexec(probe: Probe, session: Session, flush_context: UOWTransaction) -> None:
-    if probe.flush is not None:
-        probe.flush.written = True
+def after_flush_postexec(ledger: Ledger, session: Session, flush_context: UOWTransaction) -> None:
+    if ledger.flush is not None:
+        ledger.flush.written = True
 
 
-def _end_flush(probe: Probe, session: Session) -> None:
-    flush = probe.flush
+def _end_flush(ledger: Ledger, session: Session) -> None:
+    flush = ledger.flush
     if flush is None or not flush.began:
         return
-    probe.flush = None
-    now = probe.clock()
-    if probe.counter.counts:
-        probe.settle(now)
-    if probe.transactions and probe.transactions[-1].committing_at:
+    ledger.flush = None
+    now = ledger.clock()
+    if ledger.counter.counts:
+        ledger.settle(now)
+    if ledger.transactions_open and ledger.transactions_open[-1].committing_at:
         # What the flush took is not the COMMIT's; the line is the same.
-        probe.transactions[-1].committing_at = now
-        probe.transactions[-1].site_of_commit = flush.site
-    probe.measure(len(session.identity_map))
-    new, dirty, deleted, unchanged = flush.counts
+        ledger.transactions_open[-1].committing_at = now
+        ledger.transactions_open[-1].site_of_commit = flush.site
+    ledger.measure(len(session.identity_map))
+    new, dirty, deleted, _ = flush.counts
     duration = now - flush.began_at
     if flush.written and not flush.failed:
-        add_transition(probe.transitions, "pending_to_persistent", sum(new.values()))
-        add_transition(probe.transitions, "persistent_to_deleted", sum(deleted.values()))
-        probe.pending.clear()
+        if new:
+            ledger.count_transition("pending_to_persistent", total(new))
+        if deleted:
+            ledger.count_transition("persistent_to_deleted", total(deleted))
+        ledger.pending_by_class.clear()
         for added in session.new:  # by somebody's listener, after what there was had been written
-            probe.pending[type(added)] = probe.pending.get(type(added), 0) + 1
-        for counts in (new, dirty, deleted):
-            probe.written = with_counts(probe.written, counts)
-        probe.tell(
-            facts.FlushCompleted(
-                now,
-                flush.site,
-                flush.trigger,
-                duration,
-                new,
-                dirty,
-                deleted,
-                unchanged,
-                flush.unchanged_attributes,
-            )
-        )
+            ledger.pending_by_class[type(added)] = ledger.pending_by_class.get(type(added), 0) + 1
+        ledger.flushed(flush, now)
         return
     if not flush.failed and flush.context is not None:
         # What failed is the rollback itself: nothing has told of one.
         new, dirty, deleted, _ = flush_contents.counts(flush.context, flush.unchanged)
     error = sys.exc_info()[1]
-    probe.failure = failure(error, probe.tracers[0].locator.frames(running_frame(1)))
-    probe.tell(
+    ledger.failure = failure(error, ledger.locator.frames(running_frame(1)))
+    ledger.flush_failed(
         facts.FlushFailed(
             now,
             flush.site,
@@ -353,10 +318,9 @@ def _end_flush(probe: Probe, session: Session) -> None:
 
 def _counting(name: str) -> Callable[[Session, InstanceState[Any]], None]:
     def counting(session: Session, state: InstanceState[Any]) -> None:
-        probe = session.__dict__.get(SLOT)
-        if probe is not None:
-            transitions = probe.transitions
-            transitions[name] = transitions.get(name, 0) + 1
+        ledger = session.__dict__.get(SLOT)
+        if type(ledger) is Ledger:
+            ledger.count_transition(name)
 
     counting.__name__ = name
     return counting
@@ -367,47 +331,48 @@ _SURE: Final = 16
 
 
 @_contained
-def transient_to_pending(probe: Probe, session: Session, state: Any) -> None:
-    transitions, pending, entity = probe.transitions, probe.pending, state.class_
-    transitions["transient_to_pending"] = count = transitions.get("transient_to_pending", 0) + 1
+def transient_to_pending(ledger: Ledger, session: Session, state: Any) -> None:
+    pending, entity = ledger.pending_by_class, state.class_
+    ledger.count_transition("transient_to_pending")
+    count = ledger.transitions["transient_to_pending"]
     pending[entity] = pending.get(entity, 0) + 1
     if count <= _SURE or count & (count - 1) == 0:
-        probe.added_site = probe.site()
+        ledger.added_site = ledger.site()
 
 
 @_contained
-def pending_to_transient(probe: Probe, session: Session, state: Any) -> None:
-    add_transition(probe.transitions, "pending_to_transient")
-    if probe.closing:
+def pending_to_transient(ledger: Ledger, session: Session, state: Any) -> None:
+    ledger.count_transition("pending_to_transient")
+    if ledger.is_closing:
         return  # close() empties the session first: what it held is still to be told
-    left = probe.pending.get(state.class_, 0) - 1
+    left = ledger.pending_by_class.get(state.class_, 0) - 1
     if left > 0:
-        probe.pending[state.class_] = left
+        ledger.pending_by_class[state.class_] = left
     else:
-        probe.pending.pop(state.class_, None)
+        ledger.pending_by_class.pop(state.class_, None)
 
 
 @_contained
-def deleted_to_detached(probe: Probe, session: Session, state: Any) -> None:
-    add_transition(probe.transitions, "deleted_to_detached")
-    object_counter.remember(state, probe.origin, "deleted", probe.clock(), probe.site())
+def deleted_to_detached(ledger: Ledger, session: Session, state: Any) -> None:
+    ledger.count_transition("deleted_to_detached")
+    object_counter.remember(state, ledger.origin, "deleted", ledger.clock(), ledger.site())
 
 
 @_contained
-def loaded_as_persistent(probe: Probe, session: Session, state: Any) -> None:
+def loaded_as_persistent(ledger: Ledger, session: Session, state: Any) -> None:
     if (
-        isinstance(probe.counter, object_counter.EventCounter)
-        and probe.counter is not object_counter.NOTHING_LOADED
+        isinstance(ledger.counter, object_counter.EventCounter)
+        and ledger.counter is not object_counter.NOTHING_LOADED
     ):
-        probe.counter.count(state.class_)
-        object_counter.put(state, object_counter.Mark(probe.origin, probe.counter.site))
+        ledger.counter.count(state.class_)
+        object_counter.put(state, object_counter.Mark(ledger.origin, ledger.counter.site))
 
 
 @_contained
-def taken_in(probe: Probe, session: Session, state: Any) -> None:
+def taken_in(ledger: Ledger, session: Session, state: Any) -> None:
     """An object became persistent otherwise than by a load: it was written, or added again."""
-    if isinstance(probe.counter, object_counter.EventCounter):
-        object_counter.put(state, object_counter.Mark(probe.origin, probe.counter.site))
+    if isinstance(ledger.counter, object_counter.EventCounter):
+        object_counter.put(state, object_counter.Mark(ledger.origin, ledger.counter.site))
 
 
 _LISTENERS: Final[tuple[tuple[str, Callable[..., None], bool], ...]] = (

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import sys
 import weakref
-from asyncio import CancelledError
 from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
@@ -24,12 +23,10 @@ from sqlalchemy.exc import InvalidRequestError
 from session_tracer import facts
 from session_tracer.facts import StatementExecuted
 from session_tracer.hooks import load_reason, sql
-from session_tracer.hooks.load_reason import reason
 from session_tracer.hooks.patching import as_sqlalchemys
 from session_tracer.hooks.sql import fingerprint as fingerprint_of
 from session_tracer.ledger.in_progress import SLOT, SURROUNDED, Holding
-from session_tracer.ledger.probe import type_name
-from session_tracer.publisher.timeline import with_counts
+from session_tracer.ledger.ledger import Ledger, type_name
 from session_tracer.runtime import process, threads
 from session_tracer.runtime.degraded import without
 from session_tracer.verdicts.misuse import raise_due
@@ -41,8 +38,8 @@ if TYPE_CHECKING:
 
     from session_tracer.facts import Database
     from session_tracer.hooks.sql import Shape
-    from session_tracer.ledger.probe import Probe
-    from session_tracer.signals.spans import Attached
+    from session_tracer.ledger.in_progress import Flush
+    from session_tracer.ledger.report import Attached
     from session_tracer.where.callsite import CallSite
     from session_tracer.where.owner import Owner
 
@@ -222,25 +219,25 @@ def _surround(connection: Connection) -> bool:
 
 
 def _check(connection: Connection | None) -> None:
-    probe = None if connection is None else connection.__dict__.get(SLOT)
-    if probe is None or probe.at_work is None:
+    ledger = None if connection is None else connection.__dict__.get(SLOT)
+    if ledger is None or ledger.at_work is None:
         return
     try:
-        probe.check_use(probe.site())
+        ledger.check_use(ledger.site())
     except Exception as error:
-        probe.failed("statements", error)
+        ledger.failed("statements", error)
 
 
 def _attached(connection: Connection | None) -> Attached | None:
-    probe = None if connection is None else connection.__dict__.get(SLOT)
-    if probe is None:
+    ledger = None if connection is None else connection.__dict__.get(SLOT)
+    if ledger is None:
         return None
     try:
-        if probe.at_work is not None:
-            probe.check_use(probe.site())
-        attached: Attached | None = probe.attach()
+        if ledger.at_work is not None:
+            ledger.check_use(ledger.site())
+        attached: Attached | None = ledger.attach()
     except Exception as error:
-        probe.failed("statements", error)
+        ledger.failed("statements", error)
         return None
     return attached
 
@@ -257,14 +254,14 @@ def _executing(name: str) -> Callable[..., bool | None]:
     is_batch = name == "do_executemany"
 
     def listener(cursor: Any, statement: str, parameters: Any, context: Any = None) -> bool | None:
-        probe = None
+        ledger = None
         try:
             arguments: tuple[Any, ...] = (cursor, statement, parameters, context)
             if context is None:  # do_execute_no_params has none
                 arguments = (cursor, statement, parameters)
                 parameters, context = (), parameters
-            probe = context.root_connection.__dict__.get(SLOT)
-            if probe is None:
+            ledger = context.root_connection.__dict__.get(SLOT)
+            if ledger is None:
                 return None
             dialect = context.dialect
             execute = getattr(dialect, name)
@@ -273,23 +270,23 @@ def _executing(name: str) -> Callable[..., bool | None]:
             # An INSERT of many rows is one operation: only executemany() is a batch to the
             # conventions.
             size = len(parameters) if is_batch else 1
-            site, shape, works = _begin(probe, context, statement, size)
-            attached = probe.attach()
-            started = probe.clock()
+            site, shape, works = _begin(ledger, context, statement, size)
+            attached = ledger.attach()
+            started = ledger.clock()
         except Exception as error:
-            if probe is not None:  # else a dialect's own, or what a test has put in its place
-                probe.failed("statements", error)
+            if ledger is not None:  # else a dialect's own, or what a test has put in its place
+                ledger.failed("statements", error)
             return None
         failed = None
         try:
             if works is not None:
-                probe.at_work = works
-                probe.at_work_site = site
+                ledger.at_work = works
+                ledger.at_work_site = site
             if attached is not None:
                 try:
                     attached.attach()
                 except Exception as error:
-                    probe.failed("statements", error)
+                    ledger.failed("statements", error)
             for other in others:
                 if other(*arguments):
                     break
@@ -301,12 +298,21 @@ def _executing(name: str) -> Callable[..., bool | None]:
         finally:
             try:
                 if works is not None:
-                    probe.at_work = None
-                ended = probe.clock()
+                    ledger.at_work = None
+                ended = ledger.clock()
                 if attached is not None:
                     attached.detach()
                 is_due = _end(
-                    probe, context, statement, parameters, size, site, shape, started, ended, failed
+                    ledger,
+                    context,
+                    statement,
+                    parameters,
+                    size,
+                    site,
+                    shape,
+                    started,
+                    ended,
+                    failed,
                 )
             except BaseException as error:
                 if attached is not None:
@@ -314,10 +320,10 @@ def _executing(name: str) -> Callable[..., bool | None]:
                 if not isinstance(error, Exception):
                     raise
                 is_due = False
-                probe.failed("statements", error)
+                ledger.failed("statements", error)
             failed = None  # the error's traceback holds this frame
-        if is_due and _may_raise(probe, shape):
-            raise_due(probe.stories)
+        if is_due and _may_raise(ledger, shape):
+            raise_due(ledger.reports)
         return True
 
     # What it looks for among the listeners is itself as it is registered.
@@ -339,7 +345,7 @@ _UNDER_WAY: Final = "_session_tracer_statement"
 
 class _UnderWay(NamedTuple):
     connection: Connection
-    probe: Probe
+    ledger: Ledger
     context: Any
     statement: str
     parameters: Any
@@ -354,20 +360,20 @@ class _UnderWay(NamedTuple):
 
     def end(self, error: BaseException | None) -> bool:
         """It has been executed, or has failed; whether a finding may be due."""
-        probe, attached = self.probe, self.attached
+        ledger, attached = self.ledger, self.attached
         try:
             if self.works:
-                probe.at_work = None
-            ended = probe.clock()
+                ledger.at_work = None
+            ended = ledger.clock()
             if attached is not None:
                 attached.detach()
-            return _end(probe, *self[2:8], self.started, ended, error)
+            return _end(ledger, *self[2:8], self.started, ended, error)
         except BaseException as failure:
             if attached is not None:
                 attached.detach()
             if not isinstance(failure, Exception):
                 raise
-            probe.failed("statements", failure)
+            ledger.failed("statements", failure)
             return False
         finally:
             self.connection.__dict__[_UNDER_WAY] = self.outer
@@ -383,23 +389,23 @@ def before_cursor_execute(
     context: Any,
     executemany: bool,
 ) -> None:
-    probe = None
+    ledger = None
     try:
-        probe = connection.__dict__.get(SLOT)
+        ledger = connection.__dict__.get(SLOT)
         outer = connection.__dict__.get(_UNDER_WAY)
-        if probe is None or context is None or (outer and outer.context is context):
+        if ledger is None or context is None or (outer and outer.context is context):
             return  # the last is heard of from an engine and from its parent
         size = 1
         if executemany and context.execute_style is not ExecuteStyle.INSERTMANYVALUES:
             size, parameters = len(parameters), ()
-        site, shape, works = _begin(probe, context, statement, size)
-        attached = probe.attach()
+        site, shape, works = _begin(ledger, context, statement, size)
+        attached = ledger.attach()
         listened_to: Any = connection.dispatch
         if len(listened_to.before_cursor_execute) > 1:
             attached = None  # others may set a context of theirs until after ours is set back
         under_way = _UnderWay(
             connection,
-            probe,
+            ledger,
             context,
             statement,
             parameters,
@@ -408,18 +414,18 @@ def before_cursor_execute(
             shape,
             works is not None,
             attached,
-            probe.clock(),
+            ledger.clock(),
             outer,
         )
         connection.__dict__[_UNDER_WAY] = under_way
         if works is not None:
-            probe.at_work = works
-            probe.at_work_site = site
+            ledger.at_work = works
+            ledger.at_work_site = site
         if attached is not None:
             attached.attach()
     except Exception as error:
-        if probe is not None:
-            probe.failed("statements", error)
+        if ledger is not None:
+            ledger.failed("statements", error)
 
 
 def after_cursor_execute(connection: Connection, *told: Any) -> None:
@@ -428,8 +434,8 @@ def after_cursor_execute(connection: Connection, *told: Any) -> None:
     with suppress(Exception):
         under_way = _under_way(connection, told[3])
         is_due = under_way is not None and under_way.end(None)
-    if under_way is not None and is_due and _may_raise(under_way.probe, under_way.shape):
-        raise_due(under_way.probe.stories)
+    if under_way is not None and is_due and _may_raise(under_way.ledger, under_way.shape):
+        raise_due(under_way.ledger.reports)
 
 
 def handle_error(failure: ExceptionContext) -> None:
@@ -460,47 +466,47 @@ def _give_up(connection: Any, outer: _UnderWay | None) -> None:
 
 
 def _begin(
-    probe: Probe, context: Any, statement: str, size: int
+    ledger: Ledger, context: Any, statement: str, size: int
 ) -> tuple[CallSite | None, Shape, Owner | None]:
     """Its line and its shape, and whose work it is where nothing else is at work."""
-    flush = probe.flush
-    site = probe.site() if flush is None else flush.site
+    flush = ledger.flush
+    site = ledger.site() if flush is None else flush.site
     shape = _known_shape(statement) or sql.shape(statement)
-    if probe.counter.counts:
-        probe.settle(probe.clock())
+    if ledger.counter.counts:
+        ledger.settle(ledger.clock())
     works = None
-    if probe.at_work is None:
-        works = probe.enter(site)
+    if ledger.at_work is None:
+        works = ledger.enter(site)
     else:
-        probe.check_use(site)
+        ledger.check_use(site)
     options = context.execution_options
     if "yield_per" in options or "stream_results" in options:
         at_once = options.get("yield_per", 0) or 0
-        streaming = probe.is_streaming = bool(at_once or options.get("stream_results"))
-        probe.loading(site, at_once, in_portions=streaming and not at_once)
+        streaming = ledger.is_streaming = bool(at_once or options.get("stream_results"))
+        ledger.loading(site, at_once, in_portions=streaming and not at_once)
     else:
-        probe.is_streaming = False
-        probe.loading(site)
-    if probe.tells_statements:
-        _announce(probe, context, statement, shape, size)
+        ledger.is_streaming = False
+        ledger.loading(site)
+    if ledger.announces_statements:
+        _announce(ledger, context, statement, shape, size)
     return site, shape, works
 
 
 _known_shape: Final = sql.SHAPES.get
 
 
-def _announce(probe: Probe, context: Any, statement: str, shape: Shape, size: int) -> None:
+def _announce(ledger: Ledger, context: Any, statement: str, shape: Shape, size: int) -> None:
     database = _DATABASES.get(context.dialect) or facts.Database()
     text = sql.without_values(statement, database.system)
-    probe.tell(
+    ledger.statement_started(
         facts.StatementStarted(
-            probe.clock(), text, shape.summary, shape.operation, shape.collection, size, database
+            ledger.clock(), text, shape.summary, shape.operation, shape.collection, size, database
         )
     )
 
 
 def _end(
-    probe: Probe,
+    ledger: Ledger,
     context: Any,
     statement: str,
     parameters: Any,
@@ -511,105 +517,206 @@ def _end(
     ended: int,
     error: BaseException | None,
 ) -> bool:
-    """Tell of a statement; whether a finding may be due to be raised."""
-    kind = status = eager = key = ""
-    by_key = False
+    """Take a statement into account; whether a finding may be due to be raised."""
     if error is not None:
-        if isinstance(error, CancelledError):
-            probe.note_cancelled(error)
-        kind, status = type_name(error), sql.status_code(error)
-    try:
-        (holding,) = probe.connections
-        holding.busy += ended - started
-    except ValueError:
-        _hold_longer(probe, context, ended - started)
-    flush = probe.flush
-    if shape.operation == "SELECT":
-        rows = -1
-        load, entity, eager, route = reason(context, probe, ended, site)
-        if load is not None:
-            if error is None:
-                probe.tell(load)
-        elif not eager and load_reason.is_by_key(context):
-            by_key = True
-            key = load_reason.key_of(context)
-        if route is not None or not eager:
-            probe.come_by(route)
-        fingerprint = fingerprint_of(statement, parameters)
+        ledger.is_cancellation(error)
+    duration = ended - started
+    if len(ledger.connections) == 1:
+        ledger.connections[0].busy += duration
     else:
-        fingerprint = 0
-        entity, eager, rows = _written(probe, context, size, site, shape, ended, error)
+        _hold_longer(ledger, context, duration)
+    flush = ledger.flush
+    if shape.operation == "SELECT":
+        _selected(ledger, context, statement, parameters, size, site, shape, duration, ended, error)
+    elif flush is not None and error is None and ledger.is_quiet:
+        _written_by_flush(ledger, flush, context, statement, size, shape, duration, ended)
+    else:
+        _executed(ledger, context, statement, size, site, shape, duration, ended, error)
+    return any(report.misuses for report in ledger.reports)
+
+
+def _selected(
+    ledger: Ledger,
+    context: Any,
+    statement: str,
+    parameters: Any,
+    size: int,
+    site: CallSite | None,
+    shape: Shape,
+    duration: int,
+    ended: int,
+    error: BaseException | None,
+) -> None:
+    """A SELECT ran: for itself, for an attribute of one object, or with another SELECT."""
+    why = load_reason.reason(context, ledger)
+    load = why.load if error is None else None
+    entity, eager = why.entity, why.eager
+    if load is not None:
+        load_reason.report_load(ledger, load, why, ended, site)
+    if why.route is not None or not eager:
+        ledger.come_by(why.route)
+    in_flush = ledger.flush is not None
+    ledger.executed(
+        ended, site, duration, "SELECT", entity=entity, eager=eager, in_flush=in_flush, load=load
+    )
+    if load is not None and not (ledger.publishers or ledger.announces_statements):
+        return  # what loads an attribute is judged as such
+    by_key = why.load is None and not eager and load_reason.is_by_key(context)
     fact = StatementExecuted(
         ended,
         site,
-        shape.operation,
+        "SELECT",
         shape.collection,
         entity,
-        ended - started,
+        duration,
+        eager,
+        size,
+        in_flush,
+        "" if error is None else type_name(error),
+        "" if error is None else sql.status_code(error),
+        -1,
+        by_key,
+        load_reason.key_of(context) if by_key else "",
+        fingerprint_of(statement, parameters),
+        ledger.is_streaming,
+        hash(statement),
+    )
+    ledger.statement_executed(fact)
+    ledger.selected(fact)
+
+
+def _written_by_flush(
+    ledger: Ledger,
+    flush: Flush,
+    context: Any,
+    statement: str,
+    size: int,
+    shape: Shape,
+    duration: int,
+    ended: int,
+) -> None:
+    """A statement of the unit of work ran, of which no more is reported than that.
+
+    It is counted in a few additions: many rows may be written by a statement each.
+    """
+    ledger.executed_by_flush(ended, flush.site, duration, shape.operation)
+    if size > 1 or shape.operation not in _ONE_ROW:
+        return
+    if ledger.wrote_same_row(statement):
+        if not ledger.has_crossed_single_rows():
+            return
+    elif _rows(context, shape.operation, size) != 1 or not ledger.wrote_row(
+        flush.site, shape.operation, shape.collection, statement, flush
+    ):
+        return
+    ledger.judge(
+        StatementExecuted(
+            at=ended,
+            site=flush.site,
+            operation=shape.operation,
+            collection=shape.collection,
+            entity=_entity_of(context, flush),
+            duration=duration,
+            in_flush=True,
+            rows=1,
+            text=hash(statement),
+        )
+    )
+
+
+def _entity_of(context: Any, flush: Flush | None) -> str:
+    entity = load_reason.entity(context)
+    if flush is not None and not entity:  # the unit of work writes to tables
+        entity = flush.entity_of(getattr(context.invoked_statement, "table", None))
+    return entity
+
+
+def _executed(
+    ledger: Ledger,
+    context: Any,
+    statement: str,
+    size: int,
+    site: CallSite | None,
+    shape: Shape,
+    duration: int,
+    ended: int,
+    error: BaseException | None,
+) -> None:
+    """A statement ran that is no SELECT."""
+    flush, operation = ledger.flush, shape.operation
+    load = None
+    eager = ""
+    rows = -1
+    if load_reason.LOADS in context.execution_options:
+        why = load_reason.reason(context, ledger)
+        entity, eager = why.entity, why.eager
+        load = why.load if error is None else None
+        if load is not None:
+            load_reason.report_load(ledger, load, why, ended, site)
+    else:
+        entity = load_reason.entity(context)
+    if operation in _WRITES:
+        if flush is not None and not entity:
+            entity = _entity_of(context, flush)
+        if error is None:
+            rows = _rows(context, operation, size)
+    ledger.executed(
+        ended,
+        site,
+        duration,
+        operation,
+        entity=entity,
+        eager=eager,
+        in_flush=flush is not None,
+        load=load,
+    )
+    if flush is None and rows and operation in _WRITES and error is None:
+        ledger.wrote_rows(entity, shape.collection, rows)
+    has_crossed = (
+        rows == 1
+        and operation in _ONE_ROW
+        and ledger.wrote_row(site, operation, shape.collection, statement, flush)
+    )
+    if not (has_crossed or ledger.publishers or ledger.announces_statements):
+        return
+    fact = StatementExecuted(
+        ended,
+        site,
+        operation,
+        shape.collection,
+        entity,
+        duration,
         eager,
         size,
         flush is not None,
-        kind,
-        status,
+        "" if error is None else type_name(error),
+        "" if error is None else sql.status_code(error),
         rows,
-        by_key,
-        key,
-        fingerprint,
-        probe.is_streaming,
+        False,
+        "",
+        0,
+        ledger.is_streaming,
         hash(statement),
     )
-    is_due = False
-    for story in probe.stories:
-        story.tell(fact)
-        if story.record.misuses:
-            is_due = True
-    return is_due
+    ledger.statement_executed(fact)
+    if has_crossed:
+        ledger.judge(fact)
 
 
-def _hold_longer(probe: Probe, context: Any, duration: int) -> None:
-    for holding in probe.connections:
+def _hold_longer(ledger: Ledger, context: Any, duration: int) -> None:
+    for holding in ledger.connections:
         if holding.holds(context.root_connection):
             holding.busy += duration
 
 
-def _written(
-    probe: Probe,
-    context: Any,
-    size: int,
-    site: CallSite | None,
-    shape: Shape,
-    ended: int,
-    error: BaseException | None,
-) -> tuple[str, str, int]:
-    """The entity, the eager loader, and how many rows were written, of what is not a SELECT."""
-    operation, flush = shape.operation, probe.flush
-    eager = ""
-    rows = -1
-    if load_reason.LOADS in context.execution_options:
-        load, entity, eager, _ = reason(context, probe, ended, site)
-        if load is not None and error is None:
-            probe.tell(load)
-    else:
-        entity = load_reason.entity(context)
-    if operation in _WRITES:
-        if error is None:
-            rows = _rows(context, operation, size)
-        if flush is not None:
-            if not entity:  # the unit of work writes to tables
-                entity = flush.entity_of(getattr(context.invoked_statement, "table", None))
-        elif rows and error is None:
-            subject = entity or shape.collection
-            probe.written = with_counts(probe.written, {subject: max(rows, 1)})
-    return entity, eager, rows
-
-
-def _may_raise(probe: Probe, shape: Shape) -> bool:
+def _may_raise(ledger: Ledger, shape: Shape) -> bool:
     """Whether an exception now would only leave rows unread."""
-    writing = probe.flush is not None and probe.flush.began
-    committing = bool(probe.transactions and probe.transactions[-1].committing_at)
+    writing = ledger.flush is not None and ledger.flush.began
+    committing = bool(ledger.transactions_open and ledger.transactions_open[-1].committing_at)
     return shape.operation == "SELECT" and not writing and not committing
 
 
+_ONE_ROW: Final = frozenset({"INSERT", "UPDATE", "DELETE"})
 _WRITES: Final = frozenset({"INSERT", "UPDATE", "DELETE", "MERGE", "REPLACE"})
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SLOT", "SURROUNDED", "Flush", "Holding", "OpenTransaction"]
 
-# The one attribute by which a traced Session, and a Connection it holds, leads to its probe.
+# The one attribute by which a traced Session, and a Connection it holds, leads to its ledger.
 SLOT: Final = "_session_tracer"
 # The methods that are replaced on a Connection to whose cursor others listen.
 SURROUNDED: Final = ("execute", "exec_driver_sql")
@@ -104,17 +104,17 @@ class Holding:
             return None
         return _process_id(connection.connection.dbapi_connection)
 
-    def unmark(self, probe: object) -> None:
-        """The connection leads to the probe no longer."""
+    def unmark(self, ledger: object) -> None:
+        """The connection leads to the ledger no longer."""
         connection = self._connection()
-        if connection is not None and connection.__dict__.get(SLOT) is probe:
+        if connection is not None and connection.__dict__.get(SLOT) is ledger:
             del connection.__dict__[SLOT]
             for name in SURROUNDED if self._surrounded else ():
                 connection.__dict__.pop(name, None)
 
 
 def _process_id(driver: Any) -> int | None:
-    """psycopg, psycopg2 and asyncpg, PyMySQL and asyncmy keep it; nobody is asked."""
+    """psycopg, psycopg2 and asyncpg, PyMySQL and asyncmy keep it; no round trip is needed."""
     inner = getattr(driver, "_connection", driver)  # SQLAlchemy's adapters of asyncio's drivers
     kind = type(inner)
     if kind in _SILENT:

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import SpanContext
 
     from session_tracer.facts import Departure, Expiry
-    from session_tracer.tracer import Story, Tracer
+    from session_tracer.ledger.report import Report, Tracer
     from session_tracer.where.callsite import CallSite
 
 __all__ = ["Origin", "OriginRef", "Route", "Scope", "refer"]
@@ -18,8 +18,8 @@ __all__ = ["Origin", "OriginRef", "Route", "Scope", "refer"]
 class Scope:
     """What stays known of a session scope for as long as an object of it lives.
 
-    `stories` are those told of the open scope; when it ends `tracers` takes their place, each with
-    the context of the span it made.
+    `reports` are those of the open scope; when it ends `tracers` takes their place, each with the
+    context of the span it made.
     """
 
     __slots__ = (
@@ -28,7 +28,7 @@ class Scope:
         "id",
         "is_async",
         "opened_site",
-        "stories",
+        "reports",
         "sweeps",
         "swept_by",
         "swept_site",
@@ -46,13 +46,13 @@ class Scope:
         self.swept_by: Expiry | Literal[""] = ""
         self.swept_site: CallSite | None = None
         self.sweeps = 0
-        self.stories: tuple[Story, ...] = ()
+        self.reports: tuple[Report, ...] = ()
         self.tracers: tuple[tuple[Tracer, SpanContext | None], ...] = ()
 
-    def told(self) -> tuple[tuple[Tracer, SpanContext | None], ...]:
-        """Who was told of the scope, and the span each made of it."""
-        if self.stories:
-            return tuple([(story.tracer, story.spans.session_context) for story in self.stories])
+    def reported_by(self) -> tuple[tuple[Tracer, SpanContext | None], ...]:
+        """The tracers that reported the scope, and the span that each made of it."""
+        if self.reports:
+            return tuple([(report.tracer, _span_of(report)) for report in self.reports])
         return self.tracers
 
     def expired(self, by: Expiry, site: CallSite | None) -> None:
@@ -67,9 +67,13 @@ class Scope:
         self.sweeps += 1
 
     def end(self) -> None:
-        """Let the stories go: a detached object must not keep them alive."""
-        self.tracers = self.told()
-        self.stories = ()
+        """Let the reports go: a detached object must not keep them alive."""
+        self.tracers = self.reported_by()
+        self.reports = ()
+
+
+def _span_of(report: Report) -> SpanContext | None:
+    return None if report.spans is None else report.spans.session_context
 
 
 class Origin:

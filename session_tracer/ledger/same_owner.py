@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from operator import itemgetter
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from session_tracer import facts
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Iterable
 
     from sqlalchemy.engine import Connection
 
     from session_tracer.facts import Counts
+    from session_tracer.ledger.in_progress import Holding
     from session_tracer.ledger.origin import Scope
-    from session_tracer.ledger.probe import Probe
     from session_tracer.where.callsite import CallSite
     from session_tracer.where.owner import Owner
 
-__all__ = ["Commit", "committed", "hand_on", "join", "leave", "nested_in"]
-
-# By who opened them, and by who uses them now; a scope leaves as it ends.
-_TOGETHER: Final[dict[Hashable, list[Probe]]] = {}
-# A session that lives as long as the process must not remember every other one's commit.
-_MOST_COMMITS: Final = 16
+__all__ = ["Commit", "Member", "committed", "forget", "hand_on", "join", "leave", "nested_in"]
 
 
 class Commit(NamedTuple):
@@ -33,31 +29,57 @@ class Commit(NamedTuple):
     written: Counts
 
 
-def join(probe: Probe) -> None:
-    """A scope was opened by its owner."""
-    _TOGETHER.setdefault(probe.opened_by.key, []).append(probe)
+class Member(Protocol):
+    """What has to be known of an open session."""
+
+    scope: Scope
+    kind: tuple[type, int]
+    caller: tuple[int, int]
+    opened_by: Owner
+    owner: Owner
+    was_handed_on: bool
+    is_joined: bool
+    connections: tuple[Holding, ...]
+    opened_at: int
+    last_site: CallSite | None
+    commit: Commit | None
+    beside: tuple[Commit, ...]
+
+    @property
+    def name(self) -> str: ...
 
 
-def hand_on(probe: Probe, before: Owner) -> None:
-    """Another one than before uses the session now."""
-    opened_by = probe.opened_by.key
+# By the owner that opened them, and by the one that uses them now; a scope leaves as it ends.
+_TOGETHER: Final[dict[Hashable, list[Member]]] = {}
+# A session that lives as long as the process must not remember every other one's commit.
+_MOST_COMMITS: Final = 16
+
+
+def join(member: Member) -> None:
+    """A scope was opened by its owner, and is used now."""
+    _TOGETHER.setdefault(member.opened_by.key, []).append(member)
+
+
+def hand_on(member: Member, before: Owner) -> None:
+    """Another owner than before uses the session now."""
+    opened_by = member.opened_by.key
     if before.key != opened_by:
-        _part(probe, before.key)
-    if probe.owner.key != opened_by:
-        _TOGETHER.setdefault(probe.owner.key, []).append(probe)
+        _part(member, before.key)
+    if member.owner.key != opened_by:
+        _TOGETHER.setdefault(member.owner.key, []).append(member)
 
 
-def leave(probe: Probe) -> None:
+def leave(member: Member) -> None:
     """The scope ended."""
-    _part(probe, probe.opened_by.key)
-    if probe.owner is not probe.opened_by:
-        _part(probe, probe.owner.key)
+    _part(member, member.opened_by.key)
+    if member.owner is not member.opened_by:
+        _part(member, member.owner.key)
 
 
-def _part(probe: Probe, key: Hashable) -> None:
+def _part(member: Member, key: Hashable) -> None:
     together = _TOGETHER.get(key)
-    if together is not None and probe in together:
-        together.remove(probe)
+    if together is not None and member in together:
+        together.remove(member)
         if not together:
             _TOGETHER.pop(key, None)
 
@@ -67,61 +89,69 @@ def forget() -> None:
     _TOGETHER.clear()
 
 
-def nested_in(probe: Probe, connection: Connection, now: int) -> facts.ConnectionNested | None:
-    """What to say if this thread or task holds another connection of the engine already."""
-    owner = probe.owner
-    for other in tuple(_TOGETHER.get(owner.key, ())):
-        if other is probe:
-            continue
-        for holding in other.connections:
-            if holding.owner == owner and holding.is_beside(connection):
-                return facts.ConnectionNested(
-                    now,
-                    probe.last_site,
-                    other.scope.id,
-                    other.tracers[0].name,
-                    other.scope.opened_site,
-                    holding.site,
-                    now - holding.since,
-                )
-    return None
+def nested_in(member: Member, connection: Connection, now: int) -> facts.ConnectionNested | None:
+    """What to report if this thread or task holds another connection of the engine already.
 
-
-def committed(probe: Probe, commit: Commit, now: int) -> list[facts.WritesSplit]:
-    """What to say where a session beside this one has committed writes before.
-
-    Beside it is one of the same factory, opened and used by the same thread or task alone, under
-    the same span of the caller's.
+    Of several, it is that of the session that was opened first.
     """
-    earlier = list(probe.beside)
-    probe.beside = ()
-    for other in tuple(_TOGETHER.get(probe.opened_by.key, ())):
-        if other is probe or not _is_beside(probe, other):
+    owner = member.owner
+    together: Iterable[Member] = _TOGETHER.get(owner.key, ())
+    held = [
+        (other.opened_at, holding, other)
+        for other in tuple(together)
+        if other is not member
+        for holding in other.connections
+        if holding.owner == owner and holding.is_beside(connection)
+    ]
+    if not held:
+        return None
+    _, holding, other = min(held, key=itemgetter(0))
+    return facts.ConnectionNested(
+        at=now,
+        site=member.last_site,
+        other=other.scope.id,
+        other_name=other.name,
+        other_opened_site=other.scope.opened_site,
+        other_site=holding.site,
+        held=now - holding.since,
+    )
+
+
+def committed(member: Member, commit: Commit, now: int) -> list[facts.WritesSplit]:
+    """What to report where a session next to this one has committed writes before.
+
+    Next to it is one of the same factory, opened and used by the same thread or task alone, under
+    the same span of the caller.
+    """
+    earlier = list(member.beside)
+    member.beside = ()
+    for other in tuple(_TOGETHER.get(member.opened_by.key, ())):
+        if other is member or not _is_beside(member, other):
             continue
         if other.commit is None:
             if len(other.beside) < _MOST_COMMITS:
                 other.beside = (*other.beside, commit)
-        elif probe.commit is None and all(one.scope is not other.scope for one in earlier):
+        elif member.commit is None and all(one.scope is not other.scope for one in earlier):
             earlier.append(other.commit)
-    probe.commit = commit
+    member.commit = commit
     return [
         facts.WritesSplit(
-            now,
-            commit.site,
-            commit.written,
-            one.scope.id,
-            one.scope.opened_site,
-            one.site,
-            one.written,
+            at=now,
+            site=commit.site,
+            written=commit.written,
+            other=one.scope.id,
+            other_opened_site=one.scope.opened_site,
+            other_site=one.site,
+            other_written=one.written,
         )
         for one in earlier
     ]
 
 
-def _is_beside(probe: Probe, other: Probe) -> bool:
+def _is_beside(member: Member, other: Member) -> bool:
     return (
-        other.kind == probe.kind
-        and other.caller == probe.caller
-        and not (other.was_handed_on or probe.was_handed_on)
-        and not (other.is_joined or probe.is_joined)
+        other.kind == member.kind
+        and other.caller == member.caller
+        and not (other.was_handed_on or member.was_handed_on)
+        and not (other.is_joined or member.is_joined)
     )

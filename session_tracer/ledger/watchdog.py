@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from session_tracer import facts
-from session_tracer.ledger import registry
+from session_tracer.ledger import registry, same_owner
+from session_tracer.ledger.ledger import on_lost, on_opened
 from session_tracer.ledger.registry import LIVE
 from session_tracer.runtime import process
 from session_tracer.runtime.background_queue import BackgroundQueue
@@ -15,9 +16,8 @@ from session_tracer.runtime.background_queue import BackgroundQueue
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from session_tracer.ledger.probe import Probe
-    from session_tracer.ledger.record import SessionRecord
-    from session_tracer.tracer import Story
+    from session_tracer.ledger.ledger import Ledger
+    from session_tracer.ledger.report import Report
 
 __all__ = ["Watch", "at_end", "collected", "nudge", "settle", "start", "stop"]
 
@@ -46,48 +46,51 @@ class Watch:
         """
         now, last = self._clock(), self._last
         soonest: int | None = None
-        for probe in list(LIVE):
+        for ledger in list(LIVE):
             try:
-                for story in probe.stories:
-                    if story.tracer.dispatch.hears(facts.TimePassed):
-                        due = _due(probe, story, last, now)
+                for report in ledger.reports:
+                    if report.tracer.watches:
+                        due = _due(report, last, now)
                         soonest = due if soonest is None else min(soonest, due)
             except Exception as error:
-                probe.failed("watch", error)
+                ledger.failed("watch", error)
         self._last = now
         gap = max(_LEAST_GAP, _GAP_PER_LOOK * (self._clock() - now))
         self.gap = gap / 1e9
         return None if soonest is None else max(soonest - now, gap) / 1e9
 
 
-def _due(probe: Probe, story: Story, last: int, now: int) -> int:
-    """When the story is to be looked at next; what has passed since the last look is told."""
-    patience = story.tracer.patience
+def _due(report: Report, last: int, now: int) -> int:
+    """When the report is to be looked at next; what has passed since the last look is judged."""
+    ledger, patience = report.ledger, report.tracer.patience
     # A transaction that begins right now is the next to run out of time.
     due = now + min(patience)
-    if probe.used:
+    if ledger.is_used:
         passed = False
-        for moment in _moments(story.record, patience, now):
+        for moment in _moments(ledger, patience, now):
             if moment >= now:
                 due = min(due, moment)
             elif moment >= last:
                 passed = True
-        if passed and probe in LIVE:  # it may have ended since the look began
-            running = probe.at_work is not None or probe.is_streaming
-            story.tell(facts.TimePassed(now, running, lambda: registry.look(probe, story)))
+        if passed and ledger in LIVE:  # it may have ended since the look began
+            running = ledger.at_work is not None or ledger.is_streaming
+            fact = facts.TimePassed(now, running, lambda: registry.look(report))
+            if report.publisher is not None:
+                report.publisher.publish(fact)
+            report.judge(fact)
     return due
 
 
-def _moments(record: SessionRecord, patience: tuple[int, int, int], now: int) -> Iterator[int]:
+def _moments(ledger: Ledger, patience: tuple[int, int, int], now: int) -> Iterator[int]:
     """When each threshold passes, or passed: for the leak, the last time before and the next."""
     leak, long, idle = patience
-    times = max(1, (now - record.opened_at - 1) // leak)
-    yield record.opened_at + times * leak
-    yield record.opened_at + (times + 1) * leak
-    if record.transaction_began_at:
-        yield record.transaction_began_at + long
-    if record.held_since:
-        yield max(record.held_since, record.last_statement_at) + idle
+    times = max(1, (now - ledger.opened_at - 1) // leak)
+    yield ledger.opened_at + times * leak
+    yield ledger.opened_at + (times + 1) * leak
+    if ledger.transaction_began_at:
+        yield ledger.transaction_began_at + long
+    if ledger.held_since:
+        yield max(ledger.held_since, ledger.last_statement_at) + idle
 
 
 _FOR_EVER: Final = float("inf")
@@ -103,7 +106,7 @@ class _Thread:
         self._next_look = _FOR_EVER
         self._is_in_use = False
         # Filled from garbage collection, which may strike while any lock is held: put() takes none.
-        self.queue: BackgroundQueue[Probe | None] = BackgroundQueue(
+        self.queue: BackgroundQueue[Ledger | None] = BackgroundQueue(
             self._consume,
             name="session_tracer",
             most=sys.maxsize,
@@ -127,7 +130,7 @@ class _Thread:
         self._is_in_use = False
         self.is_asleep = True
 
-    def _consume(self, lost: Probe | None) -> None:
+    def _consume(self, lost: Ledger | None) -> None:
         if lost is not None:
             _end(lost)
         elif self._next_look == _FOR_EVER:
@@ -151,16 +154,10 @@ class _Thread:
 _RUNNING: Final[list[_Thread]] = []
 
 
-def collected(ref: Any) -> None:
+def collected(ledger: Ledger) -> None:
     """The garbage collector took a session: leave the rest to the thread."""
-    probe: Probe = ref.probe
-    if LIVE.pop(probe, None) is not None:
-        try:
-            probe.origin.left("collected", probe.clock(), probe.last_site)
-        except Exception as error:
-            probe.failed("live", error)
-        for thread in _RUNNING:
-            thread.queue.put(probe)
+    for thread in _RUNNING:
+        thread.queue.put(ledger)
 
 
 def nudge() -> None:
@@ -196,17 +193,21 @@ def at_end() -> None:
     registry.end_all()
 
 
-def _end(lost: Probe) -> None:
+def _end(lost: Ledger) -> None:
     try:
-        lost.end_scope("collected", site=lost.last_site)
+        lost.end("collected", site=lost.last_site)
     except Exception as error:
         lost.failed("live", error)
 
 
 def _begin_in_child() -> None:
-    registry.forget()
+    # What the parent has open is not the child's own.
+    LIVE.clear()
+    same_owner.forget()
     for thread in _RUNNING:
         thread.begin_in_child()
 
 
 process.in_child(_begin_in_child)
+on_opened(nudge)
+on_lost(collected)

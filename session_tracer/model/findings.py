@@ -1,4 +1,4 @@
-"""What a detector concludes."""
+"""A finding, its retraction, and the ids of all findings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Severity: TypeAlias = Literal["info", "warning", "error"]
 
 _DOCUMENTATION: Final = "docs/findings.md"
 
-# What our own detectors draw; one of an application draws what it likes.
+# The findings of the built-in detectors. A detector of the application may use other ids.
 FINDING_IDS: Final[tuple[str, ...]] = (
     "leaked-session",
     "abandoned-session",
@@ -50,20 +50,28 @@ FINDING_IDS: Final[tuple[str, ...]] = (
     "foreign-loop",
     "shared-session",
 )
-# What the pytest plugin concludes by itself, of a session that outlives its test.
+# Reported by the pytest plugin, of a session that is open after its test.
 LEFT_OPEN: Final = "left-open"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One conclusion about one session.
+    """A mistake that was found in one session.
 
-    `id` is the finding's fixed name in kebab-case. `message` says what, where and how often;
-    `remedy` what to change, as code where that fits. `site` is the application's line to look at
-    first, `session_site` where the session was opened (`session_id` and `session_name` say which
-    session); either is None only where no line of the application took part. `entity` and
-    `attribute` are mapped names. `evidence` is JSON-ready and never holds a column's value; a key
-    that ends in `_ms` counts milliseconds.
+    Attributes:
+        id: The fixed name in kebab-case.
+        severity: `info`, `warning` or `error`.
+        message: What happened, where and how often.
+        remedy: What to change, as code if possible.
+        site: The application's line to look at first. None if no line of the application took part.
+        session_id: The session scope's id.
+        session_name: The factory's name.
+        session_site: The line that opened the session. None as for `site`.
+        entity: The name of the mapped class.
+        attribute: The name of the mapped attribute.
+        count: Number of occurrences when the finding was reported.
+        evidence: More facts as JSON-ready values, never the value of a column. Keys that end in
+            `_ms` are milliseconds.
     """
 
     id: str
@@ -81,15 +89,18 @@ class Finding:
 
     @property
     def help(self) -> str:
-        """Where the documentation explains it."""
+        """The section of the documentation that explains the finding."""
         return f"{_DOCUMENTATION}#{self.id}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retraction:
-    """A finding said of something that lasted has an end after all.
+    """A finding about something that lasted has ended.
 
-    `message` says how it ended and how long it took.
+    Attributes:
+        finding: The finding that was reported.
+        message: How it ended, and how long it took.
+        evidence: As for a finding.
     """
 
     finding: Finding

@@ -15,16 +15,31 @@ __all__ = ["LiveSession"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveSession:
-    """One session scope that is open now.
+    """One session scope that is open now. Ages and durations are in seconds.
 
-    Ages and durations are seconds. `owner` names the thread or task that used it last
-    (`thread "export-3"`), `owner_stack` is where that one is now, the application's lines innermost
-    first. `transaction` is `none`, `open` or `savepoint`, `transaction_seconds` its age.
-    `process_id` is the server's for the connection it holds, where the driver knows it without a
-    round trip. `last_activity_seconds` is how long ago it last did anything, at
-    `last_activity_site`; `last_statement_site` is where its last statement came from.
-    `objects` counts by state: what the identity map holds (`persistent`), and what is not flushed
-    (`pending`, `modified`, `deleted`); `pending_entities` are the new ones by mapped class.
+    Attributes:
+        id: The scope's id.
+        name: The factory's name.
+        age_seconds: Time since the scope began.
+        opened_site: The line that opened the session.
+        owner: The thread or task that used it last, such as `thread "export-3"`.
+        owner_stack: The owner's current application lines, the innermost first. Only in findings.
+        transaction: `none`, `open` or `savepoint`.
+        transaction_seconds: Age of the open transaction.
+        holds_connection: Whether it holds a connection.
+        held_seconds: Time for which it has held the connection.
+        process_id: The server's process id for the connection, if the driver knows it without a
+            round trip.
+        statements: Number of statements.
+        sql_seconds: Time in the driver's execute calls.
+        objects: Number of objects by state: `persistent` (in the identity map), and not flushed
+            (`pending`, `modified`, `deleted`).
+        pending_entities: Number of pending objects by mapped class.
+        last_activity_seconds: Time since its last activity.
+        last_activity_site: The line of its last activity.
+        last_statement_seconds: Time since its last statement.
+        last_statement_site: The line of its last statement.
+        findings: The findings reported so far.
     """
 
     id: str

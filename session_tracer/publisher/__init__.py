@@ -1,1 +1,1 @@
-"""Facts and the timeline, for those who ask."""
+"""Facts and the timeline, for code that asks for them."""

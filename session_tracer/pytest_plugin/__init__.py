@@ -1,7 +1,7 @@
-"""The pytest plugin: it traces the sessions of tests where it is asked to, and says what it found.
+"""The pytest plugin: traces the sessions of tests where asked to, and reports the findings.
 
-Every environment that has this package loads it, so it imports nothing but pytest until somebody
-asks: by `--session-tracer`, by the fixture `session_trace`, or by the marker `session_budget`.
+Every environment that has this package loads it, so it imports nothing but pytest until it is
+asked for: by `--session-tracer`, the fixture `session_trace`, or the marker `session_budget`.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def pytest_runtest_makereport(
     report = yield
     case = item.stash.get(_CASE, None)
     if case is not None:
-        _run_of(item.config).tell(case, item, call, report)
+        _run_of(item.config).add_to_report(case, item, call, report)
     return report
 
 
@@ -146,7 +146,7 @@ def _is_traced(item: pytest.Item) -> bool:
 
 
 def _begin(item: pytest.Item) -> str:
-    """Have the test traced; why it cannot be, if so."""
+    """Have the test traced; the reason if it cannot be, else an empty string."""
     try:
         budgets = read_budgets(item.iter_markers(MARKER))
         item.stash[_CASE] = _run_of(item.config).begin(item.nodeid, budgets)
@@ -156,7 +156,7 @@ def _begin(item: pytest.Item) -> str:
 
 
 def _run_of(config: pytest.Config) -> Run:
-    """What traces this run; imported and made when somebody asks for the first time."""
+    """What traces this run; it is imported and made when it is first asked for."""
     run = config.stash.get(_RUN, None)
     if run is None:
         from session_tracer.pytest_plugin.run import Run

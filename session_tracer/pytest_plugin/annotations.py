@@ -1,4 +1,4 @@
-"""Says findings as GitHub's workflow commands, which it shows beside the lines they are about."""
+"""Writes findings as GitHub's workflow commands, which it shows next to the lines of code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _COMMANDS: Final = {"error": "error", "warning": "warning", "info": "notice"}
 
 
 def are_wanted(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether GitHub reads along."""
+    """Whether this runs on GitHub Actions."""
     return environ.get("GITHUB_ACTIONS") == "true"
 
 
@@ -30,9 +30,9 @@ def workflow_commands(
         if finding.site is not None:
             file = _below(finding.site.file, root)
             properties = {"file": file, "line": str(finding.site.line), **properties}
-        told = ",".join(f"{name}={_property(value)}" for name, value in properties.items())
+        listed = ",".join(f"{name}={_property(value)}" for name, value in properties.items())
         message = _data(f"{finding.message}\n{finding.remedy}")
-        yield f"::{_COMMANDS[finding.severity]} {told}::{message}"
+        yield f"::{_COMMANDS[finding.severity]} {listed}::{message}"
 
 
 def _below(file: str, root: str) -> str:

@@ -19,7 +19,8 @@ BUDGETS: Final = ("sessions", "commits", "flushes", "statements", "lazy_loads", 
 def read_budgets(marks: Iterable[pytest.Mark]) -> dict[str, int]:
     """The budgets that these marks set; where two set the same one, the first mark counts.
 
-    Raises `ValueError` for a budget that does not exist, or is no whole number from 0 up.
+    Raises:
+        ValueError: a budget does not exist, or is not a whole number from 0 up.
     """
     budgets: dict[str, int] = {}
     for mark in marks:

@@ -1,35 +1,39 @@
-"""One test, as its sessions are told of."""
+"""One test: what its sessions did, and what was found."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from session_tracer import facts
-from session_tracer.ledger.record import SessionRecord
 from session_tracer.ledger.registry import live_sessions
+from session_tracer.pytest_plugin.account import Account
 from session_tracer.pytest_plugin.tally import Tally
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from session_tracer.facts import Fact
-    from session_tracer.ledger.record import SessionSummary
+    from session_tracer.ledger.report import Report
     from session_tracer.model.findings import Finding, Severity
     from session_tracer.model.live_session import LiveSession
+    from session_tracer.model.summary import SessionSummary
 
 __all__ = ["Case", "Drawn", "Phase", "Scope"]
 
 Phase: TypeAlias = Literal["setup", "call", "teardown"]
 
 _SEVERITIES: Final[tuple[Severity, ...]] = ("info", "warning", "error")
-# These are told of a session that does nothing itself.
+# Facts about a session that does nothing itself.
 _NOTHING_DONE: Final = (facts.DetachedLoadFailed, facts.TimePassed)
 
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """A finding, when in its test it was drawn, and whether the baseline knows it."""
+    """A finding, the phase of the test in which it was reported, and whether it is known.
+
+    `known` is whether the baseline has it.
+    """
 
     finding: Finding
     phase: Phase
@@ -38,19 +42,21 @@ class Drawn:
 
 @dataclass(slots=True)
 class Scope:
-    """What is remembered of a session scope: the test that it belongs to, if to one.
+    """What is remembered of a session scope.
 
-    `shared` says that a fixture wider than one test opened it; `left_open` that its test was said
-    to have left it open.
+    `case` is the test that it belongs to, or None. `shared` is whether a fixture wider than one
+    test opened it, `left_open` whether it was reported that its test left it open.
     """
 
     case: Case | None
     shared: bool
     left_open: bool = False
+    # The test that used it last.
+    last: Case | None = None
 
 
 class Case:
-    """One test and what its sessions did; its accounts are of what they did in the call alone."""
+    """One test. Its accounts are of what sessions did in the call, not in setup and teardown."""
 
     def __init__(self, nodeid: str, budgets: dict[str, int], settle: Callable[[], None]) -> None:
         self.nodeid = nodeid
@@ -60,47 +66,50 @@ class Case:
         self.tally = Tally()
         self.drawn: list[Drawn] = []
         self.failed = False
-        # The findings that no report has told, and the failure of ours that is to be told.
+        # The findings that are in no test report yet, and the failure that this plugin raised.
         self.untold: list[Finding] = []
         self.raised: BaseException | None = None
         self.headline = ""
-        self._opened: dict[str, tuple[SessionRecord, Scope]] = {}
-        self._accounts: dict[str, tuple[SessionRecord, SessionRecord]] = {}
+        self._opened: dict[str, tuple[Report, Scope]] = {}
+        self._accounts: dict[str, Account] = {}
 
-    def hear(self, fact: Fact, record: SessionRecord, scope: Scope) -> None:
+    def add(self, fact: Fact, report: Report, scope: Scope) -> None:
         """Take into account what happened to a session."""
         if isinstance(fact, facts.SessionOpened) and scope.case is self:
-            self._opened[record.id] = record, scope
+            self._opened[report.ledger.id] = report, scope
         if self.phase == "call" and not isinstance(fact, _NOTHING_DONE):
-            account, _ = self._accounts.setdefault(record.id, (_account(record, fact.at), record))
+            id_ = report.ledger.id
+            account = self._accounts.get(id_)
+            if account is None:
+                account = self._accounts[id_] = Account(report, fact.at)
             account.add(fact)
-            self.tally.add(fact, record.id)
+            self.tally.add(fact, id_)
 
     def draw(self, drawn: Drawn) -> None:
         """Take a finding into account."""
         self.drawn.append(drawn)
         if not drawn.known:
             self.untold.append(drawn.finding)
-        account, _ = self._accounts.get(drawn.finding.session_id, (None, None))
+        account = self._accounts.get(drawn.finding.session_id)
         if account is not None:
             account.findings.append(drawn.finding)
 
     def summaries(self) -> list[SessionSummary]:
         """What each session did in the call."""
-        return [_summary(account, record) for account, record in list(self._accounts.values())]
+        return [account.summary() for account in list(self._accounts.values())]
 
     def open_sessions(self) -> list[LiveSession]:
-        """The sessions that this test has opened, and that are open now."""
+        """The sessions that this test opened and that are still open."""
         return [live for live in live_sessions() if live.id in self._opened]
 
-    def left_open(self) -> Iterator[tuple[SessionRecord, Scope]]:
-        """The sessions that this test has opened, and that have a transaction open now."""
-        for record, scope in list(self._opened.values()):
-            if record.outcome is None and record.transaction_began_at:
-                yield record, scope
+    def left_open(self) -> Iterator[tuple[Report, Scope]]:
+        """The sessions that this test opened and that still have a transaction open."""
+        for report, scope in list(self._opened.values()):
+            if report.ledger.outcome is None and report.ledger.transaction_began_at:
+                yield report, scope
 
     def blamed(self, fail_from: Severity | None, phases: tuple[Phase, ...]) -> list[Finding]:
-        """The findings drawn in these phases for which the test is to fail."""
+        """The findings of these phases for which the test has to fail."""
         if fail_from is None:
             return []
         enough = _SEVERITIES[_SEVERITIES.index(fail_from) :]
@@ -111,7 +120,7 @@ class Case:
         ]
 
     def exceeded(self) -> list[str]:
-        """The budgets that were not kept: `statements 15 > 6 (lazy Author.books ×12 at ...)`."""
+        """The budgets that were exceeded: `statements 15 > 6 (lazy Author.books ×12 at ...)`."""
         counts = self.tally.counts
         return [
             f"{budget} {counts[budget]} > {most} ({self.tally.cause(budget)})"
@@ -120,7 +129,7 @@ class Case:
         ]
 
     def properties(self) -> Iterator[tuple[str, object]]:
-        """What is written into a JUnit file, if one is: counts, and findings."""
+        """What is written into a JUnit file: counts and findings."""
         if self._accounts:
             for budget, count in self.tally.counts.items():
                 yield f"session_tracer.{budget}", count
@@ -129,30 +138,3 @@ class Case:
             where = "" if site is None else f" {site.path}:{site.line}"
             if not drawn.known:
                 yield "session_tracer.finding", drawn.finding.id + where
-
-
-def _account(record: SessionRecord, at: int) -> SessionRecord:
-    """An account of what a session does from now on."""
-    account = SessionRecord(
-        record.id,
-        record.name,
-        is_async=record.is_async,
-        epoch=record.epoch,
-        timeline_steps=record.settings.timeline_steps,
-        settings=record.settings,
-    )
-    account.opened_at = account.last_activity_at = at
-    account.opened_site = record.opened_site
-    return account
-
-
-def _summary(account: SessionRecord, record: SessionRecord) -> SessionSummary:
-    summary = replace(
-        account.summary(),
-        identity_map_peak=record.identity_map_peak,
-        transitions=dict(record.transitions),
-    )
-    if account.outcome is None:
-        lasted = (account.last_activity_at - account.opened_at) / 1e6
-        summary = replace(summary, duration_ms=lasted)
-    return summary

@@ -21,9 +21,9 @@ _WORST_FIRST: Final = ("error", "warning", "info")
 
 @dataclass(slots=True)
 class Entry:
-    """One finding at one site, in however many tests: their ids, and when in each it was drawn.
+    """One finding at one site, in one or more tests.
 
-    `count` is the highest that one of them had.
+    `tests` has the phase of each test by the test's id; `count` is the highest count of them.
     """
 
     finding: Finding
@@ -50,7 +50,7 @@ class Ledger:
         return sum(entry.known for entry in self._entries.values())
 
     def add(self, drawn: Drawn, nodeid: str) -> None:
-        """Enter a finding of a test, or with an empty id of none."""
+        """Enter a finding of a test; the id is empty for one outside of tests."""
         tests = {nodeid: str(drawn.phase)} if nodeid else {}
         self._enter(Entry(drawn.finding, drawn.known, drawn.finding.count, tests))
 
@@ -62,15 +62,15 @@ class Ledger:
         entry.tests = {**one.tests, **entry.tests}
 
     def dump(self) -> str:
-        """The ledger as JSON, for the process that says what all workers found."""
+        """The ledger as JSON, for the process that reports what all workers found."""
         entries = [asdict(entry) for entry in self._entries.values()]
         return json.dumps({"sessions": self.sessions, "entries": entries}, default=str)
 
     def merge(self, dumped: str) -> None:
         """Enter what a worker has dumped."""
-        told = json.loads(dumped)
-        self.sessions += told["sessions"]
-        for entry in told["entries"]:
+        values = json.loads(dumped)
+        self.sessions += values["sessions"]
+        for entry in values["entries"]:
             self._enter(Entry(**{**entry, "finding": _finding(entry["finding"])}))
 
 
@@ -81,10 +81,12 @@ def _rank(entry: Entry) -> tuple[object, ...]:
     return severity, -len(entry.tests), entry.finding.id, *where
 
 
-def _finding(told: dict[str, Any]) -> Finding:
-    sites = {name: _site(told[name]) for name in ("site", "session_site")}
-    return Finding(**{**told, **sites})
+def _finding(values: dict[str, Any]) -> Finding:
+    sites = {name: _site(values[name]) for name in ("site", "session_site")}
+    return Finding(**{**values, **sites})
 
 
-def _site(told: dict[str, Any] | None) -> CallSite | None:
-    return None if told is None else CallSite(told["file"], told["line"], told["function"])
+def _site(values: dict[str, Any] | None) -> CallSite | None:
+    if values is None:
+        return None
+    return CallSite(values["file"], values["line"], values["function"])

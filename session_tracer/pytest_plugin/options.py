@@ -39,7 +39,7 @@ class Options:
 
 
 def add_options(parser: pytest.Parser) -> None:
-    """Say which options there are."""
+    """Declare the options."""
     group = parser.getgroup("session_tracer", "SQLAlchemy sessions (session_tracer)")
     group.addoption(
         "--session-tracer",
@@ -78,7 +78,11 @@ def give_back_path(config: pytest.Config, args: list[str]) -> None:
 
 
 def read_options(config: pytest.Config) -> Options:
-    """What is asked; `pytest.UsageError` where it makes no sense."""
+    """The options as they were given.
+
+    Raises:
+        pytest.UsageError: a value is invalid, or the baseline to update is not named.
+    """
     given = config.getoption("--session-tracer")
     update = bool(config.getoption("--session-tracer-update-baseline"))
     baseline = _baseline(config)
@@ -87,7 +91,7 @@ def read_options(config: pytest.Config) -> Options:
     if value == "off":
         if given or not asked:
             return Options()
-        value = "report"  # whoever names a baseline wants to hear of the rest
+        value = "report"  # a baseline is named, so the other findings are of interest
     if value not in _FAIL_FROM:
         option = "--session-tracer" if given else "session_tracer"
         where = "" if given else " in pytest's configuration file"

@@ -1,4 +1,4 @@
-"""One run of pytest: which test is traced, what it fails for, and what is said at the end."""
+"""One run of pytest: which test is traced, what it fails for, and the summary at the end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from session_tracer.verdicts import baseline
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from session_tracer.ledger.record import SessionRecord
+    from session_tracer.ledger.report import Report
     from session_tracer.model.findings import Finding, Severity
     from session_tracer.pytest_plugin.options import Options
     from session_tracer.verdicts.baseline import Baseline
@@ -31,9 +31,10 @@ _COLOURS: Final = {"error": "red", "warning": "yellow", "info": "cyan"}
 
 
 class Run:
-    """Traces the tests that ask to be; registered as a plugin, all of them.
+    """Traces the tests that ask for it, or every test where it is registered as a plugin.
 
-    Raises `pytest.UsageError` where the baseline cannot be read.
+    Raises:
+        pytest.UsageError: the baseline cannot be read.
     """
 
     def __init__(self, config: pytest.Config, options: Options) -> None:
@@ -46,26 +47,31 @@ class Run:
     # One test.
 
     def begin(self, nodeid: str, budgets: dict[str, int]) -> Case:
-        """A test begins; `ValueError` for a bad setting in the environment."""
+        """A test begins.
+
+        Raises:
+            ValueError: a setting in the environment is invalid.
+        """
         if not self.tracing.is_on:
             self.tracing.start()
-        case = self.tracing.case = Case(nodeid, budgets, self.tracing.settle)
+        case = Case(nodeid, budgets, self.tracing.settle)
+        self.tracing.begin(case)
         return case
 
     def end(self, case: Case) -> None:
-        """A test and its own fixtures are through."""
+        """A test and its own fixtures have ended."""
         self.tracing.settle()
-        for record, scope in case.left_open():
-            # If it was said to leak, this is no news.
-            if not record.was_said("leaked-session"):
-                self.tracing.conclude(_left_open(record), record, case)
+        for report, scope in case.left_open():
+            # A session that is reported as leaked is not reported as left open as well.
+            if not report.was_reported("leaked-session"):
+                self.tracing.conclude(_left_open(report), report, case)
             scope.left_open = True
         if not self._options.on:
             self.tracing.case = None
             self.tracing.stop()
 
     def judge_call(self, case: Case) -> None:
-        """Fail the test for what it did, if it is to be failed."""
+        """Fail the test for what it did, where it exceeds a budget or has such findings."""
         self.tracing.settle()
         if not case.failed:  # one of its subtests has
             self._fail(case, wording.failure_of_call(case, self._fail_from))
@@ -75,10 +81,10 @@ class Run:
         if not case.failed:
             self._fail(case, wording.failure_of_fixtures(case, self._fail_from))
 
-    def tell(
+    def add_to_report(
         self, case: Case, item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport
     ) -> None:
-        """Have the test's report say what was found, and why it fails if that is our doing."""
+        """Add the findings to the test's report, and the reason if this plugin failed the test."""
         case.failed = case.failed or report.failed
         if call.excinfo is not None and call.excinfo.value is case.raised:
             _point_to(report, item, case.headline)
@@ -95,7 +101,7 @@ class Run:
 
     @property
     def _fail_from(self) -> Severity | None:
-        # What is being accepted is no reason to fail.
+        # A run that accepts its findings does not fail for them.
         return None if self._options.update else self._options.fail_from
 
     # The whole run; pytest calls these where this is registered.
@@ -109,7 +115,7 @@ class Run:
             except ValueError as error:
                 raise pytest.UsageError(f"session_tracer: {error}") from None
 
-    # Innermost: after every fixture has gone, before xdist's worker sends its output.
+    # Innermost: after the teardown of every fixture, before xdist's worker sends its output.
     @pytest.hookimpl(wrapper=True, trylast=True)
     def pytest_sessionfinish(self) -> Generator[None, object, object]:
         try:
@@ -126,7 +132,7 @@ class Run:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
-        # A worker that crashed has put nothing out.
+        # A worker that crashed has no output.
         dumped = getattr(node, "workeroutput", {}).get(_OUTPUT)
         if dumped is not None:
             self._ledger.merge(dumped)
@@ -168,22 +174,22 @@ def _load(options: Options) -> Baseline:
         raise pytest.UsageError(f"--session-tracer-baseline: {error}") from None
 
 
-def _left_open(record: SessionRecord) -> Finding:
-    began = record.transaction_began_site
+def _left_open(report: Report) -> Finding:
+    began = report.ledger.transaction_began_site
     where = "" if began is None else f" begun at {began}"
-    factory = "async with AsyncSessionLocal()" if record.is_async else "with SessionLocal()"
-    return record.finding(
+    factory = "async with AsyncSessionLocal()" if report.ledger.is_async else "with SessionLocal()"
+    return report.finding(
         LEFT_OPEN,
         "warning",
         f"a session was still open after its test, in a transaction{where}",
         f"{factory} as session:",
-        record.opened_site,
+        report.ledger.opened_site,
         evidence={} if began is None else {"began_at": str(began)},
     )
 
 
 def _point_to(report: pytest.TestReport, item: pytest.Item, headline: str) -> None:
-    """Have the report's short line say why, at the test instead of here."""
+    """Have the report's short line give the reason, at the test instead of in this plugin."""
     crash = getattr(report.longrepr, "reprcrash", None)
     if crash is not None:
         crash.message = headline

@@ -56,7 +56,7 @@ class Tally:
                     self._count("loaded", entity, fact.site, number)
 
     def cause(self, budget: str) -> str:
-        """What most of a count comes from: `lazy Author.books ×12 at app/report.py:33`."""
+        """What contributes most to a count: `lazy Author.books ×12 at app/report.py:33`."""
         ((words, site), number), *_ = self._causes[budget].most_common(1)
         times = f" ×{number}" if number > 1 else ""
         where = "" if site is None else f" at {site.path}:{site.line}"

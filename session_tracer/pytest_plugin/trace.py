@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from session_tracer.ledger.record import SessionSummary
     from session_tracer.model.findings import Finding
     from session_tracer.model.live_session import LiveSession
+    from session_tracer.model.summary import SessionSummary
     from session_tracer.pytest_plugin.case import Case
 
 __all__ = ["SessionTrace"]
@@ -17,7 +17,7 @@ class SessionTrace:
     """What the sessions of one test did so far; `str()` gives their timelines.
 
     Everything but `findings` and `open` is about the test itself, not about the setup and teardown
-    of its fixtures. What happens in any thread or task meanwhile counts.
+    of its fixtures. What other threads and tasks do during the test counts, too.
     """
 
     def __init__(self, case: Case) -> None:
@@ -36,9 +36,9 @@ class SessionTrace:
 
     @property
     def sessions(self) -> list[SessionSummary]:
-        """What each session did, those of wider fixtures too, in the order in which they began to.
+        """What each session did, in the order of their first use in the test.
 
-        A session that is still open has no `ending`.
+        Sessions of wider fixtures are among them. A session that is still open has no `ending`.
         """
         self._case.settle()
         return self._case.summaries()
@@ -55,27 +55,27 @@ class SessionTrace:
 
     @property
     def statements(self) -> int:
-        """How many statements ran; an `executemany` is one."""
+        """How many statements ran; an `executemany` counts as one."""
         return self._counted("statements")
 
     @property
     def commits(self) -> int:
-        """How many transactions were committed; the release of a savepoint is none."""
+        """How many transactions were committed; the release of a savepoint is not counted."""
         return self._counted("commits")
 
     @property
     def flushes(self) -> int:
-        """How many flushes there were, failed ones too."""
+        """How many flushes there were, including failed ones."""
         return self._counted("flushes")
 
     @property
     def lazy_loads(self) -> int:
-        """How many statements read an attribute that was not there; a `refresh()` is none."""
+        """How many statements loaded an attribute of one object; a `refresh()` is not counted."""
         return self._counted("lazy_loads")
 
     @property
     def loaded(self) -> int:
-        """How many objects were loaded that were not in an identity map."""
+        """How many objects were loaded that were not in an identity map before."""
         return self._counted("loaded")
 
     def _counted(self, budget: str) -> int:

@@ -1,4 +1,4 @@
-"""Has every session traced while tests run, and tells the running test of what it hears."""
+"""Traces every session while tests run, and passes facts and findings to the running test."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, get_args
 
 from session_tracer import detectors, facts
+from session_tracer.detectors.protocol import Suspecting
 from session_tracer.exporter import Exporter
 from session_tracer.hooks.targets import resolve
 from session_tracer.instrumentor import capture
@@ -22,28 +23,33 @@ if TYPE_CHECKING:
     from session_tracer.detectors import Detector
     from session_tracer.facts import Fact
     from session_tracer.instrumentor import Instrumentation
-    from session_tracer.ledger.record import SessionRecord
+    from session_tracer.ledger.ledger import Ledger
+    from session_tracer.ledger.report import Report
     from session_tracer.model.findings import Finding, Retraction
     from session_tracer.verdicts.baseline import Baseline
 
 __all__ = ["Tracing"]
 
-# How a session ends that nobody ends: long after its test, perhaps.
+# How a session ends that no code has closed. Its test may be over by then.
 _ENDINGS_BY_ITSELF: Final = frozenset({"collected", "exit"})
 
 
-class _Heard(threading.local):
-    """Of what this thread tells: the scope it is about, and whether it came about by itself."""
+class _Current(threading.local):
+    """The scope of the fact that this thread reports now.
+
+    `by_itself` is whether the fact is not something that the running test did: time has passed, or
+    a session was lost.
+    """
 
     scope: Scope | None = None
     by_itself = False
 
 
 class Tracing:
-    """Traces every session of the process, besides whoever traces them already.
+    """Traces every session of the process, in addition to the application's own tracing.
 
-    As a detector it hears of facts and whose they are, and concludes nothing; `on_finding` gets
-    what the others conclude, with the id of the test it is of.
+    It is a detector that gets every fact and concludes nothing. `on_finding` gets the findings of
+    the other detectors, each with the id of the test that it belongs to.
     """
 
     facts: Final[tuple[type[Fact], ...]] = get_args(facts.Fact)
@@ -56,10 +62,12 @@ class Tracing:
         self._instrumentation: Instrumentation | None = None
         self._policy: Policy | None = None
         self._sharing = 0
-        # The ids of the open sessions that the application would not have without its tests.
+        # The ids of the open sessions that only the tests' fixtures have.
         self._of_fixtures: set[str] = set()
-        self._heard = _Heard()
-        # Sessions of several threads may be told of at the same time.
+        # The scopes of the open sessions, by the session's id.
+        self._scopes: dict[str, Scope] = {}
+        self._current = _Current()
+        # Sessions of several threads may be reported at the same time.
         self._lock = threading.Lock()
 
     @property
@@ -68,8 +76,12 @@ class Tracing:
         return self._instrumentation is not None
 
     def start(self) -> None:
-        """Trace every session; `ValueError` for a bad setting in the environment."""
-        # What the baseline knows is reported as known, so it is not the tracer that drops it.
+        """Trace every session.
+
+        Raises:
+            ValueError: a setting in the environment is invalid.
+        """
+        # The plugin reports what the baseline knows as known, so the tracer must not drop it.
         settings = Settings.from_env().override({"baseline_path": ""})
         exporter = Exporter(on_finding=self._drawn, structlog=False)
         anew = [_PerTest(detector, self) for detector in detectors.DEFAULT_DETECTORS]
@@ -78,14 +90,34 @@ class Tracing:
         self._instrumentation = capture(resolve(None), "default", exporter, settings, judges)
 
     def stop(self) -> None:
-        """Trace no longer."""
+        """Stop tracing."""
         if self._instrumentation is not None:
             self._instrumentation.uninstrument()
             self._instrumentation = None
+            # A scope refers to its test, and through it to all that the test's sessions did.
+            self._scopes.clear()
+
+    def begin(self, case: Case) -> None:
+        """A test begins: count anew what sessions do that it shares with other tests.
+
+        The ledger counts a statement before it publishes it. Counting therefore has to begin anew
+        before the test's first statement, not with it.
+        """
+        self.case = case
+        for ledger in list(LIVE):
+            scope = self._scopes.get(ledger.id)
+            # A ledger that another thread may be writing to is reset by that thread.
+            if scope is not None and ledger.owner.ident == threading.get_ident():
+                self._count_anew(scope, ledger)
+
+    def _count_anew(self, scope: Scope, ledger: Ledger) -> None:
+        if scope.case is None and scope.last is not self.case:
+            scope.last = self.case
+            ledger.begin_counting_anew()
 
     @contextmanager
     def sharing(self) -> Iterator[None]:
-        """A fixture wider than one test is set up: its sessions are no test's own."""
+        """A fixture wider than one test is set up: its sessions belong to no single test."""
         self._sharing += 1
         try:
             yield
@@ -93,35 +125,48 @@ class Tracing:
             self._sharing -= 1
 
     def settle(self) -> None:
-        """Hear of what was not told yet: lost sessions, and what the last statements loaded."""
+        """Have lost sessions reported, and what the last statements loaded."""
         watchdog.settle()
-        for probe in list(LIVE):
-            # Another thread's may be loading at this moment.
-            if probe.owner.ident == threading.get_ident():
-                probe.settle(probe.clock())
+        for ledger in list(LIVE):
+            # A session of another thread may be loading objects at this moment.
+            if ledger.owner.ident == threading.get_ident():
+                ledger.settle(ledger.clock())
 
     def memory(self) -> Scope:
-        """What is remembered of a scope that this is told of for the first time."""
+        """What is remembered of a scope: the running test, if the scope belongs to it."""
         shared = self._sharing > 0
-        return Scope(None if shared else self.case, shared)
+        return Scope(None if shared else self.case, shared, last=self.case)
 
-    def judge(self, fact: Fact, record: SessionRecord, memory: Scope) -> tuple[()]:
-        """Tell the running test of the fact."""
-        self._heard.scope = memory
-        self._heard.by_itself = isinstance(fact, facts.TimePassed) or (
-            isinstance(fact, facts.SessionClosed) and fact.ending in _ENDINGS_BY_ITSELF
-        )
+    def judge(self, fact: Fact, report: Report, memory: Scope) -> tuple[()]:
+        """Pass the fact to the running test."""
+        self._note(fact, memory)
+        self._count_anew(memory, report.ledger)
         with self._lock:
             if isinstance(fact, facts.SessionOpened):
-                self._opened(record.id)
+                self._opened(report.ledger.id, memory)
             elif isinstance(fact, facts.SessionClosed):
-                self._of_fixtures.discard(record.id)
+                self._of_fixtures.discard(report.ledger.id)
+                self._scopes.pop(report.ledger.id, None)
             if self.case is not None:
-                self.case.hear(fact, record, memory)
+                self.case.add(fact, report, memory)
         return ()
 
-    def _opened(self, session_id: str) -> None:
-        self.sessions += self.is_on  # and not of those that were open before
+    def note(self, fact: Fact, report: Report) -> None:
+        """Another detector is asked about the fact, perhaps before `judge()` gets it."""
+        scope = self._scopes.get(report.ledger.id)
+        # The scope of a session that has ended is noted: judge() has just got its last fact.
+        if scope is not None:
+            self._note(fact, scope)
+
+    def _note(self, fact: Fact, scope: Scope) -> None:
+        self._current.scope = scope
+        self._current.by_itself = isinstance(fact, facts.TimePassed) or (
+            isinstance(fact, facts.SessionClosed) and fact.ending in _ENDINGS_BY_ITSELF
+        )
+
+    def _opened(self, session_id: str, scope: Scope) -> None:
+        self._scopes[session_id] = scope
+        self.sessions += self.is_on  # sessions that were open before are not counted
         if self._sharing or self.case is None or self.case.phase != "call":
             self._of_fixtures.add(session_id)
 
@@ -130,26 +175,26 @@ class Tracing:
         return not self._of_fixtures.isdisjoint(session_ids)
 
     def outlives_tests(self) -> bool:
-        """Whether the session that this thread tells of belongs to no test."""
-        return self._heard.scope is None or self._heard.scope.case is None
+        """Whether the session that this thread reports now belongs to no test."""
+        return self._current.scope is None or self._current.scope.case is None
 
-    def conclude(self, finding: Finding, record: SessionRecord, case: Case) -> None:
-        """Say a finding of the plugin's own, unless the settings or the code silence it."""
-        ruled = None if self._policy is None else self._policy.rule(finding, record)
+    def conclude(self, finding: Finding, report: Report, case: Case) -> None:
+        """Report a finding of the plugin's own, unless the settings or the code silence it."""
+        ruled = None if self._policy is None else self._policy.rule(finding, report)
         if ruled is not None:
-            self._say(ruled, case)
+            self._report(ruled, case)
 
     def _drawn(self, finding: Finding) -> None:
-        """Say a finding of the running test, or of the one whose session it came upon."""
-        scope = self._heard.scope
-        if scope is None or not self._heard.by_itself:
-            self._say(finding, self.case)
+        """Report a finding of the running test, or of the test whose session was lost."""
+        scope = self._current.scope
+        if scope is None or not self._current.by_itself:
+            self._report(finding, self.case)
         elif not (scope.shared or scope.left_open):
-            # How long a shared session lives is its fixture's business, and what was left open was
-            # said to be.
-            self._say(finding, scope.case)
+            # How long a shared session lives is up to its fixture. That a session was left open is
+            # reported already.
+            self._report(finding, scope.case)
 
-    def _say(self, finding: Finding, case: Case | None) -> None:
+    def _report(self, finding: Finding, case: Case | None) -> None:
         phase = "teardown" if case is None else case.phase
         drawn = Drawn(finding, phase, self._baseline.knows(finding))
         if case is not None:
@@ -158,30 +203,30 @@ class Tracing:
 
 
 class _PerTest:
-    """A detector that begins anew with each test, for a session that several tests share.
+    """A detector whose memory of a session begins anew with each test that uses the session.
 
-    A test is not to fail for what others have done with the session before it; nor because it has a
-    session of its fixtures open besides the application's.
+    A test must not fail for what other tests did with the session before, nor because its fixtures
+    have a session open while the application has one.
     """
 
     def __init__(self, detector: Detector, tracing: Tracing) -> None:
         self.facts = detector.facts
+        self.candidates = detector.candidates if isinstance(detector, Suspecting) else ()
         self._detector = detector
         self._tracing = tracing
 
     def memory(self) -> _Memory:
         return _Memory(self._tracing.case, self._detector.memory())
 
-    def judge(
-        self, fact: Any, record: SessionRecord, memory: _Memory
-    ) -> Iterable[Finding | Retraction]:
+    def judge(self, fact: Any, report: Report, memory: _Memory) -> Iterable[Finding | Retraction]:
+        self._tracing.note(fact, report)
         if memory.case is not self._tracing.case and self._tracing.outlives_tests():
             memory.case, memory.of_detector = self._tracing.case, self._detector.memory()
         if isinstance(fact, facts.ConnectionNested | facts.WritesSplit) and (
-            self._tracing.is_of_a_fixture(record.id, fact.other)
+            self._tracing.is_of_a_fixture(report.ledger.id, fact.other)
         ):
             return ()
-        return self._detector.judge(fact, record, memory.of_detector)
+        return self._detector.judge(fact, report, memory.of_detector)
 
 
 class _Memory:

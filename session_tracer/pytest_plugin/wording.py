@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
     from rich.text import Text
 
-    from session_tracer.ledger.record import SessionSummary
     from session_tracer.model.findings import Finding, Severity
+    from session_tracer.model.summary import SessionSummary
     from session_tracer.pytest_plugin.case import Case
     from session_tracer.pytest_plugin.ledger import Entry
 
@@ -29,13 +29,13 @@ __all__ = [
 ]
 
 _NEVER_SLOW: Final = float("inf")
-# A test that opens hundreds of sessions has said enough with the first ones.
+# Of a test that opens hundreds of sessions, the first ones are enough.
 _MOST_SESSIONS: Final = 5
 _NARROWEST: Final = 50
 
 
 class Failure(NamedTuple):
-    """Why a test fails: in one line, with all that one needs to see, and for which findings."""
+    """Why a test fails: in one line, in full, and for which findings."""
 
     headline: str
     text: str
@@ -43,7 +43,7 @@ class Failure(NamedTuple):
 
 
 def failure_of_call(case: Case, fail_from: Severity | None) -> Failure | None:
-    """Why the test itself fails, if it does: for its budget, for what was found in it, or both."""
+    """Why the test itself fails, if it does: for its budget, its findings, or both."""
     exceeded = case.exceeded()
     findings = case.blamed(fail_from, ("call",))
     parts = []
@@ -70,8 +70,8 @@ def _failure(parts: list[str], shown: list[str], findings: list[Finding]) -> Fai
 
 
 def _found(findings: Sequence[Finding]) -> str:
-    told = ", ".join(f"{finding.id} ({_subject_and_site(finding)})" for finding in findings)
-    return f"session finding{'s' if len(findings) > 1 else ''}: {told}"
+    listed = ", ".join(f"{finding.id} ({_subject_and_site(finding)})" for finding in findings)
+    return f"session finding{'s' if len(findings) > 1 else ''}: {listed}"
 
 
 def _subject_and_site(finding: Finding) -> str:
@@ -88,7 +88,7 @@ def blocks(findings: Iterable[Finding]) -> str:
 def timelines(summaries: Sequence[SessionSummary]) -> str:
     """What each session did, in order."""
     width = _width()
-    told = [
+    shown = [
         _plain(
             [
                 *session_head(summary, width, slow_ms=_NEVER_SLOW, quiet=False),
@@ -97,20 +97,20 @@ def timelines(summaries: Sequence[SessionSummary]) -> str:
         )
         for summary in summaries[:_MOST_SESSIONS]
     ]
-    more = len(summaries) - len(told)
+    more = len(summaries) - len(shown)
     if more:
-        told.append(f"… {number(more, 'more session')}")
-    return "\n\n".join(told)
+        shown.append(f"… {number(more, 'more session')}")
+    return "\n\n".join(shown)
 
 
 def rows(entries: Sequence[Entry]) -> Iterator[tuple[str, str, str]]:
     """For each finding its id, padded, the rest of its line, and what to do about it."""
-    told = [
+    table = [
         (entry.finding.id, _where(entry.finding), _subject(entry.finding, entry.count))
         for entry in entries
     ]
-    widths = [max(map(len, column)) for column in zip(*told, strict=True)]
-    for entry, cells in zip(entries, told, strict=True):
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for entry, cells in zip(entries, table, strict=True):
         id_, where, subject = map(str.ljust, cells, widths)
         columns = [where, subject] if widths[2] else [where]
         rest = "   ".join([*columns, _tests(entry.tests)])

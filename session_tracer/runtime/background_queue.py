@@ -1,4 +1,4 @@
-"""Hands values to a consumer on a thread of its own, so that putting one never waits."""
+"""A queue whose consumer runs on its own thread, so that adding a value never waits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _EXIT_SECONDS: Final = 1.0
 
 
 class _Mark:
-    """Stands in the queue where a flush began; the last one ends the thread."""
+    """A mark in the queue where a flush began; the last one ends the thread."""
 
     def __init__(self, *, last: bool = False) -> None:
         self.last = last
@@ -32,7 +32,7 @@ class _Mark:
         self._reached.put(None)
 
     def wait(self, timeout: float) -> bool:
-        """Whether it is reached within `timeout` seconds."""
+        """Return whether the mark is reached before `timeout` seconds have passed."""
         try:
             self._reached.get(timeout=timeout)
         except Empty:
@@ -51,17 +51,24 @@ def _settled(_everything: bool) -> float | None:
 
 
 class BackgroundQueue(Generic[T]):
-    """A bounded queue and the daemon thread that empties it into `consume`.
+    """A bounded queue and the daemon thread that passes its values to `consume`.
 
-    The thread starts with the first value, or with `start()`: a process that only forks has none.
-    After a fork the child begins with an empty queue, and a thread of its own from its first value.
+    The thread starts with the first value, or with `start()`. A process that only forks therefore
+    has no thread. After a fork the child begins with an empty queue, and starts its own thread with
+    its first value.
 
-    `put` may be called from anywhere, a garbage collector's callback included: it neither blocks
-    nor raises, and with `most` values waiting it drops the new one. `lost` gets the number of those
-    dropped once the queue has been worked off. A consumer that holds values back returns from
-    `settle` the seconds after which it wants to be asked again; `settle(True)` means that all has
-    to go out now. What these raise is swallowed and counted in `failed`; `dropped` counts what was
-    lost. Unless `stage` is None the queue is flushed at that stage of the process's end.
+    Attributes:
+        dropped: Number of values that were dropped because the queue was full.
+        failed: Number of exceptions that `consume`, `lost` and `settle` raised. They are caught.
+
+    Args:
+        consume: Called with each value on the queue's thread.
+        name: The name of the thread.
+        most: Number of waiting values from which a new one is dropped.
+        lost: Called with the number of dropped values when the queue is empty again.
+        settle: Called when no value waits. A consumer that buffers values returns the seconds after
+            which it is to be called again, or None. `settle(True)` means: emit all of them now.
+        stage: The stage of the process's end at which the queue is flushed; None for never.
     """
 
     def __init__(
@@ -89,7 +96,10 @@ class BackgroundQueue(Generic[T]):
             process.at_end(self._at_end, stage)
 
     def put(self, value: T) -> None:
-        """Hand `value` over, or drop it where too many wait."""
+        """Add a value, or drop it if the queue is full.
+
+        It neither blocks nor raises, and may be called in a garbage collector's callback.
+        """
         # SimpleQueue alone is reentrant: the collector may run inside any other queue's lock.
         if self._closed or self._queue.qsize() >= self._most:
             self.dropped += 1
@@ -99,7 +109,7 @@ class BackgroundQueue(Generic[T]):
                 self.start()
 
     def start(self) -> None:
-        """Start the thread, unless it runs; never raises."""
+        """Start the thread unless it is running; never raise."""
         try:
             # To pop is atomic: of several threads that start it, one does.
             self._unstarted.pop()
@@ -113,7 +123,14 @@ class BackgroundQueue(Generic[T]):
             self._unstarted.append(None)
 
     def flush(self, timeout: float = 5.0) -> bool:
-        """Wait until all that was put is consumed; False where that took over `timeout` seconds."""
+        """Wait until all values have been consumed.
+
+        Args:
+            timeout: Seconds to wait at most.
+
+        Returns:
+            False if this took longer.
+        """
         if self._is_own_thread():
             return False
         if self._unstarted:
@@ -124,9 +141,13 @@ class BackgroundQueue(Generic[T]):
         return mark.wait(timeout)
 
     def close(self, timeout: float = 5.0) -> bool:
-        """Take nothing more, consume what waits, and end the thread.
+        """Accept no more values, consume the waiting ones, and end the thread.
 
-        False where `timeout` seconds did not suffice: the thread ends when it has done the rest.
+        Args:
+            timeout: Seconds to wait at most.
+
+        Returns:
+            False if this took longer. The thread then ends when it has consumed the rest.
         """
         if not self._closed:
             self._closed = True
@@ -181,7 +202,7 @@ class BackgroundQueue(Generic[T]):
             wait = self._try(self._settle, False)
 
     def _work_off(self, queue: threads.Queue[T | _Mark]) -> None:
-        """Consume what waits on the calling thread, because there is no other."""
+        """Consume the waiting values on the calling thread, because no other thread runs."""
         while not queue.empty():
             value = queue.get()
             if not isinstance(value, _Mark):

@@ -1,4 +1,4 @@
-"""Logs once, as a warning, what session_tracer does not do because something is not as it needs."""
+"""Logs once, as a warning, what is not reported because something is missing or has changed."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ _WARNED: Final[set[str]] = set()
 
 
 def warn_once(message: str, *arguments: str) -> None:
-    """Log a warning, unless this process has logged it before; never raises.
+    """Log a warning to the logger `session_tracer` once in this process; never raise.
 
-    It is logged and not warned of: where warnings are errors, nothing in the environment may stop
-    the application.
+    The warning is logged and not issued with `warnings.warn()`: an application that turns warnings
+    into errors must not be stopped by a problem of its environment.
+
+    Args:
+        message: The text, or a format with `%s` if arguments follow.
+        *arguments: The values to insert into the format.
     """
     if not arguments:
         message, arguments = "%s", (message,)
@@ -24,17 +28,19 @@ def warn_once(message: str, *arguments: str) -> None:
     if whole in _WARNED:
         return
     _WARNED.add(whole)
-    with suppress(Exception):  # of a handler of the application's
+    with suppress(Exception):  # a handler of the application may raise
         _LOGGER.warning(message, *arguments)
 
 
 def without(what: str, loses: str) -> None:
     """Log once that `what` is missing or has changed, and what is not reported because of that.
 
-    `what` is private to another library, so a release of that library may change it.
+    Args:
+        what: A private interface of another library, which a release of that library may change.
+        loses: What is not reported, as a clause without a period.
     """
     warn_once(
-        "session_tracer does without %s, which is not as it knows it: %s. The application is not "
+        "session_tracer: %s is missing or has changed, therefore %s. The application is not "
         "affected.",
         what,
         loses,

@@ -1,4 +1,4 @@
-"""What the application and its environment have configured, for session_tracer to fit in."""
+"""What the application and its environment have configured."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _UNNAMED: Final = "unknown_service"
 
 
 def has_providers() -> bool:
-    """Whether the application has set a tracer or meter provider of OpenTelemetry's."""
+    """Return whether the application has set an OpenTelemetry tracer or meter provider."""
     # Until one is set, the API hands out proxies of its own; that of metrics has no public name.
     tracers = not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
     meters = metrics.get_meter_provider()
@@ -38,26 +38,27 @@ def has_providers() -> bool:
 
 
 def has_structlog() -> bool:
-    """Whether the application has configured structlog: it must have imported it to do so.
+    """Return whether the application has imported and configured structlog.
 
-    Importing it takes longer than all of session_tracer's modules where rich is installed.
+    structlog is not imported here: if rich is installed, that takes longer than importing
+    session_tracer.
     """
     structlog = sys.modules.get("structlog")
     return structlog is not None and structlog.is_configured()
 
 
 def is_sdk_disabled() -> bool:
-    """Whether OpenTelemetry is switched off for this process."""
+    """Return whether `OTEL_SDK_DISABLED` switches OpenTelemetry off."""
     return os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
 
 
 def otlp_endpoint() -> str:
-    """The environment variable that names an OTLP endpoint, or an empty string."""
+    """Return the name of the variable that sets an OTLP endpoint, or an empty string."""
     return next((name for name in _OTLP_ENDPOINTS if os.environ.get(name)), "")
 
 
 def is_terminal() -> bool:
-    """Whether standard error is a terminal, where a person reads."""
+    """Return whether standard error is a terminal."""
     try:
         return sys.stderr is not None and sys.stderr.isatty()
     except ValueError:  # it is closed
@@ -65,10 +66,16 @@ def is_terminal() -> bool:
 
 
 def service(provider: trace.TracerProvider) -> dict[str, str]:
-    """The log fields `service` and `service_version`, as far as they are known.
+    """Return the log fields `service` and `service_version`, as far as they are known.
 
-    They are those of the provider's resource (the SDK's has one), else those of the variables
-    `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES`, as OpenTelemetry's specification reads them.
+    They are read from the provider's resource, or from the variables `OTEL_SERVICE_NAME` and
+    `OTEL_RESOURCE_ATTRIBUTES` as OpenTelemetry's specification defines them.
+
+    Args:
+        provider: The tracer provider in use. The SDK's provider has a resource.
+
+    Returns:
+        The fields that have a value.
     """
     resource: Any = getattr(provider, "resource", None)
     known: Mapping[str, Any] = {**_resource_variables(), **getattr(resource, "attributes", {})}

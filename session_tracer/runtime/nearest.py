@@ -1,4 +1,4 @@
-"""Names what a misspelt name was probably meant to be."""
+"""Suggests the known name that is most similar to a misspelt one."""
 
 from __future__ import annotations
 
@@ -11,9 +11,15 @@ __all__ = ["did_you_mean"]
 
 
 def did_you_mean(name: str, known: Collection[str], cutoff: float = 0.6) -> str:
-    """A sentence with the known name that looks most like it, to be put after another one.
+    """Return a sentence such as " Did you mean 'console'?", to be appended to another sentence.
 
-    Empty where none is alike enough: `cutoff` is difflib's, from 0.0 (any name) to 1.0 (the same).
+    Args:
+        name: The misspelt name.
+        known: The known names.
+        cutoff: The least similarity as difflib measures it, from 0.0 (any name) to 1.0 (equal).
+
+    Returns:
+        The sentence with a leading space, or an empty string if no known name is similar enough.
     """
     from difflib import get_close_matches  # 0.6 ms of the import
 

@@ -1,4 +1,4 @@
-"""The life of the process: what has to happen in a forked child, and before the process ends."""
+"""What happens in a forked child, at the first session, and at the end of the process."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _AT_END: Final[dict[Callable[[], None], int]] = {}
 
 
 class _Process:
-    """What is known of this process."""
+    """What is known about this process."""
 
     pid = os.getpid()
     is_forked = False
@@ -53,20 +53,20 @@ class _Process:
 
 
 def pid() -> int:
-    """The number of this process, as the operating system knows it."""
+    """Return the process id."""
     return _Process.pid
 
 
 def host() -> str:
-    """The name of the machine or container."""
+    """Return the name of the machine or container."""
     return os.uname().nodename if hasattr(os, "uname") else os.environ.get("COMPUTERNAME", "")
 
 
 class PerProcess(Generic[T]):
-    """A value that each forked child makes for itself, such as a lock.
+    """A value that each forked child creates again, such as a lock.
 
-    A thread of the parent that holds the lock as the child is forked does not live there, and would
-    never release it.
+    A thread of the parent that holds the lock during the fork does not exist in the child, and
+    would never release it.
     """
 
     __slots__ = ("__weakref__", "_make", "value")
@@ -77,7 +77,7 @@ class PerProcess(Generic[T]):
         _PER_PROCESS.add(self)
 
     def renew(self) -> None:
-        """Make it again: this is a forked child."""
+        """Create the value again in a forked child."""
         self.value: T = self._make()
 
 
@@ -85,15 +85,15 @@ _PER_PROCESS: Final[WeakSet[PerProcess[Any]]] = WeakSet()
 
 
 def in_child(callback: Callable[[], None]) -> None:
-    """Call it in each forked child, before the child does anything else.
+    """Call `callback` in each forked child, before the child does anything else.
 
-    Only the thread that forked exists there, and a callback starts no other one.
+    Only the thread that forked exists at that moment, and a callback must not start another one.
     """
     _IN_CHILD.append(callback)
 
 
 def at_first_session(callback: Callable[[], None]) -> None:
-    """Call it when the first session of this process, or of a forked child, is opened.
+    """Call `callback` when this process, or a forked child, opens its first session.
 
     It may be called more than once.
     """
@@ -101,22 +101,28 @@ def at_first_session(callback: Callable[[], None]) -> None:
 
 
 def not_at_first_session(callback: Callable[[], None]) -> None:
-    """Call it no longer."""
+    """Remove the callback."""
     if callback in _AT_FIRST_SESSION:
         _AT_FIRST_SESSION.remove(callback)
 
 
 def at_end(callback: Callable[[], None], stage: int) -> None:
-    """Call it before the process ends: `SESSIONS`, then `EXPORTERS`, the last added first."""
+    """Call `callback` before the process ends.
+
+    Args:
+        callback: A function without arguments. Its exceptions are ignored.
+        stage: `SESSIONS`, or `EXPORTERS`, which comes after it. The callbacks of one stage are
+            called in the reverse of the order in which they were added.
+    """
     _AT_END[callback] = stage
     end_first()
 
 
 def end_first() -> None:
-    """Have session_tracer's end come before that of the libraries in use so far.
+    """Move session_tracer's exit handler before those of the libraries that are loaded so far.
 
-    Their exit handlers close what is reported to, such as OpenTelemetry's providers, and atexit
-    runs first what was registered last.
+    Their exit handlers close the destinations of reports, such as OpenTelemetry's providers.
+    atexit runs the handler first that was registered last.
     """
     if _AT_END:
         atexit.unregister(_end)
@@ -124,17 +130,17 @@ def end_first() -> None:
 
 
 def not_at_end(callback: Callable[[], None]) -> None:
-    """Call it no longer."""
+    """Remove the callback."""
     _AT_END.pop(callback, None)
     if not _AT_END:
         atexit.unregister(_end)
 
 
 def began_work() -> None:
-    """The first session of this process is opened.
+    """Record that the first session of this process was opened.
 
-    A child of multiprocessing or billiard ends without running atexit's callbacks, but runs its own
-    library's finalizers. Celery's prefork workers run neither, but send a signal.
+    A child of multiprocessing or billiard ends without atexit's callbacks, but runs the finalizers
+    of its library. Celery's prefork workers run neither, but send a signal.
     """
     end_first()
     for callback in _AT_FIRST_SESSION:
@@ -152,7 +158,7 @@ def began_work() -> None:
 
 
 def _is_child_of(library: str) -> bool:
-    """Whether the library has started this process without forking it from one that had us."""
+    """Return whether the library started this process without a fork of the parent."""
     process = sys.modules.get(f"{library}.process")
     parent = getattr(process, "parent_process", None)  # billiard has none
     return parent is not None and parent() is not None

@@ -1,8 +1,8 @@
-"""The system's own threads, locks and queues, whatever gevent or eventlet has put in their place.
+"""The operating system's threads, locks and queues, even if gevent or eventlet has replaced them.
 
-session_tracer's threads work beside the application: they never yield to an event loop, and a
-greenlet of the application must never wait for one. A green lock or queue in one of them, or a
-"thread" that is a greenlet, stops the whole process, so every thread, lock and queue comes from
+session_tracer's threads never yield to an event loop, and a greenlet of the application must never
+wait for one of them. A patched lock or queue in such a thread, or a "thread" that is a greenlet,
+would block the whole process. Every thread, lock and queue of session_tracer is therefore created
 here.
 """
 
@@ -21,7 +21,7 @@ __all__ = ["Lock", "Queue", "RLock", "current_ident", "is_patched", "start"]
 
 
 def _original(module: str, name: str) -> Any:
-    """`module.name` as it was before monkey patching; today's where nothing is patched."""
+    """Return `module.name` as it was before it was patched."""
     if gevent := _gevent():
         return gevent.get_original(module, name)
     if eventlet := _eventlet():
@@ -30,13 +30,13 @@ def _original(module: str, name: str) -> Any:
 
 
 def _gevent() -> Any:
-    """gevent's module of patches, if it has patched threads."""
+    """Return gevent's module of patches, or None if it has not patched threads."""
     gevent = sys.modules.get("gevent.monkey")
     return gevent if gevent is not None and gevent.is_module_patched("threading") else None
 
 
 def _eventlet() -> Any:
-    """eventlet's module of patches, if it has patched threads."""
+    """Return eventlet's module of patches, or None if it has not patched threads."""
     eventlet = sys.modules.get("eventlet.patcher")
     return eventlet if eventlet is not None and eventlet.is_monkey_patched("thread") else None
 
@@ -55,8 +55,15 @@ else:
 def start(work: Callable[[], object], name: str) -> Callable[[float], None]:
     """Run `work` on a daemon thread of the operating system.
 
-    Returns what waits until that thread is gone, at most a number of seconds. Raises `RuntimeError`
-    where the system starts no thread, as at the end of the process.
+    Args:
+        work: The function to run.
+        name: The name of the thread.
+
+    Returns:
+        A function that waits until the thread has ended, or for a number of seconds.
+
+    Raises:
+        RuntimeError: the system starts no thread, for example at the end of the process.
     """
     if is_patched():
         _start_native(work, ())
@@ -72,7 +79,7 @@ def start(work: Callable[[], object], name: str) -> Callable[[float], None]:
 
 
 def _join_nothing(_timeout: float) -> None:
-    """A native thread has nothing that could be joined."""
+    """Do nothing: a native thread cannot be joined."""
 
 
 def _run(work: Callable[[], object]) -> None:
@@ -83,5 +90,5 @@ def _run(work: Callable[[], object]) -> None:
 
 
 def is_patched() -> bool:
-    """Whether gevent or eventlet has put greenlets in the place of threads by now."""
+    """Return whether gevent or eventlet has replaced threads by greenlets."""
     return bool(_gevent() or _eventlet())

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from session_tracer.exporter import Exporter, LogEvent
-    from session_tracer.ledger.record import SessionRecord
+    from session_tracer.facts import Fact
+    from session_tracer.ledger.report import Report
     from session_tracer.model.findings import Finding, Retraction
     from session_tracer.settings import Settings
-    from session_tracer.signals.routes import Routes
     from session_tracer.where.callsite import CallSite
 
 __all__ = ["LEVELS", "LogSignal"]
@@ -54,16 +54,22 @@ class LogSignal:
         self._slow = settings.slow_session_seconds * 1e9
         self._repeats = Repeats(settings.repeat_finding_seconds)
 
-    def begin(self, record: SessionRecord) -> LogSignal:
-        """Nothing is remembered for one session, so one teller serves all."""
-        return self
+    def hears_debug(self) -> bool:
+        """Whether an event of level debug reaches anything now."""
+        if self._least > _DEBUG and _STRUCTLOG not in sys.modules:
+            return False
+        return self._heard(_DEBUG)
 
-    @property
-    def routes(self) -> Routes:
-        """Who hears of which facts."""
-        return _TELLS
+    def fact(self, fact: Fact, report: Report) -> None:
+        """Log a fact that has an event of its own, which all are of level debug."""
+        if isinstance(fact, facts.SessionOpened):
+            self._opened(fact, report)
+        elif isinstance(fact, facts.TransactionEnded):
+            self._ended(fact, report)
+        elif isinstance(fact, facts.FlushCompleted):
+            self._flush_completed(fact, report)
 
-    def finding(self, finding: Finding, record: SessionRecord) -> None:
+    def finding(self, finding: Finding, report: Report) -> None:
         """Log a finding at its severity; repeats from one site are held back and counted."""
         suppressed = self._repeats.suppressed(finding)
         if suppressed is None:
@@ -83,9 +89,9 @@ class LogSignal:
             **finding.evidence,
             "help": finding.help,
         }
-        self._emit(finding.severity, names.FINDING, record, fields, self._of_findings)
+        self._emit(finding.severity, names.FINDING, report, fields, self._of_findings)
 
-    def retracted(self, retraction: Retraction, record: SessionRecord) -> None:
+    def retracted(self, retraction: Retraction, report: Report) -> None:
         """Log that a finding is taken back, even if it was held back itself."""
         finding = retraction.finding
         fields = {
@@ -95,46 +101,41 @@ class LogSignal:
             "session_site": _site(finding.session_site),
             **retraction.evidence,
         }
-        self._emit("info", names.FINDING_RETRACTED, record, fields, self._of_findings)
+        self._emit("info", names.FINDING_RETRACTED, report, fields, self._of_findings)
 
-    def _opened(self, fact: facts.SessionOpened, record: SessionRecord) -> None:
-        # Every session asks: where nobody listens, this is all that its events cost.
-        if self._least > _DEBUG and _STRUCTLOG not in sys.modules:
-            return
-        if self._heard(_DEBUG):
-            fields = {"site": _site(fact.site), "async": record.is_async, "reopened": fact.reopened}
-            self._emit("debug", names.SESSION_OPENED, record, fields)
+    def _opened(self, fact: facts.SessionOpened, report: Report) -> None:
+        fields = {
+            "site": _site(fact.site),
+            "async": report.ledger.is_async,
+            "reopened": fact.reopened,
+        }
+        self._emit("debug", names.SESSION_OPENED, report, fields)
 
-    def _ended(self, fact: facts.TransactionEnded, record: SessionRecord) -> None:
-        if self._least > _DEBUG and _STRUCTLOG not in sys.modules:
-            return
-        if self._heard(_DEBUG):
-            fields = {
-                "outcome": fact.outcome,
-                "nested": fact.nested,
-                "two_phase": fact.two_phase,
-                "duration_ms": _ms(fact.duration),
-                "error_type": fact.error or None,
-                "site": _site(fact.site),
-            }
-            self._emit("debug", names.TRANSACTION_ENDED, record, fields)
+    def _ended(self, fact: facts.TransactionEnded, report: Report) -> None:
+        fields = {
+            "outcome": fact.outcome,
+            "nested": fact.nested,
+            "two_phase": fact.two_phase,
+            "duration_ms": _ms(fact.duration),
+            "error_type": fact.error or None,
+            "site": _site(fact.site),
+        }
+        self._emit("debug", names.TRANSACTION_ENDED, report, fields)
 
-    def _flush_completed(self, fact: facts.FlushCompleted, record: SessionRecord) -> None:
-        if self._least > _DEBUG and _STRUCTLOG not in sys.modules:
-            return
-        if self._heard(_DEBUG):
-            fields = {
-                "trigger": fact.trigger,
-                "duration_ms": _ms(fact.duration),
-                "new": fact.new,
-                "dirty": fact.dirty,
-                "unchanged": fact.unchanged,
-                "deleted": fact.deleted,
-                "site": _site(fact.site),
-            }
-            self._emit("debug", names.FLUSH_COMPLETED, record, fields)
+    def _flush_completed(self, fact: facts.FlushCompleted, report: Report) -> None:
+        fields = {
+            "trigger": fact.trigger,
+            "duration_ms": _ms(fact.duration),
+            "new": fact.new,
+            "dirty": fact.dirty,
+            "unchanged": fact.unchanged,
+            "deleted": fact.deleted,
+            "site": _site(fact.site),
+        }
+        self._emit("debug", names.FLUSH_COMPLETED, report, fields)
 
-    def _flush_failed(self, fact: facts.FlushFailed, record: SessionRecord) -> None:
+    def flush_failed(self, report: Report, fact: facts.FlushFailed) -> None:
+        """Log a flush that failed."""
         fields = {
             "trigger": fact.trigger,
             "duration_ms": _ms(fact.duration),
@@ -145,16 +146,18 @@ class LogSignal:
             "deleted": fact.deleted,
             "site": _site(fact.site),
         }
-        self._emit("warning", names.FLUSH_FAILED, record, fields)
+        self._emit("warning", names.FLUSH_FAILED, report, fields)
 
-    def _closed(self, fact: facts.SessionClosed, record: SessionRecord) -> None:
+    def session_closed(self, report: Report) -> None:
+        """Log everything about a scope in one event, as its ledger has it."""
+        ledger = report.ledger
         if self._least > _INFO and _STRUCTLOG not in sys.modules:
             return
-        duration = record.closed_at - record.opened_at
+        duration = ledger.closed_at - ledger.opened_at
         notable = (
-            record.wrote
-            or record.findings
-            or fact.outcome in ("failed", "abandoned")
+            ledger.wrote
+            or report.findings
+            or ledger.outcome in ("failed", "abandoned")
             or duration > self._slow
         )
         level = "info" if notable else "debug"
@@ -162,41 +165,41 @@ class LogSignal:
             return
         # As `_emit` would make it of all the fields, at half the cost: it is the one event
         # that everybody logs.
-        said = _identity(record)
-        said["outcome"] = fact.outcome
-        said["ending"] = fact.ending
-        said["async"] = record.is_async
+        said = _identity(report)
+        said["outcome"] = ledger.outcome
+        said["ending"] = ledger.ending
+        said["async"] = ledger.is_async
         said["duration_ms"] = _ms(duration)
-        said["held_ms"] = _ms(record.held)
-        said["sql_ms"] = _ms(record.sql)
-        said["statements"] = record.statements
-        said["transactions"] = record.transactions
-        said["savepoints"] = record.savepoints
-        said["commits"] = record.commits
-        said["rollbacks"] = record.rollbacks
-        said["flushes"] = record.flushes
-        said["failed_flushes"] = record.failed_flushes
-        _count(said, "loaded", record.loaded)
-        _count(said, "new", record.new)
-        _count(said, "dirty", record.dirty)
-        _count(said, "unchanged", record.unchanged)
-        _count(said, "deleted", record.deleted)
-        _count(said, "lazy_loads", record.lazy_loads)
-        said["expired"] = record.expired
-        said["expunged"] = record.expunged
-        said["merged"] = record.merged
-        said["pending"] = record.pending
-        _count(said, "transitions", record.transitions)
-        said["identity_map_size"] = record.identity_map_size
-        said["identity_map_peak"] = record.identity_map_peak
-        said["findings"] = [finding.id for finding in record.findings]
-        if fact.error:
-            said["error_type"] = fact.error
-        if record.opened_site is not None:
-            said["opened_site"] = _site(record.opened_site)
-        if fact.site is not None:
-            said["site"] = _site(fact.site)
-        database = record.database
+        said["held_ms"] = _ms(ledger.held)
+        said["sql_ms"] = _ms(ledger.sql)
+        said["statements"] = ledger.statements
+        said["transactions"] = ledger.transactions
+        said["savepoints"] = ledger.savepoints
+        said["commits"] = ledger.commits
+        said["rollbacks"] = ledger.rollbacks
+        said["flushes"] = ledger.flushes
+        said["failed_flushes"] = ledger.failed_flushes
+        _count(said, "loaded", ledger.loaded)
+        _count(said, "new", ledger.new)
+        _count(said, "dirty", ledger.dirty)
+        _count(said, "unchanged", ledger.unchanged)
+        _count(said, "deleted", ledger.deleted)
+        _count(said, "lazy_loads", ledger.lazy_loads)
+        said["expired"] = ledger.expired
+        said["expunged"] = ledger.expunged
+        said["merged"] = ledger.merged
+        said["pending"] = ledger.pending
+        _count(said, "transitions", ledger.transitions)
+        said["identity_map_size"] = ledger.identity_map_size
+        said["identity_map_peak"] = ledger.identity_map_peak
+        said["findings"] = [finding.id for finding in report.findings]
+        if ledger.error:
+            said["error_type"] = ledger.error
+        if ledger.opened_site is not None:
+            said["opened_site"] = _site(ledger.opened_site)
+        if ledger.closed_site is not None:
+            said["site"] = _site(ledger.closed_site)
+        database = ledger.database
         if database is not None:
             if database.system:
                 said["db_system"] = database.system
@@ -217,11 +220,11 @@ class LogSignal:
         self,
         level: str,
         event: str,
-        record: SessionRecord,
+        report: Report,
         fields: Mapping[str, Any],
         sinks: _Sinks | None = None,
     ) -> None:
-        said = _identity(record)
+        said = _identity(report)
         for key, value in fields.items():
             if value is None or value == "":
                 continue
@@ -270,30 +273,21 @@ class _Sinks:
         self.least = LEVELS[settings.log_level] if exporters else _NEVER
 
 
-def _identity(record: SessionRecord) -> LogEvent:
+def _identity(report: Report) -> LogEvent:
     """What each event begins with: the session, and the span where one is recording."""
-    span = record.span_context
+    span = report.span_context
     if span is None:
-        return {"session_id": record.id, "session_name": record.name}
+        return {"session_id": report.ledger.id, "session_name": report.name}
     trace_id, span_id = span
     return {
-        "session_id": record.id,
-        "session_name": record.name,
+        "session_id": report.ledger.id,
+        "session_name": report.name,
         "trace_id": f"{trace_id:032x}",
         "span_id": f"{span_id:016x}",
     }
 
 
 _DICTIONARIES: Final = {"lazy_loads": "kind", "transitions": "event"}
-
-_TELLS: Final[Routes] = {
-    facts.SessionOpened: LogSignal._opened,
-    facts.TransactionEnded: LogSignal._ended,
-    facts.FlushCompleted: LogSignal._flush_completed,
-    facts.FlushFailed: LogSignal._flush_failed,
-    facts.SessionClosed: LogSignal._closed,
-}
-
 
 # Reentrant: the garbage collector may close a session anywhere.
 _LOCK: Final = process.PerProcess(threads.RLock)

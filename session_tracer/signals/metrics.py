@@ -14,7 +14,6 @@ from opentelemetry.metrics import (
     Observation,
 )
 
-from session_tracer import facts
 from session_tracer.runtime import process, threads
 from session_tracer.signals import names
 from session_tracer.signals.histograms import RecordedHistograms
@@ -22,18 +21,16 @@ from session_tracer.signals.histograms import RecordedHistograms
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from session_tracer.facts import Counts
-    from session_tracer.ledger.record import SessionRecord
-    from session_tracer.model.findings import Finding, Retraction
+    from session_tracer import facts
+    from session_tracer.facts import Counts, Outcome, Trigger
+    from session_tracer.ledger.registry import Ages
+    from session_tracer.ledger.report import Report
+    from session_tracer.model.findings import Finding
     from session_tracer.settings import Settings
     from session_tracer.signals.histograms import Histograms, Series
     from session_tracer.signals.names import Metric
-    from session_tracer.signals.routes import Routes
 
-__all__ = ["Ages", "MetricSignal"]
-
-# The name of a factory, and the ages in seconds of its open sessions and open transactions.
-Ages = tuple[str, list[float], list[float]]
+__all__ = ["MetricSignal"]
 
 # What is said of a statement; of these, what is said even if it is not known.
 _OF_STATEMENTS: Final = (
@@ -48,6 +45,7 @@ _OF_STATEMENTS: Final = (
 )
 _ALWAYS: Final = {names.DB_SYSTEM_NAME, names.DB_OPERATION_NAME}
 
+_UNUSED: Final = "unused"
 _STATES: Final = ("loaded", "new", "dirty", "unchanged", "deleted", "detached")
 
 
@@ -218,10 +216,6 @@ class MetricSignal:
         self._loads: dict[str, Total] = {}
         instruments.join(self)
 
-    def begin(self, record: SessionRecord) -> MetricSignal:
-        """Nothing is remembered for one session, so one teller serves all."""
-        return self
-
     def ages(self) -> list[Ages]:
         """The ages of what is open now; nothing once this signal is closed."""
         return [] if self._ages is None else [self._ages()]
@@ -230,12 +224,7 @@ class MetricSignal:
         """Stop answering the gauges."""
         self._ages = None
 
-    @property
-    def routes(self) -> Routes:
-        """Who hears of which facts."""
-        return {**_TELLS, **_TELLS_OF_STATEMENTS} if self._statements else _TELLS
-
-    def finding(self, finding: Finding, record: SessionRecord) -> None:
+    def finding(self, finding: Finding, report: Report) -> None:
         """Count a finding."""
         self._instruments.count(
             names.FINDINGS,
@@ -246,46 +235,39 @@ class MetricSignal:
             },
         )
 
-    def retracted(self, retraction: Retraction, record: SessionRecord) -> None:
-        """A finding that was drawn stays counted."""
-
     def error(self, where: str) -> None:
         """Count a failure of the tracer's own."""
         self._instruments.count(names.ERRORS, {names.SESSION_NAME: self._name, names.WHERE: where})
 
-    def _ended(self, fact: facts.TransactionEnded, record: SessionRecord) -> None:
-        if fact.nested:
-            return
-        series = self._transaction_duration.get(fact.outcome)
+    def transaction_ended(self, report: Report, outcome: Outcome, duration: int) -> None:
+        """A transaction, not a savepoint, ended after that many nanoseconds."""
+        series = self._transaction_duration.get(outcome)
         if series is None:
-            series = self._transaction_duration[fact.outcome] = self._series(
-                names.TRANSACTION_DURATION, {names.TRANSACTION_OUTCOME: fact.outcome}
+            series = self._transaction_duration[outcome] = self._series(
+                names.TRANSACTION_DURATION, {names.TRANSACTION_OUTCOME: outcome}
             )
-        series.add(fact.duration / 1e9, record.span_context, _is_sampled(record))
+        series.add(duration / 1e9, report.span_context, _is_sampled(report))
 
-    def _released(self, fact: facts.ConnectionReleased, record: SessionRecord) -> None:
-        span, sampled = record.span_context, _is_sampled(record)
-        self._held_duration.add(fact.held / 1e9, span, sampled)
-        self._busy_duration.add(fact.busy / 1e9, span, sampled)
+    def connection_released(self, report: Report, held: int, busy: int) -> None:
+        """A connection was given back, held for so many nanoseconds and busy with SQL for some."""
+        span, sampled = report.span_context, _is_sampled(report)
+        self._held_duration.add(held / 1e9, span, sampled)
+        self._busy_duration.add(busy / 1e9, span, sampled)
 
-    def _flushed(self, fact: facts.FlushCompleted, record: SessionRecord) -> None:
-        self._flush(fact.trigger, "", fact.duration, record)
-
-    def _flush_failed(self, fact: facts.FlushFailed, record: SessionRecord) -> None:
-        self._flush(fact.trigger, fact.error, fact.duration, record)
-
-    def _flush(self, trigger: str, error: str, duration: int, record: SessionRecord) -> None:
+    def flushed(self, report: Report, trigger: Trigger, error: str, duration: int) -> None:
+        """A flush ended after that many nanoseconds, perhaps with an error."""
         series = self._flush_duration.get((trigger, error))
         if series is None:
-            attributes = {names.FLUSH_TRIGGER: trigger}
+            attributes: dict[str, str] = {names.FLUSH_TRIGGER: trigger}
             if error:
                 attributes[names.ERROR_TYPE] = error
             series = self._series(names.FLUSH_DURATION, attributes)
             self._flush_duration[trigger, error] = series
-        series.add(duration / 1e9, record.span_context, _is_sampled(record))
+        series.add(duration / 1e9, report.span_context, _is_sampled(report))
 
-    def _executed(self, fact: facts.StatementExecuted, record: SessionRecord) -> None:
-        database = record.database
+    def statement_executed(self, report: Report, fact: facts.StatementExecuted) -> None:
+        """A statement ended; only called where statement spans are asked for."""
+        database = report.ledger.database
         if database is None:
             return
         collection = fact.collection and self._bounded(fact.collection, self._collections)
@@ -309,35 +291,48 @@ class MetricSignal:
                     if value is not None and (value != "" or key in _ALWAYS)
                 },
             )
-        series.add(fact.duration / 1e9, record.span_context, _is_sampled(record))
+        series.add(fact.duration / 1e9, report.span_context, _is_sampled(report))
 
-    def _closed(self, fact: facts.SessionClosed, record: SessionRecord) -> None:
-        span, sampled = record.span_context, _is_sampled(record)
-        series = self._session_duration.get(fact.outcome)
+    def session_ended(self, report: Report, detached: Counts) -> None:
+        """The scope ended, as its ledger has it."""
+        ledger = report.ledger
+        outcome = ledger.outcome or "closed"
+        span, sampled = report.span_context, _is_sampled(report)
+        series = self._session_duration.get(outcome)
         if series is None:
-            series = self._session_duration[fact.outcome] = self._series(
-                names.SESSION_DURATION, {names.SESSION_OUTCOME: fact.outcome}
+            series = self._session_duration[outcome] = self._series(
+                names.SESSION_DURATION, {names.SESSION_OUTCOME: outcome}
             )
-        series.add((record.closed_at - record.opened_at) / 1e9, span, sampled)
-        if fact.outcome == "unused":
+        series.add((ledger.closed_at - ledger.opened_at) / 1e9, span, sampled)
+        if outcome == _UNUSED:
             return
-        self._identity_map.add(record.identity_map_peak, span, sampled)
-        self._session_statements.add(record.statements, span, sampled)
+        self._identity_map.add(ledger.identity_map_peak, span, sampled)
+        self._session_statements.add(ledger.statements, span, sampled)
         with _LOCK.value:
             for state, counts in (
-                ("loaded", record.loaded),
-                ("new", record.new),
-                ("dirty", record.dirty),
-                ("unchanged", record.unchanged),
-                ("deleted", record.deleted),
-                ("detached", fact.detached),
+                ("loaded", ledger.loaded),
+                ("new", ledger.new),
+                ("dirty", ledger.dirty),
+                ("unchanged", ledger.unchanged),
+                ("deleted", ledger.deleted),
+                ("detached", detached),
             ):
                 if counts:
                     self._count_objects(state, counts)
-            for kind, number in record.lazy_loads.items():
+            for kind, number in ledger.lazy_loads.items():
                 self._count_loads(kind, number)
 
-    def _refused(self, fact: facts.DetachedLoadFailed, record: SessionRecord) -> None:
+    def closed_unused(self, duration: int) -> None:
+        """A session was closed that was never used."""
+        series = self._session_duration.get(_UNUSED)
+        if series is None:
+            series = self._session_duration[_UNUSED] = self._series(
+                names.SESSION_DURATION, {names.SESSION_OUTCOME: _UNUSED}
+            )
+        series.add(duration / 1e9, None, False)
+
+    def load_refused(self, report: Report) -> None:
+        """A detached object was refused a load."""
         with _LOCK.value:
             self._count_loads("detached", 1)
 
@@ -380,20 +375,9 @@ class MetricSignal:
         return self._instruments.series(metric, {names.SESSION_NAME: self._name, **attributes})
 
 
-_TELLS: Final[Routes] = {
-    facts.TransactionEnded: MetricSignal._ended,
-    facts.ConnectionReleased: MetricSignal._released,
-    facts.FlushCompleted: MetricSignal._flushed,
-    facts.FlushFailed: MetricSignal._flush_failed,
-    facts.SessionClosed: MetricSignal._closed,
-    facts.DetachedLoadFailed: MetricSignal._refused,
-}
-_TELLS_OF_STATEMENTS: Final[Routes] = {facts.StatementExecuted: MetricSignal._executed}
-
-
-def _is_sampled(record: SessionRecord) -> bool:
+def _is_sampled(report: Report) -> bool:
     """Whether the session's span is recorded; where it has none, whether the caller's is."""
-    if record.span_context is not None:
+    if report.span_context is not None:
         return True
     context = get_current()
     if not context:

@@ -1,4 +1,4 @@
-"""Findings that are known already, in a file that outlives edits of the code they are about."""
+"""A file of known findings, which stays valid when the lines of the code move."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 __all__ = ["Baseline", "load", "write"]
 
 _HEADING: Final = """\
-# Findings that are known and are not said, wherever in the function they are.
-# Delete a line once its cause is mended.
+# Known findings, which are not reported. Line numbers do not matter.
+# Delete a line when its cause is fixed.
 """
 
 
 class Known(NamedTuple):
-    """What a finding is known by: not its line, which every edit above it changes.
+    """The identity of a known finding. Its line is no part of it, because edits move lines.
 
-    `file` is relative to the baseline's own folder, whatever the working directory is, and has
-    slashes; what is not known of a finding is empty.
+    `file` is relative to the folder of the baseline file and contains slashes. A value that is not
+    known is an empty string.
     """
 
     id: str
@@ -36,7 +36,12 @@ class Known(NamedTuple):
 
 
 class Baseline:
-    """The findings that a file knows; `folder` is the file's."""
+    """The known findings of a file.
+
+    Args:
+        folder: The folder of the file.
+        known: The known findings.
+    """
 
     def __init__(self, folder: str, known: Iterable[Known] = ()) -> None:
         self._folder = folder
@@ -46,7 +51,7 @@ class Baseline:
         return len(self._known)
 
     def knows(self, finding: Finding) -> bool:
-        """Whether the finding was there when the file was written."""
+        """Return whether the finding is a known one."""
         return bool(self._known) and _key(finding, self._folder) in self._known
 
 
@@ -56,14 +61,21 @@ NOTHING_KNOWN: Final = Baseline("")
 def load(path: str | os.PathLike[str]) -> Baseline:
     """Read a baseline.
 
-    Raises `ValueError` where there is no such file, and where a line of it is no known finding.
+    Args:
+        path: The file.
+
+    Returns:
+        The known findings.
+
+    Raises:
+        ValueError: the file cannot be read, or a line is invalid.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise ValueError(
-            f"{os.fspath(path)!r} cannot be read ({why}); pytest writes it, with "
+            f"Cannot read {os.fspath(path)!r}: {why}. Write it with pytest "
             "--session-tracer-baseline=FILE --session-tracer-update-baseline."
         ) from None
     known = [
@@ -77,9 +89,12 @@ def load(path: str | os.PathLike[str]) -> Baseline:
 def write(
     path: str | os.PathLike[str], findings: Iterable[Finding], known: Baseline = NOTHING_KNOWN
 ) -> None:
-    """Write a baseline that knows these findings, each once; the same findings, the same file.
+    """Write a baseline. The same findings give the same file.
 
-    It also knows what `known` does, which was loaded from a file in the same folder.
+    Args:
+        path: The file.
+        findings: The findings to write, each once.
+        known: Known findings to write as well, from a file in the same folder.
     """
     folder = _folder(path)
     keys = sorted({*known._known, *(_key(finding, folder) for finding in findings)})
@@ -115,23 +130,23 @@ _FIELDS: Final = ("id", "file", "function", "entity", "attribute")
 
 
 def _line(known: Known) -> str:
-    told = {name: getattr(known, name) for name in _FIELDS}
-    return json.dumps({name: value for name, value in told.items() if value}, ensure_ascii=False)
+    values = {name: getattr(known, name) for name in _FIELDS}
+    return json.dumps({name: value for name, value in values.items() if value}, ensure_ascii=False)
 
 
 def _read(line: str, where: str) -> Known:
     try:
-        told = json.loads(line)
+        values = json.loads(line)
     except ValueError:
-        told = None
+        values = None
     if (
-        not isinstance(told, dict)
-        or "id" not in told
-        or not set(told) <= set(_FIELDS)
-        or not all(isinstance(value, str) for value in told.values())
+        not isinstance(values, dict)
+        or "id" not in values
+        or not set(values) <= set(_FIELDS)
+        or not all(isinstance(value, str) for value in values.values())
     ):
         raise ValueError(
-            f"{where} is no known finding: {line.strip()!r}. Each line is a JSON object of texts "
-            f"with an id, and with {', '.join(_FIELDS[1:])} as far as there are."
+            f"Invalid line {where}: {line.strip()!r}. Expected a JSON object of strings with the "
+            f"key id and optionally {', '.join(_FIELDS[1:])}."
         )
-    return Known(**{**dict.fromkeys(_FIELDS, ""), **told})
+    return Known(**{**dict.fromkeys(_FIELDS, ""), **values})

@@ -1,9 +1,9 @@
-"""Raises findings as exceptions, for tests: at the application's line, where nothing is lost by it.
+"""Raises findings as exceptions in tests, at the application's line.
 
-A finding that `Settings.raise_on` means is due from the moment it is said. It is raised at the next
-moment at which SQLAlchemy is done with what it was asked for: after a SELECT outside of a flush and
-a commit, after `commit()`, and last after `close()`. Never while another exception is on its way or
-being handled, which it could hide.
+A finding that `Settings.raise_on` selects is due when it is reported. It is raised when SQLAlchemy
+has completed the current operation: after a SELECT outside of a flush and a commit, after
+`commit()`, or at the latest after `close()`. It is never raised while another exception propagates
+or is handled, because it could hide that exception.
 """
 
 from __future__ import annotations
@@ -13,21 +13,25 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy.util import await_only
 
-from session_tracer.tracer import is_telling
+from session_tracer.ledger.guard import reporting
 from session_tracer.where.running import running_frame
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from types import FrameType
 
+    from session_tracer.ledger.report import Report
     from session_tracer.model.findings import Finding
-    from session_tracer.tracer import Story
 
 __all__ = ["SessionMisuse", "raise_due"]
 
 
 class SessionMisuse(Exception):
-    """A finding that `Settings.raise_on` wants raised; `finding` is what was found."""
+    """A finding that `Settings.raise_on` selects, raised as an exception.
+
+    Attributes:
+        finding: The finding.
+    """
 
     def __init__(self, finding: Finding) -> None:
         super().__init__(finding)
@@ -35,14 +39,14 @@ class SessionMisuse(Exception):
 
     def __str__(self) -> str:
         finding = self.finding
-        told = (
+        labelled = (
             ("at", finding.site),
             ("opened at", finding.session_site),
             ("remedy", finding.remedy),
             ("help", finding.help),
         )
         # A remedy may be several lines of code.
-        values = [(label, str(value).replace("\n", _BELOW)) for label, value in told if value]
+        values = [(label, str(value).replace("\n", _BELOW)) for label, value in labelled if value]
         lines = [f"    {label:<9}  {value}" for label, value in values]
         return "\n".join([f"{finding.id}: {finding.message}", *lines])
 
@@ -50,16 +54,23 @@ class SessionMisuse(Exception):
 _BELOW: Final = "\n" + " " * 15
 
 
-def raise_due(stories: Iterable[Story]) -> None:
-    """Raise what is due in these stories, if now is a moment for it."""
-    for story in stories:
-        if story.record.misuses:
+def raise_due(reports: Iterable[Report]) -> None:
+    """Raise the findings that are due in these reports, if nothing is lost by it now.
+
+    Args:
+        reports: The reports of one session scope.
+
+    Raises:
+        SessionMisuse: the first finding that is due. The others are its notes.
+    """
+    for report in reports:
+        if report.misuses:
             break
     else:
         return
-    if is_telling() or _is_error_about() or not _may_leave():
+    if reporting.now or _is_error_about() or not _may_leave():
         return
-    due = _take(stories)
+    due = _take(reports)
     if due:  # another thread may have been faster
         misuse = SessionMisuse(due[0])
         for other in due[1:]:
@@ -67,20 +78,18 @@ def raise_due(stories: Iterable[Story]) -> None:
         raise misuse
 
 
-def _take(stories: Iterable[Story]) -> list[Finding]:
-    """What is due, once where several tracers have found it, and due no longer."""
+def _take(reports: Iterable[Report]) -> list[Finding]:
+    """Return the findings that are due, each once, and mark them as raised."""
     due: dict[tuple[Any, ...], Finding] = {}
-    for story in stories:
-        misuses = story.record.misuses
-        taken = misuses[:]
-        del misuses[: len(taken)]  # another thread may be adding to them
+    for report in reports:
+        taken, report.misuses = report.misuses, ()
         for finding in taken:
             due.setdefault((finding.id, finding.site, finding.message), finding)
     return list(due.values())
 
 
 def _is_error_about() -> bool:
-    """Whether an exception is on its way or being handled, here or where this is awaited."""
+    """Return whether an exception propagates or is handled, here or where this is awaited."""
     if sys.exc_info()[1] is not None:
         return True
     if _greenlet() is None:
@@ -92,12 +101,12 @@ def _is_error_about() -> bool:
 
 
 async def _handled() -> BaseException | None:
-    """The exception that the awaiting coroutines handle: a greenlet does not see it."""
+    """Return the exception that the awaiting coroutines handle, which a greenlet does not see."""
     return sys.exc_info()[1]
 
 
 def _may_leave() -> bool:
-    """Whether nothing of SQLAlchemy's is left half done by an exception."""
+    """Return whether an exception leaves no operation of SQLAlchemy incomplete."""
     here = running_frame(1)
     if here is None:
         return False  # it may have left anything half done
@@ -119,7 +128,7 @@ _MACHINERY: Final = ("session_tracer.", "sqlalchemy.")
 
 
 def _machinery(here: FrameType) -> Iterator[FrameType]:
-    """The frames between here and whoever called SQLAlchemy."""
+    """Yield the frames between here and the code that called SQLAlchemy."""
     frame: FrameType | None = here
     greenlet = _greenlet()
     while frame is not None and str(frame.f_globals.get("__name__")).startswith(_MACHINERY):
@@ -130,7 +139,7 @@ def _machinery(here: FrameType) -> Iterator[FrameType]:
 
 
 def _greenlet() -> Any:
-    """The greenlet in which SQLAlchemy runs this, None where it is awaited by nobody."""
+    """Return the greenlet in which SQLAlchemy runs this, or None outside of one."""
     module = sys.modules.get("greenlet")
     current = None if module is None else module.getcurrent()
     if getattr(current, "__sqlalchemy_greenlet_provider__", False):

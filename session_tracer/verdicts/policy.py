@@ -1,4 +1,4 @@
-"""Stands between detectors and signals: which findings are said, how severe, and which raise."""
+"""Decides which findings are reported, how severe they are, and which are raised."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from session_tracer.detectors.protocol import Detector
-    from session_tracer.ledger.record import SessionRecord
+    from session_tracer.ledger.report import Report
     from session_tracer.model.findings import Finding
     from session_tracer.settings import Settings
     from session_tracer.verdicts.baseline import Baseline
@@ -32,11 +32,15 @@ _ANY: Final = "*"
 
 
 class Policy:
-    """What the settings have decided about findings.
+    """The rules of one tracer's settings about findings.
 
-    Raises `ValueError` where the settings name a finding that no detector draws, and where the
-    baseline cannot be read. What detectors of the application's own draw is not known: beside
-    them, any id is possible.
+    Args:
+        settings: The settings.
+        detectors: The tracer's detectors. If one is not built in, any finding id is valid, because
+            the ids that it reports are not known.
+
+    Raises:
+        ValueError: the settings name an unknown finding, or the baseline cannot be read.
     """
 
     def __init__(self, settings: Settings, detectors: Iterable[Detector]) -> None:
@@ -50,21 +54,26 @@ class Policy:
             _check("raise_on", self._raise_on, _SEVERITIES)
         self._baseline = _known(settings.baseline_path)
 
-    def rule(self, finding: Finding, record: SessionRecord) -> Finding | None:
-        """The finding as it is to be said, or None where it is not."""
-        if finding.id in silenced_now() or finding.id in record.silenced:
+    def rule(self, finding: Finding, report: Report) -> Finding | None:
+        """Return the finding with its severity, or None if it is not to be reported.
+
+        Args:
+            finding: A detector's finding.
+            report: The report of the scope that it is about.
+        """
+        if finding.id in silenced_now() or finding.id in report.silenced:
             return None
         if any(ignored.holds(finding) for ignored in self._ignored):
             return None
-        return None if self._baseline.knows(finding) else self.as_said(finding)
+        return None if self._baseline.knows(finding) else self.as_reported(finding)
 
-    def as_said(self, finding: Finding) -> Finding:
-        """The finding with the severity that the settings give it."""
+    def as_reported(self, finding: Finding) -> Finding:
+        """Return the finding with the severity that the settings give it."""
         severity = self._severities.get(finding.id, finding.severity)
         return finding if severity == finding.severity else replace(finding, severity=severity)
 
     def raises(self, finding: Finding) -> bool:
-        """Whether a finding that is said is to be raised: for its id, its severity, or a lower."""
+        """Return whether `raise_on` selects the finding, by its id, its severity or a lower one."""
         return not self._raise_on.isdisjoint((finding.id, *_REACHED.get(finding.severity, ())))
 
 
@@ -86,7 +95,7 @@ class _Ignored(NamedTuple):
         return cls(id_, "", entity, attribute)
 
     def holds(self, finding: Finding) -> bool:
-        """Whether the finding is one that it means."""
+        """Return whether the entry matches the finding."""
         return (
             self.id in (finding.id, _ANY)
             and (not self.glob or _lies_in(finding.site, self.glob))
@@ -107,7 +116,7 @@ def _known(path: str) -> Baseline:
     try:
         return baseline.load(path)
     except ValueError as error:
-        raise ValueError(f"baseline_path: {error}") from None
+        raise ValueError(f"Invalid baseline_path. {error}") from None
 
 
 def _check(option: str, ids: Iterable[str], besides: tuple[str, ...] = ()) -> None:

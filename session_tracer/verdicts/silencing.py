@@ -1,4 +1,4 @@
-"""Keeps findings quiet around the application's own code, which says why."""
+"""Silences findings in a block of the application's code, with a reason."""
 
 from __future__ import annotations
 
@@ -15,19 +15,27 @@ if TYPE_CHECKING:
 __all__ = ["Silence", "silence", "silenced_now"]
 
 _ID: Final = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
-# How like one of ours an unknown id must be to be a slip, and not an application's own.
+# How similar to a built-in id an unknown id must be to count as misspelt. Below this, it is taken
+# for the id of an application's detector.
 _LIKE: Final = 0.85
 
 
 def silence(*ids: str, reason: str) -> Silence:
-    """Say none of these findings in a block: `with silence("commit-in-loop", reason="..."):`.
+    """Do not report these findings in a block: `with silence("commit-in-loop", reason="..."):`.
 
-    It holds for the code in the block, sync or async, for the threads and tasks that inherit its
-    context, and for the whole life of a session that is opened in it. `ids` are findings' ids;
-    `reason` is for whoever reads the code.
+    It applies to the code in the block, sync or async, to the threads and tasks that inherit its
+    context, and to the whole lifetime of a session that is opened in it.
 
-    Raises `ValueError` where no id is given, where one is no id at all or so near to one of
-    session_tracer's that it is a slip, and where the reason is empty.
+    Args:
+        *ids: Ids of findings.
+        reason: Why they are silenced, for readers of the code.
+
+    Returns:
+        A context manager. It can be used again, and by several tasks at the same time.
+
+    Raises:
+        ValueError: no id is given, an id is invalid or a misspelt id of session_tracer, or the
+            reason is empty.
     """
     if not ids:
         raise ValueError(
@@ -36,14 +44,14 @@ def silence(*ids: str, reason: str) -> Silence:
     for id_ in ids:
         _check(id_)
     if not isinstance(reason, str) or not reason.strip():
-        raise ValueError(f"Invalid reason={reason!r}: expected some words that say why.")
+        raise ValueError(f"Invalid reason={reason!r}: expected a non-empty string.")
     return Silence(frozenset(ids), reason)
 
 
 class Silence:
-    """What `silence()` makes; it can be used again, also by several tasks at a time.
+    """The context manager that `silence()` returns.
 
-    It is no decorator: that would end before a coroutine or a generator begins to run.
+    It is not a decorator: a decorator would end before a coroutine or a generator begins to run.
     """
 
     __slots__ = ("ids", "reason")
@@ -74,7 +82,7 @@ _NOTHING: Final[frozenset[str]] = frozenset()
 
 
 def silenced_now() -> frozenset[str]:
-    """The ids of the findings that are silenced where this is asked."""
+    """Return the ids of the findings that are silenced in the running code."""
     blocks = _OPEN.get()
     return _NOTHING.union(*(block.ids for block in blocks)) if blocks else _NOTHING
 
@@ -88,4 +96,4 @@ def _check(id_: object) -> None:
         return
     nearest = did_you_mean(id_, FINDING_IDS, _LIKE)
     if nearest:
-        raise ValueError(f"Invalid silence({id_!r}): there is no such finding.{nearest}")
+        raise ValueError(f"Invalid silence({id_!r}): unknown finding.{nearest}")

@@ -1,4 +1,4 @@
-"""Finds the application's own line, whether it called SQLAlchemy or awaited it."""
+"""Finds the application's line that called or awaited SQLAlchemy."""
 
 from __future__ import annotations
 
@@ -24,12 +24,14 @@ _MOST_SITES: Final = 10_000
 
 @dataclass(frozen=True, slots=True)
 class CallSite:
-    """A line of the application: the one a developer would open.
+    """A line of the application. Two sites are equal if their lines are; `callers` do not matter.
 
-    `file` is the path the code object was compiled from, `line` counts from 1, `function` is the
-    qualified name without the `<locals>` and comprehension parts that nobody wrote. `callers` holds
-    the next application frames outwards where `Settings.site_frames` asks for more than one; two
-    sites are equal when their own line is.
+    Attributes:
+        file: The path from which the code was compiled.
+        line: The line number, from 1.
+        function: The qualified name without `<locals>` and comprehensions.
+        callers: The calling application frames, the innermost first. Empty unless
+            `Settings.site_frames` is greater than 1.
     """
 
     file: str
@@ -39,7 +41,7 @@ class CallSite:
 
     @property
     def path(self) -> str:
-        """The file relative to the working directory where it lies below it."""
+        """The file, relative to the working directory if it is below it."""
         return _relative(self.file)
 
     def __str__(self) -> str:
@@ -56,11 +58,11 @@ def _relative(file: str) -> str:
     return file if relative.startswith("..") else relative
 
 
-# What a frame is to somebody who looks for the line to open.
+# The kinds of frames, from the most useful line to open to the least.
 _APPLICATION: Final = 0
 _TEMPLATE: Final = 1  # a Jinja template, whose compiled line is not its written one
-_LIBRARY: Final = 2  # somebody's package: named only where no application frame is left
-_MACHINERY: Final = 3  # what lies between a statement and whoever asked for it
+_LIBRARY: Final = 2  # another package: used only if there is no application frame
+_MACHINERY: Final = 3  # what is between a statement and its caller
 
 _MACHINERY_PACKAGES: Final = frozenset(
     {
@@ -82,7 +84,7 @@ _MACHINERY_PACKAGES: Final = frozenset(
     }
 )
 
-# The interpreter has it, or we would not be here: see `locate`.
+# Not called where the interpreter lacks `sys._getframe`: see `locate`.
 _frame: Final[Any] = running_frame
 _HERE: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _CO_COROUTINE: Final = 0x80
@@ -93,7 +95,7 @@ _MOST_JUMPS: Final = 8
 
 
 def _folders() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The folders of the standard library, and those of installed packages and scripts."""
+    """Return the folders of the standard library, and those of installed packages and scripts."""
     paths = sysconfig.get_paths()
     standard = {paths["stdlib"], paths["platstdlib"]}
     installed = {paths["purelib"], paths["platlib"], paths["scripts"]}
@@ -113,13 +115,15 @@ _PACKAGED: Final = frozenset({"site-packages", "dist-packages"})
 
 
 class Locator:
-    """Looks outwards from the running frame for the application's line.
+    """Finds the application's line, from the running frame outwards.
 
-    What each code object is gets decided once. `application_packages` names installed packages
-    that are the application's own: without it everything below `site-packages` is a library. A
-    module that says `__session_tracer_hide__ = True` is passed over, so that an application's own
-    wrapper of sessions is not what every site names. `frames` is how many application frames a
-    site carries, itself included.
+    Everything below `site-packages` is a library unless it is an application package. A module that
+    sets `__session_tracer_hide__ = True` is skipped, so that a site is not the application's own
+    wrapper of sessions. Each code object is classified once.
+
+    Args:
+        application_packages: Installed packages that belong to the application.
+        frames: Number of application frames in a site, including its own.
     """
 
     __slots__ = (
@@ -151,10 +155,15 @@ class Locator:
         self._kept: list[CodeType] = []
 
     def locate(self, depth: int = 1) -> CallSite | None:
-        """The innermost application line outwards of the caller, or None where there is none.
+        """Return the innermost application line among the caller's frames and those outwards.
 
-        None means that only the interpreter's and SQLAlchemy's own frames are left: a task whose
-        awaiting coroutine cannot be told, or a garbage collector's callback.
+        Args:
+            depth: Number of frames between this function and the first one to look at.
+
+        Returns:
+            The line, or None if only frames of the interpreter and of SQLAlchemy are found. This
+            happens in a task whose awaiting coroutine is unknown, and in a garbage collector's
+            callback.
         """
         start = _frame(depth)
         if start is None:
@@ -178,7 +187,7 @@ class Locator:
         return self._walk(start) or self._search(start)
 
     def _cross(self, start: FrameType, depth: int) -> CallSite | None:
-        """What awaits the greenlet, as far away as it was from here before."""
+        """Return the line that awaits the greenlet, at the distance where it was found before."""
         for distance, hops, entry in self._crossings[id(start.f_code)]:
             try:
                 bottom = _frame(depth + distance)
@@ -196,7 +205,7 @@ class Locator:
         return None
 
     def _walk(self, start: FrameType) -> CallSite | None:
-        """The common case: the application called, and is further out on this very stack."""
+        """Return the application's line if it is on this stack, which is the common case."""
         frame: FrameType | None = start
         inner = start
         distance = 0
@@ -230,7 +239,7 @@ class Locator:
         return site
 
     def called_by(self, names: frozenset[str], depth: int = 1) -> bool:
-        """Whether a function of such a name runs between the caller and the application's line."""
+        """Return whether such a function is between the caller and the application's line."""
         start = _frame(depth)
         if start is None:
             return False
@@ -261,11 +270,11 @@ class Locator:
         return answer
 
     def frames(self, frame: FrameType | None) -> list[CallSite]:
-        """Every application line outwards of `frame`, innermost first."""
+        """Return every application line from `frame` outwards, the innermost first."""
         return self.sites(_outwards(frame))
 
     def sites(self, frames: Iterable[FrameType]) -> list[CallSite]:
-        """The application's lines among these frames, innermost first."""
+        """Return the application's lines among these frames, the innermost first."""
         sites: list[CallSite] = []
         written_in = ""
         for outer in frames:
@@ -280,7 +289,7 @@ class Locator:
         return sites
 
     def raised_at(self, error: BaseException) -> CallSite | None:
-        """The innermost application line that an exception has passed."""
+        """Return the innermost application line in an exception's traceback."""
         found = None
         passed = error.__traceback__
         while passed is not None:
@@ -291,7 +300,7 @@ class Locator:
         return found
 
     def _search(self, start: FrameType) -> CallSite | None:
-        """The general case: across greenlets, coroutines, tasks, and packages in between."""
+        """Return the application's line across greenlets, coroutines, tasks and packages."""
         nearest: FrameType | None = None
         for frame in _outwards(start):
             kind = self._kind(frame)
@@ -307,7 +316,7 @@ class Locator:
         return None if nearest is None else self._site(nearest, _LIBRARY)
 
     def _remember_crossing(self, start: FrameType, found: FrameType) -> None:
-        """How far it is from here to the greenlet's end, and from its parent to what awaits it."""
+        """Record the distances to the greenlet's end, and from its parent to what awaits it."""
         distance, bottom = 0, start
         while bottom.f_back is not None and bottom is not found:
             bottom, distance = bottom.f_back, distance + 1
@@ -385,14 +394,14 @@ class Locator:
 
 
 def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
-    """`frame`, its callers, and beyond a greenlet or a task those who await it."""
+    """Yield `frame`, its callers, and the frames that await the greenlet or task."""
     yield from _stack(frame)
     for task in awaiting_tasks(current_task()):
         yield from suspended(task)
 
 
 def _stack(frame: FrameType | None) -> Iterator[FrameType]:
-    """`frame` and its callers, through SQLAlchemy's greenlet up to whatever drives the task."""
+    """Yield `frame` and its callers, through SQLAlchemy's greenlet, up to the event loop."""
     greenlet = None
     awaited = False
     while frame is not None:
@@ -409,7 +418,7 @@ def _stack(frame: FrameType | None) -> Iterator[FrameType]:
 
 
 def _outer_greenlet(inner: Any) -> tuple[Any, FrameType | None]:
-    """The greenlet that `inner` (or the running one) returns to, and where that one stands."""
+    """Return the parent of the greenlet `inner` (or of the running one), and its frame."""
     module = sys.modules.get("greenlet")
     if module is None:
         return None, None
@@ -418,7 +427,7 @@ def _outer_greenlet(inner: Any) -> tuple[Any, FrameType | None]:
 
 
 def _written_name(code: CodeType) -> str:
-    """The function as it was written: `totals`, not `totals.<locals>.<listcomp>`."""
+    """Return the function's name as in the source: `totals`, not `totals.<locals>.<listcomp>`."""
     parts = [part for part in code.co_qualname.split(".") if part not in _COMPREHENSIONS]
     written = ".".join(parts).removesuffix(".<locals>").rpartition(".<locals>.")[2]
     return written or "<module>"

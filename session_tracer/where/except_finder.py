@@ -1,4 +1,4 @@
-"""Which `except` caught an error that nobody heard of any more, read from the source."""
+"""Finds the `except` that caught an error, by reading the source."""
 
 from __future__ import annotations
 
@@ -17,10 +17,13 @@ __all__ = ["Failure", "failure", "handler_of"]
 
 
 class Failure(NamedTuple):
-    """An error on its way out: the lines before it, innermost first, and its classes' names.
+    """An exception that propagates.
 
-    Of one that was raised in place of another the source alone tells: not all `is_known`, for what
-    its class is derived from is not.
+    Attributes:
+        sites: The lines that it passes, the innermost first.
+        names: The names of its class and base classes.
+        is_known: False if it was raised in place of another one. Its class is then read from the
+            source, which does not contain its base classes.
     """
 
     sites: Sequence[CallSite]
@@ -29,16 +32,23 @@ class Failure(NamedTuple):
 
 
 def failure(error: BaseException | None, sites: Sequence[CallSite]) -> Failure:
-    """An error as it leaves these lines."""
+    """Return an exception that passes these lines."""
     kinds = () if error is None else type(error).__mro__
     return Failure(sites, frozenset(kind.__name__ for kind in kinds))
 
 
 def handler_of(failed: Failure, here: Sequence[CallSite]) -> CallSite | None:
-    """The line of the `except`, or `suppress()`, that must have caught it: execution is `here` now.
+    """Return the line of the `except` or `suppress()` that must have caught the exception.
 
-    From the line where it was raised outwards, the first that is for such an error and does not
-    raise it on. None where the source does not tell.
+    It is the first one, from the line where the exception was raised outwards, that catches such an
+    exception and does not raise it again.
+
+    Args:
+        failed: The exception.
+        here: The lines that are executed now, the innermost first.
+
+    Returns:
+        The line, or None if it cannot be determined from the source.
     """
     went_on = {(site.file, site.function) for site in here}
     for site in failed.sites:
@@ -54,9 +64,10 @@ def handler_of(failed: Failure, here: Sequence[CallSite]) -> CallSite | None:
 
 
 def _through(site: CallSite, failed: Failure, *, stays: bool) -> tuple[int, Failure | None]:
-    """The line that catches the error there, or 0 and the error that leaves.
+    """Return the line that catches the error there, or 0 and the error that propagates.
 
-    Neither where the source does not tell. `stays` says that execution may never have left.
+    Returns 0 and None if the source does not decide it. With `stays`, execution may still be in
+    this function.
     """
     for block in _around(site):
         for handler in block.handlers:
@@ -76,7 +87,7 @@ def _through(site: CallSite, failed: Failure, *, stays: bool) -> tuple[int, Fail
 
 
 class _Handler(NamedTuple):
-    """What catches errors: its line, the names of their classes (none: all), what it raises on."""
+    """Code that catches errors: its line, the classes (none: all), and what it raises."""
 
     line: int
     names: tuple[str, ...]
@@ -85,7 +96,7 @@ class _Handler(NamedTuple):
 
 
 class _Block(NamedTuple):
-    """Lines of one function that errors leave through handlers, or through a context manager."""
+    """Lines of one function whose errors pass handlers, or a context manager."""
 
     function: range
     lines: range
@@ -94,7 +105,7 @@ class _Block(NamedTuple):
 
 
 def _catches(handler: _Handler, failed: Failure) -> bool | None:
-    """Whether it catches the error; None where the source does not tell."""
+    """Return whether it catches the error; None if the source does not decide it."""
     if not handler.names or not failed.names.isdisjoint(handler.names):
         return True
     # `except ERRORS:` may stand for anything.
@@ -108,7 +119,7 @@ _ANY_ERROR: Final = frozenset({"Exception", "BaseException"})
 
 
 def _leaves(handler: _Handler, failed: Failure) -> Failure | None:
-    """The error that leaves the handler; None where none does."""
+    """Return the error that propagates from the handler, or None."""
     if handler.raised is None:
         return None
     error = handler.raised.exc
@@ -119,7 +130,7 @@ def _leaves(handler: _Handler, failed: Failure) -> Failure | None:
 
 
 def _around(site: CallSite) -> Iterator[_Block]:
-    """The blocks of the function at work that the line is in, from the inside outwards."""
+    """Yield the blocks of the function that contain the line, the innermost first."""
     functions, blocks = _read(site.file, _changed_at(site.file))
     function = min((lines for lines in functions if site.line in lines), key=len)
     for block in reversed(blocks):
@@ -140,7 +151,7 @@ _EVERYWHERE: Final = range(1, 1_000_000_000)
 
 @lru_cache(maxsize=64)
 def _read(file: str, changed_at: float) -> _Source:
-    """The functions of a file, and their blocks from the outside inwards."""
+    """Return the functions of a file, and their blocks, the outermost first."""
     del changed_at  # of the key alone: a file may be written anew while the process runs
     linecache.checkcache(file)
     try:
@@ -188,7 +199,7 @@ _TRANSPARENT: Final = frozenset({"begin", "begin_nested", "no_autoflush"})
 
 
 def _managers(node: ast.With | ast.AsyncWith) -> tuple[tuple[_Handler, ...], bool]:
-    """What its context managers suppress, and whether one of them may do as it likes."""
+    """Return what the context managers suppress, and whether one of them is unknown."""
     suppressing, is_opaque = [], False
     for item in node.items:
         made = item.context_expr

@@ -1,4 +1,4 @@
-"""Knows the frameworks that close a session for the application, and what for."""
+"""Recognises the frameworks that close a session for the application."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from session_tracer.where.running import running_frame
 
 __all__ = ["error_of_request", "is_by_transaction_manager"]
 
-# Flask and Quart make a response of an error, and then tell it to whoever tears down: to the
-# extension, or to the application's function, that removes the session.
+# Flask and Quart turn an exception into a response, and then pass it to the teardown function (an
+# extension's or the application's) that removes the session.
 _TEARDOWNS: Final = frozenset({"do_teardown_appcontext", "do_teardown_request"})
 _FRAMEWORKS: Final = ("flask", "quart")
 # From a wrapped close() out to one of them it is about eight, through `scoped_session.remove()`.
@@ -18,7 +18,7 @@ _MOST_FRAMES: Final = 16
 
 
 def error_of_request() -> BaseException | None:
-    """The error that a request had, if this runs as its context is torn down."""
+    """Return the request's exception if the running code tears down a Flask or Quart context."""
     if not any(name in sys.modules for name in _FRAMEWORKS):
         return None
     frame = running_frame(1)
@@ -33,9 +33,9 @@ def error_of_request() -> BaseException | None:
 
 
 def is_by_transaction_manager() -> bool:
-    """Whether zope.sqlalchemy closes the session, since its transaction manager has decided.
+    """Return whether zope.sqlalchemy closes the session at the end of a transaction.
 
-    It ends every transaction so, and the session is used again in the next.
+    It closes the session after each transaction, and uses it again in the next one.
     """
     if "zope.sqlalchemy.datamanager" not in sys.modules:
         return False

@@ -33,7 +33,7 @@ _OUR_FOLDER: Final = os.path.join(os.path.dirname(os.path.dirname(__file__)), ""
 
 
 class _Piece:
-    """A piece of a thread's work, which lives as long as its context."""
+    """A piece of a thread's work, with the lifetime of its context."""
 
     __slots__ = ("__weakref__", "owner")
 
@@ -42,9 +42,13 @@ class _Piece:
 
 
 class Owner:
-    """A thread, or the task that it runs, held weakly; two are equal if they are the same one.
+    """A thread, or the task that it runs. It holds both weakly.
 
-    `name` is what people call it: `thread "export-3"`, `task "Task-7"`.
+    Two owners are equal if they are the same thread, task or piece of a thread's work.
+
+    Attributes:
+        name: The name as text: `thread "export-3"`, `task "Task-7"`.
+        ident: The thread's identifier.
     """
 
     __slots__ = ("_task", "_thread", "_which", "ident", "key", "loop", "name", "piece")
@@ -76,12 +80,12 @@ class Owner:
 
     @property
     def thread_name(self) -> str:
-        """The name of the thread, empty once it is gone."""
+        """The name of the thread, or an empty string if it has ended."""
         thread = self._thread()
         return "" if thread is None else thread.name
 
     def is_current(self) -> bool:
-        """Whether this is who runs now."""
+        """Return whether this thread or task is running now, on the calling thread."""
         if threading.get_ident() != self.ident:
             return False
         loop = running_loop()
@@ -99,7 +103,11 @@ class Owner:
         return self._task is not None
 
     def frames(self) -> list[FrameType]:
-        """Where it is now, innermost first: a thread's stack, or what a waiting task awaits."""
+        """Return its current stack, the innermost frame first.
+
+        For a waiting task, the frames are those of its coroutines, then those of the tasks that
+        await it. The list is empty if the thread or task has ended.
+        """
         if self._task is not None:
             task = self._task()
             if task is None or task.done():
@@ -112,7 +120,7 @@ class Owner:
         if thread is None or self.ident is None or not thread.is_alive():
             return []
         if self.piece is not None and self.piece() is None:
-            return []  # the thread does somebody else's work by now
+            return []  # the thread does other work now
         frames: list[FrameType] = []
         frame = _asking() if self.ident == threading.get_ident() else _standing(self.ident)
         while frame is not None:
@@ -122,13 +130,13 @@ class Owner:
 
 
 def _standing(ident: int) -> FrameType | None:
-    """Where another thread stands, where this Python tells it."""
+    """Return the running frame of another thread, or None if this Python does not provide it."""
     frames: Callable[[], dict[int, FrameType]] | None = getattr(sys, "_current_frames", None)
     return None if frames is None else frames().get(ident)
 
 
 def _asking() -> FrameType | None:
-    """The frame from which we are called. One of ours, in a list of its own, would live on."""
+    """Return the frame that called session_tracer. One of its own frames would be kept alive."""
     frame = running_frame(1)
     # Not by the module: some of our frames stand in for SQLAlchemy's.
     while frame is not None and frame.f_code.co_filename.startswith(_OUR_FOLDER):
@@ -137,7 +145,7 @@ def _asking() -> FrameType | None:
 
 
 def current() -> Owner:
-    """Who runs now."""
+    """Return the thread or task that is running now."""
     loop = running_loop()
     if loop is not None:
         return Owner(threading.current_thread(), asyncio.current_task(loop), loop, None)
@@ -160,7 +168,7 @@ def current() -> Owner:
 
 
 def others() -> Iterator[Owner]:
-    """Every other task of the running event loop, then every other thread."""
+    """Yield every other task of the running event loop, then every other thread."""
     here, loop = threading.current_thread(), running_loop()
     if loop is not None:
         running = asyncio.current_task(loop)
@@ -173,7 +181,7 @@ def others() -> Iterator[Owner]:
 
 
 def root_of(owner: Owner) -> Owner:
-    """Who awaits the running task outermost; the owner itself where nobody does."""
+    """Return the outermost task that awaits the running task, or the owner if no task does."""
     running = None if owner._task is None else owner._task()
     outermost = running
     for task in awaiting_tasks(running):
@@ -184,7 +192,7 @@ def root_of(owner: Owner) -> Owner:
 
 
 def _nowhere() -> None:
-    """The reference to no event loop."""
+    """Return None, in place of a reference to an event loop."""
 
 
 def _runs(task: asyncio.Task[Any]) -> bool:

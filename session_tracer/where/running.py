@@ -1,4 +1,4 @@
-"""The frame that runs, where this Python tells it."""
+"""The running frame, if this Python provides it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ __all__ = ["IS_TOLD", "running_frame"]
 
 
 def _untold(depth: int = 0, /) -> FrameType | None:
-    """A Python need not have `sys._getframe`."""
+    """Return None: this Python has no `sys._getframe`."""
     del depth
     return None
 
 
 IS_TOLD: Final = hasattr(sys, "_getframe")
-# So many frames outwards of its caller's; ValueError where the stack is not as deep.
+# The frame at a depth: 0 is the caller's. Raises ValueError if the stack is not as deep.
 running_frame: Final[Callable[[int], FrameType | None]] = getattr(sys, "_getframe", _untold)

@@ -1,4 +1,4 @@
-"""Which task waits for which, and where a waiting one stands."""
+"""Which task awaits which, and the frames of a waiting task."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MOST_HOPS: Final = 32
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:
-    """The event loop that runs in this thread, if one does."""
+    """Return the event loop that runs in this thread, or None."""
     try:
         return asyncio.get_running_loop()
     except RuntimeError:
@@ -30,13 +30,13 @@ running_loop: Final[Callable[[], asyncio.AbstractEventLoop | None]] = getattr(
 
 
 def current_task() -> asyncio.Task[Any] | None:
-    """The task that runs in this thread, if an event loop does."""
+    """Return the task that runs in this thread, or None."""
     loop = running_loop()
     return None if loop is None else asyncio.current_task(loop)
 
 
 def suspended(task: asyncio.Task[Any]) -> list[FrameType]:
-    """Where a waiting task stands, innermost first."""
+    """Return the frames of a waiting task, the innermost first."""
     frames: list[FrameType] = []
     awaited: Any = task.get_coro()
     while awaited is not None:
@@ -49,10 +49,10 @@ def suspended(task: asyncio.Task[Any]) -> list[FrameType]:
 
 
 def _awaiting_task(future: asyncio.Future[Any], depth: int = 0) -> asyncio.Task[Any] | None:
-    """The task that will wake when `future` is done, where asyncio's own callbacks tell.
+    """Return the task that will wake when `future` is done, or None if it is not known.
 
-    They tell for a plain await, `shield`, `gather`, `wait`, `wait_for` and `TaskGroup`; nobody
-    awaits a task that was created and left alone.
+    It is read from asyncio's callbacks, which name the task for a plain await, `shield`, `gather`,
+    `wait`, `wait_for` and `TaskGroup`. No task awaits one that was created and not awaited.
     """
     for callback, *_ in getattr(future, "_callbacks", None) or ():
         try:
@@ -82,7 +82,7 @@ def _awaiting(callback: Any, future: asyncio.Future[Any], depth: int) -> asyncio
 
 
 def awaiting_tasks(task: asyncio.Task[Any] | None) -> Iterator[asyncio.Task[Any]]:
-    """Those that wait for the task, from the one that awaits it outwards."""
+    """Yield the tasks that await the task, from the innermost to the outermost."""
     for _ in range(_MOST_HOPS):
         task = None if task is None else _awaiting_task(task)
         if task is None:

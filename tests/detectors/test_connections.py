@@ -7,7 +7,6 @@ from typing import Any
 from session_tracer import Finding
 from session_tracer.detectors.connections import NestedSessions, PoolExhausted
 from session_tracer.facts import CheckoutTimedOut, ConnectionNested, SessionOpened
-from session_tracer.ledger.record import SessionRecord
 from session_tracer.model.live_session import LiveSession
 from tests.detectors.feeding import MS, SECOND, at, told
 
@@ -56,9 +55,7 @@ def test_a_line_that_nests_sessions_is_named_once() -> None:
 
 
 def test_under_asyncio_it_is_the_same_task() -> None:
-    record = SessionRecord("9b21e0456789abcd", "orders-db", is_async=True)
-    detector = NestedSessions()
-    [finding] = detector.judge(NESTED, record, detector.memory())
+    [finding] = told(NestedSessions(), NESTED, is_async=True)
     assert "of the same task held one" in finding.message
 
 

@@ -155,7 +155,14 @@ def test_a_savepoint_that_is_abandoned_first_is_lost_with_its_transaction() -> N
         [OPENING, BEGUN, ended("committed"), closed("collected")],
         [OPENING, BEGUN, ended("rolled_back"), closed("exit")],
         [OPENING, BEGUN, ended("abandoned"), closed("close", added={"Order": 1})],
-        [OPENING, BEGUN, SAVEPOINT, ended("abandoned", nested=True), closed("collected")],
+        [
+            OPENING,
+            BEGUN,
+            SAVEPOINT,
+            ended("abandoned", nested=True),
+            ended("closed"),
+            closed("collected"),
+        ],
     ],
     ids=["unused", "committed", "rolled back", "closed", "a savepoint alone"],
 )

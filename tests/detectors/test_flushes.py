@@ -264,8 +264,8 @@ def test_two_lines_that_stay_below_are_no_storm() -> None:
 
 
 def test_a_loop_that_commits_in_between_is_no_storm() -> None:
-    ended = TransactionEnded(2, COMMIT, "committed", 1)
-    loop = [fact for _ in range(20) for fact in (*[autoflush()] * 9, ended)]
+    began, ended = TransactionBegan(1, LOOP), TransactionEnded(2, COMMIT, "committed", 1)
+    loop = [fact for _ in range(20) for fact in (began, *[autoflush()] * 9, ended)]
     assert told(AutoflushStorm(), *loop) == []
 
 
@@ -276,8 +276,8 @@ def test_a_savepoint_in_between_does_not_end_the_transaction() -> None:
 
 
 def test_a_storm_is_not_said_of_each_transaction() -> None:
-    ended = TransactionEnded(2, COMMIT, "committed", 1)
-    loop = [fact for _ in range(3) for fact in (*[autoflush()] * 12, ended)]
+    began, ended = TransactionBegan(1, LOOP), TransactionEnded(2, COMMIT, "committed", 1)
+    loop = [fact for _ in range(3) for fact in (began, *[autoflush()] * 12, ended)]
     assert len(told(AutoflushStorm(), *loop)) == 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,10 +21,9 @@ from session_tracer.facts import (
     TransactionBegan,
     TransactionEnded,
 )
-from session_tracer.ledger.record import SessionRecord
 from session_tracer.model.findings import Retraction
 from session_tracer.model.live_session import LiveSession
-from tests.detectors.feeding import MS, SECOND, at, told, told_by
+from tests.detectors.feeding import MS, SECOND, PlayedScope, at, told, told_by
 
 if TYPE_CHECKING:
     from session_tracer.facts import Ending, Fact
@@ -233,18 +233,23 @@ def test_nothing_is_taken_back_that_was_not_said() -> None:
     assert told(LeakedSession(), *OPEN, passed(59), closed(371)) == []
 
 
+def elsewhere(scope: PlayedScope, fact: Fact) -> None:
+    """Have it happen in the session's own thread, while the watchdog's asks the detector."""
+    thread = threading.Thread(target=scope.play, args=(fact,))
+    thread.start()
+    thread.join()
+
+
 def test_a_session_that_is_closed_while_it_is_looked_at_is_no_leak() -> None:
-    record = SessionRecord("9b21e0456789abcd", "orders-db")
-    for fact in OPEN:
-        record.add(fact)
+    scope = PlayedScope([LeakedSession()])
+    scope.play(*OPEN)
 
     def look() -> LiveSession:
-        record.add(closed(61))
+        elsewhere(scope, closed(61))
         return LIVE
 
-    detector = LeakedSession()
-    late = TimePassed(START + 61 * SECOND, False, look)
-    assert list(detector.judge(late, record, detector.memory())) == []
+    scope.play(TimePassed(START + 61 * SECOND, False, look))
+    assert scope.reported == []
 
 
 # Idle in transaction.
@@ -398,17 +403,15 @@ def test_a_savepoint_ends_no_transaction_and_begins_none() -> None:
 
 
 def test_a_transaction_that_ends_while_it_is_looked_at_is_neither() -> None:
-    record = SessionRecord("9b21e0456789abcd", "orders-db")
-    for fact in BUSY:
-        record.add(fact)
+    scope = PlayedScope([IdleOrLongTransaction()])
+    scope.play(*BUSY)
 
     def look() -> LiveSession:
-        record.add(COMMITTED)
+        elsewhere(scope, COMMITTED)
         return LIVE
 
-    detector = IdleOrLongTransaction()
-    late = TimePassed(START + 31 * SECOND, False, look)
-    assert list(detector.judge(late, record, detector.memory())) == []
+    scope.play(TimePassed(START + 31 * SECOND, False, look))
+    assert scope.reported == []
 
 
 # Which one speaks.
@@ -455,13 +458,7 @@ def test_a_leaked_session_is_neither_idle_nor_long() -> None:
 
 
 def test_a_finding_that_is_left_unsaid_does_not_stand_for_another() -> None:
-    record = SessionRecord("9b21e0456789abcd", "orders-db")
-    detector = IdleOrLongTransaction()
-    memory = detector.memory()
-    said: list[str] = []
-    for fact in (*BUSY, passed(9), passed(31), passed(32)):
-        record.add(fact)  # and no finding, as where `Settings.ignore` names it
-        if type(fact) in detector.facts:
-            found = detector.judge(fact, record, memory)  # type: ignore[arg-type] # it is asked for
-            said += [one.id for one in found if isinstance(one, Finding)]
-    assert said == ["idle-in-transaction", "long-transaction"]
+    story = (*BUSY, passed(9), passed(31), passed(32))
+    (said,) = told(IdleOrLongTransaction(), *story, ignore={"idle-in-transaction"})
+    assert isinstance(said, Finding)
+    assert said.id == "long-transaction"

@@ -13,6 +13,7 @@ from tests.detectors.reading import (
     COMMIT,
     COMMITTED,
     EXPIRED,
+    FLUSHED,
     LOOP,
     OF_SESSION,
     OPENING,
@@ -22,6 +23,7 @@ from tests.detectors.reading import (
     get,
     lazy,
     one,
+    refresh,
     reload_,
     select,
 )
@@ -284,3 +286,19 @@ def test_what_was_forgotten_is_what_was_seen_least_recently() -> None:
     assert len(told(RepeatedSelect(), *kept, select(1), repeats_of_one_select=5)) == 1
     lost = [fact for n in range(4) for fact in (select(1), *map(select, range(9, 1_100)))]
     assert told(RepeatedSelect(), *lost, select(1), repeats_of_one_select=5) == []
+
+
+def unrelated() -> list[Fact]:
+    """What the detectors of repeated SELECTs are asked about before the first few SELECTs."""
+    write = select(operation="INSERT", site=OTHER, rows=1)
+    eager = select(8, OTHER, entity="Book", eager="Author.books")
+    return [write, write, FLUSHED, *refresh(OTHER), eager]
+
+
+def test_what_else_is_judged_before_the_first_selects_does_not_hide_them() -> None:
+    settings: dict[str, Any] = {"single_row_writes": 2}
+    selects, gets = [select() for _ in range(5)], [get(number) for number in range(1, 11)]
+    assert len(told(RepeatedSelect(), *unrelated(), *selects, **settings)) == 1
+    assert len(told(GetInLoop(), *unrelated(), *gets, **settings)) == 1
+    early = [selects[0], *unrelated(), *selects[1:]]
+    assert len(told(RepeatedSelect(), *early, **settings)) == 1

@@ -1,4 +1,4 @@
-"""What detectors remember of a scope does not grow with it."""
+"""What detectors, and the ledger for them, remember of a scope does not grow with it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from session_tracer.detectors.loading import GetInLoop, NPlusOne, RepeatedSelect
 from session_tracer.detectors.reloads import RefreshAfterWrite, ReloadAfterCommit
 from session_tracer.detectors.single_rows import RowByRowWrites
 from session_tracer.facts import FlushBegan, FlushCompleted
-from session_tracer.ledger.record import SessionRecord
-from tests.detectors.feeding import at
+from tests.detectors.feeding import PlayedScope, at
 from tests.detectors.reading import (
     COMMITTED,
     FLUSHED,
@@ -58,13 +57,12 @@ LINES: dict[str, tuple[Detector, Callable[[int], Iterable[Fact]]]] = {
 @pytest.mark.parametrize("what", LINES)
 def test_a_program_of_very_many_lines_does_not_fill_the_memory(what: str) -> None:
     detector, happens = LINES[what]
-    record, memory = SessionRecord("9b21e0456789abcd", "orders-db"), detector.memory()
+    scope = PlayedScope([detector])
     sizes = []
     for number in range(1, 4_001):
-        for fact in happens(number):
-            record.add(fact)
-            if type(fact) in detector.facts:
-                list(detector.judge(fact, record, memory))
+        scope.play(*happens(number))
         if number in (2_000, 4_000):
-            sizes.append(len(pickle.dumps(memory)))
+            ledger = scope.ledger
+            counted = (ledger.loads, ledger.single_rows, ledger.first_selects)
+            sizes.append(len(pickle.dumps((counted, scope.memories))))
     assert sizes[1] <= sizes[0] * 1.05 + 1_000

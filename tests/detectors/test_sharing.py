@@ -23,9 +23,8 @@ from session_tracer.facts import (
     SessionUsedConcurrently,
     TransactionBegan,
 )
-from session_tracer.ledger.record import SessionRecord
 from session_tracer.where.owner import Owner
-from tests.detectors.feeding import at, told
+from tests.detectors.feeding import PlayedScope, at, told
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -129,9 +128,8 @@ def test_an_object_of_a_session_that_nobody_traces() -> None:
 
 
 def test_a_merge_is_awaited_where_the_session_is() -> None:
-    detector = CrossedSessions()
-    record = SessionRecord("9b21e0456789abcd", "orders-db", is_async=True)
-    (finding,) = detector.judge(crossed(entity="OrderLine"), record, detector.memory())
+    (finding,) = told(CrossedSessions(), crossed(entity="OrderLine"), is_async=True)
+    assert isinstance(finding, Finding)
     assert finding.remedy == "order_line = await session.merge(order_line)"
 
 
@@ -182,10 +180,9 @@ def test_two_threads_within_one_session(people: People) -> None:
 
 
 def test_tasks_of_an_asyncsession_get_a_block_that_is_awaited(people: People) -> None:
-    detector = ConcurrentUse()
-    record = SessionRecord("9b21e0456789abcd", "orders-db", is_async=True)
     fact = met(people.task("a"), people.task("b"))
-    (finding,) = detector.judge(fact, record, detector.memory())
+    (finding,) = told(ConcurrentUse(), fact, is_async=True)
+    assert isinstance(finding, Finding)
     assert finding.remedy == "async with SessionLocal() as session:  # one for each task"
 
 
@@ -353,12 +350,9 @@ def test_savepoints_begin_nothing_of_their_own() -> None:
 
 
 def test_what_is_remembered_of_a_shared_session_is_bounded(people: People) -> None:
-    detector = SharedSession()
-    memory = detector.memory()
-    record = SessionRecord("9b21e0456789abcd", "orders-db")
+    scope = PlayedScope([SharedSession()])
     threads = [people.thread(f"worker-{number}") for number in range(50)]
-    for thread in threads:
-        list(detector.judge(began(owner=thread, root=thread), record, memory))
-    for trace in range(1, 50):
-        list(detector.judge(began(trace=trace), record, memory))
+    scope.play(*[began(owner=thread, root=thread) for thread in threads])
+    scope.play(*[began(trace=trace) for trace in range(1, 50)])
+    [memory] = scope.memories
     assert (len(memory.traces), len(memory.tasks), len(memory.names)) == (3, 0, 3)

@@ -97,10 +97,6 @@ def test_rows_with_one_statement_tell_when_those_go_one_by_one() -> None:
     ]
 
 
-def test_where_it_cannot_be_told_why_nothing_is_said_of_it() -> None:
-    assert evidence(told(RowByRowWrites(), *a_flush(50, text=0)), "why") == [None]
-
-
 def test_rows_written_by_an_execute_each_are_one_statement_with_a_list() -> None:
     inserts = [write(site=LOOP, in_flush=False, entity="Line") for _ in range(50)]
     (said,) = told(RowByRowWrites(), *inserts)

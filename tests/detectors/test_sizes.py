@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from session_tracer import Finding, Settings
+from session_tracer import Finding
 from session_tracer.detectors.sizes import LargeIdentityMap, LargeResult
 from session_tracer.facts import (
     AttributeLoaded,
@@ -16,8 +16,7 @@ from session_tracer.facts import (
     StatementExecuted,
     TransactionEnded,
 )
-from session_tracer.ledger.record import SessionRecord
-from tests.detectors.feeding import MS, SECOND, at, told
+from tests.detectors.feeding import MS, SECOND, PlayedScope, at, told
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -44,16 +43,11 @@ def loaded(number: int, when: int = 2 * SECOND, at_once: int = 0) -> ObjectsLoad
 
 def grown(*steps: tuple[Fact, int], **settings: Any) -> list[Finding | Retraction]:
     """What is said of a scope after each of whose facts the identity map was so large."""
-    detector = LargeIdentityMap()
-    record = SessionRecord("9b21e0456789abcd", "orders-db", settings=Settings(**settings))
-    memory = detector.memory()
-    said: list[Finding | Retraction] = []
+    scope = PlayedScope([LargeIdentityMap()], **settings)
     for fact, size in steps:
-        record.add(fact)
-        record.identity_map_peak = max(record.identity_map_peak, size)
-        if isinstance(fact, detector.facts):
-            said += detector.judge(fact, record, memory)
-    return said
+        scope.ledger.measure(size)
+        scope.play(fact)
+    return scope.reported
 
 
 def committed(size: int, when: int = 2 * SECOND) -> tuple[Fact, int]:

@@ -24,9 +24,8 @@ from session_tracer.facts import (
     TransactionEnded,
     WritesSplit,
 )
-from session_tracer.ledger.record import SessionRecord
 from session_tracer.where.owner import Owner
-from tests.detectors.feeding import MS, SECOND, at, told
+from tests.detectors.feeding import MS, SECOND, PlayedScope, at, told
 
 if TYPE_CHECKING:
     from session_tracer import CallSite
@@ -168,14 +167,8 @@ def test_what_a_rollback_undid_is_not_the_next_commits() -> None:
 
 
 def test_a_commits_remedy_is_awaited_under_asyncio() -> None:
-    record = SessionRecord("9b21e0456789abcd", "orders-db", is_async=True)
-    detector = CommitInLoop()
-    memory = detector.memory()
-    [finding] = [
-        one
-        for fact in commits(10, ONE_ORDER)
-        for one in detector.judge(fact, record, memory)  # type: ignore[arg-type] # it is asked for
-    ]
+    [finding] = told(CommitInLoop(), *commits(10, ONE_ORDER), is_async=True)
+    assert isinstance(finding, Finding)
     assert finding.remedy.startswith("await session.commit()")
 
 
@@ -229,12 +222,10 @@ def test_savepoints_of_no_known_line_are_counted_too() -> None:
 
 
 def test_nothing_is_remembered_of_savepoints_beyond_the_threshold() -> None:
-    detector = SavepointChurn()
-    memory = detector.memory()
-    record = SessionRecord("9b21e0456789abcd", "orders-db")
+    scope = PlayedScope([SavepointChurn()])
     for line in range(300):
-        for fact in savepoints(1, at(line)):
-            list(detector.judge(fact, record, memory))  # type: ignore[arg-type] # it is asked for
+        scope.play(*savepoints(1, at(line)))
+    [memory] = scope.memories
     assert len(memory.by_site) == 0
 
 

@@ -4,9 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from session_tracer.ledger.record import SessionSummary
 from session_tracer.model.findings import Finding, Retraction
-from session_tracer.publisher.timeline import Step
+from session_tracer.model.summary import SessionSummary
+from session_tracer.model.timeline import Step
 from session_tracer.where.callsite import CallSite
 
 SOURCES = {

@@ -15,8 +15,8 @@ import pytest
 from rich.cells import cell_len
 
 from session_tracer.exporters.console import console_exporter
-from session_tracer.ledger.record import SessionSummary
 from session_tracer.model.findings import Finding, Retraction
+from session_tracer.model.summary import SessionSummary
 from session_tracer.settings import Settings
 from tests.exporters import samples
 

@@ -53,8 +53,8 @@ def _keys_of(node: ast.AST) -> set[str]:
     return set()
 
 
-# The record keeps what several detectors have evidence of.
-SOURCES = [*sorted(DETECTORS.glob("*.py")), DETECTORS.parent / "uncommitted.py"]
+# The ledger keeps what several detectors have evidence of.
+SOURCES = [*sorted(DETECTORS.glob("*.py")), DETECTORS.parent / "ledger" / "uncommitted.py"]
 KEYS = {key: file.name for file in SOURCES for key in evidence_keys(file.read_text())}
 
 

@@ -93,7 +93,8 @@ maker = sessionmaker(create_engine("sqlite://"))
 instrument(maker, name="shop", exporter="prometheus", prometheus_port=PORT)
 child = os.fork()
 if child == 0:
-    maker().close()
+    with maker() as session:
+        session.begin()
     os._exit(0)
 os.waitpid(child, 0)
 """

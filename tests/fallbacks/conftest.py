@@ -1,4 +1,4 @@
-"""Gives the tests what the tracer says it does without."""
+"""Gives the tests what is logged as missing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def said(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[], list[str]]:
-    """What the tracer says it does without, in the order it is said."""
+    """What is logged as missing, in this order."""
     monkeypatch.setattr(degraded, "_WARNED", set())
-    start, end = "session_tracer does without ", ", which is not as it knows it: "
+    start, end = "session_tracer: ", " is missing or has changed, therefore "
     return lambda: [message.removeprefix(start).partition(end)[0] for message in caplog.messages]

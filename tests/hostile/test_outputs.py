@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
     from session_tracer import Finding
     from session_tracer.facts import Fact
-    from session_tracer.ledger.record import SessionRecord
+    from session_tracer.ledger.report import Report
 
 # Errors of ours are said here, and nowhere else.
 OURS = "session_tracer"
@@ -203,7 +203,7 @@ class Exits:
     def memory(self) -> None:
         """Remembers nothing."""
 
-    def judge(self, fact: Fact, record: SessionRecord, memory: None) -> list[Finding]:
+    def judge(self, fact: Fact, report: Report, memory: None) -> list[Finding]:
         raise SystemExit(3)
 
 

@@ -10,7 +10,7 @@ from session_tracer.facts import SessionOpened
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from session_tracer.ledger.record import SessionRecord
+    from session_tracer.ledger.report import Report
     from session_tracer.model.findings import Finding, Severity
 
 _WANTED: Final[list[Severity]] = []
@@ -34,7 +34,7 @@ class Says:
     def memory(self) -> None:
         """Nothing is remembered."""
 
-    def judge(self, fact: SessionOpened, record: SessionRecord, memory: Any) -> Iterator[Finding]:
+    def judge(self, fact: SessionOpened, report: Report, memory: Any) -> Iterator[Finding]:
         """One finding for each that is wanted."""
         for severity in _WANTED:
-            yield record.finding(f"said-{severity}", severity, "it was said", "say less", fact.site)
+            yield report.finding(f"said-{severity}", severity, "it was said", "say less", fact.site)

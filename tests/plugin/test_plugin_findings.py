@@ -360,6 +360,67 @@ def test_reads_many(shared_session):
     assert [line for line in told.summary if "repeated-select" in line]
 
 
+def test_counting_begins_with_the_first_thing_that_a_test_does(
+    suites: Suites, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SESSION_TRACER_SINGLE_ROW_WRITES", "3")
+    told = suites.told(
+        """
+from sqlalchemy import insert
+
+def add(session, times):
+    for _ in range(times):
+        session.execute(insert(Author).values(name=str(uuid4()), biography=""))
+
+@pytest.mark.parametrize("_", range(3))
+def test_adds_few(shared_session, _):
+    add(shared_session, 2)
+
+def test_adds_many(shared_session):
+    add(shared_session, 3)
+""",
+        "--session-tracer=info",
+    )
+    assert told.outcomes == {
+        "test_adds_few[0]": "passed",
+        "test_adds_few[1]": "passed",
+        "test_adds_few[2]": "passed",
+        "test_adds_many": "failed",
+    }
+    assert [line for line in told.summary if "row-by-row-writes" in line]
+
+
+def test_what_a_fixture_wrote_is_no_commit_of_the_tests(
+    suites: Suites, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SESSION_TRACER_COMMITS_FROM_ONE_SITE", "2")
+    told = suites.told(
+        """
+def commit_each(session, is_written):
+    for is_new in is_written:
+        if is_new:
+            session.add(Author(name=str(uuid4())))
+        session.commit()
+
+def test_flushes(shared_session):
+    flush(shared_session)
+
+def test_commits_what_another_wrote(shared_session):
+    commit_each(shared_session, [False, True])
+
+def test_commits_its_own(shared_session):
+    commit_each(shared_session, [True, True])
+""",
+        "--session-tracer=warning",
+    )
+    assert told.outcomes == {
+        "test_flushes": "passed",
+        "test_commits_what_another_wrote": "passed",
+        "test_commits_its_own": "failed",
+    }
+    assert [line for line in told.summary if "commit-in-loop" in line]
+
+
 def test_a_session_of_a_fixture_is_none_beside_the_applications(suites: Suites) -> None:
     told = suites.told(
         """

@@ -1,4 +1,4 @@
-"""That the README's section about tests is what happens."""
+"""Checks that the plugin does what docs/testing.md shows."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
     from tests.plugin.suites import Suites
 
-README: Final = (ROOT / "README.md").read_text()
-SECTION: Final = README.partition("## In tests\n")[2].partition("\n## ")[0]
+PAGE: Final = (ROOT / "docs" / "testing.md").read_text()
+SECTION: Final = PAGE.partition("## The pytest plugin\n")[2].partition("\n## ")[0]
 OPTIONS, SUMMARY, BUDGETS, FAILED, TRACE, *_ = re.findall(
     r"```(?:python)?\n(.*?)```", SECTION, re.DOTALL
 )
@@ -78,7 +78,9 @@ def test_report():
 """
 
 
-def test_what_the_readme_says_of_tests(suites: Suites, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_plugin_does_what_the_page_shows(
+    suites: Suites, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", "250")
     for folder, files in {"app": APP, "tests": {"test_app": TESTS}}.items():
         (suites.folder / folder).mkdir()

@@ -269,3 +269,19 @@ async def test_ends(maker):
         assert message.startswith("session budget: loaded 2 > 1 (Author ×2 at ")
     assert told.text.count("left-open ") == 1
     assert told.has(f"left-open            {suites.at('# is left open')}", "1 test (")
+
+
+def test_an_open_session_lasts_until_its_last_step(suites: Suites) -> None:
+    told = suites.told(
+        """
+from time import sleep
+
+def test_waits(session_trace, session):
+    session.scalars(select(Author)).all()
+    sleep(0.2)
+    [used] = session_trace.sessions
+    assert used.loaded == {"Author": 12}
+    assert used.duration_ms < 200
+"""
+    )
+    assert told.outcomes == {"test_waits": "passed"}

@@ -16,6 +16,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from session_tracer import instrument
 from session_tracer.exporter import Exporter
+from session_tracer.exporters.recorded_spans import recorder
 from session_tracer.signals import names
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
     from opentelemetry.trace import Span, SpanContext
 
+    from session_tracer.signals.span_recorder import SpanRecorder
     from tests.twins import Twin
 
     Attributes = dict[str, Any]
@@ -39,12 +41,21 @@ def left_by(error: type[BaseException]) -> AbstractContextManager[object, bool]:
 
 
 class Traces:
-    """A tracer provider as an application has one, and the spans that ended in it."""
+    """A tracer provider as an application has one, and the spans that ended in it.
+
+    Where it `records`, it is as session_tracer's own exporters have one.
+    """
+
+    records = False
 
     def __init__(self, **options: Any) -> None:
         self.provider = TracerProvider(shutdown_on_exit=False, **options)
         self._ended = InMemorySpanExporter()
-        self.provider.add_span_processor(SimpleSpanProcessor(self._ended))
+        processor = SimpleSpanProcessor(self._ended)
+        self.provider.add_span_processor(processor)
+        self.recorder: SpanRecorder | None = None
+        if self.records and "span_limits" not in options:
+            self.recorder = recorder(self.provider, [processor])
         self._story: tuple[ReadableSpan, ...] | None = None
 
     @contextmanager
@@ -60,7 +71,7 @@ class Traces:
         What ends before it and after it is not of the story.
         """
         self._ended.clear()
-        exporter = Exporter(tracer_provider=self.provider)
+        exporter = Exporter(tracer_provider=self.provider, span_recorder=self.recorder)
         with instrument(twin.factory, exporter=exporter, **overrides):
             yield
         self._story = self._ended.get_finished_spans()

@@ -24,7 +24,7 @@ from structlog.testing import LogCapture
 from session_tracer import Finding, instrument
 from session_tracer.exporter import Exporter, LogEvent
 from session_tracer.facts import FlushCompleted
-from session_tracer.ledger.record import SessionRecord
+from session_tracer.ledger.report import Report
 from session_tracer.signals.logs import Repeats, timestamp
 from session_tracer.testing import capture
 from session_tracer.where.callsite import CallSite
@@ -299,10 +299,10 @@ class Remark:
     def memory(self) -> None:
         """It remembers nothing."""
 
-    def judge(self, fact: FlushCompleted, record: SessionRecord, memory: None) -> Iterator[Finding]:
+    def judge(self, fact: FlushCompleted, report: Report, memory: None) -> Iterator[Finding]:
         """A finding."""
         yield finding(
-            fact.site, severity=self._severity, session_id=record.id, evidence=self._evidence
+            fact.site, severity=self._severity, session_id=report.ledger.id, evidence=self._evidence
         )
 
 
@@ -848,7 +848,7 @@ def test_a_structlog_over_the_standard_library_clashes_with_no_log_record(
 
     from session_tracer.detectors import DEFAULT_DETECTORS
 
-    detectors = (*DEFAULT_DETECTORS, Remark())
+    detectors: tuple[Any, ...] = (*DEFAULT_DETECTORS, Remark())
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,

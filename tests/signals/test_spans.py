@@ -30,7 +30,7 @@ from sqlalchemy.orm.exc import DetachedInstanceError
 from session_tracer import instrument
 from session_tracer.exporter import Exporter, LogEvent
 from session_tracer.facts import FlushCompleted
-from session_tracer.ledger.record import SessionRecord
+from session_tracer.ledger.report import Report
 from session_tracer.model.findings import Finding
 from session_tracer.testing import capture
 from tests.fickle import Fickle
@@ -45,6 +45,12 @@ SITE = {
 }
 UNSET = ("UNSET", None)
 FAILED = ("ERROR", None)
+
+
+@pytest.fixture(autouse=True, params=["live", "recorded"])
+def _road(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test runs with live spans and with spans that are built when they end."""
+    monkeypatch.setattr(Traces, "records", request.param == "recorded")
 
 
 def test_spans_form_a_tree_below_the_caller(twin: Twin) -> None:
@@ -536,7 +542,7 @@ class Remark:
     def memory(self) -> None:
         """It remembers nothing."""
 
-    def judge(self, fact: FlushCompleted, record: SessionRecord, memory: None) -> Iterator[Finding]:
+    def judge(self, fact: FlushCompleted, report: Report, memory: None) -> Iterator[Finding]:
         """A finding of everything there is to find."""
         yield Finding(
             id="a-remark",
@@ -544,9 +550,9 @@ class Remark:
             message="Author.name was written.",
             remedy="Leave it.",
             site=fact.site,
-            session_id=record.id,
-            session_name=record.name,
-            session_site=record.opened_site,
+            session_id=report.ledger.id,
+            session_name=report.name,
+            session_site=report.ledger.opened_site,
             entity="Author",
             attribute="name",
             count=3,

@@ -24,6 +24,12 @@ UNSET = ("UNSET", None)
 FAILED = ("ERROR", None)
 
 
+@pytest.fixture(autouse=True, params=["live", "recorded"])
+def _road(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test runs with live spans and with spans that are built when they end."""
+    monkeypatch.setattr(Traces, "records", request.param == "recorded")
+
+
 def statements(traces: Traces) -> list[ReadableSpan]:
     """The spans of statements."""
     return [span for span in traces.spans if span.kind.name == "CLIENT"]

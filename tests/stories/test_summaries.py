@@ -3,7 +3,7 @@
 from sqlalchemy import select
 
 from session_tracer.facts import Database
-from session_tracer.ledger.record import SessionSummary
+from session_tracer.model.summary import SessionSummary
 from session_tracer.testing import capture
 from tests.library import Author, Book, authors, keep
 from tests.twins import Twin, on_each_database

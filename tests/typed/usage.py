@@ -48,6 +48,7 @@ from session_tracer import (
     silence,
     uninstrument,
 )
+from session_tracer.detectors.protocol import Suspecting
 from session_tracer.exporter import LogEvent
 from session_tracer.facts import Fact, SessionClosed, StatementExecuted
 from session_tracer.model.findings import Severity
@@ -58,7 +59,7 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from session_tracer.exporter import ExporterFactory
-    from session_tracer.ledger.record import SessionRecord
+    from session_tracer.ledger.report import Report
     from session_tracer.pytest_plugin import SessionTrace
     from session_tracer.settings import Overrides
 
@@ -256,7 +257,7 @@ def a_capture_and_what_it_collects() -> None:
 
 def a_finding_and_its_site() -> None:
     made = factory()
-    detectors = [*DEFAULT_DETECTORS, EveryStatement("info")]
+    detectors: list[Detector] = [*DEFAULT_DETECTORS, EveryStatement("info")]
     with capture(made, detectors=detectors) as told, made() as session:
         session.scalars(select(Author)).all()
     (finding,) = told.findings
@@ -301,13 +302,13 @@ class EveryStatement:
         return set()
 
     def judge(
-        self, fact: StatementExecuted, record: SessionRecord, memory: set[CallSite | None]
+        self, fact: StatementExecuted, report: Report, memory: set[CallSite | None]
     ) -> Iterator[Finding]:
-        assert_type(record.statements, int)
-        assert_type(record.settings, Settings)
+        assert_type(report.ledger.statements, int)
+        assert_type(report.settings, Settings)
         if fact.site not in memory:
             memory.add(fact.site)
-            yield record.finding(
+            yield report.finding(
                 "every-statement",
                 self.severity,
                 f"a {fact.operation} ran",
@@ -326,7 +327,7 @@ class NoDetector:
 
 def a_detector_of_ones_own() -> None:
     detector: Detector = EveryStatement("warning")
-    assert_type(DEFAULT_DETECTORS, tuple[Detector, ...])
+    assert_type(DEFAULT_DETECTORS, tuple[Suspecting, ...])
     instrument(factory(), exporter=Exporter(), detectors=[detector]).uninstrument()
     with pytest.raises(AttributeError, match="facts"):
         instrument(detectors=[NoDetector()])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]

@@ -1,4 +1,4 @@
-"""The steps of a session in the order they happened, folded and bounded."""
+"""The steps of a session in order, with repeats folded and a bounded length."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from session_tracer.facts import Counts
     from session_tracer.where.callsite import CallSite
 
-__all__ = ["NOTHING", "NO_TIMELINE", "Step", "Timeline", "add_counts", "with_counts"]
+__all__ = ["NO_TIMELINE", "Step", "Timeline"]
 
 # A loop's body often takes turns (a lazy load, then a select): how far back a repeat is looked for.
 _FOLD_ACROSS: Final = 4
@@ -21,10 +21,18 @@ _FOLD_ACROSS: Final = 4
 
 @dataclass(slots=True)
 class Step:
-    """One line of a timeline: what was done `count` times in a row from one site.
+    """One line of a timeline: an operation that was done `count` times from one site.
 
-    `at` is nanoseconds since the session opened, `duration` nanoseconds over all its repeats. The
-    counts by entity say what was loaded and what was written.
+    Attributes:
+        at: Nanoseconds since the session opened.
+        verb: The operation, such as `select` or `flush`.
+        subject: What it was done to, such as `Author.books`.
+        site: The application's line.
+        count: Number of times.
+        duration: Nanoseconds of all repeats.
+        error: The class of the error, or an empty string.
+        loaded: Number of loaded objects by mapped class. `new`, `dirty`, `unchanged` and `deleted`
+            count the objects of flushes in the same way.
     """
 
     at: int
@@ -42,7 +50,14 @@ class Step:
 
 
 class Timeline:
-    """The first and the last steps of a session; `left_out` counts those between."""
+    """The first and the last steps of a session.
+
+    Attributes:
+        left_out: Number of steps between them, which are omitted.
+
+    Args:
+        most: Number of steps to keep.
+    """
 
     __slots__ = ("_first", "_last", "_most_first", "left_out")
 
@@ -67,7 +82,18 @@ class Timeline:
     def add(
         self, at: int, verb: str, subject: str, site: CallSite | None, *, fold: bool = True
     ) -> Step:
-        """A new step, or the recent one that this repeats."""
+        """Add a step, or count it as a repeat of a recent one.
+
+        Args:
+            at: Nanoseconds since the session opened.
+            verb: The operation.
+            subject: What it is done to.
+            site: The application's line.
+            fold: Whether it may be a repeat.
+
+        Returns:
+            The new step, or the one that it repeats.
+        """
         if fold:
             for step in islice(self._backwards(), _FOLD_ACROSS):
                 if step.verb == verb and step.subject == subject and step.site == site:
@@ -85,28 +111,8 @@ class Timeline:
         return step
 
 
-# Keeps no steps, where nobody reads them.
+# Keeps no steps: no code reads them.
 NO_TIMELINE: Final = Timeline(0)
 
-# What a repeat is never looked for across: two loops of two transactions are two stories.
+# Repeats are not folded across these: loops of two transactions stay apart.
 _BOUNDARIES: Final = frozenset({"begin", "commit", "rollback"})
-
-
-# Where nothing was counted yet: most of a session's counts are never needed. Never added to.
-NOTHING: Final[Counts] = {}
-
-
-def with_counts(total: Counts, more: Counts) -> Counts:
-    """`total` with `more` added to it, entity by entity; `NOTHING` is not changed but replaced."""
-    if not more:
-        return total
-    if not total:
-        return dict(more)
-    add_counts(total, more)
-    return total
-
-
-def add_counts(total: Counts, more: Counts) -> None:
-    """Add `more` to `total`, entity by entity."""
-    for entity, count in more.items():
-        total[entity] = total.get(entity, 0) + count

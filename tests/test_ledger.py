@@ -1,16 +1,16 @@
-"""Tests that the record of a session adds its facts up, by facts alone."""
+"""Tests that what happens in a session adds up in its ledger, its timeline and its summary."""
 
 from __future__ import annotations
 
 import copy
 import inspect
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from session_tracer import CallSite, Finding, SessionSummary, facts
-from session_tracer.ledger.record import SessionRecord
-from session_tracer.publisher.timeline import Step
+from session_tracer.model.timeline import Step
+from tests.detectors.feeding import PlayedScope
 
 if TYPE_CHECKING:
     from session_tracer.facts import Fact, LoadKind, Outcome, Trigger
@@ -22,17 +22,16 @@ LOOP = CallSite("shop.py", 3, "sell")
 OPENED = facts.SessionOpened(1_000, HERE)
 
 
-def record_of(*told: Fact) -> SessionRecord:
-    """What the record holds after these facts."""
-    record = SessionRecord("0f", "orders-db")
-    for fact in told:
-        record.add(fact)
-    return record
+def scope_of(*happened: Fact, **settings: Any) -> PlayedScope:
+    """A scope in which this happened, with an exporter that asks for everything."""
+    scope = PlayedScope([], listens=True, **settings)
+    scope.play(*happened)
+    return scope
 
 
-def steps(*told: Fact) -> list[Step]:
+def steps(*happened: Fact) -> list[Step]:
     """The timeline after these facts, in a session that opened at 1,000 ns."""
-    return list(record_of(OPENED, *told).timeline)
+    return list(scope_of(OPENED, *happened).timeline)
 
 
 def statement(
@@ -52,7 +51,8 @@ def statement(
 
 
 def test_a_sessions_facts_add_up_to_its_summary() -> None:
-    record = SessionRecord("0f", "orders-db", is_async=True, epoch=5_000_000_000)
+    scope = PlayedScope([], listens=True, is_async=True)
+    scope.ledger.epoch = 5_000_000_000
     story: list[Fact] = [
         facts.SessionOpened(1_000_000, HERE),
         facts.TransactionBegan(2_000_000, HERE),
@@ -90,24 +90,23 @@ def test_a_sessions_facts_add_up_to_its_summary() -> None:
             21_000_000, THERE, "close", "committed", 7, 1, detached={"Author": 2, "Book": 5}
         ),
     ]
-    for fact in story:
-        record.add(fact)
-    # What the listeners count where it happens, and what the pipeline adds.
-    record.identity_map_peak = 9
-    record.transitions = {"loaded_as_persistent": 9}
+    # What the hooks measure where it happens.
+    scope.ledger.measure(9)
     finding = Finding(
         id="n-plus-one",
         severity="warning",
         message="Author.books was loaded twice",
         remedy="selectinload(Author.books)",
         site=LOOP,
-        session_id="0f",
+        session_id=scope.ledger.id,
         session_name="orders-db",
         session_site=HERE,
     )
-    record.findings.append(finding)
-    assert record.summary() == SessionSummary(
-        id="0f",
+    scope.play(story[0])
+    scope.report.findings = (finding,)
+    scope.play(*story[1:])
+    assert scope.report.summary() == SessionSummary(
+        id="9b21e0456789abcd",
         name="orders-db",
         is_async=True,
         outcome="committed",
@@ -170,9 +169,9 @@ def test_a_sessions_facts_add_up_to_its_summary() -> None:
 
 
 def test_an_unused_session_has_nothing_to_tell() -> None:
-    record = record_of(OPENED, facts.SessionClosed(2_001_000, THERE, "close", "unused"))
-    assert record.summary() == SessionSummary(
-        id="0f",
+    scope = scope_of(OPENED, facts.SessionClosed(2_001_000, THERE, "close", "unused"))
+    assert scope.report.summary() == SessionSummary(
+        id="9b21e0456789abcd",
         name="orders-db",
         is_async=False,
         outcome="unused",
@@ -196,16 +195,15 @@ def test_an_unused_session_has_nothing_to_tell() -> None:
     )
 
 
-def test_a_summary_does_not_change_with_the_record() -> None:
-    record = record_of(OPENED, statement(1_010), facts.ObjectsLoaded(1_020, HERE, {"Book": 1}))
-    summary = record.summary()
+def test_a_summary_does_not_change_with_the_ledger() -> None:
+    scope = scope_of(OPENED, statement(1_010), facts.ObjectsLoaded(1_020, HERE, {"Book": 1}))
+    summary = scope.report.summary()
     before = copy.deepcopy(summary)
-    for fact in (
+    scope.play(
         facts.ObjectsLoaded(1_030, HERE, {"Book": 1}),
         facts.AttributeLoaded(1_040, HERE, "deferred", "Book", "title"),
         facts.FlushCompleted(1_050, HERE, "explicit", 5, {"Book": 1}, {"Book": 1}),
-    ):
-        record.add(fact)
+    )
     assert (summary.loaded, summary.new, summary.dirty, summary.lazy_loads) == (
         before.loaded,
         before.new,
@@ -229,14 +227,14 @@ def test_a_summary_does_not_change_with_the_record() -> None:
 def test_how_a_transaction_ended(
     outcome: Outcome, error: str, verb: str | None, commits: int, rollbacks: int
 ) -> None:
-    record = record_of(
+    scope = scope_of(
         OPENED,
         facts.TransactionBegan(1_100, HERE, two_phase=True),
         facts.TransactionEnded(1_200, THERE, outcome, 100, 20, error=error),
     )
     ended = [Step(180, verb, "", THERE, 1, 20, error)] if verb else []
-    assert list(record.timeline) == [Step(100, "begin", "two-phase", HERE), *ended]
-    assert (record.commits, record.rollbacks) == (commits, rollbacks)
+    assert list(scope.timeline) == [Step(100, "begin", "two-phase", HERE), *ended]
+    assert (scope.ledger.commits, scope.ledger.rollbacks) == (commits, rollbacks)
 
 
 @pytest.mark.parametrize(
@@ -244,26 +242,26 @@ def test_how_a_transaction_ended(
     [("committed", "release"), ("rolled_back", "rollback to savepoint")],
 )
 def test_a_savepoints_end_is_neither_commit_nor_rollback(outcome: Outcome, verb: str) -> None:
-    record = record_of(
+    scope = scope_of(
         OPENED,
         facts.TransactionBegan(1_100, HERE),
         facts.TransactionBegan(1_200, HERE, nested=True),
         facts.TransactionEnded(1_300, THERE, outcome, 100, nested=True),
     )
-    assert list(record.timeline)[1:] == [
+    assert list(scope.timeline)[1:] == [
         Step(200, "savepoint", "", HERE),
         Step(300, verb, "", THERE),
     ]
-    assert (record.commits, record.rollbacks) == (0, 0)
-    assert (record.transactions, record.savepoints) == (1, 1)
-    assert record.transaction_began_at == 1_100
+    assert (scope.ledger.commits, scope.ledger.rollbacks) == (0, 0)
+    assert (scope.ledger.transactions, scope.ledger.savepoints) == (1, 1)
+    assert scope.ledger.transaction_began_at == 1_100
 
 
 def test_an_open_transaction_is_known_by_its_beginning() -> None:
-    record = record_of(OPENED, facts.TransactionBegan(1_100, HERE))
-    assert record.transaction_began_at == 1_100
-    record.add(facts.TransactionEnded(1_200, HERE, "closed", 100))
-    assert record.transaction_began_at == 0
+    scope = scope_of(OPENED, facts.TransactionBegan(1_100, HERE))
+    assert scope.ledger.transaction_began_at == 1_100
+    scope.play(facts.TransactionEnded(1_200, HERE, "closed", 100))
+    assert scope.ledger.transaction_began_at == 0
 
 
 @pytest.mark.parametrize(
@@ -282,15 +280,15 @@ def test_a_statement_is_told_by_what_it_is_for(
 
 
 def test_what_a_flush_executes_is_the_flushs() -> None:
-    record = record_of(
+    scope = scope_of(
         OPENED,
         statement(1_110, operation="INSERT", in_flush=True),
         statement(1_130, operation="SAVEPOINT", entity=""),
         statement(1_150, operation="RELEASE", entity=""),
         statement(1_170, operation="ROLLBACK", entity=""),
     )
-    assert list(record.timeline) == []
-    assert (record.statements, record.sql) == (4, 40)
+    assert list(scope.timeline) == []
+    assert (scope.ledger.statements, scope.ledger.sql) == (4, 40)
 
 
 @pytest.mark.parametrize(
@@ -328,8 +326,8 @@ def test_what_was_loaded_belongs_to_the_step_before() -> None:
 
 
 def test_what_was_loaded_before_any_step_is_counted_all_the_same() -> None:
-    record = record_of(OPENED, facts.ObjectsLoaded(1_120, HERE, {"Book": 2}))
-    assert (record.loaded, list(record.timeline)) == ({"Book": 2}, [])
+    scope = scope_of(OPENED, facts.ObjectsLoaded(1_120, HERE, {"Book": 2}))
+    assert (scope.ledger.loaded, list(scope.timeline)) == ({"Book": 2}, [])
 
 
 def test_a_repeated_step_remembers_that_one_of_them_failed() -> None:
@@ -340,15 +338,15 @@ def test_a_repeated_step_remembers_that_one_of_them_failed() -> None:
 
 @pytest.mark.parametrize("trigger", ["explicit", "autoflush", "commit", "savepoint"])
 def test_a_flush_that_failed_wrote_nothing(trigger: Trigger) -> None:
-    record = record_of(
+    scope = scope_of(
         OPENED,
         facts.FlushFailed(1_200, HERE, trigger, 100, "sqlite3.IntegrityError", {"Book": 2}),
     )
-    assert list(record.timeline) == [
+    assert list(scope.timeline) == [
         Step(100, "flush", trigger, HERE, 1, 100, "sqlite3.IntegrityError", new={"Book": 2})
     ]
-    assert (record.flushes, record.failed_flushes, record.new) == (0, 1, {})
-    assert not record.wrote
+    assert (scope.ledger.flushes, scope.ledger.failed_flushes, scope.ledger.new) == (0, 1, {})
+    assert not scope.ledger.wrote
 
 
 @pytest.mark.parametrize(
@@ -361,32 +359,37 @@ def test_a_flush_that_failed_wrote_nothing(trigger: Trigger) -> None:
     ],
 )
 def test_a_session_wrote_if_a_flush_did(written: facts.FlushCompleted, wrote: bool) -> None:
-    assert record_of(OPENED, written).wrote is wrote
+    assert scope_of(OPENED, written).ledger.wrote is wrote
 
 
 def test_a_session_that_failed_says_with_what() -> None:
-    record = record_of(
-        OPENED, facts.SessionClosed(2_000, THERE, "close", "failed", error="ValueError")
+    scope = scope_of(
+        OPENED,
+        facts.TransactionBegan(1_100, HERE),
+        facts.TransactionEnded(1_900, THERE, "closed", 800),
+        facts.SessionClosed(2_000, THERE, "close", "failed", error="ValueError"),
     )
-    assert list(record.timeline) == [Step(1_000, "close", "", THERE, error="ValueError")]
-    assert (record.outcome, record.error) == ("failed", "ValueError")
+    assert list(scope.timeline) == [
+        Step(100, "begin", "", HERE),
+        Step(1_000, "close", "", THERE, error="ValueError"),
+    ]
+    assert (scope.ledger.outcome, scope.ledger.error) == ("failed", "ValueError")
 
 
 def test_two_connections_are_held_both() -> None:
-    record = record_of(
+    scope = scope_of(
         OPENED,
         facts.ConnectionReleased(1_100, 70, 5, SHOP),
         facts.ConnectionReleased(1_100, 30, 5, SHOP),
     )
-    assert record.held == 100
+    assert scope.ledger.held == 100
 
 
 def test_a_long_session_keeps_its_first_and_last_steps() -> None:
-    record = SessionRecord("0f", "orders-db", timeline_steps=4)
-    record.add(OPENED)
+    scope = scope_of(OPENED, timeline_steps=4)
     for number in range(10):
-        record.add(statement(1_010 + 10 * number, entity=f"Entity{number}"))
-    summary = record.summary()
+        scope.play(statement(1_010 + 10 * number, entity=f"Entity{number}"))
+    summary = scope.report.summary()
     assert [step.subject for step in summary.timeline] == [
         "Entity0",
         "Entity1",
@@ -405,13 +408,12 @@ def test_every_fact_is_one_of_those_the_union_names() -> None:
     assert dated == set(facts.Fact.__args__)
 
 
-def test_facts_that_tell_the_record_nothing_leave_it_as_it_was() -> None:
-    record = record_of(OPENED)
-    before = record.summary()
-    for fact in (
+def test_facts_that_count_nothing_leave_the_summary_as_it_was() -> None:
+    scope = scope_of(OPENED)
+    before = scope.report.summary()
+    scope.play(
         facts.FlushBegan(1_100, HERE, "explicit"),
         facts.StatementStarted(1_100, "SELECT 1", "SELECT", "SELECT", "", 1, SHOP),
         facts.DetachedLoadFailed(1_100, HERE, "Author", "books", "relationship"),
-    ):
-        record.add(fact)
-    assert record.summary() == before
+    )
+    assert scope.report.summary() == before

@@ -1,0 +1,235 @@
+"""Builds spans of the SDK when they end, where nothing can tell them from live ones."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING, Final
+
+from opentelemetry import trace
+from opentelemetry.attributes import BoundedAttributes
+from opentelemetry.sdk.trace import (
+    Event,
+    ReadableSpan,
+    SpanLimits,
+    SpanProcessor,
+    Tracer,
+    TracerProvider,
+)
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
+from opentelemetry.sdk.trace.sampling import (
+    Decision,
+    ParentBased,
+    ParentBasedTraceIdRatio,
+    StaticSampler,
+    TraceIdRatioBased,
+)
+from opentelemetry.sdk.util import BoundedList
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import (
+    Link,
+    NonRecordingSpan,
+    SpanContext,
+    SpanKind,
+    Status,
+    StatusCode,
+    TraceFlags,
+)
+
+from session_tracer import __version__
+from session_tracer.signals import names
+from session_tracer.signals.span_recorder import MOST_EVENTS, Beginning
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from opentelemetry.context import Context
+    from opentelemetry.sdk.trace.sampling import Sampler
+
+    from session_tracer.signals.span_attributes import Attributes
+    from session_tracer.signals.span_recorder import RecordedSpan, SpanRecorder
+
+__all__ = ["recorder"]
+
+# What the SDK does where neither code nor the environment sets limits.
+_COUNT_LIMIT: Final = MOST_EVENTS
+_NOTHING_ON_START: Final = (
+    SpanProcessor.on_start,
+    BatchSpanProcessor.on_start,
+    SimpleSpanProcessor.on_start,
+)
+# Children of a sampled span are sampled, and those of another are not.
+_PARENT_BASED: Final = re.compile(
+    r"ParentBased\{root:(AlwaysOnSampler|AlwaysOffSampler|TraceIdRatioBased\{[^{}]*\}),"
+    r"remoteParentSampled:AlwaysOnSampler,remoteParentNotSampled:AlwaysOffSampler,"
+    r"localParentSampled:AlwaysOnSampler,localParentNotSampled:AlwaysOffSampler\}"
+)
+_INTERNAL_METRICS: Final = "OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED"
+_UNSET: Final = Status(StatusCode.UNSET)
+_ERROR: Final = Status(StatusCode.ERROR)
+_PROBE: Final = (5, 6, False, TraceFlags(TraceFlags.SAMPLED), trace.DEFAULT_TRACE_STATE)
+_INTERNAL: Final = SpanKind.INTERNAL
+_SAMPLED: Final = Decision.RECORD_AND_SAMPLE
+# By whether the span is sampled.
+_FLAGS: Final = (TraceFlags(TraceFlags.DEFAULT), TraceFlags(TraceFlags.SAMPLED))
+_RANDOM_FLAGS: Final = tuple(TraceFlags(one | TraceFlags.RANDOM_TRACE_ID) for one in _FLAGS)
+
+_new = tuple.__new__
+
+
+def recorder(provider: TracerProvider, processors: Sequence[SpanProcessor]) -> SpanRecorder | None:
+    """The recorder of a provider; None where its spans have to be live.
+
+    `provider` has to be made by the caller, without limits of its own, and `processors` have to be
+    all that it has: a provider shows neither. A live span can be told from a recorded one by a
+    processor that is called when it starts, and by a sampler that decides about each span on its
+    own.
+    """
+    tracer = provider.get_tracer(names.SCOPE, __version__)
+    if (
+        type(tracer) is Tracer  # else the SDK is disabled
+        and all(type(one).on_start in _NOTHING_ON_START for one in processors)
+        and _decides_by_trace(provider.sampler)
+        and _are_default(SpanLimits())
+        and not os.environ.get(_INTERNAL_METRICS, "").strip()
+        and _is_known_layout()
+    ):
+        return _SpanRecorder(provider, tracer, processors)
+    return None
+
+
+def _decides_by_trace(sampler: Sampler) -> bool:
+    """Whether children of a recorded span are always sampled as it is, and nothing is added."""
+    if type(sampler) in (ParentBased, ParentBasedTraceIdRatio):
+        described: Sampler = sampler  # the class's own method has no types
+        if not _PARENT_BASED.fullmatch(described.get_description()):
+            return False
+    elif type(sampler) not in (StaticSampler, TraceIdRatioBased):
+        return False
+    # A sampler that records what it does not sample describes itself like one that samples.
+    parents = [
+        NonRecordingSpan(SpanContext(1, 1, is_remote=remote, trace_flags=TraceFlags(sampled)))
+        for remote in (False, True)
+        for sampled in (TraceFlags.DEFAULT, TraceFlags.SAMPLED)
+    ]
+    contexts = [trace.set_span_in_context(one) for one in (*parents, trace.INVALID_SPAN)]
+    decisions = {sampler.should_sample(one, 1, "session").decision for one in contexts}
+    return Decision.RECORD_ONLY not in decisions
+
+
+def _are_default(limits: SpanLimits) -> bool:
+    counts = {
+        limits.max_span_attributes,
+        limits.max_events,
+        limits.max_links,
+        limits.max_event_attributes,
+        limits.max_link_attributes,
+    }
+    lengths = {limits.max_attribute_length, limits.max_span_attribute_length}
+    return counts == {_COUNT_LIMIT} and lengths == {None}
+
+
+def _is_known_layout() -> bool:
+    """Whether a SpanContext is the tuple that `child()` makes without the checks of its class."""
+    try:
+        made = SpanContext(*_PROBE)
+        return (
+            tuple(made) == (*_PROBE, True)
+            and hasattr(TraceFlags, "RANDOM_TRACE_ID")
+            and vars(made) == {}
+        )
+    except TypeError:
+        return False
+
+
+class _SpanRecorder:
+    """Samples, numbers and builds spans as the SDK's tracer does."""
+
+    def __init__(
+        self, provider: TracerProvider, tracer: Tracer, processors: Sequence[SpanProcessor]
+    ) -> None:
+        # The provider's resource is another one after a fork.
+        self._provider = provider
+        self._sampler = provider.sampler
+        self._ids = provider.id_generator
+        self._new_span_id = provider.id_generator.generate_span_id
+        self._processors = tuple(processors)
+        self._on_end = processors[0].on_end if len(processors) == 1 else self._to_all
+        self._info = tracer.instrumentation_info
+        self._scope = InstrumentationScope(names.SCOPE, __version__)
+
+    def _to_all(self, span: ReadableSpan) -> None:
+        for one in self._processors:
+            one.on_end(span)
+
+    def begin(
+        self,
+        name: str,
+        context: Context | None,
+        attributes: Attributes,
+        links: Sequence[Link] = (),
+    ) -> Beginning:
+        """Begin a tree of spans in a context: sample it, and draw its ids."""
+        span = trace.get_current_span(context)
+        trace_id, _, _, flags, _, is_valid = parent = span.get_span_context()
+        if is_valid:
+            is_random = flags & TraceFlags.RANDOM_TRACE_ID
+            above: SpanContext | None = parent
+        else:
+            above = None
+            trace_id = self._ids.generate_trace_id()
+            is_random = self._ids.is_trace_id_random()
+        result = self._sampler.should_sample(context, trace_id, name, _INTERNAL, attributes, links)
+        state = result.trace_state
+        if state is None:
+            state = trace.DEFAULT_TRACE_STATE
+        is_sampled = result.decision is _SAMPLED
+        own_flags = (_RANDOM_FLAGS if is_random else _FLAGS)[is_sampled]
+        # What the class would check is known: `_is_known_layout()`.
+        own = _new(SpanContext, (trace_id, self._new_span_id(), False, own_flags, state, True))
+        return Beginning(own, above, dict(result.attributes) if is_sampled else None)
+
+    def child(self, parent: SpanContext) -> SpanContext:
+        """The context of a new span below a recorded one, which has its sampling decision."""
+        trace_id, _, _, flags, state, _ = parent
+        return _new(SpanContext, (trace_id, self._new_span_id(), False, flags, state, True))
+
+    def end(self, span: RecordedSpan, at: int) -> None:
+        """Build a span that ended at that time since 1970, and export it."""
+        self._on_end(
+            ReadableSpan(
+                span.name,
+                span.context,
+                span.parent,
+                self._provider.resource,
+                span.attributes,
+                _events(span) if span.events else (),
+                _links(span.links) if span.links else (),
+                span.kind,
+                self._info,
+                _ERROR if span.failed else _UNSET,
+                span.began,
+                at,
+                self._scope,
+            )
+        )
+
+
+def _events(span: RecordedSpan) -> Sequence[Event]:
+    built = [Event(name, _bounded(attributes), at) for name, attributes, at in span.events]
+    kept = BoundedList.from_seq(_COUNT_LIMIT, built)
+    kept.dropped += span.dropped_events
+    events: Sequence[Event] = kept
+    return events
+
+
+def _links(links: Sequence[Link]) -> Sequence[Link]:
+    return [
+        Link(one.context, BoundedAttributes(_COUNT_LIMIT, one.attributes))
+        for one in links
+        if one.context.is_valid or one.attributes or one.context.trace_state
+    ]
+
+
+def _bounded(attributes: Attributes) -> BoundedAttributes:
+    return BoundedAttributes(_COUNT_LIMIT, attributes)

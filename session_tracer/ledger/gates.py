@@ -1,0 +1,53 @@
+"""The thresholds at which a ledger asks the detectors, of all tracers that report the scope."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from session_tracer.settings import Settings
+
+__all__ = ["Gates"]
+
+# From so many SELECTs on each is judged; those before are in the ledger.
+_SELECTS_KEPT: Final = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gates:
+    """A set has each tracer's threshold, a number the lowest or, with `most_`, the highest."""
+
+    loads: frozenset[int]
+    reloads: frozenset[int]
+    most_loads: int
+    most_reloads: int
+    selects: int
+    single_rows: frozenset[int]
+    least_single_rows: int
+    large_flush: int
+    large_identity_map: int
+    large_result: int
+
+    @classmethod
+    def of(cls, settings: Iterable[Settings]) -> Gates:
+        """The gates of tracers with these settings."""
+        every = list(settings)
+        loads = frozenset(one.lazy_loads_from_one_site for one in every)
+        reloads = frozenset(one.reloads_after_commit for one in every)
+        rows = frozenset(one.single_row_writes for one in every)
+        gets = min(one.gets_from_one_site for one in every)
+        return cls(
+            loads=loads,
+            reloads=reloads,
+            most_loads=max(loads),
+            most_reloads=max(reloads),
+            selects=min(gets, min(one.repeats_of_one_select for one in every), _SELECTS_KEPT),
+            single_rows=rows,
+            least_single_rows=min(rows),
+            large_flush=min(one.large_flush_objects for one in every),
+            large_identity_map=min(one.large_identity_map_objects for one in every),
+            large_result=min(one.large_result_objects for one in every),
+        )

@@ -1,0 +1,548 @@
+"""What one tracer reports of one session scope: its findings, and its signals."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from session_tracer import facts
+from session_tracer.ledger.guard import aside, reporting
+from session_tracer.model.findings import Finding, Retraction
+from session_tracer.model.summary import SessionSummary
+from session_tracer.model.timeline import NO_TIMELINE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from session_tracer.facts import Counts, Database, Fact, Outcome, Trigger
+    from session_tracer.ledger.gates import Gates
+    from session_tracer.ledger.ledger import Ledger
+    from session_tracer.ledger.origin import Scope
+    from session_tracer.model.findings import Severity
+    from session_tracer.model.timeline import Timeline
+    from session_tracer.settings import Settings
+    from session_tracer.where.callsite import CallSite, Locator
+
+__all__ = ["Attached", "Judge", "Publisher", "Report", "Tracer"]
+
+_MOST_FINDINGS: Final = 1_000
+# What a detector concludes most of the time.
+_NOTHING: Final = ()
+
+
+class Judge(Protocol):
+    """A detector, as a report calls it."""
+
+    def memory(self) -> Any: ...
+
+    def judge(self, fact: Any, report: Report, memory: Any) -> Iterable[Finding | Retraction]: ...
+
+
+class Attached(Protocol):
+    """A context that can be put in force, and the caller's, which is put back after it."""
+
+    def attach(self) -> None: ...
+
+    def detach(self) -> None: ...
+
+
+class Publisher(Protocol):
+    """Gets every fact of one scope, because somebody asked for facts."""
+
+    @property
+    def timeline(self) -> Timeline: ...
+
+    def publish(self, fact: Fact) -> None: ...
+
+    def mute(self, signal: object) -> None: ...
+
+
+class Metrics(Protocol):
+    """Measures what sessions do."""
+
+    def transaction_ended(self, report: Report, outcome: Outcome, duration: int) -> None: ...
+
+    def connection_released(self, report: Report, held: int, busy: int) -> None: ...
+
+    def flushed(self, report: Report, trigger: Trigger, error: str, duration: int) -> None: ...
+
+    def statement_executed(self, report: Report, fact: facts.StatementExecuted) -> None: ...
+
+    def load_refused(self, report: Report) -> None: ...
+
+    def session_ended(self, report: Report, detached: Counts) -> None: ...
+
+    def finding(self, finding: Finding, report: Report) -> None: ...
+
+
+class Logs(Protocol):
+    """Logs what sessions do."""
+
+    def flush_failed(self, report: Report, fact: facts.FlushFailed) -> None: ...
+
+    def session_closed(self, report: Report) -> None: ...
+
+    def finding(self, finding: Finding, report: Report) -> None: ...
+
+    def retracted(self, retraction: Retraction, report: Report) -> None: ...
+
+
+class Spans(Protocol):
+    """The open spans of one scope.
+
+    `is_dropped` is whether the session's span is not sampled. Then nothing is reported to them
+    until the scope ends.
+    """
+
+    is_dropped: bool
+
+    @property
+    def session_context(self) -> Any: ...
+
+    def transaction_began(self, at: int, site: CallSite | None, nested: bool) -> None: ...
+
+    def transaction_ended(self, at: int, outcome: Outcome, nested: bool, error: str) -> None: ...
+
+    def connection_acquired(self, database: Database) -> None: ...
+
+    def flush_began(self, at: int, site: CallSite | None, trigger: Trigger) -> None: ...
+
+    def flush_ended(
+        self, at: int, new: int, dirty: int, deleted: int, unchanged: int | None, error: str
+    ) -> None: ...
+
+    def statement_started(
+        self,
+        at: int,
+        text: str,
+        summary: str,
+        operation: str,
+        collection: str,
+        batch_size: int,
+        database: Database,
+    ) -> None: ...
+
+    def statement_executed(
+        self, at: int, site: CallSite | None, error: str, status: str
+    ) -> None: ...
+
+    def session_ended(self, at: int) -> None: ...
+
+    def refused(self, origin: Any) -> None: ...
+
+    def detached_load_failed(self, fact: facts.DetachedLoadFailed) -> None: ...
+
+    def finding(self, finding: Finding) -> None: ...
+
+    def retracted(self, retraction: Retraction) -> None: ...
+
+    def attach(self) -> Attached | None: ...
+
+    def stop(self) -> None: ...
+
+
+class Sink(Protocol):
+    """An exporter that takes whole values."""
+
+    def session(self, report: Report) -> None: ...
+
+    def finding(self, finding: Finding, report: Report) -> None: ...
+
+    def retracted(self, retraction: Retraction, report: Report) -> None: ...
+
+
+class Rules(Protocol):
+    """Which findings are reported, how severe they are, and which are raised."""
+
+    def rule(self, finding: Finding, report: Report) -> Finding | None: ...
+
+    def as_reported(self, finding: Finding) -> Finding: ...
+
+    def raises(self, finding: Finding) -> bool: ...
+
+
+class Tracer(Protocol):
+    """One name, its settings, its detectors and its signals."""
+
+    name: str
+    settings: Settings
+    gates: Gates
+    locator: Locator
+    # Monotonic, in nanoseconds.
+    clock: Callable[[], int]
+    closed: bool
+    is_settled: bool
+    tells_statements: bool
+    # How long, in nanoseconds, until a session leaks, a transaction is long, a connection is idle.
+    patience: tuple[int, int, int]
+    watches: bool
+
+    @property
+    def judges(self) -> Mapping[Any, tuple[tuple[int, Any], ...]]:
+        """The detectors to be asked about each type of fact, with their places."""
+
+    def wants_everything(self) -> bool: ...
+
+    def closed_unused(self, duration: int) -> None: ...
+
+    @property
+    def policy(self) -> Rules: ...
+
+    def settle(self) -> None: ...
+
+    def context(self) -> Any: ...
+
+    def caller(self, context: Any = None) -> tuple[int, int]: ...
+
+    def begin(self, ledger: Ledger) -> Report: ...
+
+    def begin_detached(self, scope: Scope, epoch: int) -> Report: ...
+
+    def failed(self, where: str, error: BaseException) -> None: ...
+
+
+class Report:
+    """One session scope as one tracer reports it.
+
+    A detector or signal that fails is counted, logged once, and left out of the rest of the scope.
+    """
+
+    __slots__ = (
+        "_memories",
+        "_muted",
+        "findings",
+        "ledger",
+        "logs",
+        "metrics",
+        "misuses",
+        "name",
+        "publisher",
+        "settings",
+        "silenced",
+        "sinks",
+        "span_context",
+        "spans",
+        "tracer",
+    )
+
+    spans: Spans | None
+    publisher: Publisher | None
+
+    def __init__(
+        self,
+        tracer: Tracer,
+        ledger: Ledger,
+        *,
+        metrics: tuple[Metrics, ...],
+        logs: Logs | None,
+        sinks: tuple[Sink, ...],
+        silenced: frozenset[str],
+    ) -> None:
+        self.tracer = tracer
+        self.ledger = ledger
+        self.name = tracer.name
+        self.settings = tracer.settings
+        self.metrics = metrics
+        self.logs = logs
+        self.sinks = sinks
+        # What was silenced where the scope was opened.
+        self.silenced = silenced
+        self.spans = None
+        self.publisher = None
+        # Trace and span id of the innermost open span, where one is recording.
+        self.span_context: tuple[int, int] | None = None
+        self.findings: tuple[Finding, ...] = ()
+        # What is to be raised as `SessionMisuse`.
+        self.misuses: tuple[Finding, ...] = ()
+        self._memories: dict[int, Any] | None = None
+        self._muted: frozenset[int] = frozenset()
+
+    def finding(
+        self,
+        id_: str,
+        severity: Severity,
+        message: str,
+        remedy: str,
+        site: CallSite | None,
+        *,
+        entity: str | None = None,
+        attribute: str | None = None,
+        count: int = 1,
+        evidence: Mapping[str, Any] | None = None,
+    ) -> Finding:
+        """A finding about this scope."""
+        return Finding(
+            id=id_,
+            severity=severity,
+            message=message,
+            remedy=remedy,
+            site=site,
+            session_id=self.ledger.id,
+            session_name=self.name,
+            session_site=self.ledger.opened_site,
+            entity=entity,
+            attribute=attribute,
+            count=count,
+            evidence=evidence or {},
+        )
+
+    def was_reported(self, id_: str) -> bool:
+        """Whether a finding of that id was reported of this scope."""
+        return any(finding.id == id_ for finding in self.findings)
+
+    # Detectors.
+
+    def judge(self, fact: Fact) -> None:
+        """Ask the detectors that conclude something from such a fact; never raises."""
+        judges = self.tracer.judges.get(type(fact))
+        if judges is not None and not reporting.now:
+            for place, detector in judges:
+                self.ask(place, detector, fact)
+
+    def ask(self, place: int, detector: Judge, fact: Fact) -> None:
+        """Ask one detector, which has that place among the tracer's; never raises."""
+        if place in self._muted:
+            return
+        with aside():
+            try:
+                memories = self._memories
+                if memories is None:
+                    memories = self._memories = {}
+                if place not in memories:
+                    memories[place] = detector.memory()
+                verdicts = detector.judge(fact, self, memories[place])
+                if verdicts is _NOTHING:
+                    return
+                ruled = [one for one in map(self._rule, verdicts) if one is not None]
+            except Exception as error:
+                self._muted |= {place}
+                self.tracer.failed(type(detector).__name__, error)
+                return
+        for one in ruled:
+            self._conclude(one)
+
+    def _rule(self, verdict: Finding | Retraction) -> Finding | Retraction | None:
+        """The verdict as the policy has it reported, or None."""
+        if isinstance(verdict, Finding):
+            return self.tracer.policy.rule(verdict, self)
+        if not isinstance(verdict, Retraction):
+            raise TypeError(f"{type(verdict).__qualname__} is no Finding")
+        reported = self.tracer.policy.as_reported(verdict.finding)
+        return replace(verdict, finding=reported) if reported in self.findings else None
+
+    def _conclude(self, verdict: Finding | Retraction) -> None:
+        if isinstance(verdict, Retraction):
+            for logs in (self.logs,) if self.logs is not None else ():
+                self._say(logs, logs.retracted, verdict, self)
+            if self.spans is not None:
+                self._say(self.spans, self.spans.retracted, verdict)
+            for sink in self.sinks:
+                self._say(sink, sink.retracted, verdict, self)
+            return
+        # A scope that goes on for ever and fails for ever must not fill the memory.
+        if len(self.findings) < _MOST_FINDINGS:
+            self.findings += (verdict,)
+        if self.tracer.policy.raises(verdict) and len(self.misuses) < _MOST_FINDINGS:
+            self.misuses += (verdict,)
+        for metrics in self.metrics:
+            self._say(metrics, metrics.finding, verdict, self)
+        if self.logs is not None:
+            self._say(self.logs, self.logs.finding, verdict, self)
+        if self.spans is not None:
+            self._say(self.spans, self.spans.finding, verdict)
+        for sink in self.sinks:
+            self._say(sink, sink.finding, verdict, self)
+
+    # Signals. What is measured and logged of something that ended is of its span, so spans come
+    # after metrics and logs; whole values come last, for a summary holds the findings.
+
+    def _say(self, signal: Any, method: Callable[..., None], *arguments: Any) -> None:
+        """Have a signal report something; never raises."""
+        before, reporting.now = reporting.now, True
+        try:
+            method(*arguments)
+        except Exception as error:
+            self.lose(signal, error)
+        finally:
+            reporting.now = before
+
+    def lose(self, signal: Any, error: Exception) -> None:
+        """A signal has failed: report the rest of the scope without it."""
+        self.tracer.failed(type(signal).__name__, error)
+        if self.publisher is not None:
+            self.publisher.mute(signal)
+        self.metrics = tuple(one for one in self.metrics if one is not signal)
+        self.sinks = tuple(one for one in self.sinks if one is not signal)
+        if self.logs is signal:
+            self.logs = None
+        if self.spans is signal:
+            self.spans = None
+
+    def transaction_began(self, at: int, site: CallSite | None, *, nested: bool) -> None:
+        """A transaction or savepoint began."""
+        if self.spans is not None and not self.spans.is_dropped:
+            self._say(self.spans, self.spans.transaction_began, at, site, nested)
+
+    def transaction_ended(
+        self, at: int, outcome: Outcome, duration: int, *, nested: bool, error: str
+    ) -> None:
+        """A transaction or savepoint ended."""
+        if not nested:
+            for metrics in self.metrics:
+                self._say(metrics, metrics.transaction_ended, self, outcome, duration)
+        if self.spans is not None and not self.spans.is_dropped:
+            self._say(self.spans, self.spans.transaction_ended, at, outcome, nested, error)
+
+    def connection_acquired(self, database: Database) -> None:
+        """The transaction has a connection."""
+        if self.spans is not None and not self.spans.is_dropped:
+            self._say(self.spans, self.spans.connection_acquired, database)
+
+    def connection_released(self, held: int, busy: int) -> None:
+        """The transaction gave a connection back."""
+        for metrics in self.metrics:
+            self._say(metrics, metrics.connection_released, self, held, busy)
+
+    def flush_began(self, at: int, site: CallSite | None, trigger: Trigger) -> None:
+        """The unit of work started to write."""
+        if self.spans is not None and not self.spans.is_dropped:
+            self._say(self.spans, self.spans.flush_began, at, site, trigger)
+
+    def flushed(
+        self, at: int, trigger: Trigger, duration: int, sizes: tuple[int, int, int, int]
+    ) -> None:
+        """The unit of work was written: new, dirty, deleted and unchanged objects."""
+        for metrics in self.metrics:
+            self._say(metrics, metrics.flushed, self, trigger, "", duration)
+        if self.spans is not None and not self.spans.is_dropped:
+            self._say(self.spans, self.spans.flush_ended, at, *sizes, "")
+
+    def flush_failed(self, fact: facts.FlushFailed) -> None:
+        """The unit of work could not be written."""
+        for metrics in self.metrics:
+            self._say(metrics, metrics.flushed, self, fact.trigger, fact.error, fact.duration)
+        if self.logs is not None:
+            self._say(self.logs, self.logs.flush_failed, self, fact)
+        if self.spans is not None and not self.spans.is_dropped:
+            sizes = [sum(counts.values()) for counts in (fact.new, fact.dirty, fact.deleted)]
+            self._say(self.spans, self.spans.flush_ended, fact.at, *sizes, None, fact.error)
+
+    def statement_started(self, fact: facts.StatementStarted) -> None:
+        """A statement is about to go to the driver."""
+        if self.spans is not None and self.tracer.tells_statements:
+            self._say(
+                self.spans,
+                self.spans.statement_started,
+                fact.at,
+                fact.text,
+                fact.summary,
+                fact.operation,
+                fact.collection,
+                fact.batch_size,
+                fact.database,
+            )
+
+    def statement_executed(self, fact: facts.StatementExecuted) -> None:
+        """The driver's execute call returned, or raised an error."""
+        if not self.tracer.tells_statements:
+            return
+        for metrics in self.metrics:
+            self._say(metrics, metrics.statement_executed, self, fact)
+        if self.spans is not None:
+            self._say(
+                self.spans,
+                self.spans.statement_executed,
+                fact.at,
+                fact.site,
+                fact.error,
+                fact.status,
+            )
+
+    def session_ended(self, detached: Counts) -> None:
+        """The scope ended; `detached` are the objects that it let go of."""
+        for metrics in self.metrics:
+            self._say(metrics, metrics.session_ended, self, detached)
+        if self.logs is not None:
+            self._say(self.logs, self.logs.session_closed, self)
+        if self.spans is not None:
+            self._say(self.spans, self.spans.session_ended, self.ledger.closed_at)
+        for sink in self.sinks:
+            self._say(sink, sink.session, self)
+
+    def load_was_refused(self, fact: facts.DetachedLoadFailed, origin: Any) -> None:
+        """A detached object was refused a load; `origin` is the span of its session."""
+        if reporting.now:
+            return
+        if self.spans is not None:
+            self._say(self.spans, self.spans.refused, origin)
+        if self.publisher is not None:
+            self.publisher.publish(fact)
+        self.judge(fact)
+        for metrics in self.metrics:
+            self._say(metrics, metrics.load_refused, self)
+        if self.spans is not None:
+            self._say(self.spans, self.spans.detached_load_failed, fact)
+
+    def take_up(self, now: int) -> None:
+        """The scope is open already: report how far it is."""
+        ledger, publisher = self.ledger, self.publisher
+        if publisher is not None:
+            publisher.publish(facts.SessionOpened(now, ledger.opened_site))
+        for one in ledger.transactions_open:
+            if publisher is not None:
+                publisher.publish(
+                    facts.TransactionBegan(now, None, one.nested, one.two_phase, one.owner)
+                )
+            self.transaction_began(now, None, nested=one.nested)
+        for holding in ledger.connections:
+            if publisher is not None:
+                publisher.publish(facts.ConnectionAcquired(now, holding.database))
+            self.connection_acquired(holding.database)
+
+    def stop(self) -> None:
+        """End the report unfinished."""
+        if self.spans is not None:
+            self._say(self.spans, self.spans.stop)
+
+    def summary(self) -> SessionSummary:
+        """The account as a value that outlives the session."""
+        ledger = self.ledger
+        timeline = NO_TIMELINE if self.publisher is None else self.publisher.timeline
+        return SessionSummary(
+            id=ledger.id,
+            name=self.name,
+            is_async=ledger.is_async,
+            outcome=ledger.outcome or "closed",
+            opened_unix_ns=ledger.opened_at + ledger.epoch,
+            opened_site=ledger.opened_site,
+            closed_site=ledger.closed_site,
+            ending=ledger.ending,
+            error=ledger.error,
+            database=ledger.database,
+            duration_ms=(ledger.closed_at - ledger.opened_at) / 1e6,
+            held_ms=ledger.held / 1e6,
+            sql_ms=ledger.sql / 1e6,
+            statements=ledger.statements,
+            transactions=ledger.transactions,
+            savepoints=ledger.savepoints,
+            commits=ledger.commits,
+            rollbacks=ledger.rollbacks,
+            flushes=ledger.flushes,
+            failed_flushes=ledger.failed_flushes,
+            loaded=dict(ledger.loaded),
+            new=dict(ledger.new),
+            dirty=dict(ledger.dirty),
+            unchanged=dict(ledger.unchanged),
+            deleted=dict(ledger.deleted),
+            lazy_loads=dict(ledger.lazy_loads),
+            expired=ledger.expired,
+            expunged=ledger.expunged,
+            merged=ledger.merged,
+            pending=ledger.pending,
+            transitions=dict(ledger.transitions),
+            identity_map_size=ledger.identity_map_size,
+            identity_map_peak=ledger.identity_map_peak,
+            timeline=tuple(timeline),
+            timeline_left_out=timeline.left_out,
+            findings=self.findings,
+        )

@@ -1,0 +1,160 @@
+"""Who uses a session: which thread or task, on which event loop, and whether two do at once."""
+
+from __future__ import annotations
+
+import threading
+from asyncio import CancelledError
+from typing import TYPE_CHECKING, Final
+
+from session_tracer import facts
+from session_tracer.ledger import same_owner
+from session_tracer.where import owner
+from session_tracer.where.tasks import running_loop
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from session_tracer.facts import Fact
+    from session_tracer.ledger.in_progress import Flush, Holding, OpenTransaction
+    from session_tracer.ledger.origin import Scope
+    from session_tracer.ledger.same_owner import Commit
+    from session_tracer.where.callsite import CallSite, Locator
+    from session_tracer.where.owner import Owner
+
+__all__ = ["NOBODY", "Use"]
+
+NOBODY: Final = owner.Owner(threading.main_thread(), None, None, object())
+
+
+class Use:
+    """The part of a ledger that knows who uses the session.
+
+    What is most often as it was at first is an attribute of the class until it changes: that costs
+    a session that is opened for one unit of work nothing.
+    """
+
+    is_async = False
+    kind: tuple[type, int]
+    caller: tuple[int, int]
+    clock: Callable[[], int]
+    locator: Locator
+    scope: Scope
+    opened_by: Owner = NOBODY
+    # The thread or task that used it last.
+    owner: Owner = NOBODY
+    was_handed_on = False
+    # The thread or task that is inside an operation of the session, and where.
+    at_work: Owner | None = None
+    at_work_site: CallSite | None = None
+    # The first use under asyncio, and whether it was used on another event loop since.
+    loop_owner: Owner | None = None
+    loop_site: CallSite | None = None
+    loop_changed = False
+    cancelled = False
+    # Whether something happened that a detector wants to know the end of.
+    is_suspect = False
+    is_joined = False
+    connections: tuple[Holding, ...] = ()
+    opened_at = 0
+    # The first commit of the scope, and those of the scopes next to it.
+    commit: Commit | None = None
+    beside: tuple[Commit, ...] = ()
+    transactions_open: tuple[OpenTransaction, ...] = ()
+    flush: Flush | None = None
+    last_site: CallSite | None = None
+    # Where the scope is being left, the error that is leaving, and whether anything is.
+    leaving: tuple[CallSite | None, str, bool] | None = None
+    is_closing = False
+
+    def site(self) -> CallSite | None:
+        """The application's line that is at work.
+
+        Where the stack has none, it is the line that is leaving the session (asyncio closes it in a
+        task of its own), else the last one known.
+        """
+        if self.is_closing and self.leaving is not None:
+            return self.leaving[0]
+        site = self.locator.locate(2)
+        if site is None:
+            if self.leaving is not None:
+                return self.leaving[0]
+            return self.last_site or self.scope.opened_site
+        self.last_site = site
+        return site
+
+    @property
+    def name(self) -> str:
+        """The name that the nearest tracer gives the factory."""
+        raise NotImplementedError
+
+    def suspect(self, fact: Fact) -> None:
+        """Something rare happened from which a detector may conclude something."""
+        raise NotImplementedError
+
+    def enter(self, site: CallSite | None) -> Owner:
+        """The thread or task that uses the session now; it is reported if another one is inside."""
+        user = self.owner
+        if not user.is_current():
+            before, user = user, owner.current()
+            self._check_worker(site, user)
+            self.owner = user
+            self.was_handed_on = True
+            same_owner.hand_on(self, before)
+        elif self.at_work is not None or (self.flush is not None and self.flush.owner is not user):
+            self._check_worker(site, user)
+        if self.is_async and not self.loop_changed:
+            self._check_loop(site)
+        return user
+
+    def check_use(self, site: CallSite | None) -> None:
+        """Report another thread or task that is inside an operation, and another event loop."""
+        if self.at_work is not None or self.flush is not None:
+            self._check_worker(site, self.owner if self.owner.is_current() else owner.current())
+        if self.is_async and not self.loop_changed:
+            self._check_loop(site)
+
+    def _check_worker(self, site: CallSite | None, user: Owner) -> None:
+        worker, other_site = self.at_work, self.at_work_site
+        if worker is None and self.flush is not None and self.flush.began:
+            worker, other_site = self.flush.owner, self.flush.site
+        if worker is not None and worker is not user and not worker.is_current():
+            self.suspect(
+                facts.SessionUsedConcurrently(self.clock(), site, user, other_site, worker)
+            )
+
+    def _check_loop(self, site: CallSite | None) -> None:
+        loop = running_loop()
+        if loop is None:
+            return
+        first = self.loop_owner
+        if first is None:
+            # Most sessions are used by the task that opened them.
+            is_owner = self.owner.is_current()
+            self.loop_owner, self.loop_site = self.owner if is_owner else owner.current(), site
+        elif first.loop() is not loop:
+            self.loop_changed = True
+            self.suspect(
+                facts.EventLoopChanged(
+                    at=self.clock(),
+                    site=site,
+                    thread=owner.current().thread_name,
+                    other_thread=first.thread_name,
+                    other_site=self.loop_site,
+                )
+            )
+
+    def note_cancelled(self, error: BaseException) -> None:
+        """A task is being cancelled, which leaves a transaction open if there is one."""
+        if self.cancelled or not self.transactions_open:
+            return
+        self.cancelled = self.is_suspect = True
+        site = self.locator.raised_at(error) or self.site()
+        # SQLAlchemy may be leaving the block in a task of its own.
+        self.suspect(facts.TransactionCancelled(self.clock(), site, self.owner))
+
+    def is_cancellation(self, error: BaseException | None) -> bool:
+        """Note a cancellation; whether it is one."""
+        if not isinstance(error, CancelledError):
+            return False
+        self.note_cancelled(error)
+        return True
