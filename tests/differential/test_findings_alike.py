@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -75,11 +76,12 @@ def reported(one: Finding | Retraction) -> Reported:
         finding.entity,
         finding.attribute,
         finding.count,
-        str({
+        # asyncio numbers the tasks of the whole process.
+        re.sub(r"Task-\d+", "Task", str({
             key: value
             for key, value in one.evidence.items()
             if "_ms" not in key and key not in ("session", "other_session", "holders")
-        }),
+        })),
     )  # fmt: skip
 
 
