@@ -20,7 +20,6 @@ from session_tracer.ledger.ledger import Closing, Ledger, Opening, type_name
 from session_tracer.ledger.origin import Origin
 from session_tracer.model.counts import NOTHING, by_name
 from session_tracer.verdicts.misuse import raise_due
-from session_tracer.where import owner
 from session_tracer.where.frameworks import error_of_request, is_by_transaction_manager
 
 if TYPE_CHECKING:
@@ -152,7 +151,7 @@ def _close_unused(session: Session, ending: Ending) -> None:
         closing = Closing(
             "reset" if is_by_transaction_manager() else ending,
             tracers[0].locator.locate(2),
-            owner.current(),
+            opening.owner,  # no other thread or task has used it
         )
         session.__dict__[SLOT] = Opening(
             tracers, 0, None, is_async=opening.is_async, closing=closing
