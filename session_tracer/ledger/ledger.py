@@ -112,7 +112,7 @@ class Ledger(Use):
     id = ""
     is_open = True
     # Until its reports are made, other threads only note which tracers shall report it.
-    is_beginning = False
+    is_beginning = True
     origin: Origin
     # What to add to a monotonic time to get nanoseconds since 1970.
     epoch = 0
@@ -482,9 +482,8 @@ class Ledger(Use):
                 report.publisher for report in self.reports if report.publisher is not None
             )
             self.tracers = tuple(one for one in self.tracers if one is not tracer)
-            if not self.is_open:
-                return
-            self.scope.reports = self.reports
+            if self.is_open and not self.is_beginning:
+                self.scope.reports = self.reports
 
     def begin_counting_anew(self) -> None:
         """Forget what counts towards thresholds: another test uses the session now.
