@@ -11,10 +11,9 @@ from sqlalchemy.orm.exc import DetachedInstanceError
 
 from session_tracer import facts
 from session_tracer.hooks import error_frames, loader_options
-from session_tracer.hooks.scopes import begin_scope, ledger_of, resumed
+from session_tracer.hooks.scopes import ledger_of, resumed
 from session_tracer.ledger import object_counter, registry
 from session_tracer.ledger.in_progress import SLOT
-from session_tracer.ledger.ledger import Ledger, Opening
 from session_tracer.runtime.degraded import without
 from session_tracer.where import owner
 from session_tracer.where.except_finder import handler_of
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 
     from session_tracer.facts import Fact
     from session_tracer.hooks.error_frames import Read
+    from session_tracer.ledger.ledger import Ledger
     from session_tracer.ledger.origin import OriginRef
     from session_tracer.ledger.report import Tracer
 
@@ -181,7 +181,7 @@ def _crossed(error: Any, frame: FrameType) -> tuple[Ledger | None, Fact | None]:
     ledger = None if session is None or state is None else session.__dict__.get(SLOT)
     if ledger is None:
         return None, None
-    ledger = begin_scope(session, ledger) if type(ledger) is Opening else resumed(session, ledger)
+    ledger = resumed(session, ledger)
     other = None if state.session is None else ledger_of(state.session)
     mark = object_counter.mark_of(state)
     return ledger, facts.ObjectCrossed(

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session, attributes
 from sqlalchemy.orm.exc import NO_STATE
 
 from session_tracer.hooks import flush_contents
-from session_tracer.hooks.scopes import begin_scope, ledger_failed, ledger_of, resumed
+from session_tracer.hooks.scopes import ledger_failed, ledger_of, resumed
 from session_tracer.ledger import object_counter
 from session_tracer.ledger.in_progress import SLOT
 from session_tracer.ledger.ledger import Closing, Ledger, Opening, type_name
@@ -309,8 +309,6 @@ def _merging(session: Session, instance: Any, *_: Any, **__: Any) -> None:
         return
     try:
         attributes.instance_state(instance)
-        if type(ledger) is Opening:
-            ledger = begin_scope(session, ledger)
         ledger = resumed(session, ledger)
         ledger.settle(ledger.clock())
         entity = type(instance).__name__

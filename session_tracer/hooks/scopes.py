@@ -58,8 +58,10 @@ def begin_scope(session: Session, opening: Opening) -> Ledger:
     return ledger
 
 
-def resumed(session: Session, ledger: Ledger) -> Ledger:
-    """The ledger of the open scope: another one begins where the session was closed."""
+def resumed(session: Session, ledger: Ledger | Opening) -> Ledger:
+    """The ledger of the open scope: one begins where the session is new or was closed."""
+    if isinstance(ledger, Opening):
+        return begin_scope(session, ledger)
     if ledger.is_open:
         return ledger
     opening = Opening(

@@ -44,9 +44,8 @@ if TYPE_CHECKING:
     from session_tracer.where.except_finder import Failure
     from session_tracer.where.owner import Owner
 
-__all__ = ["SELECTS_KEPT", "SIZES_KEPT", "Closing", "Ledger", "Opening"]
+__all__ = ["SIZES_KEPT", "Closing", "Ledger", "Opening"]
 
-SELECTS_KEPT: Final = 4
 # Of the first commits, and of the last.
 SIZES_KEPT: Final = 3
 
