@@ -46,7 +46,12 @@ DIARY: Final = Diary()
 
 
 def name(instance: Any) -> str:
-    """What a mapped object is called: by its class, and when it was first seen."""
+    """What a mapped object is called: by its class, and when it was first seen.
+
+    SQLAlchemy's own `session.new` can hold None: an object that was collected as it was added.
+    """
+    if instance is None:
+        return "None"
     number = vars(instance).get("_number")
     if number is None:
         number = vars(instance)["_number"] = DIARY.number()

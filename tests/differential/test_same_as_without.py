@@ -42,6 +42,16 @@ LEARNED: Final = {
     ),
     # A captured session outlived its last reference.
     "a session": Program(Setup(target="session"), (Step("get"), Step("let_go"))),
+    # SQLAlchemy itself holds None in session.new, and the observer failed.
+    "a collected object": Program(
+        Setup(is_async=True),
+        (
+            *(Step("a_add"), Step("a_add"), Step("a_add", 0, 4), Step("a_rollback")),
+            *(Step("copied"), Step("copied", 0, 8)),
+            *(Step("a_select", 0, 9), Step("a_select"), Step("a_select", 0, 5)),
+            Step("add_held", 0, 8),
+        ),
+    ),
 }
 
 
