@@ -68,7 +68,7 @@ CLOSED = {
         "letters",
         "a dynamic relationship runs a query each time it is read",
         "read Author.letters while the session is open, "
-        "or make it lazy='select' and load it with selectinload(Author.letters)",
+        "or set lazy='select' and load it with selectinload(Author.letters)",
     ),
 }
 
@@ -79,8 +79,8 @@ EXPIRED = {
         Author,
         "name",
         "the column was expired by the commit at {expired}",
-        "sessionmaker(expire_on_commit=False), or read Author.name before the commit at {expired}, "
-        "or session.merge() the Author into an open session",
+        "use sessionmaker(expire_on_commit=False), read Author.name before the commit at "
+        "{expired}, or pass the Author to session.merge() of an open session",
     ),
     "the first of several columns": Read(
         detached.expired_by_commit,
@@ -88,8 +88,8 @@ EXPIRED = {
         Book,
         "title",
         "the column was expired by the commit at {expired}",
-        "sessionmaker(expire_on_commit=False), or read Book.title before the commit at {expired}, "
-        "or session.merge() the Book into an open session",
+        "use sessionmaker(expire_on_commit=False), read Book.title before the commit at {expired}, "
+        "or pass the Book to session.merge() of an open session",
     ),
     "a collection after a commit": Read(
         detached.expired_by_commit,
@@ -117,8 +117,8 @@ EXPIRED = {
         Author,
         "name",
         "the column was expired by the rollback at {expired}",
-        "session.refresh() the Author before it leaves the session, "
-        "or session.merge() it into an open one",
+        "call session.refresh() with the Author before it leaves the session, "
+        "or pass the Author to session.merge() of an open session",
     ),
     "a collection after a rollback": Read(
         detached.expired_by_rollback,
@@ -135,8 +135,8 @@ EXPIRED = {
         Author,
         "name",
         "the column was expired by expire() at {expired}",
-        "session.refresh() the Author before it leaves the session, "
-        "or session.merge() it into an open one",
+        "call session.refresh() with the Author before it leaves the session, "
+        "or pass the Author to session.merge() of an open session",
     ),
     "a column after expire_all()": Read(
         detached.expired_with_all,
@@ -144,8 +144,8 @@ EXPIRED = {
         Author,
         "name",
         "the column was expired by expire_all() at {expired}",
-        "session.refresh() the Author before it leaves the session, "
-        "or session.merge() it into an open one",
+        "call session.refresh() with the Author before it leaves the session, "
+        "or pass the Author to session.merge() of an open session",
     ),
 }
 

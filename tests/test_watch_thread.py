@@ -263,7 +263,7 @@ left_open = open_one()
 def test_what_is_still_open_at_exit_is_on_the_console() -> None:
     _, complaints, took = run(LEFT_OPEN, SESSION_TRACER_EXPORTER="console")
     assert complaints.count("abandoned-session") == 1
-    assert "was still open as the process ended" in " ".join(complaints.split())
+    assert "was still open when the process ended" in " ".join(complaints.split())
     assert "Traceback" not in complaints
     assert took < 30
 

@@ -1,13 +1,13 @@
-"""Finds sessions that take more connections than there are, or than they need."""
+"""Finds sessions that use more connections than necessary, or than the pool has."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from session_tracer.detectors.evidence import places
-from session_tracer.detectors.said import Said
-from session_tracer.detectors.watched import ms
-from session_tracer.detectors.wording import lasted
+from session_tracer.detectors.evidence import known, ms
+from session_tracer.detectors.memory import Once
+from session_tracer.detectors.protocol import BuiltIn
+from session_tracer.detectors.wording import duration
 from session_tracer.facts import CheckoutTimedOut, ConnectionNested
 
 if TYPE_CHECKING:
@@ -17,112 +17,86 @@ if TYPE_CHECKING:
     from session_tracer.model.findings import Finding
     from session_tracer.model.live_session import LiveSession
 
-__all__ = ["NestedSessions", "PoolExhausted"]
-
 _MOST_HOLDERS: Final = 20
 
 
-class NestedSessions:
+class NestedSessions(BuiltIn):
     """`nested-sessions`: a session takes a connection while its thread or task holds another."""
 
-    facts: Final = ()
     candidates = (ConnectionNested,)
+    memory = Once
 
-    def memory(self) -> Said:
-        """The lines at which it was said."""
-        return Said()
-
-    def judge(self, fact: ConnectionNested, report: Report, memory: Said) -> Iterator[Finding]:
-        """One finding for each line that takes a second connection."""
+    def judge(self, fact: ConnectionNested, report: Report, memory: Once) -> Iterator[Finding]:
+        """Report each line that takes a second connection once."""
         if not memory.first(fact.site):
             return
-        what = "task" if report.ledger.is_async else "thread"
+        owner = "task" if report.ledger.is_async else "thread"
         yield report.finding(
             "nested-sessions",
             "warning",
-            f"a second connection was taken while session {fact.other[:6]} ({fact.other_name}) "
-            f"of the same {what} held one, for {lasted(fact.held)} so far",
-            "pass that session to this code: if every connection of the pool is held by somebody "
-            "who waits for a second one, none ever comes free",
+            f"a second connection was checked out while session {fact.other[:6]} "
+            f"({fact.other_name}) of the same {owner} had held one for {duration(fact.held)}",
+            "pass that session to this code, or end it first: code that waits for a second "
+            "connection while it holds one can deadlock the pool",
             fact.site,
-            evidence={
-                "other_session": fact.other,
-                "other_session_name": fact.other_name,
-                "other_held_ms": ms(fact.held),
-                **places(other_opened_at=fact.other_opened_site, other_acquired_at=fact.other_site),
-            },
+            evidence=known(
+                other_session=fact.other,
+                other_session_name=fact.other_name,
+                other_held_ms=ms(fact.held),
+                other_opened_at=fact.other_opened_site,
+                other_acquired_at=fact.other_site,
+            ),
         )
 
 
-class PoolExhausted:
+class PoolExhausted(BuiltIn):
     """`pool-exhausted`: the pool had no connection for a session in time."""
 
-    facts: Final = ()
     candidates = (CheckoutTimedOut,)
 
-    def memory(self) -> None:
-        """Each timeout speaks for itself."""
-
     def judge(self, fact: CheckoutTimedOut, report: Report, memory: None) -> Iterator[Finding]:
-        """One finding for each timeout."""
+        """Report each timeout, with the sessions that hold a connection, the longest first."""
         del memory
-        # Who has held one for longest comes first.
         holders = sorted(fact.holders, key=lambda live: -live.held_seconds)
-        waited = (
-            f"no connection came free in {lasted(fact.timeout)}"
-            if fact.timeout
-            else ("no connection came free")
-        )
+        waited = f" for {duration(fact.timeout)}" if fact.timeout else ""
         number = len(holders)
-        hold = f"{number} traced session{' holds' if number == 1 else 's hold'} one"
+        hold = f"{number or 'no'} traced session{' holds' if number < 2 else 's hold'} one"
+        lines = [_holder(live) for live in holders[:_MOST_HOLDERS]]
+        if number > _MOST_HOLDERS:
+            lines.append(f"and {number - _MOST_HOLDERS} more")
         yield report.finding(
             "pool-exhausted",
             "error",
-            f"{waited}: {hold if number else 'no traced session holds one'}",
+            f"the pool had no free connection{waited}: {hold}",
             _remedy(holders),
             fact.site,
             count=max(number, 1),
-            evidence={
-                "timeout_ms": ms(fact.timeout),
-                "holders": _told(holders),
-            },
+            evidence={"timeout_ms": ms(fact.timeout), "holders": lines},
         )
 
 
 def _remedy(holders: list[LiveSession]) -> str:
     if not holders:
         return (
-            "look for connections that are not closed, and for sessions that are not traced; "
-            "else raise pool_size"
+            "look for connections that are not closed and sessions that are not traced; "
+            "if there are none, increase pool_size"
         )
     longest = holders[0]
     where = f" opened at {longest.opened_site}" if longest.opened_site is not None else ""
     return (
         f"commit or close sooner, first of all session {longest.id[:6]}{where}: it has held "
-        f"a connection for {_seconds(longest.held_seconds)}"
+        f"a connection for {duration(longest.held_seconds * 1e9)}"
     )
 
 
-def _told(holders: list[LiveSession]) -> list[str]:
-    told = [_holder(live) for live in holders[:_MOST_HOLDERS]]
-    more = len(holders) - _MOST_HOLDERS
-    return [*told, f"and {more} more"] if more > 0 else told
-
-
 def _holder(live: LiveSession) -> str:
-    """One that holds a connection, in a line."""
-    parts = [f"{live.name} {live.id[:6]}"]
-    if live.opened_site is not None:
-        parts[0] += f" opened {live.opened_site}"
-    parts.append(f"holds a connection for {_seconds(live.held_seconds)}")
+    """Return one line about a session that holds a connection."""
+    opened = f" opened {live.opened_site}" if live.opened_site is not None else ""
+    parts = [
+        f"{live.name} {live.id[:6]}{opened}",
+        f"has held a connection for {duration(live.held_seconds * 1e9)}",
+    ]
     if live.last_statement_site is not None:
         parts.append(f"last statement {live.last_statement_site}")
-    if live.owner_stack:
-        parts.append(f"{live.owner} now at {live.owner_stack[0]}")
-    else:
-        parts.append(live.owner)
-    return ", ".join(parts)
-
-
-def _seconds(seconds: float) -> str:
-    return lasted(round(seconds * 1e9))
+    now = f" now at {live.owner_stack[0]}" if live.owner_stack else ""
+    return ", ".join([*parts, f"{live.owner}{now}"])

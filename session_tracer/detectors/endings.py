@@ -1,13 +1,12 @@
-"""Finds sessions that nobody ends, that end before their work is saved, or are used after it."""
+"""Finds sessions that are not closed, that lose changes, or that are used after `close()`."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from session_tracer.detectors.evidence import places
-from session_tracer.detectors.unsaved import Lost
-from session_tracer.detectors.watched import TAKEN, block, called, ms
-from session_tracer.detectors.wording import lasted
+from session_tracer.detectors.evidence import known, ms
+from session_tracer.detectors.protocol import BuiltIn
+from session_tracer.detectors.wording import NEVER_CLOSED, awaited, duration, session, with_block
 from session_tracer.facts import (
     SessionClosed,
     SessionOpened,
@@ -18,172 +17,206 @@ from session_tracer.facts import (
 from session_tracer.ledger.uncommitted import Uncommitted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterator
 
+    from session_tracer.facts import Counts
     from session_tracer.ledger.report import Report
+    from session_tracer.ledger.uncommitted import ByState
     from session_tracer.model.findings import Finding
     from session_tracer.where.callsite import CallSite
 
-__all__ = ["AbandonedSession", "DiscardedChanges", "ReusedAfterClose"]
+
+class _LastTransaction:
+    """How the last transaction ended, and the scope's last activity before that."""
+
+    cancelled = False
+    abandoned = False
+    last_at = 0
+    last_site: CallSite | None = None
 
 
-class _GivenUp:
-    """Whether the transaction was given up, and what the scope had done last when it was."""
-
-    __slots__ = ("cancelled", "given_up", "last_at", "last_site")
-
-    def __init__(self) -> None:
-        self.cancelled = False
-        self.given_up = False
-        self.last_at = 0
-        self.last_site: CallSite | None = None
-
-
-class AbandonedSession:
+class AbandonedSession(BuiltIn):
     """`abandoned-session`: the garbage collector, or the process's end, takes an open scope."""
 
-    facts: Final = ()
     candidates = (TransactionCancelled, TransactionEnded, SessionClosed)
-
-    def memory(self) -> _GivenUp:
-        """Whether the transaction was given up, and what the scope did last."""
-        return _GivenUp()
+    memory = _LastTransaction
 
     def judge(
         self,
         fact: TransactionCancelled | TransactionEnded | SessionClosed,
         report: Report,
-        memory: _GivenUp,
-    ) -> Iterable[Finding]:
-        """One finding for a scope whose transaction is open as it is taken.
+        memory: _LastTransaction,
+    ) -> Iterator[Finding]:
+        """Report a scope whose transaction was open when it was taken.
 
-        Where its task was cancelled amid the transaction, `cancelled-transaction` tells of it.
-        What is joined to another transaction loses nothing: that one decides.
+        A cancelled task is reported as `cancelled-transaction`. A session that is joined to an
+        outer transaction loses nothing: the outer transaction decides.
         """
+        ledger = report.ledger
         if isinstance(fact, TransactionCancelled):
             memory.cancelled = True
-        elif isinstance(fact, TransactionEnded):
-            if not fact.nested:
-                memory.given_up = fact.outcome == "abandoned"
-                memory.last_at = report.ledger.last_activity_at
-                memory.last_site = report.ledger.last_activity_site
-        elif memory.given_up and fact.ending in TAKEN and not (memory.cancelled or fact.joined):
-            return (_abandoned(fact, report, memory),)
-        return ()
+        elif isinstance(fact, SessionClosed):
+            is_excused = memory.cancelled or fact.joined
+            if memory.abandoned and fact.ending in NEVER_CLOSED and not is_excused:
+                yield _abandoned(fact, report, memory)
+        elif not fact.nested:
+            memory.abandoned = fact.outcome == "abandoned"
+            memory.last_at, memory.last_site = ledger.last_activity_at, ledger.last_activity_site
 
 
-def _abandoned(fact: SessionClosed, report: Report, memory: _GivenUp) -> Finding:
-    lost = Lost(fact, report.ledger.uncommitted or Uncommitted())
-    age = fact.at - report.ledger.opened_at
+def _abandoned(fact: SessionClosed, report: Report, memory: _LastTransaction) -> Finding:
+    lost, held = _Lost(fact, report), report.ledger.last_held
     if lost:
         harm = f"and lost {lost}"
-    elif report.ledger.last_held:
-        harm = f"and held a connection for {lasted(report.ledger.last_held)}"
+    elif held:
+        harm = f"and held a connection for {duration(held)}"
     else:
-        harm = "with its transaction open"
-    evidence: dict[str, Any] = {
-        "ending": fact.ending,
-        "age_ms": ms(age),
-        **({"held_ms": ms(report.ledger.last_held)} if report.ledger.last_held else {}),
-        **lost.evidence(),
-        **places(last_activity_at=memory.last_site),
-        "last_activity_ms_ago": ms(fact.at - memory.last_at),
-    }
+        harm = "with an open transaction"
     return report.finding(
         "abandoned-session",
         "error",
-        f"{called(report)} {TAKEN[fact.ending]}, {harm}",
-        block(report),
+        f"{session(report)} {NEVER_CLOSED[fact.ending]}, {harm}",
+        with_block(report),
         report.ledger.opened_site,
         entity=lost.entity(),
         count=max(lost.count(), 1),
-        evidence=evidence,
+        evidence=known(
+            ending=fact.ending,
+            age_ms=ms(fact.at - report.ledger.opened_at),
+            held_ms=ms(held) if held else None,
+            **lost.evidence(),
+            last_activity_at=memory.last_site,
+            last_activity_ms_ago=ms(fact.at - memory.last_at),
+        ),
     )
 
 
-def _loses(fact: SessionClosed, report: Report) -> bool:
-    if not (fact.added or fact.modified or fact.removed or report.ledger.uncommitted):
-        return False
-    # An error that leaves is a reason to discard; what is joined decides nothing by its end.
-    return fact.ending in ("close", "reset") and not (fact.leaving or fact.error or fact.joined)
+class DiscardedChanges(BuiltIn):
+    """`discarded-changes`: a scope is closed with changes neither committed nor rolled back."""
 
-
-class DiscardedChanges:
-    """`discarded-changes`: a scope is closed with changes that nobody committed or rolled back."""
-
-    facts: Final = ()
     candidates = (SessionClosed,)
 
-    def memory(self) -> None:
-        """The ledger knows what was flushed and not committed."""
+    def judge(self, fact: SessionClosed, report: Report, memory: None) -> Iterator[Finding]:
+        """Report a scope that loses changes.
 
-    def judge(self, fact: SessionClosed, report: Report, memory: None) -> Iterable[Finding]:
-        """One finding for a scope that ends without an error, by its own transaction."""
+        An exception that propagates is a reason to discard. A session that is joined to an outer
+        transaction loses nothing: the outer transaction decides.
+        """
         del memory
-        if not _loses(fact, report):
-            return ()
-        lost = Lost(fact, report.ledger.uncommitted or Uncommitted())
-        return (_discarded(fact, lost, report),) if lost else ()
+        is_excused = fact.leaving or fact.error or fact.joined
+        if fact.ending not in ("close", "reset") or is_excused:
+            return
+        lost, ledger = _Lost(fact, report), report.ledger
+        if not lost:
+            return
+        # A generator closes the sessions of many views at one line: this line is in the view.
+        is_known = ledger.left_site in (fact.site, lost.flushed_at, lost.unflushed_at)
+        yield report.finding(
+            "discarded-changes",
+            "warning",
+            f"{fact.ending}() discarded {lost}",
+            f"{awaited(report)}session.commit()  # before the session is closed",
+            fact.site,
+            entity=lost.entity(),
+            count=lost.count(),
+            evidence=known(
+                **lost.evidence(), last_activity_at=None if is_known else ledger.left_site
+            ),
+        )
 
 
-def _discarded(fact: SessionClosed, lost: Lost, report: Report) -> Finding:
-    # A generator closes the sessions of many views, at one line: this leads to the view.
-    known = (fact.site, lost.flushed_at, lost.unflushed_at)
-    last = None if report.ledger.left_site in known else report.ledger.left_site
-    awaited = "await " if report.ledger.is_async else ""
-    return report.finding(
-        "discarded-changes",
-        "warning",
-        f"{fact.ending}() discarded {lost}",
-        f"{awaited}session.commit()  # before the session is closed",
-        fact.site,
-        entity=lost.entity(),
-        count=lost.count(),
-        evidence={**lost.evidence(), **places(last_activity_at=last)},
-    )
+class _Lost:
+    """The changes of a scope that were not flushed, and those that were not committed."""
+
+    def __init__(self, fact: SessionClosed, report: Report) -> None:
+        uncommitted = report.ledger.uncommitted or Uncommitted()
+        parts = (("added", fact.added), ("modified", fact.modified), ("removed", fact.removed))
+        self.unflushed: ByState = {state: dict(counts) for state, counts in parts if counts}
+        self.unflushed_at = fact.added_site if fact.added else None
+        self.flushed: ByState = uncommitted.content()
+        self.flushed_at = uncommitted.site if self.flushed else None
+
+    def __bool__(self) -> bool:
+        return bool(self.unflushed or self.flushed)
+
+    def __str__(self) -> str:
+        """`2 Stock modified (never flushed) and 3 Order added (flushed, never committed)`."""
+        parts = []
+        if self.unflushed:
+            parts.append(f"{_changes(self.unflushed)} (never flushed)")
+        if self.flushed:
+            parts.append(f"{_changes(self.flushed)} (flushed, never committed)")
+        return " and ".join(parts)
+
+    def _counts(self) -> list[Counts]:
+        return [*self.unflushed.values(), *self.flushed.values()]
+
+    def entity(self) -> str | None:
+        """Return the mapped class of all changes, if it is one."""
+        entities = {entity for counts in self._counts() for entity in counts}
+        return entities.pop() if len(entities) == 1 else None
+
+    def count(self) -> int:
+        """Return the number of changes. An object that was flushed twice counts twice."""
+        return sum(sum(counts.values()) for counts in self._counts())
+
+    def evidence(self) -> dict[str, Any]:
+        """Return the counts by state, and the lines of the last changes."""
+        sites = known(added_at=self.unflushed_at, flushed_at=self.flushed_at)
+        return {**self.unflushed, **self.flushed, **sites}
+
+
+_DONE: Final = {
+    "added": "added",
+    "modified": "modified",
+    "removed": "deleted",
+    "flushed_new": "added",
+    "flushed_dirty": "modified",
+    "flushed_deleted": "deleted",
+}
+# Number of mapped classes that are named, the most frequent ones. The others are added up.
+_MOST_NAMED: Final = 3
+
+
+def _changes(by_state: ByState) -> str:
+    return ", ".join(f"{_number(counts)} {_DONE[state]}" for state, counts in by_state.items())
+
+
+def _number(counts: Counts) -> str:
+    ordered = sorted(counts.items(), key=lambda item: -item[1])
+    named = [f"{count} {entity}" for entity, count in ordered[:_MOST_NAMED]]
+    others = sum(count for _, count in ordered[_MOST_NAMED:])
+    *first, last = [*named, f"{others} others"] if others else named
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 class _Reopening:
-    """How a scope came to begin on a session that was closed."""
+    """The reopening of a closed session, until a transaction begins."""
 
-    __slots__ = ("fact",)
-
-    def __init__(self) -> None:
-        self.fact: SessionOpened | None = None
+    fact: SessionOpened | None = None
 
 
-def _by_its_closer(fact: SessionOpened) -> bool:
-    return fact.reopened and fact.last_ending == "close" and fact.same_owner
+class ReusedAfterClose(BuiltIn):
+    """`reused-after-close`: the thread or task that closed a session uses it again."""
 
-
-class ReusedAfterClose:
-    """`reused-after-close`: whoever closed a session begins something on it again."""
-
-    facts: Final = ()
     candidates = (SessionOpened, TransactionBegan)
-
-    def memory(self) -> _Reopening:
-        """The reopening, until it turns out to be for something."""
-        return _Reopening()
+    memory = _Reopening
 
     def judge(
         self, fact: SessionOpened | TransactionBegan, report: Report, memory: _Reopening
-    ) -> Iterable[Finding]:
-        """One finding for a scope, as its first transaction begins."""
+    ) -> Iterator[Finding]:
+        """Report a scope when its first transaction begins."""
         if isinstance(fact, SessionOpened):
-            if _by_its_closer(fact):
+            if fact.reopened and fact.last_ending == "close" and fact.same_owner:
                 memory.fact = fact
-            return ()
+            return
         opened, memory.fact = memory.fact, None
-        return () if opened is None or fact.nested else (_reused(opened, fact, report),)
-
-
-def _reused(opened: SessionOpened, fact: TransactionBegan, report: Report) -> Finding:
-    return report.finding(
-        "reused-after-close",
-        "info",
-        "this session was used again after close(), in a new transaction",
-        block(report, "one for each unit of work"),
-        fact.site or opened.site,
-        evidence=places(closed_at=opened.last_closed_site),
-    )
+        if opened is not None and not fact.nested:
+            yield report.finding(
+                "reused-after-close",
+                "info",
+                "this session was used again after close(), in a new transaction",
+                with_block(report, "one for each unit of work"),
+                fact.site or opened.site,
+                evidence=known(closed_at=opened.last_closed_site),
+            )

@@ -1,39 +1,80 @@
-"""Gathers what several findings bring as evidence."""
+"""Evidence that several findings have."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 from session_tracer.model.counts import add_counts
+from session_tracer.where.callsite import CallSite
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from session_tracer.facts import Counts, FlushCompleted, FlushFailed
-    from session_tracer.where.callsite import CallSite
+    from session_tracer.model.live_session import LiveSession
 
-__all__ = ["added_up", "largest", "places", "written"]
+__all__ = ["added_up", "known", "largest", "live_evidence", "ms", "written"]
+
+_MOST_FRAMES: Final = 5
 
 
-def places(**sites: CallSite | None) -> dict[str, str]:
-    """The sites that are known, by the keys of evidence."""
-    return {key: str(site) for key, site in sites.items() if site is not None}
+def known(**values: Any) -> dict[str, Any]:
+    """Return the values that are not None, as evidence. A call site becomes its text."""
+    return {
+        key: str(value) if isinstance(value, CallSite) else value
+        for key, value in values.items()
+        if value is not None
+    }
+
+
+def ms(nanoseconds: float) -> float:
+    """Return milliseconds, rounded as in all evidence."""
+    return round(nanoseconds / 1e6, 3)
 
 
 def written(fact: FlushCompleted | FlushFailed) -> dict[str, Counts]:
-    """What a flush held, by the keys of evidence."""
+    """Return the objects of a flush by entity, in the evidence's keys."""
     parts = (("new", fact.new), ("dirty", fact.dirty), ("deleted", fact.deleted))
     return {key: dict(counts) for key, counts in parts if counts}
 
 
-def added_up(held: Mapping[str, Counts]) -> Counts:
-    """All of the objects, whatever became of them."""
+def added_up(contents: Mapping[str, Counts]) -> Counts:
+    """Return the sum of new, dirty and deleted objects, by entity."""
     objects: Counts = {}
-    for counts in held.values():
+    for counts in contents.values():
         add_counts(objects, counts)
     return objects
 
 
 def largest(counts: Counts) -> str | None:
-    """The entity there is most of; of several, the first by name."""
+    """Return the most frequent entity; the first by name if there are several."""
     return min(counts, key=lambda entity: (-counts[entity], entity), default=None)
+
+
+def live_evidence(live: LiveSession) -> dict[str, Any]:
+    """Return an open session's owner, what the owner is doing, and what the session holds."""
+    is_open = live.transaction != "none"
+    evidence = known(
+        owner=live.owner,
+        doing=[str(site) for site in live.owner_stack[:_MOST_FRAMES]],
+        transaction=live.transaction,
+        statements=live.statements,
+        sql_ms=ms(live.sql_seconds * 1e9),
+        transaction_ms=ms(live.transaction_seconds * 1e9) if is_open else None,
+        held_ms=ms(live.held_seconds * 1e9) if live.holds_connection else None,
+        process_id=live.process_id,
+        pending=dict(live.pending_entities) or None,
+        modified_objects=live.objects.get("modified") or None,
+        deleted_objects=live.objects.get("deleted") or None,
+    )
+    if live.last_statement_seconds:
+        evidence |= known(
+            last_statement_at=live.last_statement_site,
+            last_statement_ms_ago=ms(live.last_statement_seconds * 1e9),
+        )
+    if live.last_activity_site != live.last_statement_site:
+        evidence |= known(
+            last_activity_at=live.last_activity_site,
+            last_activity_ms_ago=ms(live.last_activity_seconds * 1e9),
+        )
+    return evidence

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -11,37 +11,58 @@ if TYPE_CHECKING:
     from session_tracer.ledger.report import Report
     from session_tracer.model.findings import Finding, Retraction
 
-__all__ = ["Detector", "Suspecting"]
+__all__ = ["BuiltIn", "Detector", "Suspecting"]
 
 
 class Detector(Protocol):
-    """Draws findings about one session scope at a time.
+    """Finds mistakes in one session scope at a time.
 
-    `facts` names the types of fact of which it wants every single one: a publisher is made for
-    each session then, which costs time. `memory()` makes what it wants to remember of one scope.
-    `judge()` gets the fact after `report.ledger`, the account of the scope, has taken it in, and
-    yields what it concludes, `report.finding(...)`, or retracts it, `Retraction(...)`. Thresholds
-    are in `report.settings`. It must not run SQL, load an attribute, call a mapped class's code, or
-    keep an object of the application. It is asked about a `TimePassed` by the watchdog's thread,
-    perhaps while the session's own thread asks it about another fact.
+    All sessions share the detector, so it must keep no state of a session. It must not run SQL,
+    load an attribute, call a mapped class's code, or keep an object of the application.
+
+    Attributes:
+        facts: The types of fact with which `judge()` is called. Every fact of these types is made
+            for every session, which costs time.
     """
 
     @property
     def facts(self) -> tuple[type[Fact], ...]: ...
 
-    def memory(self) -> Any: ...
+    def memory(self) -> Any:
+        """Return the detector's memory of one scope. It is released with the scope."""
 
-    def judge(self, fact: Any, report: Report, memory: Any) -> Iterable[Finding | Retraction]: ...
+    def judge(self, fact: Any, report: Report, memory: Any) -> Iterable[Finding | Retraction]:
+        """Return the findings to report, and the retractions of those that no longer hold.
+
+        A `TimePassed` is judged in the watchdog's thread, perhaps while the session's own thread
+        is in `judge()` with another fact.
+
+        Args:
+            fact: What happened. `report.ledger` contains it already.
+            report: The scope: `report.ledger` is its account, `report.settings` are the settings,
+                and `report.finding()` makes a finding.
+            memory: What `memory()` returned for the scope.
+        """
 
 
 @runtime_checkable
 class Suspecting(Detector, Protocol):
-    """A detector that is asked only where the ledger has reason to.
+    """A detector that is called only where the ledger has a reason.
 
-    `candidates` names the types of fact from which it concludes something. The ledger makes such a
-    fact where one of its counters crosses a threshold, or where something rare happens; no other
-    fact of the type is ever made for it, whether or not a publisher exists.
+    Attributes:
+        candidates: The types of fact with which `judge()` is called when a counter of the ledger
+            crosses a threshold, or when something rare happens. No other facts of these types are
+            made for the detector, whether or not a publisher exists.
     """
 
     @property
     def candidates(self) -> tuple[type[Fact], ...]: ...
+
+
+class BuiltIn:
+    """The base of the built-in detectors: it needs no facts but its candidates, and no memory."""
+
+    facts: Final = ()
+
+    def memory(self) -> Any:
+        """Return nothing to remember."""

@@ -1,145 +1,120 @@
-"""Finds what is read back from the database after the session itself had it."""
+"""Finds values that are read back after the session had them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from session_tracer.detectors.evidence import largest, places
-from session_tracer.detectors.recent import Recent
-from session_tracer.detectors.said import Said
-from session_tracer.detectors.wording import dotted_each, objects
+from session_tracer.detectors.evidence import known, largest
+from session_tracer.detectors.memory import Once, Recent
+from session_tracer.detectors.protocol import BuiltIn
+from session_tracer.detectors.wording import dotted_each, maker, objects
 from session_tracer.facts import AttributeLoaded, StatementExecuted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterator
 
     from session_tracer.ledger.loads import Loads
     from session_tracer.ledger.report import Report
     from session_tracer.model.findings import Finding
     from session_tracer.where.callsite import CallSite
 
-__all__ = ["RefreshAfterWrite", "ReloadAfterCommit"]
-
-
-def _expired_by_commit(fact: AttributeLoaded) -> bool:
-    return fact.expired_by == "commit" and fact.kind in _EXPIRING
-
-
-class ReloadAfterCommit:
-    """`reload-after-commit`: objects that a commit expired are reloaded one by one."""
-
-    facts: Final = ()
-    candidates = (AttributeLoaded,)
-
-    def memory(self) -> Said:
-        """The lines for which it was reported."""
-        return Said()
-
-    def judge(self, fact: AttributeLoaded, report: Report, memory: Said) -> Iterable[Finding]:
-        """One finding for each line that commits and each line that reloads."""
-        loads, enough = report.ledger.loads, report.settings.reloads_after_commit
-        if loads is None or loads.count != enough or not _expired_by_commit(fact):
-            return ()
-        if memory.first((fact.expired_site, fact.site)):
-            return (_reloaded(fact, loads, enough, report),)
-        return ()
-
-
 _EXPIRING: Final = frozenset({"expired", "relationship", "deferred"})
 
 
+class ReloadAfterCommit(BuiltIn):
+    """`reload-after-commit`: objects that a commit expired are reloaded one by one."""
+
+    candidates = (AttributeLoaded,)
+    memory = Once
+
+    def judge(self, fact: AttributeLoaded, report: Report, memory: Once) -> Iterator[Finding]:
+        """Report each pair of a commit's line and a reload's line once."""
+        loads, enough = report.ledger.loads, report.settings.reloads_after_commit
+        is_reload = fact.expired_by == "commit" and fact.kind in _EXPIRING
+        if loads is None or loads.count != enough or not is_reload:
+            return
+        if memory.first((fact.expired_site, fact.site)):
+            yield _reloaded(fact, loads, enough, report)
+
+
 def _reloaded(fact: AttributeLoaded, reloads: Loads, count: int, report: Report) -> Finding:
-    evidence: dict[str, Any] = places(committed_at=fact.expired_site)
-    evidence["reloaded"] = dict(reloads.entities)
     attributes = {name: None for one in reloads.attributes for name in dotted_each(*one)}
-    if attributes:
-        evidence["attributes"] = list(attributes)
-    evidence["alternatives"] = ["select them again after the commit, in one statement"]
-    one = len(reloads.entities) == 1 and len(attributes) == 1
-    maker = "async_sessionmaker" if report.ledger.is_async else "sessionmaker"
+    is_one = len(reloads.entities) == 1 and len(attributes) == 1
     return report.finding(
         "reload-after-commit",
         "warning",
-        f"{objects(reloads.entities)} expired by a commit were reloaded so far, one SELECT each",
-        f"{maker}(expire_on_commit=False)",
+        f"at least {objects(reloads.entities)} expired by a commit were reloaded, one SELECT each",
+        maker(report),
         fact.site,
         entity=largest(reloads.entities),
-        attribute=fact.attribute if one else None,
+        attribute=fact.attribute if is_one else None,
         count=count,
-        evidence=evidence,
+        evidence=known(
+            committed_at=fact.expired_site,
+            reloaded=dict(reloads.entities),
+            attributes=list(attributes) or None,
+            alternatives=["select them again with one statement after the commit"],
+        ),
     )
-
-
-def _just_written(fact: AttributeLoaded, report: Report) -> bool:
-    return fact.kind == "refresh" and report.ledger.last_write is not None
-
-
-class RefreshAfterWrite:
-    """`refresh-after-write`: `refresh()` reads back what was written just before."""
-
-    facts: Final = ()
-    candidates = (AttributeLoaded, StatementExecuted)
-
-    def memory(self) -> _Refreshing:
-        """How often each line refreshed what was just written."""
-        return _Refreshing()
-
-    def judge(
-        self, fact: AttributeLoaded | StatementExecuted, report: Report, memory: _Refreshing
-    ) -> Iterable[Finding]:
-        """One finding for each line."""
-        if isinstance(fact, StatementExecuted):
-            if memory.last is not None and fact.eager and not fact.in_flush:
-                # refresh(author, ["books"]) loads what no write brings back.
-                if report.ledger.last_write is memory.write:
-                    memory.last.count -= 1
-                memory.last = None
-            return ()
-        memory.last = None
-        if not _just_written(fact, report):
-            return ()
-        memory.write = report.ledger.last_write
-        refreshes = memory.last = memory.by_site.of(fact.site)
-        refreshes.count += 1
-        if refreshes.count != report.settings.refreshes_from_one_site:
-            return ()
-        return (_refreshed(fact, report),)
-
-
-class _Refreshing:
-    """How often each line has refreshed what was just written; which did last, and after what."""
-
-    __slots__ = ("by_site", "last", "write")
-
-    def __init__(self) -> None:
-        self.by_site: Recent[CallSite | None, _Refreshes] = Recent(_Refreshes)
-        self.last: _Refreshes | None = None
-        self.write: tuple[str, CallSite | None] | None = None
 
 
 class _Refreshes:
     """How often one line has refreshed what was just written."""
 
-    __slots__ = ("count",)
+    count = 0
+
+
+class _Refreshing(Recent["CallSite | None", _Refreshes]):
+    """The refreshes of each line, and the last one."""
+
+    __slots__ = ("last", "write")
 
     def __init__(self) -> None:
-        self.count = 0
+        super().__init__(_Refreshes)
+        self.last: _Refreshes | None = None
+        self.write: tuple[str, CallSite | None] | None = None
 
 
-def _refreshed(fact: AttributeLoaded, report: Report) -> Finding:
-    count = report.settings.refreshes_from_one_site
-    write = report.ledger.last_write
-    if write is not None and write[0] == "commit":
-        what, where = "commit", places(committed_at=write[1])
-        maker = "async_sessionmaker" if report.ledger.is_async else "sessionmaker"
-        remedy = f"leave refresh() out, and use {maker}(expire_on_commit=False)"
+class RefreshAfterWrite(BuiltIn):
+    """`refresh-after-write`: `refresh()` reads back what was written just before."""
+
+    candidates = (AttributeLoaded, StatementExecuted)
+    memory = _Refreshing
+
+    def judge(
+        self, fact: AttributeLoaded | StatementExecuted, report: Report, memory: _Refreshing
+    ) -> Iterator[Finding]:
+        """Report each line once."""
+        write, last = report.ledger.last_write, memory.last
+        if isinstance(fact, StatementExecuted):
+            if last is not None and fact.eager and not fact.in_flush:
+                # refresh(author, ["books"]) loads what no write returns.
+                if write is memory.write:
+                    last.count -= 1
+                memory.last = None
+            return
+        memory.last = None
+        if fact.kind != "refresh" or write is None:
+            return
+        memory.write = write
+        refreshes = memory.last = memory.of(fact.site)
+        refreshes.count += 1
+        if refreshes.count == report.settings.refreshes_from_one_site:
+            yield _refreshed(fact, refreshes.count, write, report)
+
+
+def _refreshed(
+    fact: AttributeLoaded, count: int, write: tuple[str, CallSite | None], report: Report
+) -> Finding:
+    what, site = write
+    if what == "commit":
+        remedy, where = f"remove refresh(), and use {maker(report)}", known(committed_at=site)
     else:
-        what, where = "flush", places(flushed_at=None if write is None else write[1])
-        remedy = "leave refresh() out"
+        remedy, where = "remove refresh()", known(flushed_at=site)
     return report.finding(
         "refresh-after-write",
         "info",
-        f"{fact.entity} was refreshed directly after a {what} {count} times so far, "
+        f"{fact.entity} was refreshed directly after a {what} at least {count} times, "
         "one SELECT each",
         remedy,
         fact.site,
@@ -147,9 +122,9 @@ def _refreshed(fact: AttributeLoaded, report: Report) -> Finding:
         count=count,
         evidence={
             **where,
-            "why": "an INSERT reads back what it generates, where the database has RETURNING",
+            "why": "an INSERT returns generated values if the database supports RETURNING",
             "alternatives": [
-                '__mapper_args__ = {"eager_defaults": True}  # for what an UPDATE generates'
+                '__mapper_args__ = {"eager_defaults": True}  # for values generated by an UPDATE'
             ],
         },
     )

@@ -1,4 +1,4 @@
-"""Puts durations, counts and names into the words of a finding."""
+"""The text that several findings share: durations, counts, names, and code to write."""
 
 from __future__ import annotations
 
@@ -7,25 +7,62 @@ import re
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from session_tracer.facts import Counts
+    from collections.abc import Mapping
+
+    from session_tracer.facts import (
+        AttributeLoaded,
+        Counts,
+        DetachedLoadFailed,
+        ImplicitLoadFailed,
+        Outcome,
+    )
+    from session_tracer.ledger.report import Report
+    from session_tracer.model.live_session import LiveSession
 
 __all__ = [
+    "ENDED",
+    "NEVER_CLOSED",
+    "awaited",
     "bulk_write",
+    "connection",
     "counted",
     "dotted",
     "dotted_each",
-    "lasted",
+    "duration",
+    "expired_by",
+    "expiry",
     "listed",
+    "maker",
     "objects",
+    "opening",
+    "session",
     "variable",
+    "with_block",
 ]
 
+# How a transaction ended, as the end of a sentence.
+ENDED: Final[Mapping[Outcome, str]] = {
+    "committed": "committed",
+    "rolled_back": "rolled back",
+    "closed": "closed with its session",
+    "abandoned": "abandoned",
+}
+# How a scope ended that the application did not close.
+NEVER_CLOSED: Final[Mapping[str, str]] = {
+    "collected": "was garbage collected without being closed",
+    "exit": "was still open when the process ended",
+}
+
+# Databases whose servers have a process or thread for each connection.
+_DATABASES: Final = {"postgresql": "PostgreSQL", "mysql": "MySQL", "mariadb": "MariaDB"}
 # Where a word ends and the next begins: `OrderLine`, `HTTPLog`.
 _WORDS: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+# Number of names in a message, which has one line or two.
+_MOST_LISTED: Final = 4
 
 
-def lasted(nanoseconds: int) -> str:
-    """How long something took: `35 ms`, `4.2 s`, `4 min 12 s`, `2 h 5 min`."""
+def duration(nanoseconds: float) -> str:
+    """Return a duration as text: `35 ms`, `4.2 s`, `4 min 12 s`, `2 h 5 min`."""
     seconds = nanoseconds / 1e9
     if seconds < 0.001:
         return "less than 1 ms"
@@ -41,52 +78,104 @@ def lasted(nanoseconds: int) -> str:
 
 
 def counted(counts: Counts) -> str:
-    """`2 Author, 1 Book`, the most frequent first, else by name."""
+    """Return `2 Author, 1 Book`: the most frequent first, then by name."""
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{count} {entity}" for entity, count in ordered if count)
 
 
 def objects(counts: Counts) -> str:
-    """`2 Author objects`, or where there are several mapped classes `2 Author, 1 Book`."""
-    told = [count for count in counts.values() if count]
-    if len(told) != 1:
+    """Return `2 Author objects`, or `2 Author, 1 Book` if there are several mapped classes."""
+    numbers = [count for count in counts.values() if count]
+    if len(numbers) != 1:
         return counted(counts)
-    return f"{counted(counts)} object{'s' if told[0] > 1 else ''}"
+    return f"{counted(counts)} object{'s' if numbers[0] > 1 else ''}"
 
 
 def dotted(entity: str, attribute: str) -> str:
-    """`Author.books`; the entity alone where the attribute is unknown."""
+    """Return `Author.books`, or the entity alone if the attribute is unknown."""
     return f"{entity}.{attribute}" if attribute else entity
 
 
 def dotted_each(entity: str, attributes: str) -> list[str]:
-    """`Essay.notes`, `Essay.text` of the columns `notes, text` that are loaded together."""
+    """Return `Essay.notes`, `Essay.text` for the columns `notes, text`, which load together."""
     return [dotted(entity, attribute) for attribute in attributes.split(", ")]
 
 
-# A finding's message is one line or two.
-_MOST_LISTED: Final = 4
-
-
 def listed(names: list[str]) -> str:
-    """`Essay.notes and Essay.text`; of many names the first three, and how many more there are."""
+    """Return `Essay.notes and Essay.text`; of many names, the first three and a number."""
     if len(names) > _MOST_LISTED:
         names = [*names[: _MOST_LISTED - 1], f"{len(names) - _MOST_LISTED + 1} more"]
     *most, last = names
     return f"{', '.join(most)} and {last}" if most else last
 
 
+_EXPIRIES: Final[Mapping[str, str]] = {
+    "commit": "the commit",
+    "rollback": "the rollback",
+    "expire": "expire()",
+    "expire_all": "expire_all()",
+    "flush": "the flush",
+}
+
+
+def expired_by(fact: DetachedLoadFailed | ImplicitLoadFailed | AttributeLoaded) -> str:
+    """Return what expired the object, such as `the commit`, or an empty string."""
+    return _EXPIRIES.get(fact.expired_by, "")
+
+
+def expiry(fact: DetachedLoadFailed | ImplicitLoadFailed | AttributeLoaded) -> str:
+    """Return what expired the object and where, such as `the commit at app/shop.py:92`."""
+    what = expired_by(fact)
+    return f"{what} at {fact.expired_site}" if what and fact.expired_site is not None else what
+
+
+def session(report: Report) -> str:
+    """Return `session 9b21e0 (orders-db)`."""
+    return f"session {report.ledger.id[:6]} ({report.name})"
+
+
+def connection(live: LiveSession, report: Report) -> str:
+    """Return `a connection (PostgreSQL process 31877)`, with the id of `pg_stat_activity`."""
+    if live.process_id is None:
+        return "a connection"
+    system = "" if report.ledger.database is None else report.ledger.database.system
+    return f"a connection ({_DATABASES.get(system, 'server')} process {live.process_id})"
+
+
+# Code to write.
+
+
+def awaited(report: Report) -> str:
+    """Return `await ` if the session is an `AsyncSession`."""
+    return "await " if report.ledger.is_async else ""
+
+
+def opening(report: Report) -> str:
+    """Return `with`, or `async with` for an `AsyncSession`."""
+    return "async with" if report.ledger.is_async else "with"
+
+
+def maker(report: Report) -> str:
+    """Return code for a session factory whose commits expire nothing."""
+    return f"{'async_' if report.ledger.is_async else ''}sessionmaker(expire_on_commit=False)"
+
+
+def with_block(report: Report, comment: str = "") -> str:
+    """Return the code that closes a session in all cases."""
+    head = f"{opening(report)} SessionLocal() as session:"
+    return f"{head}  # {comment}" if comment else f"{head}\n    ..."
+
+
 def variable(entity: str) -> str:
-    """What code calls an object of a mapped class: `order_line` for `OrderLine`."""
+    """Return a name for an object of a mapped class: `order_line` for `OrderLine`."""
     name = _WORDS.sub("_", entity).lower()
     taken = keyword.iskeyword(name) or name == "session"
     return f"{name}_" if taken else name
 
 
-def bulk_write(operation: str, entity: str, *, is_async: bool) -> str:
-    """The statement that writes many rows of a mapped class, as code."""
-    awaited = "await " if is_async else ""
+def bulk_write(operation: str, entity: str, report: Report) -> str:
+    """Return the statement that writes many rows of a mapped class."""
     made = f"{operation.lower()}({entity or '...'})"
     if operation == "DELETE":
-        return f"{awaited}session.execute({made}.where(...))"
-    return f"{awaited}session.execute({made}, [{{...}}, {{...}}, ...])"
+        return f"{awaited(report)}session.execute({made}.where(...))"
+    return f"{awaited(report)}session.execute({made}, [{{...}}, {{...}}, ...])"

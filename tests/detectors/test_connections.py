@@ -31,10 +31,10 @@ def test_a_session_takes_a_second_connection() -> None:
         Finding(
             id="nested-sessions",
             severity="warning",
-            message="a second connection was taken while session 4f1c9a (reports) "
-            "of the same thread held one, for 35 ms so far",
-            remedy="pass that session to this code: if every connection of the pool is held by "
-            "somebody who waits for a second one, none ever comes free",
+            message="a second connection was checked out while session 4f1c9a (reports) "
+            "of the same thread had held one for 35 ms",
+            remedy="pass that session to this code, or end it first: code that waits for a second "
+            "connection while it holds one can deadlock the pool",
             site=TAKEN,
             **OF_SESSION,
             evidence={
@@ -56,7 +56,7 @@ def test_a_line_that_nests_sessions_is_named_once() -> None:
 
 def test_under_asyncio_it_is_the_same_task() -> None:
     [finding] = told(NestedSessions(), NESTED, is_async=True)
-    assert "of the same task held one" in finding.message
+    assert "of the same task had held one" in finding.message
 
 
 def test_a_thousand_lines_are_not_all_named() -> None:
@@ -81,11 +81,11 @@ def holder(id_: str, held: float, **more: Any) -> LiveSession:
 
 
 LONG_HOLDER = (
-    f"orders-db 4f1c9a opened {OTHER_OPENED}, holds a connection for 12.0 s, "
+    f"orders-db 4f1c9a opened {OTHER_OPENED}, has held a connection for 12.0 s, "
     f'last statement {OTHER_TAKEN}, thread "export-3" now at {WAITING}'
 )
 SHORT_HOLDER = (
-    f'orders-db 0a1b2c opened {OTHER_OPENED}, holds a connection for 250 ms, thread "export-3"'
+    f'orders-db 0a1b2c opened {OTHER_OPENED}, has held a connection for 250 ms, thread "export-3"'
 )
 
 
@@ -99,7 +99,7 @@ def test_a_pool_has_no_connection_left() -> None:
         Finding(
             id="pool-exhausted",
             severity="error",
-            message="no connection came free in 30.0 s: 2 traced sessions hold one",
+            message="the pool had no free connection for 30.0 s: 2 traced sessions hold one",
             remedy=f"commit or close sooner, first of all session 4f1c9a opened at {OTHER_OPENED}: "
             "it has held a connection for 12.0 s",
             site=TAKEN,
@@ -121,16 +121,18 @@ def exhausted(*holders: LiveSession, timeout: int = 0) -> Finding:
 
 def test_one_session_may_hold_the_only_connection() -> None:
     message = exhausted(holder("4f1c9a0000000000", 1)).message
-    assert message == "no connection came free: 1 traced session holds one"
+    assert message == "the pool had no free connection: 1 traced session holds one"
 
 
 def test_nobody_who_is_traced_may_hold_one() -> None:
     finding = exhausted(timeout=SECOND)
-    assert finding.message == "no connection came free in 1.0 s: no traced session holds one"
+    assert (
+        finding.message == "the pool had no free connection for 1.0 s: no traced session holds one"
+    )
     assert (finding.count, finding.evidence["holders"]) == (1, [])
     assert finding.remedy == (
-        "look for connections that are not closed, and for sessions that are not traced; "
-        "else raise pool_size"
+        "look for connections that are not closed and sessions that are not traced; "
+        "if there are none, increase pool_size"
     )
 
 
@@ -139,7 +141,10 @@ def test_twenty_holders_are_named() -> None:
     told_of = exhausted(*holders[:20]).evidence["holders"]
     assert (len(told_of), told_of[-1]) == (
         20,
-        f'orders-db 000000 opened {OTHER_OPENED}, holds a connection for 1.0 s, thread "export-3"',
+        (
+            f"orders-db 000000 opened {OTHER_OPENED}, has held a connection for 1.0 s, "
+            'thread "export-3"'
+        ),
     )
     finding = exhausted(*holders)
     assert (len(finding.evidence["holders"]), finding.count) == (21, 23)

@@ -101,7 +101,7 @@ def test_a_session_is_collected_with_what_it_had_not_saved() -> None:
 def test_a_session_that_the_end_of_the_process_takes_held_its_connection() -> None:
     [finding] = abandoned(ending="exit")
     assert finding.message == (
-        "session 9b21e0 (orders-db) was still open as the process ended, "
+        "session 9b21e0 (orders-db) was still open when the process ended, "
         "and held a connection for 57.0 s"
     )
     assert finding.evidence == {
@@ -118,7 +118,7 @@ def test_a_collected_session_had_a_transaction_open_at_least() -> None:
     assert isinstance(finding, Finding)
     assert finding.message == (
         "session 9b21e0 (orders-db) was garbage collected without being closed, "
-        "with its transaction open"
+        "with an open transaction"
     )
     assert "held_ms" not in finding.evidence
 

@@ -74,7 +74,7 @@ def test_a_flush_that_fails_tells_what_was_in_it() -> None:
             id="failed-flush",
             severity="warning",
             message="a commit's flush of 2 Author, 1 Book failed with IntegrityError",
-            remedy="whoever catches IntegrityError must call session.rollback()",
+            remedy="call session.rollback() where IntegrityError is caught",
             site=COMMIT,
             entity="Author",
             evidence={
@@ -84,7 +84,7 @@ def test_a_flush_that_fails_tells_what_was_in_it() -> None:
                 "new": {"Author": 2},
                 "dirty": {"Book": 1},
                 "duration_ms": 4.0,
-                "alternatives": ["with session.begin_nested(): around what may fail"],
+                "alternatives": ["with session.begin_nested(): around the code that may fail"],
             },
             **OF_SESSION,
         )
@@ -93,9 +93,9 @@ def test_a_flush_that_fails_tells_what_was_in_it() -> None:
 
 def test_the_remedy_of_a_failed_flush_awaits_under_asyncio() -> None:
     said = told(FailedFlush(), failed(), is_async=True)
-    assert remedies(said) == ["whoever catches IntegrityError must call await session.rollback()"]
+    assert remedies(said) == ["await session.rollback() where IntegrityError is caught"]
     assert evidence(said, "alternatives") == [
-        ["async with session.begin_nested(): around what may fail"]
+        ["async with session.begin_nested(): around the code that may fail"]
     ]
 
 
@@ -116,15 +116,15 @@ def test_whoever_has_a_savepoint_is_not_told_to_use_one() -> None:
     ended = TransactionEnded(2, COMMIT, "rolled_back", 1, nested=True)
     said = told(FailedFlush(), began, failed(trigger="savepoint"), ended, failed())
     assert remedies(said) == [
-        "catch IntegrityError around the savepoint's block: no more than the savepoint is lost",
-        "whoever catches IntegrityError must call session.rollback()",
+        "catch IntegrityError outside of the savepoint's block: only the savepoint is rolled back",
+        "call session.rollback() where IntegrityError is caught",
     ]
     assert evidence(said, "alternatives")[0] is None
 
 
 def test_a_flush_before_a_savepoint_begins_loses_everything() -> None:
     assert remedies(told(FailedFlush(), failed(trigger="savepoint"))) == [
-        "whoever catches IntegrityError must call session.rollback()"
+        "call session.rollback() where IntegrityError is caught"
     ]
 
 
@@ -173,11 +173,15 @@ def test_the_rollback_is_awaited_under_asyncio() -> None:
 def test_a_block_is_what_to_leave() -> None:
     began, used = TransactionBegan(1, COMMIT), RollbackPending(2, USE, LOOP, in_block=True)
     said = told(PendingRollback(), began, failed(), used)
-    assert remedies(said) == ["catch IntegrityError around the transaction's block, not in it"]
+    assert remedies(said) == [
+        "catch IntegrityError outside of the transaction's block, not inside it"
+    ]
     assert evidence(said, "swallowed_at") == [str(LOOP)]
     savepoint = TransactionBegan(1, COMMIT, nested=True)
     said = told(PendingRollback(), began, savepoint, failed(), used)
-    assert remedies(said) == ["catch IntegrityError around the savepoint's block, not in it"]
+    assert remedies(said) == [
+        "catch IntegrityError outside of the savepoint's block, not inside it"
+    ]
 
 
 def test_a_savepoint_without_a_block_is_what_to_roll_back() -> None:
@@ -237,9 +241,9 @@ def test_a_loop_that_reads_and_changes_in_turns_flushes_each_time() -> None:
         Finding(
             id="autoflush-storm",
             severity="warning",
-            message="reading made 10 autoflushes in one transaction so far, "
-            "which wrote 20 Stock, 10 Order",
-            remedy="read what the loop needs before the loop",
+            message="reads at one line caused at least 10 autoflushes in one transaction "
+            "(20 Stock, 10 Order)",
+            remedy="load what the loop needs before the loop",
             site=LOOP,
             entity="Stock",
             count=10,
@@ -303,7 +307,7 @@ def test_a_flush_of_more_than_a_thousand_objects_is_large() -> None:
         Finding(
             id="large-flush",
             severity="warning",
-            message="one flush held 1000 Line, 1 Order",
+            message="one flush contained 1000 Line, 1 Order",
             remedy="session.execute(insert(Line), [{...}, {...}, ...])",
             site=COMMIT,
             entity="Line",
@@ -313,7 +317,7 @@ def test_a_flush_of_more_than_a_thousand_objects_is_large() -> None:
                 "new": {"Line": 1000},
                 "dirty": {"Order": 1},
                 "duration_ms": 812.0,
-                "alternatives": ["a flush for each batch of them"],
+                "alternatives": ["flush after each batch of objects"],
             },
             **OF_SESSION,
         )
@@ -371,8 +375,8 @@ def test_ten_objects_without_a_net_change() -> None:
             id="unchanged-dirty",
             severity="info",
             message="10 Author objects in session.dirty had no net change: "
-            "Author.name set to what it was",
-            remedy="assign only what differs: the flush compares each such object, "
+            "Author.name set to the same value",
+            remedy="assign only values that differ: the flush compares each of these objects "
             "and writes nothing",
             site=COMMIT,
             entity="Author",

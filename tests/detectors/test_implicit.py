@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from session_tracer import Finding
-from session_tracer.detectors.implicit import ImplicitAsyncIO
+from session_tracer.detectors.refused import ImplicitAsyncIO
 from session_tracer.facts import (
     AttributeLoaded,
     DetachedLoadFailed,

@@ -151,7 +151,7 @@ def leak(live: LiveSession, *facts: Fact, running: bool = False) -> Finding:
 def test_a_leak_may_hold_no_connection() -> None:
     finding = leak(ALONE)
     assert finding.message == (
-        "session 9b21e0 (orders-db) has been open for 1 min 1 s and has a transaction open"
+        "session 9b21e0 (orders-db) has been open for 1 min 1 s and has an open transaction"
     )
     assert finding.remedy == BLOCK
     assert finding.evidence == {
@@ -172,7 +172,7 @@ def but(live: LiveSession, **changes: Any) -> LiveSession:
 def test_a_leak_may_have_no_transaction_open_any_more() -> None:
     finding = leak(but(ALONE, transaction="none"), RELEASED, COMMITTED)
     assert finding.message == (
-        "session 9b21e0 (orders-db) has been open for 1 min 1 s with no transaction open any more"
+        "session 9b21e0 (orders-db) has been open for 1 min 1 s and has no open transaction"
     )
     assert "transaction_ms" not in finding.evidence
 
@@ -193,8 +193,8 @@ def test_a_connection_whose_process_is_unknown_is_held_all_the_same() -> None:
 
 
 SAVE = (
-    "commit or roll back, then close it; "
-    "`with SessionLocal() as session:` closes it whatever happens"
+    "commit or roll back, then close the session; "
+    "`with SessionLocal() as session:` always closes it"
 )
 
 
@@ -342,7 +342,7 @@ def test_a_transaction_that_does_not_end_is_long() -> None:
         severity="warning",
         message="session 9b21e0 (orders-db) has had a transaction open for 31.0 s, "
         "800 ms of it in SQL",
-        remedy="commit as soon as its statements are done",
+        remedy="commit as soon as the last statement is done",
         site=BEGAN,
         **OF_SESSION,
         evidence={**SEEN, "doing": [], "statements": 1, "sql_ms": 800.0},
@@ -383,7 +383,7 @@ def test_what_to_do_about_a_long_transaction_depends_on_what_it_does() -> None:
     [finding] = long(*OPEN, executed(29), passed(31, LIVE))
     assert finding.remedy == f"commit before the work at {WAITING}, or begin after it"
     [finding] = long(*OPEN, executed(30, 20 * SECOND), passed(31, LIVE))
-    assert finding.remedy == "commit in batches, so that each holds its locks for a short time"
+    assert finding.remedy == "commit in batches, so that locks are held for a short time"
 
 
 def test_what_an_earlier_transaction_did_is_not_this_ones() -> None:

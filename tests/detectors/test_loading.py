@@ -41,7 +41,7 @@ def test_a_relationship_loaded_for_each_of_many_objects() -> None:
         Finding(
             id="n-plus-one",
             severity="warning",
-            message="Author.books was lazily loaded for 5 Author objects so far, one SELECT each",
+            message="Author.books was lazily loaded for at least 5 Author objects, one SELECT each",
             remedy=f"select(Author).options(selectinload(Author.books)) at {SELECTED}",
             site=LOOP,
             entity="Author",
@@ -56,7 +56,10 @@ def test_a_relationship_loaded_for_each_of_many_objects() -> None:
 def test_a_deferred_column_loaded_for_each_of_many_objects() -> None:
     said = one(told(NPlusOne(), *map(deferred, range(5))))
     assert (said.message, said.remedy) == (
-        "Author.biography is deferred, and was loaded for 5 Author objects so far, one SELECT each",
+        (
+            "Author.biography is deferred, and was loaded for at least 5 Author objects, "
+            "one SELECT each"
+        ),
         f"select(Author).options(undefer(Author.biography)) at {SELECTED}",
     )
 
@@ -65,8 +68,8 @@ def test_deferred_columns_that_are_loaded_together() -> None:
     loads = [deferred(parent, attribute="biography, motto", options="") for parent in range(5)]
     said = one(told(NPlusOne(), *loads))
     assert said.message == (
-        "Author.biography and Author.motto are deferred, and were loaded for 5 Author objects "
-        "so far, one SELECT each"
+        "Author.biography and Author.motto are deferred, and were loaded for at least "
+        "5 Author objects, one SELECT each"
     )
     assert said.remedy == (
         f"select(Author).options(undefer(Author.biography), undefer(Author.motto)) at {SELECTED}"
@@ -93,7 +96,7 @@ def test_where_the_line_that_selected_is_unknown_the_remedy_names_none() -> None
 
 def test_where_no_loader_option_fits_the_remedy_is_said_in_words() -> None:
     said = one(told(NPlusOne(), *[lazy(parent, options="") for parent in range(5)]))
-    assert said.remedy == "one SELECT of Author.books for all of them, before the loop"
+    assert said.remedy == "load Author.books for all objects with one SELECT before the loop"
 
 
 def test_what_a_rollback_expired_has_to_be_selected_after_it() -> None:
@@ -105,7 +108,7 @@ def test_what_a_rollback_expired_has_to_be_selected_after_it() -> None:
     assert said.evidence == {
         "loaded_at": str(SELECTED),
         "expired_at": str(COMMIT),
-        "why": "the rollback expired whatever had been loaded before",
+        "why": "the rollback expired everything that was loaded before",
     }
 
 
@@ -167,7 +170,7 @@ def test_objects_that_are_looked_up_one_by_one() -> None:
         Finding(
             id="get-in-loop",
             severity="warning",
-            message="Author was looked up by 10 different primary keys so far, one SELECT each",
+            message="Author was looked up by at least 10 different primary keys, one SELECT each",
             remedy="select(Author).where(Author.id.in_(keys))",
             site=LOOP,
             entity="Author",
@@ -179,7 +182,7 @@ def test_objects_that_are_looked_up_one_by_one() -> None:
 
 def test_where_the_primary_key_is_several_attributes_the_remedy_is_said_in_words() -> None:
     said = one(told(GetInLoop(), *[get(number, key="") for number in range(1, 11)]))
-    assert said.remedy == "one select(Author) for all keys, before the loop"
+    assert said.remedy == "run one select(Author) for all keys before the loop"
 
 
 def get_of_a_loaded(key: int) -> Iterable[Fact]:
@@ -220,14 +223,15 @@ def test_the_same_select_again_and_again() -> None:
         Finding(
             id="repeated-select",
             severity="warning",
-            message="the same SELECT of Author, with the same parameters, ran 5 times so far, "
-            "all from one line",
-            remedy="run it once, and keep what it returned",
+            message="the same SELECT of Author with the same parameters ran at least 5 times "
+            "from one line",
+            remedy="run it once and keep the result",
             site=LOOP,
             entity="Author",
             count=5,
             evidence={
-                "why": "the identity map is no query cache: only get() can spare a SELECT",
+                "why": "the identity map is not a query cache: "
+                "only get() can return without a SELECT",
             },
             **OF_SESSION,
         )
@@ -237,15 +241,15 @@ def test_the_same_select_again_and_again() -> None:
 def test_the_same_select_from_several_lines_is_said_at_the_last() -> None:
     said = one(told(RepeatedSelect(), *[select(site=OTHER)] * 4, select()))
     assert (said.site, said.evidence["first_at"]) == (LOOP, str(OTHER))
-    assert said.message.endswith("ran 5 times so far, from several lines")
+    assert said.message.endswith("ran at least 5 times from several lines")
 
 
 def test_a_row_that_is_looked_up_and_is_not_there() -> None:
     said = one(told(RepeatedSelect(), *[get(7)] * 5))
     assert said.message == (
-        "Author was looked up by the same primary key 5 times so far, all from one line"
+        "Author was looked up by the same primary key at least 5 times from one line"
     )
-    assert said.evidence["why"].startswith("there is no such row, or nothing kept the object")
+    assert said.evidence["why"].startswith("the row does not exist, or the application kept no ")
 
 
 def test_four_times_is_nothing() -> None:

@@ -97,7 +97,8 @@ def test_an_object_of_another_session() -> None:
         Finding(
             id="crossed-sessions",
             severity="error",
-            message="Author object still belongs to session 7f3a2b (stock-db); this one refused it",
+            message="the Author object is still attached to session 7f3a2b (stock-db), "
+            "so this session refused it",
             remedy="author = session.merge(author)",
             site=FIRST,
             entity="Author",
@@ -106,9 +107,7 @@ def test_an_object_of_another_session() -> None:
                 "other_session_name": "stock-db",
                 "other_opened_at": str(at(30, "audit")),
                 "loaded_at": str(at(33, "audit")),
-                "alternatives": [
-                    "give this code the session that holds it, instead of one of its own"
-                ],
+                "alternatives": ["pass that session to this code instead of opening another"],
             },
             **OF_SESSION,
         )
@@ -122,7 +121,7 @@ def test_an_object_of_a_session_that_nobody_traces() -> None:
     )
     assert isinstance(finding, Finding)
     assert finding.message == (
-        "Author object still belongs to another session; this one refused it"
+        "the Author object is still attached to another session, so this session refused it"
     )
     assert list(finding.evidence) == ["alternatives"]
 
@@ -157,7 +156,7 @@ def test_two_tasks_within_one_session(people: People) -> None:
             id="concurrent-use",
             severity="error",
             message='task "Task-7" used this session while task "Task-6" was inside an '
-            "operation of it",
+            "operation of the same session",
             remedy="with SessionLocal() as session:  # one for each task",
             site=SECOND,
             evidence={

@@ -68,7 +68,7 @@ def test_objects_that_set_different_columns_do_not_go_together() -> None:
         Finding(
             id="row-by-row-writes",
             severity="info",
-            message="50 rows of lines were updated one by one in one flush so far",
+            message="at least 50 rows of lines were updated one by one in one flush",
             remedy="session.execute(update(...), [{...}, {...}, ...])",
             site=COMMIT,
             count=50,
@@ -76,8 +76,8 @@ def test_objects_that_set_different_columns_do_not_go_together() -> None:
                 "table": "lines",
                 "kind": "UPDATE",
                 "flushes": 1,
-                "why": "each sets other columns, or another SQL expression, than the one before: "
-                "only neighbours with the same statement go together",
+                "why": "each row sets other columns, or another SQL expression, than the row "
+                "before: one statement can only write consecutive rows that set the same columns",
             },
             **OF_SESSION,
         )
@@ -90,7 +90,7 @@ def test_rows_with_one_statement_tell_when_those_go_one_by_one() -> None:
         for operation in ("INSERT", "UPDATE", "DELETE")
         for why in evidence(told(RowByRowWrites(), *a_flush(50, operation=operation)), "why")
     ]
-    assert [why.partition(" where ")[2].split(", ")[0] for why in whys] == [
+    assert [why.partition(" if ")[2].split(", ")[0] for why in whys] == [
         "they set a SQL expression",
         "they set a SQL expression",
         "they depend on each other",
@@ -102,12 +102,12 @@ def test_rows_written_by_an_execute_each_are_one_statement_with_a_list() -> None
     (said,) = told(RowByRowWrites(), *inserts)
     assert isinstance(said, Finding)
     assert (said.message, said.remedy, said.site, said.entity) == (
-        "50 rows of lines were inserted one by one from one line so far",
+        "at least 50 rows of lines were inserted one by one from one line",
         "session.execute(insert(Line), [{...}, {...}, ...])",
         LOOP,
         "Line",
     )
-    assert said.evidence["why"] == "each row has an execute() of its own"
+    assert said.evidence["why"] == "there is one execute() for each row"
 
 
 def test_rows_deleted_by_an_execute_each_are_one_statement() -> None:
@@ -122,8 +122,8 @@ def test_a_flush_for_each_row_is_to_be_one_after_the_loop() -> None:
     (said,) = told(RowByRowWrites(), *loop)
     assert isinstance(said, Finding)
     assert (said.message, said.remedy, said.evidence["flushes"]) == (
-        "50 rows of lines were inserted one by one in 50 flushes of one line so far",
-        "one session.flush() after the loop, none in it",
+        "at least 50 rows of lines were inserted one by one in 50 flushes from one line",
+        "one session.flush() after the loop, none inside it",
         50,
     )
 
@@ -134,9 +134,10 @@ def test_a_loop_that_flushes_several_rows_at_a_time_is_told_what_keeps_those_apa
     (said,) = told(RowByRowWrites(), *loop)
     assert isinstance(said, Finding)
     assert (
-        said.message == "50 rows of lines were inserted one by one in 25 flushes of one line so far"
+        said.message
+        == "at least 50 rows of lines were inserted one by one in 25 flushes from one line"
     )
-    assert said.evidence["why"].startswith("each sets other columns")
+    assert said.evidence["why"].startswith("each row sets other columns")
 
 
 @pytest.mark.parametrize("trigger", ["autoflush", "commit", "savepoint"])

@@ -69,8 +69,8 @@ def test_an_identity_map_that_one_load_makes_large() -> None:
                 "came": {"Author": 10_000, "Book": 1},
                 "commits": 0,
                 "alternatives": [
-                    "a session for each batch of objects",
-                    "session.expunge_all() after each batch",
+                    "use one session for each batch of objects",
+                    "call session.expunge_all() after each batch",
                 ],
             },
             **OF_SESSION,
@@ -85,12 +85,12 @@ def test_an_identity_map_that_grows_from_commit_to_commit() -> None:
     assert isinstance(said, Finding)
     assert (said.message, said.remedy, said.site, said.entity) == (
         "the identity map has grown to 10500 objects over 6 commits",
-        "a session for each batch of objects",
+        "use one session for each batch of objects",
         COMMIT,
         "Order",
     )
     assert said.evidence["sizes_after_commits"] == [1500, 3000, 4500, 6000, 7500, 9000]
-    assert said.evidence["alternatives"] == ["session.expunge_all() after each batch"]
+    assert said.evidence["alternatives"] == ["call session.expunge_all() after each batch"]
 
 
 def test_of_many_commits_the_first_and_the_last_are_told() -> None:
@@ -153,11 +153,11 @@ def test_a_collection_that_is_too_large_to_be_loaded(reading: Iterable[Fact]) ->
     assert isinstance(said, Finding)
     assert (said.message, said.remedy, said.attribute) == (
         "one SELECT for Author.books loaded 6000 Book objects",
-        "select the Book objects that are needed",
+        "select only the Book objects that are needed",
         "books",
     )
     assert said.evidence["alternatives"] == [
-        'lazy="write_only" for Author.books, and its select() with yield_per'
+        'set lazy="write_only" for Author.books, and run its select() with yield_per'
     ]
 
 

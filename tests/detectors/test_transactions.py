@@ -1,4 +1,4 @@
-"""Transactions that are cut off, or cut into too many pieces."""
+"""Transactions that are cancelled, or split into too many."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_line_that_commits_again_and_again_is_a_loop() -> None:
         Finding(
             id="commit-in-loop",
             severity="warning",
-            message="one line has committed 10 times so far, 1 row each: 10 Order in all",
+            message="one line committed at least 10 times, 1 row each (10 Order)",
             remedy="session.commit()  # once after the loop, or once for each batch",
             site=COMMITTED,
             **OF_SESSION,
@@ -129,14 +129,14 @@ def test_rows_that_were_written_without_a_flush_count() -> None:
 def test_several_entities_are_counted_and_none_is_named() -> None:
     [finding] = loops(*commits(10, flushed(new={"Order": 1}, dirty={"Stock": 2})))
     assert finding.message == (
-        "one line has committed 10 times so far, 3 rows each: 20 Stock, 10 Order in all"
+        "one line committed at least 10 times, 3 rows each (20 Stock, 10 Order)"
     )
     assert finding.entity is None
 
 
 def test_rows_of_no_mapped_class_are_counted_alone() -> None:
     [finding] = loops(*commits(9, executed("UPDATE", 1)), *commits(1, executed("UPDATE", 3)))
-    assert finding.message == "one line has committed 10 times so far, 1.2 rows each"
+    assert finding.message == "one line committed at least 10 times, 1.2 rows each"
     assert (finding.entity, finding.evidence["written"]) == (None, {})
 
 
@@ -194,7 +194,7 @@ def test_a_transaction_has_very_many_savepoints() -> None:
         Finding(
             id="savepoint-churn",
             severity="info",
-            message="one transaction has made 50 savepoints so far, 30 of them at one line",
+            message="one transaction began at least 50 savepoints, at least 30 of them at one line",
             remedy="with session.begin_nested():  # around the loop, or around each batch of it",
             site=COMMITTED,
             **OF_SESSION,
@@ -247,8 +247,8 @@ def test_writes_are_committed_by_two_sessions() -> None:
         Finding(
             id="split-writes",
             severity="warning",
-            message="3 OrderLine, 1 Order committed here and 3 Stock by session 4f1c9a beside it: "
-            "one may fail without the other",
+            message="this session committed 3 OrderLine, 1 Order, and session 4f1c9a, open at the "
+            "same time, 3 Stock: one commit can fail alone",
             remedy="with SessionLocal.begin() as session:  # one session for all of it",
             site=COMMITTED,
             **OF_SESSION,
@@ -304,10 +304,10 @@ def test_a_task_is_cancelled_amid_a_transaction(owner: Owner) -> None:
         Finding(
             id="cancelled-transaction",
             severity="warning",
-            message='task "Task-7" was cancelled amid a transaction, '
-            "which ended as the session was closed 4 ms later",
-            remedy="repeat the work, or put asyncio.shield() around what must not be cut off "
-            "halfway",
+            message='task "Task-7" was cancelled during a transaction, '
+            "which ended when the session was closed 4 ms later",
+            remedy="run the work again, or use asyncio.shield() for code that must not be "
+            "interrupted",
             site=ELSEWHERE,
             **OF_SESSION,
             evidence={
@@ -328,7 +328,7 @@ def test_a_transaction_may_be_ended_all_the_same(owner: Owner, outcome: Outcome,
     # What came after it is another transaction's.
     [finding] = cancelled(owner, ended(outcome), BEGUN, ended("closed"))
     assert finding.message == (
-        f'task "Task-7" was cancelled amid a transaction, which was {how}; '
+        f'task "Task-7" was cancelled during a transaction, which was {how}; '
         "the session was closed 4 ms later"
     )
 
@@ -342,7 +342,7 @@ def test_a_savepoints_end_is_not_the_transactions(owner: Owner) -> None:
 def test_a_close_that_did_not_complete_is_said(owner: Owner, ending: Ending) -> None:
     [finding] = cancelled(owner, ended("abandoned"), ending=ending)
     assert finding.message == (
-        'task "Task-7" was cancelled amid a transaction; the session was never closed'
+        'task "Task-7" was cancelled during a transaction; the session was never closed'
     )
     assert finding.remedy == "with SessionLocal() as session:\n    ..."
     assert finding.evidence == {

@@ -2,7 +2,7 @@
 
 import pytest
 
-from session_tracer.detectors.wording import counted, dotted, lasted, objects, variable
+from session_tracer.detectors.wording import counted, dotted, duration, objects, variable
 
 MS = 1_000_000
 SECOND = 1_000 * MS
@@ -26,7 +26,7 @@ SECOND = 1_000 * MS
     ],
 )
 def test_how_long_something_lasted(nanoseconds: int, told: str) -> None:
-    assert lasted(nanoseconds) == told
+    assert duration(nanoseconds) == told
 
 
 def test_counts_come_with_the_most_frequent_first() -> None:

@@ -46,7 +46,7 @@ def _keys_of(node: ast.AST) -> set[str]:
             return {name for name in named if isinstance(name, str)}
         case ast.Subscript(slice=ast.Constant(value=str(key)), ctx=ast.Store()):
             return {key}
-        case ast.Call(func=ast.Name("places"), keywords=keywords):
+        case ast.Call(func=ast.Name("known"), keywords=keywords):
             return {keyword.arg for keyword in keywords if keyword.arg}
         case ast.Tuple(elts=[ast.Constant(value=str(key)), ast.Attribute()]):
             return {key}  # ("new", fact.new)

@@ -68,7 +68,7 @@ def storm(how: Any, count: int, **written: Any) -> Due:
         id="autoflush-storm",
         site=marked(how, "<- read"),
         opened=marked(tell, "<- opened"),
-        remedy="read what the loop needs before the loop",
+        remedy="load what the loop needs before the loop",
         entity="Author",
         count=count,
         evidence={
@@ -92,7 +92,7 @@ def test_ten_autoflushes_from_one_line(twin: Twin) -> None:
         due = storm(add_and_select, 10, new={"Author": 10})
         assert_found(told, due)
         assert told.findings[0].message == (
-            "reading made 10 autoflushes in one transaction so far, which wrote 10 Author"
+            "reads at one line caused at least 10 autoflushes in one transaction (10 Author)"
         )
 
         def loop(session: Session) -> None:

@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The garbage collector is trying to clean up"),
 ]
 Story = Callable[[Twin, asyncio.Event], Coroutine[Any, Any, None]]
-REPEAT = "repeat the work, or put asyncio.shield() around what must not be cut off halfway"
+REPEAT = "run the work again, or use asyncio.shield() for code that must not be interrupted"
 
 
 async def write(session: Any) -> None:

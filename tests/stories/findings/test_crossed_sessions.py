@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tests.twins import Twin
 
 ALREADY = "already attached to session"
-INSTEAD = "give this code the session that holds it, instead of one of its own"
+INSTEAD = "pass that session to this code instead of opening another"
 
 
 async def cross(twin: Twin, give: Any) -> None:
@@ -94,7 +94,8 @@ def test_an_object_of_another_session(twin: Twin, give: Any) -> None:
         (finding,) = told.findings
         assert (finding.session_id, finding.severity) == (second.id, "error")
         assert finding.message == (
-            f"Author object still belongs to session {first.id[:6]} (default); this one refused it"
+            f"the Author object is still attached to session {first.id[:6]} (default), "
+            "so this session refused it"
         )
 
     twin.run(story)
@@ -169,7 +170,7 @@ def test_an_object_of_a_session_that_nobody_traces(twin: Twin) -> None:
                 session.add(author)  # <- gives
         (finding,) = told.findings
         assert finding.message == (
-            "Author object still belongs to another session; this one refused it"
+            "the Author object is still attached to another session, so this session refused it"
         )
         assert dict(finding.evidence) == {"alternatives": [INSTEAD]}
 

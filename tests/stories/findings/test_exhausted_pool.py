@@ -71,7 +71,7 @@ def test_who_holds_the_connections_is_told(twin: Twin) -> None:
             f"commit or close sooner, first of all session {holder} opened at {opened}: "
         )
         (line,) = found.evidence["holders"]
-        assert line.startswith(f"shop-db {holder} opened {opened}, holds a connection for ")
+        assert line.startswith(f"shop-db {holder} opened {opened}, has held a connection for ")
         assert f", last statement {marked(hold, '<- holds')}, " in line
 
     twin.run(story)
@@ -111,8 +111,8 @@ def test_a_holder_that_is_no_session_is_said_to_be_one(twin: Twin) -> None:
                 id="pool-exhausted",
                 site=marked(wait_in_vain, "<- waits"),
                 opened=marked(wait_in_vain, "<- waiter"),
-                remedy="look for connections that are not closed, and for sessions that are not "
-                "traced; else raise pool_size",
+                remedy="look for connections that are not closed and sessions that are not traced; "
+                "if there are none, increase pool_size",
                 evidence={"holders": []},
             ),
         )

@@ -131,13 +131,13 @@ def test_a_flush_that_fails_by(twin: Twin, what: str) -> None:
             "error": "sqlalchemy.exc.IntegrityError",
             **held,
             "duration_ms": Above(0),
-            "alternatives": [f"{block} session.begin_nested(): around what may fail"],
+            "alternatives": [f"{block} session.begin_nested(): around the code that may fail"],
         }
         due = Due(
             id="failed-flush",
             site=marked(books_of if how is read_lazily else how, "<- flushed"),
             opened=marked(tell, "<- opened"),
-            remedy=f"whoever catches IntegrityError must call {awaited}session.rollback()",
+            remedy=f"{awaited or 'call '}session.rollback() where IntegrityError is caught",
             entity=entity,
             evidence=evidence,
         )
@@ -176,8 +176,8 @@ def test_a_flush_that_fails_in_a_savepoint(twin: Twin, how: Any) -> None:
             id="failed-flush",
             site=marked(how, "<- flushed"),
             opened=marked(tell, "<- opened"),
-            remedy="catch IntegrityError around the savepoint's block: "
-            "no more than the savepoint is lost",
+            remedy="catch IntegrityError outside of the savepoint's block: "
+            "only the savepoint is rolled back",
             entity="Author",
             evidence={"new": {"Author": 1}, "alternatives": None},
         )

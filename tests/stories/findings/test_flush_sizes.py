@@ -229,8 +229,8 @@ def test_objects_that_are_assigned(twin: Twin, what: str) -> None:
             id="unchanged-dirty",
             site=marked(how, "<- flushed"),
             opened=marked(tell, "<- opened"),
-            remedy="assign only what differs: the flush compares each such object, and writes "
-            "nothing",
+            remedy="assign only values that differ: the flush compares each of these objects and "
+            "writes nothing",
             entity=entity,
             attribute=attribute,
             count=3,

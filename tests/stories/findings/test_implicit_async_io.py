@@ -174,7 +174,7 @@ READS = {
         Item,
         "scale",
         read_scale,
-        "the SELECT of the base class had left the subclass's column out",
+        "the SELECT of the base class did not load the subclass's column",
         "select(Item).options(selectin_polymorphic(Item, [Map])) at {loaded}",
         ('await session.refresh(map, ["scale"])', ATTRS.format("map", "scale", "Map")),
     ),

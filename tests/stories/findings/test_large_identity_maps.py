@@ -45,8 +45,8 @@ def large_map(site: Any, remedy: str, entity: str, count: int, **evidence: Any) 
     )
 
 
-BATCHES = "a session for each batch of objects"
-EXPUNGE = "session.expunge_all() after each batch"
+BATCHES = "use one session for each batch of objects"
+EXPUNGE = "call session.expunge_all() after each batch"
 
 
 def read(session: Session, query: Select[Any]) -> None:

@@ -115,7 +115,7 @@ def update_and_return(session: Session) -> None:
     session.commit()
 
 
-NOT_JOINED = "selectinload() in place of joinedload(), which yield_per refuses for collections"
+NOT_JOINED = "use selectinload() instead of joinedload(): yield_per refuses joined collections"
 
 ONE_STATEMENT: dict[str, tuple[Callable[[Session], None], str, dict[str, Any]]] = {
     "with what is joined to them": (
@@ -133,22 +133,22 @@ ONE_STATEMENT: dict[str, tuple[Callable[[Session], None], str, dict[str, Any]]] 
     "of two classes": (read_two_classes, STREAM, {"entity": "Book", "count": 5}),
     "for an eager loader": (
         read_eagerly,
-        "select the Book objects that are needed",
+        "select only the Book objects that are needed",
         {"entity": "Book", "attribute": "books", "count": 4},
     ),
     "for a lazy load": (
         read_lazily,
-        "select the Book objects that are needed",
+        "select only the Book objects that are needed",
         {"entity": "Book", "attribute": "books", "count": 4},
     ),
     "that an INSERT returns": (
         insert_and_return,
-        "insert(Author).returning(...) of columns, not of objects",
+        "return columns instead of objects: insert(Author).returning(...)",
         {"entity": "Author", "count": 4},
     ),
     "that an UPDATE returns": (
         update_and_return,
-        "update(Book).returning(...) of columns, not of objects",
+        "return columns instead of objects: update(Book).returning(...)",
         {"entity": "Book", "count": 4},
     ),
 }

@@ -53,7 +53,7 @@ def test_the_books_of_five_authors(twin: Twin) -> None:
             Finding(
                 id="n-plus-one",
                 severity="warning",
-                message="Author.books was lazily loaded for 5 Author objects so far, "
+                message="Author.books was lazily loaded for at least 5 Author objects, "
                 "one SELECT each",
                 remedy=f"select(Author).options(selectinload(Author.books)) at {SELECTED}",
                 site=READ,

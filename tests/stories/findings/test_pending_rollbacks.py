@@ -179,8 +179,8 @@ def test_a_failure_that_is_swallowed(twin: Twin, how: str) -> None:
                 "swallowed_at": swallowed,
             },
         )
-        whoever = WHOEVER.format(awaited)
-        assert_found(told, failed(marked(flushed, "<- flushed"), whoever), pending)
+        remedy = CAUGHT.format(awaited or "call ")
+        assert_found(told, failed(marked(flushed, "<- flushed"), remedy), pending)
 
     twin.run(story)
 
@@ -240,18 +240,18 @@ async def begun(session: Any) -> Any:
     return await savepoint if hasattr(savepoint, "__await__") else savepoint
 
 
-WHOEVER = "whoever catches IntegrityError must call {}session.rollback()"
-AROUND = "catch IntegrityError around the savepoint's block: no more than the savepoint is lost"
+CAUGHT = "{}session.rollback() where IntegrityError is caught"
+AROUND = "catch IntegrityError outside of the savepoint's block: only the savepoint is rolled back"
 IN_BLOCKS = {
     "a transaction": (
         swallow_in_a_block,
-        WHOEVER,
-        "catch IntegrityError around the transaction's block, not in it",
+        CAUGHT,
+        "catch IntegrityError outside of the transaction's block, not inside it",
     ),
     "a savepoint": (
         swallow_in_a_savepoints_block,
         AROUND,
-        "catch IntegrityError around the savepoint's block, not in it",
+        "catch IntegrityError outside of the savepoint's block, not inside it",
     ),
     "a savepoint without a block": (
         swallow_after_a_savepoint,
@@ -277,7 +277,9 @@ def test_a_failure_that_is_swallowed_in(twin: Twin, what: str) -> None:
             remedy=then.format(awaited, caught),
             evidence={"swallowed_at": caught},
         )
-        assert_found(told, failed(marked(how, "<- flushed"), first.format(awaited)), pending)
+        assert_found(
+            told, failed(marked(how, "<- flushed"), first.format(awaited or "call ")), pending
+        )
 
     twin.run(story)
 
@@ -372,7 +374,9 @@ async def close_and_use_again(session: Any) -> None:
 def test_a_failure_that_is_rolled_back(twin: Twin, how: Any) -> None:
     async def story() -> None:
         awaited = "await " if twin.is_async else ""
-        first = AROUND if how is catch_around_a_savepoints_block else WHOEVER.format(awaited)
+        first = (
+            AROUND if how is catch_around_a_savepoints_block else CAUGHT.format(awaited or "call ")
+        )
         assert_found(await tell(twin, how), failed(marked(how, "<- flushed"), first))
 
     twin.run(story)

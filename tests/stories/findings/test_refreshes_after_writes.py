@@ -75,7 +75,7 @@ REFRESHES = {
 @pytest.mark.parametrize("what", REFRESHES)
 def test_what_is_refreshed_after(twin: Twin, what: str) -> None:
     how, after = REFRESHES[what]
-    out = "leave refresh() out"
+    out = "remove refresh()"
     settings = {"refreshes_from_one_site": 3, "reloads_after_commit": 2}
 
     async def story() -> None:

@@ -92,7 +92,7 @@ def reloaded(how: Any, entity: str, maker: str, count: int = 3) -> Due:
         evidence={
             "committed_at": str(marked(how, "<- committed")),
             "reloaded": {entity: count},
-            "alternatives": ["select them again after the commit, in one statement"],
+            "alternatives": ["select them again with one statement after the commit"],
         },
     )
 
@@ -141,7 +141,7 @@ def test_five_objects_and_four(twin: Twin) -> None:
         told = await tell(twin, read_names)
         assert_found(told, reloaded(read_names, "Author", unexpiring(twin), 5))
         assert told.findings[0].message == (
-            "5 Author objects expired by a commit were reloaded so far, one SELECT each"
+            "at least 5 Author objects expired by a commit were reloaded, one SELECT each"
         )
 
     twin.run(story)

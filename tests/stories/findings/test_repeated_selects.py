@@ -36,7 +36,7 @@ def repeated(how: Any, entity: str | None, count: int) -> Due:
         id="repeated-select",
         site=marked(how, "<- asked"),
         opened=marked(ask, "<- opened"),
-        remedy="run it once, and keep what it returned",
+        remedy="run it once and keep the result",
         entity=entity,
         count=count,
     )
@@ -113,12 +113,11 @@ def test_what_it_says(twin: Twin) -> None:
     async def story() -> None:
         (selected,) = (await ask(twin, 5, select_all)).findings
         assert selected.message == (
-            "the same SELECT of Author, with the same parameters, ran 5 times so far, "
-            "all from one line"
+            "the same SELECT of Author with the same parameters ran at least 5 times from one line"
         )
         (got,) = (await ask(twin, 5, get_nobody)).findings
         assert got.message == (
-            "Author was looked up by the same primary key 5 times so far, all from one line"
+            "Author was looked up by the same primary key at least 5 times from one line"
         )
 
     twin.run(story)

@@ -1,4 +1,4 @@
-"""Stories of rows that are written by a statement each, and of rows that go together."""
+"""Stories of rows that are written by one statement each, or together."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_an_execute_for_each_row(twin: Twin, kind: str) -> None:
             f"one {remedy} for all rows" if kind == "DELETE" else remedy,
             table="authors",
             kind=kind,
-            why="each row has an execute() of its own",
+            why="there is one execute() for each row",
         )
         assert_found(told, due)
         await again()
@@ -146,11 +146,11 @@ def test_a_flush_for_each_row(twin: Twin) -> None:
         due = one_by_one(
             flush_each,
             "Author",
-            f"one {awaited(twin)}session.flush() after the loop, none in it",
+            f"one {awaited(twin)}session.flush() after the loop, none inside it",
             table="authors",
             kind="INSERT",
             flushes=3,
-            why="only rows of the same flush can go together",
+            why="one statement can only write rows of the same flush",
         )
         assert_found(told, due)
         assert_found(await tell(twin, flush_after_the_loop, single_row_writes=2))
@@ -179,16 +179,16 @@ async def add_a_chain(session: Any) -> None:
 
 
 OTHERS = (
-    "each sets other columns, or another SQL expression, than the one before: "
-    "only neighbours with the same statement go together"
+    "each row sets other columns, or another SQL expression, than the row before: "
+    "one statement can only write consecutive rows that set the same columns"
 )
 EXPRESSIONS = (
-    "rows with the same statement go one by one where they set a SQL expression, where the "
-    "mapper has a version_id_col, or where eager_defaults=True reads back what was computed"
+    "rows are updated one by one if they set a SQL expression, if the mapper has a "
+    "version_id_col, or if eager_defaults=True reads back generated values"
 )
 CHAINED = (
-    "rows with the same statement go one by one where they set a SQL expression, depend on "
-    "each other, or where the database cannot return the keys it makes for many rows at once"
+    "rows are inserted one by one if they set a SQL expression, if they depend on each other, "
+    "or if the database cannot return the generated keys of many rows"
 )
 FLUSHED: dict[str, tuple[Any, str, str, str, str]] = {
     "set by SQL expressions": (set_expressions, "Author", "authors", "UPDATE", EXPRESSIONS),

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 PASS_IT = (
-    "pass that session to this code: if every connection of the pool is held by somebody "
-    "who waits for a second one, none ever comes free"
+    "pass that session to this code, or end it first: code that waits for a second "
+    "connection while it holds one can deadlock the pool"
 )
 
 
