@@ -58,7 +58,7 @@ class Section:
     @property
     def said(self) -> str:
         """What is said of it."""
-        return self._only(r"^What it says:\n\n```\n(.*?)^```$")
+        return self._only(r"^Report:\n\n```\n(.*?)^```$")
 
     @property
     def right(self) -> str:

@@ -126,7 +126,7 @@ class DiscardedChanges(BuiltIn):
 
 
 class _Lost:
-    """The changes of a scope that were not flushed, and those that were not committed."""
+    """The changes of a scope that were not flushed, or flushed and not committed."""
 
     def __init__(self, fact: SessionClosed, report: Report) -> None:
         uncommitted = report.ledger.uncommitted or Uncommitted()

@@ -32,7 +32,7 @@ class Detector(Protocol):
         """Return the detector's memory of one scope. It is released with the scope."""
 
     def judge(self, fact: Any, report: Report, memory: Any) -> Iterable[Finding | Retraction]:
-        """Return the findings to report, and the retractions of those that no longer hold.
+        """Return findings to report, and retractions of findings that no longer hold.
 
         A `TimePassed` is judged in the watchdog's thread, perhaps while the session's own thread
         is in `judge()` with another fact.

@@ -221,7 +221,7 @@ class SplitWrites(BuiltIn):
             "split-writes",
             "warning",
             f"this session committed {counted(fact.written)}, and session {fact.other[:6]}, open "
-            f"at the same time, {counted(fact.other_written)}: one commit can fail alone",
+            f"at the same time, {counted(fact.other_written)}: one of the commits can fail alone",
             f"{opening(report)} SessionLocal.begin() as session:  # one session for all of it",
             fact.site,
             evidence=known(

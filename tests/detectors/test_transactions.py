@@ -248,7 +248,7 @@ def test_writes_are_committed_by_two_sessions() -> None:
             id="split-writes",
             severity="warning",
             message="this session committed 3 OrderLine, 1 Order, and session 4f1c9a, open at the "
-            "same time, 3 Stock: one commit can fail alone",
+            "same time, 3 Stock: one of the commits can fail alone",
             remedy="with SessionLocal.begin() as session:  # one session for all of it",
             site=COMMITTED,
             **OF_SESSION,
