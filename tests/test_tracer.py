@@ -17,7 +17,7 @@ from session_tracer import facts as what
 from session_tracer.model.live_session import LiveSession
 from session_tracer.testing import capture
 from session_tracer.where.owner import Owner
-from tests.detectors.feeding import told
+from tests.detectors.feeding import reported
 from tests.fickle import Fickle
 from tests.library import Author, Base
 
@@ -322,7 +322,7 @@ def kinds(detector: Suspecting) -> set[type]:
 
 def told_by(detector: Detector, of: Iterable[Fact]) -> list[Finding]:
     """What one detector concludes of a scope."""
-    return [one for one in told(detector, *of) if isinstance(one, Finding)]
+    return [one for one in reported(detector, *of) if isinstance(one, Finding)]
 
 
 def name(detector: Detector) -> str:

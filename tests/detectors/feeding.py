@@ -42,12 +42,12 @@ def at(line: int, function: str = "index", file: str = "/srv/shop/views.py") -> 
     return CallSite(file, line, function)
 
 
-def told(detector: Detector, *facts: Fact, **settings: Any) -> list[Finding | Retraction]:
+def reported(detector: Detector, *facts: Fact, **settings: Any) -> list[Finding | Retraction]:
     """What one detector reports of a scope in which this happened."""
-    return told_by([detector], *facts, **settings)
+    return reported_by([detector], *facts, **settings)
 
 
-def told_by(
+def reported_by(
     detectors: Sequence[Detector], *facts: Fact, is_async: bool = False, **settings: Any
 ) -> list[Finding | Retraction]:
     """What several detectors report of one scope, in their order."""
@@ -387,7 +387,7 @@ class _Tracer(Tracer):
 
 
 class _Weak:
-    """Stands for an object of SQLAlchemy that is only held weakly."""
+    """In place of an object of SQLAlchemy that is only referred to weakly."""
 
 
 @functools.cache

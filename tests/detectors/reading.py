@@ -31,8 +31,8 @@ COMMIT = at(92, "place_order")
 EXPIRED: dict[str, Any] = {"expired_by": "commit", "expired_site": COMMIT}
 
 
-def one(said: list[Finding | Retraction]) -> Finding:
-    (finding,) = said
+def one(found: list[Finding | Retraction]) -> Finding:
+    (finding,) = found
     assert isinstance(finding, Finding)
     return finding
 

@@ -8,7 +8,7 @@ from session_tracer import Finding
 from session_tracer.detectors.connections import NestedSessions, PoolExhausted
 from session_tracer.facts import CheckoutTimedOut, ConnectionNested, SessionOpened
 from session_tracer.model.live_session import LiveSession
-from tests.detectors.feeding import MS, SECOND, at, told
+from tests.detectors.feeding import MS, SECOND, at, reported
 
 OPENED, TAKEN = at(12, "get_db", "/srv/shop/db.py"), at(20)
 OTHER_OPENED, OTHER_TAKEN, WAITING = at(31, "report"), at(32, "report"), at(120, "upload")
@@ -27,7 +27,7 @@ NESTED = ConnectionNested(
 
 
 def test_a_session_takes_a_second_connection() -> None:
-    assert told(NestedSessions(), OPENING, NESTED) == [
+    assert reported(NestedSessions(), OPENING, NESTED) == [
         Finding(
             id="nested-sessions",
             severity="warning",
@@ -50,18 +50,18 @@ def test_a_session_takes_a_second_connection() -> None:
 
 def test_a_line_that_nests_sessions_is_named_once() -> None:
     elsewhere = ConnectionNested(3, at(21), "4f1c9a0000000000", "reports", None, None, MS)
-    assert len(told(NestedSessions(), OPENING, NESTED, NESTED, NESTED)) == 1
-    assert len(told(NestedSessions(), OPENING, NESTED, elsewhere, NESTED, elsewhere)) == 2
+    assert len(reported(NestedSessions(), OPENING, NESTED, NESTED, NESTED)) == 1
+    assert len(reported(NestedSessions(), OPENING, NESTED, elsewhere, NESTED, elsewhere)) == 2
 
 
 def test_under_asyncio_it_is_the_same_task() -> None:
-    [finding] = told(NestedSessions(), NESTED, is_async=True)
+    [finding] = reported(NestedSessions(), NESTED, is_async=True)
     assert "of the same task had held one" in finding.message
 
 
 def test_a_thousand_lines_are_not_all_named() -> None:
     nested = [ConnectionNested(3, at(line), "4f1c9a", "", None, None, 0) for line in range(1_000)]
-    assert len(told(NestedSessions(), *nested)) == 100
+    assert len(reported(NestedSessions(), *nested)) == 100
 
 
 # An exhausted pool.
@@ -95,7 +95,7 @@ def test_a_pool_has_no_connection_left() -> None:
         "4f1c9a0000000000", 12.0, last_statement_site=OTHER_TAKEN, owner_stack=(WAITING, OPENED)
     )
     timeout = CheckoutTimedOut(40 * SECOND, TAKEN, (short, long), 30 * SECOND)
-    assert told(PoolExhausted(), OPENING, timeout) == [
+    assert reported(PoolExhausted(), OPENING, timeout) == [
         Finding(
             id="pool-exhausted",
             severity="error",
@@ -114,7 +114,7 @@ def test_a_pool_has_no_connection_left() -> None:
 
 
 def exhausted(*holders: LiveSession, timeout: int = 0) -> Finding:
-    [finding] = told(PoolExhausted(), OPENING, CheckoutTimedOut(40, TAKEN, holders, timeout))
+    [finding] = reported(PoolExhausted(), OPENING, CheckoutTimedOut(40, TAKEN, holders, timeout))
     assert isinstance(finding, Finding)
     return finding
 
@@ -124,7 +124,7 @@ def test_one_session_may_hold_the_only_connection() -> None:
     assert message == "the pool had no free connection: 1 traced session holds one"
 
 
-def test_nobody_who_is_traced_may_hold_one() -> None:
+def test_no_traced_session_may_hold_one() -> None:
     finding = exhausted(timeout=SECOND)
     assert (
         finding.message == "the pool had no free connection for 1.0 s: no traced session holds one"
@@ -138,8 +138,8 @@ def test_nobody_who_is_traced_may_hold_one() -> None:
 
 def test_twenty_holders_are_named() -> None:
     holders = [holder(f"{number:016x}", number) for number in range(1, 24)]
-    told_of = exhausted(*holders[:20]).evidence["holders"]
-    assert (len(told_of), told_of[-1]) == (
+    holding = exhausted(*holders[:20]).evidence["holders"]
+    assert (len(holding), holding[-1]) == (
         20,
         (
             f"orders-db 000000 opened {OTHER_OPENED}, has held a connection for 1.0 s, "
@@ -151,6 +151,6 @@ def test_twenty_holders_are_named() -> None:
     assert finding.evidence["holders"][-1] == "and 3 more"
 
 
-def test_each_timeout_is_said() -> None:
+def test_each_timeout_is_reported() -> None:
     timeouts = [CheckoutTimedOut(40, TAKEN, (), 1)] * 3
-    assert len(told(PoolExhausted(), OPENING, *timeouts)) == 3
+    assert len(reported(PoolExhausted(), OPENING, *timeouts)) == 3

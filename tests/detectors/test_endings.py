@@ -19,7 +19,7 @@ from session_tracer.facts import (
     TransactionBegan,
     TransactionEnded,
 )
-from tests.detectors.feeding import MS, SECOND, at, told
+from tests.detectors.feeding import MS, SECOND, at, reported
 
 if TYPE_CHECKING:
     from session_tracer.facts import Ending, Fact, Outcome
@@ -55,7 +55,7 @@ def flushed(**counts: Any) -> FlushCompleted:
 
 def abandoned(*facts: Fact, ending: Ending = "collected", **left: Any) -> list[Any]:
     """A scope that is taken while its transaction is open and holds a connection."""
-    return told(
+    return reported(
         AbandonedSession(),
         OPENING,
         BEGUN,
@@ -68,10 +68,10 @@ def abandoned(*facts: Fact, ending: Ending = "collected", **left: Any) -> list[A
 
 
 def test_a_session_is_collected_with_what_it_had_not_saved() -> None:
-    said = abandoned(
+    found = abandoned(
         flushed(new={"Order": 3}), added={"Invoice": 412}, modified={"Stock": 1}, added_site=ADDED
     )
-    assert said == [
+    assert found == [
         Finding(
             id="abandoned-session",
             severity="error",
@@ -114,7 +114,9 @@ def test_a_session_that_the_end_of_the_process_takes_held_its_connection() -> No
 
 
 def test_a_collected_session_had_a_transaction_open_at_least() -> None:
-    [finding] = told(AbandonedSession(), OPENING, BEGUN, ended("abandoned"), closed("collected"))
+    [finding] = reported(
+        AbandonedSession(), OPENING, BEGUN, ended("abandoned"), closed("collected")
+    )
     assert isinstance(finding, Finding)
     assert finding.message == (
         "session 9b21e0 (orders-db) was garbage collected without being closed, "
@@ -124,7 +126,7 @@ def test_a_collected_session_had_a_transaction_open_at_least() -> None:
 
 
 def test_the_connection_of_an_earlier_transaction_is_not_held_by_the_last() -> None:
-    [finding] = told(
+    [finding] = reported(
         AbandonedSession(),
         OPENING,
         BEGUN,
@@ -167,7 +169,7 @@ def test_a_savepoint_that_is_abandoned_first_is_lost_with_its_transaction() -> N
     ids=["unused", "committed", "rolled back", "closed", "a savepoint alone"],
 )
 def test_a_session_without_an_open_transaction_may_be_collected(facts: list[Fact]) -> None:
-    assert told(AbandonedSession(), *facts) == []
+    assert reported(AbandonedSession(), *facts) == []
 
 
 # Discarded changes.
@@ -176,7 +178,7 @@ ON_CLOSE = ended("closed")
 
 
 def discarded(*facts: Fact) -> list[Any]:
-    return told(DiscardedChanges(), OPENING, BEGUN, *facts)
+    return reported(DiscardedChanges(), OPENING, BEGUN, *facts)
 
 
 def test_changes_that_were_never_flushed_are_discarded() -> None:
@@ -324,7 +326,7 @@ REOPENED = SessionOpened(
 
 
 def test_a_session_is_used_again_after_close() -> None:
-    assert told(ReusedAfterClose(), REOPENED, BEGUN, BEGUN) == [
+    assert reported(ReusedAfterClose(), REOPENED, BEGUN, BEGUN) == [
         Finding(
             id="reused-after-close",
             severity="info",
@@ -340,7 +342,7 @@ def test_a_session_is_used_again_after_close() -> None:
 
 
 def test_a_savepoint_is_not_what_a_session_is_used_again_for() -> None:
-    assert told(ReusedAfterClose(), REOPENED, SAVEPOINT) == []
+    assert reported(ReusedAfterClose(), REOPENED, SAVEPOINT) == []
 
 
 @pytest.mark.parametrize(
@@ -354,8 +356,8 @@ def test_a_savepoint_is_not_what_a_session_is_used_again_for() -> None:
     ids=["new", "reset", "invalidated", "handed on"],
 )
 def test_a_session_that_is_new_reset_or_handed_on_is_not_reused(opening: SessionOpened) -> None:
-    assert told(ReusedAfterClose(), opening, BEGUN) == []
+    assert reported(ReusedAfterClose(), opening, BEGUN) == []
 
 
 def test_a_session_that_is_reopened_and_does_nothing_is_not_reused() -> None:
-    assert told(ReusedAfterClose(), REOPENED, closed()) == []
+    assert reported(ReusedAfterClose(), REOPENED, closed()) == []

@@ -1,4 +1,4 @@
-"""Flushes that fail, that hold too much, and that nobody asked for."""
+"""Flushes that fail, are too large or run too often."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from session_tracer.facts import (
     TransactionBegan,
     TransactionEnded,
 )
-from tests.detectors.feeding import MS, at, told
+from tests.detectors.feeding import MS, at, reported
 
 if TYPE_CHECKING:
     from session_tracer.facts import Fact, Trigger
@@ -40,16 +40,16 @@ COMMIT, USE, EXCEPT, LOOP = at(92, "place_order"), at(97), at(95), at(77, "reser
 INTEGRITY = "sqlalchemy.exc.IntegrityError"
 
 
-def messages(said: list[Finding | Retraction]) -> list[str]:
-    return [one.message for one in said]
+def messages(found: list[Finding | Retraction]) -> list[str]:
+    return [one.message for one in found]
 
 
-def remedies(said: list[Finding | Retraction]) -> list[str]:
-    return [one.remedy for one in said if isinstance(one, Finding)]
+def remedies(found: list[Finding | Retraction]) -> list[str]:
+    return [one.remedy for one in found if isinstance(one, Finding)]
 
 
-def evidence(said: list[Finding | Retraction], key: str) -> list[Any]:
-    return [one.evidence.get(key) for one in said]
+def evidence(found: list[Finding | Retraction], key: str) -> list[Any]:
+    return [one.evidence.get(key) for one in found]
 
 
 # failed-flush
@@ -68,8 +68,8 @@ def failed(site: CallSite | None = COMMIT, trigger: Trigger = "commit", when: in
     )
 
 
-def test_a_flush_that_fails_tells_what_was_in_it() -> None:
-    assert told(FailedFlush(), OPENING, failed()) == [
+def test_a_failed_flush_is_reported_with_its_contents() -> None:
+    assert reported(FailedFlush(), OPENING, failed()) == [
         Finding(
             id="failed-flush",
             severity="warning",
@@ -92,9 +92,9 @@ def test_a_flush_that_fails_tells_what_was_in_it() -> None:
 
 
 def test_the_remedy_of_a_failed_flush_awaits_under_asyncio() -> None:
-    said = told(FailedFlush(), failed(), is_async=True)
-    assert remedies(said) == ["await session.rollback() where IntegrityError is caught"]
-    assert evidence(said, "alternatives") == [
+    found = reported(FailedFlush(), failed(), is_async=True)
+    assert remedies(found) == ["await session.rollback() where IntegrityError is caught"]
+    assert evidence(found, "alternatives") == [
         ["async with session.begin_nested(): around the code that may fail"]
     ]
 
@@ -107,35 +107,35 @@ def test_the_remedy_of_a_failed_flush_awaits_under_asyncio() -> None:
         ("savepoint", "a savepoint's flush of 2 Author, 1 Book failed with IntegrityError"),
     ],
 )
-def test_what_asked_for_the_flush_is_said(trigger: Trigger, message: str) -> None:
-    assert messages(told(FailedFlush(), failed(trigger=trigger))) == [message]
+def test_the_trigger_of_the_flush_is_reported(trigger: Trigger, message: str) -> None:
+    assert messages(reported(FailedFlush(), failed(trigger=trigger))) == [message]
 
 
-def test_whoever_has_a_savepoint_is_not_told_to_use_one() -> None:
+def test_the_remedy_in_a_savepoint_does_not_propose_one() -> None:
     began = TransactionBegan(1, COMMIT, nested=True)
     ended = TransactionEnded(2, COMMIT, "rolled_back", 1, nested=True)
-    said = told(FailedFlush(), began, failed(trigger="savepoint"), ended, failed())
-    assert remedies(said) == [
+    found = reported(FailedFlush(), began, failed(trigger="savepoint"), ended, failed())
+    assert remedies(found) == [
         "catch IntegrityError outside of the savepoint's block: only the savepoint is rolled back",
         "call session.rollback() where IntegrityError is caught",
     ]
-    assert evidence(said, "alternatives")[0] is None
+    assert evidence(found, "alternatives")[0] is None
 
 
 def test_a_flush_before_a_savepoint_begins_loses_everything() -> None:
-    assert remedies(told(FailedFlush(), failed(trigger="savepoint"))) == [
+    assert remedies(reported(FailedFlush(), failed(trigger="savepoint"))) == [
         "call session.rollback() where IntegrityError is caught"
     ]
 
 
-def test_each_flush_that_fails_is_said() -> None:
-    assert len(told(FailedFlush(), failed(), failed())) == 2
+def test_each_flush_that_fails_is_reported() -> None:
+    assert len(reported(FailedFlush(), failed(), failed())) == 2
 
 
 def test_a_flush_that_fails_with_nothing_known_of_it() -> None:
-    said = told(FailedFlush(), FlushFailed(1, None, "explicit", 0, ""))
-    assert messages(said) == ["a flush of no objects failed with an error"]
-    assert evidence(said, "constraint") == [None]
+    found = reported(FailedFlush(), FlushFailed(1, None, "explicit", 0, ""))
+    assert messages(found) == ["a flush of no objects failed with an error"]
+    assert evidence(found, "constraint") == [None]
 
 
 # pending-rollback
@@ -143,7 +143,7 @@ def test_a_flush_that_fails_with_nothing_known_of_it() -> None:
 
 def test_a_session_used_after_a_failed_flush_names_both_lines() -> None:
     pending = RollbackPending(35 * MS, USE, swallowed=EXCEPT)
-    assert told(PendingRollback(), OPENING, failed(), pending) == [
+    assert reported(PendingRollback(), OPENING, failed(), pending) == [
         Finding(
             id="pending-rollback",
             severity="error",
@@ -164,68 +164,68 @@ def test_a_session_used_after_a_failed_flush_names_both_lines() -> None:
 
 
 def test_the_rollback_is_awaited_under_asyncio() -> None:
-    said = told(PendingRollback(), failed(), RollbackPending(1, USE), is_async=True)
-    assert remedies(said) == [
+    found = reported(PendingRollback(), failed(), RollbackPending(1, USE), is_async=True)
+    assert remedies(found) == [
         "await session.rollback() in the except block that caught the failure"
     ]
 
 
 def test_a_block_is_what_to_leave() -> None:
     began, used = TransactionBegan(1, COMMIT), RollbackPending(2, USE, LOOP, in_block=True)
-    said = told(PendingRollback(), began, failed(), used)
-    assert remedies(said) == [
+    found = reported(PendingRollback(), began, failed(), used)
+    assert remedies(found) == [
         "catch IntegrityError outside of the transaction's block, not inside it"
     ]
-    assert evidence(said, "swallowed_at") == [str(LOOP)]
+    assert evidence(found, "swallowed_at") == [str(LOOP)]
     savepoint = TransactionBegan(1, COMMIT, nested=True)
-    said = told(PendingRollback(), began, savepoint, failed(), used)
-    assert remedies(said) == [
+    found = reported(PendingRollback(), began, savepoint, failed(), used)
+    assert remedies(found) == [
         "catch IntegrityError outside of the savepoint's block, not inside it"
     ]
 
 
 def test_a_savepoint_without_a_block_is_what_to_roll_back() -> None:
     savepoint = TransactionBegan(1, COMMIT, nested=True)
-    said = told(PendingRollback(), savepoint, failed(), RollbackPending(2, USE, LOOP))
-    assert remedies(said) == [f"savepoint.rollback() at {LOOP}"]
+    found = reported(PendingRollback(), savepoint, failed(), RollbackPending(2, USE, LOOP))
+    assert remedies(found) == [f"savepoint.rollback() at {LOOP}"]
 
 
-def test_the_first_failure_is_the_one_that_is_told() -> None:
+def test_the_first_failure_is_reported() -> None:
     first, second = failed(LOOP), failed(COMMIT, when=MS)
-    said = told(PendingRollback(), first, second, RollbackPending(2 * MS, USE))
-    assert evidence(said, "failed_at") == [str(LOOP)]
+    found = reported(PendingRollback(), first, second, RollbackPending(2 * MS, USE))
+    assert evidence(found, "failed_at") == [str(LOOP)]
 
 
-def test_a_failure_nobody_saw_is_told_without_it() -> None:
-    said = told(PendingRollback(), RollbackPending(1, USE))
-    assert messages(said) == [
+def test_an_unknown_failure_is_reported_without_its_error() -> None:
+    found = reported(PendingRollback(), RollbackPending(1, USE))
+    assert messages(found) == [
         "the session was used again after its transaction had failed, without a rollback()"
     ]
-    assert [one.evidence for one in said] == [{}]
+    assert [one.evidence for one in found] == [{}]
 
 
-def test_a_failure_is_said_once_however_often_the_session_is_used_after_it() -> None:
+def test_a_failure_is_reported_once_however_often_the_session_is_used_after_it() -> None:
     uses = [RollbackPending(number, at(number)) for number in range(1, 11)]
-    (said,) = told(PendingRollback(), failed(), *uses)
-    assert isinstance(said, Finding)
-    assert said.site == at(1)
+    (found,) = reported(PendingRollback(), failed(), *uses)
+    assert isinstance(found, Finding)
+    assert found.site == at(1)
 
 
-def test_the_next_failure_is_said_again() -> None:
+def test_the_next_failure_is_reported_again() -> None:
     use, rollback = RollbackPending(1, USE), TransactionEnded(2, USE, "rolled_back", 1)
-    assert len(told(PendingRollback(), failed(), use, rollback, failed(), use)) == 2
+    assert len(reported(PendingRollback(), failed(), use, rollback, failed(), use)) == 2
 
 
 def test_a_failure_that_was_rolled_back_is_not_the_one_of_the_next() -> None:
     rollback = TransactionEnded(2, USE, "rolled_back", 1, nested=True)
-    said = told(PendingRollback(), failed(), rollback, RollbackPending(3, USE))
-    assert evidence(said, "failed_at") == [None]
+    found = reported(PendingRollback(), failed(), rollback, RollbackPending(3, USE))
+    assert evidence(found, "failed_at") == [None]
 
 
 def test_a_failed_flush_that_is_rolled_back_is_no_pending_rollback() -> None:
     rollback = TransactionEnded(2, USE, "rolled_back", 1)
     again = FlushCompleted(3, COMMIT, "commit", 1, {"Author": 1})
-    assert told(PendingRollback(), failed(), rollback, again) == []
+    assert reported(PendingRollback(), failed(), rollback, again) == []
 
 
 # autoflush-storm
@@ -237,7 +237,7 @@ def autoflush(site: CallSite | None = LOOP, **contents: Any) -> Fact:
 
 def test_a_loop_that_reads_and_changes_in_turns_flushes_each_time() -> None:
     flushes = [autoflush(new={"Order": 1}, dirty={"Stock": 2}) for _ in range(12)]
-    assert told(AutoflushStorm(), OPENING, TransactionBegan(1, COMMIT), *flushes) == [
+    assert reported(AutoflushStorm(), OPENING, TransactionBegan(1, COMMIT), *flushes) == [
         Finding(
             id="autoflush-storm",
             severity="warning",
@@ -259,43 +259,45 @@ def test_a_loop_that_reads_and_changes_in_turns_flushes_each_time() -> None:
 
 
 def test_nine_autoflushes_are_no_storm() -> None:
-    assert told(AutoflushStorm(), *[autoflush() for _ in range(9)]) == []
+    assert reported(AutoflushStorm(), *[autoflush() for _ in range(9)]) == []
 
 
 def test_two_lines_that_stay_below_are_no_storm() -> None:
     both = [autoflush(site) for site in (LOOP, USE) for _ in range(9)]
-    assert told(AutoflushStorm(), *both) == []
+    assert reported(AutoflushStorm(), *both) == []
 
 
 def test_a_loop_that_commits_in_between_is_no_storm() -> None:
     began, ended = TransactionBegan(1, LOOP), TransactionEnded(2, COMMIT, "committed", 1)
     loop = [fact for _ in range(20) for fact in (began, *[autoflush()] * 9, ended)]
-    assert told(AutoflushStorm(), *loop) == []
+    assert reported(AutoflushStorm(), *loop) == []
 
 
 def test_a_savepoint_in_between_does_not_end_the_transaction() -> None:
     released = TransactionEnded(2, COMMIT, "committed", 1, nested=True)
     loop = [fact for _ in range(10) for fact in (autoflush(), released)]
-    assert len(told(AutoflushStorm(), *loop)) == 1
+    assert len(reported(AutoflushStorm(), *loop)) == 1
 
 
-def test_a_storm_is_not_said_of_each_transaction() -> None:
+def test_a_storm_is_not_reported_for_each_transaction() -> None:
     began, ended = TransactionBegan(1, LOOP), TransactionEnded(2, COMMIT, "committed", 1)
     loop = [fact for _ in range(3) for fact in (began, *[autoflush()] * 12, ended)]
-    assert len(told(AutoflushStorm(), *loop)) == 1
+    assert len(reported(AutoflushStorm(), *loop)) == 1
 
 
 def test_an_autoflush_with_nothing_to_flush_does_not_count() -> None:
-    assert told(AutoflushStorm(), *[autoflush(unchanged={"Order": 1})] * 20) == []
+    assert reported(AutoflushStorm(), *[autoflush(unchanged={"Order": 1})] * 20) == []
 
 
 def test_a_flush_that_was_asked_for_is_no_autoflush() -> None:
     flush = FlushCompleted(1, LOOP, "explicit", MS, {"Order": 1})
-    assert told(AutoflushStorm(), *[flush] * 20) == []
+    assert reported(AutoflushStorm(), *[flush] * 20) == []
 
 
 def test_how_many_autoflushes_are_a_storm_can_be_chosen() -> None:
-    assert len(told(AutoflushStorm(), autoflush(), autoflush(), autoflushes_from_one_site=2)) == 1
+    assert (
+        len(reported(AutoflushStorm(), autoflush(), autoflush(), autoflushes_from_one_site=2)) == 1
+    )
 
 
 # large-flush
@@ -303,7 +305,7 @@ def test_how_many_autoflushes_are_a_storm_can_be_chosen() -> None:
 
 def test_a_flush_of_more_than_a_thousand_objects_is_large() -> None:
     flush = FlushCompleted(1, COMMIT, "commit", 812 * MS, {"Line": 1000}, {"Order": 1})
-    assert told(LargeFlush(), OPENING, flush) == [
+    assert reported(LargeFlush(), OPENING, flush) == [
         Finding(
             id="large-flush",
             severity="warning",
@@ -326,16 +328,18 @@ def test_a_flush_of_more_than_a_thousand_objects_is_large() -> None:
 
 def test_a_flush_of_a_thousand_objects_is_not_large() -> None:
     flush = FlushCompleted(1, COMMIT, "commit", MS, {"Line": 900}, {"Line": 50}, {"Line": 50})
-    assert told(LargeFlush(), flush) == []
+    assert reported(LargeFlush(), flush) == []
 
 
 def test_objects_without_a_net_change_do_not_make_a_flush_large() -> None:
-    assert told(LargeFlush(), FlushCompleted(1, COMMIT, "commit", MS, unchanged={"A": 2000})) == []
+    assert (
+        reported(LargeFlush(), FlushCompleted(1, COMMIT, "commit", MS, unchanged={"A": 2000})) == []
+    )
 
 
 def test_flushes_are_not_added_up() -> None:
     flush = FlushCompleted(1, COMMIT, "commit", MS, {"Line": 600})
-    assert told(LargeFlush(), flush, flush) == []
+    assert reported(LargeFlush(), flush, flush) == []
 
 
 @pytest.mark.parametrize(
@@ -348,8 +352,8 @@ def test_flushes_are_not_added_up() -> None:
 )
 def test_the_remedy_of_a_large_flush_is_for_most_of_it(contents: Any, remedy: str) -> None:
     flush = FlushCompleted(1, COMMIT, "commit", MS, **contents)
-    assert remedies(told(LargeFlush(), flush, large_flush_objects=1)) == [remedy]
-    assert remedies(told(LargeFlush(), flush, large_flush_objects=1, is_async=True)) == [
+    assert remedies(reported(LargeFlush(), flush, large_flush_objects=1)) == [remedy]
+    assert remedies(reported(LargeFlush(), flush, large_flush_objects=1, is_async=True)) == [
         f"await {remedy}"
     ]
 
@@ -370,7 +374,7 @@ def unchanged(**objects: int) -> Fact:
 
 
 def test_ten_objects_without_a_net_change() -> None:
-    assert told(UnchangedDirty(), OPENING, unchanged(Author=10)) == [
+    assert reported(UnchangedDirty(), OPENING, unchanged(Author=10)) == [
         Finding(
             id="unchanged-dirty",
             severity="info",
@@ -393,14 +397,14 @@ def test_ten_objects_without_a_net_change() -> None:
 
 
 def test_nine_objects_without_a_net_change_are_few() -> None:
-    assert told(UnchangedDirty(), unchanged(Author=5, Book=4)) == []
+    assert reported(UnchangedDirty(), unchanged(Author=5, Book=4)) == []
 
 
 def test_objects_of_several_classes_are_counted_together() -> None:
     flush = FlushCompleted(1, COMMIT, "commit", MS, unchanged={"Author": 4, "Book": 6})
-    (said,) = told(UnchangedDirty(), flush)
-    assert isinstance(said, Finding)
-    assert (said.message, said.entity, said.attribute) == (
+    (found,) = reported(UnchangedDirty(), flush)
+    assert isinstance(found, Finding)
+    assert (found.message, found.entity, found.attribute) == (
         "6 Book, 4 Author in session.dirty had no net change",
         "Book",
         None,

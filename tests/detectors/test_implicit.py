@@ -17,7 +17,7 @@ from session_tracer.facts import (
     SessionClosed,
     SessionOpened,
 )
-from tests.detectors.feeding import at, told
+from tests.detectors.feeding import at, reported
 
 OPENED = at(12, "get_db", "/srv/shop/db.py")
 LOADED = at(18, "authors", "/srv/shop/repo.py")
@@ -44,13 +44,13 @@ def refused(**changes: Any) -> ImplicitLoadFailed:
 
 
 def only(fact: ImplicitLoadFailed) -> Finding:
-    (finding,) = told(ImplicitAsyncIO(), fact)
+    (finding,) = reported(ImplicitAsyncIO(), fact)
     assert isinstance(finding, Finding)
     return finding
 
 
 def test_a_relationship_that_was_never_loaded() -> None:
-    assert told(ImplicitAsyncIO(), SessionOpened(1, OPENED), refused()) == [
+    assert reported(ImplicitAsyncIO(), SessionOpened(1, OPENED), refused()) == [
         Finding(
             id="implicit-async-io",
             severity="error",
@@ -129,7 +129,7 @@ CASES: dict[str, tuple[ImplicitLoadFailed, str, str, str, list[str]]] = {
         "await session.refresh(author)",
         [f"await author.awaitable_attrs.name, {ATTRS}"],
     ),
-    "of a column that somebody expired": (
+    "of a column that expire() expired": (
         refused(attribute="name", load="expired", options="", loaded_site=None),
         "Author.name was read after it had expired, and reading cannot await the reload",
         "the column was expired",
@@ -206,22 +206,22 @@ def test_where_no_line_took_part_there_is_a_finding_all_the_same() -> None:
     )
 
 
-def test_a_loop_is_told_once() -> None:
-    assert len(told(ImplicitAsyncIO(), *[refused()] * 50)) == 1
+def test_a_loop_is_reported_once() -> None:
+    assert len(reported(ImplicitAsyncIO(), *[refused()] * 50)) == 1
 
 
-def test_another_attribute_and_another_line_are_told_too() -> None:
+def test_another_attribute_and_another_line_are_reported_too() -> None:
     facts = [refused(), refused(attribute="letters"), refused(site=at(43, "render")), refused()]
-    assert len(told(ImplicitAsyncIO(), *facts)) == 3
+    assert len(reported(ImplicitAsyncIO(), *facts)) == 3
 
 
 def test_code_that_is_made_as_it_runs_fills_no_memory() -> None:
     facts = [refused(site=at(line)) for line in range(1000)]
-    assert len(told(ImplicitAsyncIO(), *facts)) == 100
+    assert len(reported(ImplicitAsyncIO(), *facts)) == 100
 
 
 def test_other_loads_are_no_business_of_it() -> None:
-    assert told(
+    assert reported(
         ImplicitAsyncIO(),
         SessionOpened(1, OPENED),
         AttributeLoaded(2, READ, "relationship", "Author", "books"),

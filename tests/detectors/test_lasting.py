@@ -23,7 +23,7 @@ from session_tracer.facts import (
 )
 from session_tracer.model.findings import Retraction
 from session_tracer.model.live_session import LiveSession
-from tests.detectors.feeding import MS, SECOND, PlayedScope, at, told, told_by
+from tests.detectors.feeding import MS, SECOND, PlayedScope, at, reported, reported_by
 
 if TYPE_CHECKING:
     from session_tracer.facts import Ending, Fact
@@ -112,7 +112,7 @@ OPEN = (OPENING, BEGUN, HELD)
 
 
 def test_a_session_that_is_not_closed_leaks() -> None:
-    assert told(LeakedSession(), *OPEN, passed(252)) == [
+    assert reported(LeakedSession(), *OPEN, passed(252)) == [
         Finding(
             id="leaked-session",
             severity="error",
@@ -126,24 +126,24 @@ def test_a_session_that_is_not_closed_leaks() -> None:
     ]
 
 
-def test_a_leak_is_said_once() -> None:
-    said = told(LeakedSession(), *OPEN, passed(60.001), passed(61), passed(300))
-    assert len(said) == 1
+def test_a_leak_is_reported_once() -> None:
+    found = reported(LeakedSession(), *OPEN, passed(60.001), passed(61), passed(300))
+    assert len(found) == 1
 
 
 def test_a_session_is_no_leak_until_the_time_is_over() -> None:
-    assert told(LeakedSession(), *OPEN, passed(60)) == []
-    assert len(told(LeakedSession(), *OPEN, passed(60), passed(60.001))) == 1
-    assert told(LeakedSession(), *OPEN, passed(2), leak_after_seconds=2) == []
-    assert len(told(LeakedSession(), *OPEN, passed(2.1), leak_after_seconds=2)) == 1
+    assert reported(LeakedSession(), *OPEN, passed(60)) == []
+    assert len(reported(LeakedSession(), *OPEN, passed(60), passed(60.001))) == 1
+    assert reported(LeakedSession(), *OPEN, passed(2), leak_after_seconds=2) == []
+    assert len(reported(LeakedSession(), *OPEN, passed(2.1), leak_after_seconds=2)) == 1
 
 
 def test_a_session_that_has_begun_no_transaction_is_no_leak() -> None:
-    assert told(LeakedSession(), OPENING, passed(300)) == []
+    assert reported(LeakedSession(), OPENING, passed(300)) == []
 
 
 def leak(live: LiveSession, *facts: Fact, running: bool = False) -> Finding:
-    [finding] = told(LeakedSession(), *OPEN, *facts, passed(61, live, running=running))
+    [finding] = reported(LeakedSession(), *OPEN, *facts, passed(61, live, running=running))
     assert isinstance(finding, Finding)
     return finding
 
@@ -183,7 +183,7 @@ def test_a_leak_may_have_no_transaction_open_any_more() -> None:
 )
 def test_a_connection_is_called_as_its_server_calls_it(system: str, called: str) -> None:
     held = ConnectionAcquired(START, Database(system))
-    [finding] = told(LeakedSession(), OPENING, BEGUN, held, passed(61))
+    [finding] = reported(LeakedSession(), OPENING, BEGUN, held, passed(61))
     assert isinstance(finding, Finding)
     assert finding.message.endswith(f"holds a connection ({called} process 31877)")
 
@@ -216,7 +216,7 @@ def test_five_lines_of_the_owners_stack_are_enough() -> None:
 
 @pytest.mark.parametrize("ending", ["close", "reset", "invalidate"])
 def test_a_leak_that_is_closed_is_taken_back(ending: Ending) -> None:
-    finding, retraction = told(LeakedSession(), *OPEN, passed(252), closed(371, ending))
+    finding, retraction = reported(LeakedSession(), *OPEN, passed(252), closed(371, ending))
     assert retraction == Retraction(
         finding=finding,  # type: ignore[arg-type] # it is one
         message="session 9b21e0 (orders-db) was closed after 6 min 11 s",
@@ -226,11 +226,11 @@ def test_a_leak_that_is_closed_is_taken_back(ending: Ending) -> None:
 
 @pytest.mark.parametrize("ending", ["collected", "exit"])
 def test_a_leak_that_is_collected_is_not_taken_back(ending: Ending) -> None:
-    assert len(told(LeakedSession(), *OPEN, passed(252), closed(371, ending))) == 1
+    assert len(reported(LeakedSession(), *OPEN, passed(252), closed(371, ending))) == 1
 
 
-def test_nothing_is_taken_back_that_was_not_said() -> None:
-    assert told(LeakedSession(), *OPEN, passed(59), closed(371)) == []
+def test_a_finding_that_was_not_reported_is_not_retracted() -> None:
+    assert reported(LeakedSession(), *OPEN, passed(59), closed(371)) == []
 
 
 def elsewhere(scope: PlayedScope, fact: Fact) -> None:
@@ -258,7 +258,7 @@ BUSY = (*OPEN, executed(2))
 
 
 def test_a_connection_waits_for_its_session() -> None:
-    assert told(IdleOrLongTransaction(), *BUSY, passed(9)) == [
+    assert reported(IdleOrLongTransaction(), *BUSY, passed(9)) == [
         Finding(
             id="idle-in-transaction",
             severity="warning",
@@ -273,9 +273,9 @@ def test_a_connection_waits_for_its_session() -> None:
 
 
 def idle(*facts: Fact, **settings: Any) -> int:
-    """How many transactions are said to be idle."""
-    said = told(IdleOrLongTransaction(), *facts, **settings)
-    return sum(isinstance(one, Finding) and one.id == "idle-in-transaction" for one in said)
+    """The number of transactions that are reported as idle."""
+    found = reported(IdleOrLongTransaction(), *facts, **settings)
+    return sum(isinstance(one, Finding) and one.id == "idle-in-transaction" for one in found)
 
 
 def test_a_connection_is_idle_when_the_time_since_its_last_statement_is_over() -> None:
@@ -308,7 +308,7 @@ def test_a_transaction_without_a_connection_is_not_idle() -> None:
     assert idle(*BUSY, RELEASED, passed(20)) == 0
 
 
-def test_a_transaction_is_said_to_be_idle_once() -> None:
+def test_an_idle_transaction_is_reported_once() -> None:
     assert idle(*BUSY, passed(9), passed(10), executed(11), passed(29)) == 1
 
 
@@ -319,11 +319,11 @@ def test_each_transaction_may_be_idle() -> None:
 
 
 def test_a_wait_that_cannot_be_seen_is_named_by_its_last_statement() -> None:
-    [finding] = told(IdleOrLongTransaction(), *BUSY, passed(9, but(LIVE, owner_stack=())))
+    [finding] = reported(IdleOrLongTransaction(), *BUSY, passed(9, but(LIVE, owner_stack=())))
     assert isinstance(finding, Finding)
     assert finding.site == SELECTED
     assert finding.remedy == "commit or close as soon as the last statement's result is read"
-    [finding] = told(IdleOrLongTransaction(), *OPEN, passed(9, but(LIVE, owner_stack=())))
+    [finding] = reported(IdleOrLongTransaction(), *OPEN, passed(9, but(LIVE, owner_stack=())))
     assert isinstance(finding, Finding)
     assert finding.site == BEGAN
 
@@ -334,7 +334,7 @@ LONG = but(LIVE, owner_stack=())
 
 
 def test_a_transaction_that_does_not_end_is_long() -> None:
-    finding, retraction = told(
+    finding, retraction = reported(
         IdleOrLongTransaction(), *OPEN, executed(29), passed(31, LONG), RELEASED, COMMITTED
     )
     assert finding == Finding(
@@ -359,9 +359,9 @@ def test_a_transaction_that_does_not_end_is_long() -> None:
 
 
 def long(*facts: Fact, **settings: Any) -> list[Any]:
-    """What is said of long transactions, but for what is taken back."""
-    said = told(IdleOrLongTransaction(), *facts, **settings)
-    return [one for one in said if isinstance(one, Finding) and one.id == "long-transaction"]
+    """The findings about long transactions, without their retractions."""
+    found = reported(IdleOrLongTransaction(), *facts, **settings)
+    return [one for one in found if isinstance(one, Finding) and one.id == "long-transaction"]
 
 
 def test_a_transaction_is_not_long_until_the_time_is_over() -> None:
@@ -371,7 +371,7 @@ def test_a_transaction_is_not_long_until_the_time_is_over() -> None:
     assert len(long(*OPEN, passed(1.1), long_transaction_seconds=1)) == 1
 
 
-def test_a_transaction_is_said_to_be_long_once() -> None:
+def test_a_long_transaction_is_reported_once() -> None:
     assert len(long(*OPEN, executed(29), passed(31), passed(32), passed(33, running=True))) == 1
 
 
@@ -396,10 +396,10 @@ def test_what_an_earlier_transaction_did_is_not_this_ones() -> None:
 def test_a_savepoint_ends_no_transaction_and_begins_none() -> None:
     savepoint = TransactionBegan(START + 20 * SECOND, BEGAN, nested=True)
     released = TransactionEnded(START + 32 * SECOND, BEGAN, "committed", SECOND, nested=True)
-    said = told(
+    found = reported(
         IdleOrLongTransaction(), *OPEN, savepoint, executed(29), passed(31), released, passed(33)
     )
-    assert len(said) == 1
+    assert len(found) == 1
 
 
 def test_a_transaction_that_ends_while_it_is_looked_at_is_neither() -> None:
@@ -414,12 +414,12 @@ def test_a_transaction_that_ends_while_it_is_looked_at_is_neither() -> None:
     assert scope.reported == []
 
 
-# Which one speaks.
+# Which finding is reported.
 
 
 def ids(*facts: Fact, **settings: Any) -> list[str]:
-    said = told_by([LeakedSession(), IdleOrLongTransaction()], *facts, **settings)
-    return [one.id if isinstance(one, Finding) else f"no {one.finding.id}" for one in said]
+    found = reported_by([LeakedSession(), IdleOrLongTransaction()], *facts, **settings)
+    return [one.id if isinstance(one, Finding) else f"no {one.finding.id}" for one in found]
 
 
 def test_an_idle_transaction_is_not_long_as_well() -> None:
@@ -434,7 +434,7 @@ def test_a_long_transaction_is_not_idle_as_well() -> None:
 def test_a_suspicion_escalates_and_names_the_earlier_one() -> None:
     facts: list[Fact] = [*BUSY, passed(9), passed(31), passed(61), passed(99)]
     assert ids(*facts) == ["idle-in-transaction", "leaked-session"]
-    *_, finding = told_by([LeakedSession(), IdleOrLongTransaction()], *facts)
+    *_, finding = reported_by([LeakedSession(), IdleOrLongTransaction()], *facts)
     assert isinstance(finding, Finding)
     assert finding.evidence["earlier"] == ["idle-in-transaction"]
 
@@ -457,8 +457,8 @@ def test_a_leaked_session_is_neither_idle_nor_long() -> None:
     ]
 
 
-def test_a_finding_that_is_left_unsaid_does_not_stand_for_another() -> None:
+def test_an_ignored_finding_does_not_prevent_another() -> None:
     story = (*BUSY, passed(9), passed(31), passed(32))
-    (said,) = told(IdleOrLongTransaction(), *story, ignore={"idle-in-transaction"})
-    assert isinstance(said, Finding)
-    assert said.id == "long-transaction"
+    (found,) = reported(IdleOrLongTransaction(), *story, ignore={"idle-in-transaction"})
+    assert isinstance(found, Finding)
+    assert found.id == "long-transaction"

@@ -1,4 +1,4 @@
-"""A finding does not depend on who listens: quietly or with every fact published."""
+"""A finding does not depend on listeners: it is the same if every fact is published."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SETTINGS: dict[str, Any] = {
     "large_identity_map_objects": 60,
     "large_result_objects": 6,
 }
-# So many times make a finding, from the least that can be set on.
+# Each is a number of times that makes a finding. They start at the lowest valid value.
 COUNTED = (
     "commits_from_one_site",
     "savepoints_per_transaction",
@@ -260,12 +260,12 @@ def reported(seed: int, *, listens: bool) -> Reported:
 
 
 @pytest.mark.parametrize("seeds", [SEEDS[start::10] for start in range(10)], ids=str)
-def test_the_same_is_reported_at_the_same_facts_whoever_listens(seeds: range) -> None:
+def test_findings_do_not_depend_on_listeners(seeds: range) -> None:
     for seed in seeds:
         assert reported(seed, listens=True) == reported(seed, listens=False), f"seed {seed}"
 
 
-# What comes of facts that are rare enough to be made one by one, whoever listens.
+# Findings from rare facts, which are made one by one with and without listeners.
 NOT_MADE = {
     "concurrent-use",
     "crossed-sessions",

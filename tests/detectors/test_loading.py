@@ -8,7 +8,7 @@ import pytest
 
 from session_tracer import Finding
 from session_tracer.detectors.loading import GetInLoop, NPlusOne, RepeatedSelect
-from tests.detectors.feeding import at, told
+from tests.detectors.feeding import at, reported
 from tests.detectors.reading import (
     COMMIT,
     COMMITTED,
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 def test_a_relationship_loaded_for_each_of_many_objects() -> None:
-    assert told(NPlusOne(), OPENING, *map(lazy, range(12))) == [
+    assert reported(NPlusOne(), OPENING, *map(lazy, range(12))) == [
         Finding(
             id="n-plus-one",
             severity="warning",
@@ -54,8 +54,8 @@ def test_a_relationship_loaded_for_each_of_many_objects() -> None:
 
 
 def test_a_deferred_column_loaded_for_each_of_many_objects() -> None:
-    said = one(told(NPlusOne(), *map(deferred, range(5))))
-    assert (said.message, said.remedy) == (
+    found = one(reported(NPlusOne(), *map(deferred, range(5))))
+    assert (found.message, found.remedy) == (
         (
             "Author.biography is deferred, and was loaded for at least 5 Author objects, "
             "one SELECT each"
@@ -66,12 +66,12 @@ def test_a_deferred_column_loaded_for_each_of_many_objects() -> None:
 
 def test_deferred_columns_that_are_loaded_together() -> None:
     loads = [deferred(parent, attribute="biography, motto", options="") for parent in range(5)]
-    said = one(told(NPlusOne(), *loads))
-    assert said.message == (
+    found = one(reported(NPlusOne(), *loads))
+    assert found.message == (
         "Author.biography and Author.motto are deferred, and were loaded for at least "
         "5 Author objects, one SELECT each"
     )
-    assert said.remedy == (
+    assert found.remedy == (
         f"select(Author).options(undefer(Author.biography), undefer(Author.motto)) at {SELECTED}"
     )
 
@@ -84,28 +84,28 @@ def test_what_was_itself_lazily_loaded_is_selected_with_its_root() -> None:
         "root": "Author",
         "options": options,
     }
-    said = one(told(NPlusOne(), *[lazy(parent, **nested) for parent in range(5)]))
-    assert said.remedy == f"select(Author).options({options}) at {SELECTED}"
+    found = one(reported(NPlusOne(), *[lazy(parent, **nested) for parent in range(5)]))
+    assert found.remedy == f"select(Author).options({options}) at {SELECTED}"
 
 
 def test_where_the_line_that_selected_is_unknown_the_remedy_names_none() -> None:
-    said = one(told(NPlusOne(), *[lazy(parent, loaded_site=None) for parent in range(5)]))
-    assert said.remedy == "select(Author).options(selectinload(Author.books))"
-    assert said.evidence == {}
+    found = one(reported(NPlusOne(), *[lazy(parent, loaded_site=None) for parent in range(5)]))
+    assert found.remedy == "select(Author).options(selectinload(Author.books))"
+    assert found.evidence == {}
 
 
-def test_where_no_loader_option_fits_the_remedy_is_said_in_words() -> None:
-    said = one(told(NPlusOne(), *[lazy(parent, options="") for parent in range(5)]))
-    assert said.remedy == "load Author.books for all objects with one SELECT before the loop"
+def test_the_remedy_without_a_loader_option_is_in_words() -> None:
+    found = one(reported(NPlusOne(), *[lazy(parent, options="") for parent in range(5)]))
+    assert found.remedy == "load Author.books for all objects with one SELECT before the loop"
 
 
 def test_what_a_rollback_expired_has_to_be_selected_after_it() -> None:
     expired: dict[str, Any] = {"expired_by": "rollback", "expired_site": COMMIT}
-    said = one(told(NPlusOne(), *[lazy(parent, **expired) for parent in range(5)]))
-    assert said.remedy == (
+    found = one(reported(NPlusOne(), *[lazy(parent, **expired) for parent in range(5)]))
+    assert found.remedy == (
         f"select(Author).options(selectinload(Author.books)) after the rollback at {COMMIT}"
     )
-    assert said.evidence == {
+    assert found.evidence == {
         "loaded_at": str(SELECTED),
         "expired_at": str(COMMIT),
         "why": "the rollback expired everything that was loaded before",
@@ -113,35 +113,35 @@ def test_what_a_rollback_expired_has_to_be_selected_after_it() -> None:
 
 
 def test_four_lazy_loads_are_nothing() -> None:
-    assert told(NPlusOne(), *map(lazy, range(4))) == []
+    assert reported(NPlusOne(), *map(lazy, range(4))) == []
 
 
 def test_the_same_object_loaded_again_is_not_another_one() -> None:
-    assert told(NPlusOne(), *map(lazy, [1, 2, 3, 4] * 5)) == []
+    assert reported(NPlusOne(), *map(lazy, [1, 2, 3, 4] * 5)) == []
 
 
 def test_two_lines_that_stay_below_are_nothing() -> None:
-    assert told(NPlusOne(), *[lazy(n, site) for site in (LOOP, OTHER) for n in range(4)]) == []
+    assert reported(NPlusOne(), *[lazy(n, site) for site in (LOOP, OTHER) for n in range(4)]) == []
 
 
 def test_two_attributes_that_stay_below_are_nothing() -> None:
     both = [lazy(n, attribute=name) for name in ("books", "letters") for n in range(4)]
-    assert told(NPlusOne(), *both) == []
+    assert reported(NPlusOne(), *both) == []
 
 
 def test_two_scopes_that_stay_below_are_nothing() -> None:
     detector = NPlusOne()
-    assert told(detector, *map(lazy, range(4))) == []
-    assert told(detector, *map(lazy, range(4, 8))) == []
+    assert reported(detector, *map(lazy, range(4))) == []
+    assert reported(detector, *map(lazy, range(4, 8))) == []
 
 
 def test_what_a_commit_expired_is_another_finding() -> None:
-    assert told(NPlusOne(), *[lazy(parent, **EXPIRED) for parent in range(9)]) == []
+    assert reported(NPlusOne(), *[lazy(parent, **EXPIRED) for parent in range(9)]) == []
 
 
 def test_reloads_and_refreshes_are_no_lazy_loads() -> None:
     loads = [lazy(parent, kind=kind) for kind in ("expired", "refresh") for parent in range(9)]
-    assert told(NPlusOne(), *loads) == []
+    assert reported(NPlusOne(), *loads) == []
 
 
 def test_a_finding_is_drawn_for_each_line_and_attribute() -> None:
@@ -150,8 +150,8 @@ def test_a_finding_is_drawn_for_each_line_and_attribute() -> None:
         *[lazy(n, OTHER) for n in range(6)],
         *[lazy(n, attribute="letters") for n in range(6)],
     ]
-    said = told(NPlusOne(), *loads)
-    assert [(f.site, f.attribute) for f in said if isinstance(f, Finding)] == [
+    found = reported(NPlusOne(), *loads)
+    assert [(f.site, f.attribute) for f in found if isinstance(f, Finding)] == [
         (LOOP, "books"),
         (OTHER, "books"),
         (LOOP, "letters"),
@@ -159,14 +159,14 @@ def test_a_finding_is_drawn_for_each_line_and_attribute() -> None:
 
 
 def test_how_many_lazy_loads_are_too_many_can_be_chosen() -> None:
-    assert one(told(NPlusOne(), lazy(1), lazy(2), lazy_loads_from_one_site=2)).count == 2
+    assert one(reported(NPlusOne(), lazy(1), lazy(2), lazy_loads_from_one_site=2)).count == 2
 
 
 # get-in-loop
 
 
 def test_objects_that_are_looked_up_one_by_one() -> None:
-    assert told(GetInLoop(), OPENING, *map(get, range(1, 30))) == [
+    assert reported(GetInLoop(), OPENING, *map(get, range(1, 30))) == [
         Finding(
             id="get-in-loop",
             severity="warning",
@@ -180,9 +180,9 @@ def test_objects_that_are_looked_up_one_by_one() -> None:
     ]
 
 
-def test_where_the_primary_key_is_several_attributes_the_remedy_is_said_in_words() -> None:
-    said = one(told(GetInLoop(), *[get(number, key="") for number in range(1, 11)]))
-    assert said.remedy == "run one select(Author) for all keys before the loop"
+def test_the_remedy_for_a_composite_primary_key_is_in_words() -> None:
+    found = one(reported(GetInLoop(), *[get(number, key="") for number in range(1, 11)]))
+    assert found.remedy == "run one select(Author) for all keys before the loop"
 
 
 def get_of_a_loaded(key: int) -> Iterable[Fact]:
@@ -203,23 +203,23 @@ NO_LOOKUPS: dict[str, Callable[[int], Iterable[Fact]]] = {
 @pytest.mark.parametrize("what", NO_LOOKUPS)
 def test_what_is_no_lookup_in_a_loop(what: str) -> None:
     facts = [fact for key in range(1, 30) for fact in NO_LOOKUPS[what](key)]
-    assert told(GetInLoop(), *facts) == []
+    assert reported(GetInLoop(), *facts) == []
 
 
 def test_nine_lookups_are_nothing() -> None:
-    assert told(GetInLoop(), *map(get, range(1, 10))) == []
+    assert reported(GetInLoop(), *map(get, range(1, 10))) == []
 
 
 def test_two_lines_that_look_up_nine_are_nothing() -> None:
     both = [get(key, site) for site in (LOOP, OTHER) for key in range(1, 10)]
-    assert told(GetInLoop(), *both) == []
+    assert reported(GetInLoop(), *both) == []
 
 
 # repeated-select
 
 
 def test_the_same_select_again_and_again() -> None:
-    assert told(RepeatedSelect(), OPENING, *[select() for _ in range(9)]) == [
+    assert reported(RepeatedSelect(), OPENING, *[select() for _ in range(9)]) == [
         Finding(
             id="repeated-select",
             severity="warning",
@@ -238,26 +238,26 @@ def test_the_same_select_again_and_again() -> None:
     ]
 
 
-def test_the_same_select_from_several_lines_is_said_at_the_last() -> None:
-    said = one(told(RepeatedSelect(), *[select(site=OTHER)] * 4, select()))
-    assert (said.site, said.evidence["first_at"]) == (LOOP, str(OTHER))
-    assert said.message.endswith("ran at least 5 times from several lines")
+def test_the_same_select_from_several_lines_is_reported_at_the_last() -> None:
+    found = one(reported(RepeatedSelect(), *[select(site=OTHER)] * 4, select()))
+    assert (found.site, found.evidence["first_at"]) == (LOOP, str(OTHER))
+    assert found.message.endswith("ran at least 5 times from several lines")
 
 
 def test_a_row_that_is_looked_up_and_is_not_there() -> None:
-    said = one(told(RepeatedSelect(), *[get(7)] * 5))
-    assert said.message == (
+    found = one(reported(RepeatedSelect(), *[get(7)] * 5))
+    assert found.message == (
         "Author was looked up by the same primary key at least 5 times from one line"
     )
-    assert said.evidence["why"].startswith("the row does not exist, or the application kept no ")
+    assert found.evidence["why"].startswith("the row does not exist, or the application kept no ")
 
 
 def test_four_times_is_nothing() -> None:
-    assert told(RepeatedSelect(), *[select()] * 4) == []
+    assert reported(RepeatedSelect(), *[select()] * 4) == []
 
 
 def test_a_select_that_was_repeated_stays_in_mind_across_commits() -> None:
-    assert len(told(RepeatedSelect(), *[select(), COMMITTED] * 5)) == 1
+    assert len(reported(RepeatedSelect(), *[select(), COMMITTED] * 5)) == 1
 
 
 REPEATS: dict[str, list[Fact]] = {
@@ -274,22 +274,22 @@ REPEATS: dict[str, list[Fact]] = {
 
 @pytest.mark.parametrize("what", REPEATS)
 def test_what_is_no_repeated_select(what: str) -> None:
-    assert told(RepeatedSelect(), *REPEATS[what]) == []
+    assert reported(RepeatedSelect(), *REPEATS[what]) == []
 
 
 def test_a_select_after_a_lazy_load_counts() -> None:
-    assert len(told(RepeatedSelect(), *[lazy(1), select(8), select(9)] * 5)) == 1
+    assert len(reported(RepeatedSelect(), *[lazy(1), select(8), select(9)] * 5)) == 1
 
 
 def test_a_select_that_is_run_in_a_flush_by_the_application_counts() -> None:
-    assert len(told(RepeatedSelect(), *[select(in_flush=True)] * 5)) == 1
+    assert len(reported(RepeatedSelect(), *[select(in_flush=True)] * 5)) == 1
 
 
 def test_what_was_forgotten_is_what_was_seen_least_recently() -> None:
     kept = [fact for n in range(4) for fact in (select(1), *map(select, range(10, 900)))]
-    assert len(told(RepeatedSelect(), *kept, select(1), repeats_of_one_select=5)) == 1
+    assert len(reported(RepeatedSelect(), *kept, select(1), repeats_of_one_select=5)) == 1
     lost = [fact for n in range(4) for fact in (select(1), *map(select, range(9, 1_100)))]
-    assert told(RepeatedSelect(), *lost, select(1), repeats_of_one_select=5) == []
+    assert reported(RepeatedSelect(), *lost, select(1), repeats_of_one_select=5) == []
 
 
 def unrelated() -> list[Fact]:
@@ -302,7 +302,7 @@ def unrelated() -> list[Fact]:
 def test_what_else_is_judged_before_the_first_selects_does_not_hide_them() -> None:
     settings: dict[str, Any] = {"single_row_writes": 2}
     selects, gets = [select() for _ in range(5)], [get(number) for number in range(1, 11)]
-    assert len(told(RepeatedSelect(), *unrelated(), *selects, **settings)) == 1
-    assert len(told(GetInLoop(), *unrelated(), *gets, **settings)) == 1
+    assert len(reported(RepeatedSelect(), *unrelated(), *selects, **settings)) == 1
+    assert len(reported(GetInLoop(), *unrelated(), *gets, **settings)) == 1
     early = [selects[0], *unrelated(), *selects[1:]]
-    assert len(told(RepeatedSelect(), *early, **settings)) == 1
+    assert len(reported(RepeatedSelect(), *early, **settings)) == 1

@@ -9,7 +9,7 @@ import pytest
 from session_tracer import Finding
 from session_tracer.detectors.reloads import RefreshAfterWrite, ReloadAfterCommit
 from session_tracer.facts import FlushCompleted, TransactionEnded
-from tests.detectors.feeding import MS, told
+from tests.detectors.feeding import MS, reported
 from tests.detectors.reading import (
     COMMIT,
     COMMITTED,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def test_objects_that_a_commit_expired_and_a_loop_reloads() -> None:
-    assert told(ReloadAfterCommit(), OPENING, COMMITTED, *map(reload_, range(9))) == [
+    assert reported(ReloadAfterCommit(), OPENING, COMMITTED, *map(reload_, range(9))) == [
         Finding(
             id="reload-after-commit",
             severity="warning",
@@ -53,42 +53,42 @@ def test_objects_that_a_commit_expired_and_a_loop_reloads() -> None:
 
 
 def test_a_relationship_that_a_commit_expired_counts_as_a_reload() -> None:
-    said = one(told(ReloadAfterCommit(), *[lazy(parent, **EXPIRED) for parent in range(5)]))
-    assert (said.entity, said.attribute) == ("Author", "books")
-    assert said.evidence["attributes"] == ["Author.books"]
+    found = one(reported(ReloadAfterCommit(), *[lazy(parent, **EXPIRED) for parent in range(5)]))
+    assert (found.entity, found.attribute) == ("Author", "books")
+    assert found.evidence["attributes"] == ["Author.books"]
 
 
 def test_an_object_whose_columns_and_relationship_are_reloaded_counts_once() -> None:
     both = [fact for n in range(4) for fact in (reload_(n), lazy(n, **EXPIRED))]
-    assert told(ReloadAfterCommit(), COMMITTED, *both) == []
-    said = one(told(ReloadAfterCommit(), COMMITTED, *both, reload_(4)))
-    assert (said.count, said.evidence["reloaded"]) == (5, {"Author": 5})
+    assert reported(ReloadAfterCommit(), COMMITTED, *both) == []
+    found = one(reported(ReloadAfterCommit(), COMMITTED, *both, reload_(4)))
+    assert (found.count, found.evidence["reloaded"]) == (5, {"Author": 5})
 
 
 def test_objects_of_several_classes_are_reloaded() -> None:
     books = [reload_(10 + n, entity="Book") for n in range(2)]
-    said = one(told(ReloadAfterCommit(), COMMITTED, *map(reload_, range(3)), *books))
-    assert said.message == (
+    found = one(reported(ReloadAfterCommit(), COMMITTED, *map(reload_, range(3)), *books))
+    assert found.message == (
         "at least 3 Author, 2 Book expired by a commit were reloaded, one SELECT each"
     )
-    assert (said.entity, said.attribute) == ("Author", None)
+    assert (found.entity, found.attribute) == ("Author", None)
 
 
 def test_the_remedy_names_the_maker_of_async_sessions() -> None:
-    said = one(told(ReloadAfterCommit(), *map(reload_, range(5)), is_async=True))
-    assert said.remedy == "async_sessionmaker(expire_on_commit=False)"
+    found = one(reported(ReloadAfterCommit(), *map(reload_, range(5)), is_async=True))
+    assert found.remedy == "async_sessionmaker(expire_on_commit=False)"
 
 
 def test_four_objects_reloaded_are_nothing() -> None:
-    assert told(ReloadAfterCommit(), COMMITTED, *map(reload_, range(4))) == []
+    assert reported(ReloadAfterCommit(), COMMITTED, *map(reload_, range(4))) == []
 
 
-def test_each_commit_begins_anew() -> None:
+def test_each_commit_begins_a_new_count() -> None:
     loop = [fact for _ in range(10) for fact in (COMMITTED, *map(reload_, range(4)))]
-    assert told(ReloadAfterCommit(), *loop) == []
+    assert reported(ReloadAfterCommit(), *loop) == []
 
 
-def test_a_savepoint_and_a_rollback_do_not_begin_anew() -> None:
+def test_a_savepoint_and_a_rollback_do_not_begin_a_new_count() -> None:
     released = TransactionEnded(1, COMMIT, "committed", MS, nested=True)
     rolled_back = TransactionEnded(1, COMMIT, "rolled_back", MS)
     between = [
@@ -98,18 +98,18 @@ def test_a_savepoint_and_a_rollback_do_not_begin_anew() -> None:
         rolled_back,
         *map(reload_, range(3, 6)),
     ]
-    assert len(told(ReloadAfterCommit(), COMMITTED, *between)) == 1
+    assert len(reported(ReloadAfterCommit(), COMMITTED, *between)) == 1
 
 
 def test_a_loop_that_commits_and_reloads_is_one_finding() -> None:
     loop = [fact for _ in range(10) for fact in (COMMITTED, *map(reload_, range(8)))]
-    assert len(told(ReloadAfterCommit(), *loop)) == 1
+    assert len(reported(ReloadAfterCommit(), *loop)) == 1
 
 
 def test_another_line_that_reloads_is_another_finding() -> None:
     others = [reload_(parent, OTHER) for parent in range(5)]
     loop = [COMMITTED, *map(reload_, range(5)), COMMITTED, *others]
-    assert [f.site for f in told(ReloadAfterCommit(), *loop) if isinstance(f, Finding)] == [
+    assert [f.site for f in reported(ReloadAfterCommit(), *loop) if isinstance(f, Finding)] == [
         LOOP,
         OTHER,
     ]
@@ -118,12 +118,12 @@ def test_another_line_that_reloads_is_another_finding() -> None:
 @pytest.mark.parametrize("by", ["rollback", "expire", "expire_all", ""])
 def test_what_was_expired_by_anything_else_is_no_reload_after_a_commit(by: str) -> None:
     loads = [reload_(parent, expired_by=by) for parent in range(9)]
-    assert told(ReloadAfterCommit(), COMMITTED, *loads) == []
+    assert reported(ReloadAfterCommit(), COMMITTED, *loads) == []
 
 
 def test_a_refresh_is_no_reload() -> None:
     loads = [reload_(parent, kind="refresh") for parent in range(9)]
-    assert told(ReloadAfterCommit(), COMMITTED, *loads) == []
+    assert reported(ReloadAfterCommit(), COMMITTED, *loads) == []
 
 
 # refresh-after-write
@@ -131,7 +131,7 @@ def test_a_refresh_is_no_reload() -> None:
 
 def test_objects_refreshed_directly_after_the_commit_that_wrote_them() -> None:
     loop = [fact for _ in range(9) for fact in (FLUSHED, COMMITTED, *refresh())]
-    assert told(RefreshAfterWrite(), OPENING, *loop) == [
+    assert reported(RefreshAfterWrite(), OPENING, *loop) == [
         Finding(
             id="refresh-after-write",
             severity="info",
@@ -157,8 +157,8 @@ def test_objects_refreshed_directly_after_the_commit_that_wrote_them() -> None:
 
 
 def test_objects_refreshed_directly_after_the_flush_that_wrote_them() -> None:
-    said = one(told(RefreshAfterWrite(), *[FLUSHED, *refresh()] * 5))
-    assert (said.message, said.remedy, said.evidence["flushed_at"]) == (
+    found = one(reported(RefreshAfterWrite(), *[FLUSHED, *refresh()] * 5))
+    assert (found.message, found.remedy, found.evidence["flushed_at"]) == (
         "Author was refreshed directly after a flush at least 5 times, one SELECT each",
         "remove refresh()",
         str(COMMIT),
@@ -166,12 +166,12 @@ def test_objects_refreshed_directly_after_the_flush_that_wrote_them() -> None:
 
 
 def test_several_objects_refreshed_after_one_commit() -> None:
-    assert len(told(RefreshAfterWrite(), COMMITTED, *refresh() * 5)) == 1
+    assert len(reported(RefreshAfterWrite(), COMMITTED, *refresh() * 5)) == 1
 
 
 def test_the_statements_of_the_flush_itself_come_before_it_is_over() -> None:
     written = [FLUSHED, select(operation="RELEASE"), select(in_flush=True)]
-    assert len(told(RefreshAfterWrite(), *[*written, *refresh()] * 5)) == 1
+    assert len(reported(RefreshAfterWrite(), *[*written, *refresh()] * 5)) == 1
 
 
 REFRESHES: dict[str, list[Fact]] = {
@@ -191,4 +191,4 @@ REFRESHES: dict[str, list[Fact]] = {
 
 @pytest.mark.parametrize("when", REFRESHES)
 def test_what_is_no_refresh_after_a_write(when: str) -> None:
-    assert told(RefreshAfterWrite(), *REFRESHES[when]) == []
+    assert reported(RefreshAfterWrite(), *REFRESHES[when]) == []

@@ -24,7 +24,7 @@ from session_tracer.facts import (
     TransactionBegan,
 )
 from session_tracer.where.owner import Owner
-from tests.detectors.feeding import PlayedScope, at, told
+from tests.detectors.feeding import PlayedScope, at, reported
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -93,7 +93,7 @@ def crossed(**changes: Any) -> ObjectCrossed:
 
 
 def test_an_object_of_another_session() -> None:
-    assert told(CrossedSessions(), OPENING, crossed()) == [
+    assert reported(CrossedSessions(), OPENING, crossed()) == [
         Finding(
             id="crossed-sessions",
             severity="error",
@@ -114,8 +114,8 @@ def test_an_object_of_another_session() -> None:
     ]
 
 
-def test_an_object_of_a_session_that_nobody_traces() -> None:
-    (finding,) = told(
+def test_an_object_of_a_session_that_is_not_traced() -> None:
+    (finding,) = reported(
         CrossedSessions(),
         crossed(other="", other_name="", other_opened_site=None, loaded_site=None),
     )
@@ -127,18 +127,18 @@ def test_an_object_of_a_session_that_nobody_traces() -> None:
 
 
 def test_a_merge_is_awaited_where_the_session_is() -> None:
-    (finding,) = told(CrossedSessions(), crossed(entity="OrderLine"), is_async=True)
+    (finding,) = reported(CrossedSessions(), crossed(entity="OrderLine"), is_async=True)
     assert isinstance(finding, Finding)
     assert finding.remedy == "order_line = await session.merge(order_line)"
 
 
-def test_a_loop_over_objects_of_another_session_is_told_once_for_a_class_and_a_line() -> None:
+def test_a_loop_over_objects_of_another_session_is_reported_once_for_a_class_and_a_line() -> None:
     facts = [*[crossed()] * 20, crossed(entity="Book"), crossed(site=SECOND)]
-    assert len(told(CrossedSessions(), *facts)) == 3
+    assert len(reported(CrossedSessions(), *facts)) == 3
 
 
 def test_what_is_merged_crosses_nothing() -> None:
-    assert told(CrossedSessions(), OPENING, ObjectMerged(2, FIRST, "Author")) == []
+    assert reported(CrossedSessions(), OPENING, ObjectMerged(2, FIRST, "Author")) == []
 
 
 # Concurrent use.
@@ -151,7 +151,7 @@ def met(owner: Owner, other: Owner, **changes: Any) -> SessionUsedConcurrently:
 
 def test_two_tasks_within_one_session(people: People) -> None:
     first, second = people.task("Task-6"), people.task("Task-7")
-    assert told(ConcurrentUse(), OPENING, met(second, first)) == [
+    assert reported(ConcurrentUse(), OPENING, met(second, first)) == [
         Finding(
             id="concurrent-use",
             severity="error",
@@ -171,7 +171,7 @@ def test_two_tasks_within_one_session(people: People) -> None:
 
 def test_two_threads_within_one_session(people: People) -> None:
     first, second = people.thread("worker-1"), people.thread("worker-2")
-    (finding,) = told(ConcurrentUse(), OPENING, met(second, first, other_site=None))
+    (finding,) = reported(ConcurrentUse(), OPENING, met(second, first, other_site=None))
     assert isinstance(finding, Finding)
     assert finding.message.startswith('thread "worker-2" used this session while thread "worker-1"')
     assert finding.remedy == "with SessionLocal() as session:  # one for each thread"
@@ -180,16 +180,16 @@ def test_two_threads_within_one_session(people: People) -> None:
 
 def test_tasks_of_an_asyncsession_get_a_block_that_is_awaited(people: People) -> None:
     fact = met(people.task("a"), people.task("b"))
-    (finding,) = told(ConcurrentUse(), fact, is_async=True)
+    (finding,) = reported(ConcurrentUse(), fact, is_async=True)
     assert isinstance(finding, Finding)
     assert finding.remedy == "async with SessionLocal() as session:  # one for each task"
 
 
-def test_each_pair_of_lines_is_told_once_whoever_comes_first(people: People) -> None:
+def test_each_pair_of_lines_is_reported_once_in_either_order(people: People) -> None:
     owners = [people.thread(f"worker-{number}") for number in range(3)]
     first, second, third = owners
     assert len(
-        told(
+        reported(
             ConcurrentUse(),
             met(second, first),
             met(third, first),
@@ -198,14 +198,14 @@ def test_each_pair_of_lines_is_told_once_whoever_comes_first(people: People) -> 
         )
     ) == 1  # fmt: skip
     elsewhere = met(second, first, site=at(99))
-    assert len(told(ConcurrentUse(), met(second, first), elsewhere, elsewhere)) == 2
+    assert len(reported(ConcurrentUse(), met(second, first), elsewhere, elsewhere)) == 2
     itself = met(second, first, other_site=SECOND)
-    assert len(told(ConcurrentUse(), met(second, first), itself, itself)) == 2
+    assert len(reported(ConcurrentUse(), met(second, first), itself, itself)) == 2
 
 
 def test_hand_over_is_no_concurrent_use(people: People) -> None:
     began = [TransactionBegan(n, FIRST, owner=people.thread(f"worker-{n}")) for n in range(9)]
-    assert told(ConcurrentUse(), OPENING, *began) == []
+    assert reported(ConcurrentUse(), OPENING, *began) == []
 
 
 # Foreign loop.
@@ -220,7 +220,7 @@ def moved(**changes: Any) -> EventLoopChanged:
 
 
 def test_the_loop_of_another_thread() -> None:
-    assert told(ForeignLoop(), OPENING, moved()) == [
+    assert reported(ForeignLoop(), OPENING, moved()) == [
         Finding(
             id="foreign-loop",
             severity="error",
@@ -242,21 +242,21 @@ def test_the_loop_of_another_thread() -> None:
 
 
 def test_a_second_loop_of_the_same_thread() -> None:
-    (finding,) = told(ForeignLoop(), moved(thread="MainThread", other_thread="MainThread"))
+    (finding,) = reported(ForeignLoop(), moved(thread="MainThread", other_thread="MainThread"))
     assert isinstance(finding, Finding)
     assert finding.message == (
         "this session was used on an event loop other than the one it began on"
     )
 
 
-def test_another_loop_is_told_once_for_a_scope() -> None:
-    assert len(told(ForeignLoop(), moved(), moved(site=FIRST), moved(thread="loop-3"))) == 1
+def test_another_loop_is_reported_once_for_a_scope() -> None:
+    assert len(reported(ForeignLoop(), moved(), moved(site=FIRST), moved(thread="loop-3"))) == 1
 
 
 def test_one_loop_is_none_too_many(people: People) -> None:
     task = people.task("Task-1")
     began = [TransactionBegan(n, FIRST, owner=task, root=task) for n in range(9)]
-    assert told(ForeignLoop(), OPENING, *began) == []
+    assert reported(ForeignLoop(), OPENING, *began) == []
 
 
 # Shared session.
@@ -269,7 +269,7 @@ def began(site: CallSite | None = FIRST, **changes: Any) -> TransactionBegan:
 def test_a_session_of_three_traces(people: People) -> None:
     thread = people.thread("worker-1")
     facts = [began(at(line), owner=thread, root=thread, trace=line) for line in (1, 2, 3)]
-    assert told(SharedSession(), OPENING, *facts) == [
+    assert reported(SharedSession(), OPENING, *facts) == [
         Finding(
             id="shared-session",
             severity="warning",
@@ -287,7 +287,7 @@ def test_a_session_of_three_unrelated_tasks(people: People) -> None:
     roots = [people.task(f"request-{number}") for number in range(3)]
     inner = people.task("inner")
     facts = [began(None, owner=inner, root=root) for root in roots]
-    assert told(SharedSession(), OPENING, *facts) == [
+    assert reported(SharedSession(), OPENING, *facts) == [
         Finding(
             id="shared-session",
             severity="warning",
@@ -309,43 +309,43 @@ def test_below_the_threshold_of_each_kind_it_is_silent(people: People) -> None:
         began(owner=roots[n % 2], root=roots[n % 2], trace=trace)
         for n, trace in enumerate((1, 2, 1, 2, 0, 0))
     ]
-    assert told(SharedSession(), OPENING, *facts) == []
+    assert reported(SharedSession(), OPENING, *facts) == []
 
 
 def test_the_threshold_is_a_setting() -> None:
     facts = [began(trace=trace) for trace in (1, 2, 3, 4)]
-    assert len(told(SharedSession(), *facts[:3], traces_per_session=4)) == 0
-    (finding,) = told(SharedSession(), *facts, traces_per_session=4)
+    assert len(reported(SharedSession(), *facts[:3], traces_per_session=4)) == 0
+    (finding,) = reported(SharedSession(), *facts, traces_per_session=4)
     assert isinstance(finding, Finding)
     assert finding.message == "this session began transactions in 4 different traces"
 
 
-def test_it_is_told_once_for_a_scope_though_both_kinds_are_reached(people: People) -> None:
+def test_a_scope_that_reaches_both_thresholds_is_reported_once(people: People) -> None:
     roots = [people.task(f"request-{number}") for number in range(9)]
     facts = [began(owner=root, root=root, trace=n + 1) for n, root in enumerate(roots)]
-    assert len(told(SharedSession(), *facts)) == 1
+    assert len(reported(SharedSession(), *facts)) == 1
     later = [began(trace=7), began(trace=8), *[began(owner=r, root=r) for r in roots]]
-    assert len(told(SharedSession(), *later, began(trace=9))) == 1
+    assert len(reported(SharedSession(), *later, began(trace=9))) == 1
 
 
 def test_where_no_span_is_there_is_no_trace() -> None:
-    assert told(SharedSession(), OPENING, *[began(trace=0) for _ in range(9)]) == []
+    assert reported(SharedSession(), OPENING, *[began(trace=0) for _ in range(9)]) == []
 
 
 def test_threads_alone_are_no_misuse(people: People) -> None:
     threads = [people.thread(f"worker-{number}") for number in range(9)]
-    assert told(SharedSession(), *[began(owner=one, root=one) for one in threads]) == []
+    assert reported(SharedSession(), *[began(owner=one, root=one) for one in threads]) == []
 
 
 def test_tasks_that_one_task_awaits_are_related(people: People) -> None:
     root = people.task("request")
     tasks = [people.task(f"part-{number}") for number in range(9)]
-    assert told(SharedSession(), *[began(owner=task, root=root) for task in tasks]) == []
+    assert reported(SharedSession(), *[began(owner=task, root=root) for task in tasks]) == []
 
 
 def test_savepoints_begin_nothing_of_their_own() -> None:
     facts = [began(trace=trace, nested=True) for trace in range(1, 9)]
-    assert told(SharedSession(), OPENING, *facts) == []
+    assert reported(SharedSession(), OPENING, *facts) == []
 
 
 def test_what_is_remembered_of_a_shared_session_is_bounded(people: People) -> None:

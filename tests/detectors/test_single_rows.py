@@ -9,7 +9,7 @@ import pytest
 from session_tracer import Finding
 from session_tracer.detectors.single_rows import RowByRowWrites
 from session_tracer.facts import FlushBegan, SessionOpened, StatementExecuted
-from tests.detectors.feeding import MS, at, told
+from tests.detectors.feeding import MS, at, reported
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,16 +29,16 @@ COMMIT, USE, EXCEPT, LOOP = at(92, "place_order"), at(97), at(95), at(77, "reser
 INTEGRITY = "sqlalchemy.exc.IntegrityError"
 
 
-def messages(said: list[Finding | Retraction]) -> list[str]:
-    return [one.message for one in said]
+def messages(found: list[Finding | Retraction]) -> list[str]:
+    return [one.message for one in found]
 
 
-def remedies(said: list[Finding | Retraction]) -> list[str]:
-    return [one.remedy for one in said if isinstance(one, Finding)]
+def remedies(found: list[Finding | Retraction]) -> list[str]:
+    return [one.remedy for one in found if isinstance(one, Finding)]
 
 
-def evidence(said: list[Finding | Retraction], key: str) -> list[Any]:
-    return [one.evidence.get(key) for one in said]
+def evidence(found: list[Finding | Retraction], key: str) -> list[Any]:
+    return [one.evidence.get(key) for one in found]
 
 
 def write(
@@ -64,7 +64,7 @@ def a_flush(number: int, trigger: Trigger = "commit", **more: Any) -> Iterator[F
 
 def test_objects_that_set_different_columns_do_not_go_together() -> None:
     texts = [write("UPDATE", text=1 + number % 3) for number in range(60)]
-    assert told(RowByRowWrites(), OPENING, *a_flush(0), *texts) == [
+    assert reported(RowByRowWrites(), OPENING, *a_flush(0), *texts) == [
         Finding(
             id="row-by-row-writes",
             severity="info",
@@ -84,11 +84,11 @@ def test_objects_that_set_different_columns_do_not_go_together() -> None:
     ]
 
 
-def test_rows_with_one_statement_tell_when_those_go_one_by_one() -> None:
+def test_rows_with_the_same_statement_have_the_reason_why_they_are_written_one_by_one() -> None:
     whys = [
         why
         for operation in ("INSERT", "UPDATE", "DELETE")
-        for why in evidence(told(RowByRowWrites(), *a_flush(50, operation=operation)), "why")
+        for why in evidence(reported(RowByRowWrites(), *a_flush(50, operation=operation)), "why")
     ]
     assert [why.partition(" if ")[2].split(", ")[0] for why in whys] == [
         "they set a SQL expression",
@@ -99,55 +99,55 @@ def test_rows_with_one_statement_tell_when_those_go_one_by_one() -> None:
 
 def test_rows_written_by_an_execute_each_are_one_statement_with_a_list() -> None:
     inserts = [write(site=LOOP, in_flush=False, entity="Line") for _ in range(50)]
-    (said,) = told(RowByRowWrites(), *inserts)
-    assert isinstance(said, Finding)
-    assert (said.message, said.remedy, said.site, said.entity) == (
+    (found,) = reported(RowByRowWrites(), *inserts)
+    assert isinstance(found, Finding)
+    assert (found.message, found.remedy, found.site, found.entity) == (
         "at least 50 rows of lines were inserted one by one from one line",
         "session.execute(insert(Line), [{...}, {...}, ...])",
         LOOP,
         "Line",
     )
-    assert said.evidence["why"] == "there is one execute() for each row"
+    assert found.evidence["why"] == "there is one execute() for each row"
 
 
 def test_rows_deleted_by_an_execute_each_are_one_statement() -> None:
     deletes = [write("DELETE", LOOP, in_flush=False, entity="Line") for _ in range(50)]
-    assert remedies(told(RowByRowWrites(), *deletes)) == [
+    assert remedies(reported(RowByRowWrites(), *deletes)) == [
         "one session.execute(delete(Line).where(...)) for all rows"
     ]
 
 
 def test_a_flush_for_each_row_is_to_be_one_after_the_loop() -> None:
     loop = [fact for _ in range(50) for fact in a_flush(1, "explicit", site=LOOP)]
-    (said,) = told(RowByRowWrites(), *loop)
-    assert isinstance(said, Finding)
-    assert (said.message, said.remedy, said.evidence["flushes"]) == (
+    (found,) = reported(RowByRowWrites(), *loop)
+    assert isinstance(found, Finding)
+    assert (found.message, found.remedy, found.evidence["flushes"]) == (
         "at least 50 rows of lines were inserted one by one in 50 flushes from one line",
         "one session.flush() after the loop, none inside it",
         50,
     )
 
 
-def test_a_loop_that_flushes_several_rows_at_a_time_is_told_what_keeps_those_apart() -> None:
+def test_a_loop_that_flushes_several_rows_at_a_time_has_the_reason_of_these_flushes() -> None:
     a_few = [write(text=1, site=LOOP), write(text=2, site=LOOP)]
     loop = [fact for _ in range(25) for fact in (FlushBegan(1, LOOP, "explicit"), *a_few)]
-    (said,) = told(RowByRowWrites(), *loop)
-    assert isinstance(said, Finding)
+    (found,) = reported(RowByRowWrites(), *loop)
+    assert isinstance(found, Finding)
     assert (
-        said.message
+        found.message
         == "at least 50 rows of lines were inserted one by one in 25 flushes from one line"
     )
-    assert said.evidence["why"].startswith("each row sets other columns")
+    assert found.evidence["why"].startswith("each row sets other columns")
 
 
 @pytest.mark.parametrize("trigger", ["autoflush", "commit", "savepoint"])
-def test_a_flush_for_each_row_that_nobody_asked_for_is_another_finding(trigger: Trigger) -> None:
+def test_an_implicit_flush_for_each_row_is_another_finding(trigger: Trigger) -> None:
     loop = [fact for _ in range(60) for fact in a_flush(1, trigger)]
-    assert told(RowByRowWrites(), *loop) == []
+    assert reported(RowByRowWrites(), *loop) == []
 
 
 def test_forty_nine_rows_are_few() -> None:
-    assert told(RowByRowWrites(), *a_flush(49)) == []
+    assert reported(RowByRowWrites(), *a_flush(49)) == []
 
 
 def test_rows_of_another_kind_table_or_line_are_counted_apart() -> None:
@@ -157,25 +157,25 @@ def test_rows_of_another_kind_table_or_line_are_counted_apart() -> None:
         ({"site": LOOP}, {"site": USE}),
     ):
         both = [write(in_flush=False, **kind) for kind in (one, other) for _ in range(49)]
-        assert told(RowByRowWrites(), *both) == []
+        assert reported(RowByRowWrites(), *both) == []
 
 
 def test_rows_that_go_together_are_not_counted() -> None:
     together = write(rows=500, in_flush=False)
     unknown = write(rows=-1, batch_size=500, in_flush=False)
-    assert told(RowByRowWrites(), *[together, unknown] * 60) == []
+    assert reported(RowByRowWrites(), *[together, unknown] * 60) == []
 
 
 def test_what_reads_or_fails_is_not_counted() -> None:
     others = [write("SELECT"), write("SAVEPOINT"), write(error=INTEGRITY)]
-    assert told(RowByRowWrites(), *others * 60) == []
+    assert reported(RowByRowWrites(), *others * 60) == []
 
 
-def test_a_large_flush_is_said_once_and_not_of_the_next_one_too() -> None:
+def test_rows_are_reported_once_and_not_for_the_next_flush_too() -> None:
     flushes = [fact for _ in range(3) for fact in a_flush(120)]
-    assert len(told(RowByRowWrites(), *flushes)) == 1
+    assert len(reported(RowByRowWrites(), *flushes)) == 1
 
 
 def test_facts_without_a_line_are_survived() -> None:
-    said = told(RowByRowWrites(), *[write(site=None, in_flush=False) for _ in range(50)])
-    assert [one.site for one in said if isinstance(one, Finding)] == [None]
+    found = reported(RowByRowWrites(), *[write(site=None, in_flush=False) for _ in range(50)])
+    assert [one.site for one in found if isinstance(one, Finding)] == [None]

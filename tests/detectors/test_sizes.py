@@ -16,7 +16,7 @@ from session_tracer.facts import (
     StatementExecuted,
     TransactionEnded,
 )
-from tests.detectors.feeding import MS, SECOND, PlayedScope, at, told
+from tests.detectors.feeding import MS, SECOND, PlayedScope, at, reported
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -42,7 +42,7 @@ def loaded(number: int, when: int = 2 * SECOND, at_once: int = 0) -> ObjectsLoad
 
 
 def grown(*steps: tuple[Fact, int], **settings: Any) -> list[Finding | Retraction]:
-    """What is said of a scope after each of whose facts the identity map was so large."""
+    """What is reported of a scope whose identity map has a given size after each fact."""
     scope = PlayedScope([LargeIdentityMap()], **settings)
     for fact, size in steps:
         scope.ledger.measure(size)
@@ -81,22 +81,22 @@ def test_an_identity_map_that_one_load_makes_large() -> None:
 def test_an_identity_map_that_grows_from_commit_to_commit() -> None:
     written = FlushCompleted(1, COMMIT, "commit", MS, {"Order": 1_500})
     steps = [step for n in range(1, 9) for step in ((written, n * 1_500), committed(n * 1_500))]
-    (said,) = grown((OPENING, 0), *steps)
-    assert isinstance(said, Finding)
-    assert (said.message, said.remedy, said.site, said.entity) == (
+    (found,) = grown((OPENING, 0), *steps)
+    assert isinstance(found, Finding)
+    assert (found.message, found.remedy, found.site, found.entity) == (
         "the identity map has grown to 10500 objects over 6 commits",
         "use one session for each batch of objects",
         COMMIT,
         "Order",
     )
-    assert said.evidence["sizes_after_commits"] == [1500, 3000, 4500, 6000, 7500, 9000]
-    assert said.evidence["alternatives"] == ["call session.expunge_all() after each batch"]
+    assert found.evidence["sizes_after_commits"] == [1500, 3000, 4500, 6000, 7500, 9000]
+    assert found.evidence["alternatives"] == ["call session.expunge_all() after each batch"]
 
 
-def test_of_many_commits_the_first_and_the_last_are_told() -> None:
+def test_of_many_commits_the_first_and_the_last_are_reported() -> None:
     steps = [committed(n) for n in range(1, 102)]
-    (said,) = grown(*steps, large_identity_map_objects=100)
-    assert said.evidence["sizes_after_commits"] == [1, 2, 3, 99, 100, 101]
+    (found,) = grown(*steps, large_identity_map_objects=100)
+    assert found.evidence["sizes_after_commits"] == [1, 2, 3, 99, 100, 101]
 
 
 def test_an_identity_map_of_ten_thousand_objects_is_not_large() -> None:
@@ -105,15 +105,15 @@ def test_an_identity_map_of_ten_thousand_objects_is_not_large() -> None:
 
 def test_a_savepoint_is_no_commit() -> None:
     released = TransactionEnded(1, COMMIT, "committed", MS, nested=True, size=5)
-    (said,) = grown((released, 5), committed(20), large_identity_map_objects=10)
-    assert said.evidence["sizes_after_commits"] == [20]
-    assert said.message == "the identity map has grown to 20 objects over 1 commit"
+    (found,) = grown((released, 5), committed(20), large_identity_map_objects=10)
+    assert found.evidence["sizes_after_commits"] == [20]
+    assert found.message == "the identity map has grown to 20 objects over 1 commit"
 
 
-def test_the_largest_of_many_classes_are_told() -> None:
+def test_the_largest_of_many_classes_are_reported() -> None:
     many = ObjectsLoaded(1, SELECTED, {f"Entity{number}": number for number in range(1, 31)})
-    (said,) = grown((many, 465), large_identity_map_objects=100)
-    assert list(said.evidence["came"]) == [f"Entity{number}" for number in range(30, 25, -1)]
+    (found,) = grown((many, 465), large_identity_map_objects=100)
+    assert list(found.evidence["came"]) == [f"Entity{number}" for number in range(30, 25, -1)]
 
 
 # large-result
@@ -121,7 +121,7 @@ def test_the_largest_of_many_classes_are_told() -> None:
 
 def test_a_statement_that_loads_more_than_five_thousand_objects() -> None:
     result = ObjectsLoaded(1, SELECTED, {"Author": 5_001})
-    assert told(LargeResult(), OPENING, result) == [
+    assert reported(LargeResult(), OPENING, result) == [
         Finding(
             id="large-result",
             severity="info",
@@ -149,30 +149,30 @@ BOOKS = ObjectsLoaded(2, SELECTED, {"Book": 6_000})
 
 @pytest.mark.parametrize("reading", [[LAZY, statement()], [statement("Author.books")]])
 def test_a_collection_that_is_too_large_to_be_loaded(reading: Iterable[Fact]) -> None:
-    (said,) = told(LargeResult(), *reading, BOOKS)
-    assert isinstance(said, Finding)
-    assert (said.message, said.remedy, said.attribute) == (
+    (found,) = reported(LargeResult(), *reading, BOOKS)
+    assert isinstance(found, Finding)
+    assert (found.message, found.remedy, found.attribute) == (
         "one SELECT for Author.books loaded 6000 Book objects",
         "select only the Book objects that are needed",
         "books",
     )
-    assert said.evidence["alternatives"] == [
+    assert found.evidence["alternatives"] == [
         'set lazy="write_only" for Author.books, and run its select() with yield_per'
     ]
 
 
 def test_a_statement_after_a_collection_is_not_for_it() -> None:
-    (said,) = told(LargeResult(), LAZY, statement(), statement(), BOOKS)
-    assert said.message == "one SELECT loaded 6000 Book objects"
+    (found,) = reported(LargeResult(), LAZY, statement(), statement(), BOOKS)
+    assert found.message == "one SELECT loaded 6000 Book objects"
 
 
 def test_five_thousand_objects_are_not_too_many() -> None:
-    assert told(LargeResult(), loaded(4_999)) == []
+    assert reported(LargeResult(), loaded(4_999)) == []
 
 
 def test_what_is_streamed_is_not_large_however_much_it_is() -> None:
-    assert told(LargeResult(), loaded(50_000, at_once=1_000)) == []
+    assert reported(LargeResult(), loaded(50_000, at_once=1_000)) == []
 
 
 def test_results_are_not_added_up() -> None:
-    assert told(LargeResult(), loaded(3_000), loaded(3_000)) == []
+    assert reported(LargeResult(), loaded(3_000), loaded(3_000)) == []

@@ -25,7 +25,7 @@ from session_tracer.facts import (
     WritesSplit,
 )
 from session_tracer.where.owner import Owner
-from tests.detectors.feeding import MS, SECOND, PlayedScope, at, told
+from tests.detectors.feeding import MS, SECOND, PlayedScope, at, reported
 
 if TYPE_CHECKING:
     from session_tracer import CallSite
@@ -60,7 +60,7 @@ def commits(
     outcome: Outcome = "committed",
     nested: bool = False,
 ) -> list[Fact]:
-    """So many transactions that write this."""
+    """A number of transactions that write this."""
     end = TransactionEnded(4, site, outcome, 2, nested=nested)
     return [TransactionBegan(2, BEGAN, nested=nested), *writes, end] * times
 
@@ -69,7 +69,7 @@ ONE_ORDER = flushed(new={"Order": 1})
 
 
 def test_a_line_that_commits_again_and_again_is_a_loop() -> None:
-    assert told(CommitInLoop(), OPENING, *commits(30, ONE_ORDER)) == [
+    assert reported(CommitInLoop(), OPENING, *commits(30, ONE_ORDER)) == [
         Finding(
             id="commit-in-loop",
             severity="warning",
@@ -85,7 +85,7 @@ def test_a_line_that_commits_again_and_again_is_a_loop() -> None:
 
 
 def loops(*facts: Fact, **settings: Any) -> list[Any]:
-    return told(CommitInLoop(), OPENING, *facts, **settings)
+    return reported(CommitInLoop(), OPENING, *facts, **settings)
 
 
 def test_fewer_commits_are_no_loop() -> None:
@@ -99,8 +99,8 @@ def test_two_lines_that_each_commit_less_often_are_no_loop() -> None:
 
 
 def test_two_lines_are_two_loops() -> None:
-    said = loops(*commits(12, ONE_ORDER), *commits(12, ONE_ORDER, site=ELSEWHERE))
-    assert [finding.site for finding in said] == [COMMITTED, ELSEWHERE]
+    found = loops(*commits(12, ONE_ORDER), *commits(12, ONE_ORDER, site=ELSEWHERE))
+    assert [finding.site for finding in found] == [COMMITTED, ELSEWHERE]
 
 
 def test_a_commit_of_many_objects_is_a_batch() -> None:
@@ -111,7 +111,7 @@ def test_a_commit_of_many_objects_is_a_batch() -> None:
     assert loops(*commits(30, ONE_ORDER, ONE_ORDER), batch_commit_objects=2) == []
 
 
-def test_batches_and_small_commits_of_one_line_are_told_apart() -> None:
+def test_batches_and_small_commits_of_one_line_are_counted_separately() -> None:
     batch = commits(1, flushed(new={"Order": 500}))
     [finding] = loops(*(batch + commits(1, ONE_ORDER)) * 10)
     assert finding.evidence == {"rows_per_commit": 1.0, "written": {"Order": 10}}
@@ -167,7 +167,7 @@ def test_what_a_rollback_undid_is_not_the_next_commits() -> None:
 
 
 def test_a_commits_remedy_is_awaited_under_asyncio() -> None:
-    [finding] = told(CommitInLoop(), *commits(10, ONE_ORDER), is_async=True)
+    [finding] = reported(CommitInLoop(), *commits(10, ONE_ORDER), is_async=True)
     assert isinstance(finding, Finding)
     assert finding.remedy.startswith("await session.commit()")
 
@@ -190,7 +190,7 @@ def savepoints(times: int, site: CallSite | None = COMMITTED) -> list[Fact]:
 
 def test_a_transaction_has_very_many_savepoints() -> None:
     made = [*savepoints(20, ELSEWHERE), *savepoints(60)]
-    assert told(SavepointChurn(), OPENING, BEGUN, *made) == [
+    assert reported(SavepointChurn(), OPENING, BEGUN, *made) == [
         Finding(
             id="savepoint-churn",
             severity="info",
@@ -205,18 +205,18 @@ def test_a_transaction_has_very_many_savepoints() -> None:
 
 
 def test_fewer_savepoints_are_no_churn() -> None:
-    assert told(SavepointChurn(), OPENING, BEGUN, *savepoints(49)) == []
-    assert told(SavepointChurn(), BEGUN, *savepoints(1), savepoints_per_transaction=2) == []
-    assert len(told(SavepointChurn(), BEGUN, *savepoints(2), savepoints_per_transaction=2)) == 1
+    assert reported(SavepointChurn(), OPENING, BEGUN, *savepoints(49)) == []
+    assert reported(SavepointChurn(), BEGUN, *savepoints(1), savepoints_per_transaction=2) == []
+    assert len(reported(SavepointChurn(), BEGUN, *savepoints(2), savepoints_per_transaction=2)) == 1
 
 
 def test_savepoints_are_counted_for_each_transaction() -> None:
-    assert told(SavepointChurn(), OPENING, *[BEGUN, *savepoints(49)] * 3) == []
-    assert len(told(SavepointChurn(), OPENING, *[BEGUN, *savepoints(70)] * 3)) == 3
+    assert reported(SavepointChurn(), OPENING, *[BEGUN, *savepoints(49)] * 3) == []
+    assert len(reported(SavepointChurn(), OPENING, *[BEGUN, *savepoints(70)] * 3)) == 3
 
 
 def test_savepoints_of_no_known_line_are_counted_too() -> None:
-    [finding] = told(SavepointChurn(), OPENING, BEGUN, *savepoints(50, None))
+    [finding] = reported(SavepointChurn(), OPENING, BEGUN, *savepoints(50, None))
     assert isinstance(finding, Finding)
     assert finding.site is None
 
@@ -243,7 +243,7 @@ SPLIT = WritesSplit(
 
 
 def test_writes_are_committed_by_two_sessions() -> None:
-    assert told(SplitWrites(), OPENING, SPLIT) == [
+    assert reported(SplitWrites(), OPENING, SPLIT) == [
         Finding(
             id="split-writes",
             severity="warning",
@@ -267,8 +267,8 @@ def test_two_lines_that_split_writes_are_named_once() -> None:
     other = WritesSplit(
         10, COMMITTED, {"Order": 1}, "0a1b2c0000000000", BEGAN, CLOSED, {"Stock": 1}
     )
-    assert len(told(SplitWrites(), OPENING, SPLIT, SPLIT)) == 1
-    assert len(told(SplitWrites(), OPENING, SPLIT, other, SPLIT)) == 2
+    assert len(reported(SplitWrites(), OPENING, SPLIT, SPLIT)) == 1
+    assert len(reported(SplitWrites(), OPENING, SPLIT, other, SPLIT)) == 2
 
 
 # Cancelled transactions.
@@ -285,7 +285,7 @@ def cancelled(
     owner: Owner, *facts: Fact, ending: Ending = "close", begun: tuple[Fact, ...] = (BEGUN,)
 ) -> list[Any]:
     """A task that is cancelled three seconds after its transaction began, and closes 4 ms later."""
-    return told(
+    return reported(
         CancelledTransaction(),
         OPENING,
         *begun,
@@ -299,7 +299,7 @@ def ended(outcome: Outcome, *, nested: bool = False) -> TransactionEnded:
     return TransactionEnded(5 * SECOND + MS, CLOSED, outcome, 3 * SECOND, nested=nested)
 
 
-def test_a_task_is_cancelled_amid_a_transaction(owner: Owner) -> None:
+def test_a_task_is_cancelled_during_a_transaction(owner: Owner) -> None:
     assert cancelled(owner, ended("closed")) == [
         Finding(
             id="cancelled-transaction",
@@ -339,7 +339,7 @@ def test_a_savepoints_end_is_not_the_transactions(owner: Owner) -> None:
 
 
 @pytest.mark.parametrize("ending", ["collected", "exit"])
-def test_a_close_that_did_not_complete_is_said(owner: Owner, ending: Ending) -> None:
+def test_a_close_that_did_not_complete_is_reported(owner: Owner, ending: Ending) -> None:
     [finding] = cancelled(owner, ended("abandoned"), ending=ending)
     assert finding.message == (
         'task "Task-7" was cancelled during a transaction; the session was never closed'
@@ -353,18 +353,18 @@ def test_a_close_that_did_not_complete_is_said(owner: Owner, ending: Ending) -> 
     }
 
 
-def test_the_first_cancellation_is_the_one_that_is_said(owner: Owner) -> None:
+def test_the_first_cancellation_is_reported(owner: Owner) -> None:
     again = TransactionCancelled(6 * SECOND, CLOSED, owner)
     [finding] = cancelled(owner, again, ended("closed"))
     assert finding.site == ELSEWHERE
 
 
-def test_a_cancellation_is_said_as_the_scope_ends(owner: Owner) -> None:
+def test_a_cancellation_is_reported_when_the_scope_ends(owner: Owner) -> None:
     cancellation = TransactionCancelled(5, ELSEWHERE, owner)
-    said = told(CancelledTransaction(), OPENING, BEGUN, cancellation, ended("committed"))
-    assert said == []
+    found = reported(CancelledTransaction(), OPENING, BEGUN, cancellation, ended("committed"))
+    assert found == []
 
 
-def test_a_transaction_that_nobody_cancelled_is_not_cancelled() -> None:
+def test_a_transaction_that_was_not_cancelled_is_silent() -> None:
     end = SessionClosed(9, CLOSED, "close", "failed", error="ValueError", leaving=True)
-    assert told(CancelledTransaction(), OPENING, BEGUN, ended("closed"), end) == []
+    assert reported(CancelledTransaction(), OPENING, BEGUN, ended("closed"), end) == []

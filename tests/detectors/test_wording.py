@@ -9,7 +9,7 @@ SECOND = 1_000 * MS
 
 
 @pytest.mark.parametrize(
-    ("nanoseconds", "told"),
+    ("nanoseconds", "text"),
     [
         (-5, "less than 1 ms"),
         (999_999, "less than 1 ms"),
@@ -25,8 +25,8 @@ SECOND = 1_000 * MS
         (7_500 * SECOND, "2 h 5 min"),
     ],
 )
-def test_how_long_something_lasted(nanoseconds: int, told: str) -> None:
-    assert duration(nanoseconds) == told
+def test_how_long_something_lasted(nanoseconds: int, text: str) -> None:
+    assert duration(nanoseconds) == text
 
 
 def test_counts_come_with_the_most_frequent_first() -> None:
