@@ -131,12 +131,12 @@ class IdleOrLongTransaction(BuiltIn):
         began_at, began_site = ledger.transaction_began_at, ledger.transaction_began_site
         if not began_at or _was_reported(began_at, report, memory):
             return
-        idle = 0 if fact.running else _idle_for(fact, report)
-        is_idle = idle > report.settings.idle_in_transaction_seconds * 1e9
-        is_idle = is_idle and memory.idle_began_at != began_at
-        age = fact.at - began_at
-        is_long = age > report.settings.long_transaction_seconds * 1e9
-        is_long = is_long and memory.long_began_at != began_at
+        idle, age = _idle_for(fact, report), fact.at - began_at
+        settings = report.settings
+        is_idle = (
+            memory.idle_began_at != began_at and idle > settings.idle_in_transaction_seconds * 1e9
+        )
+        is_long = memory.long_began_at != began_at and age > settings.long_transaction_seconds * 1e9
         if not (is_idle or is_long):
             return
         live = fact.look()
@@ -164,7 +164,9 @@ def _was_reported(began_at: int, report: Report, memory: _Watched) -> bool:
 
 def _idle_for(fact: TimePassed, report: Report) -> int:
     held_since = report.ledger.held_since
-    return fact.at - max(held_since, report.ledger.last_statement_at) if held_since else 0
+    if fact.running or not held_since:
+        return 0
+    return fact.at - max(held_since, report.ledger.last_statement_at)
 
 
 def _idle(idle: int, live: LiveSession, report: Report) -> Finding:

@@ -90,9 +90,8 @@ class ForeignLoop(BuiltIn):
         """Report a scope once."""
         if not memory.first(report.ledger.id):
             return
-        if fact.thread == fact.other_thread or not fact.other_thread:
-            message = "this session was used on an event loop other than the one it began on"
-        else:
+        message = "this session was used on an event loop other than the one it began on"
+        if fact.other_thread not in (fact.thread, ""):
             message = (
                 f'this session was used on the event loop of thread "{fact.thread}", '
                 f'but it began on that of thread "{fact.other_thread}"'

@@ -25,14 +25,14 @@ class Known(NamedTuple):
     """The identity of a known finding. Its line is no part of it, because edits move lines.
 
     `file` is relative to the folder of the baseline file and contains slashes. A value that is not
-    known is an empty string.
+    known is an empty string, and is not written.
     """
 
     id: str
-    file: str
-    function: str
-    entity: str
-    attribute: str
+    file: str = ""
+    function: str = ""
+    entity: str = ""
+    attribute: str = ""
 
 
 class Baseline:
@@ -126,12 +126,9 @@ def _relative(file: str, folder: str) -> str:
         return real.replace(os.sep, "/")
 
 
-_FIELDS: Final = ("id", "file", "function", "entity", "attribute")
-
-
 def _line(known: Known) -> str:
-    values = {name: getattr(known, name) for name in _FIELDS}
-    return json.dumps({name: value for name, value in values.items() if value}, ensure_ascii=False)
+    values = {name: value for name, value in known._asdict().items() if value}
+    return json.dumps(values, ensure_ascii=False)
 
 
 def _read(line: str, where: str) -> Known:
@@ -142,11 +139,11 @@ def _read(line: str, where: str) -> Known:
     if (
         not isinstance(values, dict)
         or "id" not in values
-        or not set(values) <= set(_FIELDS)
+        or not set(values) <= set(Known._fields)
         or not all(isinstance(value, str) for value in values.values())
     ):
         raise ValueError(
             f"Invalid line {where}: {line.strip()!r}. Expected a JSON object of strings with the "
-            f"key id and optionally {', '.join(_FIELDS[1:])}."
+            f"key id and optionally {', '.join(Known._fields[1:])}."
         )
-    return Known(**{**dict.fromkeys(_FIELDS, ""), **values})
+    return Known(**values)
