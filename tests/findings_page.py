@@ -29,14 +29,14 @@ WIDTH: Final = 96
 
 @dataclass(frozen=True)
 class Section:
-    """What the page has about one finding."""
+    """The section of one finding."""
 
     finding: str
     text: str
 
     @property
     def severity(self) -> str:
-        """How severe the page calls it."""
+        """Its severity on the page."""
         return self._only(r"^\*\*(\w+)\.\*\* ")
 
     @property
@@ -47,8 +47,8 @@ class Section:
     @property
     def settings(self) -> dict[str, Any]:
         """What the examples run with."""
-        said = re.search(r"^Run with `(.*?)`[.:]", self.text, re.MULTILINE)
-        return {} if said is None else eval(f"dict({said[1]})")
+        found = re.search(r"^Run with `(.*?)`[.:]", self.text, re.MULTILINE)
+        return {} if found is None else eval(f"dict({found[1]})")
 
     @property
     def wrong(self) -> str:
@@ -56,8 +56,8 @@ class Section:
         return self._only(r"^Wrong:\n\n```python\n(.*?)^```$")
 
     @property
-    def said(self) -> str:
-        """What is said of it."""
+    def report(self) -> str:
+        """What session_tracer reports when the wrong code runs."""
         return self._only(r"^Report:\n\n```\n(.*?)^```$")
 
     @property
@@ -80,8 +80,8 @@ def read() -> tuple[str, list[Section]]:
 def found_in(code: str, folder: Path, **settings: Any) -> list[Finding]:
     """What is found as the code runs, as the file `app.py` of an application in that folder.
 
-    The code says by a comment which error is raised to its end; another error, or none, is raised
-    to the caller.
+    A comment names the error that the code raises. Any other error, or none, is raised to the
+    caller.
     """
     head, _ = read()
     (names,) = re.findall(r"^```python\n(import .*?)^```$", head, re.MULTILINE | re.DOTALL)
@@ -90,13 +90,13 @@ def found_in(code: str, folder: Path, **settings: Any) -> list[Finding]:
     file = folder / "app.py"
     file.write_text(code)
     open_shop()
-    with chdir(folder), capture(name="shop", **settings) as told:
+    with chdir(folder), capture(name="shop", **settings) as captured:
         _run(compile(code, str(file), "exec"), application, re.findall(r"# raises (\w+)$", code))
         application.clear()
         gc.collect()
-        told.sessions  # noqa: B018 - waits until the collected ones are told of
+        captured.sessions  # noqa: B018 - waits until collected sessions are reported
     close_shop()
-    return told.findings
+    return captured.findings
 
 
 def _run(code: Any, application: dict[str, Any], raises: list[str]) -> None:
@@ -137,8 +137,8 @@ def skeleton(block: str) -> str:
     return line
 
 
-def as_it_is_said_now(folder: Path, each: Callable[[str], None]) -> str:
-    """The page with what its examples say today; what only differs by the run stays."""
+def with_reports(folder: Path, each: Callable[[str], None]) -> str:
+    """The page with the reports of a run. Those that only differ in times and ids are kept."""
     page = PATH.read_text()
     _, sections = read()
     for section in sections:
@@ -147,8 +147,8 @@ def as_it_is_said_now(folder: Path, each: Callable[[str], None]) -> str:
         own = folder / section.finding
         own.mkdir()
         findings = found_in(section.wrong, own, **section.settings)
-        said = "".join(map(printed, findings))
-        if skeleton(said) != skeleton(section.said):
-            text = section.text.replace(f"```\n{section.said}```", f"```\n{said}```")
+        report = "".join(map(printed, findings))
+        if skeleton(report) != skeleton(section.report):
+            text = section.text.replace(f"```\n{section.report}```", f"```\n{report}```")
             page = page.replace(section.text, text)
     return page

@@ -1,4 +1,4 @@
-"""Holds docs/findings.md to its word: its examples run, and the findings are told as it says."""
+"""Tests docs/findings.md: its examples run, and are reported as the page shows."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def settings_of(finding: str) -> list[str]:
     ]
     return [
         field.target.id
-        for field, told in pairwise(fields)
+        for field, description in pairwise(fields)
         if isinstance(field, ast.AnnAssign)
         and isinstance(field.target, ast.Name)
-        and f"(`{finding}`)" in ast.unparse(told)
+        and f"(`{finding}`)" in ast.unparse(description)
     ]
 
 
@@ -46,9 +46,9 @@ def test_every_finding_has_its_anchor_and_every_anchor_its_finding() -> None:
     assert tuple(section.finding for section in SECTIONS) == FINDING_IDS
 
 
-def test_every_detector_says_which_finding_it_draws() -> None:
-    told = [(type(detector).__doc__ or "").partition(": ")[0] for detector in DEFAULT_DETECTORS]
-    assert {id_ for names in told for id_ in re.findall(r"`([a-z-]+)`", names)} == set(FINDING_IDS)
+def test_every_detector_names_its_finding() -> None:
+    heads = [(type(detector).__doc__ or "").partition(": ")[0] for detector in DEFAULT_DETECTORS]
+    assert {id_ for names in heads for id_ in re.findall(r"`([a-z-]+)`", names)} == set(FINDING_IDS)
 
 
 @each_section
@@ -87,21 +87,21 @@ def test_the_classes_that_are_shown_are_those_of_the_examples() -> None:
 
 
 @each_section
-def test_the_wrong_code_is_told_as_the_page_tells_it(section: Section, tmp_path: Path) -> None:
+def test_the_wrong_code_is_reported_as_on_the_page(section: Section, tmp_path: Path) -> None:
     (finding,) = found_in(section.wrong, tmp_path, **section.settings)
     assert (finding.id, finding.severity) == (section.finding, section.severity)
-    assert skeleton(printed(finding)) == skeleton(section.said), (
-        "the page is stale: `python3 tasks.py findings` writes it anew"
+    assert skeleton(printed(finding)) == skeleton(section.report), (
+        "the page is stale: run `python3 tasks.py findings`"
     )
 
 
 @each_section
-def test_nothing_is_said_of_the_right_code(section: Section, tmp_path: Path) -> None:
+def test_nothing_is_reported_about_the_right_code(section: Section, tmp_path: Path) -> None:
     assert found_in(section.right, tmp_path, **section.settings) == []
 
 
 @each_section
-def test_the_page_says_how_to_silence_it(section: Section, tmp_path: Path) -> None:
+def test_the_page_shows_how_to_silence_it(section: Section, tmp_path: Path) -> None:
     (ignore, id_) = re.findall(
         r'^- Silence: `ignore=(.*)`, or `with session_tracer.silence\("(.*)", reason="..."\):`.$',
         section.text,
@@ -109,19 +109,19 @@ def test_the_page_says_how_to_silence_it(section: Section, tmp_path: Path) -> No
     )[0]
     ignored = {*section.settings.get("ignore", ()), *ast.literal_eval(ignore)}
     assert found_in(section.wrong, tmp_path, **{**section.settings, "ignore": ignored}) == []
-    with silence(id_, reason="the page says so"):
+    with silence(id_, reason="the page shows it"):
         assert found_in(section.wrong, tmp_path, **section.settings) == []
 
 
 @each_section
 def test_the_page_names_the_settings_that_tune_it(section: Section) -> None:
     lines = re.findall(r"^- Tune: (.*)\.$", section.text, re.MULTILINE)
-    told = [re.fullmatch(r"`(\w+)=(.*)`, `(\w+)`", line) for line in lines]
+    shown = [re.fullmatch(r"`(\w+)=(.*)`, `(\w+)`", line) for line in lines]
     wanted = settings_of(section.finding)
     if not wanted:
         assert lines == ["it has no threshold"]
         return
-    settings = {one[1]: (ast.literal_eval(one[2]), one[3]) for one in told if one is not None}
+    settings = {one[1]: (ast.literal_eval(one[2]), one[3]) for one in shown if one is not None}
     defaults = {name: getattr(Settings(), name) for name in wanted}
     assert {name: default for name, (default, _) in settings.items()} == defaults
     for name, (default, variable) in settings.items():
@@ -132,7 +132,7 @@ TUNED = [section for section in SECTIONS if settings_of(section.finding)]
 
 
 @pytest.mark.parametrize("section", TUNED, ids=lambda section: section.finding)
-def test_a_higher_threshold_leaves_it_unsaid(section: Section, tmp_path: Path) -> None:
+def test_a_higher_threshold_prevents_the_finding(section: Section, tmp_path: Path) -> None:
     threshold = settings_of(section.finding)[0]
     higher: dict[str, Any] = {threshold: getattr(Settings(), threshold) * 1_000}
     assert found_in(section.wrong, tmp_path, **{**section.settings, **higher}) == []
