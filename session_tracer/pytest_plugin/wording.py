@@ -1,4 +1,4 @@
-"""Puts what a test's sessions did, and what was found, into words."""
+"""Formats what a test's sessions did, and its findings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from session_tracer.model.findings import Finding, Severity
     from session_tracer.model.summary import SessionSummary
     from session_tracer.pytest_plugin.case import Case
-    from session_tracer.pytest_plugin.ledger import Entry
+    from session_tracer.pytest_plugin.run_findings import Entry
 
 __all__ = [
     "Failure",
@@ -29,13 +29,13 @@ __all__ = [
 ]
 
 _NEVER_SLOW: Final = float("inf")
-# Of a test that opens hundreds of sessions, the first ones are enough.
+# Number of sessions of one test that are shown.
 _MOST_SESSIONS: Final = 5
 _NARROWEST: Final = 50
 
 
 class Failure(NamedTuple):
-    """Why a test fails: in one line, in full, and for which findings."""
+    """Why a test fails, in one line and in full, and the findings for which it fails."""
 
     headline: str
     text: str
@@ -43,22 +43,22 @@ class Failure(NamedTuple):
 
 
 def failure_of_call(case: Case, fail_from: Severity | None) -> Failure | None:
-    """Why the test itself fails, if it does: for its budget, its findings, or both."""
+    """Return why the test itself fails (its budget, its findings, or both), or None."""
     exceeded = case.exceeded()
-    findings = case.blamed(fail_from, ("call",))
+    findings = case.findings_to_fail_for(fail_from, ("call",))
     parts = []
     if exceeded:
         parts.append(f"session budget: {', '.join(exceeded)}")
     if findings:
-        parts.append(_found(findings))
+        parts.append(_listed(findings))
     shown = [timelines(case.summaries())] if exceeded else []
     return _failure(parts, shown, findings)
 
 
 def failure_of_fixtures(case: Case, fail_from: Severity | None) -> Failure | None:
-    """Why the test's fixtures fail, if they do."""
-    findings = case.blamed(fail_from, ("setup", "teardown"))
-    return _failure([_found(findings)] if findings else [], [], findings)
+    """Return why the test's fixtures fail, or None."""
+    findings = case.findings_to_fail_for(fail_from, ("setup", "teardown"))
+    return _failure([_listed(findings)] if findings else [], [], findings)
 
 
 def _failure(parts: list[str], shown: list[str], findings: list[Finding]) -> Failure | None:
@@ -69,7 +69,7 @@ def _failure(parts: list[str], shown: list[str], findings: list[Finding]) -> Fai
     return Failure(headline, text, findings)
 
 
-def _found(findings: Sequence[Finding]) -> str:
+def _listed(findings: Sequence[Finding]) -> str:
     listed = ", ".join(f"{finding.id} ({_subject_and_site(finding)})" for finding in findings)
     return f"session finding{'s' if len(findings) > 1 else ''}: {listed}"
 
@@ -80,13 +80,13 @@ def _subject_and_site(finding: Finding) -> str:
 
 
 def blocks(findings: Iterable[Finding]) -> str:
-    """Each finding in full."""
+    """Return the findings in full."""
     width = _width()
     return "\n\n".join(_plain(finding_block(finding, width, session=True)) for finding in findings)
 
 
 def timelines(summaries: Sequence[SessionSummary]) -> str:
-    """What each session did, in order."""
+    """Return the timelines of the sessions, in order."""
     width = _width()
     shown = [
         _plain(
@@ -104,7 +104,7 @@ def timelines(summaries: Sequence[SessionSummary]) -> str:
 
 
 def rows(entries: Sequence[Entry]) -> Iterator[tuple[str, str, str]]:
-    """For each finding its id, padded, the rest of its line, and what to do about it."""
+    """Yield for each finding its id, padded, the rest of its line, and its remedy."""
     table = [
         (entry.finding.id, _where(entry.finding), _subject(entry.finding, entry.count))
         for entry in entries
@@ -121,7 +121,7 @@ def rows(entries: Sequence[Entry]) -> Iterator[tuple[str, str, str]]:
 
 
 def number(count: int, noun: str) -> str:
-    """`1 test`, `3 tests`."""
+    """Return a number and a noun: `1 test`, `3 tests`."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
@@ -144,7 +144,7 @@ def _where(finding: Finding) -> str:
 
 
 def _width() -> int:
-    # pytest's own answer needs a terminal reporter, which xdist's workers have not.
+    # pytest's own function needs a terminal reporter, which xdist's workers do not have.
     return max(shutil.get_terminal_size((100, 24)).columns, _NARROWEST)
 
 

@@ -205,8 +205,8 @@ def test_nothing_found_is_one_line(suites: Suites) -> None:
     {
         ("--session-tracer=warn",): "Invalid --session-tracer='warn': expected report, info"
         ", warning, error or off.",
-        ("--session-tracer-update-baseline",): "--session-tracer-update-baseline needs "
-        "--session-tracer-baseline=FILE.",
+        ("--session-tracer-update-baseline",): "--session-tracer-update-baseline needs a "
+        "file: add --session-tracer-baseline=FILE.",
     }.items(),
 )
 def test_an_impossible_option_is_refused(

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from session_tracer.model.findings import Finding, Severity
-from session_tracer.pytest_plugin.annotations import are_wanted, workflow_commands
-from session_tracer.pytest_plugin.case import Drawn
-from session_tracer.pytest_plugin.ledger import Ledger
+from session_tracer.pytest_plugin.annotations import is_github_actions, workflow_commands
+from session_tracer.pytest_plugin.case import Reported
+from session_tracer.pytest_plugin.run_findings import RunFindings
 from session_tracer.version import VERSION
 from session_tracer.where.callsite import CallSite
 from tests.plugin.suites import ROOT
@@ -73,7 +73,7 @@ def test_a_baseline_accepts_what_is_known_and_reports_what_is_new(suites: Suites
     suites.write("def test_late(SessionLocal): read_too_late(SessionLocal)\n")
     written = suites.run(*options, "--session-tracer-update-baseline")
     assert written.outcomes == {"test_late": "passed"}
-    assert written.summary[-1] == "1 new, 0 known; all are in known.jsonl now"
+    assert written.summary[-1] == "1 new, 0 known; updated known.jsonl"
 
     # Lines above it do not matter.
     suites.write(f"\n\n{MANY}")
@@ -92,7 +92,7 @@ def test_a_baseline_accepts_what_is_known_and_reports_what_is_new(suites: Suites
     # What is known already stays, and what is accepted fails no test.
     updated = suites.run(*options, "--session-tracer-update-baseline", "-k", "lazily")
     assert set(updated.outcomes.values()) == {"passed"}
-    assert updated.summary[-1] == "1 new, 0 known; all are in known.jsonl now"
+    assert updated.summary[-1] == "1 new, 0 known; updated known.jsonl"
     again = suites.run(*options)
     assert set(again.outcomes.values()) == {"passed"}
     assert again.summary == ["0 new, 2 known (baseline)"]
@@ -154,7 +154,7 @@ def test_has_no_budget(SessionLocal):
         "n-plus-one",
         "4",
     ]
-    assert told.summary[-1] == "4 new, 0 known; all are in known.jsonl now"
+    assert told.summary[-1] == "4 new, 0 known; updated known.jsonl"
     assert (suites.folder / "known.jsonl").read_text().count('"id"') == 4
     assert (suites.folder / "junit.xml").read_text().count("session_tracer.finding") == 8
 
@@ -201,15 +201,15 @@ def test_what_github_reads_is_escaped() -> None:
 
 @pytest.mark.parametrize("value", ["", "false", None])
 def test_nobody_else_is_told_what_github_reads(value: str | None) -> None:
-    assert not are_wanted({} if value is None else {"GITHUB_ACTIONS": value})
+    assert not is_github_actions({} if value is None else {"GITHUB_ACTIONS": value})
 
 
-def test_a_ledger_is_the_same_after_the_journey() -> None:
+def test_findings_are_the_same_after_they_are_dumped_and_merged() -> None:
     site = CallSite("/srv/a.py", 7, "f")
-    here, there = Ledger(), Ledger()
-    here.add(Drawn(finding("error", "one", site), "call", known=False), "test_a")
-    here.add(Drawn(finding("error", "one", site), "teardown", known=False), "test_b")
-    here.add(Drawn(finding("info", "two", None), "call", known=True), "")
+    here, there = RunFindings(), RunFindings()
+    here.add(Reported(finding("error", "one", site), "call", known=False), "test_a")
+    here.add(Reported(finding("error", "one", site), "teardown", known=False), "test_b")
+    here.add(Reported(finding("info", "two", None), "call", known=True), "")
     here.sessions = 4
     there.merge(here.dump())
     assert there.new == here.new
@@ -226,7 +226,7 @@ import pytest
 before = set(sys.modules)
 import session_tracer.pytest_plugin
 heavy = {name.partition(".")[0] for name in set(sys.modules) - before}
-assert heavy <= {"session_tracer", "difflib"}, heavy
+assert heavy <= {"session_tracer"}, heavy
 ours = {name for name in sys.modules if name.startswith("session_tracer.")}
 assert all(name.startswith("session_tracer.pytest_plugin") for name in ours), ours
 """
