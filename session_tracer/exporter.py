@@ -82,8 +82,8 @@ class Exporter:
     only_findings: bool = False
     structlog: bool = True
     yields_to_structlog: bool = False
-    flush: Callable[[], None] = _nothing
-    close: Callable[[], None] = _nothing
+    flush: Callable[[], object] = _nothing
+    close: Callable[[], object] = _nothing
     open_later: Callable[[], Exporter] | None = None
 
     def opened(self) -> Exporter:

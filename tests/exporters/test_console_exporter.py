@@ -273,7 +273,7 @@ def test_a_session_that_leaks_tells_who_has_it_and_what_it_is_doing() -> None:
     in SQL                    812 ms, 31 statements
     not flushed               412 Invoice added, 2 modified
     last statement            4 min 10 s ago at app/jobs/export.py:71 in run_export()
-    said before               idle-in-transaction
+    reported before           idle-in-transaction
     do                        commit before the wait at app/jobs/upload.py:120 in upload(), or open
                               the session after it
 """
@@ -299,7 +299,7 @@ def test_it_tells_so_on_a_narrow_terminal_too() -> None:
     not flushed               412 Invoice added, 2 modified
     last statement            4 min 10 s ago at app/jobs/export.py:71 in
                               run_export()
-    said before               idle-in-transaction
+    reported before           idle-in-transaction
     do                        commit before the wait at app/jobs/upload.py:120
                               in upload(), or open the session after it
 """
@@ -387,7 +387,7 @@ def test_a_finding_of_an_open_session_is_told_at_once_and_its_session_refers_to_
     assert stream.getvalue().splitlines()[-3:] == [
         "",
         "  ▲ n-plus-one  Author.books was lazily loaded for 12 authors, one SELECT each",
-        "      app/report.py:33 in totals() · told in full above",
+        "      app/report.py:33 in totals() · shown in full above",
     ]
 
 
@@ -396,7 +396,7 @@ def test_a_finding_told_of_one_session_is_told_in_short_of_the_next() -> None:
     text = shown(samples.busy_session(), samples.busy_session(id="feedbeefcafe", findings=(again,)))
     assert text.splitlines()[-2:] == [
         "  ▲ n-plus-one  Author.books was lazily loaded for 12 authors, one SELECT each",
-        "      app/report.py:33 in totals() · told in full above, session 4f1c9a",
+        "      app/report.py:33 in totals() · shown in full above, session 4f1c9a",
     ]
 
 
