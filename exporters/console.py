@@ -96,7 +96,7 @@ class _Printed:
 
 @dataclass(slots=True)
 class _Burst:
-    """Sessions of one kind that ended until `due`, within one second."""
+    """Sessions of one kind that ended in the second before `due`."""
 
     due: float
     like: SessionSummary

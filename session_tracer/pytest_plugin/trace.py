@@ -30,7 +30,7 @@ class SessionTrace:
 
     @property
     def findings(self) -> list[Finding]:
-        """The findings of the test and its fixtures, including those that the baseline contains."""
+        """The findings of the test and its fixtures, including known ones of the baseline."""
         self._case.settle()
         return [reported.finding for reported in self._case.reported]
 

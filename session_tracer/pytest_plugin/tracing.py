@@ -12,7 +12,6 @@ from session_tracer.exporter import Exporter
 from session_tracer.hooks.targets import resolve
 from session_tracer.instrumentor import capture
 from session_tracer.ledger import watchdog
-from session_tracer.ledger.registry import LIVE
 from session_tracer.pytest_plugin.case import Case, Reported, Scope
 from session_tracer.settings import Settings
 from session_tracer.verdicts.policy import Policy
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from session_tracer.detectors import Detector
     from session_tracer.facts import Fact
     from session_tracer.instrumentor import Instrumentation
-    from session_tracer.ledger.ledger import Ledger
     from session_tracer.ledger.report import Report
     from session_tracer.model.findings import Finding, Retraction
     from session_tracer.verdicts.baseline import Baseline
@@ -68,8 +66,8 @@ class Tracing:
         self._sharing = 0
         # The ids of the open sessions that fixtures opened.
         self._of_fixtures: set[str] = set()
-        # The scopes of the open sessions, by the session's id.
-        self._scopes: dict[str, Scope] = {}
+        # The open sessions by their ids.
+        self._open: dict[str, tuple[Report, Scope]] = {}
         self._current = _Current()
         # Sessions of several threads may be reported at the same time.
         self._lock = threading.Lock()
@@ -99,7 +97,7 @@ class Tracing:
             self._instrumentation.uninstrument()
             self._instrumentation = None
             # A scope refers to its test, and the test to the facts of all its sessions.
-            self._scopes.clear()
+            self._open.clear()
 
     def begin(self, case: Case) -> None:
         """Begin a test. Sessions that it shares with other tests begin to count from zero.
@@ -108,16 +106,21 @@ class Tracing:
         the test's first statement.
         """
         self.case = case
-        for ledger in list(LIVE):
-            scope = self._scopes.get(ledger.id)
-            # Another thread may be writing to its ledger, and resets it itself.
-            if scope is not None and ledger.owner.ident == threading.get_ident():
-                self._count_anew(scope, ledger)
+        for report, scope in self._of_this_thread():
+            self._reset_counts(report, scope)
 
-    def _count_anew(self, scope: Scope, ledger: Ledger) -> None:
+    def _reset_counts(self, report: Report, scope: Scope) -> None:
         if scope.case is None and scope.last is not self.case:
             scope.last = self.case
-            ledger.begin_counting_anew()
+            report.ledger.reset_counts(report)
+
+    def _of_this_thread(self) -> list[tuple[Report, Scope]]:
+        """Return the open sessions to whose ledgers no other thread is writing now."""
+        return [
+            (report, scope)
+            for report, scope in list(self._open.values())
+            if report.ledger.owner.ident == threading.get_ident()
+        ]
 
     @contextmanager
     def sharing(self) -> Iterator[None]:
@@ -131,10 +134,8 @@ class Tracing:
     def settle(self) -> None:
         """Report collected sessions, and the objects that the last statements loaded."""
         watchdog.settle()
-        for ledger in list(LIVE):
-            # Another thread may be loading objects into its session at this moment.
-            if ledger.owner.ident == threading.get_ident():
-                ledger.settle(ledger.clock())
+        for report, _ in self._of_this_thread():
+            report.ledger.settle(report.ledger.clock())
 
     def memory(self) -> Scope:
         """Return a scope, which belongs to the running test unless a wider fixture opened it."""
@@ -144,23 +145,23 @@ class Tracing:
     def judge(self, fact: Fact, report: Report, memory: Scope) -> tuple[()]:
         """Add the fact to the running test."""
         self._note(fact, memory)
-        self._count_anew(memory, report.ledger)
+        self._reset_counts(report, memory)
         with self._lock:
             if isinstance(fact, facts.SessionOpened):
-                self._opened(report.ledger.id, memory)
+                self._opened(report, memory)
             elif isinstance(fact, facts.SessionClosed):
                 self._of_fixtures.discard(report.ledger.id)
-                self._scopes.pop(report.ledger.id, None)
+                self._open.pop(report.ledger.id, None)
             if self.case is not None:
                 self.case.add(fact, report, memory)
         return ()
 
     def note(self, fact: Fact, report: Report) -> None:
         """Note which fact is reported, because another detector is called before `judge()`."""
-        scope = self._scopes.get(report.ledger.id)
+        known = self._open.get(report.ledger.id)
         # The scope of a session that has ended was noted by judge() with its last fact.
-        if scope is not None:
-            self._note(fact, scope)
+        if known is not None:
+            self._note(fact, known[1])
 
     def _note(self, fact: Fact, scope: Scope) -> None:
         self._current.scope = scope
@@ -168,11 +169,11 @@ class Tracing:
             isinstance(fact, facts.SessionClosed) and fact.ending in _ENDINGS_BY_ITSELF
         )
 
-    def _opened(self, session_id: str, scope: Scope) -> None:
-        self._scopes[session_id] = scope
+    def _opened(self, report: Report, scope: Scope) -> None:
+        self._open[report.ledger.id] = report, scope
         self.sessions += self.is_on  # sessions that were open before are not counted
         if self._sharing or self.case is None or self.case.phase != "call":
-            self._of_fixtures.add(session_id)
+            self._of_fixtures.add(report.ledger.id)
 
     def is_of_a_fixture(self, *session_ids: str) -> bool:
         """Return whether one of these sessions is open and was opened by a fixture."""

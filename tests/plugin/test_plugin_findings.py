@@ -390,6 +390,45 @@ def test_adds_many(shared_session):
     assert [line for line in told.summary if "row-by-row-writes" in line]
 
 
+def test_the_applications_own_tracing_reports_a_shared_session_once(
+    suites: Suites, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plugin counts from zero in each test, which the application's tracing must not show."""
+    monkeypatch.setenv("SESSION_TRACER_SINGLE_ROW_WRITES", "3")
+    told = suites.told(
+        """
+from session_tracer import Exporter, instrument
+from sqlalchemy import insert
+
+FOUND = []
+
+@pytest.fixture(scope="module")
+def traced_session(SessionLocal):
+    with instrument(SessionLocal, exporter=Exporter(on_finding=FOUND.append)):
+        with SessionLocal() as session:
+            yield session
+
+def add(session):
+    session.execute(insert(Author).values(name=str(uuid4()), biography=""))
+
+@pytest.mark.parametrize("_", range(3))
+def test_adds_many(traced_session, _):
+    for _ in range(3):
+        add(traced_session)
+    assert [finding.id for finding in FOUND] == ["row-by-row-writes"]
+
+def test_adds_many_elsewhere(traced_session):
+    for _ in range(3):
+        traced_session.execute(insert(Author).values(name=str(uuid4()), biography=""))
+    assert [finding.id for finding in FOUND] == ["row-by-row-writes"] * 2
+""",
+        "--session-tracer=report",
+    )
+    assert set(told.outcomes.values()) == {"passed"}
+    found = [line for line in told.summary if line.startswith("row-by-row-writes")]
+    assert [line.endswith("3 tests") for line in found] == [True, False]
+
+
 def test_what_a_fixture_wrote_is_no_commit_of_the_tests(
     suites: Suites, monkeypatch: pytest.MonkeyPatch
 ) -> None:
