@@ -247,7 +247,7 @@ def test_a_keyword_beats_the_environment() -> None:
     )
 
 
-def test_an_unknown_option_is_refused_with_those_there_are() -> None:
+def test_an_unknown_option_is_refused_with_the_available_ones() -> None:
     with pytest.raises(ValueError, match="Unknown setting") as refused:
         DEFAULTS.override({"max_entity": 1, "site_frames": 2})
     known = ", ".join(sorted(field.name for field in fields(Settings)))
