@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from session_tracer.exporters.rows import Row
-from session_tracer.exporters.wording import duration, entities, flush_contents, plain
+from session_tracer.exporters.wording import counted, duration, entities, flush_contents, plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 
     Evidence = Mapping[str, Any]
 
-__all__ = ["SHOWN", "alternatives", "evidence_rows", "places", "source_line"]
+__all__ = ["LABELS", "alternatives", "evidence_rows", "places", "source_line"]
 
-# The keys of evidence that are shown, in this order, and their labels. Other keys are for programs.
-_LABELS: Final = (
+# The keys of evidence that have a row, in this order, and their labels. Some rows combine several
+# keys. The other keys are for programs.
+LABELS: Final = (
     ("why", "why"),
     ("loaded_at", "loaded at"),
     ("departure", "left its session"),
@@ -60,31 +61,12 @@ _LABELS: Final = (
     ("identity", "primary key"),
 )
 
-# The keys that are shown in the row of another key.
-_SHOWN_WITH: Final = frozenset(
-    {
-        "departed_at",
-        "departed_ms_ago",
-        "dirty",
-        "deleted",
-        "statements",
-        "process_id",
-        "modified_objects",
-        "deleted_objects",
-        "last_statement_ms_ago",
-        "last_activity_ms_ago",
-        "alternatives",
-    }
-)
-# All keys that are shown.
-SHOWN: Final = frozenset({key for key, _ in _LABELS} | _SHOWN_WITH)
-
 _MOST_HOLDERS: Final = 6
 
 
 def evidence_rows(evidence: Evidence, site: CallSite | None) -> Iterator[Row]:
     """Yield the rows of evidence; `site` is the line that is shown already."""
-    for key, label in _LABELS:
+    for key, label in LABELS:
         if key in _SEVERAL:
             yield from _SEVERAL[key](label, evidence, site)
             continue
@@ -196,12 +178,12 @@ def _sql(evidence: Evidence) -> str:
     sql, number = _in_words("sql_ms", evidence.get("sql_ms")), evidence.get("statements")
     if not sql or number == 0:
         return ""
-    return sql if number is None else f"{sql}, {number} statement{'' if number == 1 else 's'}"
+    return sql if number is None else f"{sql}, {counted(number, 'statement')}"
 
 
 def _unflushed(evidence: Evidence) -> str:
     added = _in_words("pending", evidence.get("pending"))
-    modified, deleted = (evidence.get(f"{state}_objects") for state in ("modified", "deleted"))
+    modified, deleted = evidence.get("modified_objects"), evidence.get("deleted_objects")
     return _listed(
         f"{added} added" if added else "",
         f"{modified} modified" if modified else "",
@@ -209,14 +191,17 @@ def _unflushed(evidence: Evidence) -> str:
     )
 
 
-def _last(what: str) -> Callable[[Evidence], str]:
-    def text(evidence: Evidence) -> str:
-        ago = _in_words("_ms", evidence.get(f"{what}_ms_ago"))
-        site = _in_words("", evidence.get(f"{what}_at"))
-        parts = (f"{ago} ago" if ago else "", f"at {site}" if site else "")
-        return " ".join(part for part in parts if part)
+def _last_statement(evidence: Evidence) -> str:
+    return _last(evidence.get("last_statement_ms_ago"), evidence.get("last_statement_at"))
 
-    return text
+
+def _last_activity(evidence: Evidence) -> str:
+    return _last(evidence.get("last_activity_ms_ago"), evidence.get("last_activity_at"))
+
+
+def _last(ms_ago: object, at: object) -> str:
+    ago, site = _in_words("_ms", ms_ago), _in_words("", at)
+    return " ".join(filter(None, [f"{ago} ago" if ago else "", f"at {site}" if site else ""]))
 
 
 def _growth(evidence: Evidence) -> str:
@@ -230,14 +215,14 @@ _COMBINED: Final[Mapping[str, Callable[[Evidence], str]]] = {
     "held_ms": _held,
     "sql_ms": _sql,
     "pending": _unflushed,
-    "last_statement_at": _last("last_statement"),
-    "last_activity_at": _last("last_activity"),
+    "last_statement_at": _last_statement,
+    "last_activity_at": _last_activity,
     "sizes_after_commits": _growth,
 }
 
 
 def _listed(*parts: str) -> str:
-    return ", ".join(part for part in parts if part)
+    return ", ".join(filter(None, parts))
 
 
 def _in_words(key: str, value: object) -> str:

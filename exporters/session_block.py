@@ -9,6 +9,7 @@ from rich.text import Text
 
 from session_tracer.exporters.finding_block import SIGNS
 from session_tracer.exporters.wording import (
+    counted,
     cropped,
     duration,
     entities,
@@ -131,17 +132,13 @@ def _account(summary: SessionSummary, width: int, quiet: bool) -> Iterator[Text]
     if summary.opened_site is not None:
         yield Text(f"opened {fitted_site(summary.opened_site, width - len('  opened '))}")
     if summary.statements:
-        yield Text(_number(summary.statements, "statement"))
+        yield Text(counted(summary.statements, "statement"))
     if quiet and summary.loaded:
         yield Text(f"{entities(summary.loaded)} loaded")
     if summary.identity_map_peak:
         yield Text(f"identity map peak {summary.identity_map_peak}")
     if summary.pending:
-        yield Text(f"{_number(summary.pending, 'object')} added and never flushed", _SLOW)
-
-
-def _number(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+        yield Text(f"{counted(summary.pending, 'object')} added and never flushed", _SLOW)
 
 
 def _flowing(parts: Iterable[Text], width: int, *, first: int) -> list[Text]:
@@ -268,7 +265,7 @@ class _Columns:
     def gap(self, steps: int) -> Text:
         """Return the line for steps that are not shown."""
         margin = " " * (_INDENT + self._at + 2)
-        return Text(f"{margin}… {_number(steps, 'step')} more", _FAINT)
+        return Text(f"{margin}… {counted(steps, 'step')} more", _FAINT)
 
     def lines(self, row: _Row) -> Iterator[Text]:
         """Yield the row on one line, and below it what does not fit."""

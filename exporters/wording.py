@@ -8,13 +8,16 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Final
 
 from rich.cells import cell_len, set_cell_size
+from rich.console import Console
+from rich.text import Text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from session_tracer.where.callsite import CallSite
 
 __all__ = [
+    "counted",
     "cropped",
     "cropped_left",
     "duration",
@@ -34,6 +37,8 @@ _UNPRINTABLE: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 _MOST_ENTITIES: Final = 4
 _MOST_WRITTEN: Final = 6
 _NOTHING: Final[Mapping[str, int]] = {}
+# Rich's wrap() has it as a parameter.
+_CONSOLE: Final = Console()
 
 # Where a line of code is broken: before a call of a method, and after a comma.
 _JOINTS: Final = re.compile(r"(?=\.\w+\()|(?<=, )")
@@ -52,6 +57,11 @@ def _visible(character: str) -> str:
     if unicodedata.category(character) in _UNPRINTABLE:
         return character.encode("unicode_escape", "backslashreplace").decode("ascii")
     return character
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a number and a noun: `1 test`, `3 tests`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def duration(milliseconds: float) -> str:
@@ -133,15 +143,8 @@ def cropped_left(text: str, room: int) -> str:
 
 def wrapped(text: str, room: int) -> list[str]:
     """Return `text` in lines of at most `room` cells, broken at spaces if possible."""
-    lines: list[str] = []
-    line = ""
-    for word in _pieces(text.split(" "), room):
-        if line and cell_len(line) + 1 + cell_len(word) > room:
-            lines.append(line.rstrip())
-            line = word
-        else:
-            line = f"{line} {word}" if line else word
-    return [*lines, line]
+    lines = Text(text).wrap(_CONSOLE, room, overflow="fold")
+    return [line.plain.rstrip() for line in lines] or [""]
 
 
 def wrapped_code(code: str, room: int) -> list[str]:
@@ -156,13 +159,3 @@ def wrapped_code(code: str, room: int) -> list[str]:
             line += piece
     lines.append(line)
     return lines if max(map(cell_len, lines)) <= room else wrapped(code, room)
-
-
-def _pieces(words: Iterable[str], room: int) -> Iterable[str]:
-    for word in words:
-        rest = word
-        while cell_len(rest) > room:
-            piece = set_cell_size(rest, room).rstrip() or rest[:1]
-            yield piece
-            rest = rest[len(piece) :]
-        yield rest

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from session_tracer.exporters.wording import counted
 from session_tracer.model.findings import LEFT_OPEN
 from session_tracer.pytest_plugin import wording
 from session_tracer.pytest_plugin.annotations import is_github_actions, workflow_commands
@@ -160,8 +161,8 @@ class Run:
             return f"{new} new, {known} known; updated {os.path.relpath(file)}"
         if file is not None:
             return f"{new} new, {known} known (baseline)"
-        sessions = wording.number(self._found.sessions, "session")
-        return f"{wording.number(new, 'finding') if new else 'no findings'} in {sessions}"
+        sessions = counted(self._found.sessions, "session")
+        return f"{counted(new, 'finding') if new else 'no findings'} in {sessions}"
 
 
 def _load(options: Options) -> Baseline:

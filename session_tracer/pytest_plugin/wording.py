@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from session_tracer.exporters.finding_block import finding_block, remedy_label
 from session_tracer.exporters.session_block import session_head, timeline_lines
+from session_tracer.exporters.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -23,7 +24,6 @@ __all__ = [
     "blocks",
     "failure_of_call",
     "failure_of_fixtures",
-    "number",
     "rows",
     "timelines",
 ]
@@ -99,7 +99,7 @@ def timelines(summaries: Sequence[SessionSummary]) -> str:
     ]
     more = len(summaries) - len(shown)
     if more:
-        shown.append(f"… {number(more, 'more session')}")
+        shown.append(f"… {counted(more, 'more session')}")
     return "\n\n".join(shown)
 
 
@@ -120,16 +120,11 @@ def rows(entries: Sequence[Entry]) -> Iterator[tuple[str, str, str]]:
         yield id_, rest, f"{remedy_label(entry.finding.remedy)} {remedy}" if remedy else ""
 
 
-def number(count: int, noun: str) -> str:
-    """Return a number and a noun: `1 test`, `3 tests`."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
 def _tests(tests: dict[str, str]) -> str:
     if not tests:
         return "outside of tests"
     if len(tests) > 1:
-        return number(len(tests), "test")
+        return counted(len(tests), "test")
     ((nodeid, phase),) = tests.items()
     return f"1 test ({nodeid}{'' if phase == 'call' else f', {phase}'})"
 
