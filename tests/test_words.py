@@ -44,6 +44,7 @@ PAGES: Final = sorted(
 MODULES: Final = (
     "exporters/[a-n]*.py",
     "exporters/providers.py",
+    "exporters/rows.py",
     "exporters/s[ct]re*.py",
     "exporters/session_block.py",
     "exporters/wording.py",
