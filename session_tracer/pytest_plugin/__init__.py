@@ -98,7 +98,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     result = yield
     case = item.stash.get(_CASE, None)
     if case is not None:
-        _run_of(item.config).judge_call(case)
+        _run_of(item.config).judge(case, "call")
     return result
 
 
@@ -115,7 +115,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object
     finally:
         run.end(case)
         item.user_properties.extend(case.properties())
-    run.judge_fixtures(case)
+    run.judge(case, "setup", "teardown")
     return result
 
 

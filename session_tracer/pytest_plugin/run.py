@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from session_tracer.ledger.report import Report
     from session_tracer.model.findings import Finding, Severity
+    from session_tracer.pytest_plugin.case import Phase
     from session_tracer.pytest_plugin.options import Options
     from session_tracer.verdicts.baseline import Baseline
 
@@ -71,16 +72,17 @@ class Run:
             self.tracing.case = None
             self.tracing.stop()
 
-    def judge_call(self, case: Case) -> None:
-        """Fail the test if it exceeds a budget or has findings of that severity."""
+    def judge(self, case: Case, *phases: Phase) -> None:
+        """Fail the test if it has exceeded a budget, or if findings of these phases are severe."""
         self.tracing.settle()
-        if not case.failed:  # by one of its subtests
-            self._fail(case, wording.failure_of_call(case, self._fail_from))
-
-    def judge_fixtures(self, case: Case) -> None:
-        """Fail the teardown for findings of the fixtures, unless the test has failed."""
-        if not case.failed:
-            self._fail(case, wording.failure_of_fixtures(case, self._fail_from))
+        if case.failed:  # by itself, or one of its subtests has
+            return
+        failure = wording.failure_of(case, self._fail_from, phases)
+        if failure is not None:
+            case.headline = failure.headline
+            case.unlisted = [one for one in case.unlisted if one not in failure.findings]
+            case.raised = pytest.fail.Exception(failure.text, pytrace=False)
+            raise case.raised
 
     def add_to_report(
         self, case: Case, item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport
@@ -92,13 +94,6 @@ class Run:
         if case.unlisted and (report.failed or report.when != "setup"):
             report.sections.append(("session findings", wording.blocks(case.unlisted)))
             case.unlisted.clear()
-
-    def _fail(self, case: Case, failure: wording.Failure | None) -> None:
-        if failure is not None:
-            case.headline = failure.headline
-            case.unlisted = [one for one in case.unlisted if one not in failure.findings]
-            case.raised = pytest.fail.Exception(failure.text, pytrace=False)
-            raise case.raised
 
     @property
     def _fail_from(self) -> Severity | None:

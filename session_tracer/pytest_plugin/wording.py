@@ -16,14 +16,13 @@ if TYPE_CHECKING:
 
     from session_tracer.model.findings import Finding, Severity
     from session_tracer.model.summary import SessionSummary
-    from session_tracer.pytest_plugin.case import Case
+    from session_tracer.pytest_plugin.case import Case, Phase
     from session_tracer.pytest_plugin.run_findings import Entry
 
 __all__ = [
     "Failure",
     "blocks",
-    "failure_of_call",
-    "failure_of_fixtures",
+    "failure_of",
     "rows",
     "timelines",
 ]
@@ -42,30 +41,16 @@ class Failure(NamedTuple):
     findings: list[Finding]
 
 
-def failure_of_call(case: Case, fail_from: Severity | None) -> Failure | None:
-    """Return why the test itself fails (its budget, its findings, or both), or None."""
-    exceeded = case.exceeded()
-    findings = case.findings_to_fail_for(fail_from, ("call",))
-    parts = []
-    if exceeded:
-        parts.append(f"session budget: {', '.join(exceeded)}")
-    if findings:
-        parts.append(_listed(findings))
-    shown = [timelines(case.summaries())] if exceeded else []
-    return _failure(parts, shown, findings)
-
-
-def failure_of_fixtures(case: Case, fail_from: Severity | None) -> Failure | None:
-    """Return why the test's fixtures fail, or None."""
-    findings = case.findings_to_fail_for(fail_from, ("setup", "teardown"))
-    return _failure([_listed(findings)] if findings else [], [], findings)
-
-
-def _failure(parts: list[str], shown: list[str], findings: list[Finding]) -> Failure | None:
-    if not parts:
+def failure_of(case: Case, fail_from: Severity | None, phases: tuple[Phase, ...]) -> Failure | None:
+    """Return why the test fails in these phases, for its budget or its findings, or None."""
+    exceeded = case.exceeded() if "call" in phases else []
+    findings = case.findings_to_fail_for(fail_from, phases)
+    budget = f"session budget: {', '.join(exceeded)}" if exceeded else ""
+    headline = "; ".join(filter(None, [budget, _listed(findings) if findings else ""]))
+    if not headline:
         return None
-    headline = "; ".join(parts)
-    text = "\n\n".join(filter(None, [headline, *shown, blocks(findings)]))
+    shown = timelines(case.summaries()) if exceeded else ""
+    text = "\n\n".join(filter(None, [headline, shown, blocks(findings)]))
     return Failure(headline, text, findings)
 
 
