@@ -75,7 +75,7 @@ def emit_to(provider: logs.LoggerProvider) -> Callable[[LogEvent], None]:
 def application_logger_provider() -> logs.LoggerProvider | None:
     """Return the logger provider that the application has set, or None."""
     if logs is None:
-        without("opentelemetry._logs", "log events go to the logger of Python's logging alone")
+        without("opentelemetry._logs", "log events go only to the logger of Python's logging")
         return None
     provider = logs.get_logger_provider()
     # The API's own providers do nothing: a no-op, or a proxy, which has no public name.

@@ -91,15 +91,12 @@ def session_head(summary: SessionSummary, width: int, *, slow_ms: float, quiet: 
 
 def timeline_lines(summary: SessionSummary, width: int) -> list[Text]:
     """Return a line for each step that is shown."""
-    shown = list(_shown(summary.timeline, summary.timeline_left_out))
-    rows = {id(step): _row(step, summary) for step in shown if not isinstance(step, int)}
-    columns = _Columns(list(rows.values()), width)
+    steps = _shown(summary.timeline, summary.timeline_left_out)
+    shown = [step if isinstance(step, int) else _row(step, summary) for step in steps]
+    columns = _Columns([row for row in shown if not isinstance(row, int)], width)
     lines: list[Text] = []
-    for step in shown:
-        if isinstance(step, int):
-            lines.append(columns.gap(step))
-        else:
-            lines.extend(columns.lines(rows[id(step)]))
+    for row in shown:
+        lines += [columns.gap(row)] if isinstance(row, int) else columns.lines(row)
     return lines
 
 
@@ -256,8 +253,8 @@ class _Columns:
         self._at = max((len(row.at) for row in rows), default=0)
         verbs = [cell_len(row.verb) for row in rows if row.subject or row.done]
         self._verb = max((verb for verb in verbs if verb <= _WIDEST_VERB), default=0)
-        deeds = [cell_len(self._deed(row) + row.times) for row in rows]
-        self._deed_width = min(max(deeds, default=0), max(24, width * 2 // 5))
+        actions = [cell_len(self._action(row) + row.times) for row in rows]
+        self._action_width = min(max(actions, default=0), max(24, width * 2 // 5))
         self._took = max((len(row.took) for row in rows), default=0)
         self._sites = [plain(str(row.site)) for row in rows if row.site is not None]
         self._done, self._in_brief = self._done_column(rows)
@@ -271,18 +268,19 @@ class _Columns:
         """Yield the row on one line, and below it what does not fit."""
         done = row.in_brief if self._in_brief else row.done
         fits = cell_len(done) <= self._done
-        line = Text(" " * _INDENT)
-        line.append(row.at.rjust(self._at), _FAINT)
-        line.append("  ")
-        deed = cropped(self._deed(row), self._deed_width - cell_len(row.times)) + row.times
-        line.append(deed, row.style)
-        line.append(" " * (self._deed_width - cell_len(deed)))
+        action = cropped(self._action(row), self._action_width - cell_len(row.times)) + row.times
+        parts: list[str | tuple[str, str]] = [
+            " " * _INDENT,
+            (row.at.rjust(self._at), _FAINT),
+            "  ",
+            (action, row.style),
+            " " * (self._action_width - cell_len(action)),
+        ]
         if self._done:
-            line.append("  ")
-            line.append(_padded(done if fits else "", self._done), row.done_style)
+            parts += ["  ", (_padded(done if fits else "", self._done), row.done_style)]
         if self._took:
-            line.append("  ")
-            line.append(row.took.rjust(self._took), row.took_style)
+            parts += ["  ", (row.took.rjust(self._took), row.took_style)]
+        line = Text.assemble(*parts)
         below = [] if fits else [(done, row.done_style)]
         room = self._width - line.cell_len - 2
         if row.site is not None and room >= _NARROWEST_SITE // 2:
@@ -297,7 +295,7 @@ class _Columns:
             for more in wrapped(text, self._width - start):
                 yield Text.assemble(" " * start, (more, style))
 
-    def _deed(self, row: _Row) -> str:
+    def _action(self, row: _Row) -> str:
         return f"{_padded(row.verb, self._verb)} {row.subject}" if row.subject else row.verb
 
     def _done_column(self, rows: list[_Row]) -> tuple[int, bool]:
@@ -307,7 +305,7 @@ class _Columns:
         """
         whole = max(map(cell_len, self._sites), default=0)
         lines = max((cell_len(site.partition(" in ")[0]) for site in self._sites), default=0)
-        fixed = _INDENT + self._at + 2 + self._deed_width + 2 + self._took + 2
+        fixed = _INDENT + self._at + 2 + self._action_width + 2 + self._took + 2
         best = 0
         for brief in (False, True):
             widths = [cell_len(row.in_brief if brief else row.done) for row in rows]
