@@ -1,4 +1,4 @@
-"""Writes each session scope as it ends, and each finding, where people see it: on the terminal."""
+"""Prints each session scope when it ends, and each finding, to a terminal or another stream."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ from session_tracer.runtime.background_queue import BackgroundQueue
 from session_tracer.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Sequence
+    from collections.abc import Callable, Hashable, Iterator, Sequence
     from typing import TextIO
 
     from session_tracer.model.summary import SessionSummary
 
 __all__ = ["console_exporter", "open_exporter"]
 
-# A finding waits so long for its session's block; then it is told by itself.
+# Seconds for which a finding waits for the end of its session, to be printed below it.
 _GRACE_SECONDS: Final = 0.3
-# Sessions that resemble each other are told one by one up to so many a second, then summed up.
-_ALIKE_A_SECOND: Final = 10
-# How many sessions, sites and kinds of session are remembered for all that.
+# Number of similar sessions in one second that are printed. The others are summed up.
+_SIMILAR_PER_SECOND: Final = 10
+# Number of sessions, findings and kinds of session that are remembered.
 _MOST_REMEMBERED: Final = 1000
 
 
 def open_exporter(settings: Settings) -> Exporter:
-    """Writes to standard error, in colour and to its width where that is a terminal."""
+    """Return an exporter that prints to standard error, in colour if it is a terminal."""
     return console_exporter(settings=settings)
 
 
@@ -51,63 +51,74 @@ def console_exporter(
     colour: bool | None = None,
     settings: Settings | None = None,
 ) -> Exporter:
-    """Writes to `stream` (standard error), `width` columns wide, with or without `colour`.
+    """Return an exporter that prints to a stream.
 
-    What is not said is found out: a terminal tells its width, and has colours unless `NO_COLOR` is
-    set; anything else is as wide as `COLUMNS`, or 100, and has none. Writing is a thread's job, so
-    that a slow terminal never holds up the application.
+    A thread of its own prints, so that a slow terminal does not delay the application.
+
+    Args:
+        stream: The stream, by default standard error.
+        width: Number of columns, by default `COLUMNS`, else that of the terminal, else 100.
+        colour: Whether to print colours, by default on a terminal unless `NO_COLOR` is set.
+        settings: The settings, by default the default ones.
     """
     screen = Screen(stream, width, colour)
     writer = _Writer(screen, Settings() if settings is None else settings)
-    queue: BackgroundQueue[_Told] = BackgroundQueue(
+    queue: BackgroundQueue[_Item] = BackgroundQueue(
         writer.consume, name="session_tracer console", lost=writer.lost, settle=writer.settle
     )
-
-    def flush() -> None:
-        queue.flush()
-
-    def close() -> None:
-        queue.close()
-
     return Exporter(
         on_session=queue.put,
         on_finding=queue.put,
         on_retraction=queue.put,
-        flush=flush,
-        close=close,
+        flush=queue.flush,
+        close=queue.close,
     )
 
 
 _Key: TypeAlias = "tuple[Hashable, ...]"
-_Told: TypeAlias = "SessionSummary | Finding | Retraction"
+_Item: TypeAlias = "SessionSummary | Finding | Retraction"
 K = TypeVar("K")
 V = TypeVar("V")
 
 
 @dataclass(slots=True)
-class _Telling:
-    """When a finding was told in full, for which session, and how many like it were held back."""
+class _Printed:
+    """A finding that was printed in full, and the number of repeats until `due`."""
 
-    at: float
-    session_id: str
+    due: float
     finding: Finding
     held_back: int = 0
+
+    def line(self) -> str:
+        site = f" at {self.finding.site}" if self.finding.site else ""
+        return f"… {self.finding.id} {_more(self.held_back)}{site}"
 
 
 @dataclass(slots=True)
 class _Burst:
-    """Sessions of one kind that ended within one second."""
+    """Sessions of one kind that ended in the second before `due`."""
 
-    since: float
+    due: float
     like: SessionSummary
-    told: int = 0
+    printed: int = 0
     held_back: int = 0
     shortest: float = float("inf")
     longest: float = 0.0
 
+    def line(self) -> str:
+        opened = f" · opened {self.like.opened_site}" if self.like.opened_site else ""
+        return (
+            f"… {self.held_back} more like it: session {self.like.name} · "
+            f"{self.like.outcome.replace('_', ' ')} · {duration(self.shortest)} to "
+            f"{duration(self.longest)}{opened}"
+        )
+
+
+H = TypeVar("H", _Printed, _Burst)
+
 
 class _Writer:
-    """Decides what is written in full, in short, later, or summed up, on the queue's thread."""
+    """Decides what is printed in full, in short, later, or summed up, on the queue's thread."""
 
     def __init__(
         self, screen: Screen, settings: Settings, clock: Callable[[], float] = time.monotonic
@@ -118,55 +129,55 @@ class _Writer:
         self._clock = clock
         self._forget()
 
-    def consume(self, told: _Told) -> None:
-        """Tell a session that ended, a finding, or that one is taken back."""
+    def consume(self, item: _Item) -> None:
+        """Print a session that ended, a finding, or a retraction."""
         if self._process != os.getpid():
-            self._forget()  # what is held back here, the parent tells
-        if isinstance(told, Finding | Retraction):
-            self._waiting.append((self._clock() + _GRACE_SECONDS, told))
+            self._forget()  # the parent prints what is held back here
+        if isinstance(item, Finding | Retraction):
+            self._waiting.append((self._clock() + _GRACE_SECONDS, item))
         else:
-            self._session(told)
+            self._session(item)
 
     def settle(self, everything: bool) -> float | None:
-        """Tell what has waited long enough, or everything; seconds until there is more."""
+        """Print what has waited long enough, or everything; return the seconds until the next."""
         if self._process != os.getpid():
             self._forget()
         now = self._clock()
         due = [
             *self._settle_waiting(now, everything),
-            *self._settle_repeated(now, everything),
-            *self._settle_bursts(now, everything),
+            *self._settle_held_back(self._repeated, now, everything),
+            *self._settle_held_back(self._bursts, now, everything),
         ]
         return max(min(due) - now, 0.0) if due else None
 
     def lost(self, count: int) -> None:
-        """Say that the terminal could not keep up."""
-        told = "1 session or finding" if count == 1 else f"{count} sessions and findings"
-        self._short(f"… {told} not shown: more came than could be written")
+        """Print that the terminal was too slow."""
+        items = "1 session or finding" if count == 1 else f"{count} sessions and findings"
+        self._short(f"… {items} not shown: more came than could be written")
 
     def _forget(self) -> None:
         self._process = os.getpid()
         self._waiting: deque[tuple[float, Finding | Retraction]] = deque()
         self._ended: OrderedDict[str, None] = OrderedDict()
-        self._tellings: OrderedDict[_Key, _Telling] = OrderedDict()
+        self._printed: OrderedDict[_Key, _Printed] = OrderedDict()
         self._in_full: OrderedDict[_Key, None] = OrderedDict()
-        self._repeated: dict[_Key, _Telling] = {}
+        self._repeated: dict[_Key, _Printed] = {}
         self._bursts: OrderedDict[_Key, _Burst] = OrderedDict()
 
     def _session(self, summary: SessionSummary) -> None:
         _remember(self._ended, summary.id, None)
         retracted = self._take_waiting(summary)
-        findings = _folded(summary.findings)
-        known = [self._telling(finding, summary.id) for finding, _ in findings]
-        if None not in known and self._is_one_of_many(summary):
+        findings = _grouped(summary.findings)
+        printed = [self._printed_as(finding, summary.id) for finding, _ in findings]
+        if None not in printed and self._is_one_of_many(summary):
             return
         width = self._screen.width
         quiet = is_quiet(summary, self._slow_ms)
         lines = session_head(summary, width, slow_ms=self._slow_ms, quiet=quiet)
         if not quiet:
             lines += timeline_lines(summary, width)
-        for (finding, times), telling in zip(findings, known, strict=True):
-            lines += [Text(), *self._full_or_short(finding, telling, width)]
+        for (finding, times), before in zip(findings, printed, strict=True):
+            lines += [Text(), *self._full_or_short(finding, before, width)]
             if times > 1:
                 lines.append(Text(f"      … {_more(times - 1)} in this session", "dim"))
             for retraction in retracted:
@@ -174,16 +185,16 @@ class _Writer:
                     lines += retraction_note(retraction, width, indent=6)
         self._screen.write(lines, apart=not quiet)
 
-    def _full_or_short(self, finding: Finding, telling: _Telling | None, width: int) -> list[Text]:
-        if telling is None:
-            self._note(finding)
+    def _full_or_short(self, finding: Finding, before: _Printed | None, width: int) -> list[Text]:
+        if before is None:
+            self._remember_printed(finding)
             return finding_block(finding, width, indent=2)
-        same = telling.session_id == finding.session_id
-        told = "told in full above" if same else f"told in full above, {_named(telling.finding)}"
-        return finding_reminder(finding, width, indent=2, told=told)
+        is_same = before.finding.session_id == finding.session_id
+        session = "" if is_same else f", session {before.finding.session_id[:6]}"
+        return finding_reminder(finding, width, indent=2, note=f"shown in full above{session}")
 
     def _take_waiting(self, summary: SessionSummary) -> list[Retraction]:
-        """Hold back no more what the session's own block tells; the retractions among it."""
+        """Remove the waiting findings that the session's own block shows; return retractions."""
         retracted: list[Retraction] = []
         kept: deque[tuple[float, Finding | Retraction]] = deque()
         for due, one in self._waiting:
@@ -196,43 +207,43 @@ class _Writer:
         return retracted
 
     def _finding(self, finding: Finding) -> None:
-        """Tell a finding by itself, unless it repeats a recent one."""
-        telling = self._telling(finding)
-        if telling is not None:
-            telling.held_back += 1
-            self._repeated[_key(finding)] = telling
+        """Print a finding by itself, unless it repeats a recent one."""
+        before = self._printed_as(finding)
+        if before is not None:
+            before.held_back += 1
+            self._repeated[_key(finding)] = before
             return
         self._screen.write(finding_block(finding, self._screen.width, session=True), apart=True)
-        self._note(finding)
+        self._remember_printed(finding)
 
     def _retraction(self, retraction: Retraction) -> None:
-        """Take a finding back, unless it was never told in full."""
+        """Print a retraction, unless its finding was not printed in full."""
         key = (retraction.finding.session_id, *_key(retraction.finding))
         if key in self._in_full:
             del self._in_full[key]
             self._screen.write(retraction_block(retraction, self._screen.width), apart=True)
 
-    def _telling(self, finding: Finding, session_id: str = "") -> _Telling | None:
-        """When this was told: lately for any session, or at any time for this one."""
-        telling = self._tellings.get(_key(finding))
-        if telling is None or telling.session_id == session_id:
-            return telling
-        return telling if self._clock() - telling.at < self._repeat_seconds else None
+    def _printed_as(self, finding: Finding, session_id: str = "") -> _Printed | None:
+        """Return the same finding, printed recently for any session, or earlier for this one."""
+        printed = self._printed.get(_key(finding))
+        if printed is None or printed.finding.session_id == session_id:
+            return printed
+        return printed if self._clock() < printed.due else None
 
-    def _note(self, finding: Finding) -> None:
-        telling = _Telling(self._clock(), finding.session_id, finding)
-        _remember(self._tellings, _key(finding), telling)
+    def _remember_printed(self, finding: Finding) -> None:
+        printed = _Printed(self._clock() + self._repeat_seconds, finding)
+        _remember(self._printed, _key(finding), printed)
         _remember(self._in_full, (finding.session_id, *_key(finding)), None)
 
     def _is_one_of_many(self, summary: SessionSummary) -> bool:
-        """Whether enough like it were told this second; it is counted then."""
+        """Count the session, and return whether enough similar ones were printed this second."""
         key = _kind(summary)
         burst = self._bursts.get(key)
         if burst is None:
-            burst = _Burst(self._clock(), summary)
+            burst = _Burst(self._clock() + 1, summary)
             _remember(self._bursts, key, burst)
-        if burst.told < _ALIKE_A_SECOND:
-            burst.told += 1
+        if burst.printed < _SIMILAR_PER_SECOND:
+            burst.printed += 1
             return False
         burst.held_back += 1
         burst.shortest = min(burst.shortest, summary.duration_ms)
@@ -242,9 +253,9 @@ class _Writer:
     def _settle_waiting(self, now: float, everything: bool) -> list[float]:
         while self._waiting:
             due, one = self._waiting[0]
-            whose = (one.finding if isinstance(one, Retraction) else one).session_id
-            # A session that has ended says nothing any more.
-            if not everything and due > now and whose not in self._ended:
+            session_id = (one.finding if isinstance(one, Retraction) else one).session_id
+            # Nothing more comes from a session that has ended.
+            if not everything and due > now and session_id not in self._ended:
                 return [due]
             self._waiting.popleft()
             if isinstance(one, Retraction):
@@ -253,45 +264,25 @@ class _Writer:
                 self._finding(one)
         return []
 
-    def _settle_repeated(self, now: float, everything: bool) -> list[float]:
-        due: list[float] = []
-        for key, telling in list(self._repeated.items()):
-            if not everything and telling.at + self._repeat_seconds > now:
-                due.append(telling.at + self._repeat_seconds)
+    def _settle_held_back(
+        self, held: dict[_Key, H], now: float, everything: bool
+    ) -> Iterator[float]:
+        for key, one in list(held.items()):
+            if one.due > now and not everything:
+                yield one.due
                 continue
-            del self._repeated[key]
-            site = f" at {telling.finding.site}" if telling.finding.site else ""
-            self._short(f"… {telling.finding.id} {_more(telling.held_back)}{site}")
-            telling.held_back = 0
-        return due
-
-    def _settle_bursts(self, now: float, everything: bool) -> list[float]:
-        due: list[float] = []
-        for key, burst in list(self._bursts.items()):
-            if not everything and burst.since + 1 > now:
-                due.append(burst.since + 1)
-                continue
-            del self._bursts[key]
-            if burst.held_back:
-                self._short(_summed_up(burst))
-        return due
+            del held[key]
+            if one.held_back:
+                self._short(one.line())
+                one.held_back = 0
 
     def _short(self, text: str) -> None:
         line = Text(cropped(plain(text), self._screen.width), "dim")
         self._screen.write([line], apart=False)
 
 
-def _summed_up(burst: _Burst) -> str:
-    like = burst.like
-    opened = f" · opened {like.opened_site}" if like.opened_site else ""
-    return (
-        f"… {burst.held_back} more like it: session {like.name} · {like.outcome.replace('_', ' ')}"
-        f" · {duration(burst.shortest)} to {duration(burst.longest)}{opened}"
-    )
-
-
-def _folded(findings: Sequence[Finding]) -> list[tuple[Finding, int]]:
-    """Those that differ to a reader, each with how often it was drawn."""
+def _grouped(findings: Sequence[Finding]) -> list[tuple[Finding, int]]:
+    """Return the findings that differ for a reader, each with its number."""
     times = Counter(map(_key, findings))
     first = {_key(finding): finding for finding in reversed(findings)}
     return [(first[key], number) for key, number in times.items()]
@@ -301,17 +292,13 @@ def _more(times: int) -> str:
     return "once more" if times == 1 else f"{times} more times"
 
 
-def _named(finding: Finding) -> str:
-    return f"session {finding.session_id[:6]}"
-
-
 def _key(finding: Finding) -> _Key:
-    """What makes two findings the same to a reader: the same to look at, and the same to do."""
+    """Return what makes two findings equal for a reader: the same place and the same remedy."""
     return (finding.id, finding.session_name, finding.site, finding.remedy)
 
 
 def _kind(summary: SessionSummary) -> _Key:
-    """What makes two sessions alike to a reader."""
+    """Return what makes two sessions similar for a reader."""
     findings = tuple(_key(finding) for finding in summary.findings)
     return (summary.name, summary.opened_site, summary.outcome, summary.error, findings)
 

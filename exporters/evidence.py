@@ -1,4 +1,4 @@
-"""Puts a finding's evidence into rows, in the order in which a person asks for it."""
+"""Formats a finding's evidence as rows, in the order of their importance for a reader."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from session_tracer.exporters.rows import Row
-from session_tracer.exporters.wording import duration, entities, flush_contents, plain
+from session_tracer.exporters.wording import counted, duration, entities, flush_contents, plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 
     Evidence = Mapping[str, Any]
 
-__all__ = ["SHOWN", "alternatives", "evidence_rows", "places", "source_line"]
+__all__ = ["LABELS", "alternatives", "evidence_rows", "places", "source_line"]
 
-# What is told of the evidence, in this order, and what it is called; the rest is for machines.
-_LABELS: Final = (
+# The keys of evidence that have a row, in this order, and their labels. Some rows combine several
+# keys. The other keys are for programs.
+LABELS: Final = (
     ("why", "why"),
     ("loaded_at", "loaded at"),
     ("departure", "left its session"),
@@ -56,35 +57,16 @@ _LABELS: Final = (
     ("other_acquired_at", "it took its connection at"),
     ("other_committed_at", "it committed at"),
     ("holders", "held by"),
-    ("earlier", "said before"),
+    ("earlier", "reported before"),
     ("identity", "primary key"),
 )
-
-# What is told together with another key.
-_TOLD_WITH: Final = frozenset(
-    {
-        "departed_at",
-        "departed_ms_ago",
-        "dirty",
-        "deleted",
-        "statements",
-        "process_id",
-        "modified_objects",
-        "deleted_objects",
-        "last_statement_ms_ago",
-        "last_activity_ms_ago",
-        "alternatives",
-    }
-)
-# All the evidence that people are told of.
-SHOWN: Final = frozenset({key for key, _ in _LABELS} | _TOLD_WITH)
 
 _MOST_HOLDERS: Final = 6
 
 
 def evidence_rows(evidence: Evidence, site: CallSite | None) -> Iterator[Row]:
-    """What people are told; `site` is the line that they see already."""
-    for key, label in _LABELS:
+    """Yield the rows of evidence; `site` is the line that is shown already."""
+    for key, label in LABELS:
         if key in _SEVERAL:
             yield from _SEVERAL[key](label, evidence, site)
             continue
@@ -94,24 +76,24 @@ def evidence_rows(evidence: Evidence, site: CallSite | None) -> Iterator[Row]:
 
 
 def places(evidence: Evidence) -> Iterator[Row]:
-    """The sites alone."""
+    """Yield the rows of the sites only."""
     yield from evidence_rows(
         {key: value for key, value in evidence.items() if key.endswith("_at")}, None
     )
 
 
 def alternatives(evidence: Evidence) -> list[str]:
-    """What else there is to do."""
+    """Return the other remedies."""
     return [str(other) for other in evidence.get("alternatives", ())]
 
 
 def source_line(file: str, line: int) -> str:
-    """The line of source, as it is on the disk now."""
+    """Return the line of source, as it is on the disk now."""
     linecache.checkcache(file)
     return plain(linecache.getline(file, line).strip())
 
 
-# How an object left its session; the place and the time follow.
+# How an object left its session. The place and the time follow.
 _DEPARTURES: Final = {
     "close": "session closed at",
     "reset": "session reset at",
@@ -130,12 +112,12 @@ def _departure(_label: str, evidence: Evidence, _site: CallSite | None) -> Itera
         return
     ago = _in_words("departed_ms_ago", evidence.get("departed_ms_ago"))
     site = _in_words("departed_at", evidence.get("departed_at"))
-    told = _listed(site, f"{ago} before" if ago else "")
-    if told:
-        yield Row(label if site else label.removesuffix(" at"), told)
+    text = _listed(site, f"{ago} before" if ago else "")
+    if text:
+        yield Row(label if site else label.removesuffix(" at"), text)
 
 
-# A site as evidence has it: the line of source that it names stands in no other key.
+# A site in evidence. No other key contains its line of source.
 _SITE: Final = re.compile(r"(?P<file>.+):(?P<line>\d+) in [^ ]+")
 
 
@@ -160,7 +142,7 @@ def _holders(label: str, evidence: Evidence, _site: CallSite | None) -> Iterator
         yield Row("", f"… {len(holders) - _MOST_HOLDERS} more")
 
 
-# What takes rows of its own.
+# The keys that have rows of their own.
 _SEVERAL: Final[Mapping[str, Callable[[str, Evidence, CallSite | None], Iterator[Row]]]] = {
     "departure": _departure,
     "doing": _doing,
@@ -168,7 +150,7 @@ _SEVERAL: Final[Mapping[str, Callable[[str, Evidence, CallSite | None], Iterator
 }
 
 
-# What makes a session flush, as it stands in code.
+# What triggers a flush, as it is written in code.
 _TRIGGERS: Final = {
     "explicit": "flush()",
     "autoflush": "autoflush",
@@ -196,12 +178,12 @@ def _sql(evidence: Evidence) -> str:
     sql, number = _in_words("sql_ms", evidence.get("sql_ms")), evidence.get("statements")
     if not sql or number == 0:
         return ""
-    return sql if number is None else f"{sql}, {number} statement{'' if number == 1 else 's'}"
+    return sql if number is None else f"{sql}, {counted(number, 'statement')}"
 
 
 def _unflushed(evidence: Evidence) -> str:
     added = _in_words("pending", evidence.get("pending"))
-    modified, deleted = (evidence.get(f"{state}_objects") for state in ("modified", "deleted"))
+    modified, deleted = evidence.get("modified_objects"), evidence.get("deleted_objects")
     return _listed(
         f"{added} added" if added else "",
         f"{modified} modified" if modified else "",
@@ -209,35 +191,38 @@ def _unflushed(evidence: Evidence) -> str:
     )
 
 
-def _last(what: str) -> Callable[[Evidence], str]:
-    def told(evidence: Evidence) -> str:
-        ago = _in_words("_ms", evidence.get(f"{what}_ms_ago"))
-        site = _in_words("", evidence.get(f"{what}_at"))
-        parts = (f"{ago} ago" if ago else "", f"at {site}" if site else "")
-        return " ".join(part for part in parts if part)
+def _last_statement(evidence: Evidence) -> str:
+    return _last(evidence.get("last_statement_ms_ago"), evidence.get("last_statement_at"))
 
-    return told
+
+def _last_activity(evidence: Evidence) -> str:
+    return _last(evidence.get("last_activity_ms_ago"), evidence.get("last_activity_at"))
+
+
+def _last(ms_ago: object, at: object) -> str:
+    ago, site = _in_words("_ms", ms_ago), _in_words("", at)
+    return " ".join(filter(None, [f"{ago} ago" if ago else "", f"at {site}" if site else ""]))
 
 
 def _growth(evidence: Evidence) -> str:
     return " → ".join(str(size) for size in evidence.get("sizes_after_commits", ()))
 
 
-# What takes several keys to say.
+# The keys whose rows combine several keys.
 _COMBINED: Final[Mapping[str, Callable[[Evidence], str]]] = {
     "trigger": _trigger,
     "new": _objects,
     "held_ms": _held,
     "sql_ms": _sql,
     "pending": _unflushed,
-    "last_statement_at": _last("last_statement"),
-    "last_activity_at": _last("last_activity"),
+    "last_statement_at": _last_statement,
+    "last_activity_at": _last_activity,
     "sizes_after_commits": _growth,
 }
 
 
 def _listed(*parts: str) -> str:
-    return ", ".join(part for part in parts if part)
+    return ", ".join(filter(None, parts))
 
 
 def _in_words(key: str, value: object) -> str:

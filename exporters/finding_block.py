@@ -1,4 +1,4 @@
-"""Lays out a finding as lines: what is wrong, where in the source, why, and what to write."""
+"""Formats a finding as lines: what happened, where in the source, why, and what to do."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _FAINT: Final = "dim"
 def finding_block(
     finding: Finding, width: int, *, indent: int = 0, session: bool = False
 ) -> list[Text]:
-    """The finding in full; with `session`, also whose it is."""
+    """Return the finding in full; with `session`, also its session."""
     rows = [*_site_rows(finding.site), *evidence_rows(finding.evidence, finding.site)]
     if session:
         rows += _session_rows(finding)
@@ -51,19 +51,19 @@ def finding_block(
     return [*_finding_head(finding, width, indent), *table(rows, width, indent + 4)]
 
 
-def finding_reminder(finding: Finding, width: int, *, indent: int, told: str) -> list[Text]:
-    """The finding in short; `told` says where it was told in full."""
+def finding_reminder(finding: Finding, width: int, *, indent: int, note: str) -> list[Text]:
+    """Return the finding in short, with a note where it was shown in full."""
     if finding.site is not None:
-        room = width - indent - cell_len(told) - 7
-        told = f"{fitted_site(finding.site, room)} · {told}"
+        room = width - indent - cell_len(note) - 7
+        note = f"{fitted_site(finding.site, room)} · {note}"
     return [
         *_finding_head(finding, width, indent),
-        Text.assemble(" " * (indent + 4), (told, _FAINT)),
+        Text.assemble(" " * (indent + 4), (note, _FAINT)),
     ]
 
 
 def retraction_block(retraction: Retraction, width: int) -> list[Text]:
-    """Which finding of which session is taken back, and why."""
+    """Return a retraction: its finding, its session and its reason."""
     finding = retraction.finding
     rows = [*places(retraction.evidence), _session_row(finding)]
     head = _head(_RETRACTED, f"{finding.id} retracted", retraction.message, width, 0)
@@ -71,7 +71,7 @@ def retraction_block(retraction: Retraction, width: int) -> list[Text]:
 
 
 def retraction_note(retraction: Retraction, width: int, *, indent: int) -> list[Text]:
-    """Below a finding, that it is taken back."""
+    """Return the lines below a finding that was retracted."""
     return list(_head(_RETRACTED, "retracted", retraction.message, width, indent))
 
 
@@ -83,14 +83,11 @@ def _head(
     sign: tuple[str, str], name: str, message: str, width: int, indent: int
 ) -> Iterator[Text]:
     signed, style = f"{sign[0]} {plain(name)}", sign[1]
-    told = wrapped(plain(message), width - indent - 4)
-    beside = width - indent - cell_len(signed) - 2
-    first, *rest = wrapped(plain(message), beside) if beside >= 30 else [""]
-    # The first line stands beside the name, the others have the whole width.
+    room = width - indent - cell_len(signed) - 2
+    # The first line is next to the name, the others have the whole width.
+    first, *rest = wrapped(plain(message), room) if room >= 30 else ["", plain(message)]
     if rest:
         rest = wrapped(" ".join(rest), width - indent - 4)
-    elif not first:
-        rest = told
     yield Text.assemble(" " * indent, (signed, style), "  ", first)
     for line in rest:
         yield Text(" " * (indent + 4) + line)
@@ -102,7 +99,7 @@ def _site_rows(site: CallSite | None) -> Iterator[Row]:
 
 
 def _session_rows(finding: Finding) -> Iterator[Row]:
-    """Whose it is, unless the message and the site above have said all of that."""
+    """Yield the session, unless the message and the site contain it."""
     opened_above = finding.session_site in (None, finding.site)
     if not (opened_above and finding.session_id[:6] in finding.message):
         yield _session_row(finding)
@@ -114,7 +111,7 @@ def _session_row(finding: Finding) -> Row:
 
 
 def _change_rows(label: str, change: str, style: str = "") -> Iterator[Row]:
-    """A change to make; after code its place (`... at a site`) or a comment on it."""
+    """Yield a change to make; its place (`... at a site`) or a comment follows code."""
     code, after = _is_code(change), ""
     place = change.rpartition(" at ")
     if not code and _is_code(place[0]):
@@ -134,14 +131,14 @@ def _indented(line: str) -> str:
 
 
 def remedy_label(remedy: str) -> str:
-    """What stands before a remedy: `write` before code, `do` before anything else."""
+    """Return the label of a remedy: `write` if it is code, else `do`."""
     code = _is_code(remedy) or _is_code(remedy.rpartition(" at ")[0])
     return "write" if code else "do"
 
 
 def _is_code(text: str) -> bool:
     if not any(sign in text for sign in "(=.:@"):
-        return False  # a word by itself would be a name
+        return False  # a single word would be parsed as a name
     for completed in (text, f"{text}\n    ..."):
         try:
             ast.parse(completed)

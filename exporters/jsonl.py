@@ -26,7 +26,11 @@ _DROPPED: Final = "session_tracer.dropped"
 
 
 def open_exporter(settings: Settings) -> Exporter:
-    """Lines go to `settings.jsonl_path`; `OSError` says what to do where it cannot be written."""
+    """Return an exporter that appends to `settings.jsonl_path`.
+
+    Raises:
+        OSError: the file cannot be written. The message contains what to do.
+    """
     path = settings.jsonl_path
     sink: _File | _StandardOutput = _StandardOutput() if path == "-" else _File(path)
     queue: BackgroundQueue[LogEvent] = BackgroundQueue(
@@ -36,24 +40,21 @@ def open_exporter(settings: Settings) -> Exporter:
         lost=lambda count: sink.write(line(_dropped(count))),
     )
 
-    def flush() -> None:
-        queue.flush()
-
     def close() -> None:
-        if queue.close():  # else a write still uses the descriptor
+        if queue.close():  # otherwise a write may still use the descriptor
             sink.close()
 
-    return Exporter(on_log=queue.put, flush=flush, close=close)
+    return Exporter(on_log=queue.put, flush=queue.flush, close=close)
 
 
 def line(event: LogEvent) -> str:
-    """The event as one line of JSON: when, how bad, what and whose first, then the rest."""
+    """Return the event as one line of JSON, with the most important keys first."""
     ordered: LogEvent = {key: event[key] for key in _FIRST_KEYS if key in event}
     return json.dumps(_plain({**ordered, **event}), ensure_ascii=False) + "\n"
 
 
 class _File:
-    """A file that is only ever appended to, by whole lines, and reopened where it was moved."""
+    """A file to which whole lines are appended, and which is opened again if it was moved."""
 
     def __init__(self, path: str) -> None:
         self._path = os.path.abspath(path)  # the application may change its working directory
@@ -85,7 +86,7 @@ class _File:
         return os.open(self._path, flags, 0o666)
 
     def _moved(self, descriptor: int) -> bool:
-        """Whether the path names another file by now, as after a rotation."""
+        """Return whether the path names another file now, as after a rotation."""
         try:
             return not os.path.samestat(os.stat(self._path), os.fstat(descriptor))
         except FileNotFoundError:
@@ -93,14 +94,14 @@ class _File:
 
 
 class _StandardOutput:
-    """Whatever standard output is at the moment."""
+    """Standard output as it is at the moment of each write."""
 
     def write(self, text: str) -> None:
         if sys.stdout is not None:  # there is none under pythonw
             write_text(sys.stdout, text)
 
     def close(self) -> None:
-        """It is not ours to close."""
+        """Do nothing: standard output belongs to the application."""
 
 
 def _dropped(count: int) -> LogEvent:
@@ -113,12 +114,10 @@ def _dropped(count: int) -> LogEvent:
 
 
 def _plain(value: object) -> Any:
-    """`value` in JSON's own types; what JSON does not know becomes text."""
-    if value is None or isinstance(value, bool | int):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
-    if isinstance(value, str):
+    """Return `value` as types that JSON has. Other values become text."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Mapping):
         return {key if isinstance(key, str) else _text(key): _plain(v) for key, v in value.items()}

@@ -1,4 +1,4 @@
-"""Turns log events into OpenTelemetry's log records: the one place that speaks its logs API."""
+"""Converts log events to OpenTelemetry log records: the only module that uses its logs API."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 
-from session_tracer.exporters.sentences import sentence
+from session_tracer.exporters.logging import message
 from session_tracer.runtime.degraded import without
 from session_tracer.signals import names
 
@@ -42,19 +42,19 @@ _SEVERITIES: Final = {
 }
 _UNKNOWN_LEVEL: Final = (0, "")
 
-# What a log record has a place of its own for.
+# The fields for which a log record has attributes of its own.
 _PLACED: Final = frozenset({"event", "level", "logger", "timestamp", "trace_id", "span_id"})
-# What joins the logs to the other signals, by the name it has there.
+# The fields that logs share with the other signals, and their names there.
 _ALSO_KNOWN_AS: Final = {"session_id": names.SESSION_ID, "session_name": names.SESSION_NAME}
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
-# An empty context would be taken for none, and replaced by the caller's.
+# The logs API replaces an empty context with the current one.
 _NO_SPAN: Final = set_span_in_context(INVALID_SPAN, Context())
 
 
 def emit_to(provider: logs.LoggerProvider) -> Callable[[LogEvent], None]:
-    """A function that takes log events and emits them as records of `provider`."""
+    """Return a function that emits log events as log records of `provider`."""
     logger = provider.get_logger(names.SCOPE)
 
     def emit(event: LogEvent) -> None:
@@ -64,7 +64,7 @@ def emit_to(provider: logs.LoggerProvider) -> Callable[[LogEvent], None]:
             context=_context(event),
             severity_number=logs.SeverityNumber(number),
             severity_text=text,
-            body=sentence(event),
+            body=message(event),
             attributes=_attributes(event),
             event_name=str(event.get("event", "")),
         )
@@ -73,12 +73,12 @@ def emit_to(provider: logs.LoggerProvider) -> Callable[[LogEvent], None]:
 
 
 def application_logger_provider() -> logs.LoggerProvider | None:
-    """The process's own logger provider, where the application has set one."""
+    """Return the logger provider that the application has set, or None."""
     if logs is None:
-        without("opentelemetry._logs", "log events go to the logger of Python's logging alone")
+        without("opentelemetry._logs", "log events go only to the logger of Python's logging")
         return None
     provider = logs.get_logger_provider()
-    # What the API itself brings does nothing: a no-op, or the stand-in (no public name) until then.
+    # The API's own providers do nothing: a no-op, or a proxy, which has no public name.
     return None if type(provider).__module__.startswith(logs.__name__) else provider
 
 

@@ -1,4 +1,4 @@
-"""Hands every log event to the logger `session_tracer` of Python's logging."""
+"""Logs every log event to the logger `session_tracer` of Python's logging."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from session_tracer.exporter import Exporter
-from session_tracer.exporters.sentences import sentence
 from session_tracer.signals import names
 
 if TYPE_CHECKING:
     from session_tracer.exporter import LogEvent
     from session_tracer.settings import Settings
 
-__all__ = ["log", "open_exporter"]
+__all__ = ["log", "message", "open_exporter"]
 
-# Keeps the fields of an event apart from logging's own: `name` and `message` are taken there.
+# Separates the fields of an event from those of a log record, which has `name` and `message`.
 _PREFIX: Final = "session_tracer_"
 
 _LEVELS: Final = {
@@ -26,12 +25,16 @@ _LEVELS: Final = {
     "critical": logging.CRITICAL,
 }
 
+# The fields that the message of an event without an explanation contains, if they have a value.
+_IN_MESSAGE: Final = ("outcome", "trigger", "error_type", "duration_ms", "statements")
+
 
 def open_exporter(_settings: Settings) -> Exporter:
-    """The application's logging configuration decides what is shown, where and how.
+    """Return an exporter that logs to the logger `session_tracer`.
 
-    Without one Python writes warnings and errors to standard error. A finding's message has its
-    site and its remedy; a record carries each field of the event as `session_tracer_<key>`.
+    The application's logging configuration decides what is shown, where and how. Without one,
+    Python writes warnings and errors to standard error. The message of a finding contains its site
+    and its remedy. A log record has each field of the event as `session_tracer_<key>`.
     """
     return Exporter(on_log=log)
 
@@ -42,4 +45,22 @@ def log(event: LogEvent) -> None:
     level = _LEVELS.get(str(event.get("level", "")), logging.INFO)
     if logger.isEnabledFor(level):
         fields = {_PREFIX + key: value for key, value in event.items()}
-        logger.log(level, "%s", sentence(event), extra=fields)
+        logger.log(level, "%s", message(event), extra=fields)
+
+
+def message(event: LogEvent) -> str:
+    """Return an event as one line, because a reader may see nothing else of it.
+
+    That of a finding contains what happened, where, and what to do.
+    """
+    explanation = event.get("explanation")
+    if explanation:
+        subject = str(event.get("finding_id", event.get("event")))
+        retracted = " retracted" if event.get("event") == names.FINDING_RETRACTED else ""
+        site = f" at {event['site']}" if event.get("site") else ""
+        remedy = " ".join(str(event.get("remedy", "")).split())
+        if remedy:
+            explanation = f"{str(explanation).removesuffix('.')}. Remedy: {remedy}"
+        return f"{subject}{retracted}{site}: {explanation}"
+    fields = [f"{key}={event[key]}" for key in _IN_MESSAGE if event.get(key) not in (None, "")]
+    return " ".join([str(event.get("event", "")), str(event.get("session_name", "")), *fields])

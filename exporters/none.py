@@ -1,4 +1,4 @@
-"""Switches tracing off: `instrument()` with this exporter returns and changes nothing."""
+"""Switches tracing off: `instrument(exporter="none")` returns and changes nothing."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ __all__ = ["open_exporter"]
 
 
 def open_exporter(_settings: Settings) -> Exporter:
-    """An exporter that carries nothing; `instrument()` does not come to open it."""
+    """Return an exporter without destinations. `instrument()` does not open it."""
     return Exporter()

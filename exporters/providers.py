@@ -1,4 +1,4 @@
-"""Gives the signals to the OpenTelemetry providers that the application has configured."""
+"""Emits to the OpenTelemetry providers that the application has configured."""
 
 from __future__ import annotations
 
@@ -22,11 +22,10 @@ __all__ = ["open_exporter"]
 
 
 def open_exporter(_settings: Settings) -> Exporter:
-    """Spans and metrics go to the global providers, and nothing of theirs is owned or closed.
+    """Return an exporter for the global providers, which it does not close.
 
-    Log events go to the global logger provider where there is one. Else, unless the application has
-    configured structlog, they go to the logger `session_tracer` of Python's logging, as with the
-    exporter `logging`.
+    Log events go to the global logger provider if there is one. Otherwise they go to the logger
+    `session_tracer` of Python's logging, unless the application has configured structlog.
     """
     return Exporter(
         tracer_provider=get_tracer_provider(),
@@ -40,7 +39,7 @@ def _log_events() -> Callable[[LogEvent], None]:
 
     def on_log(event: LogEvent) -> None:
         nonlocal emit
-        if emit is None:  # the application may set its provider after we are opened
+        if emit is None:  # the application may set its provider later
             provider = application_logger_provider()
             if provider is not None:
                 emit = emit_to(provider)

@@ -1,4 +1,4 @@
-"""Lays out labels in a column, and what stands beside them or below."""
+"""Formats labels in a column, with their values next to them or below."""
 
 from __future__ import annotations
 
@@ -20,10 +20,13 @@ _NARROWEST_VALUE: Final = 36
 
 
 class Row(NamedTuple):
-    """A label and what stands beside it; code goes below where it does not fit, for it breaks ill.
+    """A label and its value.
 
-    `crop` is for code that need not be whole; `after` follows code on its line or on the next;
-    `hangs` is for one of several, whose further lines are indented.
+    Attributes:
+        code: Whether the value is code, which goes below the label if it does not fit next to it.
+        crop: Whether the value may be cropped.
+        after: What follows code, on its line or on the next.
+        hangs: Whether the value's second line is indented.
     """
 
     label: str
@@ -36,9 +39,9 @@ class Row(NamedTuple):
 
 
 def table(rows: list[Row], width: int, indent: int) -> Iterator[Text]:
-    """The lines of all rows."""
+    """Yield the lines of all rows."""
     column = _label_width([row for row in rows if row.value])
-    # The site has the longest label: where its source goes below, there is room for the rest.
+    # The site has the longest label. If its source goes below, the other values have more room.
     narrower = _label_width([row for row in rows if not row.crop])
     room, more_room = width - indent - column - 2, width - indent - narrower - 2
     if any(_gains(row, room, more_room) for row in rows):
@@ -59,9 +62,9 @@ def _label_width(rows: list[Row]) -> int:
 
 def _lines(row: Row, indent: int, column: int, room: int, width: int) -> Iterator[Text]:
     length = cell_len(row.label)
-    lines, start = _beside(row, room), indent + column + 2
+    lines, start = _next_to_label(row, room), indent + column + 2
     if lines is None or length > column:
-        lines, start = ["", *_below(row, width - indent - 4)], indent + 4
+        lines, start = ["", *_below_label(row, width - indent - 4)], indent + 4
     first, *rest = lines
     label = row.label if length <= width - indent else cropped(row.label, width - indent)
     line = Text.assemble(" " * indent, (label, "" if row.crop else _FAINT))
@@ -74,8 +77,8 @@ def _lines(row: Row, indent: int, column: int, room: int, width: int) -> Iterato
             yield Text.assemble(" " * start, (more, row.style))
 
 
-def _beside(row: Row, room: int) -> list[str] | None:
-    """The value beside its label; None if it has no room there."""
+def _next_to_label(row: Row, room: int) -> list[str] | None:
+    """Return the lines of the value next to its label, or None if it does not fit there."""
     whole = row.value + row.after
     if cell_len(whole) <= room:
         return [whole]
@@ -89,7 +92,7 @@ def _beside(row: Row, room: int) -> list[str] | None:
     return [first, *(f"  {line}" for line in rest)]
 
 
-def _below(row: Row, room: int) -> list[str]:
+def _below_label(row: Row, room: int) -> list[str]:
     if row.crop:
         return [cropped(row.value, room)]
     lines = (wrapped_code if row.code else wrapped)(row.value, room)

@@ -1,4 +1,4 @@
-"""Writes blocks of lines in the colours, the width and the encoding that the place has."""
+"""Writes blocks of lines with the colours, width and encoding of a stream."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _NARROWEST: Final = 50
 
 
 class Screen:
-    """Where the lines go, how wide they may be, and what the place understands."""
+    """A stream, its width, and whether it has colours."""
 
     def __init__(self, stream: TextIO | None, width: int | None, colour: bool | None) -> None:
         self._stream = stream
@@ -37,7 +37,7 @@ class Screen:
         return max(self._width or self._columns(), _NARROWEST)
 
     def write(self, lines: Iterable[Text], *, apart: bool) -> None:
-        """Write a block in one go; `apart` keeps an empty line between it and its neighbours."""
+        """Write a block at once; `apart` puts an empty line before and after it."""
         stream = self._resolved()
         if stream is None:  # there is none under pythonw
             return
@@ -86,11 +86,11 @@ class Screen:
         return columns or _WIDTH_OF_A_FILE
 
     def _resolved(self) -> TextIO | None:
-        # Standard error is looked up each time: test runners and notebooks exchange it.
+        # Standard error is looked up each time, because test runners and notebooks replace it.
         return sys.stderr if self._stream is None else self._stream
 
 
-# What stands in where the stream's encoding has not the sign.
+# Replacements for signs that the stream's encoding does not have.
 _PLAINER: Final = str.maketrans({
     "●": "*", "▲": "!", "✖": "x", "◆": "i", "…": "...", "·": "-", "×": "x", "−": "-", "←": "<-",
 })  # fmt: skip

@@ -1,4 +1,4 @@
-"""Lays out a session scope as lines: whether to care, and then what it did, in order."""
+"""Formats a session scope as lines: its outcome and cost, then what it did, in order."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from rich.text import Text
 
 from session_tracer.exporters.finding_block import SIGNS
 from session_tracer.exporters.wording import (
+    counted,
     cropped,
     duration,
     entities,
@@ -36,19 +37,19 @@ _FAINT: Final = "dim"
 
 _BAD_OUTCOMES: Final = frozenset({"failed", "abandoned"})
 
-# A quiet session is told in two lines: it has at most so many steps.
+# A quiet session is shown in two lines, and has at most this number of steps.
 _QUIET_STEPS: Final = 8
-# What is done so often from one line is worth a look.
+# Number of repeats of one step from which a session is not quiet.
 _LOUD_REPEATS: Final = 5
-# So many steps of a timeline are shown: where it began, how it ended, and what stands out.
+# Number of steps of a timeline that are shown: the first, the last, and the slowest or failed ones.
 _MOST_ROWS: Final = 24
 _FIRST_ROWS: Final = 10
 _LAST_ROWS: Final = 8
 
-# A step is slow that took so many milliseconds, and so much of its session.
+# A step is slow from this number of milliseconds and this share of its session.
 _SLOW_STEP_MS: Final = 50.0
 _SLOW_STEP_SHARE: Final = 0.25
-# A connection held this long with less in SQL than this deserves the eye.
+# A connection is marked that is held for this time with a smaller share of it in SQL.
 _IDLE_HELD_MS: Final = 500.0
 _IDLE_HELD_SHARE: Final = 0.2
 
@@ -60,7 +61,7 @@ _SUBJECTS: Final = {"collected": "by the garbage collector"}
 
 
 def is_quiet(summary: SessionSummary, slow_ms: float) -> bool:
-    """Whether nothing about the session deserves more than two lines."""
+    """Return whether two lines show all that matters about the session."""
     return not (
         summary.findings
         or summary.outcome in _BAD_OUTCOMES
@@ -79,7 +80,7 @@ def is_quiet(summary: SessionSummary, slow_ms: float) -> bool:
 
 
 def session_head(summary: SessionSummary, width: int, *, slow_ms: float, quiet: bool) -> list[Text]:
-    """Two lines, more where they are narrow: which session, how it went, what it cost."""
+    """Return the session, its outcome and its cost in two lines, or more if they are narrow."""
     verdict = _flowing(_verdict(summary, slow_ms), width, first=0)
     if len(verdict) > 1:
         verdict = _flowing(_verdict(summary, slow_ms, short=True), width, first=0)
@@ -89,16 +90,13 @@ def session_head(summary: SessionSummary, width: int, *, slow_ms: float, quiet: 
 
 
 def timeline_lines(summary: SessionSummary, width: int) -> list[Text]:
-    """A line for each step that is shown."""
-    shown = list(_shown(summary.timeline, summary.timeline_left_out))
-    rows = {id(step): _row(step, summary) for step in shown if not isinstance(step, int)}
-    columns = _Columns(list(rows.values()), width)
+    """Return a line for each step that is shown."""
+    steps = _shown(summary.timeline, summary.timeline_left_out)
+    shown = [step if isinstance(step, int) else _row(step, summary) for step in steps]
+    columns = _Columns([row for row in shown if not isinstance(row, int)], width)
     lines: list[Text] = []
-    for step in shown:
-        if isinstance(step, int):
-            lines.append(columns.gap(step))
-        else:
-            lines.extend(columns.lines(rows[id(step)]))
+    for row in shown:
+        lines += [columns.gap(row)] if isinstance(row, int) else columns.lines(row)
     return lines
 
 
@@ -119,8 +117,8 @@ def _verdict(summary: SessionSummary, slow_ms: float, *, short: bool = False) ->
         share = min(summary.sql_ms / summary.held_ms, 1.0)
         idle = summary.held_ms >= _IDLE_HELD_MS and share < _IDLE_HELD_SHARE
         held, sql = duration(summary.held_ms), _percent(share)
-        told = f"connection held {held}, {sql} of it in SQL"
-        yield Text(f"held {held}, {sql} in SQL" if short else told, _SLOW if idle else "")
+        whole = f"connection held {held}, {sql} of it in SQL"
+        yield Text(f"held {held}, {sql} in SQL" if short else whole, _SLOW if idle else "")
 
 
 def _percent(share: float) -> str:
@@ -131,21 +129,17 @@ def _account(summary: SessionSummary, width: int, quiet: bool) -> Iterator[Text]
     if summary.opened_site is not None:
         yield Text(f"opened {fitted_site(summary.opened_site, width - len('  opened '))}")
     if summary.statements:
-        yield Text(_number(summary.statements, "statement"))
+        yield Text(counted(summary.statements, "statement"))
     if quiet and summary.loaded:
         yield Text(f"{entities(summary.loaded)} loaded")
     if summary.identity_map_peak:
         yield Text(f"identity map peak {summary.identity_map_peak}")
     if summary.pending:
-        yield Text(f"{_number(summary.pending, 'object')} added and never flushed", _SLOW)
-
-
-def _number(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+        yield Text(f"{counted(summary.pending, 'object')} added and never flushed", _SLOW)
 
 
 def _flowing(parts: Iterable[Text], width: int, *, first: int) -> list[Text]:
-    """The parts with dots between them, on as many lines as they need."""
+    """Return the parts with dots between them, on as many lines as they need."""
     lines: list[Text] = []
     line = Text(" " * first)
     begun = False
@@ -163,7 +157,7 @@ def _flowing(parts: Iterable[Text], width: int, *, first: int) -> list[Text]:
 
 
 def _shown(steps: Sequence[Step], left_out: int) -> Iterator[Step | int]:
-    """The steps to show, and between them how many are not."""
+    """Yield the steps to show, and between them the number of steps that are not shown."""
     total = len(steps)
     kept = set(range(total))
     if total > _MOST_ROWS:
@@ -173,9 +167,9 @@ def _shown(steps: Sequence[Step], left_out: int) -> Iterator[Step | int]:
         )
         kept = {*range(_FIRST_ROWS), *range(total - _LAST_ROWS, total)}
         kept.update(middle[: _MOST_ROWS - _FIRST_ROWS - _LAST_ROWS])
-        # A line that says "one more" is no shorter than that one.
+        # A line "1 step more" is no shorter than that step.
         kept.update(i for i in middle if i - 1 in kept and i + 1 in kept)
-    # The record keeps the first and the last steps, and the odd one is a first.
+    # The timeline has the first and the last steps, of an odd number one more of the first.
     boundary = total - total // 2
     gap = 0
     for index, step in enumerate(steps):
@@ -191,7 +185,7 @@ def _shown(steps: Sequence[Step], left_out: int) -> Iterator[Step | int]:
 
 
 class _Row(NamedTuple):
-    """What a step's line says; `style` marks what a finding is about."""
+    """The parts of a step's line; `style` marks the subject of a finding."""
 
     at: str
     style: str
@@ -234,12 +228,12 @@ def _mark(step: Step, findings: Iterable[Finding]) -> str:
 
 
 def _offset(milliseconds: float, session_ms: float) -> str:
-    # One unit for the whole block; the head says which.
+    # One unit for the whole block; the head shows it.
     return f"{milliseconds / 1000:.2f} s" if session_ms >= 10_000 else f"{milliseconds:.1f}"
 
 
 def _done(step: Step, loaded: Callable[[Counts], str]) -> Iterator[str]:
-    """What failed, `+2 Order ~1 Stock (4 unchanged) −1 Cart` if it wrote, and what it loaded."""
+    """Yield the error, `+2 Order ~1 Stock (4 unchanged) −1 Cart` of a flush, and the loads."""
     if step.error:
         yield error_name(step.error)
     yield from flush_contents(step.new, step.dirty, step.deleted, step.unchanged)
@@ -252,40 +246,41 @@ def _sum(counts: Counts) -> str:
 
 
 class _Columns:
-    """The widths that the rows of one timeline share, and its lines."""
+    """The widths of the columns of one timeline."""
 
     def __init__(self, rows: list[_Row], width: int) -> None:
         self._width = width
         self._at = max((len(row.at) for row in rows), default=0)
         verbs = [cell_len(row.verb) for row in rows if row.subject or row.done]
         self._verb = max((verb for verb in verbs if verb <= _WIDEST_VERB), default=0)
-        deeds = [cell_len(self._deed(row) + row.times) for row in rows]
-        self._deed_width = min(max(deeds, default=0), max(24, width * 2 // 5))
+        actions = [cell_len(self._action(row) + row.times) for row in rows]
+        self._action_width = min(max(actions, default=0), max(24, width * 2 // 5))
         self._took = max((len(row.took) for row in rows), default=0)
         self._sites = [plain(str(row.site)) for row in rows if row.site is not None]
         self._done, self._in_brief = self._done_column(rows)
 
     def gap(self, steps: int) -> Text:
-        """How many steps are not shown here."""
+        """Return the line for steps that are not shown."""
         margin = " " * (_INDENT + self._at + 2)
-        return Text(f"{margin}… {_number(steps, 'step')} more", _FAINT)
+        return Text(f"{margin}… {counted(steps, 'step')} more", _FAINT)
 
     def lines(self, row: _Row) -> Iterator[Text]:
-        """The row on one line; what has no room in it on lines below."""
+        """Yield the row on one line, and below it what does not fit."""
         done = row.in_brief if self._in_brief else row.done
         fits = cell_len(done) <= self._done
-        line = Text(" " * _INDENT)
-        line.append(row.at.rjust(self._at), _FAINT)
-        line.append("  ")
-        deed = cropped(self._deed(row), self._deed_width - cell_len(row.times)) + row.times
-        line.append(deed, row.style)
-        line.append(" " * (self._deed_width - cell_len(deed)))
+        action = cropped(self._action(row), self._action_width - cell_len(row.times)) + row.times
+        parts: list[str | tuple[str, str]] = [
+            " " * _INDENT,
+            (row.at.rjust(self._at), _FAINT),
+            "  ",
+            (action, row.style),
+            " " * (self._action_width - cell_len(action)),
+        ]
         if self._done:
-            line.append("  ")
-            line.append(_padded(done if fits else "", self._done), row.done_style)
+            parts += ["  ", (_padded(done if fits else "", self._done), row.done_style)]
         if self._took:
-            line.append("  ")
-            line.append(row.took.rjust(self._took), row.took_style)
+            parts += ["  ", (row.took.rjust(self._took), row.took_style)]
+        line = Text.assemble(*parts)
         below = [] if fits else [(done, row.done_style)]
         room = self._width - line.cell_len - 2
         if row.site is not None and room >= _NARROWEST_SITE // 2:
@@ -300,17 +295,17 @@ class _Columns:
             for more in wrapped(text, self._width - start):
                 yield Text.assemble(" " * start, (more, style))
 
-    def _deed(self, row: _Row) -> str:
+    def _action(self, row: _Row) -> str:
         return f"{_padded(row.verb, self._verb)} {row.subject}" if row.subject else row.verb
 
     def _done_column(self, rows: list[_Row]) -> tuple[int, bool]:
-        """How wide the column is that says what a step did, and whether it says it in brief.
+        """Return the width of the column of results, and whether they are shown in brief.
 
-        The sites give up their functions for it, then the beginnings of their paths.
+        Sites lose their functions if the column needs the room, then the beginnings of their paths.
         """
         whole = max(map(cell_len, self._sites), default=0)
         lines = max((cell_len(site.partition(" in ")[0]) for site in self._sites), default=0)
-        fixed = _INDENT + self._at + 2 + self._deed_width + 2 + self._took + 2
+        fixed = _INDENT + self._at + 2 + self._action_width + 2 + self._took + 2
         best = 0
         for brief in (False, True):
             widths = [cell_len(row.in_brief if brief else row.done) for row in rows]

@@ -1,4 +1,4 @@
-"""Writes a whole text to a stream in one go."""
+"""Writes a whole text to a stream at once."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _PATIENCE_SECONDS: Final = 5.0
 
 
 def write_text(stream: TextIO, text: str) -> None:
-    """Write `text` so that nobody else's output comes between its lines.
+    """Write `text` so that no other output comes between its lines.
 
-    A plain file is written past its buffer: a thread that is killed at interpreter exit while it
-    holds the buffer's lock (a terminal that stands still) makes Python abort.
+    A plain file is written without its buffer. Python aborts if it exits while a daemon thread
+    holds the buffer's lock, for example because a terminal does not read.
     """
     descriptor = _descriptor(stream)
     if descriptor is None:
@@ -27,18 +27,18 @@ def write_text(stream: TextIO, text: str) -> None:
 
 
 def write_bytes(descriptor: int, whole: bytes) -> None:
-    """Write all of `whole`, in one call where the system takes it in one."""
+    """Write all of `whole`, in one system call if possible."""
     rest = memoryview(whole)
     while rest:
         try:
             rest = rest[os.write(descriptor, rest) :]
-        except BlockingIOError:  # somebody made our terminal or pipe non-blocking
+        except BlockingIOError:  # another program made the terminal or pipe non-blocking
             if not select.select([], [descriptor], [], _PATIENCE_SECONDS)[1]:
                 raise
 
 
 def _descriptor(stream: TextIO) -> int | None:
-    # Subclasses and stand-ins (notebooks, test runners) send text elsewhere than their fileno says.
+    # Subclasses and replacements (notebooks, test runners) do not write to their fileno().
     if type(stream) is not io.TextIOWrapper:
         return None
     buffer = stream.buffer

@@ -1,19 +1,23 @@
-"""Puts values into words that fit, and that cannot harm a terminal."""
+"""Formats values as text of a given width that cannot control a terminal."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
+from operator import itemgetter
 from typing import TYPE_CHECKING, Final
 
 from rich.cells import cell_len, set_cell_size
+from rich.console import Console
+from rich.text import Text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from session_tracer.where.callsite import CallSite
 
 __all__ = [
+    "counted",
     "cropped",
     "cropped_left",
     "duration",
@@ -28,18 +32,20 @@ __all__ = [
 
 ELLIPSIS: Final = "…"
 
-# Controls, invisible formatting (which can turn text around), lone surrogates, line separators.
+# Controls, invisible formatting (which can reverse text), lone surrogates, line separators.
 _UNPRINTABLE: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 _MOST_ENTITIES: Final = 4
 _MOST_WRITTEN: Final = 6
 _NOTHING: Final[Mapping[str, int]] = {}
+# Rich's wrap() has it as a parameter.
+_CONSOLE: Final = Console()
 
-# Where a line of code may be broken and still be read: before a call of a method, after a comma.
+# Where a line of code is broken: before a call of a method, and after a comma.
 _JOINTS: Final = re.compile(r"(?=\.\w+\()|(?<=, )")
 
 
 def plain(text: str) -> str:
-    """`text` on one line, with everything that a terminal would act on made visible instead."""
+    """Return `text` on one line, with control characters made visible."""
     if text.isprintable():
         return text
     return "".join(_visible(character) for character in text)
@@ -53,8 +59,13 @@ def _visible(character: str) -> str:
     return character
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a number and a noun: `1 test`, `3 tests`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def duration(milliseconds: float) -> str:
-    """`0.04 ms`, `48.2 ms`, `312 ms`, `1.25 s`, `4 min 12 s`."""
+    """Return a duration: `0.04 ms`, `48.2 ms`, `312 ms`, `1.25 s`, `4 min 12 s`."""
     if milliseconds < 0.095:
         return f"{milliseconds:.2f} ms"
     if milliseconds < 99.95:
@@ -72,13 +83,12 @@ def duration(milliseconds: float) -> str:
 
 
 def entities(counts: Mapping[str, int]) -> str:
-    """`12 Author, 300 Book`; the less frequent ones of many are summed up."""
-    there = [item for item in counts.items() if item[1]]
-    ordered = sorted(there, key=lambda item: -item[1])
-    told = [f"{count} {plain(entity)}" for entity, count in ordered[:_MOST_ENTITIES]]
+    """Return counts: `12 Author, 300 Book`; the least frequent of many are summed up."""
+    ordered = sorted(filter(itemgetter(1), counts.items()), key=itemgetter(1), reverse=True)
+    listed = [f"{count} {plain(entity)}" for entity, count in ordered[:_MOST_ENTITIES]]
     if len(ordered) > _MOST_ENTITIES:
-        told.append(f"{sum(count for _, count in ordered[_MOST_ENTITIES:])} others")
-    return ", ".join(told)
+        listed.append(f"{sum(count for _, count in ordered[_MOST_ENTITIES:])} others")
+    return ", ".join(listed)
 
 
 def flush_contents(
@@ -87,28 +97,28 @@ def flush_contents(
     deleted: Mapping[str, int],
     unchanged: Mapping[str, int] = _NOTHING,
 ) -> list[str]:
-    """`+2 Order`, `~1 Stock (4 unchanged)`, `−1 Cart`; the rest of many is counted."""
-    told = [f"+{count} {plain(entity)}" for entity, count in new.items()]
+    """Return changes: `+2 Order`, `~1 Stock (4 unchanged)`, `−1 Cart`; at most six and a number."""
+    written = [f"+{count} {plain(entity)}" for entity, count in new.items()]
     for entity in {**dirty, **unchanged}:
         count, same = dirty.get(entity, 0), unchanged.get(entity, 0)
         changed = f"~{count} {plain(entity)}"
         if count and same:
-            told.append(f"{changed} ({same} unchanged)")
+            written.append(f"{changed} ({same} unchanged)")
         else:
-            told.append(changed if count else f"({same} {plain(entity)} unchanged)")
-    told += [f"−{count} {plain(entity)}" for entity, count in deleted.items()]
-    if len(told) > _MOST_WRITTEN:
-        told[_MOST_WRITTEN:] = [f"… {len(told) - _MOST_WRITTEN} more"]
-    return told
+            written.append(changed if count else f"({same} {plain(entity)} unchanged)")
+    written += [f"−{count} {plain(entity)}" for entity, count in deleted.items()]
+    if len(written) > _MOST_WRITTEN:
+        written[_MOST_WRITTEN:] = [f"… {len(written) - _MOST_WRITTEN} more"]
+    return written
 
 
 def error_name(error: str) -> str:
-    """`IntegrityError` of `sqlalchemy.exc.IntegrityError`."""
+    """Return `IntegrityError` for `sqlalchemy.exc.IntegrityError`."""
     return plain(error.rpartition(".")[2])
 
 
 def fitted_site(site: CallSite, room: int) -> str:
-    """The site in `room` cells: first the function goes, then the path's beginning."""
+    """Return the site in `room` cells, without its function or the path's beginning if needed."""
     whole = plain(str(site))
     if cell_len(whole) <= room:
         return whole
@@ -116,14 +126,14 @@ def fitted_site(site: CallSite, room: int) -> str:
 
 
 def cropped(text: str, room: int) -> str:
-    """`text`, or as much of its beginning as `room` cells hold."""
+    """Return `text`, or the beginning that fits in `room` cells."""
     if cell_len(text) <= room:
         return text
     return set_cell_size(text, max(room - 1, 0)).rstrip() + ELLIPSIS
 
 
 def cropped_left(text: str, room: int) -> str:
-    """`text`, or as much of its end as `room` cells hold, from a slash on where there is one."""
+    """Return `text`, or the end that fits in `room` cells, from a slash on if it contains one."""
     if cell_len(text) <= room:
         return text
     end = set_cell_size(text[::-1], max(room - 1, 0))[::-1].lstrip()
@@ -132,20 +142,13 @@ def cropped_left(text: str, room: int) -> str:
 
 
 def wrapped(text: str, room: int) -> list[str]:
-    """`text` in lines of at most `room` cells, broken at spaces, else wherever it must be."""
-    lines: list[str] = []
-    line = ""
-    for word in _pieces(text.split(" "), room):
-        if line and cell_len(line) + 1 + cell_len(word) > room:
-            lines.append(line.rstrip())
-            line = word
-        else:
-            line = f"{line} {word}" if line else word
-    return [*lines, line]
+    """Return `text` in lines of at most `room` cells, broken at spaces if possible."""
+    lines = Text(text).wrap(_CONSOLE, room, overflow="fold")
+    return [line.plain.rstrip() for line in lines] or [""]
 
 
 def wrapped_code(code: str, room: int) -> list[str]:
-    """`code` in lines of at most `room` cells, broken where a reader would, if that is enough."""
+    """Return `code` in lines of at most `room` cells, broken at calls and commas if possible."""
     lines: list[str] = []
     line = ""
     for piece in _JOINTS.split(code):
@@ -156,13 +159,3 @@ def wrapped_code(code: str, room: int) -> list[str]:
             line += piece
     lines.append(line)
     return lines if max(map(cell_len, lines)) <= room else wrapped(code, room)
-
-
-def _pieces(words: Iterable[str], room: int) -> Iterable[str]:
-    for word in words:
-        rest = word
-        while cell_len(rest) > room:
-            piece = set_cell_size(rest, room).rstrip() or rest[:1]
-            yield piece
-            rest = rest[len(piece) :]
-        yield rest

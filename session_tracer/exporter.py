@@ -82,8 +82,8 @@ class Exporter:
     only_findings: bool = False
     structlog: bool = True
     yields_to_structlog: bool = False
-    flush: Callable[[], None] = _nothing
-    close: Callable[[], None] = _nothing
+    flush: Callable[[], object] = _nothing
+    close: Callable[[], object] = _nothing
     open_later: Callable[[], Exporter] | None = None
 
     def opened(self) -> Exporter:
@@ -137,7 +137,7 @@ class OpenExporter:
     """An exporter in use, opened when it is needed."""
 
     def __init__(self, made: Exporter) -> None:
-        self._made = made
+        self.made = made
         self._exporter = made if made.open_later is None else None
 
     @property
@@ -153,17 +153,13 @@ class OpenExporter:
     def open(self) -> Exporter:
         """Return the exporter, and open it if necessary."""
         if self._exporter is None:
-            self._exporter = self._made.opened()
+            self._exporter = self.made.opened()
         return self._exporter
 
     def close(self) -> None:
         """Close it, unless it was never opened."""
         if self._exporter is not None:
             self._exporter.close()
-
-    def is_made_of(self, exporter: Exporter) -> bool:
-        """Return whether this is the exporter that the application created."""
-        return self._made is exporter
 
 
 class Exporters:
@@ -184,7 +180,7 @@ class Exporters:
                 if used is None:
                     used = self._named[key] = OpenExporter(find_exporter(exporter)(settings))
             else:
-                same = (user for user in self._users if user.is_made_of(exporter))
+                same = (user for user in self._users if user.made is exporter)
                 used = next(same, None) or OpenExporter(exporter)
             self._users.append(used)
             return used

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from session_tracer.exporter import Exporter, find_exporter
 from session_tracer.runtime import environment, threads
@@ -14,7 +15,7 @@ from session_tracer.runtime.degraded import warn_once
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from session_tracer.exporter import Exporters, LogEvent, OpenExporter
+    from session_tracer.exporter import Exporters, OpenExporter
     from session_tracer.settings import Settings
 
 __all__ = ["NONE", "Automatic", "Choice", "Named", "names_in"]
@@ -29,27 +30,6 @@ _PLACES: Final[dict[str, frozenset[str]]] = {
     "jsonl": frozenset({"jsonl_path"}),
     "prometheus": frozenset({"prometheus_host", "prometheus_port"}),
 }
-
-
-class Choice(Protocol):
-    """The exporters of one tracer, which may change at run time."""
-
-    @property
-    def is_settled(self) -> bool:
-        """Whether they are open and will not change."""
-
-    @property
-    def can_open(self) -> bool:
-        """Whether they may be opened before the first session."""
-
-    def open(self) -> tuple[Exporter, ...] | None:
-        """Return the exporters from now on, or None if they do not change."""
-
-    def flush(self) -> None:
-        """Wait until everything that was reported is emitted."""
-
-    def close(self) -> None:
-        """Release them."""
 
 
 def names_in(exporter: object) -> tuple[str, ...]:
@@ -90,11 +70,19 @@ def names_in(exporter: object) -> tuple[str, ...]:
     return names
 
 
+# The exporters of one tracer.
+Choice: TypeAlias = "Named | Automatic"
+
+
 class Named:
     """The exporters that the application or its environment has named, or the application created.
 
     Their exceptions are raised again, unless only the environment is the cause: a port is in use,
     or the path or address is not among the settings in the application's code (`written`).
+
+    Attributes:
+        is_settled: Whether the exporters are open and will not change.
+        can_open: Whether they may be opened before the first session.
     """
 
     can_open: bool
@@ -119,21 +107,22 @@ class Named:
         self.can_open = all(one.is_open for one in self._used)
 
     def open(self) -> tuple[Exporter, ...]:
-        """Return the exporters."""
+        """Return the exporters, opened."""
         self.is_settled = True
         opened = [exporter for one in self._used if (exporter := _opened(one)) is not None]
         if not any(one.wants_findings for one in opened):
-            logged = _FindingsToLogging(self._settings)
             opened.append(
-                Exporter(on_log=logged.on_log, only_findings=True, yields_to_structlog=True)
+                replace(_with_logging(Exporter(), self._settings), yields_to_structlog=True)
             )
         return tuple(opened)
 
     def flush(self) -> None:
+        """Wait until everything that was reported is emitted."""
         for one in self._used:
             one.flush()
 
     def close(self) -> None:
+        """Release the exporters."""
         while self._used:
             self._exporters.release(self._used.pop())
 
@@ -167,17 +156,11 @@ def _check(exporter: Exporter) -> None:
             )
 
 
-class _FindingsToLogging:
-    """Logs findings that no exporter carries. The first one loads the exporter `logging`."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._exporter: Exporter | None = None
-
-    def on_log(self, event: LogEvent) -> None:
-        if self._exporter is None:
-            self._exporter = find_exporter("logging")(self._settings)
-        self._exporter.on_log(event)
+def _with_logging(exporter: Exporter, settings: Settings) -> Exporter:
+    """Return the exporter with its findings logged by the exporter `logging`."""
+    # Loaded with the first finding: most processes have none when they start.
+    logging = functools.cache(lambda: find_exporter("logging")(settings))
+    return replace(exporter, on_log=lambda event: logging().on_log(event), only_findings=True)
 
 
 def _opened(one: OpenExporter) -> Exporter | None:
@@ -234,10 +217,12 @@ class Automatic:
         return (replace(exporter, yields_to_structlog=True),)
 
     def flush(self) -> None:
+        """Wait until everything that was reported is emitted."""
         if self._used is not None:
             self._used.flush()
 
     def close(self) -> None:
+        """Release the exporter."""
         if self._used is not None:
             self._exporters.release(self._used)
             self._used = None
@@ -260,12 +245,8 @@ class Automatic:
                 "logged to Python's logging instead."
             )
             return None
-        if exporter.wants_findings:
-            return exporter
-        # Its logs are switched off.
-        return replace(
-            exporter, on_log=_FindingsToLogging(self._settings).on_log, only_findings=True
-        )
+        # OTEL_LOGS_EXPORTER may have switched its logs off.
+        return exporter if exporter.wants_findings else _with_logging(exporter, self._settings)
 
     def _open_for_people(self, *, has_structlog: bool) -> Exporter:
         if has_structlog:

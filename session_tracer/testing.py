@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from typing import Unpack
 
+    from opentelemetry.sdk.metrics.export import Metric
     from opentelemetry.sdk.trace import ReadableSpan
 
     from session_tracer.detectors import Detector
@@ -85,16 +86,15 @@ class Captured:
     def metrics(self) -> dict[str, list[Any]]:
         """The data points of each metric by its name, as the SDK's reader returns them."""
         watchdog.settle()
+        metrics: list[Metric] = []
         data = self._reader.get_metrics_data()
-        if data is not None:
-            for of_resource in data.resource_metrics:
-                for of_scope in of_resource.scope_metrics:
-                    for metric in of_scope.metrics:
-                        self._metrics[metric.name] = list(metric.data.data_points)
+        for of_resource in () if data is None else data.resource_metrics:
+            for of_scope in of_resource.scope_metrics:
+                metrics += of_scope.metrics
         if self._histograms is not None:
             cumulative = AggregationTemporality.CUMULATIVE
-            for metric in sdk_histograms.collect(self._histograms, cumulative):
-                self._metrics[metric.name] = list(metric.data.data_points)
+            metrics += sdk_histograms.collect(self._histograms, cumulative)
+        self._metrics |= {metric.name: list(metric.data.data_points) for metric in metrics}
         return self._metrics
 
     def _exporter(self) -> Exporter:

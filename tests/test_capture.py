@@ -69,9 +69,9 @@ def parents(spans: list[ReadableSpan]) -> dict[str, str | None]:
 
 
 def test_it_collects_every_signal(maker: Any) -> None:
-    with capture(maker, name="library") as told:
+    with capture(maker, name="library") as captured:
         write_and_lose(maker)
-    assert outline(told.facts) == [
+    assert outline(captured.facts) == [
         "session opened",
         "transaction began",
         "commit flush began",
@@ -83,15 +83,15 @@ def test_it_collects_every_signal(maker: Any) -> None:
         "session close: committed",
         "detached relationship Author.books after close",
     ]
-    assert [summary.outcome for summary in told.sessions] == ["committed"]
-    assert [finding.id for finding in told.findings] == ["detached-lazy-load"]
-    assert parents(told.spans) == {
+    assert [summary.outcome for summary in captured.sessions] == ["committed"]
+    assert [finding.id for finding in captured.findings] == ["detached-lazy-load"]
+    assert parents(captured.spans) == {
         "flush": "transaction",
         "transaction": "session library",
         "session library": None,
         "detached_load": None,
     }
-    assert [(event["level"], event["event"]) for event in told.logs] == [
+    assert [(event["level"], event["event"]) for event in captured.logs] == [
         ("debug", "session.opened"),
         ("debug", "flush.completed"),
         ("debug", "transaction.ended"),
@@ -100,68 +100,74 @@ def test_it_collects_every_signal(maker: Any) -> None:
     ]
     values = {
         name: [point.value for point in points if hasattr(point, "value")]
-        for name, points in told.metrics.items()
+        for name, points in captured.metrics.items()
     }
     assert values["sqlalchemy.findings"] == values["sqlalchemy.lazy_loads"] == [1]
-    assert {event["session_id"] for event in told.logs} == {told.sessions[0].id}
+    assert {event["session_id"] for event in captured.logs} == {captured.sessions[0].id}
 
 
-def test_it_collects_what_is_taken_back(maker: Any) -> None:
-    with capture(maker, detectors=[Fickle()]) as told:
+def test_it_collects_retractions(maker: Any) -> None:
+    with capture(maker, detectors=[Fickle()]) as captured:
         read(maker)
-    (finding,) = told.findings
-    assert told.retractions == [
+    (finding,) = captured.findings
+    assert captured.retractions == [
         Retraction(
             finding=finding,
             message="the transaction ended after all",
             evidence={"lasted_ms": 1.5, "written": {"Author": 2}},
         )
     ]
-    # It was true when it was said.
-    (summary,) = told.sessions
+    # It was true when it was reported.
+    (summary,) = captured.sessions
     assert summary.findings == (finding,)
-    (counted,) = told.metrics["sqlalchemy.findings"]
+    (counted,) = captured.metrics["sqlalchemy.findings"]
     assert counted.value == 1
 
 
 def test_nothing_happened_and_nothing_is_told(maker: Any) -> None:
-    with capture(maker) as told:
+    with capture(maker) as captured:
         pass
-    assert (told.facts, told.logs, told.findings, told.sessions, told.spans) == ([],) * 5
-    assert told.retractions == []
+    assert (
+        captured.facts,
+        captured.logs,
+        captured.findings,
+        captured.sessions,
+        captured.spans,
+    ) == ([],) * 5
+    assert captured.retractions == []
 
 
 def test_it_can_be_read_while_it_runs_and_afterwards(maker: Any) -> None:
-    def sizes(told: Captured) -> tuple[int, ...]:
-        points = told.metrics.get("sqlalchemy.session.duration", [])
+    def sizes(captured: Captured) -> tuple[int, ...]:
+        points = captured.metrics.get("sqlalchemy.session.duration", [])
         return (
-            len(told.facts),
-            len(told.logs),
-            len(told.sessions),
-            len(told.spans),
-            len(told.findings),
+            len(captured.facts),
+            len(captured.logs),
+            len(captured.sessions),
+            len(captured.spans),
+            len(captured.findings),
             sum(point.count for point in points),
         )
 
     seen = []
-    with capture(maker) as told:
-        seen.append(sizes(told))
+    with capture(maker) as captured:
+        seen.append(sizes(captured))
         write_and_lose(maker)
-        seen.append(sizes(told))
-    seen.append(sizes(told))
+        seen.append(sizes(captured))
+    seen.append(sizes(captured))
     assert seen == [(0, 0, 0, 0, 0, 0), (10, 5, 1, 4, 1, 1), (10, 5, 1, 4, 1, 1)]
 
 
 def test_summaries_come_in_the_order_in_which_the_sessions_were_opened(maker: Any) -> None:
-    with capture(maker) as told:
+    with capture(maker) as captured:
         outer, inner = maker(), maker()
         for number, session in enumerate((inner, outer)):
             session.info["number"] = number
             session.add(Author(name=str(number)))
             session.flush() if session is outer else session.scalars(select(Author)).all()
             session.close()
-    assert [summary.flushes for summary in told.sessions] == [1, 1]
-    assert [summary.statements for summary in told.sessions] == [1, 2]
+    assert [summary.flushes for summary in captured.sessions] == [1, 1]
+    assert [summary.statements for summary in captured.sessions] == [1, 2]
 
 
 def test_captures_nest_and_each_has_all_of_its_own_block(twin: Twin) -> None:
@@ -175,15 +181,18 @@ def test_captures_nest_and_each_has_all_of_its_own_block(twin: Twin) -> None:
             with capture(twin.factory) as inner:
                 await unit()
             await unit()
-        for told, times in ((outer, 3), (inner, 1)):
-            assert [summary.statements for summary in told.sessions] == [1] * times
-            assert [span.name for span in told.spans] == ["transaction", "session default"] * times
-            assert [event["event"] for event in told.logs] == [
+        for captured, times in ((outer, 3), (inner, 1)):
+            assert [summary.statements for summary in captured.sessions] == [1] * times
+            assert [span.name for span in captured.spans] == [
+                "transaction",
+                "session default",
+            ] * times
+            assert [event["event"] for event in captured.logs] == [
                 "session.opened",
                 "transaction.ended",
                 "session.closed",
             ] * times
-            (held,) = told.metrics["sqlalchemy.connection.held.duration"]
+            (held,) = captured.metrics["sqlalchemy.connection.held.duration"]
             assert held.count == times
 
     twin.run(story)
@@ -200,12 +209,12 @@ def test_captures_of_different_targets_nest(engine: Engine) -> None:
 
 def test_captures_may_end_in_any_order(maker: Any) -> None:
     first, second = capture(maker), capture(maker)
-    told = [first.__enter__(), second.__enter__()]
+    captured = [first.__enter__(), second.__enter__()]
     first.__exit__(None, None, None)
     with maker() as session:
         session.connection()
     second.__exit__(None, None, None)
-    assert [len(one.sessions) for one in told] == [0, 1]
+    assert [len(one.sessions) for one in captured] == [0, 1]
 
 
 def test_it_collects_from_debug_up_unless_asked_for_less(maker: Any) -> None:
@@ -219,9 +228,9 @@ def test_it_takes_the_settings_as_instrument_does(
     maker: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SESSION_TRACER_STATEMENT_SPANS", "true")
-    with capture(maker) as told, capture(maker, statement_spans=False) as overridden:
+    with capture(maker) as captured, capture(maker, statement_spans=False) as overridden:
         read(maker)
-    assert [span.name for span in told.spans] == [
+    assert [span.name for span in captured.spans] == [
         "SELECT authors",
         "transaction",
         "session default",
@@ -235,15 +244,15 @@ def test_an_error_in_the_block_ends_it_and_goes_on(maker: Any, engine: Engine) -
     captures: list[Captured] = []
 
     def fail() -> None:
-        with capture(maker) as told:
-            captures.append(told)
+        with capture(maker) as captured:
+            captures.append(captured)
             read(maker)
-            raise LookupError("theirs")
+            raise LookupError("other")
 
-    with pytest.raises(LookupError, match="theirs"):
+    with pytest.raises(LookupError, match="other"):
         fail()
-    (told,) = captures
-    assert [summary.outcome for summary in told.sessions] == ["closed"]
+    (captured,) = captures
+    assert [summary.outcome for summary in captured.sessions] == ["closed"]
     assert snapshot(maker, engine) == before
 
 
@@ -262,17 +271,17 @@ def test_what_is_observed_is_collected_too(maker: Any) -> None:
         "sqlalchemy.transaction.open",
         "sqlalchemy.transaction.oldest.age",
     }
-    with capture(maker, name="shop") as told, maker() as session:
+    with capture(maker, name="shop") as captured, maker() as session:
         session.scalars(select(Author)).all()
         for name in observed:
-            (point,) = told.metrics[name]
+            (point,) = captured.metrics[name]
             assert point.value > 0
             assert dict(point.attributes) == {"sqlalchemy.session.name": "shop"}
     # As it was when the block ended: nothing was open any more.
-    assert {name: [point.value for point in told.metrics[name]] for name in observed} == {
+    assert {name: [point.value for point in captured.metrics[name]] for name in observed} == {
         name: [0] for name in observed
     }
-    assert "sqlalchemy.session.duration" in told.metrics
+    assert "sqlalchemy.session.duration" in captured.metrics
 
 
 @pytest.mark.parametrize(
@@ -331,15 +340,15 @@ trace.set_tracer_provider(provider)
 metrics.set_meter_provider(meters)
 engine = create_engine("sqlite://")
 maker = sessionmaker(engine)
-with trace.get_tracer("theirs").start_as_current_span("request"):
-    with capture(maker) as told:
+with trace.get_tracer("other").start_as_current_span("request"):
+    with capture(maker) as captured:
         with maker() as session:
             session.execute(text("SELECT 1"))
-print([span.name for span in told.spans], [span.name for span in spans.get_finished_spans()])
-print(sorted(told.metrics)[0], reader.get_metrics_data())
+print([span.name for span in captured.spans], [span.name for span in spans.get_finished_spans()])
+print(sorted(captured.metrics)[0], reader.get_metrics_data())
 print(trace.get_tracer_provider() is provider, metrics.get_meter_provider() is meters)
 (request,) = spans.get_finished_spans()
-print({span.context.trace_id == request.context.trace_id for span in told.spans})
+print({span.context.trace_id == request.context.trace_id for span in captured.spans})
 engine.dispose()
 """
 
@@ -361,19 +370,19 @@ def test_it_leaves_configured_providers_alone_and_joins_the_callers_trace() -> N
     assert ran.stderr == ""
 
 
-def test_an_instrumented_factory_goes_on_telling_its_own_exporter(maker: Any) -> None:
+def test_an_instrumented_factory_still_reports_to_its_own_exporter(maker: Any) -> None:
     names: list[str] = []
     exporter = Exporter(on_session=lambda summary: names.append(summary.name))
-    with instrument(maker, name="theirs", exporter=exporter), capture(maker, name="ours") as told:
+    with instrument(maker, name="other", exporter=exporter), capture(maker, name="own") as captured:
         read(maker)
-    assert (names, [summary.name for summary in told.sessions]) == (["theirs"], ["ours"])
+    assert (names, [summary.name for summary in captured.sessions]) == (["other"], ["own"])
 
 
 def test_a_session_lost_to_the_garbage_collector_is_among_the_summaries(maker: Any) -> None:
-    with capture(maker) as told:
+    with capture(maker) as captured:
         maker().connection()
         gc.collect()
-        outcomes = [summary.outcome for summary in told.sessions]
+        outcomes = [summary.outcome for summary in captured.sessions]
     assert outcomes == ["abandoned"]
 
 
@@ -384,12 +393,12 @@ def test_sessions_of_many_tasks_are_kept_apart(twin: Twin) -> None:
                 (await session.scalars(select(Author))).all()
 
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             if twin.is_async:
                 await asyncio.gather(*(unit(number) for number in range(1, 5)))
             else:
                 for number in range(1, 5):
                     await unit(number)
-        assert sorted(summary.statements for summary in told.sessions) == [1, 2, 3, 4]
+        assert sorted(summary.statements for summary in captured.sessions) == [1, 2, 3, 4]
 
     twin.run(story)

@@ -16,7 +16,7 @@ JSONL = "session_tracer.exporters.jsonl:open_exporter"
 
 
 def installed(folder: Path, name: str, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A package of somebody else's that brings an exporter."""
+    """A package of another author that brings an exporter."""
     info = folder / "paper-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Name: paper\nVersion: 1.0\n")
@@ -29,12 +29,14 @@ def test_one_of_another_package_is_found(tmp_path: Path, monkeypatch: pytest.Mon
     assert find_exporter("paper") is jsonl.open_exporter
 
 
-def test_one_of_ours_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exporter_of_the_package_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     installed(tmp_path, "console", JSONL, monkeypatch)
     assert find_exporter("console") is console.open_exporter
 
 
-def test_an_unknown_name_is_told_all_there_are(
+def test_an_unknown_name_is_refused_with_the_available_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     installed(tmp_path, "paper", JSONL, monkeypatch)

@@ -136,7 +136,7 @@ work()
     assert done.stdout.count('"finding_id": "large-result"') == 1
 
 
-def test_an_endpoint_without_the_extra_says_what_to_install_and_degrades() -> None:
+def test_an_endpoint_without_the_extra_logs_what_to_install_and_degrades() -> None:
     program = """
 sys.modules["opentelemetry.exporter.otlp.proto.http"] = None
 traced(); work(3)
@@ -187,7 +187,7 @@ print(sessions(spans), counted(reader))
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_later_still_spans_and_metrics_move_and_a_line_says_so() -> None:
+def test_later_still_spans_and_metrics_move_and_a_line_reports_it() -> None:
     program = """
 import threading
 traced(repeat_finding_seconds=1e-9); work(3)
@@ -242,7 +242,7 @@ print(sessions(spans))
 # Providers of any class.
 
 
-def test_a_provider_that_does_not_do_as_the_api_says_is_named_once() -> None:
+def test_a_provider_that_does_not_follow_the_api_is_named_once() -> None:
     program = """
 from opentelemetry import metrics, trace
 class Meters(metrics.MeterProvider):
@@ -388,7 +388,7 @@ def test_names_that_do_not_go_together_are_refused(
 # What the environment cannot give.
 
 
-def test_a_port_in_use_is_said_once_and_findings_go_to_logging(
+def test_a_port_in_use_is_logged_once_and_findings_go_to_logging(
     factory: sessionmaker[Session], caplog: pytest.LogCaptureFixture
 ) -> None:
     with closing(socket.socket()) as taken:
@@ -403,7 +403,7 @@ def test_a_port_in_use_is_said_once_and_findings_go_to_logging(
     assert [message.partition(" ")[0] for message in findings] == ["repeated-select"] * 2
 
 
-def test_a_path_of_the_environment_that_cannot_be_written_is_said_once(
+def test_a_path_of_the_environment_that_cannot_be_written_is_logged_once(
     factory: sessionmaker[Session],
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
-from dataclasses import MISSING, FrozenInstanceError, fields
+from dataclasses import FrozenInstanceError, fields
 from typing import Any
 
 import pytest
@@ -39,12 +39,8 @@ def documented() -> set[str]:
     }
 
 
-def test_every_option_has_a_rule_a_parser_and_a_docstring() -> None:
-    names = {field.name for field in fields(Settings)}
-    assert set(module._RULES) == names
-    assert documented() == names
-    kinds = {type(field.default) for field in fields(Settings) if field.default is not MISSING}
-    assert kinds <= set(module._PARSERS)
+def test_every_option_has_a_docstring() -> None:
+    assert documented() == {field.name for field in fields(Settings)}
 
 
 def test_the_defaults_are_possible() -> None:
@@ -251,7 +247,7 @@ def test_a_keyword_beats_the_environment() -> None:
     )
 
 
-def test_an_unknown_option_is_refused_with_those_there_are() -> None:
+def test_an_unknown_option_is_refused_with_the_available_ones() -> None:
     with pytest.raises(ValueError, match="Unknown setting") as refused:
         DEFAULTS.override({"max_entity": 1, "site_frames": 2})
     known = ", ".join(sorted(field.name for field in fields(Settings)))

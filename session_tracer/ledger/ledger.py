@@ -484,11 +484,14 @@ class Ledger(Use):
             if self.is_open and not self.is_beginning:
                 self.scope.reports = self.reports
 
-    def begin_counting_anew(self) -> None:
-        """Forget what counts towards thresholds: another test uses the session now.
+    def reset_counts(self, report: Report) -> None:
+        """Reset what counts towards thresholds, because another test uses the session now.
 
-        What the ledger has just counted is forgotten, too. Call it before the test does anything.
+        The other reports of the scope do not repeat a finding. Call it before the test's first
+        statement, which would be reset as well.
         """
+        for other in self.reports:
+            other.repeats = other is report
         self.loads = None
         self.first_selects = ()
         self.single_rows = None

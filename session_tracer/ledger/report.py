@@ -217,6 +217,7 @@ class Report:
         "misuses",
         "name",
         "publisher",
+        "repeats",
         "settings",
         "silenced",
         "sinks",
@@ -252,6 +253,8 @@ class Report:
         # Trace and span id of the innermost open span, where one is recording.
         self.span_context: tuple[int, int] | None = None
         self.findings: tuple[Finding, ...] = ()
+        # Whether a finding is reported again after counts were reset for another report.
+        self.repeats = True
         # What is to be raised as `SessionMisuse`.
         self.misuses: tuple[Finding, ...] = ()
         self._memories: dict[int, Any] | None = None
@@ -324,11 +327,20 @@ class Report:
     def _rule(self, verdict: Finding | Retraction) -> Finding | Retraction | None:
         """The verdict as the policy has it reported, or None."""
         if isinstance(verdict, Finding):
-            return self.tracer.policy.rule(verdict, self)
+            ruled = self.tracer.policy.rule(verdict, self)
+            return None if ruled is None or self._is_repeated(ruled) else ruled
         if not isinstance(verdict, Retraction):
             raise TypeError(f"{type(verdict).__qualname__} is no Finding")
         reported = self.tracer.policy.as_reported(verdict.finding)
         return replace(verdict, finding=reported) if reported in self.findings else None
+
+    def _is_repeated(self, finding: Finding) -> bool:
+        """Whether it was reported already, and is found again because counts were reset."""
+        return not self.repeats and any(
+            (one.id, one.site, one.entity, one.attribute)
+            == (finding.id, finding.site, finding.entity, finding.attribute)
+            for one in self.findings
+        )
 
     def _conclude(self, verdict: Finding | Retraction) -> None:
         if isinstance(verdict, Retraction):

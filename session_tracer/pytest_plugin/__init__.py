@@ -1,7 +1,7 @@
-"""The pytest plugin: traces the sessions of tests where asked to, and reports the findings.
+"""The pytest plugin: traces the sessions of tests, and reports the findings.
 
-Every environment that has this package loads it, so it imports nothing but pytest until it is
-asked for: by `--session-tracer`, the fixture `session_trace`, or the marker `session_budget`.
+pytest loads it wherever this package is installed. It therefore imports nothing but pytest until
+`--session-tracer`, the fixture `session_trace` or the marker `session_budget` is used.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from session_tracer.pytest_plugin.budgets import BUDGETS, MARKER, read_budgets
-from session_tracer.pytest_plugin.options import Options, add_options, give_back_path, read_options
+from session_tracer.pytest_plugin.options import Options, add_options, read_options, separate_path
 from session_tracer.pytest_plugin.trace import SessionTrace
 
 if TYPE_CHECKING:
@@ -34,12 +34,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_load_initial_conftests(early_config: pytest.Config, args: list[str]) -> None:
-    give_back_path(early_config, args)
+    separate_path(early_config, args)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     budgets = ", ".join(f"{name}=..." for name in BUDGETS)
-    config.addinivalue_line("markers", f"{MARKER}({budgets}): the most that its sessions may do.")
+    config.addinivalue_line(
+        "markers", f"{MARKER}({budgets}): limits of what the test's sessions do."
+    )
     options = config.stash[_OPTIONS] = read_options(config)
     if options.on:
         config.pluginmanager.register(_run_of(config), "session_tracer_run")
@@ -54,24 +56,24 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def session_trace(request: pytest.FixtureRequest) -> SessionTrace:
-    """What the SQLAlchemy sessions of this test do: its findings, its sessions, how often what."""
+    """What the SQLAlchemy sessions of this test do: findings, sessions and counts."""
     stash = request.node.stash
-    if _CASE not in stash:  # it is asked for by name, as the test runs
-        refusal = _begin(request.node)
-        if refusal:
-            pytest.fail(refusal, pytrace=False)
+    if _CASE not in stash:  # getfixturevalue() is called while the test runs
+        error = _begin(request.node)
+        if error:
+            pytest.fail(error, pytrace=False)
         stash[_CASE].phase = "call" if stash[_CALLED] else "setup"
     return SessionTrace(stash[_CASE])
 
 
-# Outermost, so that the fixtures are inside.
+# Outermost, so that it surrounds the fixtures.
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
     item.stash[_CALLED] = False
-    refusal = _begin(item) if _is_traced(item) else ""
+    error = _begin(item) if _is_traced(item) else ""
     result = yield
-    if refusal:  # only now, or other plugins would miss the setup when they tear down
-        pytest.fail(refusal, pytrace=False)
+    if error:  # after the setup of other plugins, because pytest calls their teardown
+        pytest.fail(error, pytrace=False)
     return result
 
 
@@ -86,7 +88,7 @@ def pytest_fixture_setup(
         return (yield)
 
 
-# Innermost, so that what it raises is treated as if the test had raised it.
+# Innermost, so that its exception is treated as if the test had raised it.
 @pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     item.stash[_CALLED] = True
@@ -96,11 +98,11 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     result = yield
     case = item.stash.get(_CASE, None)
     if case is not None:
-        _run_of(item.config).judge_call(case)
+        _run_of(item.config).judge(case, "call")
     return result
 
 
-# Outermost, so that the fixtures have gone.
+# Outermost, so that the fixtures have been torn down.
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
     case = item.stash.get(_CASE, None)
@@ -113,7 +115,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object
     finally:
         run.end(case)
         item.user_properties.extend(case.properties())
-    run.judge_fixtures(case)
+    run.judge(case, "setup", "teardown")
     return result
 
 
@@ -146,17 +148,17 @@ def _is_traced(item: pytest.Item) -> bool:
 
 
 def _begin(item: pytest.Item) -> str:
-    """Have the test traced; the reason if it cannot be, else an empty string."""
+    """Begin to trace the test, and return an error message or an empty string."""
     try:
         budgets = read_budgets(item.iter_markers(MARKER))
         item.stash[_CASE] = _run_of(item.config).begin(item.nodeid, budgets)
-    except ValueError as error:  # of settings, or of a marker that parametrize() sets
+    except ValueError as error:  # in a setting, or in a marker that parametrize() sets
         return str(error)
     return ""
 
 
 def _run_of(config: pytest.Config) -> Run:
-    """What traces this run; it is imported and made when it is first asked for."""
+    """Return the run, which is imported and created when it is first needed."""
     run = config.stash.get(_RUN, None)
     if run is None:
         from session_tracer.pytest_plugin.run import Run

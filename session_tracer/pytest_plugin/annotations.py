@@ -1,4 +1,4 @@
-"""Writes findings as GitHub's workflow commands, which it shows next to the lines of code."""
+"""Formats findings as workflow commands, which GitHub shows next to the lines of code."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ if TYPE_CHECKING:
 
     from session_tracer.model.findings import Finding
 
-__all__ = ["are_wanted", "workflow_commands"]
+__all__ = ["is_github_actions", "workflow_commands"]
 
 _COMMANDS: Final = {"error": "error", "warning": "warning", "info": "notice"}
 
 
-def are_wanted(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether this runs on GitHub Actions."""
+def is_github_actions(environ: Mapping[str, str] = os.environ) -> bool:
+    """Return whether this process runs on GitHub Actions."""
     return environ.get("GITHUB_ACTIONS") == "true"
 
 
 def workflow_commands(
     findings: Iterable[Finding], environ: Mapping[str, str] = os.environ
 ) -> Iterator[str]:
-    """A line for each finding: `::warning file=app/report.py,line=33,title=n-plus-one::...`."""
+    """Yield a line for each finding: `::warning file=report.py,line=33,title=n-plus-one::...`."""
     root = environ.get("GITHUB_WORKSPACE") or os.getcwd()
     for finding in findings:
         properties = {"title": finding.id}
@@ -36,7 +36,7 @@ def workflow_commands(
 
 
 def _below(file: str, root: str) -> str:
-    """The file as the repository names it."""
+    """Return the path relative to the repository, or the path as it is if it is outside."""
     real, home = os.path.realpath(file), os.path.realpath(root)
     if not real.startswith(home + os.sep):
         return file

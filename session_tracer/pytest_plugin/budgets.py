@@ -1,8 +1,7 @@
-"""Reads what the marker `session_budget` allows a test's sessions."""
+"""Reads the marker `session_budget`: the limits of what a test's sessions do."""
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -17,15 +16,17 @@ BUDGETS: Final = ("sessions", "commits", "flushes", "statements", "lazy_loads", 
 
 
 def read_budgets(marks: Iterable[pytest.Mark]) -> dict[str, int]:
-    """The budgets that these marks set; where two set the same one, the first mark counts.
+    """Return the budgets that these marks set. If two set the same one, the first mark counts.
 
     Raises:
-        ValueError: a budget does not exist, or is not a whole number from 0 up.
+        ValueError: a budget does not exist, or is not an integer of at least 0.
     """
     budgets: dict[str, int] = {}
     for mark in marks:
         if mark.args or not mark.kwargs:
-            raise ValueError(f"{MARKER}() takes at least one of {', '.join(BUDGETS)}, by name.")
+            raise ValueError(
+                f"Invalid {MARKER}(): expected keyword arguments. Available: {', '.join(BUDGETS)}."
+            )
         for name, most in mark.kwargs.items():
             _check(name, most)
             budgets.setdefault(name, most)
@@ -33,10 +34,13 @@ def read_budgets(marks: Iterable[pytest.Mark]) -> dict[str, int]:
 
 
 def _check(name: str, most: object) -> None:
-    given = f"Invalid {MARKER}({name}={most!r})"
     if name not in BUDGETS:
-        near = get_close_matches(name, BUDGETS, n=1)
-        meant = f" Did you mean {near[0]}?" if near else ""
-        raise ValueError(f"{given}: expected one of {', '.join(BUDGETS)}.{meant}")
+        # Not imported before it is needed: every run of pytest imports this module.
+        from session_tracer.runtime.nearest import did_you_mean
+
+        raise ValueError(
+            f"Unknown budget {name!r} in {MARKER}().{did_you_mean(name, BUDGETS)} Available: "
+            f"{', '.join(BUDGETS)}."
+        )
     if not isinstance(most, int) or isinstance(most, bool) or most < 0:
-        raise ValueError(f"{given}: expected a whole number from 0 up.")
+        raise ValueError(f"Invalid {MARKER}({name}={most!r}): expected an integer of at least 0.")

@@ -1,4 +1,4 @@
-"""One test: what its sessions did, and what was found."""
+"""One test: what its sessions did, and which findings were reported."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from session_tracer import facts
 from session_tracer.ledger.registry import live_sessions
-from session_tracer.pytest_plugin.account import Account
-from session_tracer.pytest_plugin.tally import Tally
+from session_tracer.pytest_plugin.budgets import BUDGETS
+from session_tracer.pytest_plugin.counts import BudgetCounts, SessionCounts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -19,21 +19,18 @@ if TYPE_CHECKING:
     from session_tracer.model.live_session import LiveSession
     from session_tracer.model.summary import SessionSummary
 
-__all__ = ["Case", "Drawn", "Phase", "Scope"]
+__all__ = ["Case", "Phase", "Reported", "Scope"]
 
 Phase: TypeAlias = Literal["setup", "call", "teardown"]
 
 _SEVERITIES: Final[tuple[Severity, ...]] = ("info", "warning", "error")
-# Facts about a session that does nothing itself.
+# Facts that are not something that the session does.
 _NOTHING_DONE: Final = (facts.DetachedLoadFailed, facts.TimePassed)
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
-    """A finding, the phase of the test in which it was reported, and whether it is known.
-
-    `known` is whether the baseline has it.
-    """
+class Reported:
+    """A finding, the test's phase in which it was reported, and whether the baseline has it."""
 
     finding: Finding
     phase: Phase
@@ -42,99 +39,102 @@ class Drawn:
 
 @dataclass(slots=True)
 class Scope:
-    """What is remembered of a session scope.
+    """A session scope.
 
-    `case` is the test that it belongs to, or None. `shared` is whether a fixture wider than one
-    test opened it, `left_open` whether it was reported that its test left it open.
+    Attributes:
+        case: The test that it belongs to, or None.
+        shared: Whether it was opened by a fixture with a wider scope than one test.
+        left_open: Whether it was reported that its test left it open.
+        last: The test that used it last.
     """
 
     case: Case | None
     shared: bool
     left_open: bool = False
-    # The test that used it last.
     last: Case | None = None
 
 
 class Case:
-    """One test. Its accounts are of what sessions did in the call, not in setup and teardown."""
+    """One test. What sessions do in its setup and teardown is not counted."""
 
     def __init__(self, nodeid: str, budgets: dict[str, int], settle: Callable[[], None]) -> None:
         self.nodeid = nodeid
         self.budgets = budgets
         self.settle = settle
         self.phase: Phase = "setup"
-        self.tally = Tally()
-        self.drawn: list[Drawn] = []
+        self.counts = BudgetCounts()
+        self.reported: list[Reported] = []
         self.failed = False
         # The findings that are in no test report yet, and the failure that this plugin raised.
-        self.untold: list[Finding] = []
+        self.unlisted: list[Finding] = []
         self.raised: BaseException | None = None
         self.headline = ""
         self._opened: dict[str, tuple[Report, Scope]] = {}
-        self._accounts: dict[str, Account] = {}
+        self._sessions: dict[str, SessionCounts] = {}
 
     def add(self, fact: Fact, report: Report, scope: Scope) -> None:
-        """Take into account what happened to a session."""
+        """Count what a session did."""
+        id_ = report.ledger.id
         if isinstance(fact, facts.SessionOpened) and scope.case is self:
-            self._opened[report.ledger.id] = report, scope
+            self._opened[id_] = report, scope
         if self.phase == "call" and not isinstance(fact, _NOTHING_DONE):
-            id_ = report.ledger.id
-            account = self._accounts.get(id_)
-            if account is None:
-                account = self._accounts[id_] = Account(report, fact.at)
-            account.add(fact)
-            self.tally.add(fact, id_)
+            session = self._sessions.get(id_)
+            if session is None:
+                session = self._sessions[id_] = SessionCounts(report, fact.at)
+            session.add(fact)
+            self.counts.add(fact, id_)
 
-    def draw(self, drawn: Drawn) -> None:
-        """Take a finding into account."""
-        self.drawn.append(drawn)
-        if not drawn.known:
-            self.untold.append(drawn.finding)
-        account = self._accounts.get(drawn.finding.session_id)
-        if account is not None:
-            account.findings.append(drawn.finding)
+    def add_finding(self, reported: Reported) -> None:
+        """Add a finding."""
+        self.reported.append(reported)
+        if not reported.known:
+            self.unlisted.append(reported.finding)
+        session = self._sessions.get(reported.finding.session_id)
+        if session is not None:
+            session.findings.append(reported.finding)
 
     def summaries(self) -> list[SessionSummary]:
-        """What each session did in the call."""
-        return [account.summary() for account in list(self._accounts.values())]
+        """Return what each session did."""
+        return [session.summary() for session in list(self._sessions.values())]
 
     def open_sessions(self) -> list[LiveSession]:
-        """The sessions that this test opened and that are still open."""
+        """Return the sessions that this test opened and that are still open."""
         return [live for live in live_sessions() if live.id in self._opened]
 
     def left_open(self) -> Iterator[tuple[Report, Scope]]:
-        """The sessions that this test opened and that still have a transaction open."""
+        """The sessions that this test opened and that are still in a transaction."""
         for report, scope in list(self._opened.values()):
             if report.ledger.outcome is None and report.ledger.transaction_began_at:
                 yield report, scope
 
-    def blamed(self, fail_from: Severity | None, phases: tuple[Phase, ...]) -> list[Finding]:
-        """The findings of these phases for which the test has to fail."""
+    def findings_to_fail_for(
+        self, fail_from: Severity | None, phases: tuple[Phase, ...]
+    ) -> list[Finding]:
+        """Return the new findings of these phases with that severity or a higher one."""
         if fail_from is None:
             return []
-        enough = _SEVERITIES[_SEVERITIES.index(fail_from) :]
+        severe = _SEVERITIES[_SEVERITIES.index(fail_from) :]
         return [
-            drawn.finding
-            for drawn in self.drawn
-            if drawn.phase in phases and not drawn.known and drawn.finding.severity in enough
+            one.finding
+            for one in self.reported
+            if one.phase in phases and not one.known and one.finding.severity in severe
         ]
 
     def exceeded(self) -> list[str]:
-        """The budgets that were exceeded: `statements 15 > 6 (lazy Author.books ×12 at ...)`."""
-        counts = self.tally.counts
+        """Return the exceeded budgets: `statements 15 > 6 (lazy Author.books ×12 at ...)`."""
         return [
-            f"{budget} {counts[budget]} > {most} ({self.tally.cause(budget)})"
+            f"{budget} {self.counts[budget]} > {most} ({self.counts.main_cause(budget)})"
             for budget, most in self.budgets.items()
-            if counts[budget] > most
+            if self.counts[budget] > most
         ]
 
     def properties(self) -> Iterator[tuple[str, object]]:
-        """What is written into a JUnit file: counts and findings."""
-        if self._accounts:
-            for budget, count in self.tally.counts.items():
-                yield f"session_tracer.{budget}", count
-        for drawn in self.drawn:
-            site = drawn.finding.site
+        """The properties for a JUnit file: counts and findings."""
+        if self._sessions:
+            for budget in BUDGETS:
+                yield f"session_tracer.{budget}", self.counts[budget]
+        for reported in self.reported:
+            site = reported.finding.site
             where = "" if site is None else f" {site.path}:{site.line}"
-            if not drawn.known:
-                yield "session_tracer.finding", drawn.finding.id + where
+            if not reported.known:
+                yield "session_tracer.finding", reported.finding.id + where

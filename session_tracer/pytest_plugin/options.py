@@ -1,4 +1,4 @@
-"""What the command line and the configuration file ask of the plugin."""
+"""The plugin's command-line options and its settings in pytest's configuration file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 if TYPE_CHECKING:
     from session_tracer.model.findings import Severity
 
-__all__ = ["Options", "add_options", "give_back_path", "read_options"]
+__all__ = ["Options", "add_options", "read_options", "separate_path"]
 
 _FAIL_FROM: Final[dict[str, Severity | None]] = {
     "report": None,
@@ -26,10 +26,13 @@ _ALLOWED: Final = "report, info, warning, error or off"
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Whether every test is traced, and what becomes of what is found.
+    """The options as they were given.
 
-    A test fails for findings from the severity `fail_from` up, and for none where that is None.
-    `baseline` is the file of known findings, to which `update` has the new ones added.
+    Attributes:
+        on: Whether every test is traced.
+        fail_from: The lowest severity of findings for which a test fails; None for none.
+        baseline: The file of known findings.
+        update: Whether new findings are added to that file.
     """
 
     on: bool = False
@@ -46,29 +49,29 @@ def add_options(parser: pytest.Parser) -> None:
         nargs="?",
         const="report",
         metavar="SEVERITY",
-        help="report what session_tracer finds; with info, warning or error also fail the tests "
-        "that cause findings of that severity or above",
+        help="report the findings of session_tracer; with info, warning or error also fail the "
+        "tests with findings of that severity or a higher one",
     )
     group.addoption(
         "--session-tracer-baseline",
         metavar="FILE",
-        help="accept the findings that FILE knows, and report the others",
+        help="report only the findings that FILE does not contain",
     )
     group.addoption(
         "--session-tracer-update-baseline",
         action="store_true",
-        help="accept what this run finds too: add it to the baseline",
+        help="add the findings of this run to the baseline",
     )
-    parser.addini("session_tracer", f"the default of --session-tracer: {_ALLOWED}", default="off")
+    parser.addini("session_tracer", f"default of --session-tracer: {_ALLOWED}", default="off")
     parser.addini(
         "session_tracer_baseline",
-        "the default of --session-tracer-baseline, relative to the configuration file",
+        "default of --session-tracer-baseline, relative to the configuration file",
         default="",
     )
 
 
-def give_back_path(config: pytest.Config, args: list[str]) -> None:
-    """Have `--session-tracer tests/` mean a report, and the path."""
+def separate_path(config: pytest.Config, args: list[str]) -> None:
+    """Read `--session-tracer tests/` as `--session-tracer=report tests/`."""
     for index, (option, following) in enumerate(pairwise(args)):
         is_value = following in (*_FAIL_FROM, "off") or following.startswith("-")
         if option == "--session-tracer" and not is_value:
@@ -78,7 +81,7 @@ def give_back_path(config: pytest.Config, args: list[str]) -> None:
 
 
 def read_options(config: pytest.Config) -> Options:
-    """The options as they were given.
+    """Return the options as they were given.
 
     Raises:
         pytest.UsageError: a value is invalid, or the baseline to update is not named.
@@ -86,19 +89,19 @@ def read_options(config: pytest.Config) -> Options:
     given = config.getoption("--session-tracer")
     update = bool(config.getoption("--session-tracer-update-baseline"))
     baseline = _baseline(config)
-    asked = config.getoption("--session-tracer-baseline") is not None or update
+    has_option = config.getoption("--session-tracer-baseline") is not None or update
     value = given or config.getini("session_tracer")
     if value == "off":
-        if given or not asked:
+        if given or not has_option:
             return Options()
-        value = "report"  # a baseline is named, so the other findings are of interest
+        value = "report"  # an option names a baseline, so the new findings are reported
     if value not in _FAIL_FROM:
         option = "--session-tracer" if given else "session_tracer"
         where = "" if given else " in pytest's configuration file"
         raise pytest.UsageError(f"Invalid {option}={value!r}{where}: expected {_ALLOWED}.")
     if update and baseline is None:
         raise pytest.UsageError(
-            "--session-tracer-update-baseline needs --session-tracer-baseline=FILE."
+            "--session-tracer-update-baseline needs a file: add --session-tracer-baseline=FILE."
         )
     return Options(on=True, fail_from=_FAIL_FROM[value], baseline=baseline, update=update)
 
@@ -111,6 +114,6 @@ def _baseline(config: pytest.Config) -> Path | None:
     if default:
         home = config.rootpath if config.inipath is None else config.inipath.parent
         return Path(home, default)
-    # The setting that instrument() has too.
+    # The setting baseline_path, which instrument() uses.
     setting = os.environ.get("SESSION_TRACER_BASELINE_PATH")
     return Path(config.invocation_params.dir, setting) if setting else None

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from session_tracer.exporters.wording import counted
 from session_tracer.model.findings import LEFT_OPEN
 from session_tracer.pytest_plugin import wording
-from session_tracer.pytest_plugin.annotations import are_wanted, workflow_commands
+from session_tracer.pytest_plugin.annotations import is_github_actions, workflow_commands
 from session_tracer.pytest_plugin.case import Case
-from session_tracer.pytest_plugin.ledger import Ledger
+from session_tracer.pytest_plugin.run_findings import RunFindings
 from session_tracer.pytest_plugin.tracing import Tracing
 from session_tracer.verdicts import baseline
 
@@ -20,18 +21,19 @@ if TYPE_CHECKING:
 
     from session_tracer.ledger.report import Report
     from session_tracer.model.findings import Finding, Severity
+    from session_tracer.pytest_plugin.case import Phase
     from session_tracer.pytest_plugin.options import Options
     from session_tracer.verdicts.baseline import Baseline
 
 __all__ = ["Run"]
 
-# Where xdist's workers put what they found.
+# The key of xdist's worker output.
 _OUTPUT: Final = "session_tracer"
 _COLOURS: Final = {"error": "red", "warning": "yellow", "info": "cyan"}
 
 
 class Run:
-    """Traces the tests that ask for it, or every test where it is registered as a plugin.
+    """Traces the tests that use the fixture or marker, or every test if registered as a plugin.
 
     Raises:
         pytest.UsageError: the baseline cannot be read.
@@ -41,13 +43,13 @@ class Run:
         self._config = config
         self._options = options
         self._baseline = _load(options)
-        self._ledger = Ledger()
-        self.tracing = Tracing(self._baseline, self._ledger.add)
+        self._found = RunFindings()
+        self.tracing = Tracing(self._baseline, self._found.add)
 
-    # One test.
+    # For one test.
 
     def begin(self, nodeid: str, budgets: dict[str, int]) -> Case:
-        """A test begins.
+        """Begin a test.
 
         Raises:
             ValueError: a setting in the environment is invalid.
@@ -59,10 +61,10 @@ class Run:
         return case
 
     def end(self, case: Case) -> None:
-        """A test and its own fixtures have ended."""
+        """End a test, after its own fixtures have ended."""
         self.tracing.settle()
         for report, scope in case.left_open():
-            # A session that is reported as leaked is not reported as left open as well.
+            # A session is reported as leaked or as left open, not as both.
             if not report.was_reported("leaked-session"):
                 self.tracing.conclude(_left_open(report), report, case)
             scope.left_open = True
@@ -70,41 +72,35 @@ class Run:
             self.tracing.case = None
             self.tracing.stop()
 
-    def judge_call(self, case: Case) -> None:
-        """Fail the test for what it did, where it exceeds a budget or has such findings."""
+    def judge(self, case: Case, *phases: Phase) -> None:
+        """Fail the test if it has exceeded a budget, or if findings of these phases are severe."""
         self.tracing.settle()
-        if not case.failed:  # one of its subtests has
-            self._fail(case, wording.failure_of_call(case, self._fail_from))
-
-    def judge_fixtures(self, case: Case) -> None:
-        """Fail the teardown for what the fixtures did, unless the test has failed already."""
-        if not case.failed:
-            self._fail(case, wording.failure_of_fixtures(case, self._fail_from))
+        if case.failed:  # by itself, or one of its subtests has
+            return
+        failure = wording.failure_of(case, self._fail_from, phases)
+        if failure is not None:
+            case.headline = failure.headline
+            case.unlisted = [one for one in case.unlisted if one not in failure.findings]
+            case.raised = pytest.fail.Exception(failure.text, pytrace=False)
+            raise case.raised
 
     def add_to_report(
         self, case: Case, item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport
     ) -> None:
-        """Add the findings to the test's report, and the reason if this plugin failed the test."""
+        """Add the findings to the test's report, and the headline if this plugin failed it."""
         case.failed = case.failed or report.failed
         if call.excinfo is not None and call.excinfo.value is case.raised:
             _point_to(report, item, case.headline)
-        if case.untold and (report.failed or report.when != "setup"):
-            report.sections.append(("session findings", wording.blocks(case.untold)))
-            case.untold.clear()
-
-    def _fail(self, case: Case, failure: wording.Failure | None) -> None:
-        if failure is not None:
-            case.headline = failure.headline
-            case.untold = [one for one in case.untold if one not in failure.findings]
-            case.raised = pytest.fail.Exception(failure.text, pytrace=False)
-            raise case.raised
+        if case.unlisted and (report.failed or report.when != "setup"):
+            report.sections.append(("session findings", wording.blocks(case.unlisted)))
+            case.unlisted.clear()
 
     @property
     def _fail_from(self) -> Severity | None:
-        # A run that accepts its findings does not fail for them.
+        # A run that adds its findings to the baseline does not fail for them.
         return None if self._options.update else self._options.fail_from
 
-    # The whole run; pytest calls these where this is registered.
+    # For the whole run. pytest calls these if this is registered as a plugin.
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionstart(self) -> None:
@@ -115,33 +111,33 @@ class Run:
             except ValueError as error:
                 raise pytest.UsageError(f"session_tracer: {error}") from None
 
-    # Innermost: after the teardown of every fixture, before xdist's worker sends its output.
+    # Innermost: after the teardown of every fixture, and before xdist's worker sends its output.
     @pytest.hookimpl(wrapper=True, trylast=True)
     def pytest_sessionfinish(self) -> Generator[None, object, object]:
         try:
             return (yield)
         finally:
             self.tracing.stop()
-            self._ledger.sessions += self.tracing.sessions
+            self._found.sessions += self.tracing.sessions
             output: dict[str, Any] | None = getattr(self._config, "workeroutput", None)
             if output is not None:
-                output[_OUTPUT] = self._ledger.dump()
+                output[_OUTPUT] = self._found.dump()
             elif self._options.update and self._options.baseline is not None:
-                found = [entry.finding for entry in self._ledger.new]
-                baseline.write(self._options.baseline, found, self._baseline)
+                new = [entry.finding for entry in self._found.new]
+                baseline.write(self._options.baseline, new, self._baseline)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
         # A worker that crashed has no output.
         dumped = getattr(node, "workeroutput", {}).get(_OUTPUT)
         if dumped is not None:
-            self._ledger.merge(dumped)
+            self._found.merge(dumped)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if self._config.getoption("collectonly"):
             return
         terminalreporter.ensure_newline()
-        new, known = self._ledger.new, self._ledger.known
+        new, known = self._found.new, self._found.known
         if new or known:
             terminalreporter.section("session findings")
         for entry, (id_, rest, remedy) in zip(new, wording.rows(new), strict=True):
@@ -150,18 +146,18 @@ class Run:
             if remedy:
                 terminalreporter.write_line(f"    {remedy}")
         terminalreporter.write_line(self._last_line(len(new), known))
-        if are_wanted():
+        if is_github_actions():
             for line in workflow_commands(entry.finding for entry in new):
                 terminalreporter.write_line(line)
 
     def _last_line(self, new: int, known: int) -> str:
         file = self._options.baseline
         if self._options.update and file is not None:
-            return f"{new} new, {known} known; all are in {os.path.relpath(file)} now"
+            return f"{new} new, {known} known; updated {os.path.relpath(file)}"
         if file is not None:
             return f"{new} new, {known} known (baseline)"
-        sessions = wording.number(self._ledger.sessions, "session")
-        return f"{wording.number(new, 'finding') if new else 'no findings'} in {sessions}"
+        sessions = counted(self._found.sessions, "session")
+        return f"{counted(new, 'finding') if new else 'no findings'} in {sessions}"
 
 
 def _load(options: Options) -> Baseline:
@@ -189,7 +185,7 @@ def _left_open(report: Report) -> Finding:
 
 
 def _point_to(report: pytest.TestReport, item: pytest.Item, headline: str) -> None:
-    """Have the report's short line give the reason, at the test instead of in this plugin."""
+    """Make the report's short line name the reason and the test, not this plugin's file."""
     crash = getattr(report.longrepr, "reprcrash", None)
     if crash is not None:
         crash.message = headline

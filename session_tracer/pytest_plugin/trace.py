@@ -1,4 +1,4 @@
-"""What the sessions of one test do, as the fixture `session_trace` gives it."""
+"""The value of the fixture `session_trace`: what the sessions of one test did."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["SessionTrace"]
 
 
 class SessionTrace:
-    """What the sessions of one test did so far; `str()` gives their timelines.
+    """What the sessions of one test did so far. `str()` returns their timelines.
 
-    Everything but `findings` and `open` is about the test itself, not about the setup and teardown
-    of its fixtures. What other threads and tasks do during the test counts, too.
+    Everything except `findings` and `open` is about the test itself, not about the setup and
+    teardown of its fixtures. Sessions of other threads and tasks are included.
     """
 
     def __init__(self, case: Case) -> None:
@@ -30,54 +30,55 @@ class SessionTrace:
 
     @property
     def findings(self) -> list[Finding]:
-        """What was found in the test and its fixtures, also what the baseline knows."""
+        """The findings of the test and its fixtures, including known ones of the baseline."""
         self._case.settle()
-        return [drawn.finding for drawn in self._case.drawn]
+        return [reported.finding for reported in self._case.reported]
 
     @property
     def sessions(self) -> list[SessionSummary]:
-        """What each session did, in the order of their first use in the test.
+        """What each session did, in the order in which the test first used them.
 
-        Sessions of wider fixtures are among them. A session that is still open has no `ending`.
+        Sessions of fixtures with a wider scope are included. A session that is still open has no
+        `ending`.
         """
         self._case.settle()
         return self._case.summaries()
 
     @property
     def open(self) -> list[LiveSession]:
-        """The sessions that were opened in the test or its own fixtures, and are open now."""
+        """The sessions that the test or its own fixtures opened, and that are open now."""
         return self._case.open_sessions()
 
     @property
     def opened(self) -> int:
-        """How many session scopes were opened."""
-        return self._counted("sessions")
+        """Number of session scopes that were opened."""
+        return self._count("sessions")
 
     @property
     def statements(self) -> int:
-        """How many statements ran; an `executemany` counts as one."""
-        return self._counted("statements")
+        """Number of statements. An `executemany` counts as one."""
+        return self._count("statements")
 
     @property
     def commits(self) -> int:
-        """How many transactions were committed; the release of a savepoint is not counted."""
-        return self._counted("commits")
+        """Number of transactions that were committed. Savepoints are not counted."""
+        return self._count("commits")
 
     @property
     def flushes(self) -> int:
-        """How many flushes there were, including failed ones."""
-        return self._counted("flushes")
+        """Number of flushes, including failed ones."""
+        return self._count("flushes")
 
     @property
     def lazy_loads(self) -> int:
-        """How many statements loaded an attribute of one object; a `refresh()` is not counted."""
-        return self._counted("lazy_loads")
+        """Number of statements that loaded an attribute of one object, except by `refresh()`."""
+        return self._count("lazy_loads")
 
     @property
     def loaded(self) -> int:
-        """How many objects were loaded that were not in an identity map before."""
-        return self._counted("loaded")
+        """Number of objects that were loaded and were not in the identity map before."""
+        return self._count("loaded")
 
-    def _counted(self, budget: str) -> int:
+    def _count(self, budget: str) -> int:
         self._case.settle()
-        return self._case.tally.counts[budget]
+        return self._case.counts[budget]

@@ -12,8 +12,7 @@ from session_tracer.exporter import Exporter
 from session_tracer.hooks.targets import resolve
 from session_tracer.instrumentor import capture
 from session_tracer.ledger import watchdog
-from session_tracer.ledger.registry import LIVE
-from session_tracer.pytest_plugin.case import Case, Drawn, Scope
+from session_tracer.pytest_plugin.case import Case, Reported, Scope
 from session_tracer.settings import Settings
 from session_tracer.verdicts.policy import Policy
 
@@ -23,22 +22,22 @@ if TYPE_CHECKING:
     from session_tracer.detectors import Detector
     from session_tracer.facts import Fact
     from session_tracer.instrumentor import Instrumentation
-    from session_tracer.ledger.ledger import Ledger
     from session_tracer.ledger.report import Report
     from session_tracer.model.findings import Finding, Retraction
     from session_tracer.verdicts.baseline import Baseline
 
 __all__ = ["Tracing"]
 
-# How a session ends that no code has closed. Its test may be over by then.
+# The endings of sessions that no code closed. Their test may have ended before.
 _ENDINGS_BY_ITSELF: Final = frozenset({"collected", "exit"})
 
 
 class _Current(threading.local):
     """The scope of the fact that this thread reports now.
 
-    `by_itself` is whether the fact is not something that the running test did: time has passed, or
-    a session was lost.
+    Attributes:
+        by_itself: Whether the fact is not something that the running test did: time has passed, or
+            a session was collected.
     """
 
     scope: Scope | None = None
@@ -48,13 +47,16 @@ class _Current(threading.local):
 class Tracing:
     """Traces every session of the process, in addition to the application's own tracing.
 
-    It is a detector that gets every fact and concludes nothing. `on_finding` gets the findings of
-    the other detectors, each with the id of the test that it belongs to.
+    It is a detector that receives every fact and reports nothing.
+
+    Args:
+        baseline: The known findings.
+        on_finding: Called with each finding of the other detectors, and the id of its test.
     """
 
     facts: Final[tuple[type[Fact], ...]] = get_args(facts.Fact)
 
-    def __init__(self, baseline: Baseline, on_finding: Callable[[Drawn, str], None]) -> None:
+    def __init__(self, baseline: Baseline, on_finding: Callable[[Reported, str], None]) -> None:
         self.case: Case | None = None
         self.sessions = 0
         self._baseline = baseline
@@ -62,10 +64,10 @@ class Tracing:
         self._instrumentation: Instrumentation | None = None
         self._policy: Policy | None = None
         self._sharing = 0
-        # The ids of the open sessions that only the tests' fixtures have.
+        # The ids of the open sessions that fixtures opened.
         self._of_fixtures: set[str] = set()
-        # The scopes of the open sessions, by the session's id.
-        self._scopes: dict[str, Scope] = {}
+        # The open sessions by their ids.
+        self._open: dict[str, tuple[Report, Scope]] = {}
         self._current = _Current()
         # Sessions of several threads may be reported at the same time.
         self._lock = threading.Lock()
@@ -81,11 +83,11 @@ class Tracing:
         Raises:
             ValueError: a setting in the environment is invalid.
         """
-        # The plugin reports what the baseline knows as known, so the tracer must not drop it.
+        # The plugin counts the known findings, so the tracer must not drop them.
         settings = Settings.from_env().override({"baseline_path": ""})
-        exporter = Exporter(on_finding=self._drawn, structlog=False)
-        anew = [_PerTest(detector, self) for detector in detectors.DEFAULT_DETECTORS]
-        judges: tuple[Detector, ...] = (self, *anew)
+        exporter = Exporter(on_finding=self._found, structlog=False)
+        per_test = [_PerTest(detector, self) for detector in detectors.DEFAULT_DETECTORS]
+        judges: tuple[Detector, ...] = (self, *per_test)
         self._policy = Policy(settings, judges)
         self._instrumentation = capture(resolve(None), "default", exporter, settings, judges)
 
@@ -94,30 +96,35 @@ class Tracing:
         if self._instrumentation is not None:
             self._instrumentation.uninstrument()
             self._instrumentation = None
-            # A scope refers to its test, and through it to all that the test's sessions did.
-            self._scopes.clear()
+            # A scope refers to its test, and the test to the facts of all its sessions.
+            self._open.clear()
 
     def begin(self, case: Case) -> None:
-        """A test begins: count anew what sessions do that it shares with other tests.
+        """Begin a test. Sessions that it shares with other tests begin to count from zero.
 
-        The ledger counts a statement before it publishes it. Counting therefore has to begin anew
-        before the test's first statement, not with it.
+        The ledger counts a statement before it publishes it. Counts must therefore be reset before
+        the test's first statement.
         """
         self.case = case
-        for ledger in list(LIVE):
-            scope = self._scopes.get(ledger.id)
-            # A ledger that another thread may be writing to is reset by that thread.
-            if scope is not None and ledger.owner.ident == threading.get_ident():
-                self._count_anew(scope, ledger)
+        for report, scope in self._of_this_thread():
+            self._reset_counts(report, scope)
 
-    def _count_anew(self, scope: Scope, ledger: Ledger) -> None:
+    def _reset_counts(self, report: Report, scope: Scope) -> None:
         if scope.case is None and scope.last is not self.case:
             scope.last = self.case
-            ledger.begin_counting_anew()
+            report.ledger.reset_counts(report)
+
+    def _of_this_thread(self) -> list[tuple[Report, Scope]]:
+        """Return the open sessions to whose ledgers no other thread is writing now."""
+        return [
+            (report, scope)
+            for report, scope in list(self._open.values())
+            if report.ledger.owner.ident == threading.get_ident()
+        ]
 
     @contextmanager
     def sharing(self) -> Iterator[None]:
-        """A fixture wider than one test is set up: its sessions belong to no single test."""
+        """Set up a fixture with a wider scope than one test. Its sessions belong to no test."""
         self._sharing += 1
         try:
             yield
@@ -125,38 +132,36 @@ class Tracing:
             self._sharing -= 1
 
     def settle(self) -> None:
-        """Have lost sessions reported, and what the last statements loaded."""
+        """Report collected sessions, and the objects that the last statements loaded."""
         watchdog.settle()
-        for ledger in list(LIVE):
-            # A session of another thread may be loading objects at this moment.
-            if ledger.owner.ident == threading.get_ident():
-                ledger.settle(ledger.clock())
+        for report, _ in self._of_this_thread():
+            report.ledger.settle(report.ledger.clock())
 
     def memory(self) -> Scope:
-        """What is remembered of a scope: the running test, if the scope belongs to it."""
+        """Return a scope, which belongs to the running test unless a wider fixture opened it."""
         shared = self._sharing > 0
         return Scope(None if shared else self.case, shared, last=self.case)
 
     def judge(self, fact: Fact, report: Report, memory: Scope) -> tuple[()]:
-        """Pass the fact to the running test."""
+        """Add the fact to the running test."""
         self._note(fact, memory)
-        self._count_anew(memory, report.ledger)
+        self._reset_counts(report, memory)
         with self._lock:
             if isinstance(fact, facts.SessionOpened):
-                self._opened(report.ledger.id, memory)
+                self._opened(report, memory)
             elif isinstance(fact, facts.SessionClosed):
                 self._of_fixtures.discard(report.ledger.id)
-                self._scopes.pop(report.ledger.id, None)
+                self._open.pop(report.ledger.id, None)
             if self.case is not None:
                 self.case.add(fact, report, memory)
         return ()
 
     def note(self, fact: Fact, report: Report) -> None:
-        """Another detector is asked about the fact, perhaps before `judge()` gets it."""
-        scope = self._scopes.get(report.ledger.id)
-        # The scope of a session that has ended is noted: judge() has just got its last fact.
-        if scope is not None:
-            self._note(fact, scope)
+        """Note which fact is reported, because another detector is called before `judge()`."""
+        known = self._open.get(report.ledger.id)
+        # The scope of a session that has ended was noted by judge() with its last fact.
+        if known is not None:
+            self._note(fact, known[1])
 
     def _note(self, fact: Fact, scope: Scope) -> None:
         self._current.scope = scope
@@ -164,48 +169,48 @@ class Tracing:
             isinstance(fact, facts.SessionClosed) and fact.ending in _ENDINGS_BY_ITSELF
         )
 
-    def _opened(self, session_id: str, scope: Scope) -> None:
-        self._scopes[session_id] = scope
+    def _opened(self, report: Report, scope: Scope) -> None:
+        self._open[report.ledger.id] = report, scope
         self.sessions += self.is_on  # sessions that were open before are not counted
         if self._sharing or self.case is None or self.case.phase != "call":
-            self._of_fixtures.add(session_id)
+            self._of_fixtures.add(report.ledger.id)
 
     def is_of_a_fixture(self, *session_ids: str) -> bool:
-        """Whether one of these sessions was opened by a fixture, and is open."""
+        """Return whether one of these sessions is open and was opened by a fixture."""
         return not self._of_fixtures.isdisjoint(session_ids)
 
     def outlives_tests(self) -> bool:
-        """Whether the session that this thread reports now belongs to no test."""
+        """Return whether the session that this thread reports now belongs to no test."""
         return self._current.scope is None or self._current.scope.case is None
 
     def conclude(self, finding: Finding, report: Report, case: Case) -> None:
-        """Report a finding of the plugin's own, unless the settings or the code silence it."""
+        """Report a finding of the plugin, unless the settings or `silence()` suppress it."""
         ruled = None if self._policy is None else self._policy.rule(finding, report)
         if ruled is not None:
             self._report(ruled, case)
 
-    def _drawn(self, finding: Finding) -> None:
-        """Report a finding of the running test, or of the test whose session was lost."""
+    def _found(self, finding: Finding) -> None:
+        """Report a finding in the running test, or in the test whose session was collected."""
         scope = self._current.scope
         if scope is None or not self._current.by_itself:
             self._report(finding, self.case)
         elif not (scope.shared or scope.left_open):
-            # How long a shared session lives is up to its fixture. That a session was left open is
-            # reported already.
+            # The fixture decides how long a shared session is open. A session that was left open
+            # has its finding already.
             self._report(finding, scope.case)
 
     def _report(self, finding: Finding, case: Case | None) -> None:
         phase = "teardown" if case is None else case.phase
-        drawn = Drawn(finding, phase, self._baseline.knows(finding))
+        reported = Reported(finding, phase, self._baseline.knows(finding))
         if case is not None:
-            case.draw(drawn)
-        self._on_finding(drawn, "" if case is None else case.nodeid)
+            case.add_finding(reported)
+        self._on_finding(reported, "" if case is None else case.nodeid)
 
 
 class _PerTest:
-    """A detector whose memory of a session begins anew with each test that uses the session.
+    """A detector with a new memory of a session for each test that uses the session.
 
-    A test must not fail for what other tests did with the session before, nor because its fixtures
+    A test must not fail because of what earlier tests did with the session, or because its fixtures
     have a session open while the application has one.
     """
 
@@ -230,7 +235,7 @@ class _PerTest:
 
 
 class _Memory:
-    """What a detector remembers, and the test in which it does."""
+    """A detector's memory of a session in one test."""
 
     __slots__ = ("case", "of_detector")
 

@@ -1,4 +1,4 @@
-"""Puts what a test's sessions did, and what was found, into words."""
+"""Formats what a test's sessions did, and its findings."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from session_tracer.exporters.finding_block import finding_block, remedy_label
 from session_tracer.exporters.session_block import session_head, timeline_lines
+from session_tracer.exporters.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -15,61 +16,45 @@ if TYPE_CHECKING:
 
     from session_tracer.model.findings import Finding, Severity
     from session_tracer.model.summary import SessionSummary
-    from session_tracer.pytest_plugin.case import Case
-    from session_tracer.pytest_plugin.ledger import Entry
+    from session_tracer.pytest_plugin.case import Case, Phase
+    from session_tracer.pytest_plugin.run_findings import Entry
 
 __all__ = [
     "Failure",
     "blocks",
-    "failure_of_call",
-    "failure_of_fixtures",
-    "number",
+    "failure_of",
     "rows",
     "timelines",
 ]
 
 _NEVER_SLOW: Final = float("inf")
-# Of a test that opens hundreds of sessions, the first ones are enough.
+# Number of sessions of one test that are shown.
 _MOST_SESSIONS: Final = 5
 _NARROWEST: Final = 50
 
 
 class Failure(NamedTuple):
-    """Why a test fails: in one line, in full, and for which findings."""
+    """Why a test fails, in one line and in full, and the findings for which it fails."""
 
     headline: str
     text: str
     findings: list[Finding]
 
 
-def failure_of_call(case: Case, fail_from: Severity | None) -> Failure | None:
-    """Why the test itself fails, if it does: for its budget, its findings, or both."""
-    exceeded = case.exceeded()
-    findings = case.blamed(fail_from, ("call",))
-    parts = []
-    if exceeded:
-        parts.append(f"session budget: {', '.join(exceeded)}")
-    if findings:
-        parts.append(_found(findings))
-    shown = [timelines(case.summaries())] if exceeded else []
-    return _failure(parts, shown, findings)
-
-
-def failure_of_fixtures(case: Case, fail_from: Severity | None) -> Failure | None:
-    """Why the test's fixtures fail, if they do."""
-    findings = case.blamed(fail_from, ("setup", "teardown"))
-    return _failure([_found(findings)] if findings else [], [], findings)
-
-
-def _failure(parts: list[str], shown: list[str], findings: list[Finding]) -> Failure | None:
-    if not parts:
+def failure_of(case: Case, fail_from: Severity | None, phases: tuple[Phase, ...]) -> Failure | None:
+    """Return why the test fails in these phases, for its budget or its findings, or None."""
+    exceeded = case.exceeded() if "call" in phases else []
+    findings = case.findings_to_fail_for(fail_from, phases)
+    budget = f"session budget: {', '.join(exceeded)}" if exceeded else ""
+    headline = "; ".join(filter(None, [budget, _listed(findings) if findings else ""]))
+    if not headline:
         return None
-    headline = "; ".join(parts)
-    text = "\n\n".join(filter(None, [headline, *shown, blocks(findings)]))
+    shown = timelines(case.summaries()) if exceeded else ""
+    text = "\n\n".join(filter(None, [headline, shown, blocks(findings)]))
     return Failure(headline, text, findings)
 
 
-def _found(findings: Sequence[Finding]) -> str:
+def _listed(findings: Sequence[Finding]) -> str:
     listed = ", ".join(f"{finding.id} ({_subject_and_site(finding)})" for finding in findings)
     return f"session finding{'s' if len(findings) > 1 else ''}: {listed}"
 
@@ -80,13 +65,13 @@ def _subject_and_site(finding: Finding) -> str:
 
 
 def blocks(findings: Iterable[Finding]) -> str:
-    """Each finding in full."""
+    """Return the findings in full."""
     width = _width()
     return "\n\n".join(_plain(finding_block(finding, width, session=True)) for finding in findings)
 
 
 def timelines(summaries: Sequence[SessionSummary]) -> str:
-    """What each session did, in order."""
+    """Return the timelines of the sessions, in order."""
     width = _width()
     shown = [
         _plain(
@@ -99,12 +84,12 @@ def timelines(summaries: Sequence[SessionSummary]) -> str:
     ]
     more = len(summaries) - len(shown)
     if more:
-        shown.append(f"… {number(more, 'more session')}")
+        shown.append(f"… {counted(more, 'more session')}")
     return "\n\n".join(shown)
 
 
 def rows(entries: Sequence[Entry]) -> Iterator[tuple[str, str, str]]:
-    """For each finding its id, padded, the rest of its line, and what to do about it."""
+    """Yield for each finding its id, padded, the rest of its line, and its remedy."""
     table = [
         (entry.finding.id, _where(entry.finding), _subject(entry.finding, entry.count))
         for entry in entries
@@ -120,16 +105,11 @@ def rows(entries: Sequence[Entry]) -> Iterator[tuple[str, str, str]]:
         yield id_, rest, f"{remedy_label(entry.finding.remedy)} {remedy}" if remedy else ""
 
 
-def number(count: int, noun: str) -> str:
-    """`1 test`, `3 tests`."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
 def _tests(tests: dict[str, str]) -> str:
     if not tests:
         return "outside of tests"
     if len(tests) > 1:
-        return number(len(tests), "test")
+        return counted(len(tests), "test")
     ((nodeid, phase),) = tests.items()
     return f"1 test ({nodeid}{'' if phase == 'call' else f', {phase}'})"
 
@@ -144,7 +124,7 @@ def _where(finding: Finding) -> str:
 
 
 def _width() -> int:
-    # pytest's own answer needs a terminal reporter, which xdist's workers have not.
+    # pytest's own function needs a terminal reporter, which xdist's workers do not have.
     return max(shutil.get_terminal_size((100, 24)).columns, _NARROWEST)
 
 

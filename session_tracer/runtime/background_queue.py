@@ -178,7 +178,7 @@ class BackgroundQueue(Generic[T]):
 
     def _work(self, queue: threads.Queue[T | _Mark]) -> None:
         self._thread_ident = threads.current_ident()
-        said = 0
+        reported = 0
         wait: float | None = None
         while True:
             try:
@@ -190,8 +190,8 @@ class BackgroundQueue(Generic[T]):
                 self._try(self._settle, True)
             else:
                 self._try(self._consume, value)
-            if self.dropped > said and queue.empty():
-                said, lost = self.dropped, self.dropped - said
+            if self.dropped > reported and queue.empty():
+                reported, lost = self.dropped, self.dropped - reported
                 self._try(self._lost, lost)
             if isinstance(value, _Mark):
                 if value.last:

@@ -1,4 +1,4 @@
-"""Sessions, steps and findings as the tracer would tell them, and the sources they point to."""
+"""Sessions, steps and findings as the tracer reports them, and the sources they point to."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -152,10 +152,8 @@ def leaked_session(**changes: Any) -> Finding:
 
 def retraction(**changes: Any) -> Retraction:
     """The session was closed after all."""
-    taken_back = Retraction(
-        finding=leaked_session(), message="the session was closed after 4 min 31 s"
-    )
-    return replace(taken_back, **changes)
+    whole = Retraction(finding=leaked_session(), message="the session was closed after 4 min 31 s")
+    return replace(whole, **changes)
 
 
 def busy_session(**changes: Any) -> SessionSummary:

@@ -51,7 +51,7 @@ def test_closing_consumes_what_waits_and_ends_the_thread() -> None:
     assert [t for t in threading.enumerate() if t.name == "closed"] == []
 
 
-def test_a_full_outbox_drops_and_counts_and_says_so_once() -> None:
+def test_a_full_queue_drops_and_counts_and_reports_it_once() -> None:
     gate, lost = Gate(), list[int]()
     queue = BackgroundQueue[int](gate.consume, name="full", most=3, lost=lost.append)
     queue.put(0)
@@ -83,7 +83,7 @@ def test_a_consumer_that_raises_is_called_again() -> None:
     assert queue.failed == 3
 
 
-def test_a_consumer_that_hangs_holds_nobody_up_for_long() -> None:
+def test_a_consumer_that_hangs_delays_others_only_briefly() -> None:
     gate = Gate()
     queue = BackgroundQueue[int](gate.consume, name="hanging")
     queue.put(1)
@@ -146,7 +146,7 @@ def test_many_threads_may_put_at_once() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_after_a_fork_the_child_begins_anew() -> None:
+def test_after_a_fork_the_child_begins_with_an_empty_queue() -> None:
     gate = Gate()
     queue = BackgroundQueue[int](gate.consume, name="forked")
     queue.put(1)

@@ -20,7 +20,7 @@ from session_tracer.model.summary import SessionSummary
 from session_tracer.settings import Settings
 from tests.exporters import samples
 
-Told = SessionSummary | Finding | Retraction
+Item = SessionSummary | Finding | Retraction
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,7 @@ def application(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def shown(
-    *told: Told,
+    *items: Item,
     width: int | None = 100,
     colour: bool | None = None,
     settings: Settings | None = None,
@@ -41,7 +41,7 @@ def shown(
     """What the console shows of all this."""
     stream = io.StringIO()
     exporter = console_exporter(stream, width, colour, settings)
-    for one in told:
+    for one in items:
         if isinstance(one, Finding):
             exporter.on_finding(one)
         elif isinstance(one, Retraction):
@@ -147,7 +147,7 @@ def test_a_wide_terminal_gets_every_step_on_one_line() -> None:
     assert len(timeline) == 7
 
 
-def test_a_failed_session_says_the_error_and_what_was_lost() -> None:
+def test_a_failed_session_shows_the_error_and_what_was_lost() -> None:
     assert (
         shown(samples.failed_session())
         == """\
@@ -161,7 +161,7 @@ def test_a_failed_session_says_the_error_and_what_was_lost() -> None:
     )
 
 
-def test_an_abandoned_session_says_who_ended_it() -> None:
+def test_an_abandoned_session_shows_who_ended_it() -> None:
     abandoned = samples.quiet_session(
         outcome="abandoned",
         ending="collected",
@@ -220,13 +220,13 @@ def test_a_long_session_fits_a_screen_and_keeps_what_stands_out() -> None:
     ]
     steps[40] = replace(steps[40], error="OperationalError")
     long = samples.busy_session(timeline=tuple(steps), timeline_left_out=461, findings=())
-    told = [line.split()[0] for line in shown(long).splitlines()[2:]]
+    lines = [line.split()[0] for line in shown(long).splitlines()[2:]]
     gaps = [line.strip() for line in shown(long).splitlines() if "more" in line]
-    assert told[:10] == [f"{at}.0" for at in range(10)]
-    assert told[-8:] == [f"{at}.0" for at in range(52, 60)]
-    assert "40.0" in told
-    assert len(told) <= 30
-    assert sum(int(gap.split()[1]) for gap in gaps) + len(told) - len(gaps) == 60 + 461
+    assert lines[:10] == [f"{at}.0" for at in range(10)]
+    assert lines[-8:] == [f"{at}.0" for at in range(52, 60)]
+    assert "40.0" in lines
+    assert len(lines) <= 30
+    assert sum(int(gap.split()[1]) for gap in gaps) + len(lines) - len(gaps) == 60 + 461
 
 
 def test_the_gap_of_a_short_timeline_is_in_its_middle() -> None:
@@ -257,7 +257,7 @@ def test_a_finding_about_a_session_that_ended_is_a_block_of_its_own() -> None:
     )
 
 
-def test_a_session_that_leaks_tells_who_has_it_and_what_it_is_doing() -> None:
+def test_a_session_that_leaks_shows_its_owner_and_what_it_does() -> None:
     assert (
         shown(samples.leaked_session())
         == """\
@@ -273,14 +273,14 @@ def test_a_session_that_leaks_tells_who_has_it_and_what_it_is_doing() -> None:
     in SQL                    812 ms, 31 statements
     not flushed               412 Invoice added, 2 modified
     last statement            4 min 10 s ago at app/jobs/export.py:71 in run_export()
-    said before               idle-in-transaction
+    reported before           idle-in-transaction
     do                        commit before the wait at app/jobs/upload.py:120 in upload(), or open
                               the session after it
 """
     )
 
 
-def test_it_tells_so_on_a_narrow_terminal_too() -> None:
+def test_it_does_so_on_a_narrow_terminal_too() -> None:
     assert (
         shown(samples.leaked_session(), width=80)
         == """\
@@ -299,7 +299,7 @@ def test_it_tells_so_on_a_narrow_terminal_too() -> None:
     not flushed               412 Invoice added, 2 modified
     last statement            4 min 10 s ago at app/jobs/export.py:71 in
                               run_export()
-    said before               idle-in-transaction
+    reported before           idle-in-transaction
     do                        commit before the wait at app/jobs/upload.py:120
                               in upload(), or open the session after it
 """
@@ -320,7 +320,7 @@ def test_code_that_is_too_long_is_broken_where_a_reader_would() -> None:
     ]
 
 
-def test_a_comment_on_code_goes_below_where_there_is_no_room_beside_it() -> None:
+def test_a_comment_on_code_goes_below_where_there_is_no_room_on_its_line() -> None:
     remedy = "with SessionLocal.begin() as session:  # one session for all of it"
     lines = shown(samples.n_plus_one(remedy=remedy, evidence={}, site=None)).splitlines()
     assert lines[-1] == f"    write    {remedy}"
@@ -359,12 +359,12 @@ def test_a_remedy_of_several_lines_keeps_its_shape() -> None:
     ]
 
 
-def test_a_finding_is_told_once_where_its_session_ends_in_a_moment() -> None:
+def test_a_finding_is_shown_once_if_its_session_ends_in_a_moment() -> None:
     session = samples.busy_session()
     assert shown(*session.findings, session) == shown(session)
 
 
-def test_a_finding_of_an_open_session_is_told_at_once_and_its_session_refers_to_it() -> None:
+def test_a_finding_of_an_open_session_is_shown_at_once_and_its_session_refers_to_it() -> None:
     stream = io.StringIO()
     exporter = console_exporter(stream, 100)
     exporter.on_finding(samples.n_plus_one())
@@ -387,26 +387,26 @@ def test_a_finding_of_an_open_session_is_told_at_once_and_its_session_refers_to_
     assert stream.getvalue().splitlines()[-3:] == [
         "",
         "  ▲ n-plus-one  Author.books was lazily loaded for 12 authors, one SELECT each",
-        "      app/report.py:33 in totals() · told in full above",
+        "      app/report.py:33 in totals() · shown in full above",
     ]
 
 
-def test_a_finding_told_of_one_session_is_told_in_short_of_the_next() -> None:
+def test_a_finding_shown_for_one_session_is_shown_in_short_for_the_next() -> None:
     again = samples.n_plus_one(session_id="feedbeefcafe")
     text = shown(samples.busy_session(), samples.busy_session(id="feedbeefcafe", findings=(again,)))
     assert text.splitlines()[-2:] == [
         "  ▲ n-plus-one  Author.books was lazily loaded for 12 authors, one SELECT each",
-        "      app/report.py:33 in totals() · told in full above, session 4f1c9a",
+        "      app/report.py:33 in totals() · shown in full above, session 4f1c9a",
     ]
 
 
-def test_a_finding_at_another_line_is_told_in_full() -> None:
+def test_a_finding_at_another_line_is_shown_in_full() -> None:
     other = samples.n_plus_one(site=samples.site("app/other.py", 7, "other"))
     text = shown(samples.busy_session(), samples.busy_session(findings=(other,)))
     assert text.count("selectinload") == 2
 
 
-def test_the_same_line_with_another_remedy_is_told_in_full() -> None:
+def test_the_same_line_with_another_remedy_is_shown_in_full() -> None:
     other = samples.detached_lazy_load(remedy="select(Book).options(selectinload(Book.author))")
     assert shown(samples.detached_lazy_load(), other).count("selectinload") == 2
 
@@ -417,15 +417,15 @@ def test_repeats_of_a_finding_are_counted() -> None:
     assert text.endswith("… detached-lazy-load 41 more times at app/views.py:42 in render()\n")
 
 
-def test_repeats_are_told_again_when_their_time_has_passed() -> None:
+def test_repeats_are_shown_again_when_their_time_has_passed() -> None:
     settings = Settings(repeat_finding_seconds=1e-6)
     text = shown(*[samples.detached_lazy_load() for _ in range(3)], settings=settings)
     assert text.count("selectinload") == 3
 
 
-def test_repeats_within_a_session_are_told_once_and_counted() -> None:
-    told = [samples.n_plus_one(count=5 * n) for n in range(1, 43)]
-    lines = shown(samples.busy_session(findings=tuple(told))).splitlines()
+def test_repeats_in_a_session_are_shown_once_and_counted() -> None:
+    findings = [samples.n_plus_one(count=5 * n) for n in range(1, 43)]
+    lines = shown(samples.busy_session(findings=tuple(findings))).splitlines()
     assert lines[-2:] == [
         "      write                         select(Author).options(selectinload(Author.books))",
         "      … 41 more times in this session",
@@ -433,7 +433,7 @@ def test_repeats_within_a_session_are_told_once_and_counted() -> None:
     assert "\n".join(lines).count("n-plus-one") == 1
 
 
-def test_a_finding_that_is_taken_back_is_so_in_a_block_of_its_own() -> None:
+def test_a_finding_that_is_retracted_is_so_in_a_block_of_its_own() -> None:
     blocks = shown(samples.leaked_session(), samples.retraction()).split("\n\n")
     assert blocks[1:] == [
         """\
@@ -443,41 +443,43 @@ def test_a_finding_that_is_taken_back_is_so_in_a_block_of_its_own() -> None:
     ]
 
 
-def test_a_retraction_tells_what_it_has_evidence_of() -> None:
-    taken_back = samples.retraction(evidence={"closed_at": "app/jobs/export.py:90 in run_export()"})
-    assert shown(samples.leaked_session(), taken_back).splitlines()[-3:] == [
+def test_a_retraction_shows_its_evidence() -> None:
+    retraction = samples.retraction(evidence={"closed_at": "app/jobs/export.py:90 in run_export()"})
+    assert shown(samples.leaked_session(), retraction).splitlines()[-3:] == [
         "● leaked-session retracted  the session was closed after 4 min 31 s",
         "    closed at  app/jobs/export.py:90 in run_export()",
         "    session    orders-db 9b21e0, opened app/db.py:12 in get_db()",
     ]
 
 
-def test_a_finding_that_is_taken_back_as_its_session_ends_is_told_there() -> None:
+def test_a_finding_that_is_retracted_as_its_session_ends_is_shown_there() -> None:
     finding = samples.leaked_session()
     session = samples.busy_session(id=finding.session_id, findings=(finding,))
-    taken_back = samples.retraction()
-    text = shown(finding, taken_back, session)
+    retraction = samples.retraction()
+    text = shown(finding, retraction, session)
     assert text == shown(finding, session) + (
         "      ● retracted  the session was closed after 4 min 31 s\n"
     )
 
 
-def test_what_was_never_told_in_full_is_not_taken_back() -> None:
+def test_what_was_never_shown_in_full_is_not_retracted() -> None:
     first, second = (samples.leaked_session(session_id=f"{n:012}") for n in range(2))
-    told = [samples.retraction(finding=one) for one in (first, second)]
-    alone = shown(first, told[0])
-    assert shown(told[0]) == ""
-    assert shown(first, second, *told) == alone + (
+    retractions = [samples.retraction(finding=one) for one in (first, second)]
+    alone = shown(first, retractions[0])
+    assert shown(retractions[0]) == ""
+    assert shown(first, second, *retractions) == alone + (
         "\n… leaked-session once more at app/db.py:12 in get_db()\n"
     )
-    assert shown(first, told[0], told[0]) == alone
+    assert shown(first, retractions[0], retractions[0]) == alone
 
 
-def test_each_finding_that_was_told_in_full_is_taken_back() -> None:
+def test_each_finding_that_was_shown_in_full_is_retracted() -> None:
     findings = [samples.leaked_session(session_id=f"{n:012}") for n in range(2)]
-    told = [samples.retraction(finding=one) for one in findings]
+    retractions = [samples.retraction(finding=one) for one in findings]
     settings = Settings(repeat_finding_seconds=1e-6)
-    assert shown(*findings, *told, settings=settings).count("● leaked-session retracted") == 2
+    assert (
+        shown(*findings, *retractions, settings=settings).count("● leaked-session retracted") == 2
+    )
 
 
 def test_a_thousand_sessions_do_not_drown_a_finding() -> None:
@@ -586,7 +588,7 @@ def test_what_is_no_terminal_gets_no_escapes_and_100_columns() -> None:
     assert "\x1b" not in text
 
 
-def test_what_is_no_terminal_is_as_wide_as_columns_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_terminal_is_as_wide_as_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     assert shown(samples.busy_session(), width=None) == shown(samples.busy_session(), width=80)
 
@@ -648,7 +650,7 @@ def test_a_terminal_without_the_signs_gets_plainer_ones() -> None:
     )
 
 
-def test_a_stream_that_was_closed_disturbs_nobody() -> None:
+def test_a_stream_that_was_closed_disturbs_nothing() -> None:
     stream = io.StringIO()
     exporter = console_exporter(stream, 100)
     stream.close()
@@ -668,7 +670,7 @@ def test_standard_error_is_looked_up_when_it_is_written_to(
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_what_waits_to_be_told_is_told_by_the_parent_alone(tmp_path: Path) -> None:
+def test_what_waits_is_printed_by_the_parent_only(tmp_path: Path) -> None:
     path = tmp_path / "output"
     with path.open("w", encoding="utf-8") as stream:
         exporter = console_exporter(stream, 100)

@@ -1,4 +1,4 @@
-"""Tests that people see what detectors have evidence of, or that it is for machines on purpose."""
+"""Tests that are shown what detectors have evidence of, or that it is for machines on purpose."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from session_tracer import CallSite
-from session_tracer.exporters.evidence import SHOWN, evidence_rows, places
+from session_tracer.exporters.evidence import LABELS, evidence_rows, places
 
-DETECTORS = Path(__file__).parents[2] / "session_tracer" / "detectors"
+ROOT = Path(__file__).parents[2]
+DETECTORS = ROOT / "session_tracer" / "detectors"
 
 # What a person has seen already, or has no use for.
 FOR_MACHINES = frozenset(
     {
-        # The block says whose it is, and where that was opened.
+        # The block shows the session, and where it was opened.
         "session", "opened_at", "other_session", "other_session_name",
-        # The message says it.
+        # The message contains it.
         "added", "modified", "removed", "flushed_new", "flushed_dirty", "flushed_deleted",
         "written", "other_written", "rows_per_commit", "from_one_site", "commits", "flushes",
         "table", "kind", "unchanged", "unchanged_attributes", "reloaded", "loaded", "error",
@@ -58,6 +59,14 @@ SOURCES = [*sorted(DETECTORS.glob("*.py")), DETECTORS.parent / "ledger" / "uncom
 KEYS = {key: file.name for file in SOURCES for key in evidence_keys(file.read_text())}
 
 
+# The keys that the rows are made of.
+SHOWN = {
+    node.value
+    for node in ast.walk(ast.parse((ROOT / "exporters" / "evidence.py").read_text()))
+    if isinstance(node, ast.Constant) and node.value in KEYS
+}
+
+
 def test_all_evidence_is_shown_or_meant_for_machines() -> None:
     assert {key: file for key, file in KEYS.items() if key not in SHOWN | FOR_MACHINES} == {}
 
@@ -67,7 +76,7 @@ def test_what_is_shown_is_not_for_machines_alone() -> None:
 
 
 def test_no_label_is_left_of_evidence_that_there_is_no_more() -> None:
-    assert (SHOWN | FOR_MACHINES) - set(KEYS) == set()
+    assert ({key for key, _ in LABELS} | FOR_MACHINES) - set(KEYS) == set()
 
 
 # The keys that the log event of a finding has already.
@@ -78,7 +87,7 @@ LOGGED = {
 }  # fmt: skip
 
 
-def test_no_evidence_takes_the_place_of_what_a_log_event_says() -> None:
+def test_no_evidence_takes_the_place_of_a_log_events_keys() -> None:
     # The standard library refuses a field that has the name of one of its own.
     taken = LOGGED | set(logging.makeLogRecord({}).__dict__) | {"asctime", "taskName"}
     assert {key: file for key, file in KEYS.items() if key in taken} == {}
@@ -87,38 +96,38 @@ def test_no_evidence_takes_the_place_of_what_a_log_event_says() -> None:
 SITE = CallSite("/srv/shop/views.py", 120, "upload")
 
 
-def told(site: CallSite | None = None, **evidence: Any) -> list[tuple[str, str]]:
-    """The labels that people see, and what stands beside them."""
+def rows_of(site: CallSite | None = None, **evidence: Any) -> list[tuple[str, str]]:
+    """The labels that are shown, and their values."""
     return [(row.label, row.value) for row in evidence_rows(evidence, site)]
 
 
 def test_what_is_not_known_has_no_row() -> None:
-    assert told() == []
-    assert told(unheard_of=1, held_ms=None, doing=[], holders=[], new={}, departure="") == []
+    assert rows_of() == []
+    assert rows_of(unheard_of=1, held_ms=None, doing=[], holders=[], new={}, departure="") == []
 
 
 def test_the_rows_come_in_the_order_in_which_a_person_asks() -> None:
-    labels = [label for label, _ in told(identity="id=7", owner="x", why="y", loaded_at="z")]
+    labels = [label for label, _ in rows_of(identity="id=7", owner="x", why="y", loaded_at="z")]
     assert labels == ["why", "loaded at", "owner", "primary key"]
 
 
 def test_where_the_owner_is_now_goes_outwards_from_there() -> None:
     frames = [str(SITE), "/srv/shop/jobs.py:31 in export()", "/srv/shop/jobs.py:9 in <module>"]
-    assert told(doing=frames) == [
+    assert rows_of(doing=frames) == [
         ("now at", frames[0]), ("called from", frames[1]), ("", frames[2]),
     ]  # fmt: skip
     # The site is above, with its line of source.
-    assert told(SITE, doing=frames) == [("called from", frames[1]), ("", frames[2])]
+    assert rows_of(SITE, doing=frames) == [("called from", frames[1]), ("", frames[2])]
 
 
 def test_a_frame_comes_with_its_line_of_source(tmp_path: Path) -> None:
     (tmp_path / "jobs.py").write_text("import that\n\n    client.put(chunk)\n")
     frame = f"{tmp_path}/jobs.py:3 in export()"
-    assert told(doing=[frame]) == [("now at", f"{frame}  client.put(chunk)")]
+    assert rows_of(doing=[frame]) == [("now at", f"{frame}  client.put(chunk)")]
 
 
-def test_what_belongs_together_is_told_together() -> None:
-    assert told(
+def test_what_belongs_together_is_shown_together() -> None:
+    assert rows_of(
         held_ms=250_400.0,
         process_id=31877,
         sql_ms=812.5,
@@ -146,36 +155,36 @@ def test_what_belongs_together_is_told_together() -> None:
     ]
 
 
-def test_what_stands_alone_is_told_alone() -> None:
-    assert told(sql_ms=0.0, statements=0) == []
-    assert told(sql_ms=2.0) == [("in SQL", "2.0 ms")]
-    assert told(held_ms=2.0) == [("connection held", "2.0 ms")]
-    assert told(deleted_objects=1) == [("not flushed", "1 deleted")]
-    assert told(deleted={"Cart": 3}) == [("objects", "−3 Cart")]
+def test_what_stands_alone_is_shown_alone() -> None:
+    assert rows_of(sql_ms=0.0, statements=0) == []
+    assert rows_of(sql_ms=2.0) == [("in SQL", "2.0 ms")]
+    assert rows_of(held_ms=2.0) == [("connection held", "2.0 ms")]
+    assert rows_of(deleted_objects=1) == [("not flushed", "1 deleted")]
+    assert rows_of(deleted={"Cart": 3}) == [("objects", "−3 Cart")]
 
 
-def test_those_who_have_held_a_connection_longest_are_told_of() -> None:
-    rows = told(holders=[f"orders-db {n}" for n in range(9)])
+def test_the_longest_holders_of_a_connection_are_shown() -> None:
+    rows = rows_of(holders=[f"orders-db {n}" for n in range(9)])
     assert rows[:2] == [("held by", "orders-db 0"), ("", "orders-db 1")]
     assert rows[5:] == [("", "orders-db 5"), ("", "… 3 more")]
 
 
 def test_how_an_object_left_its_session() -> None:
     where = "/srv/shop/db.py:15 in get_db()"
-    assert told(departure="expunge", departed_at=where, departed_ms_ago=35.0) == [
+    assert rows_of(departure="expunge", departed_at=where, departed_ms_ago=35.0) == [
         ("expunged at", f"{where}, 35.0 ms before")
     ]
-    assert told(departure="collected", departed_ms_ago=35.0) == [
+    assert rows_of(departure="collected", departed_ms_ago=35.0) == [
         ("session collected", "35.0 ms before")
     ]
-    assert told(departure="close") == []
+    assert rows_of(departure="close") == []
 
 
-def test_a_retraction_tells_of_places_alone() -> None:
+def test_a_retraction_shows_only_sites() -> None:
     where = "/srv/shop/db.py:15 in get_db()"
     rows = places({"closed_at": where, "transaction_ms": 12.0, "outcome": "committed"})
     assert [(row.label, row.value) for row in rows] == [("closed at", where)]
 
 
 def test_words_of_the_application_stay_on_their_line() -> None:
-    assert told(owner='thread "a\x1b[2J\nb"') == [("owner", 'thread "a\\x1b[2J b"')]
+    assert rows_of(owner='thread "a\x1b[2J\nb"') == [("owner", 'thread "a\\x1b[2J b"')]

@@ -33,7 +33,7 @@ def read(path: Path) -> list[Any]:
     return [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_what_everybody_looks_for_comes_first_and_the_rest_in_order() -> None:
+def test_the_most_important_keys_come_first_and_the_rest_in_order() -> None:
     assert line(EVENT) == (
         '{"timestamp": "2026-11-20T12:00:00.000001Z", "level": "info", "event": "session.closed", '
         '"session_id": "4f1c9a", "session_name": "orders-db", "outcome": "committed", '
@@ -125,7 +125,7 @@ def test_a_finding_and_its_retraction_are_lines(tmp_path: Path) -> None:
     assert first["session_id"] == second["session_id"]
 
 
-def test_a_file_that_was_moved_is_opened_anew(tmp_path: Path) -> None:
+def test_a_file_that_was_moved_is_opened_again(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     exporter = open_exporter(Settings(jsonl_path=str(path)))
     exporter.on_log({"event": "first"})
@@ -156,7 +156,7 @@ def test_a_hyphen_is_standard_output(capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr() == (line(EVENT), "")
 
 
-def test_a_path_that_cannot_be_written_says_what_to_do(tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_written_raises_with_what_to_do(tmp_path: Path) -> None:
     path = tmp_path / "missing" / "log.jsonl"
     with pytest.raises(FileNotFoundError) as raised:
         open_exporter(Settings(jsonl_path=str(path)))

@@ -45,13 +45,13 @@ def test_log_events_go_to_logging_where_there_is_no_logger_provider(
     assert fields == {f"session_tracer_{key}": value for key, value in EVENT.items()}
 
 
-def test_a_finding_that_is_taken_back_reads_so(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_finding_that_is_retracted_is_logged_as_that(caplog: pytest.LogCaptureFixture) -> None:
     event = {**EVENT, "event": "finding.retracted", "explanation": "it closed after 4 min 31 s"}
     open_exporter(Settings()).on_log(event)
     assert caplog.messages == ["n-plus-one retracted: it closed after 4 min 31 s"]
 
 
-def test_an_event_without_an_explanation_says_what_matters_of_it(
+def test_an_event_without_an_explanation_contains_its_main_fields(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with caplog.at_level(logging.DEBUG, logger="session_tracer"):

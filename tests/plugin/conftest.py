@@ -3,7 +3,7 @@
 import pytest
 
 from session_tracer import DEFAULT_DETECTORS, detectors
-from tests.plugin.says import Says
+from tests.plugin.on_demand import OnDemand
 from tests.plugin.suites import ROOT, Suites
 
 
@@ -13,5 +13,5 @@ def suites(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Suites
     monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("COLUMNS", "120")
-    monkeypatch.setattr(detectors, "DEFAULT_DETECTORS", (*DEFAULT_DETECTORS, Says()))
+    monkeypatch.setattr(detectors, "DEFAULT_DETECTORS", (*DEFAULT_DETECTORS, OnDemand()))
     return Suites(pytester)

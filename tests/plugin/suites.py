@@ -73,11 +73,11 @@ import pytest
 from sqlalchemy import select, text
 from sqlalchemy.orm.exc import DetachedInstanceError
 from tests.library import Author, Book
-from tests.plugin.says import saying
+from tests.plugin.on_demand import requesting
 
-def say(SessionLocal, severity):
-    with saying(severity):
-        SessionLocal().close()  # says
+def request_finding(SessionLocal, severity):
+    with requesting(severity):
+        SessionLocal().close()  # requests
 
 def first(SessionLocal):
     with SessionLocal() as opened:  # opens
@@ -104,8 +104,8 @@ def flush(session):
 
 
 @dataclass(frozen=True)
-class Told:
-    """What a run of a suite came to: `passed`, `failed` or so by test, and what was printed.
+class Run:
+    """The result of a run of a suite: `passed`, `failed` or so by test, and what was printed.
 
     What did not happen in a test's call has its phase: `teardown error`.
     """
@@ -137,7 +137,7 @@ class Told:
 
 
 class Suites:
-    """Writes suites and runs them, in this process unless told otherwise."""
+    """Writes suites and runs them, in this process unless the caller asks for another."""
 
     def __init__(self, pytester: pytest.Pytester) -> None:
         self.folder = pytester.path
@@ -154,12 +154,12 @@ class Suites:
         """Write a file of tests."""
         self._pytester.makepyfile(**{name: HEADING + source})
 
-    def run(self, *options: str, apart: bool = False) -> Told:
+    def run(self, *options: str, apart: bool = False) -> Run:
         """Run what was written, in order."""
         given = (*_WITHOUT, *options)
         if apart:
             result = self._pytester.runpytest_subprocess(*given)
-            return Told(int(result.ret), {}, "\n".join(result.outlines + result.errlines), {})
+            return Run(int(result.ret), {}, "\n".join(result.outlines + result.errlines), {})
         result = self._pytester.runpytest_inprocess(*given)
         reports: dict[str, dict[str, Any]] = {}
         if result.ret != pytest.ExitCode.USAGE_ERROR:
@@ -169,9 +169,9 @@ class Suites:
                 reports.setdefault(name, {})[report.when] = report
         text = "\n".join(result.outlines + result.errlines)
         outcomes = {name: _outcome(phases) for name, phases in reports.items()}
-        return Told(int(result.ret), outcomes, text, reports)
+        return Run(int(result.ret), outcomes, text, reports)
 
-    def told(self, source: str, *options: str) -> Told:
+    def run_source(self, source: str, *options: str) -> Run:
         """Write one file of tests and run it."""
         self.write(source)
         return self.run(*options)

@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 THREE = """
 @pytest.mark.parametrize("severity", ["info", "warning", "error"])
-def test_says(SessionLocal, severity):
-    say(SessionLocal, severity)
+def test_requests(SessionLocal, severity):
+    request_finding(SessionLocal, severity)
 
-def test_says_nothing(SessionLocal):
+def test_is_quiet(SessionLocal):
     first(SessionLocal)
 """
 FAILING = {
@@ -29,29 +29,29 @@ FAILING = {
 
 @pytest.mark.parametrize("option", FAILING)
 def test_a_test_fails_for_findings_of_that_severity_or_above(suites: Suites, option: str) -> None:
-    told = suites.told(THREE, option)
+    run = suites.run_source(THREE, option)
     expected = {
-        f"test_says[{severity}]": "failed" if severity in FAILING[option] else "passed"
+        f"test_requests[{severity}]": "failed" if severity in FAILING[option] else "passed"
         for severity in ("info", "warning", "error")
     }
-    assert told.outcomes == {**expected, "test_says_nothing": "passed"}
-    site = suites.at("# says")
-    assert told.summary == [
-        f"said-error     {site}   1 test (test_library.py::test_says[error])",
-        "    it was said",
-        "    do say less",
-        f"said-warning   {site}   1 test (test_library.py::test_says[warning])",
-        "    it was said",
-        "    do say less",
-        f"said-info      {site}   1 test (test_library.py::test_says[info])",
-        "    it was said",
-        "    do say less",
+    assert run.outcomes == {**expected, "test_is_quiet": "passed"}
+    site = suites.at("# requests")
+    assert run.summary == [
+        f"demo-error     {site}   1 test (test_library.py::test_requests[error])",
+        "    it was requested",
+        "    do request less",
+        f"demo-warning   {site}   1 test (test_library.py::test_requests[warning])",
+        "    it was requested",
+        "    do request less",
+        f"demo-info      {site}   1 test (test_library.py::test_requests[info])",
+        "    it was requested",
+        "    do request less",
         "3 findings in 5 sessions",
     ]
 
 
 def test_the_failure_is_the_findings(suites: Suites) -> None:
-    told = suites.told(
+    run = suites.run_source(
         """
 def test_one(SessionLocal):
     read_too_late(SessionLocal)
@@ -59,12 +59,12 @@ def test_one(SessionLocal):
 def test_two(SessionLocal, session):
     read_one_by_one(session, 5)
     read_too_late(SessionLocal)
-    say(SessionLocal, "info")
+    request_finding(SessionLocal, "info")
 """,
         "--session-tracer=warning",
     )
     lazily, late = suites.at("# reads lazily"), suites.at("# reads too late")
-    one, two = (told.reports[name]["call"] for name in ("test_one", "test_two"))
+    one, two = (run.reports[name]["call"] for name in ("test_one", "test_two"))
     headline = f"session finding: detached-lazy-load (Author.books at {late})"
     assert one.longrepr.reprcrash.message == headline
     assert one.longreprtext.startswith(
@@ -76,24 +76,24 @@ def test_two(SessionLocal, session):
     )
     assert "\n\n▲ n-plus-one  Author.books was lazily" in two.longreprtext
     assert "\n\n✖ detached-lazy-load  Author.books" in two.longreprtext
-    # What it does not fail for is told beside.
-    assert "said-info" not in two.longreprtext
+    # What it does not fail for is in a section of its own.
+    assert "demo-info" not in two.longreprtext
     assert [name for name, _ in one.sections] == []
-    (beside,) = [text for name, text in two.sections if name == "session findings"]
-    assert beside.startswith("◆ said-info  it was said")
+    (listed,) = [text for name, text in two.sections if name == "session findings"]
+    assert listed.startswith("◆ demo-info  it was requested")
 
 
 def test_what_fixtures_do_fails_them(suites: Suites) -> None:
-    told = suites.told(
+    run = suites.run_source(
         """
 @pytest.fixture
 def loud_before(SessionLocal):
-    say(SessionLocal, "error")
+    request_finding(SessionLocal, "error")
 
 @pytest.fixture
 def loud_after(SessionLocal):
     yield
-    say(SessionLocal, "error")
+    request_finding(SessionLocal, "error")
 
 def test_before(loud_before):
     pass
@@ -102,40 +102,40 @@ def test_after(loud_after):
     pass
 
 def test_all(SessionLocal, loud_before, loud_after):
-    say(SessionLocal, "error")
+    request_finding(SessionLocal, "error")
 
 def test_failing(loud_before, loud_after):
     assert False
 """,
         "--session-tracer=error",
     )
-    assert told.outcomes == {
+    assert run.outcomes == {
         "test_before": "teardown error",
         "test_after": "teardown error",
         "test_all": "failed",
         "test_failing": "failed",
     }
-    site = suites.at("# says")
+    site = suites.at("# requests")
     for name in ("test_before", "test_after"):
-        crash = told.reports[name]["teardown"].longrepr.reprcrash
-        assert crash.message == f"session finding: said-error ({site})"
-    assert told.summary[0] == f"said-error   {site}   4 tests"
+        crash = run.reports[name]["teardown"].longrepr.reprcrash
+        assert crash.message == f"session finding: demo-error ({site})"
+    assert run.summary[0] == f"demo-error   {site}   4 tests"
 
 
 def test_a_test_that_fails_by_itself_keeps_its_failure(suites: Suites) -> None:
-    told = suites.told(
+    run = suites.run_source(
         """
 def test_fails(SessionLocal):
-    say(SessionLocal, "error")
+    request_finding(SessionLocal, "error")
     assert SessionLocal is None
 
 def test_skips(SessionLocal):
-    say(SessionLocal, "error")
+    request_finding(SessionLocal, "error")
     pytest.skip("not now")
 
 @pytest.fixture
 def broken(SessionLocal):
-    say(SessionLocal, "error")
+    request_finding(SessionLocal, "error")
     1 / 0
 
 def test_never_begins(broken):
@@ -144,7 +144,7 @@ def test_never_begins(broken):
 @pytest.fixture
 def breaks(SessionLocal):
     yield
-    say(SessionLocal, "error")
+    request_finding(SessionLocal, "error")
     1 / 0
 
 def test_ends_badly(breaks):
@@ -152,7 +152,7 @@ def test_ends_badly(breaks):
 """,
         "--session-tracer=error",
     )
-    assert told.outcomes == {
+    assert run.outcomes == {
         "test_fails": "failed",
         "test_skips": "skipped",
         "test_never_begins": "setup error",
@@ -163,59 +163,59 @@ def test_ends_badly(breaks):
         "test_never_begins": "setup",
         "test_ends_badly": "teardown",
     }.items():
-        report = told.reports[name][when]
+        report = run.reports[name][when]
         assert "session finding" not in report.longreprtext
-        (beside,) = [text for heading, text in report.sections if heading == "session findings"]
-        assert beside.startswith("✖ said-error  it was said")
+        (listed,) = [text for heading, text in report.sections if heading == "session findings"]
+        assert listed.startswith("✖ demo-error  it was requested")
 
 
 def test_the_configuration_file_can_ask_for_it(suites: Suites) -> None:
     suites.configure("session_tracer = warning")
     suites.write(THREE)
     outcomes = suites.run().outcomes
-    assert outcomes["test_says[warning]"] == "failed"
-    assert outcomes["test_says[info]"] == "passed"
+    assert outcomes["test_requests[warning]"] == "failed"
+    assert outcomes["test_requests[info]"] == "passed"
     assert set(suites.run("--session-tracer=report").outcomes.values()) == {"passed"}
     off = suites.run("--session-tracer=off")
     assert set(off.outcomes.values()) == {"passed"}
     assert off.summary == []
 
 
-def test_nothing_is_done_where_nobody_asks(suites: Suites) -> None:
-    told = suites.told("""
+def test_nothing_is_done_without_an_option(suites: Suites) -> None:
+    run = suites.run_source("""
 def test_is_not_traced(SessionLocal):
-    say(SessionLocal, "error")
+    request_finding(SessionLocal, "error")
     with SessionLocal() as session:
         assert "_session_tracer" not in session.__dict__
 """)
-    assert told.outcomes == {"test_is_not_traced": "passed"}
-    assert told.summary == []
-    assert "session_tracer" not in told.text.partition("collected")[2]
-    assert told.reports["test_is_not_traced"]["teardown"].user_properties == []
+    assert run.outcomes == {"test_is_not_traced": "passed"}
+    assert run.summary == []
+    assert "session_tracer" not in run.text.partition("collected")[2]
+    assert run.reports["test_is_not_traced"]["teardown"].user_properties == []
 
 
 def test_nothing_found_is_one_line(suites: Suites) -> None:
-    told = suites.told("def test_reads(SessionLocal): first(SessionLocal)", "--session-tracer")
-    assert told.summary == []
-    assert told.has("no findings in 2 sessions")
+    run = suites.run_source("def test_reads(SessionLocal): first(SessionLocal)", "--session-tracer")
+    assert run.summary == []
+    assert run.has("no findings in 2 sessions")
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     {
         ("--session-tracer=warn",): "Invalid --session-tracer='warn': expected report, info"
         ", warning, error or off.",
-        ("--session-tracer-update-baseline",): "--session-tracer-update-baseline needs "
-        "--session-tracer-baseline=FILE.",
+        ("--session-tracer-update-baseline",): "--session-tracer-update-baseline needs a "
+        "file: add --session-tracer-baseline=FILE.",
     }.items(),
 )
 def test_an_impossible_option_is_refused(
-    suites: Suites, options: tuple[str, ...], said: str
+    suites: Suites, options: tuple[str, ...], message: str
 ) -> None:
     suites.write(THREE)
-    told = suites.run(*options)
-    assert told.exit_code == pytest.ExitCode.USAGE_ERROR
-    assert told.has(said)
+    run = suites.run(*options)
+    assert run.exit_code == pytest.ExitCode.USAGE_ERROR
+    assert run.has(message)
 
 
 @pytest.mark.parametrize(
@@ -245,9 +245,9 @@ def test_late(SessionLocal, pytestconfig):
 """,
         "below/test_below",
     )
-    told = suites.run(*options, "--of-below=given")
-    assert told.outcomes == {"test_late": "passed"}, told.text
-    assert told.summary[-1] == "1 finding in 2 sessions"
+    run = suites.run(*options, "--of-below=given")
+    assert run.outcomes == {"test_late": "passed"}, run.text
+    assert run.summary[-1] == "1 finding in 2 sessions"
 
 
 def test_the_option_can_stand_in_the_configuration_file(suites: Suites) -> None:
@@ -258,17 +258,17 @@ def test_the_option_can_stand_in_the_configuration_file(suites: Suites) -> None:
 
 def test_an_impossible_default_is_refused(suites: Suites) -> None:
     suites.configure("session_tracer = loud")
-    told = suites.told(THREE)
-    assert told.exit_code == pytest.ExitCode.USAGE_ERROR
-    assert told.has("Invalid session_tracer='loud' in pytest's configuration file: expected ")
+    run = suites.run_source(THREE)
+    assert run.exit_code == pytest.ExitCode.USAGE_ERROR
+    assert run.has("Invalid session_tracer='loud' in pytest's configuration file: expected ")
 
 
 def test_a_bad_setting_in_the_environment_is_refused(
     suites: Suites, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SESSION_TRACER_TIMELINE_STEPS", "many")
-    said = "Invalid SESSION_TRACER_TIMELINE_STEPS='many'"
-    told = suites.told("""
+    message = "Invalid SESSION_TRACER_TIMELINE_STEPS='many'"
+    run = suites.run_source("""
 def test_asks(session_trace): pass
 
 @pytest.mark.session_budget(sessions=1)
@@ -276,36 +276,36 @@ def test_has_a_budget(): pass
 
 def test_does_not_ask(): pass
 """)
-    assert told.outcomes == {
+    assert run.outcomes == {
         "test_asks": "setup error",
         "test_has_a_budget": "setup error",
         "test_does_not_ask": "passed",
     }
-    assert told.reports["test_asks"]["setup"].longreprtext.startswith(said)
+    assert run.reports["test_asks"]["setup"].longreprtext.startswith(message)
     everything = suites.run("--session-tracer")
     assert everything.exit_code == pytest.ExitCode.USAGE_ERROR
-    assert everything.has(f"session_tracer: {said}")
+    assert everything.has(f"session_tracer: {message}")
 
 
 def test_what_the_settings_silence_is_not_found(
     suites: Suites, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SESSION_TRACER_IGNORE", "said-error,left-open")
-    told = suites.told(
+    monkeypatch.setenv("SESSION_TRACER_IGNORE", "demo-error,left-open")
+    run = suites.run_source(
         """
-def test_says(SessionLocal):
-    say(SessionLocal, "error")
-    test_says.session = SessionLocal()
-    test_says.session.connection()
+def test_requests(SessionLocal):
+    request_finding(SessionLocal, "error")
+    test_requests.session = SessionLocal()
+    test_requests.session.connection()
 """,
         "--session-tracer=info",
     )
-    assert told.outcomes == {"test_says": "passed"}
-    assert told.has("no findings in 3 sessions")
+    assert run.outcomes == {"test_requests": "passed"}
+    assert run.has("no findings in 3 sessions")
 
 
 def test_a_lost_session_is_of_the_test_that_lost_it(suites: Suites) -> None:
-    told = suites.told(
+    run = suites.run_source(
         """
 import gc
 from session_tracer import silence
@@ -332,11 +332,11 @@ def test_is_innocent():
 """,
         "--session-tracer=warning",
     )
-    assert told.outcomes == {"test_loses": "passed", "test_is_innocent": "passed"}
+    assert run.outcomes == {"test_loses": "passed", "test_is_innocent": "passed"}
 
 
 def test_what_several_tests_do_with_one_session_is_not_added_up(suites: Suites) -> None:
-    told = suites.told(
+    run = suites.run_source(
         """
 def read(session, times):
     for _ in range(times):
@@ -351,20 +351,20 @@ def test_reads_many(shared_session):
 """,
         "--session-tracer=warning",
     )
-    assert told.outcomes == {
+    assert run.outcomes == {
         "test_reads_few[0]": "passed",
         "test_reads_few[1]": "passed",
         "test_reads_few[2]": "passed",
         "test_reads_many": "failed",
     }
-    assert [line for line in told.summary if "repeated-select" in line]
+    assert [line for line in run.summary if "repeated-select" in line]
 
 
 def test_counting_begins_with_the_first_thing_that_a_test_does(
     suites: Suites, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SESSION_TRACER_SINGLE_ROW_WRITES", "3")
-    told = suites.told(
+    run = suites.run_source(
         """
 from sqlalchemy import insert
 
@@ -381,20 +381,59 @@ def test_adds_many(shared_session):
 """,
         "--session-tracer=info",
     )
-    assert told.outcomes == {
+    assert run.outcomes == {
         "test_adds_few[0]": "passed",
         "test_adds_few[1]": "passed",
         "test_adds_few[2]": "passed",
         "test_adds_many": "failed",
     }
-    assert [line for line in told.summary if "row-by-row-writes" in line]
+    assert [line for line in run.summary if "row-by-row-writes" in line]
+
+
+def test_the_applications_own_tracing_reports_a_shared_session_once(
+    suites: Suites, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plugin counts from zero in each test, which the application's tracing must not show."""
+    monkeypatch.setenv("SESSION_TRACER_SINGLE_ROW_WRITES", "3")
+    run = suites.run_source(
+        """
+from session_tracer import Exporter, instrument
+from sqlalchemy import insert
+
+FOUND = []
+
+@pytest.fixture(scope="module")
+def traced_session(SessionLocal):
+    with instrument(SessionLocal, exporter=Exporter(on_finding=FOUND.append)):
+        with SessionLocal() as session:
+            yield session
+
+def add(session):
+    session.execute(insert(Author).values(name=str(uuid4()), biography=""))
+
+@pytest.mark.parametrize("_", range(3))
+def test_adds_many(traced_session, _):
+    for _ in range(3):
+        add(traced_session)
+    assert [finding.id for finding in FOUND] == ["row-by-row-writes"]
+
+def test_adds_many_elsewhere(traced_session):
+    for _ in range(3):
+        traced_session.execute(insert(Author).values(name=str(uuid4()), biography=""))
+    assert [finding.id for finding in FOUND] == ["row-by-row-writes"] * 2
+""",
+        "--session-tracer=report",
+    )
+    assert set(run.outcomes.values()) == {"passed"}
+    found = [line for line in run.summary if line.startswith("row-by-row-writes")]
+    assert [line.endswith("3 tests") for line in found] == [True, False]
 
 
 def test_what_a_fixture_wrote_is_no_commit_of_the_tests(
     suites: Suites, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SESSION_TRACER_COMMITS_FROM_ONE_SITE", "2")
-    told = suites.told(
+    run = suites.run_source(
         """
 def commit_each(session, is_written):
     for is_new in is_written:
@@ -413,38 +452,38 @@ def test_commits_its_own(shared_session):
 """,
         "--session-tracer=warning",
     )
-    assert told.outcomes == {
+    assert run.outcomes == {
         "test_flushes": "passed",
         "test_commits_what_another_wrote": "passed",
         "test_commits_its_own": "failed",
     }
-    assert [line for line in told.summary if "commit-in-loop" in line]
+    assert [line for line in run.summary if "commit-in-loop" in line]
 
 
-def test_a_session_of_a_fixture_is_none_beside_the_applications(suites: Suites) -> None:
-    told = suites.told(
+def test_a_session_of_a_fixture_is_not_nested(suites: Suites) -> None:
+    run = suites.run_source(
         """
-def test_beside_another_of_its_own(SessionLocal):
+def test_next_to_another_of_its_own(SessionLocal):
     with SessionLocal() as session:
         session.connection()
         first(SessionLocal)
 
-def test_beside_a_fixture(SessionLocal, session, shared_session):
+def test_next_to_a_fixture(SessionLocal, session, shared_session):
     session.connection()
     first(SessionLocal)
     shared_session.connection()
 """,
         "--session-tracer=warning",
     )
-    assert told.outcomes == {
-        "test_beside_a_fixture": "passed",
-        "test_beside_another_of_its_own": "failed",
+    assert run.outcomes == {
+        "test_next_to_a_fixture": "passed",
+        "test_next_to_another_of_its_own": "failed",
     }
-    assert "nested-sessions" in told.text
+    assert "nested-sessions" in run.text
 
 
 def test_how_long_a_shared_session_lives_is_no_tests_fault(suites: Suites) -> None:
-    told = suites.told(
+    run = suites.run_source(
         """
 from tests.stories.findings.due import look_ahead
 
@@ -458,13 +497,13 @@ def test_keeps_its_own_waiting(session):
 """,
         "--session-tracer=error",
     )
-    assert told.outcomes == {"test_waits": "passed", "test_keeps_its_own_waiting": "failed"}
-    assert "leaked-session" in told.reports["test_keeps_its_own_waiting"]["call"].longreprtext
-    assert "outside of tests" not in told.text
+    assert run.outcomes == {"test_waits": "passed", "test_keeps_its_own_waiting": "failed"}
+    assert "leaked-session" in run.reports["test_keeps_its_own_waiting"]["call"].longreprtext
+    assert "outside of tests" not in run.text
 
 
 def test_a_junit_file_has_counts_and_findings(suites: Suites) -> None:
-    suites.told(THREE, "--session-tracer=error", "--junitxml=junit.xml")
+    suites.run_source(THREE, "--session-tracer=error", "--junitxml=junit.xml")
     properties = {
         case.get("name"): [(one.get("name"), one.get("value")) for one in case.iter("property")]
         for case in ET.parse(suites.folder / "junit.xml").iter("testcase")
@@ -477,17 +516,17 @@ def test_a_junit_file_has_counts_and_findings(suites: Suites) -> None:
         "lazy_loads": 0,
         "loaded": 12,
     }
-    assert properties["test_says_nothing"] == [
+    assert properties["test_is_quiet"] == [
         (f"session_tracer.{name}", str(count)) for name, count in counts.items()
     ]
-    assert properties["test_says[info]"][-1] == (
+    assert properties["test_requests[info]"][-1] == (
         "session_tracer.finding",
-        f"said-info {suites.at('# says')}",
+        f"demo-info {suites.at('# requests')}",
     )
 
 
 def test_the_applications_own_logs_and_spans_are_as_they_are_without(suites: Suites) -> None:
-    told = suites.told(
+    run = suites.run_source(
         """
 import structlog
 from opentelemetry import context
@@ -507,10 +546,10 @@ def test_logs_nothing(SessionLocal, logged):
     assert logged == []
 
 def test_its_own_logs(SessionLocal, logged):
-    told = []
-    with instrument(SessionLocal, name="own", exporter=Exporter(on_session=told.append)):
+    run = []
+    with instrument(SessionLocal, name="own", exporter=Exporter(on_session=run.append)):
         first(SessionLocal)
-    assert [summary.name for summary in told] == ["own"]
+    assert [summary.name for summary in run] == ["own"]
     assert {event["session_name"] for event in logged} == {"own"}
 
 def test_the_context_is_the_callers(SessionLocal):
@@ -521,4 +560,4 @@ def test_the_context_is_the_callers(SessionLocal):
 """,
         "--session-tracer",
     )
-    assert set(told.outcomes.values()) == {"passed"}
+    assert set(run.outcomes.values()) == {"passed"}

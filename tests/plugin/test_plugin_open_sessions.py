@@ -1,4 +1,4 @@
-"""That a session that a test leaves open, in a transaction, is said to be left open."""
+"""That a session that a test leaves open, in a transaction, is reported."""
 
 from __future__ import annotations
 
@@ -80,9 +80,9 @@ def test_it_closes_it(SessionLocal):
 
 
 def test_it_is_reported_with_where_it_was_opened(suites: Suites) -> None:
-    told = suites.told(LEAVES, "--session-tracer=error")
-    assert set(told.outcomes.values()) == {"passed"}
-    assert told.summary == [
+    run = suites.run_source(LEAVES, "--session-tracer=error")
+    assert set(run.outcomes.values()) == {"passed"}
+    assert run.summary == [
         (
             f"left-open   {suites.at('# opened by a fixture')}   "
             "1 test (test_library.py::test_its_fixture_leaves_it, teardown)"
@@ -106,23 +106,23 @@ def test_it_is_reported_with_where_it_was_opened(suites: Suites) -> None:
 
 
 def test_it_fails_the_teardown_where_warnings_do(suites: Suites) -> None:
-    told = suites.told(LEAVES, "--session-tracer=warning")
-    assert told.outcomes == {
+    run = suites.run_source(LEAVES, "--session-tracer=warning")
+    assert run.outcomes == {
         "test_leaves_it": "teardown error",
         "test_its_fixture_leaves_it": "teardown error",
     }
-    shown = told.reports["test_leaves_it"]["teardown"].longreprtext
+    shown = run.reports["test_leaves_it"]["teardown"].longreprtext
     assert shown.startswith(f"session finding: left-open ({suites.at('# opened by a test')})\n")
 
 
-def test_a_session_that_somebody_closes_is_not_left_open(suites: Suites) -> None:
-    told = suites.told(ENDS, "--session-tracer=info")
-    assert set(told.outcomes.values()) == {"passed"}
-    assert told.summary == []
+def test_a_session_that_is_closed_is_not_left_open(suites: Suites) -> None:
+    run = suites.run_source(ENDS, "--session-tracer=info")
+    assert set(run.outcomes.values()) == {"passed"}
+    assert run.summary == []
 
 
-def test_what_was_said_to_be_left_open_is_not_said_to_be_lost_too(suites: Suites) -> None:
-    told = suites.told(
+def test_a_session_that_was_left_open_is_not_reported_as_collected_too(suites: Suites) -> None:
+    run = suites.run_source(
         """
 import gc
 
@@ -136,14 +136,16 @@ def test_collects():
 """,
         "--session-tracer=warning",
     )
-    assert told.outcomes == {"test_leaves_it": "teardown error", "test_collects": "passed"}
-    assert [line.split()[0] for line in told.summary if not line.startswith(" ")] == [
+    assert run.outcomes == {"test_leaves_it": "teardown error", "test_collects": "passed"}
+    assert [line.split()[0] for line in run.summary if not line.startswith(" ")] == [
         "left-open",
         "1",
     ]
 
 
-def test_nothing_is_reported_where_nobody_asks(suites: Suites) -> None:
-    told = suites.told(LEAVES.replace("def test_leaves_it(", "def test_leaves_it(session_trace, "))
-    assert set(told.outcomes.values()) == {"passed"}
-    assert told.summary == []
+def test_nothing_is_reported_without_an_option(suites: Suites) -> None:
+    run = suites.run_source(
+        LEAVES.replace("def test_leaves_it(", "def test_leaves_it(session_trace, ")
+    )
+    assert set(run.outcomes.values()) == {"passed"}
+    assert run.summary == []

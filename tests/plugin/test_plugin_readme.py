@@ -89,20 +89,20 @@ def test_the_plugin_does_what_the_page_shows(
     monkeypatch.syspath_prepend(suites.folder)
     (option, failing) = re.findall(r"^pytest (\S+)", OPTIONS, re.MULTILINE)
 
-    told = suites.run(option, "tests")
-    assert told.outcomes == {
+    run = suites.run(option, "tests")
+    assert run.outcomes == {
         "test_render": "passed",
         "test_report": "passed",
         "test_totals": "failed",
         "test_totals_are_read_at_once": "passed",
-    }, told.text
-    assert [steady(line) for line in told.summary] == [
+    }, run.text
+    assert [steady(line) for line in run.summary] == [
         steady(line) for line in SUMMARY.splitlines()[1:]
     ]
-    assert steady(FAILED.replace("\n", " ")) in steady(told.text)
+    assert steady(FAILED.replace("\n", " ")) in steady(run.text)
 
-    told = suites.run(failing, "tests")
-    assert told.outcomes["test_render"] == "failed"
+    run = suites.run(failing, "tests")
+    assert run.outcomes["test_render"] == "failed"
 
 
 def steady(text: str) -> str:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from session_tracer.model.findings import Finding, Severity
-from session_tracer.pytest_plugin.annotations import are_wanted, workflow_commands
-from session_tracer.pytest_plugin.case import Drawn
-from session_tracer.pytest_plugin.ledger import Ledger
+from session_tracer.pytest_plugin.annotations import is_github_actions, workflow_commands
+from session_tracer.pytest_plugin.case import Reported
+from session_tracer.pytest_plugin.run_findings import RunFindings
 from session_tracer.version import VERSION
 from session_tracer.where.callsite import CallSite
 from tests.plugin.suites import ROOT
@@ -34,9 +34,9 @@ def test_late(SessionLocal):
 
 
 def test_findings_are_grouped_by_id_and_site(suites: Suites) -> None:
-    told = suites.told(MANY, "--session-tracer")
+    run = suites.run_source(MANY, "--session-tracer")
     late, lazily = suites.at("# reads too late"), suites.at("# reads lazily")
-    assert told.summary == [
+    assert run.summary == [
         f"detached-lazy-load   {late}   Author.books      1 test (test_library.py::test_late)",
         (
             "    write select(Author).options(selectinload(Author.books)) at "
@@ -51,21 +51,21 @@ def test_findings_are_grouped_by_id_and_site(suites: Suites) -> None:
     ]
 
 
-def test_what_happens_outside_of_tests_is_said_to(suites: Suites) -> None:
-    told = suites.told(
+def test_what_happens_outside_of_tests_is_reported_as_that(suites: Suites) -> None:
+    run = suites.run_source(
         """
 from sqlalchemy import create_engine
 from sqlalchemy.orm import sessionmaker
 
-say(sessionmaker(create_engine("sqlite://")), "warning")
+request_finding(sessionmaker(create_engine("sqlite://")), "warning")
 
 def test_nothing():
     pass
 """,
         "--session-tracer=info",
     )
-    assert told.outcomes == {"test_nothing": "passed"}
-    assert told.summary[0] == f"said-warning   {suites.at('# says')}   outside of tests"
+    assert run.outcomes == {"test_nothing": "passed"}
+    assert run.summary[0] == f"demo-warning   {suites.at('# requests')}   outside of tests"
 
 
 def test_a_baseline_accepts_what_is_known_and_reports_what_is_new(suites: Suites) -> None:
@@ -73,26 +73,26 @@ def test_a_baseline_accepts_what_is_known_and_reports_what_is_new(suites: Suites
     suites.write("def test_late(SessionLocal): read_too_late(SessionLocal)\n")
     written = suites.run(*options, "--session-tracer-update-baseline")
     assert written.outcomes == {"test_late": "passed"}
-    assert written.summary[-1] == "1 new, 0 known; all are in known.jsonl now"
+    assert written.summary[-1] == "1 new, 0 known; updated known.jsonl"
 
     # Lines above it do not matter.
     suites.write(f"\n\n{MANY}")
-    told = suites.run(*options)
-    assert told.outcomes == {
+    run = suites.run(*options)
+    assert run.outcomes == {
         "test_lazily[0]": "failed",
         "test_lazily[1]": "failed",
         "test_lazily[2]": "failed",
         "test_late": "passed",
     }
-    assert told.summary[0].startswith("n-plus-one ")
-    assert told.summary[2:] == ["1 new, 1 known (baseline)"]
-    properties = dict(told.reports["test_late"]["teardown"].user_properties)
+    assert run.summary[0].startswith("n-plus-one ")
+    assert run.summary[2:] == ["1 new, 1 known (baseline)"]
+    properties = dict(run.reports["test_late"]["teardown"].user_properties)
     assert "session_tracer.finding" not in properties
 
     # What is known already stays, and what is accepted fails no test.
     updated = suites.run(*options, "--session-tracer-update-baseline", "-k", "lazily")
     assert set(updated.outcomes.values()) == {"passed"}
-    assert updated.summary[-1] == "1 new, 0 known; all are in known.jsonl now"
+    assert updated.summary[-1] == "1 new, 0 known; updated known.jsonl"
     again = suites.run(*options)
     assert set(again.outcomes.values()) == {"passed"}
     assert again.summary == ["0 new, 2 known (baseline)"]
@@ -102,9 +102,9 @@ def test_the_configuration_file_can_name_the_baseline(suites: Suites) -> None:
     suites.write("def test_late(SessionLocal): read_too_late(SessionLocal)\n")
     suites.run("--session-tracer-baseline=known.jsonl", "--session-tracer-update-baseline")
     suites.configure("session_tracer = error\nsession_tracer_baseline = known.jsonl")
-    told = suites.run()
-    assert told.outcomes == {"test_late": "passed"}
-    assert told.summary == ["0 new, 1 known (baseline)"]
+    run = suites.run()
+    assert run.outcomes == {"test_late": "passed"}
+    assert run.summary == ["0 new, 1 known (baseline)"]
 
 
 def test_the_environment_can_name_the_baseline(
@@ -118,9 +118,9 @@ def test_the_environment_can_name_the_baseline(
 
 
 def test_a_baseline_that_is_not_there_is_refused(suites: Suites) -> None:
-    told = suites.told(MANY, "--session-tracer-baseline=nowhere.jsonl")
-    assert told.exit_code == pytest.ExitCode.USAGE_ERROR
-    assert told.has("--session-tracer-baseline: ", "nowhere.jsonl")
+    run = suites.run_source(MANY, "--session-tracer-baseline=nowhere.jsonl")
+    assert run.exit_code == pytest.ExitCode.USAGE_ERROR
+    assert run.has("--session-tracer-baseline: ", "nowhere.jsonl")
 
 
 def test_workers_find_together(suites: Suites) -> None:
@@ -134,7 +134,7 @@ def test_has_no_budget(SessionLocal):
 """,
         "test_others",
     )
-    told = suites.run(
+    run = suites.run(
         "-n2",
         "--session-tracer=error",
         "--session-tracer-baseline=known.jsonl",
@@ -142,39 +142,40 @@ def test_has_no_budget(SessionLocal):
         "--junitxml=junit.xml",
         apart=True,
     )
-    assert told.has(
+    assert run.has(
         "session budget: statements 1 > 0 (select Author at test_others.py:",
         "FAILED test_others.py::test_has_no_budget - session budget: statements 1 > 0",
         "1 failed, 8 passed",
     )
-    assert [line.split()[0] for line in told.summary if not line.startswith(" ")] == [
+    assert [line.split()[0] for line in run.summary if not line.startswith(" ")] == [
         "detached-lazy-load",
         "detached-lazy-load",
         "n-plus-one",
         "n-plus-one",
         "4",
     ]
-    assert told.summary[-1] == "4 new, 0 known; all are in known.jsonl now"
+    assert run.summary[-1] == "4 new, 0 known; updated known.jsonl"
     assert (suites.folder / "known.jsonl").read_text().count('"id"') == 4
     assert (suites.folder / "junit.xml").read_text().count("session_tracer.finding") == 8
 
 
-def test_github_is_told_of_what_is_new(suites: Suites, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_github_shows_new_findings(suites: Suites, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     monkeypatch.setenv("GITHUB_WORKSPACE", str(suites.folder.parent))
-    told = suites.told(
-        'def test_says(SessionLocal): say(SessionLocal, "warning")', "--session-tracer"
+    run = suites.run_source(
+        'def test_requests(SessionLocal): request_finding(SessionLocal, "warning")',
+        "--session-tracer",
     )
-    line = suites.at("# says").partition(":")[2]
+    line = suites.at("# requests").partition(":")[2]
     file = f"{suites.folder.name}/test_library.py"
-    assert told.summary[-1] == (
-        f"::warning file={file},line={line},title=said-warning::it was said%0Asay less"
+    assert run.summary[-1] == (
+        f"::warning file={file},line={line},title=demo-warning::it was requested%0Arequest less"
     )
 
 
 def finding(severity: Severity, message: str, site: CallSite | None) -> Finding:
     return Finding(
-        id="said",
+        id="demo",
         severity=severity,
         message=message,
         remedy="50% less",
@@ -194,22 +195,22 @@ def test_what_github_reads_is_escaped() -> None:
         {"GITHUB_WORKSPACE": "/elsewhere"},
     )
     assert list(commands) == [
-        "::error file=/srv/a%2Cb%3Ac%25.py,line=7,title=said::two%0D%0Alines: 100%25%0A50%25 less",
-        "::notice title=said::nowhere%0A50%25 less",
+        "::error file=/srv/a%2Cb%3Ac%25.py,line=7,title=demo::two%0D%0Alines: 100%25%0A50%25 less",
+        "::notice title=demo::nowhere%0A50%25 less",
     ]
 
 
 @pytest.mark.parametrize("value", ["", "false", None])
-def test_nobody_else_is_told_what_github_reads(value: str | None) -> None:
-    assert not are_wanted({} if value is None else {"GITHUB_ACTIONS": value})
+def test_there_are_no_annotations_elsewhere(value: str | None) -> None:
+    assert not is_github_actions({} if value is None else {"GITHUB_ACTIONS": value})
 
 
-def test_a_ledger_is_the_same_after_the_journey() -> None:
+def test_findings_are_the_same_after_they_are_dumped_and_merged() -> None:
     site = CallSite("/srv/a.py", 7, "f")
-    here, there = Ledger(), Ledger()
-    here.add(Drawn(finding("error", "one", site), "call", known=False), "test_a")
-    here.add(Drawn(finding("error", "one", site), "teardown", known=False), "test_b")
-    here.add(Drawn(finding("info", "two", None), "call", known=True), "")
+    here, there = RunFindings(), RunFindings()
+    here.add(Reported(finding("error", "one", site), "call", known=False), "test_a")
+    here.add(Reported(finding("error", "one", site), "teardown", known=False), "test_b")
+    here.add(Reported(finding("info", "two", None), "call", known=True), "")
     here.sessions = 4
     there.merge(here.dump())
     assert there.new == here.new
@@ -219,16 +220,16 @@ def test_a_ledger_is_the_same_after_the_journey() -> None:
     assert there.sessions == 8
 
 
-def test_a_plugin_that_nobody_asks_imports_nothing() -> None:
+def test_a_plugin_that_is_not_used_imports_nothing() -> None:
     program = """
 import sys
 import pytest
 before = set(sys.modules)
 import session_tracer.pytest_plugin
 heavy = {name.partition(".")[0] for name in set(sys.modules) - before}
-assert heavy <= {"session_tracer", "difflib"}, heavy
-ours = {name for name in sys.modules if name.startswith("session_tracer.")}
-assert all(name.startswith("session_tracer.pytest_plugin") for name in ours), ours
+assert heavy <= {"session_tracer"}, heavy
+loaded = {name for name in sys.modules if name.startswith("session_tracer.")}
+assert all(name.startswith("session_tracer.pytest_plugin") for name in loaded), loaded
 """
     subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, timeout=60)
 

@@ -1,4 +1,4 @@
-"""That the fixture `session_trace` says what the sessions of its test do."""
+"""That the fixture `session_trace` shows what the sessions of its test do."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @pytest.mark.parametrize("options", [(), ("--session-tracer",)], ids=["alone", "with the option"])
 def test_it_counts_what_the_test_does(suites: Suites, options: tuple[str, ...]) -> None:
-    told = suites.told(
+    run = suites.run_source(
         """
 def counts(trace):
     names = ("opened", "statements", "commits", "flushes", "lazy_loads", "loaded")
@@ -69,17 +69,17 @@ def test_a_savepoint_is_no_commit(session_trace, session):
 """,
         *options,
     )
-    assert set(told.outcomes.values()) == {"passed"}, told.text
+    assert set(run.outcomes.values()) == {"passed"}, run.text
 
 
 def test_it_has_the_findings_and_the_open_sessions(suites: Suites) -> None:
-    told = suites.told("""
+    run = suites.run_source("""
 @pytest.fixture
 def loud(SessionLocal):
-    say(SessionLocal, "info")
+    request_finding(SessionLocal, "info")
 
 def test_findings(loud, session_trace, SessionLocal, session):
-    assert [finding.id for finding in session_trace.findings] == ["said-info"]
+    assert [finding.id for finding in session_trace.findings] == ["demo-info"]
     read_too_late(SessionLocal)
     assert session_trace.findings[1:] == [session_trace.sessions[0].findings[0]]
     assert session_trace.findings[1].id == "detached-lazy-load"
@@ -108,11 +108,11 @@ def test_text(session_trace, SessionLocal):
     assert head.startswith("● session default ")
     assert [step.split()[1] for step in steps] == ["begin", "select", "close"]
 """)
-    assert set(told.outcomes.values()) == {"passed"}, told.text
+    assert set(run.outcomes.values()) == {"passed"}, run.text
 
 
 def test_it_can_be_asked_for_as_the_test_runs(suites: Suites) -> None:
-    told = suites.told("""
+    run = suites.run_source("""
 def test_counts_from_then_on(request, SessionLocal):
     first(SessionLocal)
     trace = request.getfixturevalue("session_trace")
@@ -135,11 +135,11 @@ def test_is_traced_no_longer(SessionLocal):
     with SessionLocal() as session:
         assert "_session_tracer" not in session.__dict__
 """)
-    assert set(told.outcomes.values()) == {"passed"}, told.text
+    assert set(run.outcomes.values()) == {"passed"}, run.text
 
 
 def test_two_fixtures_have_the_same_trace(suites: Suites) -> None:
-    told = suites.told("""
+    run = suites.run_source("""
 from session_tracer.pytest_plugin import SessionTrace
 
 @pytest.fixture
@@ -155,11 +155,11 @@ def test_reads_too_much(quiet, SessionLocal):
     first(SessionLocal)
     first(SessionLocal)
 """)
-    assert told.outcomes == {"test_reads": "passed", "test_reads_too_much": "teardown error"}
+    assert run.outcomes == {"test_reads": "passed", "test_reads_too_much": "teardown error"}
 
 
 def test_threads_count_for_the_test_that_runs(suites: Suites) -> None:
-    told = suites.told("""
+    run = suites.run_source("""
 from concurrent.futures import ThreadPoolExecutor
 
 @pytest.mark.session_budget(sessions=40, statements=40)
@@ -168,7 +168,7 @@ def test_in_threads(SessionLocal, session_trace):
         list(pool.map(lambda _: first(SessionLocal), range(40)))
     assert (session_trace.opened, session_trace.statements) == (40, 40)
 """)
-    assert told.outcomes == {"test_in_threads": "passed"}, told.text
+    assert run.outcomes == {"test_in_threads": "passed"}, run.text
 
 
 @pytest.mark.parametrize("plugin", ["asyncio", "anyio"])
@@ -177,7 +177,7 @@ def test_coroutines_are_tests_too(suites: Suites, plugin: str) -> None:
         mark, fixture = "asyncio(loop_scope='module')", "pytest_asyncio.fixture(loop_scope='module'"
     else:
         mark, fixture = "anyio", "pytest.fixture("
-    told = suites.told(
+    run = suites.run_source(
         f"""
 import pytest_asyncio
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
@@ -255,7 +255,7 @@ async def test_ends(maker):
         "-o",
         "asyncio_mode=strict",
     )
-    assert told.outcomes == {
+    assert run.outcomes == {
         "test_once": "passed",
         "test_twice": "failed",
         "test_of_a_fixture": "failed",
@@ -263,16 +263,16 @@ async def test_ends(maker):
         "test_too_late": "failed",
         "test_left_open": "passed",
         "test_ends": "passed",
-    }, told.text
+    }, run.text
     for name in ("test_of_a_fixture", "test_of_a_wider_fixture"):
-        message = told.reports[name]["call"].longrepr.reprcrash.message
+        message = run.reports[name]["call"].longrepr.reprcrash.message
         assert message.startswith("session budget: loaded 2 > 1 (Author ×2 at ")
-    assert told.text.count("left-open ") == 1
-    assert told.has(f"left-open            {suites.at('# is left open')}", "1 test (")
+    assert run.text.count("left-open ") == 1
+    assert run.has(f"left-open            {suites.at('# is left open')}", "1 test (")
 
 
 def test_an_open_session_lasts_until_its_last_step(suites: Suites) -> None:
-    told = suites.told(
+    run = suites.run_source(
         """
 from time import sleep
 
@@ -284,4 +284,4 @@ def test_waits(session_trace, session):
     assert used.duration_ms < 200
 """
     )
-    assert told.outcomes == {"test_waits": "passed"}
+    assert run.outcomes == {"test_waits": "passed"}

@@ -1,4 +1,4 @@
-"""Adds up what was found in a whole run, over all its tests and workers."""
+"""Collects the findings of a whole run, of all its tests and workers."""
 
 from __future__ import annotations
 
@@ -12,18 +12,21 @@ from session_tracer.where.callsite import CallSite
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
-    from session_tracer.pytest_plugin.case import Drawn
+    from session_tracer.pytest_plugin.case import Reported
 
-__all__ = ["Entry", "Ledger"]
+__all__ = ["Entry", "RunFindings"]
 
-_WORST_FIRST: Final = ("error", "warning", "info")
+_MOST_SEVERE_FIRST: Final = ("error", "warning", "info")
 
 
 @dataclass(slots=True)
 class Entry:
     """One finding at one site, in one or more tests.
 
-    `tests` has the phase of each test by the test's id; `count` is the highest count of them.
+    Attributes:
+        known: Whether the baseline contains it.
+        count: The highest count of these tests.
+        tests: The phase of each test by the test's id.
     """
 
     finding: Finding
@@ -32,8 +35,8 @@ class Entry:
     tests: dict[str, str] = field(default_factory=dict)
 
 
-class Ledger:
-    """What was found so far, and in how many sessions."""
+class RunFindings:
+    """The findings that were reported so far, and the number of sessions."""
 
     def __init__(self) -> None:
         self.sessions = 0
@@ -41,20 +44,20 @@ class Ledger:
 
     @property
     def new(self) -> list[Entry]:
-        """What the baseline does not know, the worst first."""
+        """The entries that the baseline does not contain, the most severe first."""
         return sorted((entry for entry in self._entries.values() if not entry.known), key=_rank)
 
     @property
     def known(self) -> int:
-        """How many entries the baseline knows."""
+        """Number of entries that the baseline contains."""
         return sum(entry.known for entry in self._entries.values())
 
-    def add(self, drawn: Drawn, nodeid: str) -> None:
-        """Enter a finding of a test; the id is empty for one outside of tests."""
-        tests = {nodeid: str(drawn.phase)} if nodeid else {}
-        self._enter(Entry(drawn.finding, drawn.known, drawn.finding.count, tests))
+    def add(self, reported: Reported, nodeid: str) -> None:
+        """Add a finding of a test. The id is empty if it was reported outside of tests."""
+        tests = {nodeid: str(reported.phase)} if nodeid else {}
+        self._add(Entry(reported.finding, reported.known, reported.finding.count, tests))
 
-    def _enter(self, one: Entry) -> None:
+    def _add(self, one: Entry) -> None:
         finding = one.finding
         key = (finding.id, finding.site, finding.entity, finding.attribute)
         entry = self._entries.setdefault(key, Entry(finding, one.known))
@@ -62,22 +65,22 @@ class Ledger:
         entry.tests = {**one.tests, **entry.tests}
 
     def dump(self) -> str:
-        """The ledger as JSON, for the process that reports what all workers found."""
+        """Return everything as JSON, for the process that reports the findings of all workers."""
         entries = [asdict(entry) for entry in self._entries.values()]
         return json.dumps({"sessions": self.sessions, "entries": entries}, default=str)
 
     def merge(self, dumped: str) -> None:
-        """Enter what a worker has dumped."""
+        """Add what a worker has dumped."""
         values = json.loads(dumped)
         self.sessions += values["sessions"]
         for entry in values["entries"]:
-            self._enter(Entry(**{**entry, "finding": _finding(entry["finding"])}))
+            self._add(Entry(**{**entry, "finding": _finding(entry["finding"])}))
 
 
 def _rank(entry: Entry) -> tuple[object, ...]:
     site = entry.finding.site
     where = ("", 0) if site is None else (site.file, site.line)
-    severity = _WORST_FIRST.index(entry.finding.severity)
+    severity = _MOST_SEVERE_FIRST.index(entry.finding.severity)
     return severity, -len(entry.tests), entry.finding.id, *where
 
 

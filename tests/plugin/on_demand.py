@@ -1,4 +1,4 @@
-"""A detector that finds what a test tells it to find."""
+"""A detector that reports a finding when a test requests it."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ if TYPE_CHECKING:
     from session_tracer.ledger.report import Report
     from session_tracer.model.findings import Finding, Severity
 
-_WANTED: Final[list[Severity]] = []
+_REQUESTED: Final[list[Severity]] = []
 
 
 @contextmanager
-def saying(severity: Severity) -> Iterator[None]:
-    """Have a finding of that severity drawn of each session that is opened in the block."""
-    _WANTED.append(severity)
+def requesting(severity: Severity) -> Iterator[None]:
+    """Report a finding of that severity for each session that is opened in the block."""
+    _REQUESTED.append(severity)
     try:
         yield
     finally:
-        _WANTED.remove(severity)
+        _REQUESTED.remove(severity)
 
 
-class Says:
-    """Draws what is wanted."""
+class OnDemand:
+    """Reports what is requested."""
 
     facts: Final = (SessionOpened,)
 
@@ -35,6 +35,8 @@ class Says:
         """Nothing is remembered."""
 
     def judge(self, fact: SessionOpened, report: Report, memory: Any) -> Iterator[Finding]:
-        """One finding for each that is wanted."""
-        for severity in _WANTED:
-            yield report.finding(f"said-{severity}", severity, "it was said", "say less", fact.site)
+        """One finding for each request."""
+        for severity in _REQUESTED:
+            yield report.finding(
+                f"demo-{severity}", severity, "it was requested", "request less", fact.site
+            )

@@ -1,0 +1,185 @@
+"""Counts what sessions do in one test: for each session, and for each budget with its causes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Final
+
+from session_tracer import facts
+from session_tracer.model.summary import SessionSummary
+from session_tracer.model.timeline import Timeline
+from session_tracer.publisher.steps import Steps
+from session_tracer.pytest_plugin.budgets import BUDGETS
+
+if TYPE_CHECKING:
+    from session_tracer.facts import Database, Fact
+    from session_tracer.ledger.report import Report
+    from session_tracer.model.findings import Finding
+    from session_tracer.where.callsite import CallSite
+
+__all__ = ["BudgetCounts", "SessionCounts"]
+
+_FLUSHES: Final = {
+    "explicit": "flush",
+    "autoflush": "autoflush",
+    "commit": "flush at commit",
+    "savepoint": "flush at savepoint",
+}
+
+
+class SessionCounts:
+    """What one session does in one test, from its first fact in the test on.
+
+    The ledger counts over the whole session scope, which several tests may use.
+    """
+
+    def __init__(self, report: Report, at: int) -> None:
+        self._report = report
+        self._opened_at = at
+        self._timeline = Timeline(report.settings.timeline_steps)
+        self._steps = Steps(self._timeline, at)
+        self._closed: facts.SessionClosed | None = None
+        self._database: Database | None = None
+        self._numbers: Counter[str] = Counter()
+        self._loaded: Counter[str] = Counter()
+        self._new: Counter[str] = Counter()
+        self._dirty: Counter[str] = Counter()
+        self._unchanged: Counter[str] = Counter()
+        self._deleted: Counter[str] = Counter()
+        self._lazy_loads: Counter[str] = Counter()
+        self.findings: list[Finding] = []
+
+    def add(self, fact: Fact) -> None:
+        """Count a fact."""
+        self._steps.add(fact)
+        numbers = self._numbers
+        match fact:
+            case facts.SessionClosed():
+                self._closed = fact
+            case facts.TransactionBegan():
+                numbers["savepoints" if fact.nested else "transactions"] += 1
+            case facts.TransactionEnded(nested=False):
+                numbers[fact.outcome] += 1
+            case facts.ConnectionAcquired():
+                self._database = fact.database
+            case facts.ConnectionReleased():
+                numbers["held_ns"] += fact.held
+            case facts.StatementExecuted():
+                numbers["statements"] += 1
+                numbers["sql_ns"] += fact.duration
+            case facts.AttributeLoaded():
+                self._lazy_loads[fact.kind] += 1
+            case facts.ObjectsLoaded():
+                self._loaded.update(fact.loaded)
+            case facts.FlushCompleted():
+                numbers["flushes"] += 1
+                self._new.update(fact.new)
+                self._dirty.update(fact.dirty)
+                self._unchanged.update(fact.unchanged)
+                self._deleted.update(fact.deleted)
+            case facts.FlushFailed():
+                numbers["failed_flushes"] += 1
+            case facts.ObjectsExpired():
+                numbers["expired"] += fact.count
+            case facts.ObjectsExpunged():
+                numbers["expunged"] += fact.count
+            case facts.ObjectMerged():
+                numbers["merged"] += 1
+
+    def summary(self) -> SessionSummary:
+        """Return the counts as a value.
+
+        The state transitions and the peak of the identity map are those of the whole scope. The
+        duration of a session that is still open is the time until its last step.
+        """
+        ledger, closed, numbers = self._report.ledger, self._closed, self._numbers
+        until = self._steps.last_at if closed is None else closed.at
+        return SessionSummary(
+            id=ledger.id,
+            name=self._report.name,
+            is_async=ledger.is_async,
+            outcome="closed" if closed is None else closed.outcome,
+            opened_unix_ns=self._opened_at + ledger.epoch,
+            opened_site=ledger.opened_site,
+            closed_site=None if closed is None else closed.site,
+            ending="" if closed is None else closed.ending,
+            error="" if closed is None else closed.error,
+            database=self._database,
+            duration_ms=(until - self._opened_at) / 1e6,
+            held_ms=numbers["held_ns"] / 1e6,
+            sql_ms=numbers["sql_ns"] / 1e6,
+            statements=numbers["statements"],
+            transactions=numbers["transactions"],
+            savepoints=numbers["savepoints"],
+            commits=numbers["committed"],
+            rollbacks=numbers["rolled_back"],
+            flushes=numbers["flushes"],
+            failed_flushes=numbers["failed_flushes"],
+            loaded=dict(self._loaded),
+            new=dict(self._new),
+            dirty=dict(self._dirty),
+            unchanged=dict(self._unchanged),
+            deleted=dict(self._deleted),
+            lazy_loads=dict(self._lazy_loads),
+            expired=numbers["expired"],
+            expunged=numbers["expunged"],
+            merged=numbers["merged"],
+            pending=0 if closed is None else closed.pending,
+            transitions=dict(ledger.transitions),
+            identity_map_size=0 if closed is None else closed.identity_map_size,
+            identity_map_peak=ledger.identity_map_peak,
+            timeline=tuple(self._timeline),
+            timeline_left_out=self._timeline.left_out,
+            findings=tuple(self.findings),
+        )
+
+
+class BudgetCounts:
+    """One count for each budget, with what caused it."""
+
+    def __init__(self) -> None:
+        self._causes: dict[str, Counter[tuple[str, CallSite | None]]] = {
+            budget: Counter() for budget in BUDGETS
+        }
+        # The load that the next statement of a session makes, by the session's id.
+        self._loads: dict[str, str] = {}
+
+    def __getitem__(self, budget: str) -> int:
+        return self._causes[budget].total()
+
+    def add(self, fact: Fact, session_id: str) -> None:
+        """Count a fact of a session."""
+        match fact:
+            case facts.SessionOpened():
+                self._count("sessions", "opened", fact.site)
+            case facts.TransactionEnded(nested=False, outcome="committed"):
+                self._count("commits", "commit", fact.site)
+            case facts.FlushCompleted() | facts.FlushFailed():
+                self._count("flushes", _FLUSHES[fact.trigger], fact.site)
+            case facts.AttributeLoaded():
+                verb = "lazy" if fact.kind == "relationship" else fact.kind
+                load = f"{verb} {fact.entity}.{fact.attribute}".removesuffix(".")
+                self._loads[session_id] = load
+                if fact.kind != "refresh":
+                    self._count("lazy_loads", load, fact.site)
+            case facts.StatementExecuted():
+                load = self._loads.pop(session_id, "")
+                self._count("statements", load or _statement(fact), fact.site)
+            case facts.ObjectsLoaded():
+                for entity, number in fact.loaded.items():
+                    self._count("loaded", entity, fact.site, number)
+
+    def main_cause(self, budget: str) -> str:
+        """Return what contributes most to a count: `lazy Author.books ×12 at app/report.py:33`."""
+        ((cause, site), number), *_ = self._causes[budget].most_common(1)
+        times = f" ×{number}" if number > 1 else ""
+        return cause + times + ("" if site is None else f" at {site.path}:{site.line}")
+
+    def _count(self, budget: str, cause: str, site: CallSite | None, number: int = 1) -> None:
+        self._causes[budget][cause, site] += number
+
+
+def _statement(fact: facts.StatementExecuted) -> str:
+    if fact.eager:
+        return f"eager {fact.eager}"
+    return f"{fact.operation.lower()} {fact.entity or fact.collection}".strip() or "statement"
