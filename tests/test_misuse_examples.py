@@ -64,7 +64,7 @@ def test_the_list_has_every_finding() -> None:
 def test_an_unknown_finding_is_refused_by_name() -> None:
     refused = run("n-plus-two")
     assert refused.returncode == 2
-    assert "there is no finding n-plus-two; --list says which there are" in refused.stderr
+    assert "there is no finding n-plus-two; run with --list to see all" in refused.stderr
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

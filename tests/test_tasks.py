@@ -289,7 +289,7 @@ def test_help_is_no_mistake() -> None:
 
 
 def test_a_task_without_arguments_refuses_them() -> None:
-    with pytest.raises(SystemExit, match="takes no arguments, and was given: --all"):
+    with pytest.raises(SystemExit, match="takes no arguments, but got: --all"):
         tasks.main(["clean", "--all"])
 
 
