@@ -1,4 +1,4 @@
-"""Writes into docs/findings.md what its examples say today: `python docs/findings.py`."""
+"""Writes the output of its examples into docs/findings.md: `python docs/findings.py`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __session_tracer_hide__ = True
 
 
 def main() -> None:
-    """Run every example, and write the page if another thing is said of one."""
+    """Run every example, and write the page if the output of one has changed."""
     with tempfile.TemporaryDirectory() as folder:
         page = as_it_is_said_now(Path(folder), print)
-    told = "wrote" if page != PATH.read_text() else "nothing else is said now:"
+    result = "wrote" if page != PATH.read_text() else "unchanged:"
     PATH.write_text(page)
-    print(f"{told} {PATH.relative_to(ROOT)}")
+    print(f"{result} {PATH.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":
