@@ -1,4 +1,4 @@
-"""Holds docs/findings.md to its word: its examples run, and the findings are told as it says."""
+"""Tests that the examples of docs/findings.md run and report what the page shows."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_every_finding_has_its_anchor_and_every_anchor_its_finding() -> None:
     assert tuple(section.finding for section in SECTIONS) == FINDING_IDS
 
 
-def test_every_detector_says_which_finding_it_draws() -> None:
+def test_every_detector_names_its_finding() -> None:
     told = [(type(detector).__doc__ or "").partition(": ")[0] for detector in DEFAULT_DETECTORS]
     assert {id_ for names in told for id_ in re.findall(r"`([a-z-]+)`", names)} == set(FINDING_IDS)
 
@@ -87,7 +87,9 @@ def test_the_classes_that_are_shown_are_those_of_the_examples() -> None:
 
 
 @each_section
-def test_the_wrong_code_is_told_as_the_page_tells_it(section: Section, tmp_path: Path) -> None:
+def test_the_wrong_code_is_reported_as_the_page_reports_it(
+    section: Section, tmp_path: Path
+) -> None:
     (finding,) = found_in(section.wrong, tmp_path, **section.settings)
     assert (finding.id, finding.severity) == (section.finding, section.severity)
     assert skeleton(printed(finding)) == skeleton(section.said), (
@@ -96,12 +98,12 @@ def test_the_wrong_code_is_told_as_the_page_tells_it(section: Section, tmp_path:
 
 
 @each_section
-def test_nothing_is_said_of_the_right_code(section: Section, tmp_path: Path) -> None:
+def test_nothing_is_reported_about_the_right_code(section: Section, tmp_path: Path) -> None:
     assert found_in(section.right, tmp_path, **section.settings) == []
 
 
 @each_section
-def test_the_page_says_how_to_silence_it(section: Section, tmp_path: Path) -> None:
+def test_the_page_shows_how_to_silence_it(section: Section, tmp_path: Path) -> None:
     (ignore, id_) = re.findall(
         r'^- Silence: `ignore=(.*)`, or `with session_tracer.silence\("(.*)", reason="..."\):`.$',
         section.text,
