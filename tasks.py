@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 OLDEST = (3, 11)
 
-# Up to here, and in its syntax, the file is for any Python 3: an old one is to say what is wrong.
+# Up to here, and in its syntax, the file works on any Python 3, so that an old one prints this.
 if sys.version_info < OLDEST:
     sys.exit(
         f"tasks.py needs Python {OLDEST[0]}.{OLDEST[1]} or newer, and {sys.executable} is "
@@ -34,7 +34,7 @@ PACKAGES = (
     ("session_tracer/exporters", ROOT / "exporters"),
 )
 
-# What pip is told to install, for each use.
+# The requirements that pip installs, for each use.
 EXAMPLES = ("--editable=.[all]", "--group=examples")
 DEVELOPMENT = (
     "--editable=.[all]",
@@ -57,7 +57,7 @@ NEWEST = (
     "sqlalchemy>=2.1",
 )
 OLDEST_RELEASES = ("--editable=.[all]", "--group=test", "--group=lint")
-# And what SQLAlchemy's own tests need; nothing else, for they notice what is installed.
+# What SQLAlchemy's own tests need, and nothing else: they depend on what is installed.
 SUITES = (
     "--editable=.[testing]",
     "aiosqlite>=0.20",
@@ -76,7 +76,7 @@ EVERYTHING = (
     "--group=build",
 )
 
-# What meets no SQLAlchemy, or only from afar: once is enough.
+# Tests that do not depend on the version of SQLAlchemy: once is enough.
 ALIKE_ON_EVERY_SQLALCHEMY = (
     "--ignore=tests/exporters",
     "--ignore=tests/neighbours",
@@ -96,8 +96,8 @@ ALIKE_ON_EVERY_SQLALCHEMY = (
     "--ignore=tests/test_types.py",
 )
 
-# What the tests take a sample of by default, and the task `long` takes whole. The environment may
-# have other values.
+# The tests use samples by default; the task `long` uses these values, unless the environment has
+# others.
 WHOLE = {
     "SESSION_TRACER_TEST_PROGRAMS": "2000",
     "SESSION_TRACER_TEST_LEVELS": "all",
@@ -111,7 +111,7 @@ SAMPLED = (
     "tests/test_soak.py",
 )
 
-# A first session, told about with nothing installed but what a bare `pip install` brings.
+# A first session is reported with a plain `pip install`, without extras.
 FIRST_SESSION = """
 import importlib.util
 from sqlalchemy import create_engine, text
@@ -135,7 +135,7 @@ for module in pkgutil.walk_packages(session_tracer.__path__, "session_tracer."):
     importlib.import_module(module.name)
 """
 
-# A few tests that meet each of the libraries that the package and its tests depend on.
+# A few tests that use each of the libraries that the package and its tests depend on.
 SMOKE = (
     "tests/exporters",
     "tests/signals/test_otlp_end_to_end.py",
@@ -180,12 +180,12 @@ class Task(NamedTuple):
 
 
 def say(line: str) -> None:
-    """Writes a line of our own: to stderr, so that a program's stdout can be piped."""
+    """Writes a line to stderr, so that a program's stdout can be piped."""
     print(line, file=sys.stderr, flush=True)
 
 
 def run(command: Command, **variables: str | Path) -> None:
-    """Runs a command in the open, with these variables; StepFailed unless it exits with 0."""
+    """Runs a command and shows its output; StepFailed unless it exits with 0."""
     say(f"$ {shlex.join(map(str, command))}")
     env = environment_variables() | {name: str(value) for name, value in variables.items()}
     code = subprocess.run(command, cwd=ROOT, env=env, check=False).returncode
@@ -194,7 +194,7 @@ def run(command: Command, **variables: str | Path) -> None:
 
 
 def run_quietly(command: Command, cwd: Path = ROOT) -> str:
-    """What the command says; it is shown, and StepFailed raised, unless it exits with 0."""
+    """The output of the command; unless it exits with 0, prints it and raises StepFailed."""
     done = subprocess.run(
         command,
         cwd=cwd,
@@ -213,7 +213,7 @@ def run_quietly(command: Command, cwd: Path = ROOT) -> str:
 
 
 def environment_variables() -> dict[str, str]:
-    """Ours, less those that lead Python out of the environment it was started in."""
+    """The current variables, without those that make Python use another environment."""
     leading_out = ("PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
     return {name: value for name, value in os.environ.items() if name not in leading_out}
 
@@ -222,7 +222,7 @@ def environment_variables() -> dict[str, str]:
 
 
 def environment(folder: Path, requirements: Sequence[str], constraints: Path | None = None) -> Path:
-    """The Python of an environment where the requirements are installed, made as far as needed.
+    """The Python of an environment with these requirements; creates it if it is missing.
 
     With constraints, pip installs the versions that the file names, and so it does for itself.
     """
@@ -230,7 +230,7 @@ def environment(folder: Path, requirements: Sequence[str], constraints: Path | N
     pip: Command = (python, "-m", "pip", "install", "--quiet", "--no-input")
     held = [] if constraints is None else [f"--constraint={constraints}"]
     if not is_of_this_version(python):
-        say(f"making {folder.name}")
+        say(f"creating {folder.name}")
         run_quietly([sys.executable, "-m", "venv", "--clear", folder])
         # --build-constraint came with pip 25.3; an environment begins with an older one.
         run_quietly([*pip, "--upgrade", "pip>=25.3", *held])
@@ -242,7 +242,7 @@ def environment(folder: Path, requirements: Sequence[str], constraints: Path | N
     if installed[:1] == [project] and wanted in installed[1:]:
         return python
     stamp.unlink(missing_ok=True)
-    say(f"installing into {folder.name}; this takes a moment, once")
+    say(f"installing into {folder.name}; this is done once")
     run_quietly([*pip, *requirements, *held])
     others = installed[1:] if installed[:1] == [project] else []
     stamp.write_text("\n".join([project, *others, wanted]) + "\n")
@@ -294,7 +294,7 @@ def suites_of(version: str) -> Path:
     if version in LINES:
         wanted = f"sqlalchemy[asyncio]=={version}.*"
         return environment(folder, [*SUITES, wanted], constraints_of(version))
-    # The constraints name another SQLAlchemy, so this one comes after what they do hold for.
+    # The constraints name another SQLAlchemy, so this one is installed after the others.
     line = next((line for line in LINES if version.startswith(f"{line}.")), LINES[0])
     environment(folder, SUITES, constraints_of(line))
     return environment(folder, [f"sqlalchemy[asyncio]=={version}"])
@@ -312,8 +312,8 @@ def oldest_releases() -> Path:
 
 
 def lower_bounds() -> list[str]:
-    """What pyproject.toml allows at the least, of all that is installed for the tests."""
-    import tomllib  # at the top it would stop an old Python before it is told what is wrong
+    """The lowest versions that pyproject.toml allows, of all that the tests install."""
+    import tomllib  # at the top it would stop an old Python before the check above
 
     described = tomllib.loads((ROOT / "pyproject.toml").read_text())
     project, groups = described["project"], described["dependency-groups"]
@@ -327,7 +327,7 @@ def lower_bounds() -> list[str]:
 
 
 def requirements_of(group: str, groups: Mapping[str, list[str | dict[str, str]]]) -> list[str]:
-    """What a dependency group names, and the groups that it includes."""
+    """The requirements of a dependency group and of the groups that it includes."""
     named: list[str] = []
     for one in groups[group]:
         named += [one] if isinstance(one, str) else requirements_of(one["include-group"], groups)
@@ -368,7 +368,7 @@ def tests_on_2_1(arguments: Sequence[str]) -> None:
 
 
 def wheel() -> None:
-    """Builds what would be published, and uses it where nothing of the checkout is in reach."""
+    """Builds the wheel and uses it in an environment without the checkout."""
     with tempfile.TemporaryDirectory(prefix="session-tracer-wheel-") as temporary:
         outside = Path(temporary)
         held = constraints_of("2.1")
@@ -380,9 +380,9 @@ def wheel() -> None:
         python = outside / "venv" / PROGRAM
         pip: Command = (development(), "-m", "pip", "--python", python)
         run_quietly([*pip, "install", "--quiet", f"--constraint={held}", built])
-        told = run_quietly([python, "-I", "-c", FIRST_SESSION], cwd=outside)
-        say(f"{built.name}, and a first session with it:\n{told.rstrip()}")
-        if "first-session" not in told:
+        printed = run_quietly([python, "-I", "-c", FIRST_SESSION], cwd=outside)
+        say(f"{built.name}, and a first session with it:\n{printed.rstrip()}")
+        if "first-session" not in printed:
             raise StepFailed("the session did not appear on the console")
 
 
@@ -403,7 +403,7 @@ def refuse_incomplete(built: Path) -> None:
 
 
 def carry_out(steps: Sequence[Step]) -> int:
-    """Does the steps in turn, sums them up, and says by its exit code whether all passed."""
+    """Runs the steps and prints a summary; the exit code is 0 if all passed."""
     begun = time.monotonic()
     results: list[str] = []
     failed = stopped = False
@@ -473,7 +473,7 @@ def suites(arguments: list[str]) -> int:
 
 
 def suite(version: str, arguments: list[str]) -> list[Step]:
-    """What runs the tests of one SQLAlchemy."""
+    """The steps that run the tests of one SQLAlchemy."""
     return [
         Step(
             f"Environment with SQLAlchemy {version} alone",
@@ -529,7 +529,7 @@ def newest(arguments: list[str]) -> int:
 
 def oldest(arguments: list[str]) -> int:
     refuse_newer_python("oldest")
-    # The tests are typed as the newer releases are; what is published has to suit all of them.
+    # The tests use the types of the newer releases; the package must suit all of them.
     chosen = [*(f"--deselect={test}" for test in NOT_ON_THE_OLDEST), *arguments]
     return carry_out(on_releases("oldest", oldest_releases, ("session_tracer",), chosen))
 
@@ -537,7 +537,7 @@ def oldest(arguments: list[str]) -> int:
 def on_releases(
     which: str, install: Callable[[], Path], typed: Sequence[str], arguments: Sequence[str]
 ) -> list[Step]:
-    """What shows that the bounds in pyproject.toml are true, with the releases at one end."""
+    """The steps that check the bounds in pyproject.toml, with the releases at one end."""
     python = ROOT / f".venv-{which}" / PROGRAM
     types: Command = (python, "-m", "mypy", f"--cache-dir=.mypy_cache/{which}", *typed)
     return [
@@ -560,7 +560,7 @@ def constraints(arguments: list[str]) -> int:
 
 
 def refuse_newer_python(task: str) -> None:
-    """Exits unless this is the oldest Python: newer ones get releases that it cannot have."""
+    """Exits unless this is the oldest Python, which cannot install all newer releases."""
     if sys.version_info[:2] != OLDEST:
         oldest, this = ".".join(map(str, OLDEST)), ".".join(map(str, sys.version_info[:2]))
         sys.exit(
@@ -570,12 +570,12 @@ def refuse_newer_python(task: str) -> None:
 
 
 def constrain(line: str) -> None:
-    """Writes the constraints of a line: what pip installs today where nothing is installed."""
+    """Writes the constraints of a line: what pip installs into an empty environment today."""
     with tempfile.TemporaryDirectory(prefix="session-tracer-constraints-") as temporary:
         python = Path(temporary) / PROGRAM
         run_quietly([sys.executable, "-m", "venv", temporary])
         pip: Command = (python, "-m", "pip")
-        # They are constrained too: they install everything, and build the project.
+        # These two have constraints too: they install everything, and build the project.
         run_quietly([*pip, "install", "--quiet", "--upgrade", "pip", "setuptools"])
         wanted = [*EVERYTHING, f"sqlalchemy=={line}.*"]
         run_quietly([*pip, "install", "--quiet", "--no-input", *wanted])
@@ -629,30 +629,30 @@ def clean(arguments: list[str]) -> int:
 
 def refuse(arguments: list[str]) -> None:
     if arguments:
-        sys.exit(f"this task takes no arguments, and was given: {shlex.join(arguments)}")
+        sys.exit(f"this task takes no arguments, but got: {shlex.join(arguments)}")
 
 
 TASKS = (
     Task("bookshop", "run the example; its arguments are passed on", bookshop),
     Task("misuse", "show every finding, or those named; its arguments are passed on", misuse),
     Task("test", "check everything, as CI does; pytest's arguments are passed on", test),
-    Task("long", "run whole, for an hour, the tests that `test` takes a sample of", long),
+    Task("long", "run all cases of the tests that `test` samples; takes an hour", long),
     Task("lint", "check style and types only", lint),
     Task("newest", "check types and tests on the newest releases: [--smoke]", newest),
     Task("oldest", "check types and tests on the oldest releases that are allowed", oldest),
     Task(
         "constraints",
-        "write the versions that these tasks install, from the newest releases",
+        "write the newest releases as the versions that these tasks install",
         constraints,
     ),
-    Task("fix", "put right what can be put right without thinking", fix),
+    Task("fix", "fix what ruff can fix", fix),
     Task("suites", "run SQLAlchemy's own tests, traced: [2.0|2.1] [pytest arguments]", suites),
-    Task("benchmark", "measure what tracing costs: [2.0|2.1] [--help]", benchmark),
-    Task("soak", "load it for [--minutes 20] while the collector comes and goes", soak),
+    Task("benchmark", "measure what tracing costs, in 20 minutes: [2.0|2.1] [--help]", benchmark),
+    Task("soak", "run a load for [--minutes 20] while the collector stops and starts", soak),
     Task("dashboard", "write the Grafana dashboard; its arguments are passed on", dashboard),
-    Task("findings", "write what the examples of docs/findings.md say today", findings),
+    Task("findings", "write the output of the examples into docs/findings.md", findings),
     Task("picture", "draw the picture of the README from a real run", picture),
-    Task("clean", "remove all that these tasks have made", clean),
+    Task("clean", "remove everything that these tasks have created", clean),
 )
 
 

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from benchmarks import budget, page
+from benchmarks.count import by_package
 from benchmarks.databases import Database, SQLite, postgresql
 from benchmarks.measure import FULL, QUICK, SCALING_FULL, SCALING_QUICK, measure, why_not
 from benchmarks.memory import figures
@@ -16,7 +17,7 @@ from benchmarks.otlp import QUICK as OTLP_QUICK
 from benchmarks.otlp import collected
 from benchmarks.peers import PEERS
 from benchmarks.results import Ratios, Section, machine, save
-from benchmarks.variants import BARE, CONTROL, FLOORS, LEVELS, Variant
+from benchmarks.variants import BARE, CONTROL, FLOORS, LEVELS, SPANS, Variant
 from benchmarks.works import SCALING, WORKS, Work
 from tests.servers.lifeline import ServerFailed
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from benchmarks.measure import Plan
 
-# Where a peer has to prove that it traces: sync and async.
+# The works on which a peer has to prove that it traces: sync and async.
 PROVEN_ON = [work for work in WORKS if work.key in ("W1", "W6")]
 
 
@@ -35,9 +36,9 @@ def main() -> None:
         budget.write(budget.spend())
         return
     asked = [name for name in SECTIONS if getattr(options, name) or options.all]
-    for name in asked or ["works"]:
+    for name in asked or DEFAULT:
         section = SECTIONS[name](options)
-        print(page.terminal(name, section), end="\n\n", flush=True)
+        print(page.printed(name, section), flush=True)
         if options.write:
             save(name, section)
             page.write_page()
@@ -45,7 +46,7 @@ def main() -> None:
 
 def works(options: argparse.Namespace) -> Section:
     chosen = [work for work in WORKS if work.key in options.only]
-    variants = [CONTROL, *FLOORS, *(LEVELS[name] for name in options.levels)]
+    variants = [CONTROL, *FLOORS, SPANS, *(LEVELS[name] for name in options.levels)]
     peers = options.peers if options.peers is not None else not options.quick
     left_out: dict[str, str] = {}
     for peer in PEERS if peers else ():
@@ -54,7 +55,7 @@ def works(options: argparse.Namespace) -> Section:
             variants.append(peer)
         else:
             left_out[peer.name] = reason
-            print(f"Without {peer.name}: {reason}", file=sys.stderr)
+            print(f"{peer.name} is missing: {reason}", file=sys.stderr)
     with ExitStack() as stack:
         return Section(
             machine(),
@@ -62,7 +63,6 @@ def works(options: argparse.Namespace) -> Section:
                 ratios(database, chosen, variants, plan(options), left_out)
                 for database in databases(options.database, stack)
             ],
-            [],
         )
 
 
@@ -79,12 +79,17 @@ def otlp(options: argparse.Namespace) -> Section:
                 ratios(database, chosen, [CONTROL, *exported], otlp_plan, {})
                 for database in databases(options.database, stack)
             ],
-            [],
         )
 
 
+def counts(options: argparse.Namespace) -> Section:
+    chosen = [work for work in budget.COUNTED if work.key in options.only]
+    variants = [*(LEVELS[name] for name in options.levels), SPANS]
+    return Section(machine(), counts=by_package(chosen, variants))
+
+
 def memory(options: argparse.Namespace) -> Section:
-    return Section(machine(), [], figures(quick=options.quick, ended=options.scopes))
+    return Section(machine(), figures=figures(quick=options.quick, ended=options.scopes))
 
 
 def scaling(options: argparse.Namespace) -> Section:
@@ -94,15 +99,17 @@ def scaling(options: argparse.Namespace) -> Section:
         # SQLite in memory has one connection.
         (database,) = databases("postgresql", stack)
         scaling_plan = SCALING_QUICK if options.quick else SCALING_FULL
-        return Section(machine(), [ratios(database, chosen, variants, scaling_plan, {})], [])
+        return Section(machine(), [ratios(database, chosen, variants, scaling_plan, {})])
 
 
 SECTIONS: dict[str, Callable[[argparse.Namespace], Section]] = {
     "works": works,
-    "otlp": otlp,
+    "counts": counts,
     "memory": memory,
+    "otlp": otlp,
     "scaling": scaling,
 }
+DEFAULT = ("works", "counts", "memory")
 
 
 def ratios(
@@ -135,26 +142,31 @@ def databases(asked: str | None, stack: ExitStack) -> list[Database]:
         except ServerFailed as failure:
             if asked:
                 sys.exit(str(failure))
-            print(f"Without PostgreSQL: {failure}", file=sys.stderr)
+            print(f"PostgreSQL is missing: {failure}", file=sys.stderr)
     return found
 
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__)
-    section = parser.add_argument_group("what is measured; without any of these, --works")
-    section.add_argument("--works", action="store_true", help="the works at each level, in ratios")
-    section.add_argument("--otlp", action="store_true", help="with export to a real collector")
+    section = parser.add_argument_group("what is measured; default: --works --counts --memory")
+    section.add_argument("--works", action="store_true", help="time of the works, as ratios")
+    section.add_argument("--counts", action="store_true", help="instructions of the works")
     section.add_argument("--memory", action="store_true", help="memory and standing costs")
+    section.add_argument("--otlp", action="store_true", help="with export to a real collector")
     section.add_argument("--scaling", action="store_true", help="many threads, many tasks")
     section.add_argument("--all", action="store_true", help="all of these, one after the other")
     section.add_argument(
         "--write-budget",
         action="store_true",
-        help="count, and make that what the tests allow; nothing is timed",
+        help="count instructions and write the budget that a test checks; nothing is timed",
     )
     how = parser.add_argument_group("how")
-    how.add_argument("--quick", action="store_true", help="fewer rounds, about two minutes")
-    how.add_argument("--write", action="store_true", help="keep the results, write the page")
+    how.add_argument("--quick", action="store_true", help="fewer rounds, about three minutes")
+    how.add_argument(
+        "--write",
+        action="store_true",
+        help="save the results, write docs/performance.md and the README's table",
+    )
     how.add_argument(
         "--only",
         type=one_of(work.key for work in WORKS),
@@ -166,19 +178,19 @@ def parser() -> argparse.ArgumentParser:
         type=one_of(LEVELS),
         default=list(LEVELS),
         metavar="A,B",
-        help="empty for what is not ours alone",
+        help="default: all; empty: no session_tracer",
     )
     how.add_argument("--database", choices=("sqlite", "postgresql"), help="default: both")
     how.add_argument(
         "--peers",
         action=argparse.BooleanOptionalAction,
-        help="other people's tracers, those that are installed; default: unless --quick",
+        help="other tracers, if they are installed; default: unless --quick",
     )
     how.add_argument(
         "--scopes",
         type=int,
         metavar="N",
-        help="sessions that end while memory is watched; default: 1,000,000, or 50,000 if --quick",
+        help="number of sessions that end while memory is measured; default: 50,000",
     )
     return parser
 

@@ -1,4 +1,4 @@
-"""A work with its database and its factory, ready to be run and timed."""
+"""Runs a work on its database with its factory, and times it."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class Bench(Protocol):
     def __exit__(self, *exception: object) -> None: ...
 
     def change_one(self) -> None:
-        """Runs W1, whatever the work is: every signal has something to say about it."""
+        """Runs W1, whatever the work is: W1 makes every signal."""
 
     def block(self, units: int) -> float:
-        """Runs the work so many times, and returns the seconds it took."""
+        """Runs this number of units of the work and returns the seconds that they took."""
 
 
 def prepare(database: Database, work: Work) -> Bench:
@@ -56,7 +56,7 @@ def prepare(database: Database, work: Work) -> Bench:
 
 
 class OnSyncEngine:
-    """Whatever runs on an engine and a factory of sessions."""
+    """Has an engine and a factory of sessions."""
 
     def __init__(self, database: Database) -> None:
         self._engine = database.engine()
@@ -89,7 +89,7 @@ class SyncBench(OnSyncEngine):
 
 
 class ThreadsBench(OnSyncEngine):
-    """So many threads, each changing an author of its own."""
+    """Threads, each of which changes its own author."""
 
     def __init__(self, database: Database, work: ThreadsWork) -> None:
         super().__init__(database)
@@ -113,7 +113,7 @@ class ThreadsBench(OnSyncEngine):
 
 
 class OnAsyncEngine:
-    """Whatever runs on an async engine and a factory of async sessions."""
+    """Has an async engine and a factory of async sessions."""
 
     def __init__(self, database: Database) -> None:
         self._loop = asyncio.Runner()
@@ -133,7 +133,7 @@ class OnAsyncEngine:
         self._loop.run(change_one_async(self.factory), context=copy_context())
 
     def block(self, units: int) -> float:
-        # The loop has a context of its own, which what is around the block is not in.
+        # The loop has its own context, without the spans around the block.
         return self._loop.run(self._block(units), context=copy_context())
 
     async def _block(self, units: int) -> float:
@@ -154,7 +154,7 @@ class AsyncBench(OnAsyncEngine):
 
 
 class TasksBench(OnAsyncEngine):
-    """So many tasks at once, as far as there are connections."""
+    """Concurrent tasks, as many as there are connections for."""
 
     def __init__(self, database: Database, work: TasksWork) -> None:
         super().__init__(database)
@@ -174,5 +174,5 @@ class TasksBench(OnAsyncEngine):
 
 
 def share(units: int, workers: int) -> tuple[int, int]:
-    """How many workers there is something to do for, and how much each does, the same for all."""
+    """The number of workers that have work, and the units of each, equal for all."""
     return min(units, workers), max(1, units // workers)

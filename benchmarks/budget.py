@@ -1,8 +1,8 @@
-"""What a unit of work may execute because of us: the committed budget, and what exceeds it.
+"""The committed budget of instructions and calls for each unit of work, and what exceeds it.
 
-Calls are budgeted for every Python: they are all but the same from one to the next. Instructions
-are another set in each, and are compared on the Python that the budget was written with. What
-OpenTelemetry's SDK executes is its own affair and changes with its version; calling it is ours.
+Calls are compared on every Python, because they differ little. Instructions differ more, and are
+compared only on the Python that the budget was written with. What OpenTelemetry's SDK executes
+changes with its version and is not in the budget; session_tracer's calls to it are.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import sqlalchemy
 
-from benchmarks.count import OURS, Profile, added, counted
+from benchmarks.count import PACKAGE, Profile, added, counted
 from benchmarks.variants import BARE, LEVELS, Variant
 from benchmarks.works import WORKS, Work
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 FILE = Path(__file__).with_name("budget.json")
-# Counts do not vary from run to run; this is for the libraries' next patch releases.
+# Counts do not vary from run to run. This allows for the libraries' next patch releases.
 ALLOWED = 0.02
 ALLOWED_ON_ANOTHER_PYTHON = 0.10
 
@@ -32,9 +32,9 @@ SQLALCHEMY = ".".join(sqlalchemy.__version__.split(".")[:2])
 
 
 class Spent(NamedTuple):
-    # Those of our own functions.
+    # Of session_tracer's functions.
     instructions: int
-    # Into, within and out of our functions, and those SQLAlchemy makes more than when untraced.
+    # Into, between and out of these functions, and the additional calls in SQLAlchemy.
     calls: int
 
 
@@ -43,13 +43,13 @@ Spending: TypeAlias = "dict[tuple[str, str], Spent]"
 
 
 class Budget(NamedTuple):
-    """Of one SQLAlchemy line, as counted on one Python."""
+    """The budget of one SQLAlchemy line, as counted on one Python."""
 
     python: str
     spending: Spending
 
 
-# Of two works that differ in their number of objects alone, the smaller says as much.
+# The two selects differ only in the number of objects: the smaller is enough.
 COUNTED = tuple(work for work in WORKS if work.title != "select 10,000")
 
 
@@ -57,7 +57,7 @@ def spend(works: Sequence[Work] = COUNTED, levels: Mapping[str, Variant] = LEVEL
     """Counts each work at each level."""
     with ThreadPoolExecutor() as threads:
         profiles = {
-            (work.title, name): threads.submit(counted, work, variant, is_ours)
+            (work.title, name): threads.submit(counted, work, variant, is_own)
             for work in works
             for name, variant in {"": BARE, **levels}.items()
         }
@@ -70,14 +70,14 @@ def spend(works: Sequence[Work] = COUNTED, levels: Mapping[str, Variant] = LEVEL
     }
 
 
-def is_ours(package: str) -> bool:
-    return package == OURS
+def is_own(package: str) -> bool:
+    return package == PACKAGE
 
 
 def spent(traced: Profile, bare: Profile) -> Spent:
     instructions = calls = 0
     for function, counts in added(traced, bare).items():
-        if is_ours(function.package):
+        if is_own(function.package):
             instructions += counts.instructions
             calls += counts.calls + counts.c_calls + counts.calls_out
         elif function.package == "sqlalchemy":
@@ -86,7 +86,7 @@ def spent(traced: Profile, bare: Profile) -> Spent:
 
 
 def excesses(spending: Spending, budget: Budget, python: str = PYTHON) -> list[str]:
-    """What is over the budget: what, how far, what to do."""
+    """A message for each number over the budget: what, how far, and what to do."""
     found: list[str] = []
     for (title, level), now in spending.items():
         then = budget.spending[title, level]
@@ -97,9 +97,9 @@ def excesses(spending: Spending, budget: Budget, python: str = PYTHON) -> list[s
             allowed = ALLOWED
         key = next(work.key for work in WORKS if work.title == title)
         found.extend(
-            f"{key} {title} at level {level}: {counted:,} {kind} of ours, budgeted are"
-            f" {budgeted:,} and {allowed:.0%} more; `python -m benchmarks.count {key} {level}`"
-            " shows where, `python3 tasks.py benchmark --write-budget` allows it"
+            f"{key} {title} at level {level}: session_tracer executes {counted:,} {kind}; the"
+            f" budget is {budgeted:,} plus {allowed:.0%}. Run `python -m benchmarks.count {key}"
+            f" {level}` to see where. To allow it, run `python3 tasks.py benchmark --write-budget`."
             for kind, counted, budgeted in kinds
             if counted > budgeted * (1 + allowed)
         )
@@ -119,7 +119,7 @@ def read(sqlalchemy: str = SQLALCHEMY) -> Budget:
 
 
 def write(spending: Spending) -> None:
-    """Sets the budget of this SQLAlchemy line to what is spent now."""
+    """Sets the budget of this SQLAlchemy line to these counts."""
     lines = json.loads(FILE.read_text()) if FILE.exists() else {}
     works: dict[str, dict[str, list[int]]] = {}
     for (title, level), now in spending.items():

@@ -1,7 +1,7 @@
-"""Counts what tracing adds to the works in instructions and calls: `python -m benchmarks.count`.
+"""Counts the instructions and calls that tracing adds: `python -m benchmarks.count`.
 
-A count is the same on every run and every machine with the same Python and libraries, so it shows
-what a change of the code saves or costs where a clock shows the weather.
+A count is the same on every run and every machine with the same Python and libraries. It shows what
+a change of the code saves or costs, also where the machine is too busy to measure time.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import gc
 import multiprocessing
 import sys
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from benchmarks.benches import prepare
 from benchmarks.databases import SQLite
+from benchmarks.results import Count
 from benchmarks.variants import BARE, LEVELS, Variant
 from benchmarks.works import WORKS, AsyncWork, SyncWork, Work
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
     from multiprocessing.context import BaseContext
     from types import CodeType, FrameType
@@ -32,10 +33,10 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
     from sqlalchemy.orm import Session, sessionmaker
 
-OURS = "session_tracer"
+PACKAGE = "session_tracer"
 # Units of work before the first that is counted: caches are full and rare branches taken by then.
 WARM_UNITS = 8
-# The smallest is taken: what another thread causes comes on top.
+# The smallest is used: another thread can only add to a count.
 COUNTED_UNITS = 4
 SHOWN = 40
 
@@ -51,7 +52,7 @@ class Function(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What a function executes itself, without what it calls."""
+    """The instructions and calls of a function, without the functions that it calls."""
 
     instructions: int = 0
     # How often it was entered, or resumed as a generator.
@@ -78,7 +79,7 @@ class Counts:
 
 
 NONE = Counts()
-# What one unit of work executes, each function's own share without what it calls.
+# The counts of one unit of work by function.
 Profile: TypeAlias = dict[Function, Counts]
 Tally: TypeAlias = "Counter[CodeType]"
 
@@ -97,10 +98,10 @@ class Tallies:
 
 
 class Meter:
-    """Wraps a work's function so that its runs are counted, and nothing else is."""
+    """Wraps a work's function, so that only its runs are counted."""
 
     def __init__(self, counted_package: Callable[[str], bool]) -> None:
-        # Whose instructions are counted: those of others would take most of the time.
+        # Only the instructions of these packages are counted, to save time.
         self._counted_package = counted_package
         self._functions: dict[CodeType, Function] = {}
         self._counting: Callable[[], AbstractContextManager[object]] = nullcontext
@@ -122,10 +123,12 @@ class Meter:
 
                 return replace(work, run=counted_async)
             case _:
-                raise TypeError(f"{work.title}: what several threads or tasks do is not counted")
+                raise TypeError(
+                    f"{work.title}: works with several threads or tasks are not counted"
+                )
 
     def profile(self, unit: Callable[[], object]) -> Profile:
-        """The counts of what `unit` does, taken apart by function."""
+        """The counts of one call of `unit`, by function."""
         gc.disable()
         executed = self._smallest(self._instructions, unit)
         called = self._smallest(self._calls, unit)
@@ -197,7 +200,7 @@ class Meter:
         code = frame.f_code
         function = self._functions.get(code)
         if function is None:
-            # By the module's name and not the file's: functions that are made from text have none.
+            # By the module's name: functions that are made from text have no file.
             function = Function(str(frame.f_globals.get("__name__")), code.co_qualname)
             self._functions[code] = function
         return function
@@ -210,7 +213,7 @@ def any_package(_package: str) -> bool:
 def counted(
     work: Work, variant: Variant, counted_package: Callable[[str], bool] = any_package
 ) -> Profile:
-    """One unit of the work under the variant, in a process of its own: a variant leaves traces."""
+    """One unit of the work under the variant, in its own process, which the variant changes."""
     with ProcessPoolExecutor(1, mp_context=imported()) as process:
         return process.submit(count, work, variant, counted_package).result()
 
@@ -240,6 +243,25 @@ def added(traced: Profile, bare: Profile) -> Profile:
     return {function: counts for function, counts in difference.items() if counts != NONE}
 
 
+def by_package(works: Sequence[Work], variants: Sequence[Variant]) -> list[Count]:
+    """The instructions that each variant adds to each work, counted on all cores."""
+    with ThreadPoolExecutor() as threads:
+        profiles = {
+            (work.title, variant.name): threads.submit(counted, work, variant)
+            for work in works
+            for variant in (BARE, *variants)
+        }
+    counts: list[Count] = []
+    for work in works:
+        bare = profiles[work.title, BARE.name].result()
+        for variant in variants:
+            traced = added(profiles[work.title, variant.name].result(), bare)
+            packages = by(traced, lambda function: function.package)
+            instructions = {name: counts.instructions for name, counts in packages.items()}
+            counts.append(Count(work.key, work.title, variant.name, instructions))
+    return counts
+
+
 def by(
     profile: Profile, key: Callable[[Function], str], of: Iterable[Function] | None = None
 ) -> dict[str, Counts]:
@@ -251,15 +273,15 @@ def by(
 
 
 def report(work: Work, variant: Variant, profile: Profile) -> str:
-    ours = [function for function in profile if function.package == OURS]
+    own = [function for function in profile if function.package == PACKAGE]
     return "\n".join(
         (
             f"== {work.key} {work.title}, {variant.name}: beyond bare, for one unit of work",
             *lines({"everything": sum(profile.values(), NONE)}),
             *lines(by(profile, lambda function: function.package)),
-            "-- modules of ours",
-            *lines(by(profile, lambda function: function.module, ours)),
-            f"-- the {SHOWN} functions with the most instructions, without what they call",
+            "-- modules of session_tracer",
+            *lines(by(profile, lambda function: function.module, own)),
+            f"-- the {SHOWN} functions with the most instructions of their own",
             *lines(by(profile, lambda function: f"{function.module}:{function.name}"), SHOWN),
         )
     )

@@ -1,4 +1,4 @@
-"""The databases the works run on: SQLite in memory, PostgreSQL over a local connection."""
+"""The databases of the works: SQLite in memory, PostgreSQL over a local connection."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SCHEMA = "session_tracer_benchmarks"
-# One for each thread of the widest work.
+# One for each thread of the largest work.
 CONNECTIONS = 16
 
 
 @dataclass(frozen=True, slots=True)
 class SQLite:
-    """Every process has its own, in memory, on one connection."""
+    """In memory, one database and one connection for each process."""
 
     @contextmanager
     def prepared(self) -> Iterator[None]:
@@ -48,7 +48,7 @@ class SQLite:
 
 @dataclass(frozen=True, slots=True)
 class PostgreSQL:
-    """All processes share one schema, so that no variant has better tables than another."""
+    """One schema for all processes, so that all variants have the same tables."""
 
     url: str
 
@@ -60,11 +60,11 @@ class PostgreSQL:
             connection.execute(text(f"CREATE SCHEMA {SCHEMA}"))
             populate(connection)
         with engine.connect() as connection:
-            # Or it comes by itself in the middle of a round.
+            # Otherwise autovacuum would do it in the middle of a round.
             connection.execution_options(isolation_level="AUTOCOMMIT").execute(
                 text(f"ANALYZE {', '.join(Model.metadata.tables)}")
             )
-        # What is forked next must not inherit an open connection.
+        # The processes that are forked next must not inherit an open connection.
         engine.dispose()
         try:
             yield
@@ -79,7 +79,7 @@ class PostgreSQL:
         )
 
     async def async_engine(self) -> AsyncEngine:
-        # A thousand tasks wait for their turn, and longer than a pool thinks right.
+        # A thousand tasks wait for their turn, longer than the pool's default timeout.
         return create_async_engine(
             self._psycopg_url(),
             pool_size=CONNECTIONS,
@@ -100,7 +100,7 @@ class PostgreSQL:
         return url.render_as_string(hide_password=False)
 
     def _connect_args(self) -> dict[str, str]:
-        # A commit that waits for a disk would hide what tracing adds to it.
+        # A commit that waits for a disk would hide the cost of tracing.
         return {"options": f"-csearch_path={SCHEMA} -csynchronous_commit=off"}
 
     def _drop(self, connection: Connection) -> None:
@@ -112,9 +112,10 @@ Database = SQLite | PostgreSQL
 
 @contextmanager
 def postgresql() -> Iterator[PostgreSQL]:
-    """The server that SESSION_TRACER_BENCH_POSTGRES names, else the one that the tests start.
+    """The server at SESSION_TRACER_BENCH_POSTGRES, or one that is started as in the tests.
 
-    Raises ServerFailed where there is none.
+    Raises:
+        ServerFailed: There is no server.
     """
     if url := os.environ.get("SESSION_TRACER_BENCH_POSTGRES"):
         yield PostgreSQL(url)

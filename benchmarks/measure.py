@@ -1,25 +1,25 @@
-"""Times the works under the variants, in pairs.
+"""Times the works with each variant, in pairs.
 
-How the traps are avoided:
+How errors of measurement are avoided:
 
-- Every variant has a process of its own. In a shared one, a variant leaves its traces in the next:
-  SQLAlchemy keeps emptied listener collections, a patched attribute throws away what the
-  interpreter had specialised, and bare is no longer bare.
-- These processes are forked from one that has imported everything and done nothing yet. So the
-  addresses, the hash seed and the heap of one launch are the same for all of them; between
-  processes started one by one they alone can make several per cent.
-- A launch is a fresh interpreter with fresh addresses and a fresh hash seed; there are several.
-- A round lets each variant run one block of a few milliseconds, one after the other in an order
-  drawn anew. A ratio is taken within its round: what slows the machine for longer than a round
-  slows both sides, what is shorter falls into few rounds, and the median does not see it. Many
-  rounds of short blocks were two to three times steadier than a few rounds of long ones.
-- All processes of a launch share one core, where the system can be told so; only one of them works
-  at a time. Moving between cores doubled the noise. A PostgreSQL server stays where it is.
-- Each process has an idle thread, bare too: with a second thread the allocator and the locks take
-  their slower roads, and a tracer that brings a thread would be charged for it.
-- The heap is frozen after the warm-up and the garbage collected before each block: collections
-  within a block are then caused by the block, and look through what the block made.
-- A second bare variant, the control, takes part like every other. It shows the noise.
+- Every variant has its own process. In a shared process a variant changes the next one: SQLAlchemy
+  keeps emptied listener collections, and patching an attribute makes the interpreter drop what it
+  had specialised.
+- These processes are forked from one that has imported everything and run nothing. All of them
+  therefore have the addresses, the hash seed and the heap of their launch. Between processes that
+  are started separately, these alone can cause a difference of several per cent.
+- A launch is a new interpreter with new addresses and a new hash seed. There are several launches.
+- In a round each variant runs one block of a few milliseconds, in random order. A ratio is of two
+  blocks of one round: a disturbance longer than a round slows both, and a shorter one affects few
+  rounds, which the median ignores. Many rounds of short blocks were two to three times steadier
+  than a few rounds of long ones.
+- All processes of a launch share one core, if the system allows it; only one of them runs at a
+  time. Moving between cores doubled the noise. A PostgreSQL server is not moved.
+- Each process has an idle thread, the untraced one too: with a second thread, allocator and locks
+  are slower, and a tracer that starts a thread would be charged for it.
+- The heap is frozen after the warm-up, and garbage is collected before each block. A collection
+  during a block is then caused by the block, and inspects only the objects that the block made.
+- The control is a second untraced variant. It shows the noise.
 """
 
 from __future__ import annotations
@@ -63,8 +63,9 @@ class Plan:
 
 
 QUICK = Plan(launches=3, work_seconds=1.2, warm_seconds=0.08)
-FULL = Plan(launches=10, work_seconds=5, warm_seconds=0.3)
-# Threads have to meet, and on more cores than one.
+# Both SQLAlchemy lines, with all else that is measured by default, take less than 20 minutes.
+FULL = Plan(launches=3, work_seconds=1.6, warm_seconds=0.1)
+# Threads must run at the same time, and on several cores.
 SCALING_QUICK = Plan(1, 1, 0.1, block_seconds=0.05, rounds_at_least=5, one_core=False)
 SCALING_FULL = Plan(3, 10, 1, block_seconds=0.2, rounds_at_least=15, one_core=False)
 
@@ -74,7 +75,7 @@ Round = dict[str, float]
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """All rounds of one work on one database, launch by launch."""
+    """All rounds of one work on one database, by launch."""
 
     work: Work
     launches: tuple[tuple[Round, ...], ...]
@@ -99,7 +100,7 @@ class Measured:
 def measure(
     database: Database, works: Sequence[Work], variants: Sequence[Variant], plan: Plan
 ) -> list[Row]:
-    """Runs all launches; `variants` has BARE among them."""
+    """Runs all launches; `variants` includes BARE."""
     launches = [launched(database, works, variants, plan) for _ in range(plan.launches)]
     return [
         Measured(work, tuple(of_work)).row()
@@ -108,7 +109,7 @@ def measure(
 
 
 def why_not(variant: Variant, works: Sequence[Work]) -> str | None:
-    """Why the variant cannot be timed on these works; None if it is shown to be in force."""
+    """Why the variant cannot be timed on these works; None if it proves that it is active."""
     for work in works:
         with ProcessPoolExecutor(1, mp_context=imported()) as process:
             try:
@@ -146,7 +147,7 @@ def launch(
 
 def share_one_core() -> None:
     if sys.platform == "linux":
-        # The last: interrupts and other people's programs prefer the first.
+        # The last core: interrupts and other programs prefer the first.
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 
@@ -154,7 +155,7 @@ def rounds_of(
     database: Database, work: Work, variants: Sequence[Variant], plan: Plan
 ) -> tuple[Round, ...]:
     with ExitStack() as stack:
-        # Whoever is forked first may find another memory than the last.
+        # In random order: the first that is forked may have another memory layout than the last.
         processes = [
             stack.enter_context(VariantProcess(database, work, variant, plan))
             for variant in random.sample(variants, len(variants))
@@ -176,7 +177,7 @@ def one_round(processes: Sequence[VariantProcess], units: int) -> Round:
 
 
 class VariantProcess:
-    """One variant's process, as seen from the one that it was forked from."""
+    """One variant's process, as its parent uses it."""
 
     def __init__(self, database: Database, work: Work, variant: Variant, plan: Plan) -> None:
         self.name = variant.name
@@ -184,14 +185,14 @@ class VariantProcess:
         self._connection, theirs = fork.Pipe()
 
         def forked() -> None:
-            # Each side keeps its own end only, or would never see the other side's end close.
+            # Each side closes the other's end, or it would never see that end close.
             self._connection.close()
             serve(theirs, database, work, variant, plan)
 
         self._process = fork.Process(target=forked)
         self._process.start()
         theirs.close()
-        # Waited for, so that no two processes warm up at the same time.
+        # Waits, so that no two processes warm up at the same time.
         self.warm_seconds = self.answer()
 
     def __enter__(self) -> Self:
@@ -217,7 +218,7 @@ class VariantProcess:
 def serve(
     connection: Connection, database: Database, work: Work, variant: Variant, plan: Plan
 ) -> None:
-    """The life of a forked process: warm up, then one timed block for each number received."""
+    """Runs in a forked process: warms up, then runs a timed block for each number received."""
     threading.Thread(target=threading.Event().wait, name="idle", daemon=True).start()
     with prepare(database, work) as bench, variant.applied(bench.factory) as in_force:
         with variant.around():
@@ -232,7 +233,7 @@ def serve(
             except EOFError:
                 return
             gc.collect()
-            # The other variants have had the processor's caches in the meantime.
+            # The other variants have used the processor's caches in the meantime.
             with variant.around():
                 bench.block(min(units - 1, 1 + units // 10))
                 in_force.settle()
@@ -244,7 +245,7 @@ def serve(
 
 
 def warmed(bench: Bench, variant: Variant, seconds: float) -> float:
-    """Seconds of one unit at the end of so many seconds of work."""
+    """Seconds of one unit after the given number of seconds."""
     until = perf_counter() + seconds
     timed: list[float] = []
     while perf_counter() < until or len(timed) < 5:

@@ -1,7 +1,6 @@
-"""What tracing keeps and does while nothing happens: memory, the watch, the import.
+"""Measures memory, the watch, `live_sessions()` and the import.
 
-Times are the processor's: nothing of this waits, and other people's work on the machine is not
-ours.
+Times are CPU times: nothing here waits, and other programs on the machine must not count.
 """
 
 from __future__ import annotations
@@ -38,10 +37,10 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 LIVE = 10_000
-ENDED, ENDED_QUICK = 1_000_000, 50_000
+ENDED = 50_000
 UNTRACED = 20_000
-LOADED, LOADED_QUICK = 1_000_000, 100_000
-# Long enough for sessions to be idle in a transaction (5 s), long in one (30 s), and leaked (60 s).
+LOADED = 100_000
+# Sessions become idle in a transaction (5 s), long in a transaction (30 s), and leaked (60 s).
 WATCHED_SECONDS, WATCHED_SECONDS_QUICK = 70.0, 8.0
 IMPORTS, IMPORTS_QUICK = 31, 9
 
@@ -49,13 +48,12 @@ A, B = LEVELS["A"], LEVELS["B"]
 
 
 def figures(*, quick: bool, ended: int | None = None) -> list[Figure]:
-    """Everything, one after the other, each in a process of its own."""
-    loaded = LOADED_QUICK if quick else LOADED
+    """All figures, each measured in its own process."""
     return [
         live_scope(A),
         live_scope(B),
-        growth(B, ended or (ENDED_QUICK if quick else ENDED)),
-        *identity_map(loaded, repeats=3),
+        growth(B, ended or ENDED),
+        *identity_map(LOADED, repeats=3),
         *standing(WATCHED_SECONDS_QUICK if quick else WATCHED_SECONDS),
         import_time(IMPORTS_QUICK if quick else IMPORTS),
     ]
@@ -81,9 +79,9 @@ def live_scope(variant: Variant) -> Figure:
 
 
 def bytes_of_live(variant: Variant) -> int:
-    """What so many used sessions hold more than none, whoever holds it."""
+    """Bytes that LIVE used sessions hold, wherever they are kept."""
     with OnSyncEngine(SQLite()) as bench, variant.applied(bench.factory):
-        # What is made once is made.
+        # Afterwards everything that is made once exists.
         change_one(bench.factory)
         gc.collect()
         tracemalloc.start()
@@ -117,7 +115,7 @@ def growth(variant: Variant, scopes: int) -> Figure:
         f"growth over {scopes:,} scopes that have ended, level {variant.name}",
         f"{blocks:,} blocks of memory (untraced: {untraced:,}), {kibibytes:,} KiB resident",
         "none",
-        # The interpreter and SQLAlchemy keep a few of their own, as the untraced show.
+        # The interpreter and SQLAlchemy keep some too, as the untraced figure shows.
         blocks < 1_000,
     )
 
@@ -157,7 +155,7 @@ def identity_map(objects: int, repeats: int) -> list[Figure]:
             f"bytes more for each of {objects:,} objects in one identity map",
             f"{each:.1f}",
             "none",
-            # Resident memory comes in pages, and allocators keep some back.
+            # Resident memory is counted in pages, and allocators keep some in reserve.
             each < 8,
         ),
         Figure(f"time to load these {objects:,}", f"{ratio:.2f}", "1.05", ratio < 1.055),
@@ -200,9 +198,9 @@ def standing(seconds: float) -> list[Figure]:
 
 
 def stand(seconds: float) -> tuple[float, float]:
-    """Seconds of one live_sessions(), and the share of a core that our thread takes."""
+    """Seconds of one live_sessions(), and the watchdog thread's share of a core."""
     with OnSyncEngine(SQLite()) as bench, A.applied(bench.factory):
-        # From the first session on: a look at all of them is rare, and may come at any time.
+        # Measured from the first session: looks at all sessions are rare and come at any time.
         (thread,) = (one for one in threading.enumerate() if one.name == "session_tracer")
         assert thread.ident is not None
         watch = time.pthread_getcpuclockid(thread.ident)
@@ -236,7 +234,7 @@ print(time.process_time() - began)
 
 def import_time(times: int) -> Figure:
     with TemporaryDirectory() as bytecode:
-        # As an installed package is: compiled before. Without it half of the time is compiling.
+        # Compiled before, as an installed package is; otherwise half of the time is compiling.
         environment = {**os.environ, "PYTHONPYCACHEPREFIX": bytecode}
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
         import_once(environment)

@@ -16,14 +16,14 @@ from tests.servers.lifeline import lifeline
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-# A block ends with a flush: it is long, so that one flush carries as much as it would in earnest.
+# A block ends with a flush. It is long, so that one flush sends as much as in production.
 QUICK = Plan(1, 2, 0.2, block_seconds=0.1, rounds_at_least=4)
 FULL = Plan(5, 20, 1, block_seconds=0.3, rounds_at_least=12)
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """A level whose exporter is `otlp`; sending what a block made is timed with the block."""
+    """A level with the exporter `otlp`; the flush after a block is timed with the block."""
 
     level: Level
     endpoint: str
@@ -34,22 +34,22 @@ class Exported:
             "OTEL_EXPORTER_OTLP_ENDPOINT": self.endpoint,
             "OTEL_TRACES_SAMPLER": "always_on" if self.level.recorded else "always_off",
             "OTEL_LOGS_EXPORTER": "otlp" if self.level.recorded else "none",
-            # By itself it would send in the middle of another variant's block.
+            # Otherwise metrics would be sent in the middle of another variant's block.
             "OTEL_METRIC_EXPORT_INTERVAL": "3600000",
-            # Nothing is dropped: that would be cheap.
+            # Nothing must be dropped: dropping is cheap.
             "OTEL_BSP_MAX_QUEUE_SIZE": "1000000",
             "OTEL_BLRP_MAX_QUEUE_SIZE": "1000000",
         }
         with instrument(
             factory, exporter="otlp", statement_spans=self.level.statement_spans
         ) as instrumentation:
-            # What proves it is what the collector says, in the end, to have received.
+            # The proof is what the collector has received in the end.
             yield InForce(instrumentation.flush, instrumentation.flush)
 
 
 @contextmanager
 def collected(names: Sequence[str]) -> Iterator[list[Variant]]:
-    """The levels, sending to a collector that has received from them by the end."""
+    """The levels, exporting to a collector. Fails at the end if it has not received each signal."""
     with lifeline() as line, collector(line, "benchmark", "basic") as receiver:
         levels = {name: LEVELS[name] for name in names}
         yield [

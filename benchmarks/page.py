@@ -1,80 +1,210 @@
-"""The results as tables, on the terminal and in docs/performance.md."""
+"""The results as Markdown: printed, and written into docs/performance.md and the README."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from benchmarks.goals import GOALS
+from benchmarks.goals import GOALS, INSTRUCTIONS, STATEMENT_SPANS
 from benchmarks.plot import plot
 from benchmarks.results import CONTROL, LINES, Ratios, Row, Section, duration, middle, saved
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+README = Path(__file__).parents[1] / "README.md"
+PAGE = README.parent / "docs" / "performance.md"
 PLOT = PAGE.with_suffix(".svg")
 BEGIN, END = "<!-- written by the benchmark -->\n", "<!-- to here -->\n"
 LEVELS = ("A", "B", "C")
-# Above it, the machine was too busy for the ratios beside it to mean much.
+# What level C is compared with; `variants.SPANS`.
+SPANS = "spans"
+# A work whose statements' spans cost less than this has no price that can be compared.
+PRICE_SEEN = 0.05
+# With a larger distance, the machine was too busy and the row means little.
 NOISE_ALLOWED = 0.03
 
 Lines = list[list[str]]
 
 
 def write_page() -> None:
-    """Puts all results there are into the page, and draws its plot."""
-    text = PAGE.read_text(encoding="utf-8")
-    head, _, rest = text.partition(BEGIN)
-    _, _, tail = rest.partition(END)
-    PAGE.write_text(head + BEGIN + "\n" + figures() + "\n" + END + tail, encoding="utf-8")
-    works = saved("works", LINES[0])
-    if works:
+    """Writes all saved results into the page and the README, and draws the plot."""
+    between_marks(PAGE, figures())
+    if works := saved("works", LINES[0]):
+        between_marks(README, overview(works))
         PLOT.write_text(plot(works), encoding="utf-8")
 
 
+def between_marks(file: Path, written: str) -> None:
+    text = file.read_text(encoding="utf-8")
+    head, _, rest = text.partition(BEGIN)
+    _, _, tail = rest.partition(END)
+    file.write_text(f"{head}{BEGIN}\n{written}\n{END}{tail}", encoding="utf-8")
+
+
 def figures() -> str:
-    """Everything that was measured, in Markdown."""
-    parts: list[str] = []
-    for heading, said, name, tell, add in SECTIONS:
-        sections = [section for line in LINES if (section := saved(name, line))]
-        if sections:
-            parts += [f"## {heading}", said]
+    """All saved results."""
+    texts = [
+        part.text([section for line in LINES if (section := saved(part.name, line))])
+        for part in PARTS
+    ]
+    return "\n\n".join(text for text in texts if text) + "\n"
+
+
+def printed(name: str, section: Section) -> str:
+    """One section that was just measured."""
+    texts = [part.text([section]) for part in PARTS if part.name == name]
+    return "\n\n".join(text for text in texts if text) + "\n"
+
+
+class Part(NamedTuple):
+    """One heading of the page."""
+
+    heading: str
+    about: str
+    # The section whose results it has.
+    name: str
+    tables: Callable[[Section], list[Lines]]
+    notes: Callable[[Section], list[str]] = lambda _section: []
+
+    def text(self, sections: Sequence[Section]) -> str:
+        parts: list[str] = []
         for section in sections:
-            parts += [f"### {section.machine}", *(markdown(table) for table in tell(section))]
-            if notes := add(section):
-                parts.append("\n".join(f"- {note}" for note in notes))
-    return "\n\n".join(parts) + "\n"
+            if tables := self.tables(section):
+                parts += [f"### {section.machine}", *map(markdown, tables)]
+                parts += ["\n".join(f"- {note}" for note in self.notes(section))]
+        parts = [part for part in parts if part]
+        return "\n\n".join([f"## {self.heading}", self.about, *parts]) if parts else ""
+
+
+def overview(section: Section) -> str:
+    """The README's table: each work on both databases, medians only."""
+    first, *others = section.ratios
+    columns = [(first, name) for name in (CONTROL, "A", "B", "OpenTelemetry")]
+    columns += [(ratios, name) for ratios in others for name in ("A", "B", "OpenTelemetry")]
+    columns = [(ratios, name) for ratios, name in columns if name in ratios.titles]
+    header = ["work", f"untraced, {first.database}"]
+    header += [
+        name if ratios is first else f"{ratios.database}: {name}" for ratios, name in columns
+    ]
+    rows = {id(ratios): {row.title: row for row in ratios.rows} for ratios in section.ratios}
+    lines = [header]
+    for row in first.rows:
+        cells = [f"{row.key} {row.title}", duration(row.bare_seconds)]
+        for ratios, name in columns:
+            of_database = rows[id(ratios)][row.title]
+            ratio = f"{median(of_database.ratios[name]):.2f}"
+            cells.append(bold_if_missed(ratio, of_database, ratios.database, name))
+        lines.append(cells)
+    return f"{markdown(lines)}\n\n{section.machine}.\n"
+
+
+def bold_if_missed(text: str, row: Row, database: str, name: str) -> str:
+    goal = goal_of(row, database, name)
+    reached = goal is None or median(row.ratios[name]) < goal + 0.005
+    return text if reached else f"**{text}**"
+
+
+def goal_of(row: Row, database: str, name: str) -> float | None:
+    goal = GOALS.get(row.key)
+    return goal.of(database, name) if goal else None
 
 
 def levels(section: Section) -> list[Lines]:
-    """Each work beside its goals."""
+    """Each work with its goals."""
     named = [name for name in LEVELS if name in all_titles(section)]
     header = ["work", "on", "untraced"]
     for name in named:
-        header += [name, "goal"]
+        header += [name] if name == "C" else [name, "goal"]
     lines = [[*header, CONTROL]]
     for ratios, row in rows(section):
         cells = [f"{row.key} {row.title}", ratios.database, duration(row.bare_seconds)]
         for name in named:
-            cells += against_goal(row, ratios.database, name)
+            measured = middle(row.ratios[name])
+            cells.append(bold_if_missed(measured, row, ratios.database, name))
+            if name != "C":
+                goal = goal_of(row, ratios.database, name)
+                cells.append("" if goal is None else f"{goal:.2f}")
         lines.append([*cells, middle(row.ratios[CONTROL])])
     return [lines]
 
 
-def against_goal(row: Row, database: str, level: str) -> list[str]:
-    measured = middle(row.ratios[level])
-    goal = GOALS.get(row.key)
-    if goal is None:
-        return [measured, ""]
-    ratio = goal.of(database, level)
-    reached = median(row.ratios[level]) < ratio + 0.005
-    return [measured if reached else f"**{measured}**", f"{ratio:.2f}"]
+def statement_spans(section: Section) -> list[Lines]:
+    """What level C adds to B, and the price of the SDK's spans, in the same rounds."""
+    lines = [["work", "on", "C adds to B", "OpenTelemetry's spans alone", "compared", "goal"]]
+    for ratios, row in rows(section):
+        if not {"B", "C", SPANS} <= row.ratios.keys():
+            continue
+        prices = [ratio - 1 for ratio in row.ratios[SPANS]]
+        if min(prices) < PRICE_SEEN:
+            continue
+        added = [c - b for b, c in zip(row.ratios["B"], row.ratios["C"], strict=True)]
+        compared = [more / price for more, price in zip(added, prices, strict=True)]
+        reached = median(compared) < STATEMENT_SPANS + 0.005
+        lines.append(
+            [
+                f"{row.key} {row.title}",
+                ratios.database,
+                f"{median(added):.0%}",
+                f"{median(prices):.0%}",
+                middle(compared) if reached else f"**{middle(compared)}**",
+                f"{STATEMENT_SPANS:.2f}",
+            ]
+        )
+    return [lines] if len(lines) > 1 else []
+
+
+def instructions(section: Section) -> list[Lines]:
+    """What each level adds to each work, by package."""
+    packages = ("session_tracer", "sqlalchemy", "opentelemetry")
+    lines = [["work", "level", "instructions", "goal", *packages, "others"]]
+    for count in section.counts:
+        if count.variant not in LEVELS:
+            continue
+        total = sum(count.instructions.values())
+        goal = INSTRUCTIONS.get((count.key, count.variant))
+        of_packages = [count.instructions.get(package, 0) for package in packages]
+        lines.append(
+            [
+                f"{count.key} {count.title}",
+                count.variant,
+                f"{total:,}" if goal is None or total <= goal else f"**{total:,}**",
+                "" if goal is None else f"{goal:,}",
+                *(f"{number:,}" for number in of_packages),
+                f"{total - sum(of_packages):,}",
+            ]
+        )
+    return [lines]
+
+
+def counted_spans(section: Section) -> list[Lines]:
+    """As `statement_spans`, in instructions."""
+    added = {(one.title, one.variant): one.instructions for one in section.counts}
+    lines = [["work", "C adds to B", "OpenTelemetry's spans alone", "compared", "goal"]]
+    for title, key in {one.title: one.key for one in section.counts}.items():
+        b, c, spans = (added.get((title, name), {}) for name in ("B", "C", SPANS))
+        # Without the listener that makes the spans, and what SQLAlchemy does to call it.
+        price = spans.get("opentelemetry", 0)
+        if not (b and c and price):
+            continue
+        more = sum(c.values()) - sum(b.values())
+        compared = f"{more / price:.2f}"
+        reached = more / price < STATEMENT_SPANS + 0.005
+        lines.append(
+            [
+                f"{key} {title}",
+                f"{more:,}",
+                f"{price:,}",
+                compared if reached else f"**{compared}**",
+                f"{STATEMENT_SPANS:.2f}",
+            ]
+        )
+    return [lines] if len(lines) > 1 else []
 
 
 def others(section: Section) -> list[Lines]:
-    """Each work under the listeners that do nothing, and under other people's tracers."""
+    """Each work with listeners that do nothing, and with other tracers."""
     named = [name for name in all_titles(section) if name not in ("bare", CONTROL, *LEVELS)]
     return [plain(section, named)] if named else []
 
@@ -102,7 +232,7 @@ def scaled(section: Section) -> list[Lines]:
     named = [*(name for name in LEVELS if name in all_titles(section)), CONTROL]
     return [
         [
-            ["at once", "on", "sessions a second, untraced", *named],
+            ["at once", "on", "sessions per second, untraced", *named],
             *(
                 [
                     row.title,
@@ -133,7 +263,7 @@ def memory(section: Section) -> list[Lines]:
 
 
 def noise(section: Section) -> list[str]:
-    """Which rows mean little, because the machine had other work."""
+    """The rows that mean little because the machine was busy."""
     return [
         f"The control of {row.key} {row.title} on {ratios.database} is off by {row.noise():.1%},"
         f" allowed are {NOISE_ALLOWED:.0%}: measure it again on a quieter machine."
@@ -143,7 +273,7 @@ def noise(section: Section) -> list[str]:
 
 
 def explained(section: Section) -> list[str]:
-    """What others are, and why some are missing."""
+    """What the other variants are, and why some are missing."""
     left_out = {name: why for ratios in section.ratios for name, why in ratios.left_out.items()}
     return [
         *(
@@ -151,43 +281,57 @@ def explained(section: Section) -> list[str]:
             for name, title in all_titles(section).items()
             if name not in ("bare", CONTROL, *LEVELS)
         ),
-        *(f"Without {name}: {why}" for name, why in left_out.items()),
+        *(f"{name} is missing: {why}" for name, why in left_out.items()),
     ]
 
 
-def nothing(_section: Section) -> list[str]:
-    return []
-
-
-# Heading, what it is, the file it is kept in, its tables, what is noted below them.
-SECTIONS: tuple[
-    tuple[str, str, str, Callable[[Section], list[Lines]], Callable[[Section], list[str]]], ...
-] = (
-    (
+PARTS = (
+    Part(
         "What tracing costs",
-        "Time of a unit of work to the same untraced, [lowest..highest launch]; bold: goal missed.",
+        "Time with tracing divided by time without, [lowest..highest launch]. Bold: goal missed.",
         "works",
         levels,
         noise,
     ),
-    (
-        "What others cost",
-        "The same, in the same rounds, for listeners that do nothing and tracers of statements.",
+    Part(
+        "What other tracers cost",
+        "Ratios from the same rounds: listeners that do nothing, and tracers of statements.",
         "works",
         others,
         explained,
     ),
-    (
+    Part(
+        "What statement spans cost",
+        "The time that level C adds to level B, and the time that OpenTelemetry's SDK alone takes"
+        " to make a span for each statement, as shares of the untraced time. Works where these take"
+        f" less than {PRICE_SEEN:.0%} are omitted.",
+        "works",
+        statement_spans,
+    ),
+    Part(
+        "Instructions",
+        "Python instructions that one unit of work executes in addition, by package.",
+        "counts",
+        instructions,
+    ),
+    Part(
+        "Instructions of statement spans",
+        "The instructions that level C adds to level B, and those of a span of OpenTelemetry's SDK"
+        " for each statement.",
+        "counts",
+        counted_spans,
+    ),
+    Part("Memory and standing costs", "At level A if no level is named.", "memory", memory),
+    Part(
         "With export",
-        "OTLP over HTTP to a collector on the same machine; encoding and sending it all are timed.",
+        "OTLP over HTTP to a collector on the same machine; encoding and sending are timed.",
         "otlp",
         exported,
         noise,
     ),
-    ("Memory and standing costs", "Level A, unless it says otherwise.", "memory", memory, nothing),
-    (
+    Part(
         "Scaling",
-        "Threads run W1, tasks W6, on 16 connections: seconds for a session to those untraced.",
+        "Threads run W1 and tasks run W6, on 16 connections.",
         "scaling",
         scaled,
         noise,
@@ -196,7 +340,7 @@ SECTIONS: tuple[
 
 
 def rows(section: Section) -> list[tuple[Ratios, Row]]:
-    """Every work on every database, the databases of one work together."""
+    """Each work on each database, the databases of one work together."""
     order = {row.title: n for ratios in section.ratios for n, row in enumerate(ratios.rows)}
     return sorted(
         ((ratios, row) for ratios in section.ratios for row in ratios.rows),
@@ -206,23 +350,6 @@ def rows(section: Section) -> list[tuple[Ratios, Row]]:
 
 def all_titles(section: Section) -> dict[str, str]:
     return {name: title for ratios in section.ratios for name, title in ratios.titles.items()}
-
-
-def terminal(name: str, section: Section) -> str:
-    """One section as plain text."""
-    parts = [section.machine]
-    for _heading, _said, of, tell, add in SECTIONS:
-        if of == name:
-            parts += [*map(aligned, tell(section)), "\n".join(add(section))]
-    return "\n\n".join(part for part in parts if part)
-
-
-def aligned(lines: Lines) -> str:
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )
 
 
 def markdown(lines: Lines) -> str:

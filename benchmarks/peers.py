@@ -1,6 +1,6 @@
-"""Other people's tracers of SQLAlchemy, each sending nowhere and asked to prove that it traces.
+"""Other tracers of SQLAlchemy. Each exports nothing and has to prove that it traces.
 
-Each is imported within the process that it is timed in: some change the process by that alone.
+Each is imported in the process in which it is timed, because some change the process on import.
 """
 
 from __future__ import annotations
@@ -11,25 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Sampler, SamplingResult
-from sqlalchemy import Engine
-from sqlalchemy.ext.asyncio import AsyncEngine
 
-from benchmarks.variants import Factory, InForce, Variant
+from benchmarks.variants import Factory, InForce, Variant, engine_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-def engine_of(factory: Factory) -> Engine:
-    # Instrumenting create_engine would come too late: the engine is made.
-    bind = factory.kw["bind"]
-    engine = bind.sync_engine if isinstance(bind, AsyncEngine) else bind
-    assert isinstance(engine, Engine)
-    return engine
-
-
 class Seen:
-    """What a tracer was seen to trace."""
+    """Counts the UPDATE statements that a tracer traced."""
 
     def __init__(self) -> None:
         self.statements = 0
@@ -38,7 +28,7 @@ class Seen:
         self.statements += "UPDATE" in str(text)
 
     def prove(self) -> None:
-        assert self.statements, "it is in force, and the UPDATE of W1 was not traced"
+        assert self.statements, "it is active, and the UPDATE of W1 was not traced"
 
 
 class SeenSpans(SpanProcessor):
@@ -50,7 +40,7 @@ class SeenSpans(SpanProcessor):
 
 
 class NeverSampled(Sampler):
-    """Decides as ALWAYS_OFF does, and sees what it is asked about."""
+    """Decides as ALWAYS_OFF does, and counts the spans that it is called for."""
 
     def __init__(self, seen: Seen) -> None:
         self._seen = seen
@@ -60,7 +50,7 @@ class NeverSampled(Sampler):
         return ALWAYS_OFF.should_sample(*arguments, **named)
 
     def get_description(self) -> str:
-        return "never sampled, and seen"
+        return "never sampled, and counted"
 
 
 @contextmanager
@@ -86,7 +76,7 @@ def opentelemetry_on(factory: Factory, provider: TracerProvider) -> Iterator[Non
     from opentelemetry.instrumentation.sqlalchemy import SQLAlchemyInstrumentor
 
     instrumentor = SQLAlchemyInstrumentor()
-    # Unless told to skip the check, it refuses SQLAlchemy 2.1 with a warning and does nothing.
+    # Without skip_dep_check it rejects SQLAlchemy 2.1 with a warning and does nothing.
     instrumentor.instrument(
         engine=engine_of(factory), tracer_provider=provider, skip_dep_check=True
     )
@@ -124,14 +114,14 @@ def sentry(_factory: Factory) -> Iterator[InForce]:
             seen.take(span["description"])
 
     sentry_sdk.init(
-        dsn="http://nobody@127.0.0.1:9/1",
+        dsn="http://public@127.0.0.1:9/1",
         traces_sample_rate=1.0,
         integrations=[SqlalchemyIntegration()],
         default_integrations=False,
         auto_enabling_integrations=False,
         auto_session_tracking=False,
         send_client_reports=False,
-        # A block of a work may have more spans than the thousand that are kept of a request.
+        # A block can have more spans than the thousand that are kept by default.
         _experiments={"max_spans": 1_000_000},
         before_send_transaction=drop,
     )
@@ -140,7 +130,7 @@ def sentry(_factory: Factory) -> Iterator[InForce]:
 
 @contextmanager
 def sentry_transaction() -> Iterator[None]:
-    """Without one around it a statement has no span."""
+    """A transaction; without one, a statement has no span."""
     import sentry_sdk
 
     with sentry_sdk.start_transaction(op="benchmark", name="block"):
@@ -157,7 +147,7 @@ def ddtrace(factory: Factory) -> Iterator[InForce]:
     seen = Seen()
 
     class Nowhere:
-        """Where ddtrace writes finished traces to."""
+        """Receives ddtrace's finished traces and drops them."""
 
         def recreate(self, **_settings: object) -> Nowhere:
             return self
@@ -179,7 +169,7 @@ def ddtrace(factory: Factory) -> Iterator[InForce]:
 
 @contextmanager
 def ddtrace_request() -> Iterator[None]:
-    """Without one each statement would be a trace of its own, to be sampled and finished."""
+    """A span; without one, each statement would be a trace that is sampled and finished."""
     from ddtrace.trace import tracer
 
     with tracer.trace("block"):
@@ -191,9 +181,7 @@ PEERS = (
         "OpenTelemetry", "opentelemetry-instrumentation-sqlalchemy, sampled", opentelemetry_sampled
     ),
     Variant("OpenTelemetry off", "the same, not sampled", opentelemetry_not_sampled),
-    Variant("ddtrace", "within a span that is not timed", ddtrace, ddtrace_request),
-    Variant(
-        "Sentry", "sentry-sdk, within a transaction that is not timed", sentry, sentry_transaction
-    ),
+    Variant("ddtrace", "in a span that is not timed", ddtrace, ddtrace_request),
+    Variant("Sentry", "sentry-sdk, in a transaction that is not timed", sentry, sentry_transaction),
     Variant("Logfire", "logfire, sampled", logfire),
 )

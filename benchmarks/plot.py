@@ -1,4 +1,4 @@
-"""Draws the ratios of one SQLAlchemy line as an SVG: a row a work, a mark a variant."""
+"""Draws the ratios of one SQLAlchemy line as an SVG: a row for each work."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ WIDTH = 900
 SVG = "http://www.w3.org/2000/svg"
 FONT = 'font-family="system-ui, sans-serif" font-size="12"'
 TICKS = (1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 4.0)
-# Ours are filled and alike, other people's are outlines.
-OURS = {"A": "#1a7f5a", "B": "#2f6fde", "C": "#8a4fd3"}
-OTHERS = {
+# Marks of levels are filled, those of other tracers are outlines.
+LEVELS = {"A": "#1a7f5a", "B": "#2f6fde", "C": "#8a4fd3"}
+PEERS = {
     "OpenTelemetry": "#c2410c",
     "ddtrace": "#0d9488",
     "Sentry": "#be185d",
@@ -37,7 +37,7 @@ def plot(section: Section) -> str:
         (
             median(row.ratios[name])
             for _label, _on, row in drawn
-            for name in (*OURS, *OTHERS)
+            for name in (*LEVELS, *PEERS)
             if name in row.ratios
         ),
         default=2.0,
@@ -52,7 +52,11 @@ def plot(section: Section) -> str:
             f'<svg xmlns="{SVG}" viewBox="0 0 {WIDTH} {height}" {FONT} role="img">',
             "<title>What tracing costs: ratios to the same work untraced</title>",
             f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>',
-            text(16, 22, f"Time of a unit of work, to the same untraced. {section.machine}"),
+            text(
+                16,
+                22,
+                f"Time with tracing divided by time without. {section.machine}",
+            ),
             *body,
             "</svg>\n",
         )
@@ -60,7 +64,7 @@ def plot(section: Section) -> str:
 
 
 class Scale:
-    """Places a ratio; logarithmic, or the small ones that matter would be one blot."""
+    """Places a ratio; logarithmic, or the small ratios would be one spot."""
 
     def __init__(self, highest: float) -> None:
         self.highest = highest
@@ -86,7 +90,7 @@ def key(drawn: list[tuple[str, str, Row]]) -> list[str]:
     present = {name for _label, _on, row in drawn for name in row.ratios}
     entries: list[str] = []
     x = 16.0
-    for name in (*OURS, *OTHERS):
+    for name in (*LEVELS, *PEERS):
         if name in present:
             entries += [mark(name, x, 41), text(x + 9, 45, name)]
             x += 26 + 7.2 * len(name)
@@ -97,23 +101,24 @@ def key(drawn: list[tuple[str, str, Row]]) -> list[str]:
 def marks(scale: Scale, y: float, label: str, on: str, row: Row) -> list[str]:
     lines = [text(16, y + 4, label)]
     goal = GOALS.get(row.key)
-    for name in (*OTHERS, *OURS):
+    for name in (*PEERS, *LEVELS):
         if name in row.ratios:
             ratio = median(row.ratios[name])
             lines.append(mark(name, scale.x(ratio), y, f"{label}: {name} {ratio:.2f}"))
-            if goal and name in OURS:
-                lines.append(goal_mark(scale.x(goal.of(on, name)), y, OURS[name]))
+            due = goal.of(on, name) if goal and name in LEVELS else None
+            if due is not None:
+                lines.append(goal_mark(scale.x(due), y, LEVELS[name]))
     return lines
 
 
 def mark(name: str, x: float, y: float, title: str = "") -> str:
     look = (
-        f'fill="{OURS[name]}"'
-        if name in OURS
-        else f'fill="none" stroke="{OTHERS[name]}" stroke-width="1.8"'
+        f'fill="{LEVELS[name]}"'
+        if name in LEVELS
+        else f'fill="none" stroke="{PEERS[name]}" stroke-width="1.8"'
     )
-    said = f"<title>{escape(title)}</title>" if title else ""
-    return f'<circle cx="{x}" cy="{y}" r="4.5" {look}>{said}</circle>'
+    tip = f"<title>{escape(title)}</title>" if title else ""
+    return f'<circle cx="{x}" cy="{y}" r="4.5" {look}>{tip}</circle>'
 
 
 def goal_mark(x: float, y: float, colour: str) -> str:
@@ -122,5 +127,5 @@ def goal_mark(x: float, y: float, colour: str) -> str:
     )
 
 
-def text(x: float, y: float, said: str, anchor: str = "start", fill: str = "#0f172a") -> str:
-    return f'<text x="{x}" y="{y}" text-anchor="{anchor}" fill="{fill}">{escape(said)}</text>'
+def text(x: float, y: float, content: str, anchor: str = "start", fill: str = "#0f172a") -> str:
+    return f'<text x="{x}" y="{y}" text-anchor="{anchor}" fill="{fill}">{escape(content)}</text>'

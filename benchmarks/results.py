@@ -1,11 +1,11 @@
-"""What was measured, as values, and the files they are kept in between two runs."""
+"""The results as values, and the files that contain them between two runs."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
@@ -22,7 +22,7 @@ CONTROL = "control"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One work: a unit of it untraced, and by variant the ratios to that, one for each launch."""
+    """One work: its time untraced, and the ratios of each variant to it, one for each launch."""
 
     key: str
     title: str
@@ -60,12 +60,23 @@ class Figure:
 
 
 @dataclass(frozen=True, slots=True)
+class Count:
+    """Python instructions that a variant adds to one unit of a work, by package."""
+
+    key: str
+    title: str
+    variant: str
+    instructions: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class Section:
-    """All that one section of the page says of one SQLAlchemy line."""
+    """The results of one section of the page on one SQLAlchemy line."""
 
     machine: str
-    ratios: list[Ratios]
-    figures: list[Figure]
+    ratios: list[Ratios] = field(default_factory=list)
+    figures: list[Figure] = field(default_factory=list)
+    counts: list[Count] = field(default_factory=list)
 
 
 def save(name: str, section: Section) -> None:
@@ -86,6 +97,7 @@ def saved(name: str, line: str) -> Section | None:
             for ratios in content["ratios"]
         ],
         [Figure(**figure) for figure in content["figures"]],
+        [Count(**count) for count in content.get("counts", ())],
     )
 
 
@@ -106,7 +118,7 @@ def machine() -> str:
 
 
 def middle(ratios: Sequence[float]) -> str:
-    """The median, and how far the launches were apart."""
+    """The median, and the lowest and the highest launch."""
     return f"{median(ratios):.2f} [{min(ratios):.2f}..{max(ratios):.2f}]"
 
 

@@ -1,4 +1,4 @@
-"""What a work is run under: nothing, listeners that do nothing, or session_tracer at a level."""
+"""The variants of a work: untraced, with listeners that do nothing, with session_tracer."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
-from opentelemetry.trace import SpanKind
-from sqlalchemy import event
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+from opentelemetry.trace import SpanKind, set_span_in_context
+from sqlalchemy import Engine, event
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
 
 from session_tracer import DEFAULT_DETECTORS, Detector, Exporter, instrument
@@ -35,14 +35,14 @@ def nothing_more() -> None:
 class InForce(NamedTuple):
     """A variant that has been applied."""
 
-    # Asked once, before anything is timed and after W1 ran: fails unless it is really in force.
+    # Called once, after W1 ran and before anything is timed; fails unless the variant is active.
     prove: Callable[[], None]
-    # Called at the end of each block, and timed with it.
+    # Called at the end of each block and timed with it.
     settle: Callable[[], object] = nothing_more
 
 
 class BenchmarkSession(Session):
-    """The session class of every factory, sync or async, so that listeners have one target."""
+    """The session class of every factory, sync or async: one target for listeners."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +50,11 @@ class Variant:
     name: str
     title: str
     applied: Callable[[Factory], AbstractContextManager[InForce]]
-    # Entered around what is timed, and not timed itself.
+    # Entered around what is timed; not timed itself.
     around: Callable[[], AbstractContextManager[object]] = nullcontext
 
 
-# do_orm_execute is left out: it is a hook round a statement rather than news of a session.
+# Without do_orm_execute, which makes SQLAlchemy prepare each statement twice.
 SESSION_EVENTS = (
     "after_transaction_create",
     "after_transaction_end",
@@ -88,7 +88,7 @@ def nothing(_factory: Factory) -> Iterator[InForce]:
 
 @dataclass(frozen=True, slots=True)
 class ListenersThatDoNothing:
-    """Listens to session events as they come, to events of objects with `raw=True`."""
+    """Listens to session events, and to events of objects with `raw=True`."""
 
     of_objects: bool
 
@@ -112,7 +112,7 @@ class ListenersThatDoNothing:
 
 
 class NowhereProcessor(SpanProcessor):
-    """Where a free exporter would be: counts the spans that end, and lets them go."""
+    """A free exporter: counts the spans that end and drops them."""
 
     def __init__(self) -> None:
         self.kinds = dict.fromkeys(SpanKind, 0)
@@ -122,7 +122,7 @@ class NowhereProcessor(SpanProcessor):
 
 
 class JSONToNowhere:
-    """A log sink that costs its rendering alone."""
+    """A log sink that costs no more than the rendering."""
 
     def __init__(self) -> None:
         self.lines = 0
@@ -154,8 +154,8 @@ class Level:
         exporter = Exporter(
             tracer_provider=tracer_provider,
             span_recorder=recorder(tracer_provider, [spans]),
-            # As session_tracer's own exporters have them. They are collected by the proof and never
-            # while time is taken.
+            # As in session_tracer's own exporters. The proof collects them; nothing does while the
+            # work is timed.
             meter_provider=MeterProvider([InMemoryMetricReader()], shutdown_on_exit=False),
             histograms=histograms,
         )
@@ -163,9 +163,9 @@ class Level:
             exporter = replace(exporter, on_log=lines)
 
         def prove() -> None:
-            assert exporter.span_recorder is not None, "spans are not as our exporters have them"
+            assert exporter.span_recorder is not None, "spans are not recorded as by an exporter"
             collected = {metric.name for metric in histograms.collect(delta=False)}
-            assert "sqlalchemy.session.duration" in collected, "no metric came out"
+            assert "sqlalchemy.session.duration" in collected, "no metric was emitted"
             assert bool(spans.kinds[SpanKind.INTERNAL]) is self.recorded, "spans against the level"
             assert bool(spans.kinds[SpanKind.CLIENT]) is self.statement_spans
             assert bool(lines.lines) is self.recorded, "log lines against the level"
@@ -183,11 +183,55 @@ class Level:
             lines.close()
 
 
+def engine_of(factory: Factory) -> Engine:
+    # Instrumenting create_engine would come too late: the engine exists already.
+    bind = factory.kw["bind"]
+    engine = bind.sync_engine if isinstance(bind, AsyncEngine) else bind
+    assert isinstance(engine, Engine)
+    return engine
+
+
+@contextmanager
+def span_for_each_statement(factory: Factory) -> Iterator[InForce]:
+    """What OpenTelemetry's SDK costs for a span with the attributes of a statement span."""
+    spans = NowhereProcessor()
+    provider = TracerProvider(sampler=ALWAYS_ON, shutdown_on_exit=False)
+    provider.add_span_processor(spans)
+    tracer = provider.get_tracer("benchmarks")
+    # Statement spans have a parent; a root span would cost another trace id.
+    parent = set_span_in_context(tracer.start_span("session"))
+
+    def after_cursor_execute(*_arguments: object) -> None:
+        attributes = {
+            "db.system.name": "sqlite",
+            "db.namespace": "shop",
+            "db.query.text": "SELECT 1",
+            "db.query.summary": "SELECT orders",
+            "db.operation.name": "SELECT",
+            "db.collection.name": "orders",
+        }
+        tracer.start_span("SELECT orders", parent, SpanKind.CLIENT, attributes).end()
+
+    def prove() -> None:
+        assert spans.kinds[SpanKind.CLIENT], "no statement had a span"
+
+    engine = engine_of(factory)
+    event.listen(engine, "after_cursor_execute", after_cursor_execute)
+    try:
+        yield InForce(prove)
+    finally:
+        event.remove(engine, "after_cursor_execute", after_cursor_execute)
+
+
 BARE = Variant("bare", "no tracing", nothing)
 CONTROL = Variant("control", "no tracing, a second time", nothing)
 FLOORS = (
     Variant("events", "session events, listeners that do nothing", ListenersThatDoNothing(False)),
-    Variant("object events", "those of each object too, raw=True", ListenersThatDoNothing(True)),
+    Variant("object events", "also the events of objects, raw=True", ListenersThatDoNothing(True)),
+)
+# The price that level C is compared with.
+SPANS = Variant(
+    "spans", "a span of OpenTelemetry's SDK for each statement", span_for_each_statement
 )
 LEVELS = {
     "A": Variant("A", "metrics, all detectors, not sampled", Level(False, False)),

@@ -1,4 +1,4 @@
-"""The works that are timed: plain functions of a session factory, and the small schema they use."""
+"""The works: plain functions of a session factory, and the small schema that they use."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Book(Model):
 
 
 class Sale(Model):
-    """Read by the thousand; never written after the beginning."""
+    """Read in thousands; not written after the tables are filled."""
 
     __tablename__ = "sales"
 
@@ -59,7 +59,7 @@ class Sale(Model):
 
 
 class Order(Model):
-    """Written by the works, and emptied by `tidy` outside the time measured."""
+    """Written by the works, and emptied by `tidy` outside the measured time."""
 
     __tablename__ = "orders"
 
@@ -69,10 +69,10 @@ class Order(Model):
 
 
 def populate(connection: Connection) -> None:
-    """Creates the tables anew and fills them."""
+    """Drops the tables, creates them and fills them."""
     Model.metadata.drop_all(connection)
     Model.metadata.create_all(connection)
-    # One more author than are read: the one whose books are asked for when it is detached.
+    # One author more than W7 reads: the one whose books are read when it is detached.
     connection.execute(
         insert(Author), [{"name": f"author {n}", "visits": 0} for n in range(AUTHORS + 1)]
     )
@@ -103,7 +103,7 @@ def change_one(sessions: sessionmaker[Session], key: int = 1) -> None:
 
 def select_1k(sessions: sessionmaker[Session]) -> None:
     with sessions() as session:
-        # The name holds the objects: the identity map alone would let them go.
+        # The variable keeps the objects: the identity map refers to them weakly.
         sales = session.scalars(select(Sale).order_by(Sale.id).limit(1_000)).all()
         assert len(sales) == 1_000
 
@@ -171,7 +171,7 @@ class AsyncWork:
 
 @dataclass(frozen=True, slots=True)
 class ThreadsWork:
-    """W1 by so many threads at once; a unit is one session."""
+    """W1 by this number of threads at once; a unit is one session."""
 
     threads: int
     key: str = "W1"
@@ -187,7 +187,7 @@ class ThreadsWork:
 
 @dataclass(frozen=True, slots=True)
 class TasksWork:
-    """W6 by so many tasks at once; a unit is one session."""
+    """W6 by this number of tasks at once; a unit is one session."""
 
     tasks: int
     key: str = "W6"

@@ -1,1 +1,1 @@
-"""Applications that show the tracer at work."""
+"""Example applications that are traced."""

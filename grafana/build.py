@@ -1,4 +1,4 @@
-"""Writes the dashboard: `python grafana/build.py`; `--check` says whether the written one is it."""
+"""Writes the dashboard: `python grafana/build.py`; `--check` fails if the file is out of date."""
 
 import argparse
 import json

@@ -38,7 +38,7 @@ OUTCOMES = {
 
 @dataclass(frozen=True)
 class Words:
-    """What every panel says about itself: its title, what it means, the unit of its values."""
+    """What every panel has: a title, a description, the unit of its values."""
 
     title: str
     description: str
@@ -47,7 +47,7 @@ class Words:
 
 @dataclass(frozen=True)
 class Lines:
-    """One expression of a chart and the legend of the lines it draws."""
+    """One expression of a chart, and the legend of its lines."""
 
     expression: str
     legend: str
@@ -63,7 +63,7 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Columns:
-    """The headings of a table's columns by the names they arrive with; hidden where there is none.
+    """The headings of a table's columns by their original names; without one a column is hidden.
 
     It is sorted by one of the headings, downwards.
     """
@@ -128,7 +128,7 @@ def chart(
 def stacked(
     words: Words, *lines: Lines, span: int = 8, colours: Mapping[str, str] = NO_COLOURS
 ) -> timeseries.Panel:
-    """Lines on top of each other, where their sum means something."""
+    """Stacked lines, for values whose sum is meaningful."""
     return (
         chart(words, *lines, span=span, colours=colours)
         .stacking(shared.StackingConfig().mode(common.StackingMode.NORMAL).group("A"))
@@ -139,7 +139,7 @@ def stacked(
 def bars(
     words: Words, *lines: Lines, span: int = 8, colours: Mapping[str, str] = NO_COLOURS
 ) -> timeseries.Panel:
-    """Counts of rare things, where a single one must be seen."""
+    """Counts of rare events, of which each single one must be visible."""
     return (
         stacked(words, *lines, span=span, colours=colours)
         .draw_style(common.GraphDrawStyle.BARS)
@@ -149,7 +149,7 @@ def bars(
 
 
 def number(words: Words, expression: str, *thresholds: model.Threshold) -> stat.Panel:
-    """One value, now; plain where no threshold says how much of it is too much."""
+    """The current value; without colour if there is no threshold."""
     below = model.Threshold(None, "green" if thresholds else "text")
     return (
         stat.Panel()

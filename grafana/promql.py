@@ -1,11 +1,11 @@
-"""The shapes of PromQL the dashboard asks in."""
+"""The PromQL expressions of the dashboard."""
 
 PROCESS = 'job=~"$job", instance=~"$instance"'
 SESSION = f'{PROCESS}, sqlalchemy_session_name=~"$session"'
 
 
 def of(metric: str, *matchers: str, scope: str = SESSION) -> str:
-    """Every series of a metric that the variables of the dashboard let through."""
+    """Every series of a metric that matches the variables of the dashboard."""
     return f"{metric}{{{', '.join((*matchers, scope))}}}"
 
 
@@ -14,7 +14,7 @@ def per_second(series: str, *by: str) -> str:
 
 
 def ratio(part: str, whole: str) -> str:
-    """Two rates divided: zero while the part has never happened, nothing while the whole rests."""
+    """The ratio of two rates: zero if the part never happened, empty if the whole has no rate."""
     return f"({per_second(part)} or vector(0)) / ({per_second(whole)} > 0)"
 
 
@@ -23,7 +23,7 @@ def quantile(rank: float, histogram: str, *by: str) -> str:
 
 
 def counted(series: str, *by: str, window: str = "$__rate_interval") -> str:
-    """How often something rare happened in the window, its very first time included.
+    """Number of times that a rare event happened in the window, including the very first.
 
     A counter appears with the value 1, and increase() of a series that has just appeared is 0:
     a leak that happens once a day would never show. A series that the window did not start with
@@ -35,7 +35,7 @@ def counted(series: str, *by: str, window: str = "$__rate_interval") -> str:
 
 
 def or_none(expression: str, label: str) -> str:
-    """The expression, or one zero labelled `none` where the healthy answer is no series at all."""
+    """The expression, or one zero labelled `none` if there is no series, which is healthy."""
     return f'{expression} or on() label_replace(vector(0), "{label}", "none", "", "")'
 
 

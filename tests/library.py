@@ -98,7 +98,7 @@ class Map(Item):
 
 
 def authors(count: int, books_each: int = 0) -> list[Author]:
-    """New authors, each with so many books."""
+    """New authors, each with this number of books."""
     return [
         Author(
             name=f"author {number}",
@@ -109,7 +109,7 @@ def authors(count: int, books_each: int = 0) -> list[Author]:
 
 
 async def keep(twin: Twin, *objects: Base) -> None:
-    """Commit objects by a session that nobody traces yet, so that a story can begin with them."""
+    """Commit objects with a session that is not traced, as the start of a test."""
     async with twin.session() as session:
         session.add_all(objects)
         await session.commit()

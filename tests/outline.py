@@ -16,7 +16,7 @@ def outline(told: Iterable[Fact]) -> list[str]:
     """One line a fact, without times and sites.
 
     Rows that one database takes in one statement and another in several count as one line: equal
-    statements in a row are said once.
+    statements in a row are listed once.
     """
     lines: list[str] = []
     for fact in told:

@@ -238,7 +238,7 @@ def test_where_a_task_waits_is_seen_from_another_thread() -> None:
     assert seen == [[marked(upload, "<- sleeps")]]
 
 
-def test_where_a_task_waits_within_a_greenlet() -> None:
+def test_where_a_task_waits_in_a_greenlet() -> None:
     owners: list[Owner] = []
 
     def work() -> None:

@@ -242,7 +242,7 @@ engine.dispose()
         ("prometheus", "prometheus_client", "pip install 'session-tracer[prometheus]'"),
     ],
 )
-def test_a_missing_extra_says_what_to_install(exporter: str, missing: str, remedy: str) -> None:
+def test_a_missing_extra_names_what_to_install(exporter: str, missing: str, remedy: str) -> None:
     program = MISSING_EXTRA.format(exporter=exporter, missing=missing)
     ran = subprocess.run(
         [sys.executable, "-W", "error", "-c", program],

@@ -1,4 +1,4 @@
-"""Plays the bookshop: each scene and each mistake shows what its title and the README say."""
+"""Tests that each scene and mistake of the bookshop shows what its title and the README promise."""
 
 import asyncio
 import gc
@@ -40,21 +40,21 @@ def table(first: str) -> list[list[str]]:
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows.splitlines()]
 
 
-def findings(told: Captured) -> list[str]:
+def findings(captured: Captured) -> list[str]:
     """The ids of what was found, each once."""
-    assert told.sessions  # and with them, what the garbage collector took is told
-    return list(dict.fromkeys(finding.id for finding in told.findings))
+    assert captured.sessions  # and with them, what the garbage collector took is captured
+    return list(dict.fromkeys(finding.id for finding in captured.findings))
 
 
-def test_each_scene_shows_what_its_title_and_the_readme_say(loop: asyncio.Runner) -> None:
+def test_each_scene_shows_what_its_title_and_the_readme_promise(loop: asyncio.Runner) -> None:
     day = Day(random.Random(1813), 1, loop)
     for scene, (*_, in_table) in zip(SCENES, table("scene"), strict=True):
-        with capture() as told:
+        with capture() as captured:
             respond(lambda: scene.play(day))  # noqa: B023 - it is called at once
         (in_title,) = re.findall(r" \(([a-z -]+)\)$", scene.title)
-        assert findings(told) == ([] if in_title == "nothing wrong here" else [in_title])
-        assert findings(told) == re.findall(r"`(.+?)`", in_table)
-        assert len(told.sessions) == 1
+        assert findings(captured) == ([] if in_title == "nothing wrong here" else [in_title])
+        assert findings(captured) == re.findall(r"`(.+?)`", in_table)
+        assert len(captured.sessions) == 1
 
 
 PAGES: dict[str, Callable[[asyncio.Runner], str]] = {
@@ -72,16 +72,16 @@ PAGES: dict[str, Callable[[asyncio.Runner], str]] = {
 }
 
 
-def test_each_mistake_shows_what_the_readme_says(loop: asyncio.Runner) -> None:
+def test_each_mistake_shows_what_the_readme_lists(loop: asyncio.Runner) -> None:
     with SessionLocal() as session:
         catalogue.open_shop(session, random.Random(1813))
     said = {view.strip("`"): (outcome, found) for view, _, outcome, found in table("view")}
     shown = {}
     for name, page in PAGES.items():
-        with capture() as told:
+        with capture() as captured:
             respond(lambda: page(loop))  # noqa: B023 - it is called at once
-        found = ", ".join(f"`{id_}`" for id_ in findings(told))
-        shown[name] = (f"`{told.sessions[0].outcome}`", found)
+        found = ", ".join(f"`{id_}`" for id_ in findings(captured))
+        shown[name] = (f"`{captured.sessions[0].outcome}`", found)
     assert shown == said
 
 

@@ -1,4 +1,4 @@
-"""The errors that are seen as they are made: that nobody notices, and what is put back after."""
+"""Tests how errors are observed: invisibly, and restored afterwards."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ def places(tmp_path: Path) -> Iterator[Places]:
     places.engine.dispose()
 
 
-def errors(told: Captured) -> dict[str, int]:
+def errors(captured: Captured) -> dict[str, int]:
     """What is counted in `session_tracer.errors`, by where."""
     return {
         point.attributes["where"]: point.value
-        for point in told.metrics.get("session_tracer.errors", [])
+        for point in captured.metrics.get("session_tracer.errors", [])
     }
 
 
@@ -67,11 +67,11 @@ def errors(told: Captured) -> dict[str, int]:
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_an_error_is_what_it_would_be(places: Places, mistake: str) -> None:
     untraced, _ = MISTAKES[mistake](places)
-    with capture(places.maker, statement_spans=True) as told:
+    with capture(places.maker, statement_spans=True) as captured:
         traced, _ = MISTAKES[mistake](places)
     assert described(traced) == described(untraced)
     assert traced.__notes__ == untraced.__notes__
-    assert errors(told) == {}
+    assert errors(captured) == {}
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
@@ -132,13 +132,13 @@ READS: dict[str, Callable[[Any], object]] = {
 async def test_an_attribute_that_is_read_too_early(places: Places, what: str) -> None:
     async with places.asynchronous() as maker:
         untraced, lives_untraced = await read_too_early(maker, READS[what])
-        with capture(maker) as told:
+        with capture(maker) as captured:
             traced, lives = await read_too_early(maker, READS[what])
         assert described(traced) == described(untraced)
         assert traced.__notes__ == untraced.__notes__
         assert lives == lives_untraced == [False] * 4
-        assert [finding.id for finding in told.findings] == ["implicit-async-io"]
-        assert errors(told) == {}
+        assert [finding.id for finding in captured.findings] == ["implicit-async-io"]
+        assert errors(captured) == {}
 
 
 # A function that goes on for ever: until Python 3.13, whoever asks a frame for its variables has it
@@ -146,7 +146,7 @@ async def test_an_attribute_that_is_read_too_early(places: Places, what: str) ->
 
 
 def test_a_function_that_goes_on_keeps_nothing_of_a_detached_load(places: Places) -> None:
-    with capture(places.maker) as told:
+    with capture(places.maker) as captured:
         with places.maker() as session:
             author = session.scalars(select(Author)).first()
             assert author is not None
@@ -158,11 +158,11 @@ def test_a_function_that_goes_on_keeps_nothing_of_a_detached_load(places: Places
                 getattr(author, name)
         thing = None
         assert lives() is None
-    assert len(told.findings) == 2
+    assert len(captured.findings) == 2
 
 
 def test_a_function_that_goes_on_keeps_nothing_of_a_refused_use(places: Places) -> None:
-    with capture(places.maker) as told, places.maker() as first, places.maker() as second:
+    with capture(places.maker) as captured, places.maker() as first, places.maker() as second:
         author = first.scalars(select(Author)).first()
         thing: Thing | None = Thing()
         lives = weakref.ref(thing)
@@ -172,12 +172,12 @@ def test_a_function_that_goes_on_keeps_nothing_of_a_refused_use(places: Places) 
             second.connection()
         thing = None
         assert lives() is None
-    assert [finding.id for finding in told.findings] == ["crossed-sessions", "pool-exhausted"]
+    assert [finding.id for finding in captured.findings] == ["crossed-sessions", "pool-exhausted"]
 
 
 async def test_a_coroutine_that_goes_on_keeps_nothing_of_what_it_read(places: Places) -> None:
     async with places.asynchronous() as maker:
-        with capture(maker) as told:
+        with capture(maker) as captured:
             async with maker() as session:
                 author: Any = (await session.scalars(select(Author))).first()
                 thing: Thing | None = Thing()
@@ -186,10 +186,10 @@ async def test_a_coroutine_that_goes_on_keeps_nothing_of_what_it_read(places: Pl
                     _ = author.books
                 thing = None
                 assert lives() is None
-    assert [finding.id for finding in told.findings] == ["implicit-async-io"]
+    assert [finding.id for finding in captured.findings] == ["implicit-async-io"]
 
 
-# Errors that are none of ours.
+# Errors that do not concern session_tracer.
 
 
 class OwnError(exc.InvalidRequestError):
@@ -233,7 +233,7 @@ class Made:
 
 
 def test_errors_that_the_application_makes_itself(places: Places) -> None:
-    with capture(places.maker) as told, places.maker() as session:
+    with capture(places.maker) as captured, places.maker() as session:
         author = session.scalars(select(Author)).first()
         state = author.__dict__["_sa_instance_state"]
         made = Made(session, state)
@@ -253,16 +253,16 @@ def test_errors_that_the_application_makes_itself(places: Places) -> None:
         assert (caught.value.order, caught.value.code) == (7, None)
         assert exc.InvalidRequestError("one", code="isce").code == "isce"
         assert exc.InvalidRequestError().args == ()
-    assert (told.findings, errors(told)) == ([], {})
+    assert (captured.findings, errors(captured)) == ([], {})
 
 
-# Faults of ours.
+# Failures of session_tracer.
 
 
 @pytest.fixture
 def faulty(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> Any:
-        raise RuntimeError("a fault of ours")
+        raise RuntimeError("a failure of session_tracer")
 
     for name in ("is_sqlalchemys", "session_near", "refused_read", "detached_read"):
         monkeypatch.setattr(error_frames, name, fail)
@@ -279,16 +279,16 @@ def test_a_fault_of_ours_does_not_reach_the_application(places: Places, mistake:
 
 def test_a_fault_of_ours_is_counted(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> Any:
-        raise RuntimeError("a fault of ours")
+        raise RuntimeError("a failure of session_tracer")
 
     monkeypatch.setattr(object_counter, "expiry_of", fail)
     monkeypatch.setattr(registry, "holders_of", fail)
-    with capture(places.maker) as told:
+    with capture(places.maker) as captured:
         expired(places)
         expired(places)
         waiting(places)
-    assert told.findings == []
-    assert errors(told) == {"failures": 3}
+    assert captured.findings == []
+    assert errors(captured) == {"failures": 3}
 
 
 # What is put back.
@@ -324,14 +324,14 @@ def test_the_errors_are_seen_until_the_last_one_is_gone(places: Places) -> None:
     assert not any("__init__" in vars(error) for error in SEEN)
 
 
-def test_an_error_is_told_once_however_often_it_is_instrumented(places: Places) -> None:
-    with quiet(), quiet(places.maker), capture(places.maker) as told, capture() as all_told:
+def test_an_error_is_reported_once_however_often_it_is_instrumented(places: Places) -> None:
+    with quiet(), quiet(places.maker), capture(places.maker) as captured, capture() as all_told:
         detached(places)
-    assert [len(one.findings) for one in (told, all_told)] == [1, 1]
+    assert [len(one.findings) for one in (captured, all_told)] == [1, 1]
 
 
 @pytest.mark.parametrize("error", SEEN)
-def test_somebody_elses_patch_stays_and_is_passed_through(places: Places, error: Any) -> None:
+def test_another_librarys_patch_stays_and_is_passed_through(places: Places, error: Any) -> None:
     calls: list[tuple[Any, ...]] = []
     instrumentation = quiet(places.maker)
     ours = error.__init__
@@ -345,14 +345,14 @@ def test_somebody_elses_patch_stays_and_is_passed_through(places: Places, error:
         instrumentation.uninstrument()
         assert error.__init__ is theirs
         assert error("afterwards").args == ("afterwards",)
-        # What is told of again is told once, although our first wrapper lies within theirs.
-        with capture(places.maker) as told:
+        # The error is reported once, although the first wrapper is inside the other library's.
+        with capture(places.maker) as captured:
             detached(places)
             crossed(places)
             waiting(places)
         assert error.__init__ is theirs
         ids = ["detached-lazy-load", "crossed-sessions", "pool-exhausted"]
-        assert [finding.id for finding in told.findings] == ids
+        assert [finding.id for finding in captured.findings] == ids
         assert calls
     finally:
         del error.__init__
@@ -371,18 +371,18 @@ def test_after_the_end_nothing_is_seen(places: Places, monkeypatch: pytest.Monke
     seam.close()
     exc.TimeoutError("after it is closed")
     error = exc.TimeoutError.__new__(exc.TimeoutError)
-    wrapper(error, "by somebody who kept it")
-    assert error.args == ("by somebody who kept it",)
+    wrapper(error, "by code that kept it")
+    assert error.args == ("by code that kept it",)
     assert seen == ["TimeoutError"]
 
 
-def test_a_session_that_is_no_longer_traced_is_told_of_no_more(places: Places) -> None:
+def test_a_session_that_is_no_longer_traced_is_not_reported(places: Places) -> None:
     with ExitStack() as stack:
-        told = stack.enter_context(capture(places.maker))
+        captured = stack.enter_context(capture(places.maker))
         with places.maker() as session:
             author = session.scalars(select(Author)).first()
             assert author is not None
         stack.close()
         with capture(sessionmaker(places.engine)), pytest.raises(DetachedInstanceError):
             _ = author.books
-    assert (told.findings, errors(told)) == ([], {})
+    assert (captured.findings, errors(captured)) == ([], {})

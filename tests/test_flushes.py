@@ -1,4 +1,4 @@
-"""Tests what a flush is said to hold, why it ran, and that no value's own code is called for it."""
+"""Tests the reported contents and trigger of a flush, and that no value's own code is called."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from tests.twins import Twin
 
 
-def triggers(told: Captured) -> list[str]:
+def triggers(captured: Captured) -> list[str]:
     """Why each flush that began ran."""
-    return [fact.trigger for fact in told.facts if isinstance(fact, facts.FlushBegan)]
+    return [fact.trigger for fact in captured.facts if isinstance(fact, facts.FlushBegan)]
 
 
 @pytest.fixture
@@ -41,9 +41,9 @@ def factory() -> Iterator[sessionmaker[Session]]:
 # Why.
 
 
-def test_each_flush_says_why_it_ran(twin: Twin) -> None:
+def test_each_flush_has_its_trigger(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 ada, grace, mary, jane = authors(4)
                 session.add(ada)
@@ -55,36 +55,36 @@ def test_each_flush_says_why_it_ran(twin: Twin) -> None:
                     pass
                 session.add(jane)
                 await session.commit()
-        assert triggers(told) == ["explicit", "autoflush", "savepoint", "commit"]
+        assert triggers(captured) == ["explicit", "autoflush", "savepoint", "commit"]
 
     twin.run(story)
 
 
 def test_a_savepoint_that_is_released_flushes_for_the_savepoint(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 async with session.begin_nested():
                     session.add(Author(name="Ada"))
                 await session.commit()
-        assert triggers(told) == ["savepoint"]
+        assert triggers(captured) == ["savepoint"]
 
     twin.run(story)
 
 
 def test_a_block_that_ends_flushes_for_the_commit(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session, session.begin():
                 session.add(Author(name="Ada"))
-        assert triggers(told) == ["commit"]
+        assert triggers(captured) == ["commit"]
 
     twin.run(story)
 
 
 def test_a_lazy_load_flushes_first(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 session.add(Author(name="Ada"))
                 await session.flush()
@@ -92,7 +92,7 @@ def test_a_lazy_load_flushes_first(twin: Twin) -> None:
                 ada = (await session.scalars(select(Author))).one()
                 session.add(Author(name="Grace"))
                 await session.run_sync(lambda _: ada.books)
-        assert triggers(told) == ["explicit", "autoflush"]
+        assert triggers(captured) == ["explicit", "autoflush"]
 
     twin.run(story)
 
@@ -106,7 +106,7 @@ class ShopSession(Session):
 
 def test_a_flush_of_a_subclass_is_not_taken_for_the_reason(factory: sessionmaker[Session]) -> None:
     made_by = sessionmaker(factory.kw["bind"], class_=ShopSession)
-    with capture(made_by) as told, made_by() as session:
+    with capture(made_by) as captured, made_by() as session:
         ada, grace, mary, jane = authors(4)
         session.add(ada)
         session.flush()
@@ -116,7 +116,7 @@ def test_a_flush_of_a_subclass_is_not_taken_for_the_reason(factory: sessionmaker
         session.begin_nested().commit()
         session.add(jane)
         session.commit()
-    assert triggers(told) == ["explicit", "autoflush", "savepoint", "commit"]
+    assert triggers(captured) == ["explicit", "autoflush", "savepoint", "commit"]
 
 
 def commit(session: Session) -> None:
@@ -127,18 +127,18 @@ def commit(session: Session) -> None:
 def test_a_function_of_the_applications_is_not_taken_for_the_reason(
     factory: sessionmaker[Session],
 ) -> None:
-    with capture(factory) as told, factory() as session:
+    with capture(factory) as captured, factory() as session:
         session.add(Author(name="Ada"))
         commit(session)
-    assert triggers(told) == ["explicit"]
+    assert triggers(captured) == ["explicit"]
 
 
-def test_a_flush_with_nothing_to_do_is_not_told_of(factory: sessionmaker[Session]) -> None:
-    with capture(factory) as told, factory() as session:
+def test_a_flush_with_nothing_to_do_is_not_reported(factory: sessionmaker[Session]) -> None:
+    with capture(factory) as captured, factory() as session:
         session.flush()
         session.scalars(select(Author))
         session.commit()
-    assert triggers(told) == []
+    assert triggers(captured) == []
 
 
 # What changed.
@@ -184,7 +184,7 @@ class Genre(enum.Enum):
 
 
 def after(before: object, now: object) -> bool:
-    """Whether a persistent book is said to have changed when its title goes from one to another."""
+    """Whether a persistent book is reported as changed when its title goes from one to another."""
     book = Book(id=1)
     state = attributes.instance_state(book)
     attributes.set_committed_value(book, "title", before)
@@ -253,17 +253,17 @@ def test_a_value_whose_old_one_was_never_loaded_counts_as_changed() -> None:
     assert changed(attributes.instance_state(book))
 
 
-def test_a_flush_tells_changed_from_unchanged(factory: sessionmaker[Session]) -> None:
+def test_a_flush_distinguishes_changed_from_unchanged(factory: sessionmaker[Session]) -> None:
     with factory.begin() as session:
         session.add_all(authors(3, books_each=1))
-    with capture(factory) as told, factory() as session:
+    with capture(factory) as captured, factory() as session:
         emma, persuasion, sanditon = session.scalars(select(Book).order_by(Book.id))
         emma.copies = 5
         persuasion.copies = persuasion.copies + 0
         session.delete(sanditon)
         session.add(Author(name="Ada"))
         session.commit()
-    (flushed,) = [fact for fact in told.facts if isinstance(fact, facts.FlushCompleted)]
+    (flushed,) = [fact for fact in captured.facts if isinstance(fact, facts.FlushCompleted)]
     assert (flushed.new, flushed.dirty, flushed.unchanged, flushed.deleted) == (
         {"Author": 1},
         {"Book": 1},
@@ -278,12 +278,12 @@ def test_a_flush_tells_changed_from_unchanged(factory: sessionmaker[Session]) ->
 @on_each_database
 def test_a_failed_flush_names_the_constraint_where_the_driver_does(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 session.add(Author(name="Ada", books=[Book(title="Notes", copies=-1)]))
                 with pytest.raises(IntegrityError):
                     await session.flush()
-        (failed,) = [fact for fact in told.facts if isinstance(fact, facts.FlushFailed)]
+        (failed,) = [fact for fact in captured.facts if isinstance(fact, facts.FlushFailed)]
         named = {"postgresql": "copies_are_not_negative", "sqlite": ""}
         assert (failed.trigger, failed.new, failed.error, failed.constraint) == (
             "explicit",

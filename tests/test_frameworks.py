@@ -51,14 +51,14 @@ async def async_engine(engine: Engine) -> AsyncIterator[AsyncEngine]:
     await async_engine.dispose()
 
 
-def sites(told: Captured) -> list[tuple[str, str]]:
+def sites(captured: Captured) -> list[tuple[str, str]]:
     """Where each scope was opened and closed, by function."""
     return [
         (
             summary.opened_site.function if summary.opened_site else "",
             summary.closed_site.function if summary.closed_site else "",
         )
-        for summary in told.sessions
+        for summary in captured.sessions
     ]
 
 
@@ -127,27 +127,27 @@ def test_a_flask_request_is_one_session(shop: tuple[Flask, SQLAlchemy], target: 
         "class": db.session.session_factory.class_,
         "everything": None,
     }
-    with capture(targets[target]) as told:
+    with capture(targets[target]) as captured:
         client = app.test_client()
         assert client.get("/orders").text == "[1]"
         assert client.get("/health").text == "well"
-    assert outline(told.facts) == PLACED
-    assert [summary.outcome for summary in told.sessions] == ["committed"]
+    assert outline(captured.facts) == PLACED
+    assert [summary.outcome for summary in captured.sessions] == ["committed"]
 
 
 def test_a_flask_request_that_fails_does_not_commit(shop: tuple[Flask, SQLAlchemy]) -> None:
     app, db = shop
-    with capture(db) as told, pytest.raises(LookupError):
+    with capture(db) as captured, pytest.raises(LookupError):
         app.test_client().get("/broken")
-    (summary,) = told.sessions
+    (summary,) = captured.sessions
     assert (summary.commits, summary.new, summary.flushes) == (0, {"Order": 1}, 1)
 
 
 def test_a_flask_sessions_sites_are_the_views(shop: tuple[Flask, SQLAlchemy]) -> None:
     app, db = shop
-    with capture(db) as told:
+    with capture(db) as captured:
         app.test_client().get("/orders")
-    assert [opened for opened, _ in sites(told)] == ["place_order"]
+    assert [opened for opened, _ in sites(captured)] == ["place_order"]
 
 
 def test_the_flask_object_and_its_session_are_one_target(shop: tuple[Flask, SQLAlchemy]) -> None:
@@ -193,36 +193,34 @@ HERO = [
 
 
 @pytest.mark.parametrize("target", [SQLModelSession, Session, None])
-def test_sqlmodels_session_tells_its_story(engine: Engine, target: Any) -> None:
+def test_sqlmodels_session_is_reported(engine: Engine, target: Any) -> None:
     hero = Hero(name="Ada")
-    with capture(target) as told, SQLModelSession(engine) as session:
+    with capture(target) as captured, SQLModelSession(engine) as session:
         session.add(hero)
         session.commit()
         assert [found.name for found in session.exec(sqlmodel_select(Hero))] == ["Ada"]
-    assert outline(told.facts) == HERO
-    ((opened, closed),) = sites(told)
-    assert opened == closed == "test_sqlmodels_session_tells_its_story"
+    assert outline(captured.facts) == HERO
+    ((opened, closed),) = sites(captured)
+    assert opened == closed == "test_sqlmodels_session_is_reported"
 
 
 def test_a_plain_session_is_not_sqlmodels(engine: Engine) -> None:
-    with capture(SQLModelSession) as told, Session(engine) as session:
+    with capture(SQLModelSession) as captured, Session(engine) as session:
         session.scalars(select(Author)).all()
-    assert told.facts == []
+    assert captured.facts == []
 
 
 @pytest.mark.parametrize("target", [SQLModelAsyncSession, AsyncSession, SQLModelSession, None])
-async def test_sqlmodels_async_session_tells_its_story(
-    async_engine: AsyncEngine, target: Any
-) -> None:
+async def test_sqlmodels_async_session_is_reported(async_engine: AsyncEngine, target: Any) -> None:
     hero = Hero(name="Ada")
-    with capture(target) as told:
+    with capture(target) as captured:
         async with SQLModelAsyncSession(async_engine) as session:
             session.add(hero)
             await session.commit()
             assert [found.name for found in await session.exec(sqlmodel_select(Hero))] == ["Ada"]
-    assert outline(told.facts) == HERO
-    ((opened, closed),) = sites(told)
-    assert opened == closed == "test_sqlmodels_async_session_tells_its_story"
+    assert outline(captured.facts) == HERO
+    ((opened, closed),) = sites(captured)
+    assert opened == closed == "test_sqlmodels_async_session_is_reported"
 
 
 # A generator that yields the session, as FastAPI's Depends() takes it.
@@ -265,17 +263,17 @@ def test_a_dependency_that_yields_a_session_is_one_scope(engine: Engine) -> None
     def list_authors(session: Session) -> None:
         session.scalars(select(Author)).all()
 
-    with capture(maker) as told:
+    with capture(maker) as captured:
         serve(get_session, list_authors)
-    assert outline(told.facts) == [*READ, "session close: closed"]
-    (summary,) = told.sessions
+    assert outline(captured.facts) == [*READ, "session close: closed"]
+    (summary,) = captured.sessions
     sites_of_steps = {step.verb: step.site.function for step in summary.timeline if step.site}
     assert sites_of_steps == {
         "begin": "list_authors",
         "select": "list_authors",
         "close": "get_session",
     }
-    assert [opened for opened, _ in sites(told)] == ["get_session"]
+    assert [opened for opened, _ in sites(captured)] == ["get_session"]
 
 
 def test_a_dependency_whose_endpoint_fails_has_failed(engine: Engine) -> None:
@@ -289,9 +287,9 @@ def test_a_dependency_whose_endpoint_fails_has_failed(engine: Engine) -> None:
         session.scalars(select(Author)).all()
         raise LookupError
 
-    with capture(maker) as told, pytest.raises(LookupError):
+    with capture(maker) as captured, pytest.raises(LookupError):
         serve(get_session, list_authors)
-    assert outline(told.facts) == [*READ, "session close: failed with LookupError"]
+    assert outline(captured.facts) == [*READ, "session close: failed with LookupError"]
 
 
 def test_a_dependency_that_closes_in_its_finally_is_one_scope(engine: Engine) -> None:
@@ -307,11 +305,11 @@ def test_a_dependency_that_closes_in_its_finally_is_one_scope(engine: Engine) ->
     def list_authors(session: Session) -> None:
         session.scalars(select(Author)).all()
 
-    with capture(maker) as told:
+    with capture(maker) as captured:
         serve(get_session, list_authors)
         with pytest.raises(LookupError):
             serve(get_session, lambda session: _read_and_fail(session))
-    assert outline(told.facts) == [
+    assert outline(captured.facts) == [
         *READ,
         "session close: closed",
         *READ,
@@ -340,17 +338,17 @@ async def test_an_async_dependency_that_yields_a_session_is_one_scope(
         await list_authors(session)
         raise LookupError
 
-    with capture(maker) as told:
+    with capture(maker) as captured:
         await serve_async(get_session, list_authors)
         with pytest.raises(LookupError):
             await serve_async(get_session, fail)
-    assert outline(told.facts) == [
+    assert outline(captured.facts) == [
         *READ,
         "session close: closed",
         *READ,
         "session close: failed with LookupError",
     ]
-    assert [opened for opened, _ in sites(told)] == ["get_session"] * 2
+    assert [opened for opened, _ in sites(captured)] == ["get_session"] * 2
 
 
 # Scoped sessions.
@@ -358,19 +356,19 @@ async def test_an_async_dependency_that_yields_a_session_is_one_scope(
 
 def test_remove_ends_a_scoped_sessions_scope(engine: Engine) -> None:
     scoped = scoped_session(sessionmaker(engine))
-    with capture(scoped) as told:
+    with capture(scoped) as captured:
         for _ in range(2):
             scoped.scalars(select(Author)).all()
             scoped.remove()
-    assert outline(told.facts) == [*READ, "session close: closed"] * 2
-    assert sites(told) == [("test_remove_ends_a_scoped_sessions_scope",) * 2] * 2
+    assert outline(captured.facts) == [*READ, "session close: closed"] * 2
+    assert sites(captured) == [("test_remove_ends_a_scoped_sessions_scope",) * 2] * 2
 
 
 async def test_remove_ends_an_async_scoped_sessions_scope(async_engine: AsyncEngine) -> None:
     scoped = async_scoped_session(async_sessionmaker(async_engine), asyncio.current_task)
-    with capture(scoped) as told:
+    with capture(scoped) as captured:
         for _ in range(2):
             (await scoped.scalars(select(Author))).all()
             await scoped.remove()
-    assert outline(told.facts) == [*READ, "session close: closed"] * 2
-    assert sites(told) == [("test_remove_ends_an_async_scoped_sessions_scope",) * 2] * 2
+    assert outline(captured.facts) == [*READ, "session close: closed"] * 2
+    assert sites(captured) == [("test_remove_ends_an_async_scoped_sessions_scope",) * 2] * 2

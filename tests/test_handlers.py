@@ -379,7 +379,7 @@ UNTOLD: list[Callable[[Work], Any]] = [
 
 
 @pytest.mark.parametrize("how", UNTOLD)
-def test_where_the_source_does_not_tell_it_says_none(how: Callable[[Work], Any]) -> None:
+def test_where_the_source_does_not_show_it_there_is_none(how: Callable[[Work], Any]) -> None:
     assert swallowed(how) is None
 
 

@@ -1,4 +1,4 @@
-"""That neither rude mapped classes nor faults of ours change what the application gets."""
+"""Tests that hostile mapped classes and own failures do not affect the application."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ class Other(RudeBase):
 
 
 def everything_with_the_rude(maker: Any) -> list[str]:
-    """All that can be done to them; what SQLAlchemy itself asks them is what it says."""
+    """All that can be done to them; as SQLAlchemy itself does."""
     CALLED.clear()
     said: list[str] = []
 
@@ -196,13 +196,13 @@ def test_a_rude_class_is_asked_nothing_that_sqlalchemy_does_not_ask(engine: Engi
         for table in reversed(RudeBase.metadata.sorted_tables):
             connection.execute(table.delete())
     maker = sessionmaker(engine)
-    with capture(maker, statement_spans=True, record_identity=True) as told:
+    with capture(maker, statement_spans=True, record_identity=True) as captured:
         traced = everything_with_the_rude(maker)
     assert traced == untraced
-    assert "session_tracer.errors" not in told.metrics
-    (summary,) = told.sessions
+    assert "session_tracer.errors" not in captured.metrics
+    (summary,) = captured.sessions
     assert (summary.outcome, summary.new) == ("committed", {"Rude": 2, "Other": 1})
-    assert [finding.entity for finding in told.findings][-3:] == ["Rude"] * 3
+    assert [finding.entity for finding in captured.findings][-3:] == ["Rude"] * 3
 
 
 # aiosqlite has made a coroutine by the time SQLAlchemy finds that it cannot await it.
@@ -214,7 +214,7 @@ async def test_a_rude_class_is_asked_no_more_under_asyncio(engine: Engine) -> No
     async_engine = create_async_engine(f"sqlite+aiosqlite:///{engine.url.database}")
     maker = async_sessionmaker(async_engine, expire_on_commit=True)
     CALLED.clear()
-    with capture(maker) as told:
+    with capture(maker) as captured:
         async with maker() as session:
             rude = Rude(name="Ada", others=[Other()])
             session.add(rude)
@@ -229,10 +229,10 @@ async def test_a_rude_class_is_asked_no_more_under_asyncio(engine: Engine) -> No
     await async_engine.dispose()
     gc.collect()
     assert (CALLED, rude_is_found) == ([], True)
-    assert "session_tracer.errors" not in told.metrics
+    assert "session_tracer.errors" not in captured.metrics
 
 
-# Faults of ours.
+# Failures of session_tracer.
 
 
 SECRET = "s3cr3t"
@@ -365,11 +365,11 @@ def _without_addresses(value: object) -> str:
     return re.sub("0x[0-9a-f]+", "0x", repr(value))
 
 
-def errors(told: Captured) -> dict[str, int]:
+def errors(captured: Captured) -> dict[str, int]:
     """What is counted in `session_tracer.errors`, by where."""
     return {
         point.attributes["where"]: point.value
-        for point in told.metrics.get("session_tracer.errors", [])
+        for point in captured.metrics.get("session_tracer.errors", [])
     }
 
 
@@ -383,22 +383,25 @@ def test_a_detector_that_fails_is_counted_logged_once_and_left_out(
     expected = program(maker)
     with capture(maker) as without:
         program(maker)
-    with capture(maker, detectors=[detector, *DEFAULT_DETECTORS]) as told:
+    with capture(maker, detectors=[detector, *DEFAULT_DETECTORS]) as captured:
         for _ in range(2):
             assert program(maker) == expected
     name = type(detector).__name__
-    assert errors(told) == {name: 2}  # once a session
+    assert errors(captured) == {name: 2}  # once a session
     assert [(record.name, record.levelname) for record in caplog.records] == [
         ("session_tracer", "ERROR")
     ]
     assert f"failed in {name} with" in caplog.text
     assert SECRET not in caplog.text
-    assert outline(told.facts) == outline(without.facts) * 2
-    assert [span.name for span in told.spans] == [span.name for span in without.spans] * 2
+    assert outline(captured.facts) == outline(without.facts) * 2
+    assert [span.name for span in captured.spans] == [span.name for span in without.spans] * 2
     once = [event["event"] for event in without.logs]
     # The second time, each finding is a repeat from one site and held back.
-    assert [event["event"] for event in told.logs] == [*once, *(e for e in once if e != "finding")]
-    assert [finding.id for finding in told.findings] == PROGRAMS_FINDINGS * 2
+    assert [event["event"] for event in captured.logs] == [
+        *once,
+        *(e for e in once if e != "finding"),
+    ]
+    assert [finding.id for finding in captured.findings] == PROGRAMS_FINDINGS * 2
 
 
 @pytest.mark.parametrize("hook", ["on_log", "on_session", "on_finding", "on_fact"])
@@ -409,8 +412,13 @@ def test_an_exporter_that_raises_is_counted_logged_once_and_the_other_signals_go
     spans, reader = InMemorySpanExporter(), InMemoryMetricReader()
     tracers = TracerProvider(shutdown_on_exit=False)
     tracers.add_span_processor(SimpleSpanProcessor(spans))
-    told: dict[str, list[Any]] = {"on_log": [], "on_session": [], "on_finding": [], "on_fact": []}
-    hooks: dict[str, Any] = {name: into.append for name, into in told.items()}
+    captured: dict[str, list[Any]] = {
+        "on_log": [],
+        "on_session": [],
+        "on_finding": [],
+        "on_fact": [],
+    }
+    hooks: dict[str, Any] = {name: into.append for name, into in captured.items()}
     exporter = Exporter(
         tracer_provider=tracers,
         meter_provider=MeterProvider([reader], shutdown_on_exit=False),
@@ -429,14 +437,14 @@ def test_an_exporter_that_raises_is_counted_logged_once_and_the_other_signals_go
         for point in metric.data.data_points
         if metric.name in ("session_tracer.errors", "sqlalchemy.findings")
     }
-    # The refused load is a story of its own, told after the session's.
+    # The refused load has its own events, after those of the session.
     assert counted["session_tracer.errors", ("default", where)] in (1, 2)
     assert counted["sqlalchemy.findings", ("default", "detached-lazy-load", "error")] == 1
     assert [span.name for span in spans.get_finished_spans()] == [
         span.name for span in without.spans
     ]
     if hook != "on_log":
-        assert [event["event"] for event in told["on_log"]] == [
+        assert [event["event"] for event in captured["on_log"]] == [
             event["event"] for event in without.logs
         ]
     assert [record.name for record in caplog.records] == ["session_tracer"]
@@ -485,11 +493,11 @@ def test_a_structlog_processor_that_raises_leaves_the_other_signals_alone(
     with capture(maker) as without:
         program(maker)
     structlog.configure(processors=[fail], wrapper_class=wrapper_class)
-    with capture(maker) as told:
+    with capture(maker) as captured:
         assert program(maker) == expected
-    assert errors(told).keys() == {"LogSignal"}
-    assert outline(told.facts) == outline(without.facts)
-    assert [span.name for span in told.spans] == [span.name for span in without.spans]
+    assert errors(captured).keys() == {"LogSignal"}
+    assert outline(captured.facts) == outline(without.facts)
+    assert [span.name for span in captured.spans] == [span.name for span in without.spans]
     assert [record.name for record in caplog.records] == ["session_tracer"]
 
 
@@ -551,13 +559,13 @@ class Curious:
         return ()
 
 
-def test_a_detector_that_uses_sessions_itself_is_not_told_of_them(maker: Any) -> None:
+def test_sessions_that_a_detector_uses_itself_are_not_reported(maker: Any) -> None:
     curious = Curious(maker)
-    with capture(maker, detectors=[curious]) as told, maker() as session:
+    with capture(maker, detectors=[curious]) as captured, maker() as session:
         curious.judged = session
         session.scalars(select(Author)).all()
         curious.judged = None
-    assert outline(told.facts) == [
+    assert outline(captured.facts) == [
         "session opened",
         "transaction began",
         "connection acquired",
@@ -567,7 +575,7 @@ def test_a_detector_that_uses_sessions_itself_is_not_told_of_them(maker: Any) ->
         "transaction closed",
         "session close: closed",
     ]
-    assert (curious.asked, errors(told)) == (3, {})
+    assert (curious.asked, errors(captured)) == (3, {})
 
 
 def test_an_exporter_may_write_with_sessions_of_its_own(maker: Any) -> None:
@@ -576,8 +584,8 @@ def test_an_exporter_may_write_with_sessions_of_its_own(maker: Any) -> None:
             session.add(Author(name=f"{event['event']} {time.perf_counter_ns()}"))
             session.commit()
 
-    told: list[str] = []
-    exporter = Exporter(on_log=write, on_session=lambda summary: told.append(summary.outcome))
+    captured: list[str] = []
+    exporter = Exporter(on_log=write, on_session=lambda summary: captured.append(summary.outcome))
     with instrument(maker, exporter=exporter, log_level="debug"), maker() as session:
         session.connection()
     with maker() as session:
@@ -589,14 +597,14 @@ def test_an_exporter_may_write_with_sessions_of_its_own(maker: Any) -> None:
         "transaction.ended",
         "session.closed",
     ]
-    assert told == ["closed"]
+    assert captured == ["closed"]
 
 
-# What must not be said.
+# What must not be emitted.
 
 
 @on_each_database
-def test_no_value_and_no_parameter_is_ever_told(
+def test_no_value_and_no_parameter_is_ever_reported(
     twin: Twin, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     secret = SECRET
@@ -606,7 +614,7 @@ def test_no_value_and_no_parameter_is_ever_told(
         caplog.set_level(logging.DEBUG, "session_tracer")
         lines = io.StringIO()
         jsonl = Exporter(on_log=lambda event: print(json.dumps(event), file=lines))
-        with capture(twin.factory, statement_spans=True) as told, ExitStack() as ours:
+        with capture(twin.factory, statement_spans=True) as captured, ExitStack() as ours:
             ours.enter_context(instrument(None, exporter=jsonl, log_level="debug"))
             async with twin.session() as session:
                 author = Author(name=f"{secret} name", biography=f"{secret} text")
@@ -634,12 +642,12 @@ def test_no_value_and_no_parameter_is_ever_told(
             with pytest.raises(DetachedInstanceError):
                 _ = found.author
         said = [
-            repr(told.facts),
-            repr([asdict(summary) for summary in told.sessions]),
-            repr([asdict(finding) for finding in told.findings]),
-            repr(told.logs),
-            repr(told.metrics),
-            "".join(span.to_json() for span in told.spans),
+            repr(captured.facts),
+            repr([asdict(summary) for summary in captured.sessions]),
+            repr([asdict(finding) for finding in captured.findings]),
+            repr(captured.logs),
+            repr(captured.metrics),
+            "".join(span.to_json() for span in captured.spans),
             lines.getvalue(),
             caplog.text,
             *capfd.readouterr(),
@@ -744,9 +752,9 @@ def test_the_applications_exceptions_are_what_they_would_be(twin: Twin, how: str
         return await _described_failure(twin, how)
 
     async def traced() -> list[Any]:
-        with capture(twin.factory, statement_spans=True) as told:
+        with capture(twin.factory, statement_spans=True) as captured:
             failure = await _described_failure(twin, how)
-        assert errors(told) == {}
+        assert errors(captured) == {}
         return failure
 
     expected = twin.run(untraced)
@@ -927,40 +935,40 @@ def test_a_pickle_is_byte_for_byte_what_it_would_be(engine: Engine) -> None:
     assert dumped(traced=True) == dumped(traced=False)
 
 
-def test_a_pickled_object_that_is_refused_a_load_is_told_of_and_refused(maker: Any) -> None:
-    with capture(maker) as told:
+def test_a_refused_load_of_a_pickled_object_is_reported(maker: Any) -> None:
+    with capture(maker) as captured:
         with maker() as session:
             author = session.scalars(select(Author)).first()
         carried = pickle.loads(pickle.dumps(author))
         with pytest.raises(DetachedInstanceError):
             _ = carried.books
-    assert errors(told) == {}
+    assert errors(captured) == {}
 
 
 def test_the_error_itself_can_be_pickled_copied_and_made_by_hand(maker: Any) -> None:
-    with capture(maker) as told:
+    with capture(maker) as captured:
         state = self = "an application's own names"
         error = DetachedInstanceError(f"raised by hand with {state} {self}")
         assert pickle.loads(pickle.dumps(error)).args == error.args
         assert copy.copy(error).args == error.args
         assert DetachedInstanceError("with a code", code="bhk3").code == "bhk3"
-    assert (told.findings, errors(told)) == ([], {})
+    assert (captured.findings, errors(captured)) == ([], {})
 
 
 def test_an_applications_stand_in_for_an_engine_is_passed_over() -> None:
     # Some applications test their own code with one.
-    with capture() as told:
+    with capture() as captured:
         engine = Mock()
         engine.connect.return_value.in_transaction.return_value = False
         session = Session(bind=engine)
         session.connection()
         session.close()
-    assert told.metrics.get("session_tracer.errors", []) == []
+    assert captured.metrics.get("session_tracer.errors", []) == []
 
 
 def test_an_event_fired_by_hand_without_its_arguments_is_passed_over(maker: Any) -> None:
-    with capture(maker) as told, maker() as session:
+    with capture(maker) as captured, maker() as session:
         session.dispatch.before_flush()
         session.execute(text("SELECT 1"))
-    assert told.metrics.get("session_tracer.errors", []) == []
-    assert [summary.statements for summary in told.sessions] == [1]
+    assert captured.metrics.get("session_tracer.errors", []) == []
+    assert [summary.statements for summary in captured.sessions] == [1]

@@ -1,4 +1,4 @@
-"""What can be instrumented, and that no combination of targets tells anything twice."""
+"""Tests what can be instrumented, and that no combination of targets reports anything twice."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ WRITTEN = [
 
 
 @dataclass
-class Told:
+class Reported:
     """Everything that went out, each thing as often as it did."""
 
     facts: list[str] = field(default_factory=list)
@@ -78,9 +78,9 @@ class Told:
     sessions: list[str] = field(default_factory=list)
     metrics: dict[str, int] = field(default_factory=dict)
 
-    def times(self, number: int) -> Told:
-        """The same so many times in turn."""
-        return Told(
+    def times(self, number: int) -> Reported:
+        """The same facts this number of times."""
+        return Reported(
             self.facts * number,
             self.spans * number,
             self.logs * number,
@@ -89,7 +89,7 @@ class Told:
         )
 
 
-WRITTEN_ONCE = Told(
+WRITTEN_ONCE = Reported(
     facts=WRITTEN,
     spans=["flush", "transaction", "session default"],
     logs=["session.opened", "flush.completed", "transaction.ended", "session.closed"],
@@ -108,7 +108,7 @@ WRITTEN_ONCE = Told(
 
 
 class Sink:
-    """An exporter that several instrumentations share, so that whatever is told twice shows."""
+    """An exporter that several instrumentations share, so that a double report is visible."""
 
     def __init__(self) -> None:
         self._facts: list[Fact] = []
@@ -126,9 +126,9 @@ class Sink:
             on_fact=self._facts.append,
         )
 
-    def told(self) -> Told:
-        """What was told until now."""
-        return Told(
+    def reported(self) -> Reported:
+        """What was reported until now."""
+        return Reported(
             outline(self._facts),
             [span.name for span in self._spans.get_finished_spans()],
             [event["event"] for event in self._logs],
@@ -141,7 +141,7 @@ class Sink:
         return {event["session_name"] for event in self._logs}
 
     def _counted(self) -> dict[str, int]:
-        """The histograms' and counters' totals; the gauges say something else."""
+        """The histograms' and counters' totals; the gauges are something else."""
         data = self._reader.get_metrics_data()
         totals: Counter[str] = Counter()
         for of_resource in () if data is None else data.resource_metrics:
@@ -160,7 +160,7 @@ def _is_gauge(name: str) -> bool:
 
 
 def permuted(names: Sequence[str], most: int | None = None) -> list[tuple[str, ...]]:
-    """Every order of so many of the names."""
+    """Every order of this number of names."""
     return list(itertools.permutations(names, most))
 
 
@@ -253,33 +253,33 @@ TARGETS: dict[str, Callable[[Engine], tuple[Any, Callable[[], Session]]]] = {
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_a_session_of_the_target_tells_its_story(engine: Engine, target: str) -> None:
+def test_a_session_of_the_target_is_reported(engine: Engine, target: str) -> None:
     meant, open_session = TARGETS[target](engine)
     sink = Sink()
     with trace(sink, meant):
         read(open_session())
-    assert sink.told().facts == READ
+    assert sink.reported().facts == READ
 
 
 @pytest.mark.parametrize(
     "target", [name for name in TARGETS if name != "Session" and "everything" not in name]
 )
-def test_a_session_of_another_class_or_factory_is_not_told_of(engine: Engine, target: str) -> None:
+def test_a_session_of_another_class_or_factory_is_not_reported(engine: Engine, target: str) -> None:
     meant, _ = TARGETS[target](engine)
     sink = Sink()
     with trace(sink, meant):
         read(sessionmaker(engine)())
-    assert sink.told() == Told()
+    assert sink.reported() == Reported()
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_a_session_after_uninstrument_is_not_told_of(engine: Engine, target: str) -> None:
+def test_a_session_after_uninstrument_is_not_reported(engine: Engine, target: str) -> None:
     meant, open_session = TARGETS[target](engine)
     sink = Sink()
     trace(sink, meant)
     uninstrument(meant)
     read(open_session())
-    assert sink.told() == Told()
+    assert sink.reported() == Reported()
 
 
 def test_a_subclass_keeps_its_own_way_of_being_made_and_closed(engine: Engine) -> None:
@@ -315,28 +315,28 @@ ASYNC_TARGETS: dict[str, Callable[[AsyncEngine], tuple[Any, Callable[[], AsyncSe
 
 
 @pytest.mark.parametrize("target", ASYNC_TARGETS)
-async def test_an_async_session_of_the_target_tells_its_story(
+async def test_an_async_session_of_the_target_is_reported(
     async_engine: AsyncEngine, target: str
 ) -> None:
     meant, open_session = ASYNC_TARGETS[target](async_engine)
     sink = Sink()
     with trace(sink, meant):
         await async_read(open_session())
-    assert sink.told().facts == READ
+    assert sink.reported().facts == READ
 
 
 @pytest.mark.parametrize(
     "target",
     [name for name in ASYNC_TARGETS if name != "AsyncSession" and "everything" not in name],
 )
-async def test_an_async_session_of_another_class_or_factory_is_not_told_of(
+async def test_an_async_session_of_another_class_or_factory_is_not_reported(
     async_engine: AsyncEngine, target: str
 ) -> None:
     meant, _ = ASYNC_TARGETS[target](async_engine)
     sink = Sink()
     with trace(sink, meant):
         await async_read(async_sessionmaker(async_engine)())
-    assert sink.told() == Told()
+    assert sink.reported() == Reported()
 
 
 @pytest.mark.parametrize("target", ASYNC_TARGETS)
@@ -353,7 +353,7 @@ async def test_an_async_session_that_an_error_leaves_has_failed(
 
     with trace(sink, meant), pytest.raises(LookupError):
         await fail()
-    assert sink.told().facts == [*READ[:-1], "session close: failed with LookupError"]
+    assert sink.reported().facts == [*READ[:-1], "session close: failed with LookupError"]
 
 
 async def test_a_plain_session_is_not_an_async_factorys(
@@ -362,55 +362,57 @@ async def test_a_plain_session_is_not_an_async_factorys(
     sink = Sink()
     with trace(sink, async_sessionmaker(async_engine)), trace(sink, AsyncSession):
         read(Session(engine))
-    assert sink.told() == Told()
+    assert sink.reported() == Reported()
 
 
 def test_every_signal_bears_the_factorys_name(engine: Engine) -> None:
     orders = sessionmaker(engine)
-    with capture(orders, name="orders-db") as told, orders() as session:
+    with capture(orders, name="orders-db") as captured, orders() as session:
         session.add(Author(name="Ada"))
         session.commit()
     names = {
         point.attributes["sqlalchemy.session.name"]
-        for points in told.metrics.values()
+        for points in captured.metrics.values()
         for point in points
     }
     assert names == {"orders-db"}
-    assert {event["session_name"] for event in told.logs} == {"orders-db"}
-    assert [summary.name for summary in told.sessions] == ["orders-db"]
-    assert [span.name for span in told.spans] == ["flush", "transaction", "session orders-db"]
-    assert {dict(span.attributes or {})["sqlalchemy.session.name"] for span in told.spans} == names
+    assert {event["session_name"] for event in captured.logs} == {"orders-db"}
+    assert [summary.name for summary in captured.sessions] == ["orders-db"]
+    assert [span.name for span in captured.spans] == ["flush", "transaction", "session orders-db"]
+    assert {
+        dict(span.attributes or {})["sqlalchemy.session.name"] for span in captured.spans
+    } == names
 
 
 def test_without_a_name_it_is_the_default(engine: Engine) -> None:
     maker = sessionmaker(engine)
-    with instrument(maker, exporter=Exporter()) as instrumentation, capture(maker) as told:
+    with instrument(maker, exporter=Exporter()) as instrumentation, capture(maker) as captured:
         read(maker())
     assert instrumentation.name == "default"
-    assert {event["session_name"] for event in told.logs} == {"default"}
+    assert {event["session_name"] for event in captured.logs} == {"default"}
 
 
 # Sessions made before.
 
 
-def test_a_session_made_before_is_told_of_from_its_next_event(twin: Twin) -> None:
+def test_a_session_made_before_is_reported_from_its_next_event(twin: Twin) -> None:
     async def story() -> None:
         session = twin.session()
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with session:
                 session.add(Author(name="Ada"))
                 await session.commit()
-        assert outline(told.facts) == WRITTEN
+        assert outline(captured.facts) == WRITTEN
 
     twin.run(story)
 
 
-def test_a_session_made_before_and_never_used_again_is_not_told_of(twin: Twin) -> None:
+def test_a_session_made_before_and_never_used_again_is_not_reported(twin: Twin) -> None:
     async def story() -> None:
         session = twin.session()
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             await session.close()
-        assert outline(told.facts) == []
+        assert outline(captured.facts) == []
 
     twin.run(story)
 
@@ -418,10 +420,10 @@ def test_a_session_made_before_and_never_used_again_is_not_told_of(twin: Twin) -
 def test_a_session_made_before_by_another_factory_stays_untold(twin: Twin) -> None:
     async def story() -> None:
         session = twin.session()
-        with capture(type(twin.factory)()) as told:
+        with capture(type(twin.factory)()) as captured:
             async with session:
                 (await session.scalars(select(Author))).all()
-        assert outline(told.facts) == []
+        assert outline(captured.facts) == []
 
     twin.run(story)
 
@@ -457,7 +459,7 @@ async def write_once(session: Any) -> None:
     [*permuted(["factory", "class", "everything"]), ("scoped", "factory", "scoped")],
     ids="+".join,
 )
-def test_no_order_of_targets_tells_anything_twice(twin: Twin, order: Sequence[str]) -> None:
+def test_no_order_of_targets_reports_anything_twice(twin: Twin, order: Sequence[str]) -> None:
     meant = targets(twin)
 
     async def story() -> None:
@@ -465,7 +467,7 @@ def test_no_order_of_targets_tells_anything_twice(twin: Twin, order: Sequence[st
         for name in order:
             trace(sink, meant[name])
         await write_once(twin.session())
-        assert sink.told() == WRITTEN_ONCE
+        assert sink.reported() == WRITTEN_ONCE
 
     twin.run(story)
 
@@ -479,7 +481,7 @@ def test_the_same_target_again_is_the_first_instrumentation(twin: Twin, again: s
         first = trace(sink, meant[again])
         assert trace(sink, meant[again]) is first
         await write_once(twin.session())
-        assert sink.told() == WRITTEN_ONCE
+        assert sink.reported() == WRITTEN_ONCE
 
     twin.run(story)
 
@@ -504,10 +506,10 @@ def test_the_nearest_target_names_the_session(twin: Twin, order: Sequence[str]) 
         named = []
         for nearest in ("factory", "class", "everything"):
             await write_once(twin.session())
-            named.append(sink.told().sessions[-1])
+            named.append(sink.reported().sessions[-1])
             await _forget_authors(twin)
             uninstrument(meant[nearest])
-        assert named == sink.told().sessions == ["factory", "class", "everything"]
+        assert named == sink.reported().sessions == ["factory", "class", "everything"]
 
     twin.run(story)
 
@@ -517,7 +519,7 @@ async def _forget_authors(twin: Twin) -> None:
 
 
 @pytest.mark.parametrize("order", permuted(["session", "factory", "everything"]), ids="+".join)
-def test_a_live_session_and_its_factory_tell_it_once_scope_after_scope(
+def test_a_live_session_and_its_factory_report_each_scope_once(
     twin: Twin, order: Sequence[str]
 ) -> None:
     async def story() -> None:
@@ -535,7 +537,7 @@ def test_a_live_session_and_its_factory_tell_it_once_scope_after_scope(
         opened, *rest = WRITTEN_ONCE.logs
         twice.logs = [opened, *rest, opened, "finding", *rest]  # reused-after-close
         twice.metrics["sqlalchemy.findings"] = 1
-        assert sink.told() == twice
+        assert sink.reported() == twice
 
     twin.run(story)
 
@@ -545,7 +547,7 @@ def test_a_live_session_and_its_factory_tell_it_once_scope_after_scope(
     permuted(["factory", "AsyncSession", "Session below", "everything"], 3),
     ids="+".join,
 )
-async def test_async_factory_and_classes_tell_it_once(
+async def test_async_factory_and_classes_report_it_once(
     async_engine: AsyncEngine, order: Sequence[str]
 ) -> None:
     maker = async_sessionmaker(async_engine, sync_session_class=Own)
@@ -559,10 +561,10 @@ async def test_async_factory_and_classes_tell_it_once(
     for name in order:
         trace(sink, meant[name])
     await write_once(maker())
-    assert sink.told() == WRITTEN_ONCE
+    assert sink.reported() == WRITTEN_ONCE
 
 
-def test_a_class_and_its_subclass_tell_each_session_once(engine: Engine) -> None:
+def test_a_class_and_its_subclass_report_each_session_once(engine: Engine) -> None:
     class Further(Own):
         """A subclass of the subclass."""
 
@@ -572,11 +574,11 @@ def test_a_class_and_its_subclass_tell_each_session_once(engine: Engine) -> None
     trace(sink, Session, "any")
     for cls in (Further, Own, Session):
         read(cls(engine))
-    assert sink.told().facts == READ * 3
-    assert sink.told().sessions == ["further", "own", "any"]
+    assert sink.reported().facts == READ * 3
+    assert sink.reported().sessions == ["further", "own", "any"]
 
 
-def test_a_class_of_two_instrumented_classes_tells_its_sessions_once(engine: Engine) -> None:
+def test_a_class_of_two_instrumented_classes_reports_its_sessions_once(engine: Engine) -> None:
     class Left(Session):
         """One."""
 
@@ -593,7 +595,7 @@ def test_a_class_of_two_instrumented_classes_tells_its_sessions_once(engine: Eng
     with Both(engine) as session:
         session.add(author)
         session.commit()
-    assert sink.told() == WRITTEN_ONCE
+    assert sink.reported() == WRITTEN_ONCE
 
 
 def test_two_factories_with_a_name_each_keep_their_sessions_apart(engine: Engine) -> None:
@@ -603,17 +605,17 @@ def test_two_factories_with_a_name_each_keep_their_sessions_apart(engine: Engine
     trace(sink, stock, "stock")
     for maker in (orders, stock, orders):
         read(maker())
-    assert sink.told().sessions == ["orders", "stock", "orders"]
+    assert sink.reported().sessions == ["orders", "stock", "orders"]
 
 
-def test_a_capture_within_an_instrumentation_collects_besides_it(twin: Twin) -> None:
+def test_a_capture_inside_an_instrumentation_collects_as_well(twin: Twin) -> None:
     async def story() -> None:
         sink = Sink()
         trace(sink, twin.factory)
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             await write_once(twin.session())
-        assert outline(told.facts) == WRITTEN
-        assert sink.told() == WRITTEN_ONCE
+        assert outline(captured.facts) == WRITTEN
+        assert sink.reported() == WRITTEN_ONCE
 
     twin.run(story)
 
@@ -630,7 +632,7 @@ def test_what_remains_goes_on_when_others_end(twin: Twin, order: Sequence[str]) 
     async def story() -> None:
         sink = Sink()
         capturing = capture(twin.factory)
-        told = capturing.__enter__()
+        captured = capturing.__enter__()
         started = {name: trace(sink, meant[name]) for name in ("factory", "class", "everything")}
         for name in order:
             await write_once(twin.session())
@@ -641,29 +643,29 @@ def test_what_remains_goes_on_when_others_end(twin: Twin, order: Sequence[str]) 
                 started[name].uninstrument()
         await write_once(twin.session())
         traced = 1 + max(order.index(name) for name in started)
-        assert sink.told() == WRITTEN_ONCE.times(traced)
-        assert outline(told.facts) == WRITTEN * (1 + order.index("capture"))
+        assert sink.reported() == WRITTEN_ONCE.times(traced)
+        assert outline(captured.facts) == WRITTEN * (1 + order.index("capture"))
 
     twin.run(story)
 
 
-def test_a_scope_goes_on_being_told_of_when_its_factory_ends_amid_it(twin: Twin) -> None:
+def test_a_scope_is_still_reported_if_its_factory_is_uninstrumented(twin: Twin) -> None:
     async def story() -> None:
         sink = Sink()
         factory = trace(sink, twin.factory, "factory")
-        told: list[SessionSummary] = []
-        instrument(None, name="everything", exporter=Exporter(on_session=told.append))
+        captured: list[SessionSummary] = []
+        instrument(None, name="everything", exporter=Exporter(on_session=captured.append))
         async with twin.session() as session:
             await session.connection()
             factory.uninstrument()
             session.add(Author(name="Ada"))
             await session.commit()
-        (summary,) = told
+        (summary,) = captured
         assert (summary.name, summary.outcome) == ("everything", "committed")
         assert summary.new == {"Author": 1}
         assert summary.opened_site is not None
         assert summary.opened_site.function == "story"
-        assert sink.told().sessions == []
+        assert sink.reported().sessions == []
 
     twin.run(story)
 
@@ -674,8 +676,8 @@ def test_a_story_that_failed_is_not_begun_again_by_who_comes_besides(engine: Eng
             raise LookupError
 
     maker = sessionmaker(engine)
-    told: list[str] = []
-    exporter = Exporter(on_fact=fail, on_session=lambda summary: told.append(summary.name))
+    captured: list[str] = []
+    exporter = Exporter(on_fact=fail, on_session=lambda summary: captured.append(summary.name))
     with instrument(maker, exporter=exporter), maker() as session:
         session.connection()
         with capture(maker) as besides:
@@ -686,10 +688,10 @@ def test_a_story_that_failed_is_not_begun_again_by_who_comes_besides(engine: Eng
         "connection acquired",
         "SELECT Author",
     ]
-    assert told == []
+    assert captured == []
 
 
-def test_a_session_goes_on_being_told_of_when_only_its_factory_ends(twin: Twin) -> None:
+def test_a_session_is_still_reported_if_only_its_factory_is_uninstrumented(twin: Twin) -> None:
     async def story() -> None:
         sink = Sink()
         factory = trace(sink, twin.factory, "factory")
@@ -699,7 +701,7 @@ def test_a_session_goes_on_being_told_of_when_only_its_factory_ends(twin: Twin) 
         await _forget_authors(twin)
         factory.uninstrument()
         await write_once(session)
-        assert sink.told().sessions == ["factory", "everything"]
+        assert sink.reported().sessions == ["factory", "everything"]
 
     twin.run(story)
 
@@ -707,7 +709,7 @@ def test_a_session_goes_on_being_told_of_when_only_its_factory_ends(twin: Twin) 
 # Amid something.
 
 
-def test_a_session_amid_a_transaction_is_told_of_from_its_next_event(twin: Twin) -> None:
+def test_a_session_in_a_transaction_is_reported_from_its_next_event(twin: Twin) -> None:
     async def story() -> None:
         with ExitStack() as captures:
             async with twin.session() as session:
@@ -716,13 +718,13 @@ def test_a_session_amid_a_transaction_is_told_of_from_its_next_event(twin: Twin)
                 with suppress(LookupError):
                     async with session.begin_nested():
                         await session.connection()
-                        told = captures.enter_context(capture(twin.factory))
+                        captured = captures.enter_context(capture(twin.factory))
                         (await session.scalars(select(Author))).all()
                         session.add(Author(name="Bea"))
                         await session.flush()
                         raise LookupError
                 await session.commit()
-        assert outline(told.facts) == [
+        assert outline(captured.facts) == [
             "session opened",
             "transaction began",
             "savepoint began",
@@ -738,9 +740,9 @@ def test_a_session_amid_a_transaction_is_told_of_from_its_next_event(twin: Twin)
             "transaction committed",
             "session close: committed",
         ]
-        (summary,) = told.sessions
+        (summary,) = captured.sessions
         assert (summary.opened_site, summary.outcome) == (None, "committed")
-        assert [span.name for span in told.spans] == [
+        assert [span.name for span in captured.spans] == [
             "flush",
             "savepoint",
             "transaction",
@@ -750,18 +752,18 @@ def test_a_session_amid_a_transaction_is_told_of_from_its_next_event(twin: Twin)
     twin.run(story)
 
 
-def test_a_capture_amid_an_instrumented_session_is_told_how_far_it_is(twin: Twin) -> None:
+def test_a_capture_during_an_instrumented_session_knows_its_state(twin: Twin) -> None:
     async def story() -> None:
         sink = Sink()
         trace(sink, twin.factory)
         author = Author(name="Ada")
         async with twin.session() as session:
             await session.connection()
-            with capture(twin.factory) as told:
+            with capture(twin.factory) as captured:
                 session.add(author)
                 await session.flush()
             await session.commit()
-        assert outline(told.facts) == [
+        assert outline(captured.facts) == [
             "session opened",
             "transaction began",
             "connection acquired",
@@ -769,7 +771,7 @@ def test_a_capture_amid_an_instrumented_session_is_told_how_far_it_is(twin: Twin
             "INSERT authors",
             "flushed +1 Author",
         ]
-        assert sink.told().facts == [
+        assert sink.reported().facts == [
             "session opened",
             "transaction began",
             "connection acquired",
@@ -784,7 +786,7 @@ def test_a_capture_amid_an_instrumented_session_is_told_how_far_it_is(twin: Twin
     twin.run(story)
 
 
-def test_a_factory_instrumented_amid_a_session_of_everything_has_it_from_its_next_scope(
+def test_a_factory_instrumented_during_a_session_has_it_from_its_next_scope(
     twin: Twin,
 ) -> None:
     async def story() -> None:
@@ -797,7 +799,7 @@ def test_a_factory_instrumented_amid_a_session_of_everything_has_it_from_its_nex
             (await session.scalars(select(Author))).all()
         async with session:
             (await session.scalars(select(Author))).all()
-        assert sink.told().sessions == ["everything", "factory"]
+        assert sink.reported().sessions == ["everything", "factory"]
 
     twin.run(story)
 
@@ -811,7 +813,7 @@ async def test_two_async_factories_over_one_engine_keep_their_sessions_apart(
     trace(sink, stock, "stock")
     for maker in (orders, stock, orders):
         await async_read(maker())
-    assert sink.told().sessions == ["orders", "stock", "orders"]
+    assert sink.reported().sessions == ["orders", "stock", "orders"]
 
 
 # Which exporter.
@@ -833,7 +835,7 @@ def run(**options):
 
 
 def run_alone(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The program in a process of its own, without what this one's environment says."""
+    """The program in its own process, without this environment's variables."""
     inherited = {
         name: value
         for name, value in os.environ.items()
@@ -890,13 +892,13 @@ def test_the_argument_beats_the_environment() -> None:
 
 def test_an_exporter_of_ones_own_beats_the_environment() -> None:
     ran = run_alone(
-        "run(exporter=Exporter(on_session=lambda told: print(told.outcome)))",
+        "run(exporter=Exporter(on_session=lambda captured: print(captured.outcome)))",
         SESSION_TRACER_EXPORTER="console",
     )
     assert (ran.stdout, ran.stderr) == ("closed\n", "")
 
 
-def test_providers_that_are_configured_get_the_signals_and_nobody_else_does() -> None:
+def test_providers_that_are_configured_get_the_signals_and_no_other_does() -> None:
     ran = run_alone("options = {}" + PROVIDERS)
     assert (ran.stdout, ran.stderr) == ("['transaction', 'session default']\n", "")
 

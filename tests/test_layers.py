@@ -38,7 +38,7 @@ OF_EXPORTERS = {
     "timeline", "callsite", "version", "", "span_attributes",
 }  # fmt: skip
 
-# Of other people's, those that only some modules may import, and which modules those are.
+# Packages that only some modules may import, and these modules.
 THEIRS: dict[str, set[str]] = {
     "sqlalchemy": {"hooks.*", "instrumentor", "ledger.object_counter", "verdicts.misuse"},
     "opentelemetry": {
@@ -75,7 +75,7 @@ MODULES = {
 
 @functools.cache
 def imported(file: Path) -> tuple[set[str], set[str]]:
-    """What a file imports when it runs, and what for its types alone; ours without the prefix."""
+    """What a file imports when it runs, and for types only; session_tracer is left out."""
     tree = ast.parse(file.read_text())
     typed = {
         inner

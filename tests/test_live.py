@@ -1,4 +1,4 @@
-"""Tests that a session which nobody closed is told of, from a thread that lasts no longer."""
+"""Tests that a session that is not closed is reported, by a thread that ends with the last one."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def line(function: Callable[..., object], offset: int) -> CallSite:
 
 
 def threads() -> list[str]:
-    """The threads of ours that run."""
+    """The running threads of session_tracer."""
     return [one.name for one in threading.enumerate() if one.name.startswith("session_tracer")]
 
 
@@ -70,54 +70,54 @@ def within(seconds: float, work: Callable[[], None]) -> bool:
 # What was collected.
 
 
-def test_a_session_that_is_collected_is_told_of(factory: Factory) -> None:
-    with capture(factory) as told:
+def test_a_session_that_is_collected_is_reported(factory: Factory) -> None:
+    with capture(factory) as captured:
         abandon(factory)
         gc.collect()
-        (summary,) = told.sessions
+        (summary,) = captured.sessions
     assert (summary.outcome, summary.ending) == ("abandoned", "collected")
     assert summary.opened_site == line(abandon, 1)
     assert summary.closed_site == line(abandon, 2)
-    ended = [fact for fact in told.facts if isinstance(fact, facts.TransactionEnded)]
+    ended = [fact for fact in captured.facts if isinstance(fact, facts.TransactionEnded)]
     assert [fact.outcome for fact in ended] == ["abandoned"]
 
 
 def test_a_session_that_was_never_used_is_collected_unused(factory: Factory) -> None:
-    with capture(factory) as told:
+    with capture(factory) as captured:
         forget(factory)
         gc.collect()
-        (summary,) = told.sessions
+        (summary,) = captured.sessions
     assert (summary.outcome, summary.ending) == ("unused", "collected")
 
 
-def test_a_session_that_was_closed_is_told_of_once(factory: Factory) -> None:
-    with capture(factory) as told:
+def test_a_session_that_was_closed_is_reported_once(factory: Factory) -> None:
+    with capture(factory) as captured:
         factory().close()
         with factory() as session:
             session.execute(ONE)
         del session
         gc.collect()
-        assert [summary.ending for summary in told.sessions] == ["close", "close"]
+        assert [summary.ending for summary in captured.sessions] == ["close", "close"]
 
 
 def test_a_session_that_is_used_again_is_collected_in_its_second_scope(factory: Factory) -> None:
-    with capture(factory) as told:
+    with capture(factory) as captured:
         session = factory()
         session.execute(ONE)
         session.close()
         session.execute(ONE)
         del session
         gc.collect()
-        assert [summary.outcome for summary in told.sessions] == ["closed", "abandoned"]
+        assert [summary.outcome for summary in captured.sessions] == ["closed", "abandoned"]
 
 
 def test_what_is_collected_later_is_nobodys_business(factory: Factory) -> None:
-    with capture(factory) as told:
+    with capture(factory) as captured:
         session = factory()
         session.execute(ONE)
     del session
     gc.collect()
-    assert told.sessions == []
+    assert captured.sessions == []
 
 
 def test_only_open_sessions_are_live(factory: Factory) -> None:
@@ -132,13 +132,13 @@ def test_only_open_sessions_are_live(factory: Factory) -> None:
     session.close()
 
 
-def test_a_collection_while_a_lock_is_held_waits_for_nobody(factory: Factory) -> None:
+def test_a_collection_while_a_lock_is_held_waits_for_no_lock(factory: Factory) -> None:
     lock = threading.Lock()
-    told: list[SessionSummary] = []
+    captured: list[SessionSummary] = []
 
     def on_session(summary: SessionSummary) -> None:
         with lock:  # as a handler of log records has one
-            told.append(summary)
+            captured.append(summary)
 
     instrumentation = instrument(factory, exporter=Exporter(on_session=on_session))
 
@@ -150,10 +150,10 @@ def test_a_collection_while_a_lock_is_held_waits_for_nobody(factory: Factory) ->
 
     assert within(20, work), "the collection waits for a lock that is held around it"
     instrumentation.uninstrument()
-    assert [summary.outcome for summary in told] == ["abandoned"]
+    assert [summary.outcome for summary in captured] == ["abandoned"]
 
 
-def test_a_collection_while_instrumenting_waits_for_nobody(factory: Factory) -> None:
+def test_a_collection_while_instrumenting_does_not_wait(factory: Factory) -> None:
     def on_session(_: SessionSummary) -> None:
         gc.collect()
 
@@ -171,21 +171,21 @@ def test_many_threads_may_lose_their_sessions_at_once(factory: Factory) -> None:
         for _ in range(25):
             forget(factory)
 
-    with capture(factory) as told:
+    with capture(factory) as captured:
         workers = [threading.Thread(target=work) for _ in range(4)]
         for worker in workers:
             worker.start()
         for worker in workers:
             worker.join()
         gc.collect()
-        assert [summary.ending for summary in told.sessions] == ["collected"] * 100
+        assert [summary.ending for summary in captured.sessions] == ["collected"] * 100
 
 
 def test_an_exporter_that_fails_is_no_end_to_the_thread(factory: Factory) -> None:
-    told: list[SessionSummary] = []
+    captured: list[SessionSummary] = []
 
     def on_session(summary: SessionSummary) -> None:
-        told.append(summary)
+        captured.append(summary)
         raise ValueError("no")
 
     with instrument(factory, exporter=Exporter(on_session=on_session)) as instrumentation:
@@ -193,7 +193,7 @@ def test_an_exporter_that_fails_is_no_end_to_the_thread(factory: Factory) -> Non
         forget(factory)
         gc.collect()
         instrumentation.flush()
-    assert len(told) == 2
+    assert len(captured) == 2
 
 
 def test_an_exporter_that_asks_to_flush_does_not_wait_for_itself(factory: Factory) -> None:
@@ -222,12 +222,12 @@ def test_an_exporter_that_hangs_does_not_stop_what_is_instrumented_next(factory:
         forget(factory)
         gc.collect()
     (hanging,) = [one for one in threading.enumerate() if one.name == "session_tracer"]
-    with capture(factory) as told:
+    with capture(factory) as captured:
         free.set()
         hanging.join()
         forget(factory)
         gc.collect()
-        assert [summary.outcome for summary in told.sessions] == ["unused"]
+        assert [summary.outcome for summary in captured.sessions] == ["unused"]
     assert threads() == []
 
 
@@ -255,10 +255,10 @@ def test_the_thread_runs_from_the_first_session_while_something_is_instrumented(
 
 def test_the_thread_starts_again(factory: Factory) -> None:
     for _ in range(3):
-        with capture(factory) as told:
+        with capture(factory) as captured:
             forget(factory)
             gc.collect()
-            assert [summary.outcome for summary in told.sessions] == ["unused"]
+            assert [summary.outcome for summary in captured.sessions] == ["unused"]
         assert threads() == []
 
 

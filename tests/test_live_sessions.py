@@ -169,8 +169,8 @@ def test_the_servers_process_is_the_servers_own_word_for_it(twin: Twin) -> None:
         with capture(twin.factory):
             async with twin.session() as session:
                 assert live_sessions()[0].process_id is None
-                told = await session.scalar(text("SELECT pg_backend_pid()"))
-                assert live_sessions()[0].process_id == told
+                captured = await session.scalar(text("SELECT pg_backend_pid()"))
+                assert live_sessions()[0].process_id == captured
                 await session.commit()
                 assert live_sessions()[0].process_id is None
 
@@ -178,13 +178,13 @@ def test_the_servers_process_is_the_servers_own_word_for_it(twin: Twin) -> None:
 
 
 def test_its_findings_so_far(factory: Factory) -> None:
-    with capture(factory) as told, factory() as session:
+    with capture(factory) as captured, factory() as session:
         session.execute(ONE)
         assert live_sessions()[0].findings == ()
         look_ahead(6)
         look_ahead(61)
-        assert live_sessions()[0].findings == tuple(told.findings)
-        assert len(told.findings) == 2
+        assert live_sessions()[0].findings == tuple(captured.findings)
+        assert len(captured.findings) == 2
 
 
 def test_its_owner_is_who_used_it_last(factory: Factory) -> None:
@@ -237,7 +237,7 @@ def test_a_session_that_is_traced_twice_is_one(factory: Factory) -> None:
 
 
 def test_it_keeps_no_session_alive(factory: Factory) -> None:
-    with capture(factory) as told:
+    with capture(factory) as captured:
         session = factory()
         session.execute(ONE)
         gone = weakref.ref(session)
@@ -246,21 +246,21 @@ def test_it_keeps_no_session_alive(factory: Factory) -> None:
         gc.collect()
         assert gone() is None
         assert live_sessions() == []
-        assert [summary.outcome for summary in told.sessions] == ["abandoned"]
+        assert [summary.outcome for summary in captured.sessions] == ["abandoned"]
     assert [live.statements for live in seen] == [1]
 
 
 def test_it_loads_nothing_and_asks_nothing(factory: Factory) -> None:
     with factory.begin() as session:
         session.add_all(authors(2))
-    with capture(factory) as told, factory() as session:
+    with capture(factory) as captured, factory() as session:
         (author, _) = session.scalars(select(Author))
         session.expire_all()
         author.name = "Ada"
-        before = len(told.facts)
+        before = len(captured.facts)
         (live,) = live_sessions()
         assert live.objects == {"persistent": 2, "modified": 1}
-        assert len(told.facts) == before
+        assert len(captured.facts) == before
         session.rollback()
 
 
@@ -278,7 +278,7 @@ def test_it_is_safe_while_sessions_come_and_go(factory: Factory) -> None:
         except BaseException as error:
             failures.append(error)
 
-    with capture(factory) as told:
+    with capture(factory) as captured:
         workers = [threading.Thread(target=work) for _ in range(4)]
         for worker in workers:
             worker.start()
@@ -294,7 +294,7 @@ def test_it_is_safe_while_sessions_come_and_go(factory: Factory) -> None:
         assert live_sessions() == []
     assert failures == []
     assert 1 <= most <= 4
-    assert told.metrics.get("session_tracer.errors", []) == []
+    assert captured.metrics.get("session_tracer.errors", []) == []
 
 
 def test_ten_thousand_open_sessions_are_seen_at_once(factory: Factory) -> None:

@@ -94,7 +94,7 @@ FOUND = Finding(
 )
 
 
-def test_it_says_what_where_and_the_remedy() -> None:
+def test_it_names_what_where_and_the_remedy() -> None:
     assert (
         str(SessionMisuse(FOUND))
         == """\
@@ -108,7 +108,7 @@ n-plus-one: Author.books was lazily loaded for 12 authors
     )
 
 
-def test_it_says_no_more_than_it_knows() -> None:
+def test_it_names_no_more_than_it_knows() -> None:
     nowhere = Finding(
         id="own",
         severity="info",
@@ -145,7 +145,7 @@ async def read_twice(session: Any) -> None:
 def test_a_select_raises_at_its_own_line(twin: Twin, lent: Counter[str]) -> None:
     async def story() -> None:
         await keep(twin, Author(name="Jane Austen"))
-        with raising(twin, After(what.StatementExecuted, 2)) as told:
+        with raising(twin, After(what.StatementExecuted, 2)) as captured:
             async with twin.session() as session:
                 session.add(Author(name="Mary Shelley"))
                 await session.flush()
@@ -157,10 +157,10 @@ def test_a_select_raises_at_its_own_line(twin: Twin, lent: Counter[str]) -> None
                 await session.commit()
                 await session.rollback()
                 assert len((await session.scalars(select(Author))).all()) == 2
-        assert raised.value.finding is told.findings[0]
+        assert raised.value.finding is captured.findings[0]
         assert raised.value.__context__ is None
         assert not hasattr(raised.value, "__notes__")
-        (summary,) = told.sessions
+        (summary,) = captured.sessions
         assert (summary.outcome, len(summary.findings)) == ("committed", 1)
 
     twin.run(story)
@@ -271,7 +271,7 @@ def test_what_the_end_shows_is_raised_by_it(twin: Twin, lent: Counter[str], endi
         await getattr(session, ending)()  # leaves
 
     async def story() -> None:
-        with raising(twin, After(what.SessionClosed)) as told:
+        with raising(twin, After(what.SessionClosed)) as captured:
             session = twin.session()
             await session.execute(select(Author))
             with pytest.raises(SessionMisuse) as raised:
@@ -281,7 +281,7 @@ def test_what_the_end_shows_is_raised_by_it(twin: Twin, lent: Counter[str], endi
             await session.execute(select(Author))
             with pytest.raises(SessionMisuse):
                 await leave(session)
-        assert len(told.sessions) == 2
+        assert len(captured.sessions) == 2
 
     twin.run(story)
     assert lent["in"] == lent["out"] > 0
@@ -325,12 +325,12 @@ def test_a_block_that_commits_has_committed(twin: Twin, lent: Counter[str]) -> N
 def test_several_are_raised_as_one(twin: Twin) -> None:
     async def story() -> None:
         both = After(what.FlushCompleted), After(what.TransactionEnded, id="again")
-        with raising(twin, *both) as told:
+        with raising(twin, *both) as captured:
             async with twin.session() as session:
                 session.add(Author(name="Jane Austen"))
                 with pytest.raises(SessionMisuse) as raised:
                     await session.commit()
-        first, second = told.findings
+        first, second = captured.findings
         assert raised.value.finding == first
         assert raised.value.__notes__ == [f"and {SessionMisuse(second)}"]
 
@@ -374,12 +374,12 @@ def test_what_is_not_meant_is_not_raised(twin: Twin, options: dict[str, Any]) ->
 
 def test_what_is_silenced_is_not_raised(twin: Twin) -> None:
     async def story() -> None:
-        with raising(twin, After(what.StatementExecuted)) as told:
+        with raising(twin, After(what.StatementExecuted)) as captured:
             async with twin.session() as session:
                 with silence("too-many", reason="it is the test"):
                     await session.execute(select(Author))
                 await session.execute(select(Author))
-        assert told.findings == []
+        assert captured.findings == []
 
     twin.run(story)
 
@@ -394,7 +394,7 @@ def test_an_exception_that_leaves_the_block_is_the_only_one(twin: Twin, lent: Co
 
     async def story() -> None:
         finds = After(what.SessionClosed)
-        with raising(twin, finds) as told, pytest.raises(KeyError) as raised:
+        with raising(twin, finds) as captured, pytest.raises(KeyError) as raised:
             await fail()
         assert raised.value is error
         assert (error.__context__, error.__cause__, hasattr(error, "__notes__")) == (
@@ -402,7 +402,7 @@ def test_an_exception_that_leaves_the_block_is_the_only_one(twin: Twin, lent: Co
             None,
             False,
         )
-        assert len(told.findings) == 1
+        assert len(captured.findings) == 1
 
     twin.run(story)
     assert lent["in"] == lent["out"] > 0
@@ -453,13 +453,13 @@ def test_what_is_being_handled_is_not_hidden(twin: Twin, act: str) -> None:
                 act, what.FlushCompleted
             )
         )
-        with raising(twin, finds) as told:
+        with raising(twin, finds) as captured:
             session = twin.session()
             session.add(Author(name="Jane Austen"))
             with pytest.raises(KeyError) as raised:
                 await handle(session)
             assert raised.value is error
-            assert len(told.findings) == 1
+            assert len(captured.findings) == 1
             if act == "close":
                 await session.close()
             else:  # It is due still.
@@ -536,18 +536,18 @@ def test_the_garbage_collector_raises_nothing(twin: Twin) -> None:
         pytest.skip("SQLAlchemy warns of an asynchronous session that is not closed")
 
     async def story() -> None:
-        with raising(twin, After(what.SessionClosed)) as told:
+        with raising(twin, After(what.SessionClosed)) as captured:
             session = twin.factory()
             session.execute(select(Author))
             del session
             gc.collect()
-            assert len(told.sessions) == 1
-        assert len(told.findings) == 1
+            assert len(captured.sessions) == 1
+        assert len(captured.findings) == 1
 
     twin.run(story)
 
 
-def test_who_is_told_can_use_the_session(twin: Twin) -> None:
+def test_the_receiver_of_the_error_can_use_the_session(twin: Twin) -> None:
     if twin.is_async:
         pytest.skip("an exporter cannot await")
     reads = []
@@ -603,12 +603,12 @@ def test_where_every_session_is_closed_none_is_left_open(twin: Twin) -> None:
         pytest.skip("it closes in the same way")
 
     async def story() -> None:
-        with raising(twin, After(what.SessionClosed)) as told:
+        with raising(twin, After(what.SessionClosed)) as captured:
             sessions = [twin.factory() for _ in range(3)]
             for session in sessions:
                 session.execute(select(Author))
             close_all_sessions()
         assert [session.in_transaction() for session in sessions] == [False] * 3
-        assert len(told.findings) == 3
+        assert len(captured.findings) == 3
 
     twin.run(story)

@@ -35,13 +35,13 @@ def test_there_is_a_scene_for_each_finding() -> None:
 
 @pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.finding)
 def test_a_scene_shows_its_own_finding_and_no_other(scene: Scene) -> None:
-    with capture(**scene.settings) as told:
+    with capture(**scene.settings) as captured:
         scene.play()
-    assert [finding.id for finding in told.findings] == [scene.finding]
+    assert [finding.id for finding in captured.findings] == [scene.finding]
 
 
 @pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.finding)
-def test_a_scene_says_in_a_line_what_is_wrong(scene: Scene) -> None:
+def test_a_scene_describes_the_mistake_in_one_line(scene: Scene) -> None:
     assert re.fullmatch(r"[A-Z].{10,90}\.", scene.title)
 
 
@@ -52,7 +52,7 @@ def test_a_finding_is_printed_below_what_its_function_does() -> None:
     assert "● session" not in said
 
 
-def test_the_sessions_are_told_as_well_where_an_exporter_is_named() -> None:
+def test_the_sessions_are_reported_as_well_where_an_exporter_is_named() -> None:
     assert "● session shop" in run("commit-in-loop", "--exporter", "console").stderr
 
 
@@ -64,7 +64,7 @@ def test_the_list_has_every_finding() -> None:
 def test_an_unknown_finding_is_refused_by_name() -> None:
     refused = run("n-plus-two")
     assert refused.returncode == 2
-    assert "there is no finding n-plus-two; --list says which there are" in refused.stderr
+    assert "there is no finding n-plus-two; run with --list to see all" in refused.stderr
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -78,9 +78,9 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_readme_says_which_file_shows_what() -> None:
+def test_the_readme_lists_which_file_shows_what() -> None:
     page = (ROOT / "examples" / "misuse" / "README.md").read_text()
-    told = {
+    captured = {
         file: re.findall(r"`([a-z-]+)`", cell)
         for file, cell in re.findall(r"^\| `(\w+)\.py` \| (.*) \|$", page, re.MULTILINE)
     }
@@ -88,4 +88,4 @@ def test_the_readme_says_which_file_shows_what() -> None:
     for scene in SCENES:
         file = scene.mistake.__module__.rpartition(".")[2]
         played.setdefault(file, []).append(scene.finding)
-    assert told == played
+    assert captured == played

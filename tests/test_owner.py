@@ -130,7 +130,7 @@ def test_work_that_is_given_to_a_thread_is_an_owner_each_time() -> None:
     assert not first.is_task
 
 
-def test_a_thread_says_nothing_of_a_piece_of_work_that_is_over() -> None:
+def test_a_thread_does_not_report_a_piece_of_work_that_is_over() -> None:
     free = threading.Event()
     owners: list[Owner] = []
 

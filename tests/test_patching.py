@@ -162,12 +162,12 @@ def sqlite_session() -> Iterator[Callable[[], Session]]:
     engine.dispose()
 
 
-def test_somebody_elses_wrapper_over_ours_survives(
+def test_another_librarys_wrapper_around_session_tracers_survives(
     sqlite_session: Callable[[], Session], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     closed: list[Session] = []
     original = vars(Session)["close"]
-    with capture() as told:
+    with capture() as captured:
         ours = Session.close
 
         def theirs(self: Session) -> None:
@@ -177,27 +177,27 @@ def test_somebody_elses_wrapper_over_ours_survives(
         monkeypatch.setattr(Session, "close", theirs)
         with sqlite_session() as first:
             first.execute(text("SELECT 1"))
-        assert [session.outcome for session in told.sessions] == ["closed"]
+        assert [session.outcome for session in captured.sessions] == ["closed"]
     assert vars(Session)["close"] is theirs
     with sqlite_session() as second:
         second.execute(text("SELECT 1"))
     assert closed == [first, second]
-    assert len(told.sessions) == 1
+    assert len(captured.sessions) == 1
     # Once they are gone, monkeypatch would put back ours: they found it there.
     monkeypatch.undo()
     Session.close = original  # type: ignore[method-assign] # as it was
 
 
-def test_a_wrapper_that_somebody_left_over_ours_is_wrapped_again(
+def test_a_wrapper_that_another_library_left_is_wrapped_again(
     sqlite_session: Callable[[], Session], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = vars(Session)["close"]
     with capture():
         ours = Session.close
         monkeypatch.setattr(Session, "close", lambda self: ours(self))
-    with capture() as told, sqlite_session() as session:
+    with capture() as captured, sqlite_session() as session:
         session.execute(text("SELECT 1"))
-    assert [session.outcome for session in told.sessions] == ["closed"]
+    assert [session.outcome for session in captured.sessions] == ["closed"]
     monkeypatch.undo()
     Session.close = original  # type: ignore[method-assign] # as it was
 
@@ -320,7 +320,7 @@ def test_what_comes_after_comes_when_the_method_raises_too() -> None:
     assert seen == ["token"]
 
 
-def test_a_wrapper_that_stays_within_somebody_elses_says_nothing_more(
+def test_a_wrapper_that_stays_inside_another_librarys_reports_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen: list[object] = []
@@ -411,7 +411,7 @@ def test_a_session_whose_methods_take_more_is_traced_like_any_other() -> None:
     engine = create_engine("sqlite://")
     Base.metadata.create_all(engine)
     factory = sessionmaker(engine, class_=Extended)
-    with capture(factory) as told:
+    with capture(factory) as captured:
         session = factory(tenant="north")
         author = Author(id=1, name="Ada")
         session.add(author)
@@ -428,7 +428,7 @@ def test_a_session_whose_methods_take_more_is_traced_like_any_other() -> None:
         session.execute(text("SELECT 1"))
         session.invalidate(quietly=True)
     engine.dispose()
-    assert [summary.ending for summary in told.sessions] == ["close", "reset", "invalidate"]
-    (first, *_) = told.sessions
+    assert [summary.ending for summary in captured.sessions] == ["close", "reset", "invalidate"]
+    (first, *_) = captured.sessions
     assert (first.merged, first.expunged) == (1, 1)
-    assert told.metrics.get("session_tracer.errors", []) == []
+    assert captured.metrics.get("session_tracer.errors", []) == []

@@ -1,4 +1,4 @@
-"""The sessions that are open together: who is among them, and that nobody stays there."""
+"""Tests which sessions are open together, and that none stays registered."""
 
 from __future__ import annotations
 
@@ -66,10 +66,10 @@ def test_a_session_is_there_while_it_is_open_and_was_used(factory: Factory) -> N
 
 
 def test_a_session_that_is_collected_leaves(factory: Factory) -> None:
-    with capture(factory) as told:
+    with capture(factory) as captured:
         factory().execute(ONE)
         gc.collect()
-        assert len(told.sessions) == 1
+        assert len(captured.sessions) == 1
         assert together() == []
 
 
@@ -141,8 +141,8 @@ def test_a_session_that_lives_on_remembers_few_of_the_others_commits(factory: Fa
         lasting.close()
 
 
-def test_each_session_that_splits_the_writes_is_told_of_once(factory: Factory) -> None:
-    with capture(factory) as told:
+def test_each_session_that_splits_the_writes_is_reported_once(factory: Factory) -> None:
+    with capture(factory) as captured:
         sessions = [factory() for _ in range(3)]
         for number, session in enumerate(sessions):
             session.add(Author(name=f"author {number}"))
@@ -152,8 +152,8 @@ def test_each_session_that_splits_the_writes_is_told_of_once(factory: Factory) -
             session.commit()
         for session in sessions:
             session.close()
-    _, second, third = (summary.id for summary in told.sessions)
-    assert [finding.session_id for finding in told.findings] == [second, third]
+    _, second, third = (summary.id for summary in captured.sessions)
+    assert [finding.session_id for finding in captured.findings] == [second, third]
 
 
 def test_a_child_process_forgets_its_parents_sessions(factory: Factory) -> None:
@@ -169,7 +169,7 @@ def test_a_child_process_forgets_its_parents_sessions(factory: Factory) -> None:
     assert together() == []
 
 
-def test_sessions_that_come_and_go_in_many_threads_leave_nobody(factory: Factory) -> None:
+def test_sessions_that_come_and_go_in_many_threads_leave_none(factory: Factory) -> None:
     def work() -> None:
         for _ in range(50):
             with factory() as session, factory():
@@ -189,7 +189,7 @@ async def used_by_many_tasks(session: Any) -> None:
         await asyncio.create_task(asyncio.to_thread(session.execute, ONE))
 
 
-def test_whoever_used_a_session_before_is_forgotten(factory: Factory) -> None:
+def test_the_previous_user_of_a_session_is_forgotten(factory: Factory) -> None:
     with capture(factory):
         session = factory()
         asyncio.run(used_by_many_tasks(session))

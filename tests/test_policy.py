@@ -1,4 +1,4 @@
-"""Tests which findings are said, how severe, and which are raised."""
+"""Tests which findings are reported, how severe, and which are raised."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def ruled(finding: Finding, *, silenced: frozenset[str] = frozenset(), **options
         "*:Author.books",
     ],
 )
-def test_what_is_ignored_is_not_said(ignored: str) -> None:
+def test_what_is_ignored_is_not_reported(ignored: str) -> None:
     assert ruled(found(), ignore={ignored}) is None
     assert ruled(found(), ignore=["large-flush", ignored]) is None
 
@@ -115,7 +115,7 @@ def test_what_is_ignored_is_not_said(ignored: str) -> None:
         "get-in-loop:Author",
     ],
 )
-def test_what_is_nearly_ignored_is_said(ignored: str) -> None:
+def test_what_is_nearly_ignored_is_reported(ignored: str) -> None:
     assert ruled(found(), ignore={ignored}) == found()
 
 
@@ -131,7 +131,7 @@ def test_what_has_no_site_or_no_entity_is_ignored_by_its_id_alone() -> None:
     assert ruled(finding, ignore={"n-plus-one"}) is None
 
 
-def test_what_is_silenced_here_or_where_the_session_was_opened_is_not_said() -> None:
+def test_what_is_silenced_here_or_where_the_session_was_opened_is_not_reported() -> None:
     with silence("n-plus-one", reason="a test"):
         assert ruled(found()) is None
         assert ruled(found("large-flush")) == found("large-flush")
@@ -140,7 +140,7 @@ def test_what_is_silenced_here_or_where_the_session_was_opened_is_not_said() -> 
     assert ruled(found(), silenced=frozenset({"large-flush"})) == found()
 
 
-def test_what_the_baseline_knows_is_not_said(tmp_path: Path) -> None:
+def test_what_the_baseline_knows_is_not_reported(tmp_path: Path) -> None:
     path = tmp_path / "known.jsonl"
     write(path, [found()])
     assert ruled(found(), baseline_path=str(path)) is None
@@ -185,7 +185,7 @@ def test_a_severity_raises_what_is_as_severe_or_more(raise_on: set[str], raised:
         ({"raise_on": {"shared-sesion"}}, "raise_on='shared-sesion'", "shared-session"),
     ],
 )
-def test_a_finding_that_nobody_draws_is_refused_with_the_nearest_one(
+def test_a_finding_that_no_detector_reports_is_refused_with_the_nearest_one(
     options: dict[str, Any], refused: str, nearest: str
 ) -> None:
     before = dict(vars(Session))
@@ -262,37 +262,37 @@ def use(factory: sessionmaker[Session]) -> None:
 
 
 def test_what_is_ignored_is_in_no_signal(factory: sessionmaker[Session]) -> None:
-    with capture(factory, detectors=[Suspicious()], ignore={"*@*test_policy.py"}) as told:
+    with capture(factory, detectors=[Suspicious()], ignore={"*@*test_policy.py"}) as captured:
         use(factory)
-    (summary,) = told.sessions
-    assert (told.findings, told.retractions, summary.findings) == ([], [], ())
-    assert [event for event in told.logs if event["event"].startswith("finding")] == []
-    assert [event for span in told.spans for event in span.events] == []
-    assert "sqlalchemy.findings" not in told.metrics
+    (summary,) = captured.sessions
+    assert (captured.findings, captured.retractions, summary.findings) == ([], [], ())
+    assert [event for event in captured.logs if event["event"].startswith("finding")] == []
+    assert [event for span in captured.spans for event in span.events] == []
+    assert "sqlalchemy.findings" not in captured.metrics
 
 
-def test_what_was_not_said_is_not_taken_back(factory: sessionmaker[Session]) -> None:
-    with capture(factory, detectors=[Suspicious()], ignore={"a-suspicion"}) as told:
+def test_what_was_not_reported_is_not_retracted(factory: sessionmaker[Session]) -> None:
+    with capture(factory, detectors=[Suspicious()], ignore={"a-suspicion"}) as captured:
         use(factory)
-    assert [finding.id for finding in told.findings] == ["another-one"]
-    assert told.retractions == []
+    assert [finding.id for finding in captured.findings] == ["another-one"]
+    assert captured.retractions == []
 
 
 def test_another_severity_is_in_every_signal(factory: sessionmaker[Session]) -> None:
     severities: dict[str, Severity] = {"a-suspicion": "error"}
-    with capture(factory, detectors=[Suspicious()], severities=severities) as told:
+    with capture(factory, detectors=[Suspicious()], severities=severities) as captured:
         use(factory)
-    said = told.findings[0]
+    said = captured.findings[0]
     assert (said.id, said.severity) == ("a-suspicion", "error")
-    assert told.sessions[0].findings[0] == said
-    assert [retraction.finding for retraction in told.retractions] == [said]
-    assert [event["level"] for event in told.logs if event["event"] == "finding"] == [
+    assert captured.sessions[0].findings[0] == said
+    assert [retraction.finding for retraction in captured.retractions] == [said]
+    assert [event["level"] for event in captured.logs if event["event"] == "finding"] == [
         "error",
         "info",
     ]
     counted = {
         (point.attributes["sqlalchemy.finding.id"], point.attributes["sqlalchemy.finding.severity"])
-        for point in told.metrics["sqlalchemy.findings"]
+        for point in captured.metrics["sqlalchemy.findings"]
     }
     assert counted == {("a-suspicion", "error"), ("another-one", "info")}
 
@@ -300,14 +300,14 @@ def test_another_severity_is_in_every_signal(factory: sessionmaker[Session]) -> 
 def test_a_session_that_is_opened_in_silence_stays_silent_to_other_threads(
     factory: sessionmaker[Session],
 ) -> None:
-    with capture(factory, detectors=[Suspicious()]) as told:
+    with capture(factory, detectors=[Suspicious()]) as captured:
         with silence("another-one", reason="it is a test"):
             session = factory()
         session.execute(text("SELECT 1"))
         del session
         gc.collect()
-        assert len(told.sessions) == 1
-    assert [finding.id for finding in told.findings] == ["a-suspicion"]
+        assert len(captured.sessions) == 1
+    assert [finding.id for finding in captured.findings] == ["a-suspicion"]
 
 
 def test_two_tracers_of_one_session_have_each_their_own_policy(
@@ -327,10 +327,10 @@ def test_a_finding_that_cannot_be_judged_ends_with_its_detector(
     factory: sessionmaker[Session], caplog: pytest.LogCaptureFixture
 ) -> None:
     options: dict[str, Any] = {"ignore": {"a-suspicion@*"}, "raise_on": {"error"}}
-    with capture(factory, detectors=[Suspicious(broken=True)], **options) as told:
+    with capture(factory, detectors=[Suspicious(broken=True)], **options) as captured:
         use(factory)
-    assert told.findings == []
-    (failed,) = told.metrics["session_tracer.errors"]
+    assert captured.findings == []
+    (failed,) = captured.metrics["session_tracer.errors"]
     assert failed.attributes["where"] == "Suspicious"
     assert "session_tracer failed in Suspicious" in caplog.text
 
@@ -367,5 +367,5 @@ def test_the_page_of_findings_explains_those_that_are_listed() -> None:
     assert len(explained) == len(set(explained))
 
 
-def test_what_the_pytest_plugin_concludes_can_be_ignored_beside_ours() -> None:
+def test_what_the_pytest_plugin_concludes_can_be_ignored_like_the_built_in_ones() -> None:
     Policy(Settings(ignore={"left-open"}), DEFAULT_DETECTORS)

@@ -141,7 +141,7 @@ def library() -> Iterator[sessionmaker[Any]]:
     engine.dispose()
 
 
-def test_findings_are_ignored_as_the_tuning_page_says(library: sessionmaker[Any]) -> None:
+def test_findings_are_ignored_as_the_tuning_page_shows(library: sessionmaker[Any]) -> None:
     run(snippet_with("ignore={"), SessionLocal=library)
     with library() as session:
         session.execute(text("SELECT 1"))
@@ -329,7 +329,9 @@ def imported_by(source: str) -> set[str]:
     return {name for name in names if name.partition(".")[0] == "session_tracer"}
 
 
-def test_the_architecture_pages_detector_finds_what_it_says(library: sessionmaker[Any]) -> None:
+def test_the_detector_of_the_architecture_page_works_as_described(
+    library: sessionmaker[Any],
+) -> None:
     (example,) = re.findall(r"```python\n(.*?)```", ARCHITECTURE, re.DOTALL)
     detector = run(example, SessionLocal=library)["SlowStatement"]
     uninstrument(library)

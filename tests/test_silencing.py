@@ -41,7 +41,7 @@ def test_an_exception_ends_the_block_and_passes() -> None:
     assert silenced_now() == frozenset()
 
 
-def test_one_object_can_be_used_again_and_within_itself() -> None:
+def test_one_object_can_be_used_again_and_nested() -> None:
     quiet = silence("n-plus-one", reason=WHY)
     with quiet, quiet:
         with quiet:

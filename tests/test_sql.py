@@ -75,7 +75,7 @@ from session_tracer.hooks.sql import (
         ("???", "", ""),
     ],
 )  # fmt: skip
-def test_a_statement_says_its_verb_and_its_first_table(
+def test_a_statement_has_its_verb_and_its_first_table(
     statement: str, operation: str, collection: str
 ) -> None:
     summary = f"{operation} {collection}".strip()
@@ -213,7 +213,7 @@ def test_a_placeholder_stays_as_it_is(system: str, statement: str) -> None:
         ("sqlite+aiosqlite://", Database("sqlite")),
     ],
 )
-def test_a_url_says_where_it_leads_and_not_as_whom(url: str, expected: Database) -> None:
+def test_a_url_gives_the_server_and_not_the_user(url: str, expected: Database) -> None:
     assert database(make_url(url)) == expected
 
 
@@ -258,7 +258,7 @@ def caused_by(cause: Exception) -> Exception:
         (KeyboardInterrupt(), ""),
     ],
 )
-def test_an_error_says_the_databases_own_code(error: BaseException, code: str) -> None:
+def test_an_error_has_the_databases_own_code(error: BaseException, code: str) -> None:
     assert status_code(error) == code
 
 

@@ -268,7 +268,7 @@ def test_a_wheel_has_the_modules_of_the_checkout(
         tasks.refuse_incomplete(tmp_path / "a.whl")
 
 
-def test_an_old_python_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_old_python_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "version_info", (3, 10, 4, "final", 0))
     monkeypatch.setattr(sys, "argv", ["tasks.py", "bookshop"])
     with pytest.raises(SystemExit, match=r"needs Python 3\.11 or newer.*tasks\.py bookshop"):
@@ -289,7 +289,7 @@ def test_help_is_no_mistake() -> None:
 
 
 def test_a_task_without_arguments_refuses_them() -> None:
-    with pytest.raises(SystemExit, match="takes no arguments, and was given: --all"):
+    with pytest.raises(SystemExit, match="takes no arguments, but got: --all"):
         tasks.main(["clean", "--all"])
 
 

@@ -184,7 +184,7 @@ NUMBERS = itertools.count()
 
 
 def everything_once(session: Session) -> None:
-    """A bit of all that can happen to a session; it is left amid a transaction."""
+    """A bit of all that can happen to a session; it ends in a transaction."""
     found = session.scalars(select(Author)).all()
     _ = [author.books for author in found]
     with suppress(LookupError), session.begin_nested():
@@ -239,7 +239,7 @@ def test_nothing_stays_behind(engine: Engine, target: str) -> None:
 
 
 @pytest.mark.parametrize("target", SYNC_TARGETS)
-def test_sessions_amid_a_transaction_are_as_they_would_be(engine: Engine, target: str) -> None:
+def test_sessions_in_a_transaction_are_as_they_would_be(engine: Engine, target: str) -> None:
     maker = sessionmaker(engine, class_=Own)
     untraced = maker()
     kept = untraced.scalars(select(Author)).all()
@@ -284,7 +284,7 @@ async def test_nothing_of_asyncio_stays_behind(async_engine: AsyncEngine, target
 
 
 @pytest.mark.parametrize("target", ASYNC_TARGETS)
-async def test_async_sessions_amid_a_transaction_are_as_they_would_be(
+async def test_async_sessions_in_a_transaction_are_as_they_would_be(
     async_engine: AsyncEngine, target: str
 ) -> None:
     maker = async_sessionmaker(async_engine, class_=AsyncOwn)
@@ -328,12 +328,12 @@ def test_uninstrument_without_a_target_ends_all(engine: Engine) -> None:
 def test_uninstrument_without_a_target_leaves_a_capture_alone(engine: Engine) -> None:
     maker = sessionmaker(engine)
     before = snapshot(maker, engine)
-    with capture(maker) as told:
+    with capture(maker) as captured:
         quiet(maker)
         uninstrument()
         with maker() as session:
             session.execute(text("SELECT 1"))
-    assert outline(told.facts)[-1] == "session close: closed"
+    assert outline(captured.facts)[-1] == "session close: closed"
     assert snapshot(maker, engine) == before
 
 
@@ -368,9 +368,9 @@ def test_again_and_again_is_as_once(engine: Engine) -> None:
     maker = sessionmaker(engine)
     before = snapshot(maker, engine)
     for _ in range(3):
-        with capture(maker) as told, maker() as session:
+        with capture(maker) as captured, maker() as session:
             session.execute(text("SELECT 1"))
-        assert outline(told.facts) == [
+        assert outline(captured.facts) == [
             "session opened",
             "transaction began",
             "connection acquired",
@@ -386,7 +386,7 @@ def test_again_and_again_is_as_once(engine: Engine) -> None:
 
 
 class Calls(list[str]):
-    """Listeners that say their own names."""
+    """Listeners that note their own names."""
 
     def listener(self, name: str, result: Any = None) -> Callable[..., Any]:
         def listener(*arguments: Any) -> Any:
@@ -577,7 +577,7 @@ def test_the_callers_context_survives_a_cursor_listener_that_raises(engine: Engi
 # Other people's patches.
 
 
-def test_a_method_that_somebody_else_wrapped_after_us_stays_wrapped(engine: Engine) -> None:
+def test_a_method_that_another_library_wrapped_later_stays_wrapped(engine: Engine) -> None:
     maker = sessionmaker(engine)
     before = snapshot(maker, engine)
     calls = Calls()
@@ -591,9 +591,9 @@ def test_a_method_that_somebody_else_wrapped_after_us_stays_wrapped(engine: Engi
     maker.class_.close = close  # type: ignore[method-assign] # as other people's tools do
     instrumentation.uninstrument()
     maker().close()
-    with capture(maker) as told, maker() as session:
+    with capture(maker) as captured, maker() as session:
         session.scalars(select(Author.id)).all()
-    assert outline(told.facts) == [
+    assert outline(captured.facts) == [
         "session opened",
         "transaction began",
         "connection acquired",
@@ -608,7 +608,7 @@ def test_a_method_that_somebody_else_wrapped_after_us_stays_wrapped(engine: Engi
     assert snapshot(maker, engine) == before
 
 
-def test_a_wrapper_that_somebody_else_keeps_says_nothing_any_more(engine: Engine) -> None:
+def test_a_wrapper_that_another_library_keeps_reports_nothing(engine: Engine) -> None:
     maker = sessionmaker(engine)
     instrumentation = quiet(maker)
     ours = maker.class_.expire_all
@@ -618,10 +618,10 @@ def test_a_wrapper_that_somebody_else_keeps_says_nothing_any_more(engine: Engine
 
     maker.class_.expire_all = expire_all  # type: ignore[method-assign] # as other people's tools do
     instrumentation.uninstrument()
-    with capture(maker) as told, maker() as session:
+    with capture(maker) as captured, maker() as session:
         session.connection()
         session.expire_all()
-    assert outline(told.facts) == [
+    assert outline(captured.facts) == [
         "session opened",
         "transaction began",
         "connection acquired",
@@ -633,7 +633,7 @@ def test_a_wrapper_that_somebody_else_keeps_says_nothing_any_more(engine: Engine
 
 
 @pytest.mark.parametrize("turn", ["before ours", "after ours"])
-def test_somebody_elses_patch_of_the_error_stays(engine: Engine, turn: str) -> None:
+def test_another_librarys_patch_of_the_error_stays(engine: Engine, turn: str) -> None:
     maker = sessionmaker(engine)
     calls = Calls()
     found: Any = DetachedInstanceError.__init__
@@ -694,12 +694,12 @@ class Decorated(Session):
 
 @pytest.mark.parametrize("traced", [False, True], ids=["untraced", "traced"])
 def test_a_decorated_method_takes_what_it_took(engine: Engine, traced: bool) -> None:
-    with capture(Decorated if traced else Own) as told, Decorated(engine) as session:
+    with capture(Decorated if traced else Own) as captured, Decorated(engine) as session:
         author = session.merge(Author(name="Ada"))
         session.flush()
         session.expire(author)
         assert (session.tenant, author.name) == ("a", "Ada")
-    merged = [line for line in outline(told.facts) if line in ("merged Author", "expired 1")]
+    merged = [line for line in outline(captured.facts) if line in ("merged Author", "expired 1")]
     assert merged == (["merged Author", "expired 1"] if traced else [])
 
 
@@ -759,19 +759,19 @@ def test_wrong_arguments_are_refused_in_the_same_words(engine: Engine) -> None:
         return refused
 
     untraced = refusals()
-    with capture(Session) as told:
+    with capture(Session) as captured:
         assert refusals() == untraced
-    assert set(outline(told.facts)) == {"session opened", "session collected: unused"}
-    assert "session_tracer.errors" not in told.metrics
+    assert set(outline(captured.facts)) == {"session opened", "session collected: unused"}
+    assert "session_tracer.errors" not in captured.metrics
 
 
-def test_a_session_that_could_not_be_made_is_not_told_of(engine: Engine) -> None:
-    with capture(Session) as told:
+def test_a_session_that_could_not_be_made_is_not_reported(engine: Engine) -> None:
+    with capture(Session) as captured:
         with pytest.raises(TypeError):
             Session(engine, nonsense=True)  # type: ignore[call-arg] # the point of it
         with pytest.raises(ArgumentError):
             Session(engine, join_transaction_mode="nonsense")  # type: ignore[arg-type] # so
-    assert told.facts == []
+    assert captured.facts == []
 
 
 def test_the_sessions_class_is_not_kept_alive(engine: Engine) -> None:

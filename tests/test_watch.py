@@ -1,4 +1,4 @@
-"""When open sessions are told that time has passed; the clock is passed in."""
+"""Tests when the watch reports that time has passed; the clock is passed in."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ BIT = 1e-9
 
 
 class Clock:
-    """Stands still until it is told to go on."""
+    """Stands still until it is advanced."""
 
     def __init__(self) -> None:
         self.now = 1_000 * SECOND
@@ -48,7 +48,7 @@ class Clock:
 
 @dataclass
 class Told:
-    """Notes what is told of time that passed: of which scope, seconds after it was opened."""
+    """Notes each report of time: the scope, and seconds after it was opened."""
 
     moments: list[float] = field(default_factory=list)
     of: list[str] = field(default_factory=list)
@@ -108,7 +108,7 @@ def watching(
 # When.
 
 
-def test_a_scope_is_told_as_each_threshold_passes(factory: Factory, clock: Clock) -> None:
+def test_a_scope_is_reported_as_each_threshold_passes(factory: Factory, clock: Clock) -> None:
     told = Told()
     with watching(factory, clock, told) as a_watch, factory() as session:
         session.execute(ONE)
@@ -120,7 +120,7 @@ def test_a_scope_is_told_as_each_threshold_passes(factory: Factory, clock: Clock
     assert told.moments == [5 + BIT, 30 + BIT, 60 + BIT, 120 + BIT, 181]
 
 
-def test_what_passes_between_two_looks_is_told_at_once(factory: Factory, clock: Clock) -> None:
+def test_what_passes_between_two_looks_is_reported_at_once(factory: Factory, clock: Clock) -> None:
     told = Told()
     with watching(factory, clock, told) as a_watch, factory() as session:
         session.execute(ONE)
@@ -182,7 +182,7 @@ def test_a_transaction_that_begins_late_is_counted_from_its_beginning(
     assert told.moments == [56, 62]
 
 
-def test_settings_say_how_long(factory: Factory, clock: Clock) -> None:
+def test_settings_have_the_thresholds(factory: Factory, clock: Clock) -> None:
     told = Told()
     thresholds: dict[str, Any] = {
         "idle_in_transaction_seconds": 0.25,
@@ -200,7 +200,7 @@ def test_settings_say_how_long(factory: Factory, clock: Clock) -> None:
 # For whom.
 
 
-def test_a_session_that_was_never_used_is_not_told(factory: Factory, clock: Clock) -> None:
+def test_a_session_that_was_never_used_is_not_reported(factory: Factory, clock: Clock) -> None:
     told = Told()
     with watching(factory, clock, told) as a_watch, factory():
         clock.go_on(3_600)
@@ -208,7 +208,7 @@ def test_a_session_that_was_never_used_is_not_told(factory: Factory, clock: Cloc
     assert told.moments == []
 
 
-def test_a_session_that_was_closed_is_not_told(factory: Factory, clock: Clock) -> None:
+def test_a_session_that_was_closed_is_not_reported(factory: Factory, clock: Clock) -> None:
     told = Told()
     with watching(factory, clock, told) as a_watch:
         with factory() as session:
@@ -218,7 +218,7 @@ def test_a_session_that_was_closed_is_not_told(factory: Factory, clock: Clock) -
     assert told.moments == []
 
 
-def test_each_open_session_is_told(factory: Factory, clock: Clock) -> None:
+def test_each_open_session_is_reported(factory: Factory, clock: Clock) -> None:
     told = Told()
     with watching(factory, clock, told) as a_watch:
         sessions = []
@@ -255,7 +255,7 @@ def test_each_tracer_has_its_own_patience(factory: Factory, clock: Clock) -> Non
     assert (told.moments, other.moments) == ([6], [24])
 
 
-def test_a_session_that_ends_while_the_watch_looks_is_not_told(
+def test_a_session_that_ends_while_the_watch_looks_is_not_reported(
     factory: Factory, clock: Clock
 ) -> None:
     sessions: list[Session] = []
@@ -278,7 +278,7 @@ def test_a_session_that_ends_while_the_watch_looks_is_not_told(
         sessions.pop().close()
 
 
-def test_a_statement_that_runs_is_said_to_run(
+def test_a_running_statement_is_reported_as_running(
     engine: Engine, factory: Factory, clock: Clock
 ) -> None:
     told = Told()
@@ -313,9 +313,7 @@ def test_nothing_is_looked_at_where_no_session_is_open(factory: Factory, clock: 
         assert a_watch.look() is None
 
 
-def test_nothing_is_looked_at_where_nobody_waits_for_time_to_pass(
-    factory: Factory, clock: Clock
-) -> None:
+def test_nothing_is_looked_at_if_no_detector_needs_time(factory: Factory, clock: Clock) -> None:
     with watching(factory, clock) as a_watch, factory() as session:
         session.execute(ONE)
         assert a_watch.look() is None

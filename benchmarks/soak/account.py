@@ -1,4 +1,4 @@
-"""The load's own account of what it did, kept without session_tracer."""
+"""Counts what the load did, without session_tracer."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from sqlalchemy.orm import Session, SessionTransaction
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# What SQLAlchemy asks a dialect's listeners to do in its place.
+# The dialect events that run a statement instead of SQLAlchemy.
 EXECUTIONS = ("do_execute", "do_executemany", "do_execute_no_params")
 
 
 class Account:
-    """Totals by what was done, and to what: `("new", "Author")`."""
+    """Totals by action and by what it concerned: `("new", "Author")`."""
 
     def __init__(self) -> None:
         self.totals: Counter[tuple[str, str]] = Counter()
         self.surprises: list[str] = []
-        # Reentrant: a pool takes a lost connection back wherever the garbage collector runs.
+        # Reentrant: the garbage collector can return a lost connection to its pool at any point.
         self._lock = threading.RLock()
 
     def add(self, what: str, label: str = "", number: int = 1) -> None:
@@ -31,7 +31,7 @@ class Account:
             self.totals[what, label] += number
 
     def surprise(self, error: BaseException, where: str) -> None:
-        """The application failed where it was not meant to."""
+        """Counts an unexpected error of the load."""
         with self._lock:
             if len(self.surprises) < 100:
                 self.surprises.append(f"{type(error).__name__} in {where}: {error}")
@@ -47,7 +47,7 @@ class Account:
 
 
 class SoakSession(Session):
-    """The session of the load: it counts itself."""
+    """The session class of the load; it counts its sessions."""
 
     account: Account
 
@@ -58,7 +58,7 @@ class SoakSession(Session):
 
 @contextmanager
 def counted(account: Account, *engines: Engine) -> Iterator[None]:
-    """What SQLAlchemy itself tells: transactions, connections, and what went to the driver."""
+    """Counts SQLAlchemy's events: transactions, connections and executed statements."""
 
     def began(_session: Session, transaction: SessionTransaction) -> None:
         if transaction.parent is None:
@@ -74,7 +74,7 @@ def counted(account: Account, *engines: Engine) -> Iterator[None]:
     for engine in engines:
         event.listen(engine, "checkout", out)
         for name in EXECUTIONS:
-            # The first to be asked: who executes the statement itself ends the round.
+            # Registered first: a listener that executes the statement itself is the last called.
             event.listen(engine.dialect, name, executed)
     event.listen(SoakSession, "after_transaction_create", began)
     yield

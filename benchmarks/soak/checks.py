@@ -1,4 +1,4 @@
-"""What has to hold when the load is over."""
+"""The checks at the end of the load."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ Writes: TypeAlias = "dict[str, tuple[int, int, int]]"
 
 MIB_A_MINUTE: Final = 0.5
 OBJECTS_A_MINUTE: Final = 50.0
-# gRPC has more or fewer of its own as it goes.
+# gRPC starts and ends threads of its own.
 NATIVE_THREADS: Final = 2
-# What is surely below the median over all windows, each against the good ones beside it.
+# Limits of the median ratio of a window to the windows before and after it.
 P50_RATIO: Final = 1.15
 P99_RATIO: Final = 1.5
-# Before so much time has passed, memory and latency say nothing.
+# In a shorter time, memory and latency mean nothing.
 JUDGED_MINUTES: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """What was found, against what is expected: exactly, or with `at_most` as a limit."""
+    """A measured and an expected value; they must be equal, or with `at_most` not above it."""
 
     what: str
     found: Any
@@ -68,12 +68,12 @@ class Received:
         return sum(self._of(name).values())
 
     def by_label(self, name: str, *ending: str) -> dict[str, int]:
-        """Of those points whose other attributes are these."""
+        """The sum of the points with these other attributes."""
         found = sorted(self._of(name).items())
         return {key[0]: number for key, number in found if number and key[1:] == ending}
 
     def findings(self, id_: str) -> int:
-        """How often something was found, however severe it is."""
+        """Number of findings with this id, of any severity."""
         points = self._of("sqlalchemy.findings").items()
         return sum(number for key, number in points if key[0] == id_)
 
@@ -82,7 +82,7 @@ class Received:
 
 
 def counters(account: Account, received: Received) -> Iterator[Check]:
-    """The totals that the collector has, against the load's own account."""
+    """Compares the totals of the collector with the counts of the load."""
     yield Check("session_tracer.errors", received.by_label("session_tracer.errors"), {})
     sessions = account.by_label("sessions")
     found = received.by_label("sqlalchemy.session.duration")
@@ -110,7 +110,7 @@ def counters(account: Account, received: Received) -> Iterator[Check]:
 
 
 def rows(connection: Connection, accounts: Sequence[Account], shelves: int) -> Iterator[Check]:
-    """What is in the tables, against what was committed."""
+    """Compares the rows of the tables with what was committed."""
     kept: Counter[str] = Counter()
     for account in accounts:
         kept.update(account.by_label("kept"))
@@ -120,14 +120,14 @@ def rows(connection: Connection, accounts: Sequence[Account], shelves: int) -> I
         ("rows of book", func.count(Book.id), authors * BOOKS_OF_AN_AUTHOR + kept["books"]),
         ("rows of reading", func.count(Reading.id), READINGS + kept["readings"]),
         ("visits", func.sum(Author.visits), kept["visits"]),
-        # Each update of a row has raised its version by one, and none went unseen.
+        # Each update of a row increments its version, so none can be missed.
         ("versions", func.sum(Author.version - 1), kept["visits"]),
     ):
         yield Check(what, connection.scalar(select(column)), number)
 
 
 def settled_writes(engine: Engine) -> Writes:
-    """What PostgreSQL has inserted, updated and deleted, committed or not, by table.
+    """Rows that PostgreSQL has inserted, updated and deleted, committed or not, by table.
 
     A connection hands its counts over when it has ended, which may be a moment later.
     """
@@ -146,7 +146,7 @@ def _writes(engine: Engine) -> Writes:
 
 
 def written(before: Writes, after: Writes, account: Account, received: Received) -> Iterator[Check]:
-    """The objects by state, against what the database itself has counted."""
+    """Compares the objects by state with the counts of the database."""
     new, dirty, deleted = (
         Counter(received.by_label("sqlalchemy.session.objects", state))
         for state in ("new", "dirty", "deleted")
@@ -160,7 +160,7 @@ def written(before: Writes, after: Writes, account: Account, received: Received)
 
 
 def steadiness(pulses: Sequence[Pulse], latency: Latency) -> Iterator[Check]:
-    """Threads, memory and latency, once the first quarter has warmed everything up."""
+    """Checks threads, memory and latency after the first quarter of the time."""
     warm = [pulse for pulse in pulses if pulse.minutes >= pulses[-1].minutes / 4]
     threads, native = warm[0].threads, warm[0].native + NATIVE_THREADS
     yield Check("threads", max(pulse.threads for pulse in warm), threads, at_most=True)

@@ -16,12 +16,12 @@ from tests.servers.lifeline import Lifeline, Server, ServerFailed, free_port
 
 START_SECONDS = 20.0
 
-# Attributes but for the factory's name, and the count of a histogram or the value of a counter.
+# The attributes without the factory's name, and the count of a histogram or the value of a counter.
 Points: TypeAlias = "Counter[tuple[str, ...]]"
 
 
 class FickleCollector:
-    """rotel, which writes down the metrics it receives; it is well once it is started."""
+    """rotel, a collector that writes the metrics that it receives to a file."""
 
     def __init__(self, line: Lifeline) -> None:
         self._line = line
@@ -32,7 +32,7 @@ class FickleCollector:
     def start(self) -> None:
         self._starts += 1
         self._folder = self._line.server_folder(f"fickle-{self._starts}")
-        # A keeper is its parent: only itself knows by which id it is to be frozen.
+        # Its parent is another process, so the process id that can be frozen is its own.
         shell = ("sh", "-c", 'echo $$ >pid && exec "$@"', "sh")
         self._server = Server(
             self._line,
@@ -55,7 +55,7 @@ class FickleCollector:
         self._server.stop()
 
     def exports(self) -> int:
-        """How often it has received metrics since it was started."""
+        """Number of exports of metrics that it has received since it was started."""
         return self._server.output().count("ResourceMetrics #0\n")
 
     def received(self) -> dict[str, Points]:
@@ -97,7 +97,7 @@ _NAME = re.compile(r"-> Name: (\S+)")
 _ATTRIBUTE = re.compile(r"^     -> (\S+): Str\((.*)\)$", re.MULTILINE)
 _NUMBER = re.compile(r"^(?:Count|Value): (-?[\d.]+)$", re.MULTILINE)
 _SUM = re.compile(r"^Sum: ([\d.]+)$", re.MULTILINE)
-# What two factories tell apart; here they are added up.
+# The attributes that distinguish factories; their values are added up.
 _LEFT_OUT = frozenset({"sqlalchemy.session.name"})
 
 

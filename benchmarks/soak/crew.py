@@ -1,4 +1,4 @@
-"""The threads and tasks that do the works."""
+"""The threads and tasks that run the works."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 THREADS = 16
 TASKS = 200
-# On average, between two works: together they keep a part of one processor busy.
+# On average, between two works: together they use a part of one processor.
 THREAD_PAUSE_SECONDS = 0.6
 TASK_PAUSE_SECONDS = 10.0
 # On a machine that is busy with other things, the tasks wait for each other's connections.
@@ -74,7 +74,7 @@ class Crew:
             thread.start()
 
     def _connect(self) -> None:
-        """Have each dialect ask for what it wants to know: no session's statements."""
+        """Let each dialect run its initial statements, which belong to no session."""
         with self.engine.connect():
             pass
 
@@ -86,20 +86,20 @@ class Crew:
         asyncio.run(connect())
 
     def stop(self) -> None:
-        """Let each finish its work."""
+        """Wait until each has finished its work."""
         self._stopping.set()
         for thread in self._threads:
             thread.join()
         gc.collect()  # what was lost at last, and its connections
 
     def open_session(self) -> Session:
-        """One more session, in a transaction."""
+        """Open another session, in a transaction."""
         session = self.factory()
         load(session, self._worker(0))
         return session
 
     def close(self) -> int:
-        """Close the connections; how many were not given back to their pool."""
+        """Close the connections; return the number that were not returned to their pool."""
         self._kept_out += checked_out(self.engine.pool)
         self.engine.dispose()
         self._counting.__exit__(None, None, None)
@@ -140,7 +140,7 @@ class Crew:
     async def _tasks(self) -> None:
         workers = [self._worker(THREADS + number) for number in range(TASKS)]
         await asyncio.gather(*map(self._work_awaiting, workers))
-        # What was cancelled is closed by tasks of SQLAlchemy's.
+        # SQLAlchemy's tasks close the connections of cancelled tasks.
         others = asyncio.all_tasks() - {asyncio.current_task()}
         await asyncio.gather(*others, return_exceptions=True)
         self._kept_out += checked_out(self.async_engine.pool)
@@ -159,7 +159,7 @@ class Crew:
                 self.account.surprise(error, str(getattr(work, "do", work)))
 
     async def _pause(self, seconds: float) -> bool:
-        """Whether there is still work to do after so many seconds."""
+        """Whether there is still work to do; waits this number of seconds."""
         until = time.monotonic() + seconds
         while not self._stopping.is_set() and (left := until - time.monotonic()) > 0:
             await asyncio.sleep(min(left, 1.0))

@@ -1,4 +1,4 @@
-"""How long the application's works take, by what the collector is doing meanwhile."""
+"""How long the works of the application take, by the state of the collector."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Window:
 
 
 class Latency:
-    """Only figures of each window are kept, so that this does not grow."""
+    """The durations of each window, as a few figures, so that memory does not grow."""
 
     def __init__(self) -> None:
         self.windows: list[Window] = []
@@ -35,7 +35,7 @@ class Latency:
 
     @contextmanager
     def measured(self, steady: bool) -> Iterator[None]:
-        """Take the time of the block, if it is a steady work."""
+        """Time the block, if the work is a steady one."""
         taken, since = self._taken, time.perf_counter()
         yield
         if steady:
@@ -45,7 +45,7 @@ class Latency:
                     taken.append(seconds)
 
     def begin(self, state: str) -> None:
-        """Begin a window, and keep the figures of the last one."""
+        """Begin a window, and store the figures of the last one."""
         with self._lock:
             state, self._state = self._state, state
             taken, self._taken = sorted(self._taken), array("d")
@@ -58,7 +58,7 @@ class Latency:
         return next((one for one in reversed(self.windows) if one.state == state), None)
 
     def ratios(self, state: str, figure: str, against: str = "well") -> list[float]:
-        """Each window of the state against the mean of those of the other beside it."""
+        """The ratio of each window of the state to the mean of the windows before and after it."""
         found = []
         for index, window in enumerate(self.windows):
             if window.state == state:
@@ -71,7 +71,7 @@ class Latency:
 
 
 def surely_above(ratios: list[float]) -> float:
-    """What their median lies above with 95 % confidence, by the sign test; 0 for too few of them.
+    """The lower limit of their median with 95 % confidence (sign test); 0 if there are too few.
 
     On a machine with other work each window has its own luck; what is really slower is slower in
     nearly all of them.

@@ -1,4 +1,4 @@
-"""What the load reads and writes."""
+"""The tables that the load reads and writes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-# Each thread and task has a shelf of its own, so that no two of them wait for one row.
+# Each thread and task has its own shelf, so that no two wait for the same row.
 AUTHORS_ON_A_SHELF = 5
 BOOKS_OF_AN_AUTHOR = 3
 READINGS = 300
@@ -42,7 +42,7 @@ class Book(Model):
 
 
 class Reading(Model):
-    """What is written in bulk, and read as a stream."""
+    """Written in bulk, and read as a stream."""
 
     __tablename__ = "reading"
 
@@ -51,7 +51,7 @@ class Reading(Model):
 
 
 def populate(connection: Connection, shelves: int) -> None:
-    """Tables with a few authors on each shelf, who are on the shelf `shelf` for good."""
+    """Creates the tables, with a few authors on each shelf that are never deleted."""
     Model.metadata.create_all(connection)
     authors = range(shelves * AUTHORS_ON_A_SHELF)
     connection.execute(

@@ -1,4 +1,4 @@
-"""What the process holds at one moment: memory, threads, and objects of session_tracer's."""
+"""What the process uses at one moment: memory, threads, and objects of session_tracer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Pulse:
-    """`minutes` since the beginning; `native` threads are all that the system knows of."""
+    """`minutes` since the beginning; `native` are all threads of the operating system."""
 
     minutes: float
     works: int
@@ -39,12 +39,12 @@ def feel(minutes: float, works: int) -> Pulse:
         rss_mib=_rss_mib(),
         threads=threading.active_count(),
         native=len(os.listdir("/proc/self/task")),
-        objects=sum(1 for one in gc.get_objects() if _is_ours(type(one))),
+        objects=sum(1 for one in gc.get_objects() if _is_own(type(one))),
         live=len(live_sessions()),
     )
 
 
-def _is_ours(kind: type) -> bool:
+def _is_own(kind: type) -> bool:
     return str(kind.__dict__.get("__module__", "")).startswith("session_tracer")
 
 
@@ -55,7 +55,7 @@ def _rss_mib() -> float:
 
 
 def growth(pulses: Sequence[Pulse], figure: str) -> float:
-    """How much a figure grows a minute: the median of the slopes between any two (Theil-Sen)."""
+    """The growth of a figure per minute: the median slope between any two (Theil-Sen)."""
     slopes = [
         (getattr(later, figure) - getattr(earlier, figure)) / (later.minutes - earlier.minutes)
         for earlier, later in itertools.combinations(pulses, 2)

@@ -1,4 +1,4 @@
-"""The report for people: a line a minute, and a verdict."""
+"""The printed report: a line for each minute, and a verdict."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HEADING = (
 
 
 def row(pulse: Pulse, before: Sequence[Pulse], latency: Latency, exports: int) -> str:
-    """One cycle; `exports` is how many the collector has received since it was started again."""
+    """One cycle; `exports` is the number that the collector has received since its last start."""
     since = before[-1].minutes if before else 0.0
     works = pulse.works - (before[-1].works if before else 0)
     threads = f"{pulse.threads}/{pulse.native}"
@@ -36,9 +36,9 @@ def _figures(window: Window | None) -> str:
     return f"{window.p50 * 1e3:7.1f} /{window.p99 * 1e3:6.0f}"
 
 
-def verdict(checks: Sequence[Check], latency: Latency, said: Sequence[str]) -> str:
-    """Every check, the windows they rest on, and whether all of them hold."""
-    lines = ["", f"OpenTelemetry's SDK logged {len(said)} lines meanwhile.", ""]
+def verdict(checks: Sequence[Check], latency: Latency, logged: Sequence[str]) -> str:
+    """All checks, the windows that they use, and whether all of them passed."""
+    lines = ["", f"OpenTelemetry's SDK logged {len(logged)} lines meanwhile.", ""]
     for check in checks:
         line = f"{'ok ' if check.holds else 'OFF'} {check.what}: {check.found}"
         if check.at_most:

@@ -1,4 +1,4 @@
-"""The soak itself: load, a collector that comes and goes, and what has to hold."""
+"""The soak: a load, a collector that stops and starts, and the checks at the end."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from session_tracer import Instrumentation
 
-# For a while as it should be, then frozen, and after a pause stopped: shares of a cycle.
+# Shares of a cycle: running, frozen, running, stopped.
 CYCLE = (("well", 0.3), ("frozen", 0.2), ("thawed", 0.15), ("stopped", 0.2), ("started", 0.15))
 EXPORT_SECONDS = 5.0
 # gRPC tries a lost collector again after up to two minutes.
@@ -49,12 +49,12 @@ class Plan:
 
     @property
     def idle_seconds(self) -> float:
-        """How long some sessions keep a transaction open."""
+        """Seconds for which some sessions keep a transaction open."""
         return min(7.0, self.seconds / 20)
 
 
 class Heard(logging.Handler):
-    """What was logged; it is not printed."""
+    """Collects what is logged, without printing it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,11 +66,11 @@ class Heard(logging.Handler):
 
 
 def soak(plan: Plan) -> bool:
-    """Whether everything held; the report is printed as it comes."""
+    """Runs the soak and prints the report; returns whether all checks passed."""
     with ExitStack() as stack:
-        ours = stack.enter_context(logged("session_tracer"))
+        own = stack.enter_context(logged("session_tracer"))
         theirs = stack.enter_context(logged("opentelemetry"))
-        # asyncpg's, where a connection ends in the middle of what was cancelled.
+        # asyncpg logs these if a connection ends during something that was cancelled.
         stack.enter_context(logged("asyncio"))
         url = stack.enter_context(stack.enter_context(postgres_server()).database())
         collector = FickleCollector(stack.enter_context(lifeline()))
@@ -83,7 +83,7 @@ def soak(plan: Plan) -> bool:
         run = Run(plan, url, engine, collector, before)
         run.load()
         found = [*run.check_open(), *run.check_all()]
-        failures = [message for message in ours.messages if "session_tracer failed" in message]
+        failures = [message for message in own.messages if "session_tracer failed" in message]
         found.append(Check("session_tracer failed", failures, []))
         found.append(Check("what the application did not expect", run.account.surprises, []))
         print(verdict(found, run.latency, theirs.messages), flush=True)
@@ -91,7 +91,7 @@ def soak(plan: Plan) -> bool:
 
 
 def control(plan: Plan, url: str) -> Account:
-    """The same load, untraced: for comparison alone, as the machine may have other work."""
+    """The same load without tracing, for comparison: the machine may be busy."""
     latency = Latency()
     crew = Crew(url, Account(), latency, plan.idle_seconds)
     crew.start()
@@ -110,7 +110,7 @@ def control(plan: Plan, url: str) -> Account:
 
 
 class Run:
-    """The traced load, and what is known of it."""
+    """The traced load and its counts."""
 
     def __init__(
         self,
@@ -136,7 +136,7 @@ class Run:
         )
 
     def load(self) -> None:
-        """The crew works, and the collector has its cycles."""
+        """Runs the crew, while the collector goes through its cycles."""
         print(HEADING, flush=True)
         self._crew.start()
         begun = time.monotonic()
@@ -157,7 +157,7 @@ class Run:
                 doing[state]()
             self.latency.begin(state)
             if state == "started":
-                # It takes a moment, for which the windows that count should not pay.
+                # It takes a moment, which must not count in the measured windows.
                 minutes = (time.monotonic() - begun) / 60
                 pulse = feel(minutes, self.account.total("sessions"))
             time.sleep(max(0.0, until - time.monotonic()))
@@ -166,7 +166,7 @@ class Run:
         self._pulses.append(pulse)
 
     def check_open(self) -> Iterator[Check]:
-        """Three sessions are left open: they are live, in the metrics and in the process."""
+        """Leaves three sessions open and checks that the metrics and the process have them."""
         left_open = [self._crew.open_session() for _ in range(LEFT_OPEN)]
         opened = self.account.total("opened")
         received = self._received(ended=opened - LEFT_OPEN)
@@ -181,7 +181,7 @@ class Run:
         self.account.add("sessions", "closed", LEFT_OPEN)
 
     def check_all(self) -> Iterator[Check]:
-        """Everything is closed, and everything has to add up."""
+        """Closes everything and runs the checks."""
         received = self._received(ended=self.account.total("opened"))
         yield from checks.steadiness(self._pulses, self.latency)
         yield Check("connections not given back", self._crew.close(), 0)
@@ -195,7 +195,7 @@ class Run:
             yield from checks.rows(connection, (self._before, self.account), THREADS + TASKS)
 
     def _received(self, ended: int) -> Received:
-        """The collector's last export, once it knows of so many sessions, or the last there is."""
+        """The collector's last export; waits until it has this number of sessions."""
         deadline = time.monotonic() + RECOVERY_SECONDS
         while True:
             for instrumentation in self._traced:
@@ -209,7 +209,7 @@ class Run:
 
 @contextmanager
 def logged(name: str) -> Iterator[Heard]:
-    """What a logger says in the block."""
+    """Collects what a logger logs in the block."""
     heard, logger = Heard(), logging.getLogger(name)
     propagated, logger.propagate = logger.propagate, False
     logger.addHandler(heard)
@@ -222,7 +222,7 @@ def logged(name: str) -> Iterator[Heard]:
 
 @contextmanager
 def exporting(plan: Plan, collector: FickleCollector) -> Iterator[None]:
-    """The environment that has everything sent to the collector, and nothing else."""
+    """Environment variables that make all signals go to the collector, and nowhere else."""
     before = dict(os.environ)
     for name in before:
         if name.startswith(("OTEL_", "SESSION_TRACER_")):

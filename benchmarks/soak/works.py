@@ -1,4 +1,4 @@
-"""What the load does in one session, each piece with its exact place in the account."""
+"""What the load does in one session, with exact counts."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _NUMBERS = itertools.count()
 
 
 class Refused(Exception):
-    """An error of the application's own."""
+    """An error of the application."""
 
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """A thread or task: its shelf, its dice, its account, and how long it idles at times."""
+    """A thread or task: its shelf, random numbers, counts, and how long it sometimes waits."""
 
     shelf: int
     random: Random
@@ -42,9 +42,9 @@ class Worker:
     idle_seconds: float
 
 
-# Any: a Select of one entity has another type in SQLAlchemy 2.0 than in 2.1.
+# Any: a Select of one entity has different types in SQLAlchemy 2.0 and 2.1.
 def shelf(worker: Worker) -> Any:
-    """The authors of the worker's shelf who were there from the beginning."""
+    """The authors of the worker's shelf that are never deleted."""
     return select(Author).where(Author.shelf == worker.shelf, Author.id < 0).order_by(Author.id)
 
 
@@ -59,7 +59,7 @@ def new_author(worker: Worker) -> Author:
 
 
 def flush(session: Session, worker: Worker) -> None:
-    """Flush, and put down what was in it."""
+    """Flush, and count what was in it."""
     new, deleted = list(session.new), list(session.deleted)
     changed = [one for one in session.dirty if one not in deleted]
     dirty = [one for one in changed if session.is_modified(one)]
@@ -72,7 +72,7 @@ def flush(session: Session, worker: Worker) -> None:
 
 
 def keep(worker: Worker, *, authors: int = 0, books: int = 0, visits: int = 0) -> None:
-    """What has been committed, and is to be found in the tables at the end."""
+    """Counts what was committed and must be in the tables at the end."""
     worker.account.add("kept", "authors", authors)
     worker.account.add("kept", "books", books)
     worker.account.add("kept", "visits", visits)
@@ -185,10 +185,10 @@ Shared: TypeAlias = Callable[[Session, Worker], None]
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What is done in one session, how that ends, and how often it is done beside the others.
+    """What is done in one session, how it ends, and its share of all works.
 
-    `steady` works are those whose time tells of the tracer and the collector: all of a kind take
-    about the same.
+    The time of `steady` works can be compared: all of a kind take about the same time, so a change
+    is caused by session_tracer or the collector.
     """
 
     do: Shared

@@ -1,1 +1,1 @@
-"""A bookshop over SQLite, with the habits and the mistakes of real code."""
+"""A bookshop on SQLite, with the mistakes of real code."""

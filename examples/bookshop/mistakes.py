@@ -29,7 +29,7 @@ def rename_page(email: str, name: str) -> str:
 
 
 def preview_page(subject: str) -> str:
-    """Tries new prices in the database, and takes them back."""
+    """Tries new prices in the database, and rolls them back."""
     with request_session() as session:
         books = BookRepository(session).about(subject)
         for book in books:
@@ -46,7 +46,7 @@ def missing_book_page(book_id: int) -> str:
 
 
 def sign_up_page(email: str) -> str:
-    """Swallows a failed flush and goes on with the session (PendingRollbackError)."""
+    """Swallows a failed flush and continues with the session (PendingRollbackError)."""
     with request_session() as session:
         session.add(Customer(name="Somebody", email=email))
         with suppress(IntegrityError):  # known already, so nothing to add

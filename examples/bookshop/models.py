@@ -1,4 +1,4 @@
-"""What the shop knows: authors, books, stock, customers and their orders."""
+"""The tables of the shop: authors, books, stock, customers and orders."""
 
 import datetime as dt
 
@@ -53,7 +53,7 @@ class Book(Model):
     title: Mapped[str] = mapped_column(String(120), index=True)
     year: Mapped[int]
     price_pence: Mapped[int]
-    # Only the page of one book shows it, so lists do without.
+    # Only the page of one book shows it, so lists do not load it.
     blurb: Mapped[str] = mapped_column(Text, deferred=True)
 
     author: Mapped[Author] = relationship(back_populates="books")

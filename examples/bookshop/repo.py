@@ -12,7 +12,7 @@ from examples.bookshop.models import Author, Book, Customer, Stock, Subject
 
 def books_matching(text: str) -> Select[Any]:
     """Books whose title, author or subject contains the text, with all that a list shows."""
-    # Select[Any], as SQLAlchemy 2.0 says Select[tuple[Book]] where 2.1 says Select[Book].
+    # Select[Any], because it is Select[tuple[Book]] in SQLAlchemy 2.0 and Select[Book] in 2.1.
     return (
         select(Book)
         .join(Book.author)

@@ -1,4 +1,4 @@
-"""A short day in the shop: each scene is one session, announced before it happens."""
+"""A short day in the shop: each scene is one session with a title."""
 
 import asyncio
 import random
@@ -11,7 +11,7 @@ from examples.bookshop.db import request_session
 
 @dataclass(frozen=True, slots=True)
 class Day:
-    """What the scenes share: chance, the number of orders, and the loop of the async views."""
+    """What the scenes share: random numbers, the number of orders, the loop of the async views."""
 
     rng: random.Random
     orders: int
@@ -111,7 +111,7 @@ SCENES = (
         "Shelves are filled, committed, then read: the commit expired them (reload-after-commit)",
         restock,
     ),
-    Scene("Every price is set anew to what it was (unchanged-dirty)", reprice),
+    Scene("Every price is set again to the same value (unchanged-dirty)", reprice),
     Scene(
         "A page renders an author after the session was closed (detached-lazy-load)", show_author
     ),

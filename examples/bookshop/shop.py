@@ -86,7 +86,7 @@ def accept_delivery(session: Session, titles: Iterable[Title]) -> int:
 
 
 def reprice(session: Session, subject: str) -> int:
-    """Set the price of every book on a subject anew and commit."""
+    """Set the price of every book on a subject again and commit."""
     books = BookRepository(session).about(subject)
     for book in books:
         book.price_pence = price_of(book.year)

@@ -100,7 +100,7 @@ async def async_author_page(name: str) -> str:
 async def async_book_page(book_id: int) -> str:
     async with AsyncSessionLocal() as session:
         book = await session.get_one(Book, book_id)
-        # Without an await there is nobody to run the SELECT that book.author needs.
+        # book.author needs a SELECT, which only an await could run.
         return f"{book.title} by {book.author.name}"
 
 

@@ -1,4 +1,4 @@
-"""Makes each mistake, or those named, and shows what is found."""
+"""Makes all mistakes, or those that are named, and prints the findings."""
 
 import argparse
 import sys
@@ -41,7 +41,7 @@ def _findings_alone() -> Exporter:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m examples.misuse", description=__doc__)
     parser.add_argument("findings", nargs="*", metavar="FINDING", help="what to show (all of it)")
-    parser.add_argument("--list", action="store_true", help="say which findings there are")
+    parser.add_argument("--list", action="store_true", help="list the findings")
     parser.add_argument(
         "--exporter",
         choices=("console", "jsonl", "otlp", "prometheus"),
@@ -50,7 +50,7 @@ def _options() -> argparse.Namespace:
     options = parser.parse_args()
     unknown = sorted(set(options.findings) - {scene.finding for scene in SCENES})
     if unknown:
-        parser.error(f"there is no finding {', '.join(unknown)}; --list says which there are")
+        parser.error(f"there is no finding {', '.join(unknown)}; run with --list to see all")
     return options
 
 

@@ -16,7 +16,7 @@ DIRECTORY = Path(tempfile.mkdtemp(prefix="misuse-"))
 atexit.register(shutil.rmtree, DIRECTORY, ignore_errors=True)
 
 engine = create_engine(f"sqlite:///{DIRECTORY / 'shop.sqlite'}")
-# Each scene has an event loop of its own, and a connection belongs to its loop.
+# Each scene has its own event loop, and a connection belongs to its loop.
 async_engine = create_async_engine(
     f"sqlite+aiosqlite:///{DIRECTORY / 'shop.sqlite'}", poolclass=NullPool
 )
@@ -32,7 +32,7 @@ warnings.filterwarnings("ignore", "coroutine 'Connection.cursor' was never await
 
 
 def open_shop() -> None:
-    """Begin anew, with twelve authors of two books each."""
+    """Create the tables, with twelve authors of two books each."""
     Model.metadata.drop_all(engine)
     Model.metadata.create_all(engine)
     with SessionLocal.begin() as session:
@@ -46,6 +46,6 @@ def open_shop() -> None:
 
 
 def close_shop() -> None:
-    """Give back every connection."""
+    """Close every connection."""
     engine.dispose()
     narrow_engine.dispose()

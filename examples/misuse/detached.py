@@ -1,4 +1,4 @@
-"""Attributes that are read where nothing can be loaded."""
+"""Attributes that are read when they can no longer be loaded."""
 
 from sqlalchemy import select
 

@@ -1,4 +1,4 @@
-"""Sessions that nobody ends, or that end before their work is saved."""
+"""Sessions that are not ended, or are ended before their work is saved."""
 
 import gc
 import time
@@ -33,7 +33,7 @@ def hire(name: str) -> Author:
 
 
 def forget_an_author() -> None:
-    """Asks for a new author whose session nobody keeps."""
+    """Uses a new author whose session is not kept."""
     hire("Jane Austen")
     gc.collect()  # a busy process comes to this by itself
 
@@ -47,7 +47,7 @@ def raise_price(book_id: int = 1) -> int:
 
 
 def count_twice() -> int:
-    """Goes on with a session that it has closed, and so begins it again unseen."""
+    """Uses a session again that it has closed, which begins a new transaction."""
     session = SessionLocal()
     authors = session.scalars(select(Author)).all()
     session.close()

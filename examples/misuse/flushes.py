@@ -19,7 +19,7 @@ def sell(book_id: int = 1, copies: int = 100) -> None:
 
 
 def sell_basket(book_ids: tuple[int, ...] = (1, 2), copies: int = 100) -> None:
-    """Goes on after a flush has failed, without a rollback."""
+    """Continues after a failed flush without a rollback."""
     with SessionLocal() as session:
         for book_id in book_ids:
             session.get_one(Book, book_id).copies -= copies
@@ -29,7 +29,7 @@ def sell_basket(book_ids: tuple[int, ...] = (1, 2), copies: int = 100) -> None:
 
 
 def discount_what_sells_badly() -> None:
-    """Changes a book and asks for the orders of the next, in turn."""
+    """Changes a book and selects the orders of the next one, in turn."""
     with SessionLocal.begin() as session:
         for book in session.scalars(select(Book)).all():
             ordered = select(func.count()).select_from(Order).where(Order.book_id == book.id)
@@ -44,7 +44,7 @@ def import_authors() -> None:
 
 
 def tidy_names() -> None:
-    """Sets each name to what it was, but for spaces that are not there."""
+    """Sets each name to the value that it has already."""
     with SessionLocal.begin() as session:
         for author in session.scalars(select(Author)):
             author.name = author.name.strip()

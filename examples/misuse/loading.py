@@ -1,4 +1,4 @@
-"""What is loaded one by one, again and again, or all at once."""
+"""Objects that are loaded one by one, repeatedly, or all at once."""
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -8,23 +8,23 @@ from examples.misuse.models import Author, Book, Order
 
 
 def count_books() -> dict[str, int]:
-    """Reads each author's books by themselves."""
+    """Loads the books of each author separately."""
     with SessionLocal() as session:
         authors = session.scalars(select(Author)).all()
         return {author.name: len(author.books) for author in authors}
 
 
 def total_of(book_ids: tuple[int, ...] = tuple(range(1, 13))) -> int:
-    """Looks each book of a basket up by itself."""
+    """Loads each book of a basket by its key."""
     with SessionLocal() as session:
         return sum(session.get_one(Book, book_id).price for book_id in book_ids)
 
 
 def label_books() -> list[str]:
-    """Asks for the house author again for each of his books."""
+    """Selects the same author again for each of his books."""
     with SessionLocal() as session:
         titles = session.scalars(select(Book.title).limit(6)).all()
-        return [f"{title}, as {_house_author(session).name} says" for title in titles]
+        return [f"{title}, as {_house_author(session).name} writes" for title in titles]
 
 
 def _house_author(session: Session) -> Author:

@@ -1,4 +1,4 @@
-"""What the shop knows: authors, their books, and the orders for them."""
+"""The tables of the shop: authors, books and orders."""
 
 from sqlalchemy import CheckConstraint, ForeignKey
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship

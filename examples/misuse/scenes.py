@@ -1,4 +1,4 @@
-"""Which function shows which finding."""
+"""Which function causes which finding."""
 
 import asyncio
 import inspect
@@ -11,13 +11,13 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from examples.misuse import detached, endings, flushes, loading, sharing, transactions
 
-# Who plays a scene is no line of the shop.
+# The code that runs a scene is not a line of the shop.
 __session_tracer_hide__ = True
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A finding, the function that makes the mistake, and what it takes to see it soon."""
+    """A finding, the function that makes the mistake, and smaller thresholds."""
 
     finding: str
     mistake: Callable[[], object]
@@ -25,11 +25,11 @@ class Scene:
 
     @property
     def title(self) -> str:
-        """What the function does wrong, in its own words."""
+        """The mistake, from the function's docstring."""
         return (inspect.getdoc(self.mistake) or "").partition("\n")[0]
 
     def play(self) -> None:
-        """Make the mistake; what SQLAlchemy says to it is of no further interest."""
+        """Make the mistake; SQLAlchemy's error is ignored."""
         with suppress(SQLAlchemyError):
             if inspect.iscoroutinefunction(self.mistake):
                 asyncio.run(self.mistake())
@@ -51,7 +51,7 @@ SCENES: Final = (
     Scene("savepoint-churn", transactions.import_authors_carefully),
     Scene("cancelled-transaction", transactions.order_within_a_moment),
     Scene("failed-flush", flushes.sell),
-    # The flush that fails before is a finding of its own.
+    # The failed flush is another finding.
     Scene("pending-rollback", flushes.sell_basket, {"ignore": {"failed-flush"}}),
     Scene("autoflush-storm", flushes.discount_what_sells_badly),
     Scene("large-flush", flushes.import_authors),

@@ -13,7 +13,7 @@ NAMES = [f"New author {number}" for number in range(60)]
 
 
 def reprice_all() -> None:
-    """Asks for each new price within the transaction, which locks the table all the time."""
+    """Waits for each new price in the transaction, which locks the table all the time."""
     with SessionLocal.begin() as session:
         for book in session.scalars(select(Book)).all():
             book.price = _price_of(book.title)
@@ -26,7 +26,7 @@ def _price_of(title: str) -> int:
 
 
 def pay(book_id: int = 1) -> str:
-    """Waits for the bank with its connection held, which others might need."""
+    """Waits for the bank and holds a connection that others may need."""
     with SessionLocal() as session:
         book = session.get_one(Book, book_id)
         receipt = _charge(book.price)
@@ -83,7 +83,7 @@ def show_book_on_a_busy_day(book_id: int = 1) -> str:
 
 
 def import_authors_carefully() -> None:
-    """Adds each author in a savepoint of its own."""
+    """Adds each author in its own savepoint."""
     with SessionLocal.begin() as session:
         for name in NAMES:
             with session.begin_nested():
@@ -91,7 +91,7 @@ def import_authors_carefully() -> None:
 
 
 async def order_within_a_moment() -> None:
-    """Gives the bank a moment, and is cancelled with the order flushed."""
+    """Waits for the bank, and is cancelled after the order was flushed."""
     with suppress(TimeoutError):
         async with asyncio.timeout(0.2):
             await _order_and_pay(1)

@@ -1,4 +1,4 @@
-"""The row about what the tracer concluded, and about the tracer's own faults."""
+"""The row about findings, and about session_tracer's own errors."""
 
 from panels import (
     COUNT,
@@ -15,7 +15,7 @@ from panels import (
 from promql import PROCESS, counted, of, or_none
 
 FINDINGS = of("sqlalchemy_findings_total")
-# Not narrowed by the session name: a fault of the tracer is of interest whichever is chosen.
+# Not filtered by session name: an error of session_tracer matters for every session.
 OWN_ERRORS = of("session_tracer_errors_total", scope=PROCESS)
 
 SEVERITIES = {"error": "red", "warning": "orange", "info": "blue", "none": "text"}
@@ -33,8 +33,8 @@ PANELS: Panels = (
     bars(
         Words(
             "Findings, by severity",
-            "What the tracer concluded, in one step of the chart. Errors are mistakes that "
-            "lose work or hold connections now; warnings cost time; infos are advice.",
+            "Number of findings in one step of the chart. Errors lose work or hold connections; "
+            "warnings cost time; infos are advice.",
             COUNT,
         ),
         Lines(
@@ -46,7 +46,8 @@ PANELS: Panels = (
     bars(
         Words(
             "Findings, by id",
-            "Which mistake it is. One that begins with a deployment came with it.",
+            "Number of findings by id. If an id first appears after a deployment, the deployment "
+            "is the cause.",
             COUNT,
         ),
         Lines(or_none(BY_ID, "sqlalchemy_finding_id"), "{{sqlalchemy_finding_id}}"),
@@ -54,10 +55,10 @@ PANELS: Panels = (
     ),
     bars(
         Words(
-            "The tracer's own errors",
-            "Faults of session_tracer itself, in one step of the chart, by where they "
-            "happened. They are swallowed and the application is unharmed, but that part of "
-            "the story is missing. Healthy is none.",
+            "session_tracer's own errors",
+            "Failures of session_tracer itself in one step of the chart, by where they happened. "
+            "The application is not affected, but some sessions are not reported completely. "
+            "There should be none.",
             COUNT,
         ),
         Lines(or_none(counted(OWN_ERRORS, "where"), "where"), "{{where}}"),
@@ -67,7 +68,7 @@ PANELS: Panels = (
         Words(
             "Top findings",
             "The twenty most frequent findings of the time range. Each has its call site and "
-            "its remedy in the log line beside this table.",
+            "its remedy in the log lines next to this table.",
             COUNT,
         ),
         f"topk(20, {TOP})",
@@ -87,9 +88,9 @@ PANELS: Panels = (
     log_lines(
         Words(
             "Findings, as logged",
-            "What, where and how often, with the line to look at first and what to write "
-            "instead. A line without a remedy takes an earlier one back: what lasted has ended "
-            "after all. Needs the logs in Loki, sent by OTLP.",
+            "What happened, where and how often, with the line to look at first and what to write "
+            "instead. A line without a remedy retracts an earlier finding about something that "
+            "lasted and has ended. Needs the logs in Loki, sent by OTLP.",
             TEXT,
         ),
         '{service_name=~".+"} | scope_name="session_tracer" '
@@ -99,8 +100,8 @@ PANELS: Panels = (
     traces(
         Words(
             "Traces with a finding or a failure",
-            "Requests in which a session failed, was abandoned, or did something worth a "
-            "finding. Needs the spans in Tempo.",
+            "Requests in which a session failed, was abandoned or has a finding. Needs the spans "
+            "in Tempo.",
             TEXT,
         ),
         '{ instrumentation:name = "session_tracer" '

@@ -35,8 +35,8 @@ PANELS: Panels = (
     number(
         Words(
             "Oldest session",
-            "Age of the session open longest. Few units of work need ten seconds; a minute is "
-            "more often a session that nobody closes, and the finding leaked-session says whose.",
+            "Age of the session that has been open for longest. Few units of work need ten "
+            "seconds. A minute is often a session that is never closed: see leaked-session.",
             SECONDS,
         ),
         f"max({of('sqlalchemy_session_oldest_age_seconds')})",
@@ -46,8 +46,8 @@ PANELS: Panels = (
     number(
         Words(
             "Failed or abandoned",
-            "Share of the sessions that ended while an exception was leaving, or were taken "
-            "by the garbage collector with their transaction open (abandoned-session).",
+            "Share of the sessions that ended because of an exception, or were collected by the "
+            "garbage collector while their transaction was open (abandoned-session).",
             SHARE,
         ),
         ratio(
@@ -60,9 +60,9 @@ PANELS: Panels = (
     number(
         Words(
             "Held, not in SQL",
-            "Share of the time sessions held a connection that was spent outside SQL. Much means "
-            "that connections wait for the application: HTTP calls, sleeps, slow code. The finding "
-            "idle-in-transaction names the line that waits, if it waits for five seconds.",
+            "Share of the time in which sessions held a connection and ran no SQL. If it is high, "
+            "connections wait for the application: HTTP calls, sleeps, slow code. The finding "
+            "idle-in-transaction names a line that waits for five seconds or longer.",
             SHARE,
         ),
         f"1 - {ratio(of(f'{BUSY}_sum'), of(f'{HELD}_sum'))}",
@@ -72,8 +72,8 @@ PANELS: Panels = (
     stacked(
         Words(
             "Sessions ended, by outcome",
-            "How many sessions end, and how. Closed is a read, or a session that neither "
-            "committed nor rolled back; unused began no transaction.",
+            "Number of sessions that end, by outcome. closed: neither committed nor rolled back, "
+            "for example a read. unused: no transaction began.",
             PER_SECOND,
         ),
         Lines(
@@ -85,8 +85,8 @@ PANELS: Panels = (
     chart(
         Words(
             "Session duration",
-            "From opening to close. A p99 far above the p95 is a few sessions doing too much, "
-            "or waiting for something that is not the database.",
+            "From opening to close. If the p99 is far above the p95, a few sessions do too much "
+            "or wait for something other than the database.",
             SECONDS,
         ),
         *quantiles("sqlalchemy_session_duration_seconds"),
@@ -94,7 +94,7 @@ PANELS: Panels = (
     chart(
         Words(
             "Sessions open, by name",
-            "Which factory the open sessions come from. Compare with the size of its pool.",
+            "The factories of the open sessions. Compare them with the size of the pool.",
             COUNT,
         ),
         Lines(
@@ -105,8 +105,8 @@ PANELS: Panels = (
     chart(
         Words(
             "Oldest session, by instance",
-            "A straight climb is one session that nobody closes, and the instance is the process "
-            "to look into: its leaked-session has the line. Saw teeth are sessions that do end.",
+            "A line that rises steadily is one session that is never closed. Its finding "
+            "leaked-session in the logs of that instance has the line of code.",
             SECONDS,
         ),
         Lines(
@@ -119,9 +119,9 @@ PANELS: Panels = (
     chart(
         Words(
             "Connections held against busy",
-            "How many connections sessions held at once on average, and how many of those "
-            "were in SQL. The gap is pool that nobody uses. A connection counts when it is "
-            "returned, so a long hold shows at its end.",
+            "Average number of connections that sessions held at once, and that ran SQL. The "
+            "difference was held and not used. A connection is counted when it is returned, so "
+            "a long hold is visible at its end.",
             COUNT,
         ),
         Lines(per_second(of(f"{HELD}_sum")), "held"),
@@ -130,9 +130,9 @@ PANELS: Panels = (
     ),
     chart(
         Words(
-            "One hold of a connection",
-            "How long a connection is held, from its first use in a transaction to its "
-            "return, and how long of that it runs SQL: the p95 of each.",
+            "Time a connection is held",
+            "Time from a connection's first use in a transaction to its return, and the part of "
+            "it that was spent in SQL: the p95 of each.",
             SECONDS,
         ),
         Lines(quantile(0.95, HELD), "held"),
@@ -142,8 +142,8 @@ PANELS: Panels = (
     chart(
         Words(
             "Statements per session",
-            "Statements a session sends to the database. A p95 that grows with the data "
-            "rather than with the code is an n-plus-one.",
+            "Number of statements that a session executes. If the p95 grows with the data, the "
+            "cause is an n-plus-one.",
             COUNT,
         ),
         *quantiles("sqlalchemy_session_statements"),

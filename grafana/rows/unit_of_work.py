@@ -41,8 +41,8 @@ PANELS: Panels = (
     number(
         Words(
             "Failed flushes",
-            "Flushes that raised, in the time range. The session that met one must be rolled "
-            "back before its next use.",
+            "Flushes that raised an exception in the time range. Their sessions must be rolled "
+            "back before the next use.",
             COUNT,
         ),
         f"{counted(FAILED_FLUSH, window='$__range')} or vector(0)",
@@ -51,7 +51,7 @@ PANELS: Panels = (
     number(
         Words(
             "Lazy loads per session",
-            "Loads that reading or refreshing one object caused, for each session that ended.",
+            "Loads that were caused by reading or refreshing one object, per session that ended.",
             COUNT,
         ),
         ratio(LAZY_LOADS, of(SESSION_ENDED)),
@@ -70,10 +70,10 @@ PANELS: Panels = (
     number(
         Words(
             "Oldest transaction",
-            "Age of the transaction open longest. It keeps its locks and its connection, and "
-            "keeps the database from cleaning up behind it. The findings idle-in-transaction, "
-            "after five seconds without a statement, and long-transaction, after thirty, have "
-            "the line.",
+            "Age of the transaction that has been open for longest. It keeps its locks and its "
+            "connection, and stops the database from removing old rows. The findings "
+            "idle-in-transaction (after 5 s without a statement) and long-transaction (after "
+            "30 s) name the line.",
             SECONDS,
         ),
         f"max({of('sqlalchemy_transaction_oldest_age_seconds')})",
@@ -83,8 +83,8 @@ PANELS: Panels = (
     stacked(
         Words(
             "Flushes, by trigger",
-            "Explicit, by commit, by savepoint, or by a query (autoflush). A loop that reads "
-            "after each write shows here as autoflush.",
+            "Number of flushes: explicit, by commit, by savepoint, or by a query (autoflush). A "
+            "loop that reads after each write causes autoflushes.",
             PER_SECOND,
         ),
         Lines(per_second(of(FLUSHED), "sqlalchemy_flush_trigger"), "{{sqlalchemy_flush_trigger}}"),
@@ -92,8 +92,8 @@ PANELS: Panels = (
     chart(
         Words(
             "Flush duration, by trigger",
-            "The p95 of a flush: the unit of work sorted, and its INSERTs, UPDATEs and "
-            "DELETEs sent.",
+            "The p95 of a flush: sorting the unit of work and executing its INSERTs, UPDATEs and "
+            "DELETEs.",
             SECONDS,
         ),
         Lines(
@@ -104,7 +104,7 @@ PANELS: Panels = (
     bars(
         Words(
             "Failed flushes, by error",
-            "Flushes that raised, in one step of the chart, by the type of the exception. "
+            "Failed flushes in one step of the chart, by the type of the exception. "
             "IntegrityError is often two requests for the same row; OperationalError is the "
             "database.",
             COUNT,
@@ -115,8 +115,8 @@ PANELS: Panels = (
     stacked(
         Words(
             "Objects flushed, by state",
-            "What the flushes of the sessions that ended wrote. Unchanged ones were in "
-            "session.dirty with no net change: they cost a comparison and wrote nothing.",
+            "Objects in the flushes of the sessions that ended. Unchanged objects were in "
+            "session.dirty without a net change: they cost a comparison and are not written.",
             PER_SECOND,
         ),
         Lines(
@@ -134,8 +134,8 @@ PANELS: Panels = (
     stacked(
         Words(
             "Objects loaded, by entity",
-            "The ten mapped classes loaded most. More than the pages could ever show is a "
-            "missing limit, or a join that loads too much.",
+            "The ten mapped classes with the most loaded objects. If there are more than the pages "
+            "can show, a limit is missing or a join loads too much.",
             PER_SECOND,
         ),
         Lines(
@@ -151,9 +151,9 @@ PANELS: Panels = (
     chart(
         Words(
             "Identity map at its peak",
-            "The most objects a session held. Sizes are kept by powers of ten, so read the "
-            "order of magnitude; a session of tens of thousands is a batch job without "
-            "expunge or yield_per.",
+            "The largest number of objects that a session held. Tens of thousands are often a "
+            "batch job without expunge or yield_per. The buckets are powers of ten, so only the "
+            "order of magnitude is exact.",
             COUNT,
         ),
         *quantiles("sqlalchemy_session_identity_map_size"),
@@ -161,9 +161,9 @@ PANELS: Panels = (
     stacked(
         Words(
             "Lazy loads, by kind",
-            "relationship: an attribute that the query did not load. deferred: a column it "
-            "left out. expired: reread after a commit. refresh: asked for. detached: failed, "
-            "because the session had gone.",
+            "relationship: an attribute that the query did not load. deferred: a column that it "
+            "did not load. expired: read again after a commit. refresh: a call of refresh(). "
+            "detached: failed, because the object was in no session.",
             PER_SECOND,
         ),
         Lines(per_second(LAZY_LOADS, "kind"), "{{kind}}"),
@@ -171,8 +171,8 @@ PANELS: Panels = (
     rows_of(
         Words(
             "Objects, by entity and state",
-            "Every mapped class in the time range: how many of its objects were loaded, "
-            "written, found unchanged, deleted and detached.",
+            "Number of objects of each mapped class in the time range: loaded, written, unchanged, "
+            "deleted and detached.",
             COUNT,
         ),
         counted(of(OBJECTS), "sqlalchemy_entity", "sqlalchemy_object_state", window="$__range"),
@@ -187,8 +187,8 @@ PANELS: Panels = (
     stacked(
         Words(
             "Transactions ended, by outcome",
-            "Commits against rollbacks; closed ones ended with neither, as a read does. Savepoints "
-            "are not counted.",
+            "Commits and rollbacks. closed: ended with neither, as a read does. Savepoints are not "
+            "counted.",
             PER_SECOND,
         ),
         Lines(
@@ -210,7 +210,7 @@ PANELS: Panels = (
     chart(
         Words(
             "Transactions open, by name",
-            "Which factory the open transactions come from.",
+            "The factories of the open transactions.",
             COUNT,
         ),
         Lines(
@@ -222,8 +222,8 @@ PANELS: Panels = (
     chart(
         Words(
             "Oldest transaction, by instance",
-            "A straight climb is a transaction that nobody ends: a connection idle in "
-            "transaction (idle-in-transaction), or one very long job (long-transaction).",
+            "A line that rises steadily is one transaction that does not end: a connection that is "
+            "idle in transaction (idle-in-transaction), or a long job (long-transaction).",
             SECONDS,
         ),
         Lines(

@@ -26,19 +26,19 @@ only_async = pytest.mark.parametrize("is_async", [True], ids=["async"])
 
 @contextmanager
 def silent(target: Any, *, sessions: int, statements: int = 1) -> Iterator[Captured]:
-    """Trace the block, in which so many sessions end and at least so many statements run."""
-    with capture(target) as told:
-        yield told
-    assert_silent(told, sessions=sessions, statements=statements)
+    """Trace a block in which `sessions` end and at least `statements` run."""
+    with capture(target) as captured:
+        yield captured
+    assert_silent(captured, sessions=sessions, statements=statements)
 
 
-def assert_silent(told: Captured, *, sessions: int, statements: int = 1) -> None:
-    """Nothing was found, nothing of ours failed, and all of it was seen."""
-    ended = told.sessions
-    said = [f"{found.id} at {found.site}: {found.message}" for found in told.findings]
+def assert_silent(captured: Captured, *, sessions: int, statements: int = 1) -> None:
+    """Nothing was found, nothing in session_tracer failed, and everything was seen."""
+    ended = captured.sessions
+    said = [f"{found.id} at {found.site}: {found.message}" for found in captured.findings]
     assert not said, "\n".join(said)
-    assert told.retractions == []
-    assert told.metrics.get("session_tracer.errors", []) == [], "something of ours failed"
+    assert captured.retractions == []
+    assert captured.metrics.get("session_tracer.errors", []) == [], "session_tracer failed"
     ran = sum(summary.statements for summary in ended)
     assert len(ended) == sessions, f"{len(ended)} sessions ended, not {sessions}"
     assert ran >= statements, f"{ran} statements ran, which is less than {statements}"

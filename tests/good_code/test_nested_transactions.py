@@ -80,7 +80,7 @@ def test_a_savepoint_that_is_rolled_back_by_hand(twin: Twin) -> None:
     twin.run(story)
 
 
-def test_savepoints_within_savepoints(twin: Twin) -> None:
+def test_savepoints_in_savepoints(twin: Twin) -> None:
     async def story() -> None:
         with silent(twin.factory, sessions=1, statements=6):
             async with beginning(twin) as session, session.begin_nested():

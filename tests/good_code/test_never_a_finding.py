@@ -192,7 +192,7 @@ def test_a_sequential_hand_over_between_tasks(twin: Twin) -> None:
 
 def test_a_session_never_used(twin: Twin) -> None:
     async def story() -> None:
-        with silent(twin.factory, sessions=4, statements=0) as told:
+        with silent(twin.factory, sessions=4, statements=0) as captured:
             async with twin.session():
                 pass
             await twin.session().close()
@@ -202,7 +202,7 @@ def test_a_session_never_used(twin: Twin) -> None:
             forgotten = twin.session()
             del forgotten
             gc.collect()
-        assert {summary.outcome for summary in told.sessions} == {"unused"}
+        assert {summary.outcome for summary in captured.sessions} == {"unused"}
 
     twin.run(story)
 
@@ -222,10 +222,10 @@ def test_the_first_four_lazy_loads(twin: Twin) -> None:
     async def story() -> None:
         essays = [Essay(title=f"essay {number}") for number in range(4)]
         await keep(twin, *authors(8, books_each=2), *essays)
-        with silent(twin.factory, sessions=1, statements=15) as told:
+        with silent(twin.factory, sessions=1, statements=15) as captured:
             async with twin.session() as session:
                 await session.run_sync(read)
-        (summary,) = told.sessions
+        (summary,) = captured.sessions
         assert summary.lazy_loads == {"relationship": 4, "deferred": 8}
 
     twin.run(story)
@@ -236,14 +236,14 @@ def test_the_first_four_lazy_loads(twin: Twin) -> None:
 
 def test_autoflush_with_nothing_to_flush(twin: Twin) -> None:
     async def story() -> None:
-        with silent(twin.factory, sessions=1, statements=21) as told:
+        with silent(twin.factory, sessions=1, statements=21) as captured:
             async with twin.session() as session:
                 session.add(Author(name="Ada"))
                 await session.flush()
                 for number in range(20):
                     await session.scalar(select(Author).where(Author.id == number))
                 await session.commit()
-        (summary,) = told.sessions
+        (summary,) = captured.sessions
         assert summary.flushes == 1
 
     twin.run(story)
@@ -256,7 +256,7 @@ def test_autoflush_with_nothing_to_flush(twin: Twin) -> None:
 def test_savepoints_that_a_test_fixture_restarts(twin: Twin) -> None:
     async def story() -> None:
         async with outer_transaction(twin) as connection:
-            with silent(twin.factory, sessions=1, statements=180) as told:
+            with silent(twin.factory, sessions=1, statements=180) as captured:
                 session = twin.factory(bind=connection)
                 session.begin_nested()
 
@@ -269,7 +269,7 @@ def test_savepoints_that_a_test_fixture_restarts(twin: Twin) -> None:
                     session.add(Author(name=f"author {number}"))
                     session.get_nested_transaction().commit()
                 session.close()
-        (summary,) = told.sessions
+        (summary,) = captured.sessions
         assert summary.savepoints > 60
 
     twin.run(story)
@@ -333,12 +333,12 @@ def test_raiseload_errors(twin: Twin, sql_only: bool) -> None:
 
     async def story() -> None:
         await keep(twin, *authors(12, books_each=1))
-        with silent(twin.factory, sessions=1) as told:
+        with silent(twin.factory, sessions=1) as captured:
             async with twin.session() as session:
                 for author in (await session.scalars(refusing)).all():
                     with pytest.raises(InvalidRequestError, match=r"raise"):
                         author.books  # noqa: B018 - reading it is what is refused
-        (summary,) = told.sessions
+        (summary,) = captured.sessions
         (step,) = [step for step in summary.timeline if step.verb == "refused"]
         assert (step.subject, step.count) == ("Author.books", 12)
 

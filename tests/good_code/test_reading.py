@@ -145,12 +145,12 @@ def test_a_many_to_one_that_the_identity_map_serves(twin: Twin) -> None:
 def test_fifty_gets_that_the_identity_map_serves(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(1))
-        with silent(twin.factory, sessions=1, statements=1) as told:
+        with silent(twin.factory, sessions=1, statements=1) as captured:
             async with twin.session() as session:
                 author = await session.get(Author, 1)
                 for _ in range(50):
                     assert await session.get(Author, 1) is author
-        assert [summary.statements for summary in told.sessions] == [1]
+        assert [summary.statements for summary in captured.sessions] == [1]
 
     twin.run(story)
 
@@ -279,7 +279,7 @@ def test_an_object_is_read_after_each_of_a_few_commits(twin: Twin) -> None:
 def test_reading_in_a_loop_with_nothing_to_flush(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(20))
-        with silent(twin.factory, sessions=2, statements=40) as told:
+        with silent(twin.factory, sessions=2, statements=40) as captured:
             async with beginning(twin) as session:
                 for number in range(20):
                     named = select(Author).where(Author.name == f"author {number}")
@@ -289,7 +289,7 @@ def test_reading_in_a_loop_with_nothing_to_flush(twin: Twin) -> None:
                     named = select(Author).where(Author.name == f"author {number}")
                     author = await session.scalar(named)
                     author.name = str(author.name)
-        assert [(summary.new, summary.dirty) for summary in told.sessions] == [({}, {})] * 2
+        assert [(summary.new, summary.dirty) for summary in captured.sessions] == [({}, {})] * 2
 
     twin.run(story)
 

@@ -162,10 +162,10 @@ def test_a_session_per_request_that_only_reads(twin: Twin, dependency: Dependenc
 @pytest.mark.parametrize("dependency", COMMITTING)
 def test_a_session_per_request_that_commits_on_success(twin: Twin, dependency: Dependency) -> None:
     async def story() -> None:
-        with silent(twin.factory, sessions=2) as told:
+        with silent(twin.factory, sessions=2) as captured:
             await serve(dependency, twin, add_author)
             assert await serve(dependency, twin, list_authors) == ["Ada"]
-        assert [summary.outcome for summary in told.sessions] == ["committed", "committed"]
+        assert [summary.outcome for summary in captured.sessions] == ["committed", "committed"]
 
     twin.run(story)
 

@@ -255,12 +255,12 @@ def test_the_quick_start_of_flask_sqlalchemy(blog: tuple[Flask, Any]) -> None:
 def test_a_flask_page_that_fails_after_a_flush(blog: tuple[Flask, Any]) -> None:
     """By the time the session is removed, Flask has made a response of the error."""
     app, db = blog
-    with silent(db, sessions=3, statements=4) as told:
+    with silent(db, sessions=3, statements=4) as captured:
         client = app.test_client()
         client.post("/users/create/Ada")
         assert client.post("/user/1/fail").status_code == 500
         assert client.get("/users").json == ["Ada"]
-    assert [summary.outcome for summary in told.sessions] == ["committed", "failed", "closed"]
+    assert [summary.outcome for summary in captured.sessions] == ["committed", "failed", "closed"]
 
 
 def test_a_flask_request_that_tears_its_scoped_session_down(blog: tuple[Flask, Any]) -> None:

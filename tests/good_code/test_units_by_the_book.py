@@ -111,7 +111,7 @@ def test_a_session_goes_on_after_a_block_of_its_transaction_has_failed(twin: Twi
     twin.run(story)
 
 
-def test_a_session_that_only_begins_when_it_is_told_to(twin: Twin) -> None:
+def test_a_session_that_begins_only_explicitly(twin: Twin) -> None:
     async def story() -> None:
         with silent(twin.factory, sessions=1, statements=2):
             async with twin.session(autobegin=False) as session:

@@ -29,7 +29,7 @@ class Collector:
         return self._server.output()
 
     def wait_for(self, text: str, timeout: float = 10.0) -> str:
-        """The output, once it contains the text; ServerFailed after so many seconds without."""
+        """The output, once it contains the text; ServerFailed if it does not in this time."""
 
         def found() -> str | None:
             output = self.output()

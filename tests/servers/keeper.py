@@ -23,7 +23,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--lock", type=Path, required=True, help="runs while this is locked")
     parser.add_argument("--folder", type=Path, required=True, help="removed after the command")
-    parser.add_argument("--output", type=Path, required=True, help="what the command says")
+    parser.add_argument("--output", type=Path, required=True, help="the output of the command")
     parser.add_argument("--stop-signal", type=int, default=signal.SIGTERM)
     parser.add_argument("--uid", type=int)
     parser.add_argument("--gid", type=int)

@@ -62,7 +62,7 @@ class Lifeline:
 def lifeline() -> Iterator[Lifeline]:
     """A new lifeline; leaving it stops its servers and waits for them."""
     line = Lifeline(Path(tempfile.mkdtemp(prefix="session-tracer-")))
-    # PostgreSQL refuses to run as root; whoever it runs as has to get in.
+    # PostgreSQL refuses to run as root; the account that it uses needs access.
     line.folder.chmod(0o711)
     (line.folder / "servers").mkdir(mode=0o711)
     try:
@@ -84,7 +84,7 @@ class Account:
 
 
 class Server:
-    """One command that runs in a folder of a lifeline, and what it has said."""
+    """One command that runs in a folder of a lifeline, and its output."""
 
     def __init__(
         self,
@@ -114,7 +114,7 @@ class Server:
         )
 
     def output(self) -> str:
-        """All that the server has said so far."""
+        """The output of the server so far."""
         try:
             return self._output.read_text(errors="replace")
         except FileNotFoundError:
@@ -133,7 +133,7 @@ class Server:
             if ended or time.monotonic() > deadline:
                 why = "the server ended" if ended else f"not within {seconds:g} s"
                 last_words = self.output()[-4000:] or "(nothing)"
-                raise ServerFailed(f"{what}: {why}. It said last:\n{last_words}")
+                raise ServerFailed(f"{what}: {why}. Its last output:\n{last_words}")
             time.sleep(POLL_SECONDS)
 
     def stop(self) -> None:
@@ -148,7 +148,7 @@ class Server:
 
 
 def free_port() -> int:
-    """A TCP port of the loopback interface that nobody listens on now."""
+    """A TCP port of the loopback interface on which no process listens now."""
     with closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -24,7 +24,7 @@ class Worker(Protocol):
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The process that was started holds the lifeline; xdist's workers are told of it."""
+    """The process that was started holds the lifeline; xdist's workers receive it."""
     worker_input: dict[str, str] | None = getattr(config, "workerinput", None)
     if worker_input is not None:
         config.stash[_LINE] = Lifeline(Path(worker_input[_WORKER_INPUT]))

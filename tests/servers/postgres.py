@@ -47,7 +47,7 @@ class PostgresServer:
 
     @contextmanager
     def database(self, prefix: str = "session_tracer") -> Iterator[str]:
-        """The URL of a new, empty database, dropped afterwards with whoever is connected."""
+        """The URL of a new, empty database, dropped afterwards with its connections."""
         database = f"{prefix}_{uuid.uuid4().hex[:12]}"
         name = sql.Identifier(database)
         url = urlunsplit(urlsplit(self.url)._replace(path=f"/{database}"))
@@ -171,7 +171,7 @@ def _has_passage(account: Account, status: os.stat_result) -> bool:
 def _copied(programs: Path, where: Path) -> Path:
     copy = where / programs.parent.name / programs.name
     shutil.copytree(programs, copy, symlinks=True, ignore=shutil.ignore_patterns("include"))
-    # On Linux the programs look for their libraries in a folder beside the package.
+    # On Linux the programs look for their libraries in a folder next to the package.
     libraries = programs.parent.with_name(f"{programs.parent.name}.libs")
     if libraries.exists():
         shutil.copytree(libraries, where / libraries.name, symlinks=True)
@@ -198,5 +198,5 @@ def _initialised(programs: Path, folder: Path, account: Account | None) -> Path:
         extra_groups=None if account is None else [],
     )
     if initdb.returncode != 0:
-        raise ServerFailed(f"initdb failed with {initdb.returncode}. It said:\n{initdb.stdout}")
+        raise ServerFailed(f"initdb failed with {initdb.returncode}. Its output:\n{initdb.stdout}")
     return data

@@ -17,7 +17,7 @@ _MOST_SHOWN: Final = 20
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Exit code 1 if a test came to something else when traced, or if anything of ours failed."""
+    """Exit code 1 if a test has another result when traced, or if session_tracer failed."""
     installed = version("sqlalchemy")
     try:
         tree = source(installed, Path(sys.prefix))
@@ -40,11 +40,11 @@ def _names_tests(arguments: Sequence[str], tree: Path) -> bool:
 
 
 def verdict(bare: Outcomes, traced: Run) -> list[str]:
-    """What is wrong, one a line; what is known to differ is said and is not wrong."""
+    """The problems, one a line; known differences are printed and are no problem."""
     problems: list[str] = []
     for test, before, after, reason in differences(bare.of_tests, traced.outcomes.of_tests, KNOWN):
         if reason:
-            say(f"  differs as is known: {test}: {before}, and {after} when traced; {reason}")
+            say(f"  known difference: {test}: {before}, and {after} when traced; {reason}")
             continue
         problems.append(f"{test}: {before}, and {after} when traced")
         if len(problems) <= _MOST_SHOWN and test in traced.outcomes.shown:

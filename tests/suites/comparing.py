@@ -9,7 +9,7 @@ __all__ = ["KNOWN", "Difference", "Known", "differences", "summary"]
 
 
 class Known(NamedTuple):
-    """Tests that come to something else when traced, for a reason that is not ours to change.
+    """Tests whose result differs when traced, for a reason that session_tracer cannot change.
 
     `tests` is a pattern of test ids, in which `*` stands for anything.
     """

@@ -12,7 +12,7 @@ __all__ = ["Outcomes"]
 
 @dataclass(frozen=True, slots=True)
 class Outcomes:
-    """What each test came to, by its id, and what is shown of those that did not pass.
+    """The result of each test by its id, and the output of those that did not pass.
 
     A test that passed and whose teardown failed came to `error and passed`.
     """
@@ -34,7 +34,7 @@ class Outcomes:
             self.shown[test] = shown
 
     def write(self, file: Path) -> None:
-        """Keep them for whoever started the run."""
+        """Save them for the process that started the run."""
         file.write_text(json.dumps(asdict(self)))
 
 
@@ -69,7 +69,7 @@ class _Listener:
 
 
 def _outcome(report: pytest.TestReport) -> str:
-    """What a report says that counts; nothing where setup or teardown went well."""
+    """The result in a report; nothing if a setup or teardown passed."""
     if hasattr(report, "wasxfail"):
         return "xfailed" if report.skipped else "xpassed"
     if report.when == "call" or report.skipped:

@@ -106,7 +106,7 @@ def test_only_who_looks_for_listeners_sees_the_tracing(tree: Path) -> None:
     assert "assert list(session.dispatch.after_begin) == []" in problem[0]
 
 
-def test_a_suite_that_cannot_be_collected_is_told_of(tree: Path) -> None:
+def test_a_suite_that_cannot_be_collected_is_reported(tree: Path) -> None:
     (tree / "test_suite.py").write_text("import nothing_of_that_name")
     with pytest.raises(SuiteFailed, match="No module named 'nothing_of_that_name'"):
         run(tree, ["-n", "0"], traced=False)
@@ -135,7 +135,7 @@ def test_a_summary_counts_the_most_frequent_first() -> None:
     assert summary({}) == "no test"
 
 
-def test_what_is_known_to_differ_is_said_and_is_no_problem(
+def test_a_known_difference_is_reported_and_is_no_problem(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bare, traced = (
@@ -146,7 +146,7 @@ def test_what_is_known_to_differ_is_said_and_is_no_problem(
     monkeypatch.setattr("tests.suites.__main__.KNOWN", known)
     assert verdict(bare, Run(traced, None, 0.0)) == ["b: passed, and failed when traced"]
     assert capsys.readouterr().out == (
-        "  differs as is known: a: passed, and failed when traced; it lists the listeners\n"
+        "  known difference: a: passed, and failed when traced; it lists the listeners\n"
     )
 
 

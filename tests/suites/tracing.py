@@ -26,10 +26,10 @@ _OUTPUT: Final = "session_tracer_account"
 
 @dataclass(slots=True)
 class Account:
-    """What was told of a run's sessions, and what went wrong in telling it.
+    """What was reported about a run's sessions, and what went wrong.
 
-    `errors` is `session_tracer.errors` by `where`, `said` what our logger said and in which test,
-    `left` the tests after which the context was another than before.
+    `errors` is `session_tracer.errors` by `where`, `said` what the logger session_tracer logged and
+    in which test, `left` the tests after which the context was another than before.
     """
 
     scopes: int = 0
@@ -45,11 +45,11 @@ class Account:
         return cls(**json.loads(file.read_text()))
 
     def write(self, file: Path) -> None:
-        """Keep it for whoever started the run."""
+        """Save it for the process that started the run."""
         file.write_text(json.dumps(asdict(self)))
 
     def add(self, other: "Account") -> None:
-        """Take in what another worker says."""
+        """Add what another worker has counted."""
         self.scopes += other.scopes
         self.spans += other.spans
         self.findings += other.findings
@@ -113,7 +113,7 @@ class _Run:
 
 
 class _Tracing:
-    """Every session of the process traced, and what is told of it added up."""
+    """Every session of the process traced, and the totals of what is reported."""
 
     def __init__(self, account: Account) -> None:
         self._account = account
@@ -178,7 +178,7 @@ class _Counting(SpanExporter):
 
 
 class _Noting(logging.Handler):
-    """Notes what our logger says, and in which test."""
+    """Notes what the logger session_tracer logs, and in which test."""
 
     def __init__(self, account: Account) -> None:
         super().__init__()

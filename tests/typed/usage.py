@@ -1,6 +1,6 @@
 """The public API as users write it, for mypy and pyright to read strictly; it also runs.
 
-Where a line is to be refused, a comment for each checker says by which rule: a checker that does
+If a line must be rejected, a comment for each checker names the rule: a checker that does
 not refuse it complains of the comment.
 """
 
@@ -227,30 +227,30 @@ def a_factory_of_ones_own_passes_options_on() -> None:
         traced(frames=2)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
 
-# What is told
+# What is reported
 
 
 def a_capture_and_what_it_collects() -> None:
     made = factory()
-    with capture(made, name="orders-db", statement_spans=True) as told:
-        assert_type(told, Captured)
+    with capture(made, name="orders-db", statement_spans=True) as captured:
+        assert_type(captured, Captured)
         with made.begin() as session:
             session.add(Author())
-    assert_type(told.findings, list[Finding])
-    assert_type(told.retractions, list[Retraction])
-    assert_type(told.sessions, list[SessionSummary])
-    assert_type(told.logs, list[LogEvent])
-    assert_type(told.facts, list[Fact])
-    assert_type(told.spans, list[ReadableSpan])
-    assert_type(told.metrics, dict[str, list[Any]])
-    (summary,) = told.sessions
+    assert_type(captured.findings, list[Finding])
+    assert_type(captured.retractions, list[Retraction])
+    assert_type(captured.sessions, list[SessionSummary])
+    assert_type(captured.logs, list[LogEvent])
+    assert_type(captured.facts, list[Fact])
+    assert_type(captured.spans, list[ReadableSpan])
+    assert_type(captured.metrics, dict[str, list[Any]])
+    (summary,) = captured.sessions
     assert_type(summary.new, dict[str, int])
     assert_type(summary.duration_ms, float)
     assert_type(summary.opened_site, CallSite | None)
     assert (summary.outcome, summary.new) == ("committed", {"Author": 1})
     if summary.outcome == "comitted":  # type: ignore[comparison-overlap]  # pyright: ignore[reportUnnecessaryComparison]
         raise AssertionError
-    closed = [fact for fact in told.facts if isinstance(fact, SessionClosed)]
+    closed = [fact for fact in captured.facts if isinstance(fact, SessionClosed)]
     assert_type(closed, list[SessionClosed])
     assert_type(closed[0].detached, dict[str, int])
 
@@ -258,9 +258,9 @@ def a_capture_and_what_it_collects() -> None:
 def a_finding_and_its_site() -> None:
     made = factory()
     detectors: list[Detector] = [*DEFAULT_DETECTORS, EveryStatement("info")]
-    with capture(made, detectors=detectors) as told, made() as session:
+    with capture(made, detectors=detectors) as captured, made() as session:
         session.scalars(select(Author)).all()
-    (finding,) = told.findings
+    (finding,) = captured.findings
     assert_type(finding.severity, Literal["info", "warning", "error"])
     assert_type(finding.evidence, Mapping[str, Any])
     assert_type(finding.entity, str | None)
@@ -320,7 +320,7 @@ class EveryStatement:
 
 
 class NoDetector:
-    """It does not say which facts it is asked about."""
+    """It does not name its facts."""
 
     def memory(self) -> None: ...
 
