@@ -194,7 +194,8 @@ class Instrumentor:
         self._patches = Patches()
         self._listening: set[type[Session]] = set()
         self._is_listening_to_all = False
-        self._known: dict[tuple[object, ...], tuple[Tracer, ...]] = {}
+        # By the class of the session, and for asyncio by what made it as well.
+        self._known: dict[object, tuple[Tracer, ...]] = {}
         self._exporters = Exporters()
 
     def add(
@@ -277,8 +278,11 @@ class Instrumentor:
         try:
             if SLOT in session.__dict__:
                 return
-            maker, owner = async_makers(running_frame(1))
-            tracers = self._tracers_for(type(session), owner, maker)
+            maker, owner = async_makers(running_frame(2))
+            made = type(session)
+            tracers = self._known.get(made) if owner is None else None
+            if tracers is None:
+                tracers = self._tracers_for(made, owner, maker)
             if tracers:
                 scopes.opened(session, tracers, is_async=owner is not None)
         except Exception as error:
@@ -293,7 +297,7 @@ class Instrumentor:
             if type(known) is Ledger:
                 known.hand_to(tracers)
             elif known is not None:
-                known.tracers = tracers or known.tracers
+                session.__dict__[SLOT] = known._replace(tracers=tracers or known.tracers)
             elif tracers:
                 is_async = async_session_of(session) is not None
                 session_events.take_up(session, tracers, is_async=is_async)
@@ -322,8 +326,10 @@ class Instrumentor:
                     holding.unmark(ledger)
                 object_counter.unwatch(session.identity_map)
         elif ledger is not None:
-            ledger.tracers = self._tracers_of(session)
-            if not ledger.tracers:
+            tracers = self._tracers_of(session)
+            if tracers:
+                session.__dict__[SLOT] = ledger._replace(tracers=tracers)
+            else:
                 del session.__dict__[SLOT]
 
     def _tracers_for(
@@ -334,7 +340,7 @@ class Instrumentor:
             one._target.place is not maker for one in self._instrumentations
         ):
             maker = None  # the cache must not keep it alive
-        key = (made, owner, maker)
+        key = made if owner is None else (made, owner, maker)
         tracers = self._known.get(key)
         if tracers is None:
             if len(self._known) > 256:  # an application that creates factories at run time

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import inspect
 import sys
 import weakref
@@ -10,11 +9,10 @@ from typing import Any, Final
 
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
-from session_tracer.runtime.degraded import without
-
 __all__ = [
     "ASYNC",
     "KNOWS_ASYNC",
+    "KNOWS_SESSIONS",
     "AsyncSession",
     "AsyncSessionTransaction",
     "Target",
@@ -55,6 +53,8 @@ else:
 # Whether it is known which sessions asyncio's make; somebody may have replaced their constructors.
 KNOWS_ASYNC: Final = _ASYNC_INIT is not None and _MAKER_CALL is not None
 _SYNC_MAKER_CALL: Final = _code(sessionmaker.__call__)
+_SESSIONS: Final[Any] = getattr(sys.modules["sqlalchemy.orm.session"], "_sessions", None)
+KNOWS_SESSIONS: Final = isinstance(_SESSIONS, weakref.WeakValueDictionary)
 
 
 class Target:
@@ -119,17 +119,11 @@ def resolve(target: Any) -> Target:
 
 def live_sessions() -> list[Session]:
     """Every live session of the process."""
-    registry: Any = getattr(sys.modules["sqlalchemy.orm.session"], "_sessions", None)
-    if isinstance(registry, weakref.WeakValueDictionary):
-        # values() iterates in Python, while other threads may open and lose sessions.
-        found = [reference() for reference in registry.valuerefs()]
-        return [session for session in found if session is not None]
-    without(
-        "sqlalchemy.orm.session._sessions",
-        "the sessions that exist are looked for among all objects there are, which takes longer",
-    )
-    # type() and not isinstance(): that would ask the __class__ of every proxy there is.
-    return [one for one in gc.get_objects() if issubclass(type(one), Session)]
+    if not KNOWS_SESSIONS:
+        return []
+    # values() iterates in Python, while other threads may open and lose sessions.
+    found = [reference() for reference in _SESSIONS.valuerefs()]
+    return [session for session in found if session is not None]
 
 
 def async_session_of(session: Session) -> Any:
@@ -159,13 +153,11 @@ def async_makers(frame: Any) -> tuple[object | None, type | None]:
     """The async factory and the class of the AsyncSession that make a session, if they do."""
     owner = None
     for _ in range(8):
-        if frame is None or not KNOWS_ASYNC:
+        if frame is None or frame.f_code is _SYNC_MAKER_CALL:
             break
         if frame.f_code is _ASYNC_INIT:
             owner = type(frame.f_locals["self"])
         elif frame.f_code is _MAKER_CALL and owner is not None:
             return frame.f_locals["self"], owner
-        elif frame.f_code is _SYNC_MAKER_CALL:
-            break
         frame = frame.f_back
     return None, owner

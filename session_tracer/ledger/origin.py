@@ -22,38 +22,28 @@ class Scope:
     context of the span it made.
     """
 
-    __slots__ = (
-        "expired_by",
-        "expired_site",
-        "id",
-        "is_async",
-        "opened_site",
-        "reports",
-        "sweeps",
-        "swept_by",
-        "swept_site",
-        "tracers",
-    )
+    # What expired objects of the scope last.
+    expired_by: Expiry | Literal[""] = ""
+    expired_site: CallSite | None = None
+    # What expired all of them last, and how often that has happened.
+    swept_by: Expiry | Literal[""] = ""
+    swept_site: CallSite | None = None
+    sweeps = 0
+    reports: tuple[Report, ...] = ()
+    tracers: tuple[tuple[Tracer, SpanContext | None], ...] = ()
 
     def __init__(self, id_: str, opened_site: CallSite | None, *, is_async: bool) -> None:
         self.id = id_
         self.opened_site = opened_site
         self.is_async = is_async
-        # What expired objects of the scope last.
-        self.expired_by: Expiry | Literal[""] = ""
-        self.expired_site: CallSite | None = None
-        # What expired all of them last, and how often that has happened.
-        self.swept_by: Expiry | Literal[""] = ""
-        self.swept_site: CallSite | None = None
-        self.sweeps = 0
-        self.reports: tuple[Report, ...] = ()
-        self.tracers: tuple[tuple[Tracer, SpanContext | None], ...] = ()
 
     def reported_by(self) -> tuple[tuple[Tracer, SpanContext | None], ...]:
         """The tracers that reported the scope, and the span that each made of it."""
-        if self.reports:
-            return tuple([(report.tracer, _span_of(report)) for report in self.reports])
-        return self.tracers
+        tracers = self.tracers
+        for report in self.reports:
+            spans = report.spans
+            tracers += ((report.tracer, None if spans is None else spans.session_context),)
+        return tracers
 
     def expired(self, by: Expiry, site: CallSite | None) -> None:
         """Say what expired objects of the scope."""
@@ -72,23 +62,18 @@ class Scope:
         self.reports = ()
 
 
-def _span_of(report: Report) -> SpanContext | None:
-    return None if report.spans is None else report.spans.session_context
-
-
 class Origin:
     """The scope an object is of, and how it left; times in nanoseconds of the monotonic clock.
 
     All that leave together, by a `close()` or an `expunge_all()`, share one.
     """
 
-    __slots__ = ("departed_at", "departed_site", "departure", "scope")
+    departure: Departure | None = None
+    departed_at = 0
+    departed_site: CallSite | None = None
 
     def __init__(self, scope: Scope) -> None:
         self.scope = scope
-        self.departure: Departure | None = None
-        self.departed_at = 0
-        self.departed_site: CallSite | None = None
 
     def left(self, departure: Departure, at: int, site: CallSite | None) -> None:
         """Say how the session's objects left it."""

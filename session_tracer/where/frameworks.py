@@ -12,14 +12,13 @@ __all__ = ["error_of_request", "is_by_transaction_manager"]
 # Flask and Quart turn an exception into a response, and then pass it to the teardown function (an
 # extension's or the application's) that removes the session.
 _TEARDOWNS: Final = frozenset({"do_teardown_appcontext", "do_teardown_request"})
-_FRAMEWORKS: Final = ("flask", "quart")
 # From a wrapped close() out to one of them it is about eight, through `scoped_session.remove()`.
 _MOST_FRAMES: Final = 16
 
 
 def error_of_request() -> BaseException | None:
     """Return the request's exception if the running code tears down a Flask or Quart context."""
-    if not any(name in sys.modules for name in _FRAMEWORKS):
+    if "flask" not in sys.modules and "quart" not in sys.modules:
         return None
     frame = running_frame(1)
     for _ in range(_MOST_FRAMES):
