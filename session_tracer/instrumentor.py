@@ -283,8 +283,17 @@ class Instrumentor:
             tracers = self._known.get(made) if owner is None else None
             if tracers is None:
                 tracers = self._tracers_for(made, owner, maker)
-            if tracers:
-                scopes.opened(session, tracers, is_async=owner is not None)
+            if not tracers:
+                return
+            site = tracers[0].locator.locate(2)
+            opening = scopes.opening_now(tracers, site, is_async=owner is not None)
+            session.__dict__[SLOT] = opening
+            for tracer in tracers:
+                if not tracer.is_settled:
+                    tracer.settle()
+                if tracer.wants_everything():
+                    scopes.begin_scope(session, opening)
+                    return
         except Exception as error:
             for instrumentation in list(self._instrumentations):
                 instrumentation._tracer.failed("instrumentor", error)

@@ -67,7 +67,7 @@ class Reporting(NamedTuple):
 
 
 class Tracer:
-    """One name, its settings, its detectors and its signals; it makes a story of each session."""
+    """One name, its settings, its detectors and its signals, which report each session scope."""
 
     def __init__(
         self,
@@ -89,8 +89,7 @@ class Tracer:
         self.closed = False
         self._ages = ages
         self.tells_statements = settings.statement_spans
-        # How long a scope may do nothing before somebody wants to hear of it, in nanoseconds: until
-        # it leaks, until its transaction is long, until its connection is idle.
+        # Nanoseconds until a scope leaks, its transaction is long, its connection is idle.
         self.patience = (
             int(settings.leak_after_seconds * 1e9),
             int(settings.long_transaction_seconds * 1e9),
@@ -262,7 +261,7 @@ class Tracer:
             pass
 
     def close(self) -> None:
-        """Tell nothing more."""
+        """Report nothing more."""
         self.closed = True
         for metrics in self._metrics:
             metrics.close()

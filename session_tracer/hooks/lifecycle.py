@@ -1,10 +1,10 @@
-"""Opening and closing, expunging, expiring and merging: what SQLAlchemy has no event for."""
+"""Opening and closing, expunging, expiring and merging, which have no event in SQLAlchemy."""
 
 from __future__ import annotations
 
 import sys
 from asyncio import CancelledError
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy.exc import IllegalStateChangeError
 from sqlalchemy.orm import Session, attributes
@@ -34,10 +34,8 @@ __all__ = ["wrap_async_session", "wrap_session"]
 def wrap_session(patches: Patches, owner: type[Session], adopt: Callable[[Session], None]) -> None:
     """Wrap what begins and ends a scope of the class's sessions, and what moves objects about."""
     patches.wrap(owner, "__init__", after=adopt)
-    for name, before, after in _OF_ANY:
-        patches.wrap(owner, name, before, after, slot=SLOT, kinds=(Ledger, Opening))
-    for name, before, after in _OF_USED:
-        patches.wrap(owner, name, before, after, slot=SLOT, kinds=(Ledger,))
+    for name, before, after in _WRAPPED:
+        patches.wrap(owner, name, before, after, slot=SLOT)
 
 
 def wrap_async_session(
@@ -53,52 +51,40 @@ def wrap_async_session(
     patches.wrap(transaction, "__aexit__", _leaving_transaction)
 
 
-class _Closing(NamedTuple):
-    """A session that is being closed; `handled` is the exception that was handled before."""
-
-    ledger: Ledger
-    session: Session
-    ending: Ending
-    handled: BaseException | None
-
-
-def _closing(ending: Ending) -> Callable[..., _Closing | None]:
-    def before(session: Session, *_: Any, **__: Any) -> _Closing | None:
-        ledger = session.__dict__[SLOT]
+def _closing(ending: Ending) -> Callable[..., Ledger | None]:
+    def before(session: Session, *_: Any, **__: Any) -> Ledger | None:
+        ledger: Ledger | Opening | None = session.__dict__.get(SLOT)
+        if ledger is None:
+            return None
         try:
-            if type(ledger) is Opening:
+            if isinstance(ledger, Opening):
                 if ledger.at:
                     _close_unused(session, ledger, ending)
                 return None
             if not ledger.is_open:
                 return None
-            handled = sys.exc_info()[1]
             if is_by_transaction_manager():
                 ledger.is_joined = ledger.is_managed = True
-            ledger.departing(session, ending, handled or error_of_request())
-            if ledger.is_used and session.identity_map.check_modified():
+            ledger.departing(session, ending, sys.exc_info()[1], error_of_request())
+            if ledger.identity_map_size and session.identity_map.check_modified():
                 ledger.modified = _modified(session)
         except Exception as error:
             ledger_failed(ledger, "lifetime", error)
             return None
-        return _new(_Closing, (ledger, session, ending, handled))
+        return ledger
 
     return before
 
 
-_new: Final = tuple.__new__
-
-
 def _close_unused(session: Session, opening: Opening, ending: Ending) -> None:
-    """A session that was never used is closed: it is counted, and opened anew by its next use."""
+    """Count a session that is closed unused. Its next use begins a new scope."""
     tracers = opening.tracers
     for tracer in tracers:
         tracer.closed_unused(tracer.clock() - opening.at)
-    closing = Closing(
-        "reset" if is_by_transaction_manager() else ending,
-        tracers[0].locator.locate(3),
-        opening.owner,  # no other thread or task has used it
-    )
+    if is_by_transaction_manager():
+        ending = "reset"
+    # No other thread or task has used it.
+    closing = Closing(ending, tracers[0].locator.locate(3), opening.owner)
     session.__dict__[SLOT] = Opening(tracers, is_async=opening.is_async, closing=closing)
 
 
@@ -113,26 +99,28 @@ def _modified(session: Session) -> Counts:
     return counts
 
 
-def _closed(closing: _Closing) -> None:
-    ledger, session, ending, handled = closing
+def _closed(ledger: Ledger) -> None:
     reports = ledger.reports
-    site, name, is_leaving = ledger.leaving or (None, "", False)
+    leaving = ledger.leaving or _NOT_LEAVING
     error = sys.exc_info()[1]
     try:
-        if error is not handled and isinstance(error, IllegalStateChangeError):
+        if isinstance(error, IllegalStateChangeError) and error is not ledger.closed_during:
             # SQLAlchemy would not close the session, because something is being done with it.
-            ledger.remain(session, site)
+            ledger.remain(leaving[0])
             return
-        ledger.end(ending, site=site, error=name, leaving=is_leaving)
+        ledger.end(ledger.ending or "close", leaving)
     except Exception as error:
         ledger.failed("lifetime", error)
-    if not is_leaving:
+    if not leaving[2]:
         raise_due(reports)
 
 
+_NOT_LEAVING: Final = (None, "", False)
+
+
 def _expunging(session: Session, instance: Any, *_more: Any, **__: Any) -> None:
-    ledger: Ledger = session.__dict__[SLOT]
-    if not ledger.is_open:
+    ledger = session.__dict__.get(SLOT)
+    if type(ledger) is not Ledger or not ledger.is_open:
         return
     try:
         state = attributes.instance_state(instance)
@@ -149,15 +137,15 @@ def _expunging(session: Session, instance: Any, *_more: Any, **__: Any) -> None:
         ledger.settle(now)
         ledger.objects_expunged(now, site, len(leaving))
     except NO_STATE:
-        pass  # not a mapped object: SQLAlchemy is about to say so
+        pass  # not a mapped object: SQLAlchemy is about to raise an error
     except Exception as error:
         ledger.failed("lifetime", error)
 
 
 def _expunging_all(session: Session, *_: Any, **__: Any) -> Session | None:
-    ledger: Ledger = session.__dict__[SLOT]
+    ledger = session.__dict__.get(SLOT)
     # close(), reset() and invalidate() call it, too, and report it themselves.
-    if ledger.is_closing or not ledger.is_open:
+    if type(ledger) is not Ledger or ledger.is_closing or not ledger.is_open:
         return None
     try:
         now, site = ledger.clock(), ledger.site()
@@ -184,8 +172,8 @@ def _expunged_all(session: Session) -> None:
 
 
 def _expiring(session: Session, instance: Any = None, *_: Any, **__: Any) -> None:
-    ledger: Ledger = session.__dict__[SLOT]
-    if not ledger.is_open:
+    ledger = session.__dict__.get(SLOT)
+    if type(ledger) is not Ledger or not ledger.is_open:
         return
     try:
         if instance is not None:
@@ -202,14 +190,14 @@ def _expiring(session: Session, instance: Any = None, *_: Any, **__: Any) -> Non
         ledger.settle(now)
         ledger.objects_expired(now, site, count)
     except NO_STATE:
-        pass  # not a mapped object: SQLAlchemy is about to say so
+        pass  # not a mapped object: SQLAlchemy is about to raise an error
     except Exception as error:
         ledger.failed("lifetime", error)
 
 
-def _committing(session: Session, *_: Any, **__: Any) -> Ledger:
-    ledger: Ledger = session.__dict__[SLOT]
-    return ledger
+def _committing(session: Session, *_: Any, **__: Any) -> Ledger | None:
+    ledger = session.__dict__.get(SLOT)
+    return ledger if type(ledger) is Ledger else None
 
 
 def _committed(ledger: Ledger) -> None:
@@ -223,9 +211,9 @@ def _committed(ledger: Ledger) -> None:
 
 
 def _rolling_back(session: Session, *_: Any, **__: Any) -> None:
-    ledger: Ledger = session.__dict__[SLOT]
+    ledger = session.__dict__.get(SLOT)
     # When the event comes, it is done, and what was at work may be, too.
-    if ledger.at_work is None:
+    if type(ledger) is not Ledger or ledger.at_work is None:
         return
     try:
         ledger.check_use(ledger.site())
@@ -234,7 +222,9 @@ def _rolling_back(session: Session, *_: Any, **__: Any) -> None:
 
 
 def _merging(session: Session, instance: Any, *_: Any, **__: Any) -> None:
-    ledger = session.__dict__[SLOT]
+    ledger = session.__dict__.get(SLOT)
+    if ledger is None:
+        return
     try:
         attributes.instance_state(instance)
         ledger = resumed(session, ledger)
@@ -242,20 +232,18 @@ def _merging(session: Session, instance: Any, *_: Any, **__: Any) -> None:
         entity = type(instance).__name__
         ledger.object_merged(ledger.clock(), ledger.site(), entity)
     except NO_STATE:
-        pass  # not a mapped object: SQLAlchemy is about to say so
+        pass  # not a mapped object: SQLAlchemy is about to raise an error
     except Exception as error:
         ledger_failed(ledger, "lifetime", error)
 
 
-_Wrapped: TypeAlias = "tuple[tuple[str, Callable[..., Any], Callable[[Any], None] | None], ...]"
+# Each looks for the ledger again: another thread may uninstrument the session at any moment.
 # A subclass's method may take more than the one it extends.
-_OF_ANY: Final[_Wrapped] = (
+_WRAPPED: Final[tuple[tuple[str, Callable[..., Any], Callable[[Any], None] | None], ...]] = (
     ("close", _closing("close"), _closed),
     ("reset", _closing("reset"), _closed),
     ("invalidate", _closing("invalidate"), _closed),
     ("merge", _merging, None),
-)
-_OF_USED: Final[_Wrapped] = (
     ("expunge", _expunging, None),
     ("expunge_all", _expunging_all, _expunged_all),
     ("expire", _expiring, None),

@@ -49,7 +49,6 @@ class Patches:
         after: Callable[[Any], None] | None = None,
         *,
         slot: str = "",
-        kinds: tuple[type, ...] = (),
     ) -> None:
         """Replace `owner.name`, if there is such a method.
 
@@ -57,7 +56,7 @@ class Patches:
         `before` returned, unless that is None, also when the method raises. Without `before` it
         calls `after(self)` when the method has returned. Neither may raise, unless the error is
         for the caller to see. If there is no memory or no stack left to call them, they are left
-        out. With `kinds`, only objects whose `__dict__` has a value of such a type as `slot` count.
+        out. With `slot`, objects whose `__dict__` has no such key are left out.
         """
         found = getattr(owner, name, None)
         if found is None:
@@ -71,7 +70,6 @@ class Patches:
             "_after": after,
             "_is_on": is_on,
             "_slot": slot,
-            "_kinds": kinds,
             "_lacks": _LACKS,
         }
         wrapper = _wrapper(name, found, names, inherited=own is _ABSENT)
@@ -149,7 +147,7 @@ def _wrapper(name: str, found: Any, names: dict[str, Any], *, inherited: bool) -
     # An inherited method is looked up at each call, as it would be without the wrapper.
     call = f"super(_owner, {receiver}).{name}({rest})" if inherited else f"_found({arguments})"
     is_around = names["_before"] is not None
-    condition = f"_is_on and type({receiver}.__dict__.get(_slot)) in _kinds"
+    condition = f"_is_on and _slot in {receiver}.__dict__"
     source = (_AROUND if is_around else _MADE).format(
         names=", ".join(names),
         name=name,
@@ -157,7 +155,7 @@ def _wrapper(name: str, found: Any, names: dict[str, Any], *, inherited: bool) -
         arguments=arguments,
         receiver=receiver,
         call=call,
-        condition=condition if names["_kinds"] else "_is_on",
+        condition=condition if names["_slot"] else "_is_on",
     )
     if inspect.iscoroutinefunction(found):
         source = source.replace("def " + name, "async def " + name)

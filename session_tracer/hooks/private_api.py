@@ -106,7 +106,7 @@ RELIANCES: Final = (
     Reliance(
         "sqlalchemy.orm.session._sessions",
         lambda: targets.KNOWS_SESSIONS,
-        "sessions that exist before instrument() are not traced, and those that exist at "
+        "sessions that exist before instrument() are not traced, and sessions that exist at "
         "uninstrument() are traced until they are closed",
     ),
     Reliance(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from session_tracer.ledger.report import Tracer
     from session_tracer.where.callsite import CallSite
 
-__all__ = ["begin_scope", "ledger_failed", "ledger_of", "opened", "opening_now", "resumed"]
+__all__ = ["begin_scope", "ledger_failed", "ledger_of", "opening_now", "resumed"]
 
 
 def ledger_of(holder: object) -> Ledger | None:
@@ -26,19 +26,6 @@ def ledger_of(holder: object) -> Ledger | None:
     """
     ledger = holder.__dict__.get(SLOT)
     return ledger if type(ledger) is Ledger else None
-
-
-def opened(session: Session, tracers: tuple[Tracer, ...], *, is_async: bool) -> None:
-    """A session was constructed: its scope begins with its first use, or now if that is wanted."""
-    opening = session.__dict__[SLOT] = opening_now(
-        tracers, tracers[0].locator.locate(2), is_async=is_async
-    )
-    for tracer in tracers:
-        if not tracer.is_settled:
-            tracer.settle()
-        if tracer.wants_everything():
-            begin_scope(session, opening)
-            return
 
 
 def opening_now(

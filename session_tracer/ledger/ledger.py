@@ -115,6 +115,8 @@ class Ledger(Use):
     closed_at = 0
     closed_site: CallSite | None = None
     ending: Ending | Literal[""] = ""
+    # The exception that is handled while the session is closed.
+    closed_during: BaseException | None = None
     outcome: Outcome | None = None
     error = ""
     # Where the last activity was before the scope ended, if it had begun a transaction.
@@ -257,15 +259,14 @@ class Ledger(Use):
         for tracer in tracers:
             if not tracer.is_settled:
                 tracer.settle()
-        self.id = f"{_IDS.getrandbits(64):016x}"
-        site = self.opened_site = self.last_activity_site = self.last_site = opening.site
-        self.opened_at = self.last_activity_at = opening.at
-        scope = self.scope = Scope(self.id, site, is_async=self.is_async)
-        self.origin = Origin(scope)
+        _, at, site, opened_by, self.context, self.handled, is_async, closing = opening
+        id_ = self.id = f"{_IDS.getrandbits(64):016x}"
+        self.opened_site = self.last_activity_site = self.last_site = site
+        self.opened_at = self.last_activity_at = at
+        self.opened_by = self.owner = opened_by
         self.kind = (type(session), id(session.bind))
-        self.opened_by = self.owner = opening.owner
-        self.context = opening.context
-        self.handled = opening.handled
+        scope = self.scope = Scope(id_, site, is_async=is_async)
+        self.origin = Origin(scope)
         if not reporting.now:
             # Read one right after the other: what passes between them, spans would be late by.
             self.epoch = time.time_ns() - self.clock()
@@ -275,10 +276,10 @@ class Ledger(Use):
         LIVE[self] = ref
         for wake in ASLEEP:
             wake()
-        if opening.closing is not None:
-            self._reopened(opening.closing)
+        if closing is not None:
+            self._reopened(closing)
         elif self.publishers:
-            self._publish(facts.SessionOpened(self.opened_at, site))
+            self._publish(facts.SessionOpened(at, site))
         self.is_beginning = False
         if self.tracers is not tracers:
             with _HANDING.value:  # another thread has instrumented or uninstrumented meanwhile
@@ -321,12 +322,21 @@ class Ledger(Use):
         )
         self.suspect(fact)
 
-    def departing(self, session: Session, ending: Ending, error: BaseException | None) -> None:
-        """The session is about to let go of everything it holds; `error` is leaving, if any."""
+    def departing(
+        self,
+        session: Session,
+        ending: Ending,
+        handled: BaseException | None,
+        of_request: BaseException | None,
+    ) -> None:
+        """The session is about to let go of everything it holds, during an exception or not."""
         now = self.clock()
         self.is_closing = True
+        self.ending = ending
+        if handled is not None:
+            self.closed_during = handled
         if self.leaving is None:
-            self.note_leaving(error)
+            self.note_leaving(handled or of_request)
         site = None if self.leaving is None else self.leaving[0]
         if self.counter.counts:
             self.settle(now)
@@ -355,15 +365,12 @@ class Ledger(Use):
         if session.deleted:
             self.removed = by_name(Numbers(map(type, session.deleted)))
 
-    def end(
-        self,
-        ending: Ending,
-        *,
-        site: CallSite | None = None,
-        error: str = "",
-        leaving: bool = False,
-    ) -> None:
-        """The scope ended; nothing is remembered of it but what its objects carry."""
+    def end(self, ending: Ending, leaving: tuple[CallSite | None, str, bool]) -> None:
+        """The scope ended; nothing is remembered of it but what its objects carry.
+
+        `leaving` is the line, the error that is leaving, and whether anything is.
+        """
+        site, error, is_leaving = leaving
         # In this order: one that is interrupted in between is still to be ended when it is lost.
         same_owner.leave(self)
         LIVE.pop(self, None)
@@ -396,7 +403,7 @@ class Ledger(Use):
                 or self.removed
                 or ending in _TAKEN
             ):
-                self._judge_end(leaving=leaving)
+                self._judge_end(leaving=is_leaving)
             for report in reports:
                 report.session_ended(self.detached)
         scope = self.scope
@@ -409,7 +416,7 @@ class Ledger(Use):
         self.is_closing = False
         self.counter = object_counter.NOTHING_LOADED
         self.flush = None
-        self.context = None
+        self.context = self.closed_during = None
 
     def _judge_end(self, *, leaving: bool) -> None:
         pending = by_name(self.pending_by_class)
@@ -433,15 +440,18 @@ class Ledger(Use):
         is_judged = self.is_suspect or loses or self.ending in _TAKEN
         self._publish_and_judge(fact, judged=bool(is_judged))
 
-    def remain(self, session: Session, site: CallSite | None) -> None:
+    def remain(self, site: CallSite | None) -> None:
         """The session let go of its objects, and then it was refused to be closed."""
         self.is_closing = False
-        self.leaving = None
+        self.ending = ""
+        self.leaving = self.closed_during = None
         self.identity_map_size = self.pending = 0
         self.detached = self.modified = self.removed = NOTHING
         self.pending_by_class.clear()
         self.origin = Origin(self.scope)
-        self.watch_loads(session, site)
+        session = LIVE[self]()
+        if session is not None:
+            self.watch_loads(session, site)
 
     def _give_up_transactions(self, now: int, site: CallSite | None) -> None:
         """Report transactions that were never ended as abandoned."""
@@ -981,13 +991,14 @@ class Ledger(Use):
         """
         self.is_used = True
         same_owner.join(self)
-        self.watch_loads(session, site)
+        self.load_site = site
+        self.counter = object_counter.watch(session.identity_map, self.origin, site)
 
     def watch_loads(self, session: Session, site: CallSite | None) -> None:
-        """Count what the session's identity map takes in from now on."""
-        self.counter = object_counter.watch(session.identity_map, self.origin, site)
+        """Count what the session's new identity map takes in from now on."""
         self.load_site = site
         self.route = None
+        self.counter = object_counter.watch(session.identity_map, self.origin, site)
 
     def loading(
         self, site: CallSite | None, at_once: int = 0, *, in_portions: bool = False
@@ -1024,25 +1035,26 @@ class Ledger(Use):
         """
         counter = self.counter
         counts = counter.counts
-        number = sum(counts.values())
+        came = by_name(counts)
+        counts.clear()
+        number = sum(came.values())
         if not number:
             return
         at_once = self.at_once
         if self.in_portions and 0 < counter.peak - self.size_before < number:
             at_once = counter.peak - self.size_before
-        together = at_once if 0 < at_once < number else number
-        size = max(self.size_before + together, counter.size())
-        if size > self.identity_map_peak:
-            self.identity_map_peak = size
+        size = self.size_before + (at_once if 0 < at_once < number else number)
+        peak = self.identity_map_peak
+        if size > peak:
+            self.identity_map_peak = peak = size
+        if (size := counter.size()) > peak:
+            self.identity_map_peak = peak = size
         self.count_transition("loaded_as_persistent", number)
-        came = by_name(counts)
-        counts.clear()
         if reporting.now:
             return
         self.loaded = with_counts(self.loaded, came)
-        is_judged = self.identity_map_peak > self.gates.large_identity_map or (
-            not at_once and number > self.gates.large_result
-        )
+        gates = self.gates
+        is_judged = peak > gates.large_identity_map or (not at_once and number > gates.large_result)
         if is_judged or self.publishers:
             fact = facts.ObjectsLoaded(now, self.load_site, came, at_once)
             self._publish_and_judge(fact, judged=is_judged)

@@ -114,7 +114,7 @@ def watch(identity_map: IdentityMap, origin: Origin, site: CallSite | None) -> C
 
 
 class Mark:
-    """Where an object came from, and how it left where its session's end does not say."""
+    """Where an object came from, and how it left if not by its session's end."""
 
     __slots__ = ("departed_at", "departed_site", "departure", "origin", "route", "site", "sweeps")
 

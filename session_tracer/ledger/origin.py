@@ -46,12 +46,12 @@ class Scope:
         return tracers
 
     def expired(self, by: Expiry, site: CallSite | None) -> None:
-        """Say what expired objects of the scope."""
+        """Note what expired objects of the scope."""
         self.expired_by = by
         self.expired_site = site
 
     def swept(self, by: Expiry, site: CallSite | None) -> None:
-        """Say what expired all objects of the scope."""
+        """Note what expired all objects of the scope."""
         self.expired_by = self.swept_by = by
         self.expired_site = self.swept_site = site
         self.sweeps += 1
@@ -76,7 +76,7 @@ class Origin:
         self.scope = scope
 
     def left(self, departure: Departure, at: int, site: CallSite | None) -> None:
-        """Say how the session's objects left it."""
+        """Note how the session's objects left it."""
         self.departure = departure
         self.departed_at = at
         self.departed_site = site
@@ -97,7 +97,7 @@ class OriginRef(weakref.ref[Any]):
     """The weak reference to the identity map that every persistent object carries anyway.
 
     SQLAlchemy gives each object's state the identity map's own weak reference, and leaves it there
-    when the session is closed. Handing out this one instead tells where an object came from at no
+    when the session is closed. Handing out this one instead records where an object came from at no
     cost for each: `origin` is its session scope, `site` the line that loaded it, `sweeps` how often
     all objects of the scope had been expired before, `route` how it came where that was by a lazy
     load.

@@ -113,7 +113,7 @@ def _objects(ledger: Ledger, pending: int) -> dict[str, int]:
     counts: dict[str, int] = {}
     if session is None:
         return counts
-    # Counted by length alone: the public collections are made anew, and may change meanwhile.
+    # By length alone: each call makes the public collections, which may change meanwhile.
     identity_map = session.identity_map
     if persistent := len(identity_map):
         counts["persistent"] = persistent
@@ -149,6 +149,6 @@ def end_all(clock: Callable[[], float] = time.monotonic, seconds: float = 1.0) -
         session = ref()
         try:
             ledger.identity_map_size = 0 if session is None else len(session.identity_map)
-            ledger.end("exit", site=ledger.last_site)
+            ledger.end("exit", (ledger.last_site, "", False))
         except Exception as error:
             ledger.failed("live", error)

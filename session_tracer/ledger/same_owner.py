@@ -75,7 +75,12 @@ def hand_on(member: Member, before: Owner) -> None:
 
 def leave(member: Member) -> None:
     """The scope ended."""
-    _part(member, member.opened_by.key)
+    key = member.opened_by.key
+    together = _TOGETHER.get(key)
+    if together is not None:
+        together.pop(member, None)
+        if not together:
+            _TOGETHER.pop(key, None)
     if member.owner is not member.opened_by:
         _part(member, member.owner.key)
 

@@ -1,4 +1,4 @@
-"""The process's one thread: it lets time pass for open sessions, and hears when one is lost."""
+"""The process's one thread, which reports the passing of time and lost sessions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _GAP_PER_LOOK: Final = 100
 
 
 class Watch:
-    """Tells `TimePassed` to the scopes for which it is time.
+    """Publishes `TimePassed` for the scopes for which it is time.
 
     `gap` is the least time, in seconds, between the last look and the next.
     """
@@ -39,9 +39,9 @@ class Watch:
         self.gap = _LEAST_GAP / 1e9
 
     def look(self) -> float | None:
-        """Tell whoever has waited long enough; the seconds until the next look, None for ever.
+        """Return the seconds until the next look, or None if no session has to be looked at.
 
-        A scope is told as each of its time thresholds passes (leak, long transaction, idle
+        A scope gets the fact as each of its time thresholds passes (leak, long transaction, idle
         connection), and again every `leak_after_seconds` from then on.
         """
         now, last = self._clock(), self._last
@@ -189,7 +189,7 @@ def at_end() -> None:
 
 def _end(lost: Ledger) -> None:
     try:
-        lost.end("collected", site=lost.last_site)
+        lost.end("collected", (lost.last_site, "", False))
     except Exception as error:
         lost.failed("live", error)
 

@@ -132,7 +132,7 @@ class PlayedScope:
         ledger.identity_map_size, ledger.pending = fact.identity_map_size, fact.pending
         ledger.detached, ledger.modified = fact.detached, fact.modified
         ledger.removed = fact.removed
-        ledger.end(fact.ending, site=fact.site, error=fact.error, leaving=fact.leaving)
+        ledger.end(fact.ending, (fact.site, fact.error, fact.leaving))
 
     def _transaction_began(self, fact: facts.TransactionBegan) -> None:
         ledger = self.ledger
