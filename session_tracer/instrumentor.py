@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import warnings
 from dataclasses import fields
@@ -17,6 +18,7 @@ from session_tracer.hooks.lifecycle import wrap_async_session, wrap_session
 from session_tracer.hooks.patching import Patches
 from session_tracer.hooks.targets import (
     ASYNC,
+    SYNC_MAKER_CALL,
     AsyncSession,
     AsyncSessionTransaction,
     Target,
@@ -29,11 +31,12 @@ from session_tracer.hooks.targets import (
 )
 from session_tracer.ledger import object_counter, same_owner, watchdog
 from session_tracer.ledger.in_progress import SLOT
-from session_tracer.ledger.ledger import Ledger
+from session_tracer.ledger.ledger import Ledger, Opening, new_tuple, recognising
 from session_tracer.ledger.registry import LIVE, ages
 from session_tracer.runtime import environment, process, threads
 from session_tracer.settings import Settings
 from session_tracer.tracer import Tracer
+from session_tracer.where import owner as owners
 from session_tracer.where.running import running_frame
 
 if TYPE_CHECKING:
@@ -276,18 +279,33 @@ class Instrumentor:
     def opened(self, session: Session) -> None:
         """A session was constructed: trace it if it is instrumented."""
         try:
-            if SLOT in session.__dict__:
+            slots, made = session.__dict__, type(session)
+            if SLOT in slots:
                 return
-            maker, owner = async_makers(running_frame(2))
-            made = type(session)
-            tracers = self._known.get(made) if owner is None else None
+            maker = owner = tracers = None
+            frame = running_frame(2)
+            if frame is not None and frame.f_code is SYNC_MAKER_CALL:
+                tracers = self._known.get(made)
+            else:
+                maker, owner = async_makers(frame)
             if tracers is None:
                 tracers = self._tracers_for(made, owner, maker)
             if not tracers:
                 return
-            site = tracers[0].locator.locate(2)
-            opening = scopes.opening_now(tracers, site, is_async=owner is not None)
-            session.__dict__[SLOT] = opening
+            nearest, error = tracers[0], sys.exc_info()[1]
+            opening = slots[SLOT] = new_tuple(
+                Opening,
+                (
+                    tracers,
+                    nearest.clock(),
+                    nearest.locator.locate(2),
+                    owners.current(),
+                    nearest.context(),
+                    None if error is None else recognising(error),
+                    owner is not None,
+                    None,
+                ),
+            )
             for tracer in tracers:
                 if not tracer.is_settled:
                     tracer.settle()

@@ -14,7 +14,7 @@ from session_tracer.hooks import flush_contents
 from session_tracer.hooks.scopes import ledger_failed, ledger_of, resumed
 from session_tracer.ledger import object_counter
 from session_tracer.ledger.in_progress import SLOT
-from session_tracer.ledger.ledger import Closing, Ledger, Opening, type_name
+from session_tracer.ledger.ledger import Closing, Ledger, Opening, new_tuple, type_name
 from session_tracer.ledger.origin import Origin
 from session_tracer.verdicts.misuse import raise_due
 from session_tracer.where.frameworks import error_of_request, is_by_transaction_manager
@@ -78,14 +78,17 @@ def _closing(ending: Ending) -> Callable[..., Ledger | None]:
 
 def _close_unused(session: Session, opening: Opening, ending: Ending) -> None:
     """Count a session that is closed unused. Its next use begins a new scope."""
-    tracers = opening.tracers
+    tracers, at, _, owner, _, _, is_async, _ = opening
+    duration = tracers[0].clock() - at
     for tracer in tracers:
-        tracer.closed_unused(tracer.clock() - opening.at)
+        tracer.closed_unused(duration)
     if is_by_transaction_manager():
         ending = "reset"
     # No other thread or task has used it.
-    closing = Closing(ending, tracers[0].locator.locate(3), opening.owner)
-    session.__dict__[SLOT] = Opening(tracers, is_async=opening.is_async, closing=closing)
+    closing = new_tuple(Closing, (ending, tracers[0].locator.locate(3), owner))
+    session.__dict__[SLOT] = new_tuple(
+        Opening, (tracers, 0, None, owner, None, None, is_async, closing)
+    )
 
 
 def _modified(session: Session) -> Counts:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from session_tracer.ledger.in_progress import SLOT
 from session_tracer.ledger.ledger import Ledger, Opening, recognising
@@ -35,27 +35,18 @@ def opening_now(
     is_async: bool,
     closing: Closing | None = None,
 ) -> Opening:
-    """Note how a scope begins, if it is used."""
-    nearest = tracers[0]
-    error = sys.exc_info()[1]
-    handled = None if error is None else recognising(error)
-    # A third of the cost of `Opening(...)`.
-    return _new(
-        Opening,
-        (
-            tracers,
-            nearest.clock(),
-            site,
-            owner.current(),
-            nearest.context(),
-            handled,
-            is_async,
-            closing,
-        ),
+    """Note how a scope begins."""
+    nearest, error = tracers[0], sys.exc_info()[1]
+    return Opening(
+        tracers=tracers,
+        at=nearest.clock(),
+        site=site,
+        owner=owner.current(),
+        context=nearest.context(),
+        handled=None if error is None else recognising(error),
+        is_async=is_async,
+        closing=closing,
     )
-
-
-_new: Final = tuple.__new__
 
 
 def begin_scope(session: Session, opening: Opening) -> Ledger:

@@ -13,6 +13,7 @@ __all__ = [
     "ASYNC",
     "KNOWS_ASYNC",
     "KNOWS_SESSIONS",
+    "SYNC_MAKER_CALL",
     "AsyncSession",
     "AsyncSessionTransaction",
     "Target",
@@ -53,7 +54,7 @@ else:
 # Whether the sessions that asyncio's make are recognised; another library may have replaced their
 # constructors.
 KNOWS_ASYNC: Final = _ASYNC_INIT is not None and _MAKER_CALL is not None
-_SYNC_MAKER_CALL: Final = _code(sessionmaker.__call__)
+SYNC_MAKER_CALL: Final = _code(sessionmaker.__call__)
 _SESSIONS: Final[Any] = getattr(sys.modules["sqlalchemy.orm.session"], "_sessions", None)
 KNOWS_SESSIONS: Final = isinstance(_SESSIONS, weakref.WeakValueDictionary)
 
@@ -150,16 +151,11 @@ def places(made: type, owner: type | None) -> tuple[object, ...]:
     return (*(() if owner is None else owner.__mro__), *made.__mro__)
 
 
-_NO_ASYNC: Final = (None, None)
-
-
 def async_makers(frame: Any) -> tuple[object | None, type | None]:
     """The async factory and the class of the AsyncSession that make a session, if they do."""
-    if frame is not None and frame.f_code is _SYNC_MAKER_CALL:
-        return _NO_ASYNC
     owner = None
     for _ in range(8):
-        if frame is None or frame.f_code is _SYNC_MAKER_CALL:
+        if frame is None or frame.f_code is SYNC_MAKER_CALL:
             break
         if frame.f_code is _ASYNC_INIT:
             owner = type(frame.f_locals["self"])
