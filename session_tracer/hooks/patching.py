@@ -3,7 +3,7 @@
 Wrappers are made from source. Only a function with the method's own parameters raises the
 TypeError of a wrong call at the caller's line, has the method's `__defaults__`, stays a coroutine
 function where the method is one, and belongs to the method's module: SQLAlchemy lays a warning to
-the innermost line of a module that is not its own. `functools.wraps` around `*args` does neither.
+the innermost line of a module that is not its own. A wrapper that takes `*args` has none of these.
 """
 
 from __future__ import annotations

@@ -6,8 +6,6 @@ import inspect
 import sys
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from sqlalchemy.orm import Session
-
 from session_tracer.hooks import statements, targets
 from session_tracer.ledger import object_counter
 from session_tracer.runtime.degraded import without
@@ -111,7 +109,7 @@ RELIANCES: Final = (
     ),
     Reliance(
         "Session._deleted",
-        lambda: "_deleted" in Session.__init__.__code__.co_names,
+        lambda: "_deleted" in _found("sqlalchemy.orm:Session.deleted").fget.__code__.co_names,
         "the number of deleted objects of an open session is not reported",
     ),
     Reliance(

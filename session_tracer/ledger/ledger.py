@@ -421,7 +421,7 @@ class Ledger(Use):
                 report.session_ended(self.detached)
         scope = self.scope
         scope.tracers = scope.reported_by()
-        # A detached object must not keep the reports alive, nor they the context.
+        # A detached object must not keep the reports alive.
         scope.reports = self.reports = ()
         self.publishers = ()
         self.is_open = False

@@ -61,7 +61,7 @@ class Counter:
 
 
 class MapCounter(Counter):
-    """Counts within the identity map. It must not hold the map: its lifetime is SQLAlchemy's."""
+    """Counts in the identity map. It must not hold the map: its lifetime is SQLAlchemy's."""
 
     def __init__(self, identity_map: Any, origin: Origin, site: CallSite | None) -> None:
         self.counts = defaultdict(int)

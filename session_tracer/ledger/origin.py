@@ -39,8 +39,12 @@ class Scope:
 
     def reported_by(self) -> tuple[tuple[Tracer, SpanContext | None], ...]:
         """The tracers that reported the scope, and the span that each made of it."""
-        tracers = self.tracers
-        for report in self.reports:
+        # Once: another thread may end the scope meanwhile.
+        reports = self.reports
+        if not reports:
+            return self.tracers
+        tracers: tuple[tuple[Tracer, SpanContext | None], ...] = ()
+        for report in reports:
             spans = report.spans
             tracers += ((report.tracer, None if spans is None else spans.session_context),)
         return tracers
@@ -55,11 +59,6 @@ class Scope:
         self.expired_by = self.swept_by = by
         self.expired_site = self.swept_site = site
         self.sweeps += 1
-
-    def end(self) -> None:
-        """Let the reports go: a detached object must not keep them alive."""
-        self.tracers = self.reported_by()
-        self.reports = ()
 
 
 class Origin:
