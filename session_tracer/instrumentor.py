@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import warnings
 from dataclasses import fields
@@ -17,6 +18,7 @@ from session_tracer.hooks.lifecycle import wrap_async_session, wrap_session
 from session_tracer.hooks.patching import Patches
 from session_tracer.hooks.targets import (
     ASYNC,
+    SYNC_MAKER_CALL,
     AsyncSession,
     AsyncSessionTransaction,
     Target,
@@ -29,11 +31,12 @@ from session_tracer.hooks.targets import (
 )
 from session_tracer.ledger import object_counter, same_owner, watchdog
 from session_tracer.ledger.in_progress import SLOT
-from session_tracer.ledger.ledger import Ledger
+from session_tracer.ledger.ledger import Ledger, Opening, new_tuple, recognising
 from session_tracer.ledger.registry import LIVE, ages
 from session_tracer.runtime import environment, process, threads
 from session_tracer.settings import Settings
 from session_tracer.tracer import Tracer
+from session_tracer.where import owner as owners
 from session_tracer.where.running import running_frame
 
 if TYPE_CHECKING:
@@ -194,7 +197,8 @@ class Instrumentor:
         self._patches = Patches()
         self._listening: set[type[Session]] = set()
         self._is_listening_to_all = False
-        self._known: dict[tuple[object, ...], tuple[Tracer, ...]] = {}
+        # By the class of the session, and for asyncio by what made it as well.
+        self._known: dict[object, tuple[Tracer, ...]] = {}
         self._exporters = Exporters()
 
     def add(
@@ -275,12 +279,39 @@ class Instrumentor:
     def opened(self, session: Session) -> None:
         """A session was constructed: trace it if it is instrumented."""
         try:
-            if SLOT in session.__dict__:
+            slots, made = session.__dict__, type(session)
+            if SLOT in slots:
                 return
-            maker, owner = async_makers(running_frame(1))
-            tracers = self._tracers_for(type(session), owner, maker)
-            if tracers:
-                scopes.opened(session, tracers, is_async=owner is not None)
+            maker = owner = tracers = None
+            frame = running_frame(2)
+            if frame is not None and frame.f_code is SYNC_MAKER_CALL:
+                tracers = self._known.get(made)
+            else:
+                maker, owner = async_makers(frame)
+            if tracers is None:
+                tracers = self._tracers_for(made, owner, maker)
+            if not tracers:
+                return
+            nearest, error = tracers[0], sys.exc_info()[1]
+            opening = slots[SLOT] = new_tuple(
+                Opening,
+                (
+                    tracers,
+                    nearest.clock(),
+                    nearest.locator.locate(2),
+                    owners.current(),
+                    nearest.context(),
+                    None if error is None else recognising(error),
+                    owner is not None,
+                    None,
+                ),
+            )
+            for tracer in tracers:
+                if not tracer.is_settled:
+                    tracer.settle()
+                if tracer.wants_everything():
+                    scopes.begin_scope(session, opening)
+                    return
         except Exception as error:
             for instrumentation in list(self._instrumentations):
                 instrumentation._tracer.failed("instrumentor", error)
@@ -293,7 +324,7 @@ class Instrumentor:
             if type(known) is Ledger:
                 known.hand_to(tracers)
             elif known is not None:
-                known.tracers = tracers or known.tracers
+                session.__dict__[SLOT] = known._replace(tracers=tracers or known.tracers)
             elif tracers:
                 is_async = async_session_of(session) is not None
                 session_events.take_up(session, tracers, is_async=is_async)
@@ -322,8 +353,10 @@ class Instrumentor:
                     holding.unmark(ledger)
                 object_counter.unwatch(session.identity_map)
         elif ledger is not None:
-            ledger.tracers = self._tracers_of(session)
-            if not ledger.tracers:
+            tracers = self._tracers_of(session)
+            if tracers:
+                session.__dict__[SLOT] = ledger._replace(tracers=tracers)
+            else:
                 del session.__dict__[SLOT]
 
     def _tracers_for(
@@ -334,7 +367,7 @@ class Instrumentor:
             one._target.place is not maker for one in self._instrumentations
         ):
             maker = None  # the cache must not keep it alive
-        key = (made, owner, maker)
+        key = made if owner is None else (made, owner, maker)
         tracers = self._known.get(key)
         if tracers is None:
             if len(self._known) > 256:  # an application that creates factories at run time

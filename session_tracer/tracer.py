@@ -54,7 +54,7 @@ Asked: TypeAlias = "dict[Any, tuple[tuple[int, Any], ...]]"
 class Reporting(NamedTuple):
     """How the scopes that begin now are reported.
 
-    `listeners` get every fact; `publishes` is whether anything asked for facts.
+    `listeners` get every fact; with `is_eager`, sessions that are never used are reported, too.
     """
 
     metrics: tuple[MetricSignal, ...]
@@ -63,10 +63,11 @@ class Reporting(NamedTuple):
     sinks: tuple[ReportSignal, ...]
     listeners: tuple[Callable[[Any, Report], None], ...]
     steps: int
+    is_eager: bool
 
 
 class Tracer:
-    """One name, its settings, its detectors and its signals; it makes a story of each session."""
+    """One name, its settings, its detectors and its signals, which report each session scope."""
 
     def __init__(
         self,
@@ -88,8 +89,7 @@ class Tracer:
         self.closed = False
         self._ages = ages
         self.tells_statements = settings.statement_spans
-        # How long a scope may do nothing before somebody wants to hear of it, in nanoseconds: until
-        # it leaks, until its transaction is long, until its connection is idle.
+        # Nanoseconds until a scope leaks, its transaction is long, its connection is idle.
         self.patience = (
             int(settings.leak_after_seconds * 1e9),
             int(settings.long_transaction_seconds * 1e9),
@@ -130,6 +130,9 @@ class Tracer:
             sinks=sinks,
             listeners=tuple(sink.fact for sink in sinks if sink.wants_facts),
             steps=self.settings.timeline_steps if wants_sessions else 0,
+            is_eager=wants_sessions
+            or bool(self._published)
+            or any(sink.wants_facts or sink.wants_sessions for sink in sinks),
         )
 
     def _measuring(self, exporters: tuple[Exporter, ...]) -> Iterator[MetricSignal]:
@@ -189,13 +192,8 @@ class Tracer:
     def wants_everything(self) -> bool:
         """Whether sessions that are never used are worth a report, too."""
         reporting = self._reporting
-        return bool(
-            reporting.listeners
-            or reporting.steps
-            or self._published
-            or any(sink.wants_sessions for sink in reporting.sinks)
-            or (reporting.logs is not None and reporting.logs.hears_debug())
-        )
+        logs = reporting.logs
+        return reporting.is_eager or (logs is not None and logs.hears_debug())
 
     def closed_unused(self, duration: int) -> None:
         """A session was closed that was never used, after that many nanoseconds; never raises."""
@@ -207,9 +205,8 @@ class Tracer:
         except Exception as error:
             self.failed("MetricSignal", error)
 
-    def context(self) -> Any:
-        """The context in which a session is opened."""
-        return context_api.get_current()
+    # The context in which a session is opened.
+    context: Callable[[], Any] = staticmethod(context_api.get_current)
 
     def caller(self, context: Any = None) -> tuple[int, int]:
         """The trace and the span that the caller is in; zeros where it is in none."""
@@ -264,7 +261,7 @@ class Tracer:
             pass
 
     def close(self) -> None:
-        """Tell nothing more."""
+        """Report nothing more."""
         self.closed = True
         for metrics in self._metrics:
             metrics.close()

@@ -1,4 +1,4 @@
-"""Tests that loads are counted the same by either road, and that nothing lives longer for it."""
+"""Tests that loaded objects are counted, and that nothing lives longer for it."""
 
 from __future__ import annotations
 
@@ -28,13 +28,6 @@ if TYPE_CHECKING:
 Factory = sessionmaker[Session]
 
 
-@pytest.fixture(params=["private road", "public event"])
-def road(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Which way the objects that are loaded are counted."""
-    monkeypatch.setattr(object_counter, "PRIVATE_ROAD", request.param == "private road")
-    return str(request.param)
-
-
 @pytest.fixture
 def factory(tmp_path: Path) -> Iterator[Factory]:
     engine = create_engine(f"sqlite:///{tmp_path / 'loads.db'}")
@@ -47,8 +40,8 @@ def factory(tmp_path: Path) -> Iterator[Factory]:
     engine.dispose()
 
 
-def test_the_private_road_works_with_this_sqlalchemy() -> None:
-    assert object_counter.PRIVATE_ROAD
+def test_the_identity_map_of_this_sqlalchemy_is_known() -> None:
+    assert object_counter.IS_KNOWN
 
 
 def loaded(told: Captured) -> list[dict[str, int]]:
@@ -56,10 +49,7 @@ def loaded(told: Captured) -> list[dict[str, int]]:
     return [fact.loaded for fact in told.facts if isinstance(fact, facts.ObjectsLoaded)]
 
 
-# The same by either road.
-
-
-def test_each_statements_objects_are_counted_by_entity(factory: Factory, road: str) -> None:
+def test_each_statements_objects_are_counted_by_entity(factory: Factory) -> None:
     with capture(factory) as told, factory() as session:
         everyone = session.scalars(select(Author).order_by(Author.id)).all()
         assert len(everyone[0].books) == 2
@@ -76,7 +66,7 @@ def test_each_statements_objects_are_counted_by_entity(factory: Factory, road: s
     assert (summary.identity_map_size, summary.identity_map_peak) == (11, 11)
 
 
-def test_what_the_session_holds_already_is_not_loaded_again(factory: Factory, road: str) -> None:
+def test_what_the_session_holds_already_is_not_loaded_again(factory: Factory) -> None:
     with capture(factory) as told, factory() as session:
         everyone = session.scalars(select(Author)).all()
         assert session.scalars(select(Author)).all() == everyone
@@ -86,14 +76,14 @@ def test_what_the_session_holds_already_is_not_loaded_again(factory: Factory, ro
     assert loaded(told) == [{"Author": 3}]
 
 
-def test_what_nobody_holds_is_loaded_again(factory: Factory, road: str) -> None:
+def test_what_nobody_holds_is_loaded_again(factory: Factory) -> None:
     with capture(factory) as told, factory() as session:
         for _ in range(2):
             session.scalars(select(Author)).all()
     assert loaded(told) == [{"Author": 3}, {"Author": 3}]
 
 
-def test_what_is_written_is_not_loaded_but_counts_for_the_peak(factory: Factory, road: str) -> None:
+def test_what_is_written_is_not_loaded_but_counts_for_the_peak(factory: Factory) -> None:
     with capture(factory) as told, factory() as session:
         written = [Author(name="Ada"), Author(name="Grace")]
         session.add_all(written)
@@ -107,7 +97,7 @@ def test_what_is_written_is_not_loaded_but_counts_for_the_peak(factory: Factory,
     assert (summary.identity_map_size, summary.identity_map_peak) == (5, 5)
 
 
-def test_each_scope_counts_anew(factory: Factory, road: str) -> None:
+def test_each_scope_counts_anew(factory: Factory) -> None:
     with capture(factory) as told, factory() as session:
         kept = session.scalars(select(Book)).all()
         session.close()
@@ -118,7 +108,7 @@ def test_each_scope_counts_anew(factory: Factory, road: str) -> None:
     assert [summary.identity_map_peak for summary in told.sessions] == [6, 3]
 
 
-def test_how_full_the_map_was_is_noted_while_it_is_followed(factory: Factory, road: str) -> None:
+def test_how_full_the_map_was_is_noted_while_it_is_followed(factory: Factory) -> None:
     with capture(factory), factory() as session:
         session.connection()
         ledger = ledger_of(session)
@@ -184,7 +174,7 @@ def write_and_close(factory: Factory) -> Author:
     return author
 
 
-def test_an_object_knows_the_lines_that_opened_and_loaded(factory: Factory, road: str) -> None:
+def test_an_object_knows_the_lines_that_opened_and_loaded(factory: Factory) -> None:
     with capture(factory):
         found = load_and_close(factory)
     expected = Trail(here(load_and_close, 1), here(load_and_close, 2), "close")
@@ -192,7 +182,7 @@ def test_an_object_knows_the_lines_that_opened_and_loaded(factory: Factory, road
     assert [trail(book) for author in found for book in author.books] == [expected] * 6
 
 
-def test_an_object_that_leaves_by_itself_knows_how(factory: Factory, road: str) -> None:
+def test_an_object_that_leaves_by_itself_knows_how(factory: Factory) -> None:
     with capture(factory), factory() as session:
         author = load_and_expunge(session)
         left = trail(author)
@@ -203,15 +193,13 @@ def test_an_object_that_leaves_by_itself_knows_how(factory: Factory, road: str) 
     assert trail(author).departure == "close"
 
 
-def test_an_object_that_was_written_knows_the_line_that_wrote_it(
-    factory: Factory, road: str
-) -> None:
+def test_an_object_that_was_written_knows_the_line_that_wrote_it(factory: Factory) -> None:
     with capture(factory):
         author = write_and_close(factory)
     assert trail(author) == Trail(here(write_and_close, 1), here(write_and_close, 4), "close")
 
 
-def test_a_refused_load_tells_the_same_by_either_road(factory: Factory, road: str) -> None:
+def test_a_refused_load_knows_where_the_object_came_from_and_how_it_left(factory: Factory) -> None:
     with capture(factory) as told:
         session = factory()
         author = load_and_expunge(session)
@@ -227,7 +215,7 @@ def test_a_refused_load_tells_the_same_by_either_road(factory: Factory, road: st
     )
 
 
-def test_an_object_of_an_untraced_session_knows_nothing(factory: Factory, road: str) -> None:
+def test_an_object_of_an_untraced_session_knows_nothing(factory: Factory) -> None:
     with factory() as session:
         author = session.scalars(select(Author)).first()
     assert object_counter.mark_of(attributes.instance_state(author)) is None
@@ -357,7 +345,7 @@ WORKS = (
 
 @pytest.mark.parametrize("work", WORKS)
 def test_nothing_lives_longer_than_where_nobody_traces(
-    factory: Factory, road: str, work: Callable[[Factory], Refs]
+    factory: Factory, work: Callable[[Factory], Refs]
 ) -> None:
     try:
         untraced = fates(work, factory)
@@ -368,13 +356,13 @@ def test_nothing_lives_longer_than_where_nobody_traces(
     assert traced == untraced
 
 
-def test_an_identity_map_is_freed_by_reference_counting_alone(factory: Factory, road: str) -> None:
+def test_an_identity_map_is_freed_by_reference_counting_alone(factory: Factory) -> None:
     with capture(factory):
         at_once, afterwards = fates(closed, factory)
     assert (at_once, afterwards) == (set(), set())
 
 
-def test_a_detached_object_keeps_neither_session_nor_map(factory: Factory, road: str) -> None:
+def test_a_detached_object_keeps_neither_session_nor_map(factory: Factory) -> None:
     try:
         with capture(factory):
             at_once, _ = fates(detached, factory)
@@ -383,7 +371,7 @@ def test_a_detached_object_keeps_neither_session_nor_map(factory: Factory, road:
     assert at_once == set()
 
 
-def test_a_map_is_left_as_it_would_be_without_us(factory: Factory, road: str) -> None:
+def test_a_map_is_left_as_it_would_be_without_us(factory: Factory) -> None:
     session = factory()
     with capture(factory):
         session.scalars(select(Author)).all()

@@ -1,11 +1,9 @@
-"""Opening and closing, expunging, expiring and merging: what SQLAlchemy has no event for."""
+"""Opening and closing, expunging, expiring and merging, which have no event in SQLAlchemy."""
 
 from __future__ import annotations
 
 import sys
 from asyncio import CancelledError
-from collections import Counter
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy.exc import IllegalStateChangeError
@@ -16,9 +14,8 @@ from session_tracer.hooks import flush_contents
 from session_tracer.hooks.scopes import ledger_failed, ledger_of, resumed
 from session_tracer.ledger import object_counter
 from session_tracer.ledger.in_progress import SLOT
-from session_tracer.ledger.ledger import Closing, Ledger, Opening, type_name
+from session_tracer.ledger.ledger import Closing, Ledger, Opening, new_tuple, type_name
 from session_tracer.ledger.origin import Origin
-from session_tracer.model.counts import NOTHING, by_name
 from session_tracer.verdicts.misuse import raise_due
 from session_tracer.where.frameworks import error_of_request, is_by_transaction_manager
 
@@ -29,7 +26,6 @@ if TYPE_CHECKING:
 
     from session_tracer.facts import Counts, Ending
     from session_tracer.hooks.patching import Patches
-    from session_tracer.where.callsite import CallSite
 
 
 __all__ = ["wrap_async_session", "wrap_session"]
@@ -37,18 +33,9 @@ __all__ = ["wrap_async_session", "wrap_session"]
 
 def wrap_session(patches: Patches, owner: type[Session], adopt: Callable[[Session], None]) -> None:
     """Wrap what begins and ends a scope of the class's sessions, and what moves objects about."""
-
-    def constructing(session: Session, *_: Any, **__: Any) -> tuple[Session, object]:
-        return session, sys.exc_info()[1]
-
-    def constructed(call: tuple[Session, object]) -> None:
-        session, handled = call
-        if sys.exc_info()[1] is handled:  # else it could not be made
-            adopt(session)
-
-    patches.wrap(owner, "__init__", constructing, constructed)
+    patches.wrap(owner, "__init__", after=adopt)
     for name, before, after in _WRAPPED:
-        patches.wrap(owner, name, before, after)
+        patches.wrap(owner, name, before, after, slot=SLOT)
 
 
 def wrap_async_session(
@@ -59,103 +46,49 @@ def wrap_async_session(
     There neither the line nor the exception that is leaving can be seen, so they are noted before.
     """
     for name in ("close", "reset", "invalidate"):
-        patches.wrap(session, name, _leaving, _nothing)
-    patches.wrap(session, "__aexit__", _leaving_block, _nothing)
-    patches.wrap(transaction, "__aexit__", _leaving_transaction, _nothing)
+        patches.wrap(session, name, _leaving)
+    patches.wrap(session, "__aexit__", _leaving_block)
+    patches.wrap(transaction, "__aexit__", _leaving_transaction)
 
 
-def _nothing(_: Any) -> None:
-    """Has nothing to add."""
-
-
-class _Call:
-    """A wrapped call on its way: what to say of it when it has returned."""
-
-    __slots__ = (
-        "detached",
-        "ending",
-        "error",
-        "handled",
-        "leaving",
-        "ledger",
-        "modified",
-        "pending",
-        "removed",
-        "session",
-        "site",
-        "size",
-    )
-
-    def __init__(self, ledger: Ledger, session: Session, ending: Ending = "close") -> None:
-        self.ledger = ledger
-        self.session = session
-        self.ending = ending
-        self.handled = sys.exc_info()[1]
-        self.site: CallSite | None = None
-        self.error = ""
-        self.size = 0
-        self.pending = 0
-        self.detached: Counts = NOTHING
-        self.leaving = False
-        self.modified: Counts = NOTHING
-        self.removed: Counts = NOTHING
-
-    def look(self) -> None:
-        """What the session is about to let go of."""
-        session, ledger = self.session, self.ledger
-        identity_map = session.identity_map
-        self.size = len(identity_map)
-        ledger.measure(self.size)
-        if self.size:
-            # The first part of an identity key is the mapped class, or its hierarchy's base.
-            # As a list: the collector may take objects out of the map amid a slower iteration.
-            self.detached = by_name(Counter(map(itemgetter(0), list(identity_map.keys()))))
-            if identity_map.check_modified():
-                self.modified = _modified(session)
-            ledger.count_transition("persistent_to_detached", self.size)
-        self.pending = len(session.new)
-        if session.deleted:
-            self.removed = by_name(Counter(map(type, session.deleted)))
-
-
-def _closing(ending: Ending) -> Callable[..., _Call | None]:
-    def before(session: Session, *_: Any, **__: Any) -> _Call | None:
-        ledger = ledger_of(session)
+def _closing(ending: Ending) -> Callable[..., Ledger | None]:
+    def before(session: Session, *_: Any, **__: Any) -> Ledger | None:
+        ledger: Ledger | Opening | None = session.__dict__.get(SLOT)
         if ledger is None:
-            _close_unused(session, ending)
-            return None
-        if not ledger.is_open:
             return None
         try:
-            call = _Call(ledger, session, ending)
-            error = sys.exc_info()[1] or error_of_request()
-            ledger.departing(ending, error, is_managed=is_by_transaction_manager())
-            call.site, call.error, call.leaving = ledger.leaving or (None, "", False)
-            if ledger.is_used:
-                call.look()
+            if isinstance(ledger, Opening):
+                if ledger.at:
+                    _close_unused(session, ledger, ending)
+                return None
+            if not ledger.is_open:
+                return None
+            if is_by_transaction_manager():
+                ledger.is_joined = ledger.is_managed = True
+            ledger.departing(session, ending, sys.exc_info()[1], error_of_request())
+            if ledger.identity_map_size and session.identity_map.check_modified():
+                ledger.modified = _modified(session)
         except Exception as error:
-            ledger.failed("lifetime", error)
+            ledger_failed(ledger, "lifetime", error)
             return None
-        return call
+        return ledger
 
     return before
 
 
-def _close_unused(session: Session, ending: Ending) -> None:
-    """A session that was never used is closed: it is counted, and opened anew by its next use."""
-    opening = session.__dict__.get(SLOT)
-    if type(opening) is Opening and opening.at:
-        for tracer in opening.tracers:
-            tracer.closed_unused(tracer.clock() - opening.at)
-        tracers = opening.tracers
-        closing = Closing(
-            "reset" if is_by_transaction_manager() else ending,
-            tracers[0].locator.locate(2),
-            opening.owner,  # no other thread or task has used it
-        )
-        session.__dict__[SLOT] = Opening(
-            tracers, 0, None, is_async=opening.is_async, closing=closing
-        )
+def _close_unused(session: Session, opening: Opening, ending: Ending) -> None:
+    """Count a session that is closed unused. Its next use begins a new scope."""
+    tracers, at, _, owner, _, _, is_async, _ = opening
+    duration = tracers[0].clock() - at
+    for tracer in tracers:
+        tracer.closed_unused(duration)
+    if is_by_transaction_manager():
+        ending = "reset"
+    # No other thread or task has used it.
+    closing = new_tuple(Closing, (ending, tracers[0].locator.locate(3), owner))
+    session.__dict__[SLOT] = new_tuple(
+        Opening, (tracers, 0, None, owner, None, None, is_async, closing)
+    )
 
 
 def _modified(session: Session) -> Counts:
@@ -169,40 +102,28 @@ def _modified(session: Session) -> Counts:
     return counts
 
 
-def _closed(call: _Call | None) -> None:
-    if call is None:
-        return
-    reports = call.ledger.reports
+def _closed(ledger: Ledger) -> None:
+    reports = ledger.reports
+    leaving = ledger.leaving or _NOT_LEAVING
+    error = sys.exc_info()[1]
     try:
-        if _is_refused(call):
-            call.ledger.remain(call.session, call.site)
+        if isinstance(error, IllegalStateChangeError) and error is not ledger.closed_during:
+            # SQLAlchemy would not close the session, because something is being done with it.
+            ledger.remain(leaving[0])
             return
-        call.ledger.end(
-            call.ending,
-            site=call.site,
-            size=call.size,
-            pending=call.pending,
-            detached=call.detached,
-            error=call.error,
-            leaving=call.leaving,
-            modified=call.modified,
-            removed=call.removed,
-        )
+        ledger.end(ledger.ending or "close", leaving)
     except Exception as error:
-        call.ledger.failed("lifetime", error)
-    if not call.leaving:
+        ledger.failed("lifetime", error)
+    if not leaving[2]:
         raise_due(reports)
 
 
-def _is_refused(call: _Call) -> bool:
-    """Whether SQLAlchemy would not close the session, because something is being done with it."""
-    error = sys.exc_info()[1]
-    return error is not call.handled and isinstance(error, IllegalStateChangeError)
+_NOT_LEAVING: Final = (None, "", False)
 
 
 def _expunging(session: Session, instance: Any, *_more: Any, **__: Any) -> None:
-    ledger = ledger_of(session)
-    if ledger is None or not ledger.is_open:
+    ledger = session.__dict__.get(SLOT)
+    if type(ledger) is not Ledger or not ledger.is_open:
         return
     try:
         state = attributes.instance_state(instance)
@@ -219,15 +140,15 @@ def _expunging(session: Session, instance: Any, *_more: Any, **__: Any) -> None:
         ledger.settle(now)
         ledger.objects_expunged(now, site, len(leaving))
     except NO_STATE:
-        pass  # not a mapped object: SQLAlchemy is about to say so
+        pass  # not a mapped object: SQLAlchemy is about to raise an error
     except Exception as error:
         ledger.failed("lifetime", error)
 
 
-def _expunging_all(session: Session, *_: Any, **__: Any) -> _Call | None:
-    ledger = ledger_of(session)
-    # close(), reset() and invalidate() expunge everything too, and say it themselves.
-    if ledger is None or not ledger.is_open or ledger.is_closing:
+def _expunging_all(session: Session, *_: Any, **__: Any) -> Session | None:
+    ledger = session.__dict__.get(SLOT)
+    # close(), reset() and invalidate() call it, too, and report it themselves.
+    if type(ledger) is not Ledger or ledger.is_closing or not ledger.is_open:
         return None
     try:
         now, site = ledger.clock(), ledger.site()
@@ -238,24 +159,24 @@ def _expunging_all(session: Session, *_: Any, **__: Any) -> _Call | None:
         # The objects carry the origin; what the session loads from now on gets another.
         ledger.origin.left("expunge_all", now, site)
         ledger.origin = Origin(ledger.scope)
-        return _Call(ledger, session)
     except Exception as error:
         ledger.failed("lifetime", error)
         return None
+    return session
 
 
-def _expunged_all(call: _Call | None) -> None:
-    if call is None:
-        return
-    try:
-        call.ledger.watch_loads(call.session, call.ledger.last_site)
-    except Exception as error:
-        call.ledger.failed("lifetime", error)
+def _expunged_all(session: Session) -> None:
+    ledger = ledger_of(session)
+    if ledger is not None:
+        try:
+            ledger.watch_loads(session, ledger.last_site)
+        except Exception as error:
+            ledger.failed("lifetime", error)
 
 
 def _expiring(session: Session, instance: Any = None, *_: Any, **__: Any) -> None:
-    ledger = ledger_of(session)
-    if ledger is None or not ledger.is_open:
+    ledger = session.__dict__.get(SLOT)
+    if type(ledger) is not Ledger or not ledger.is_open:
         return
     try:
         if instance is not None:
@@ -272,30 +193,30 @@ def _expiring(session: Session, instance: Any = None, *_: Any, **__: Any) -> Non
         ledger.settle(now)
         ledger.objects_expired(now, site, count)
     except NO_STATE:
-        pass  # not a mapped object: SQLAlchemy is about to say so
+        pass  # not a mapped object: SQLAlchemy is about to raise an error
     except Exception as error:
         ledger.failed("lifetime", error)
 
 
 def _committing(session: Session, *_: Any, **__: Any) -> Ledger | None:
-    return ledger_of(session)
+    ledger = session.__dict__.get(SLOT)
+    return ledger if type(ledger) is Ledger else None
 
 
-def _committed(ledger: Ledger | None) -> None:
-    # A transaction whose COMMIT failed stays open until somebody rolls it back, and by then the
-    # error may be gone. One that was committed is open no longer.
-    if ledger is not None and ledger.transactions_open:
+def _committed(ledger: Ledger) -> None:
+    # A transaction whose COMMIT failed stays open until it is rolled back, and by then the error
+    # may be gone. One that was committed is open no longer.
+    if ledger.transactions_open:
         transaction, error = ledger.transactions_open[-1], sys.exc_info()[1]
         if transaction.committing_at and error is not None:
             transaction.error = type_name(error)
-    if ledger is not None:
-        raise_due(ledger.reports)
+    raise_due(ledger.reports)
 
 
 def _rolling_back(session: Session, *_: Any, **__: Any) -> None:
-    ledger = ledger_of(session)
-    # When the event comes, it is done, and whoever was at work may be, too.
-    if ledger is None or ledger.at_work is None:
+    ledger = session.__dict__.get(SLOT)
+    # When the event comes, it is done, and what was at work may be, too.
+    if type(ledger) is not Ledger or ledger.at_work is None:
         return
     try:
         ledger.check_use(ledger.site())
@@ -314,23 +235,24 @@ def _merging(session: Session, instance: Any, *_: Any, **__: Any) -> None:
         entity = type(instance).__name__
         ledger.object_merged(ledger.clock(), ledger.site(), entity)
     except NO_STATE:
-        pass  # not a mapped object: SQLAlchemy is about to say so
+        pass  # not a mapped object: SQLAlchemy is about to raise an error
     except Exception as error:
         ledger_failed(ledger, "lifetime", error)
 
 
+# Each looks for the ledger again: another thread may uninstrument the session at any moment.
 # A subclass's method may take more than the one it extends.
-_WRAPPED: Final[tuple[tuple[str, Callable[..., Any], Callable[[Any], None]], ...]] = (
+_WRAPPED: Final[tuple[tuple[str, Callable[..., Any], Callable[[Any], None] | None], ...]] = (
     ("close", _closing("close"), _closed),
     ("reset", _closing("reset"), _closed),
     ("invalidate", _closing("invalidate"), _closed),
-    ("expunge", _expunging, _nothing),
+    ("merge", _merging, None),
+    ("expunge", _expunging, None),
     ("expunge_all", _expunging_all, _expunged_all),
-    ("expire", _expiring, _nothing),
-    ("expire_all", _expiring, _nothing),
-    ("merge", _merging, _nothing),
+    ("expire", _expiring, None),
+    ("expire_all", _expiring, None),
     ("commit", _committing, _committed),
-    ("rollback", _rolling_back, _nothing),
+    ("rollback", _rolling_back, None),
 )
 
 

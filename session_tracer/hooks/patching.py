@@ -1,4 +1,10 @@
-"""Wraps a method under its exact signature, and puts it back."""
+"""Wraps a method under its exact signature, and puts it back.
+
+Wrappers are made from source. Only a function with the method's own parameters raises the
+TypeError of a wrong call at the caller's line, has the method's `__defaults__`, stays a coroutine
+function where the method is one, and belongs to the method's module: SQLAlchemy lays a warning to
+the innermost line of a module that is not its own. A wrapper that takes `*args` has none of these.
+"""
 
 from __future__ import annotations
 
@@ -16,17 +22,8 @@ __all__ = ["Patches", "as_sqlalchemys"]
 C = TypeVar("C", bound="Callable[..., Any]")
 
 _ABSENT: Final = object()
-# What a call may raise whoever is called.
+# What a call may raise whatever is called.
 _LACKS: Final = (MemoryError, RecursionError)
-
-
-class _Switch:
-    """Whether a wrapper still says what it sees."""
-
-    __slots__ = ("is_on",)
-
-    def __init__(self) -> None:
-        self.is_on = True
 
 
 class _Patch(NamedTuple):
@@ -34,44 +31,60 @@ class _Patch(NamedTuple):
     name: str
     before: Any
     wrapper: Any
-    switch: _Switch
+    # Not empty as long as the wrapper reports what it sees.
+    is_on: list[bool]
 
 
 class Patches:
-    """The methods replaced so far, in order.
-
-    A wrapper calls `before(*arguments)`, then the method, then `after(token)` with what `before`
-    returned, also when the method raises. Neither may raise, unless it is for the caller to see;
-    where either cannot even be called, for there is no memory or no stack left, it is left out.
-    The wrapper has the method's own signature, not `*args`: people and libraries read it.
-    """
+    """The methods replaced so far, in order."""
 
     def __init__(self) -> None:
         self._patches: list[_Patch] = []
 
     def wrap(
-        self, owner: type, name: str, before: Callable[..., Any], after: Callable[[Any], None]
+        self,
+        owner: type,
+        name: str,
+        before: Callable[..., Any] | None = None,
+        after: Callable[[Any], None] | None = None,
+        *,
+        slot: str = "",
     ) -> None:
-        """Replace `owner.name`, if there is such a method."""
+        """Replace `owner.name`, if there is such a method.
+
+        The wrapper calls `before(*arguments)`, then the method, then `after(token)` with what
+        `before` returned, unless that is None, also when the method raises. Without `before` it
+        calls `after(self)` when the method has returned. Neither may raise, unless the error is
+        for the caller to see. If there is no memory or no stack left to call them, they are left
+        out. With `slot`, objects whose `__dict__` has no such key are left out.
+        """
         found = getattr(owner, name, None)
         if found is None:
             return
         own = owner.__dict__.get(name, _ABSENT)
-        switch = _Switch()
-        wrapper = _wrapper(owner, name, found, before, after, switch, inherited=own is _ABSENT)
+        is_on = [True]
+        names = {
+            "_found": found,
+            "_owner": owner,
+            "_before": before,
+            "_after": after,
+            "_is_on": is_on,
+            "_slot": slot,
+            "_lacks": _LACKS,
+        }
+        wrapper = _wrapper(name, found, names, inherited=own is _ABSENT)
         setattr(owner, name, wrapper)
-        self._patches.append(_Patch(owner, name, own, wrapper, switch))
+        self._patches.append(_Patch(owner, name, own, wrapper, is_on))
 
     def undo(self, owner: type) -> None:
         """Put back what was replaced on `owner`.
 
-        Where somebody else has wrapped a wrapper meanwhile, it stays within theirs and lets every
-        call through.
+        A wrapper that another library has wrapped meanwhile stays, and lets every call through.
         """
         for patch in reversed(self._patches):
             if patch.owner is not owner:
                 continue
-            patch.switch.is_on = False
+            patch.is_on.clear()
             if owner.__dict__.get(patch.name) is not patch.wrapper:
                 continue
             if patch.before is _ABSENT:
@@ -82,18 +95,18 @@ class Patches:
 
 
 def _line() -> int:
-    """The line that calls this; 0 where Python does not tell."""
+    """Return the line that calls this, 0 if this Python does not provide it."""
     frame = inspect.currentframe()
     return frame.f_back.f_lineno if frame is not None and frame.f_back is not None else 0
 
 
-_BEFORE_TEMPLATE: Final = _line() + 1
-_SYNC: Final = """\
-def make(_found, _owner, _before, _after, _switch, _absent, _lacks):
+_BEFORE_AROUND: Final = _line() + 1
+_AROUND: Final = """\
+def make({names}):
     def {name}({parameters}):
-        if not _switch.is_on:
+        if not ({condition}):
             return {call}
-        _token = _absent
+        _token = None
         try:
             _token = _before({arguments})
         except _lacks:
@@ -101,45 +114,59 @@ def make(_found, _owner, _before, _after, _switch, _absent, _lacks):
         try:
             return {call}
         finally:
-            if _token is not _absent:
+            if _token is not None:
                 try:
                     _after(_token)
                 except _lacks:
                     pass
     return {name}
 """
-_ASYNC: Final = _SYNC.replace("    def {name}(", "    async def {name}(").replace(
-    "return {call}", "return await {call}"
-)
+_BEFORE_MADE: Final = _line() + 1
+_MADE: Final = """\
+def make({names}):
+    def {name}({parameters}):
+        if not _is_on:
+            return {call}
+        {call}
+        try:
+            _after({receiver})
+        except _lacks:
+            pass
+    return {name}
+"""
 
 
-def _wrapper(
-    owner: type,
-    name: str,
-    found: Any,
-    before: Callable[..., Any],
-    after: Callable[[Any], None],
-    switch: _Switch,
-    *,
-    inherited: bool,
-) -> Any:
-    parameters, arguments = _signature(found)
-    # An inherited method is looked up at each call, as it would be without the wrapper.
+def _wrapper(name: str, found: Any, names: dict[str, Any], *, inherited: bool) -> Any:
+    # A decorated method takes what its decorator's function takes, whatever that shows.
+    parameters = inspect.signature(found, follow_wrapped=False).parameters.values()
+    arguments = ", ".join(_PASSED_ON.get(one.kind, "{0}").format(one.name) for one in parameters)
     receiver, _, rest = arguments.partition(", ")
     if receiver.startswith("*"):  # a decorator's function takes everything together
         together = receiver.removeprefix("*")
         receiver, rest = f"{together}[0]", f"*{together}[1:], {rest}"
+    # An inherited method is looked up at each call, as it would be without the wrapper.
     call = f"super(_owner, {receiver}).{name}({rest})" if inherited else f"_found({arguments})"
-    template = _ASYNC if inspect.iscoroutinefunction(found) else _SYNC
-    source = template.format(name=name, parameters=parameters, arguments=arguments, call=call)
-    # SQLAlchemy warns at the innermost line of a module that is not its own: not at the wrapper's.
+    is_around = names["_before"] is not None
+    condition = f"_is_on and _slot in {receiver}.__dict__"
+    source = (_AROUND if is_around else _MADE).format(
+        names=", ".join(names),
+        name=name,
+        parameters=_parameters(parameters),
+        arguments=arguments,
+        receiver=receiver,
+        call=call,
+        condition=condition if names["_slot"] else "_is_on",
+    )
+    if inspect.iscoroutinefunction(found):
+        source = source.replace("def " + name, "async def " + name)
+        source = source.replace("return " + call, "return await " + call)
     by_sqlalchemy = str(found.__module__).startswith("sqlalchemy.")
     namespace: dict[str, Any] = {"__name__": found.__module__ if by_sqlalchemy else __name__}
     # Under this file's name, so that error trackers see where the package is installed, and with
     # the template's own lines, so that tracebacks show them.
-    code = ast.increment_lineno(ast.parse(source), _BEFORE_TEMPLATE)
+    code = ast.increment_lineno(ast.parse(source), _BEFORE_AROUND if is_around else _BEFORE_MADE)
     exec(compile(code, __file__, "exec"), namespace)
-    wrapper = namespace["make"](found, owner, before, after, switch, _ABSENT, _LACKS)
+    wrapper = namespace["make"](**names)
     functools.update_wrapper(wrapper, found)
     # `inspect.signature` reads the wrapper's own, or follows what a decorator has left.
     del wrapper.__wrapped__
@@ -150,39 +177,20 @@ def _wrapper(
     return wrapper
 
 
-def _signature(found: Any) -> tuple[str, str]:
-    """The parameters as source, and the same as arguments of a call."""
-    parameters: list[str] = []
-    arguments: list[str] = []
-    positional_only = False
-    keyword_only = False
-    # A decorated method takes what its decorator's function takes, whatever that shows.
-    for parameter in inspect.signature(found, follow_wrapped=False).parameters.values():
-        if positional_only and parameter.kind is not parameter.POSITIONAL_ONLY:
-            parameters.append("/")
-            positional_only = False
-        default = "" if parameter.default is parameter.empty else "=None"
-        match parameter.kind:
-            case parameter.VAR_POSITIONAL:
-                parameters.append(f"*{parameter.name}")
-                arguments.append(f"*{parameter.name}")
-                keyword_only = True
-            case parameter.VAR_KEYWORD:
-                parameters.append(f"**{parameter.name}")
-                arguments.append(f"**{parameter.name}")
-            case parameter.KEYWORD_ONLY:
-                if not keyword_only:
-                    parameters.append("*")
-                    keyword_only = True
-                parameters.append(f"{parameter.name}{default}")
-                arguments.append(f"{parameter.name}={parameter.name}")
-            case _:
-                positional_only = parameter.kind is parameter.POSITIONAL_ONLY
-                parameters.append(f"{parameter.name}{default}")
-                arguments.append(parameter.name)
-    if positional_only:
-        parameters.append("/")
-    return ", ".join(parameters), ", ".join(arguments)
+_PASSED_ON: Final[dict[Any, str]] = {
+    inspect.Parameter.VAR_POSITIONAL: "*{0}",
+    inspect.Parameter.VAR_KEYWORD: "**{0}",
+    inspect.Parameter.KEYWORD_ONLY: "{0}={0}",
+}
+
+
+def _parameters(parameters: Any) -> str:
+    """Return the parameters as source. Their defaults are set when the function is made."""
+    bare = [
+        one.replace(annotation=one.empty, default=one.empty if one.default is one.empty else None)
+        for one in parameters
+    ]
+    return str(inspect.Signature(bare)).strip("()")
 
 
 def as_sqlalchemys(function: C) -> C:

@@ -98,9 +98,19 @@ RELIANCES: Final = (
     ),
     Reliance(
         "IdentityMap._add_unpresent",
-        lambda: object_counter.PRIVATE_ROAD,
-        "objects are counted by an event, which makes a bulk load slower by a tenth, and the "
-        "options that findings advise do not reach beyond a lazy load",
+        lambda: object_counter.IS_KNOWN,
+        "loaded objects are not counted, and no load of a detached object is reported",
+    ),
+    Reliance(
+        "sqlalchemy.orm.session._sessions",
+        lambda: targets.KNOWS_SESSIONS,
+        "sessions that exist before instrument() are not traced, and sessions that exist at "
+        "uninstrument() are traced until they are closed",
+    ),
+    Reliance(
+        "Session._deleted",
+        lambda: "_deleted" in _found("sqlalchemy.orm:Session.deleted").fget.__code__.co_names,
+        "the number of deleted objects of an open session is not reported",
     ),
     Reliance(
         "DialectEvents.do_execute",

@@ -2,57 +2,60 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from session_tracer.ledger.in_progress import SLOT
-from session_tracer.ledger.ledger import Ledger, Opening
+from session_tracer.ledger.ledger import Ledger, Opening, recognising
+from session_tracer.where import owner
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
+    from session_tracer.ledger.ledger import Closing
     from session_tracer.ledger.report import Tracer
+    from session_tracer.where.callsite import CallSite
 
-__all__ = ["begin_scope", "ledger_failed", "ledger_of", "opened", "resumed"]
+__all__ = ["begin_scope", "ledger_failed", "ledger_of", "opening_now", "resumed"]
 
 
-def ledger_of(owner: object) -> Ledger | None:
+def ledger_of(holder: object) -> Ledger | None:
     """The ledger of a traced Session, or of a Connection that one holds; None before its first use.
 
     A session that was never used has nothing to account for.
     """
-    ledger = owner.__dict__.get(SLOT)
+    ledger = holder.__dict__.get(SLOT)
     return ledger if type(ledger) is Ledger else None
 
 
-def opened(session: Session, tracers: tuple[Tracer, ...], *, is_async: bool) -> None:
-    """A session was constructed: its scope begins with its first use, or now if that is wanted."""
-    opening = Opening(
-        tracers,
-        tracers[0].clock(),
-        tracers[0].locator.locate(2),
+def opening_now(
+    tracers: tuple[Tracer, ...],
+    site: CallSite | None,
+    *,
+    is_async: bool,
+    closing: Closing | None = None,
+) -> Opening:
+    """Note how a scope begins."""
+    nearest, error = tracers[0], sys.exc_info()[1]
+    return Opening(
+        tracers=tracers,
+        at=nearest.clock(),
+        site=site,
+        owner=owner.current(),
+        context=nearest.context(),
+        handled=None if error is None else recognising(error),
         is_async=is_async,
+        closing=closing,
     )
-    session.__dict__[SLOT] = opening
-    for tracer in tracers:
-        if not tracer.is_settled:
-            tracer.settle()
-        if tracer.wants_everything():
-            begin_scope(session, opening)
-            return
 
 
 def begin_scope(session: Session, opening: Opening) -> Ledger:
     """The first scope of a session begins, as it was opened."""
+    tracers, is_async = opening.tracers, opening.is_async
     if not opening.at:
-        # It was not seen as it was opened.
-        opening = Opening(
-            opening.tracers,
-            opening.tracers[0].clock(),
-            opening.tracers[0].locator.locate(2),
-            is_async=opening.is_async,
-            closing=opening.closing,
-        )
-    ledger = Ledger(opening.tracers, is_async=opening.is_async, clock=opening.tracers[0].clock)
+        site = tracers[0].locator.locate(2)
+        opening = opening_now(tracers, site, is_async=is_async, closing=opening.closing)
+    ledger = Ledger(tracers, is_async=is_async, clock=tracers[0].clock)
     session.__dict__[SLOT] = ledger
     ledger.begin(session, opening)
     return ledger
@@ -64,17 +67,12 @@ def resumed(session: Session, ledger: Ledger | Opening) -> Ledger:
         return begin_scope(session, ledger)
     if ledger.is_open:
         return ledger
-    opening = Opening(
-        ledger.tracers,
-        ledger.clock(),
-        ledger.site(),
-        is_async=ledger.is_async,
-        closing=ledger.closing(),
+    return begin_scope(
+        session,
+        opening_now(
+            ledger.tracers, ledger.site(), is_async=ledger.is_async, closing=ledger.closing()
+        ),
     )
-    again = Ledger(ledger.tracers, is_async=ledger.is_async, clock=ledger.clock)
-    session.__dict__[SLOT] = again
-    again.begin(session, opening)
-    return again
 
 
 def ledger_failed(ledger: Ledger | Opening, where: str, error: Exception) -> None:

@@ -13,7 +13,7 @@ from sqlalchemy.orm.session import SessionTransactionOrigin
 
 from session_tracer import facts
 from session_tracer.hooks import flush_contents, statements
-from session_tracer.hooks.scopes import begin_scope, ledger_failed, resumed
+from session_tracer.hooks.scopes import begin_scope, ledger_failed, opening_now, resumed
 from session_tracer.hooks.targets import live_sessions
 from session_tracer.ledger import object_counter, same_owner
 from session_tracer.ledger.in_progress import SLOT, Flush
@@ -166,11 +166,10 @@ def _is_joined(transaction: SessionTransaction, connection: Connection) -> bool:
 
 def take_up(session: Session, tracers: tuple[Tracer, ...], *, is_async: bool) -> None:
     """Trace a session that exists, and report how far it is if it is in a transaction."""
-    session.__dict__[SLOT] = Opening(tracers, 0, None, is_async=is_async)
+    session.__dict__[SLOT] = Opening(tracers, is_async=is_async)
     outermost = session.get_transaction()
     if outermost is not None:
-        opening = Opening(tracers, tracers[0].clock(), None, is_async=is_async)
-        ledger = begin_scope(session, opening)
+        ledger = begin_scope(session, opening_now(tracers, None, is_async=is_async))
         try:
             _take_up(ledger, session, outermost)
         except Exception as error:
@@ -358,23 +357,6 @@ def deleted_to_detached(ledger: Ledger, session: Session, state: Any) -> None:
     object_counter.remember(state, ledger.origin, "deleted", ledger.clock(), ledger.site())
 
 
-@_contained
-def loaded_as_persistent(ledger: Ledger, session: Session, state: Any) -> None:
-    if (
-        isinstance(ledger.counter, object_counter.EventCounter)
-        and ledger.counter is not object_counter.NOTHING_LOADED
-    ):
-        ledger.counter.count(state.class_)
-        object_counter.put(state, object_counter.Mark(ledger.origin, ledger.counter.site))
-
-
-@_contained
-def taken_in(ledger: Ledger, session: Session, state: Any) -> None:
-    """An object became persistent otherwise than by a load: it was written, or added again."""
-    if isinstance(ledger.counter, object_counter.EventCounter):
-        object_counter.put(state, object_counter.Mark(ledger.origin, ledger.counter.site))
-
-
 _LISTENERS: Final[tuple[tuple[str, Callable[..., None], bool], ...]] = (
     ("after_transaction_create", after_transaction_create, False),
     ("after_transaction_end", after_transaction_end, False),
@@ -392,28 +374,19 @@ _LISTENERS: Final[tuple[tuple[str, Callable[..., None], bool], ...]] = (
     ("detached_to_persistent", _counting("detached_to_persistent"), True),
     ("deleted_to_detached", deleted_to_detached, True),
 )
-_FALL_BACK: Final = (
-    ("loaded_as_persistent", loaded_as_persistent, True),
-    ("pending_to_persistent", taken_in, True),
-    ("detached_to_persistent", taken_in, True),
-)
-
-
-def _wanted() -> tuple[tuple[str, Callable[..., None], bool], ...]:
-    return _LISTENERS if object_counter.PRIVATE_ROAD else _LISTENERS + _FALL_BACK
 
 
 def listen(target: type[Session]) -> None:
     """Listen to every session of the class."""
     with _aside(target):
-        for name, listener, raw in _wanted():
+        for name, listener, raw in _LISTENERS:
             event.listen(target, name, listener, **({"raw": True} if raw else {}))
 
 
 def remove(target: type[Session]) -> None:
     """Listen no longer."""
     with _aside(target):
-        for name, listener, _ in _wanted():
+        for name, listener, _ in _LISTENERS:
             if event.contains(target, name, listener):
                 event.remove(target, name, listener)
 
@@ -426,7 +399,7 @@ def _aside(target: Any) -> Iterator[None]:
     threads may be amid it.
     """
     try:
-        levels = [getattr(target.dispatch, name) for name, _, _ in _wanted()]
+        levels = [getattr(target.dispatch, name) for name, _, _ in _LISTENERS]
         for level in levels:
             for cls, told in _items(level._clslevel):
                 level._clslevel[cls] = type(told)(told)

@@ -1,8 +1,7 @@
-"""What can be instrumented, reduced to what makes sessions and what fires their events."""
+"""What can be instrumented: what makes sessions, and the class that fires their events."""
 
 from __future__ import annotations
 
-import gc
 import inspect
 import sys
 import weakref
@@ -10,11 +9,11 @@ from typing import Any, Final
 
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
-from session_tracer.runtime.degraded import without
-
 __all__ = [
     "ASYNC",
     "KNOWS_ASYNC",
+    "KNOWS_SESSIONS",
+    "SYNC_MAKER_CALL",
     "AsyncSession",
     "AsyncSessionTransaction",
     "Target",
@@ -42,7 +41,7 @@ try:
         async_sessionmaker,
     )
 except ImportError:  # SQLAlchemy 2.1 without its asyncio extra: no async session can exist
-    # They are asked for only where ASYNC says so.
+    # Used only if ASYNC is true.
     AsyncSession: Any = None  # type: ignore[no-redef]
     AsyncSessionTransaction: Any = None  # type: ignore[no-redef]
     _ASYNC_INIT: Any = None
@@ -52,16 +51,19 @@ else:
     _ASYNC_INIT = _code(AsyncSession.__init__)
     _MAKER_CALL = _code(async_sessionmaker.__call__)
     ASYNC = True
-# Whether it is known which sessions asyncio's make; somebody may have replaced their constructors.
+# Whether the sessions that asyncio's make are recognised; another library may have replaced their
+# constructors.
 KNOWS_ASYNC: Final = _ASYNC_INIT is not None and _MAKER_CALL is not None
-_SYNC_MAKER_CALL: Final = _code(sessionmaker.__call__)
+SYNC_MAKER_CALL: Final = _code(sessionmaker.__call__)
+_SESSIONS: Final[Any] = getattr(sys.modules["sqlalchemy.orm.session"], "_sessions", None)
+KNOWS_SESSIONS: Final = isinstance(_SESSIONS, weakref.WeakValueDictionary)
 
 
 class Target:
-    """What is meant, and the class whose events tell of it.
+    """A target of `instrument()`, and the class whose events report its sessions.
 
-    `place` is the class whose constructor makes the sessions that are meant, or the one thing that
-    makes them and has no class of its own (an `async_sessionmaker`), or one live session.
+    `place` is the class whose constructor makes the sessions, or what makes them and has no class
+    of its own (an `async_sessionmaker`), or one live session.
     """
 
     __slots__ = ("_place", "listen_to")
@@ -72,16 +74,16 @@ class Target:
 
     @property
     def place(self) -> object:
-        """What is meant; None if it is gone."""
+        """The target, None if it is gone."""
         return self._place()
 
     def same_as(self, other: Target) -> bool:
-        """Whether both mean the same sessions."""
+        """Whether both are the same target."""
         return self.place is not None and self.place is other.place
 
 
 def resolve(target: Any) -> Target:
-    """What the target means; `TypeError`, naming what there is, where it means nothing."""
+    """Return the target; `TypeError` with what is supported if it is not."""
     if target is None:
         return Target(Session, Session)
     if isinstance(target, sessionmaker):
@@ -119,17 +121,11 @@ def resolve(target: Any) -> Target:
 
 def live_sessions() -> list[Session]:
     """Every live session of the process."""
-    registry: Any = getattr(sys.modules["sqlalchemy.orm.session"], "_sessions", None)
-    if isinstance(registry, weakref.WeakValueDictionary):
-        # values() iterates in Python, while other threads may open and lose sessions.
-        found = [reference() for reference in registry.valuerefs()]
-        return [session for session in found if session is not None]
-    without(
-        "sqlalchemy.orm.session._sessions",
-        "the sessions that exist are looked for among all objects there are, which takes longer",
-    )
-    # type() and not isinstance(): that would ask the __class__ of every proxy there is.
-    return [one for one in gc.get_objects() if issubclass(type(one), Session)]
+    if not KNOWS_SESSIONS:
+        return []
+    # values() iterates in Python, while other threads may open and lose sessions.
+    found = [reference() for reference in _SESSIONS.valuerefs()]
+    return [session for session in found if session is not None]
 
 
 def async_session_of(session: Session) -> Any:
@@ -138,7 +134,7 @@ def async_session_of(session: Session) -> Any:
 
 
 def may_have_made(maker: object, session: Any) -> bool:
-    """Whether an `async_sessionmaker` may have made an AsyncSession: nothing says that it did."""
+    """Whether an `async_sessionmaker` may have made an AsyncSession, which does not know."""
     if not isinstance(maker, async_sessionmaker):
         return False
     made = maker.kw.get("sync_session_class", session.sync_session_class)
@@ -151,7 +147,7 @@ def may_have_made(maker: object, session: Any) -> bool:
 
 
 def places(made: type, owner: type | None) -> tuple[object, ...]:
-    """What may be instrumented of a session, from the nearest outwards."""
+    """The classes of a session that may be instrumented, the nearest first."""
     return (*(() if owner is None else owner.__mro__), *made.__mro__)
 
 
@@ -159,13 +155,11 @@ def async_makers(frame: Any) -> tuple[object | None, type | None]:
     """The async factory and the class of the AsyncSession that make a session, if they do."""
     owner = None
     for _ in range(8):
-        if frame is None or not KNOWS_ASYNC:
+        if frame is None or frame.f_code is SYNC_MAKER_CALL:
             break
         if frame.f_code is _ASYNC_INIT:
             owner = type(frame.f_locals["self"])
         elif frame.f_code is _MAKER_CALL and owner is not None:
             return frame.f_locals["self"], owner
-        elif frame.f_code is _SYNC_MAKER_CALL:
-            break
         frame = frame.f_back
     return None, owner

@@ -10,9 +10,10 @@ depend on who listens.
 from __future__ import annotations
 
 import random
-import sys
 import time
 import weakref
+from collections import Counter as Numbers
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from session_tracer import facts
@@ -25,13 +26,13 @@ from session_tracer.ledger.origin import Origin, Scope
 from session_tracer.ledger.registry import LIVE, LedgerRef
 from session_tracer.ledger.single_rows import SingleRows
 from session_tracer.ledger.uncommitted import Uncommitted
-from session_tracer.ledger.use import Use
+from session_tracer.ledger.use import NOBODY, Use
 from session_tracer.model.counts import NOTHING, by_name, total, with_counts
 from session_tracer.runtime import process, threads
 from session_tracer.where import owner
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from sqlalchemy.orm import Session
 
@@ -44,7 +45,16 @@ if TYPE_CHECKING:
     from session_tracer.where.except_finder import Failure
     from session_tracer.where.owner import Owner
 
-__all__ = ["SIZES_KEPT", "Closing", "Ledger", "Opening"]
+__all__ = [
+    "ASLEEP",
+    "SIZES_KEPT",
+    "Closing",
+    "Ledger",
+    "Opening",
+    "new_tuple",
+    "on_lost",
+    "recognising",
+]
 
 # Of the first commits, and of the last.
 SIZES_KEPT: Final = 3
@@ -55,6 +65,7 @@ process.in_child(_IDS.seed)
 # Held while it changes which tracers report an open scope.
 _HANDING: Final = process.PerProcess(threads.RLock)
 _TAKEN: Final = ("collected", "exit")
+_FIRST: Final = itemgetter(0)
 _EXPIRING: Final = frozenset({"expired", "relationship", "deferred"})
 
 
@@ -66,33 +77,26 @@ class Closing(NamedTuple):
     owner: Owner
 
 
-class Opening:
+class Opening(NamedTuple):
     """What is known of a session that has not been used yet; times in nanoseconds.
 
-    `handled` recognises the exception that was being handled: it is not one that leaves the block.
-    `closing` is how it was closed, if it was. `at` is 0 where the opening was not seen.
+    `at` is 0 where the opening was not seen, or is to be noted anew because the session was closed
+    since: `closing` is how. `handled` recognises the exception that was being handled: it is not
+    one that leaves the block.
     """
 
-    __slots__ = ("at", "closing", "context", "handled", "is_async", "owner", "site", "tracers")
+    tracers: tuple[Tracer, ...]
+    at: int = 0
+    site: CallSite | None = None
+    owner: Owner = NOBODY
+    context: Any = None
+    handled: Callable[[BaseException], bool] | None = None
+    is_async: bool = False
+    closing: Closing | None = None
 
-    def __init__(
-        self,
-        tracers: tuple[Tracer, ...],
-        at: int,
-        site: CallSite | None,
-        *,
-        is_async: bool,
-        closing: Closing | None = None,
-    ) -> None:
-        self.tracers = tracers
-        self.at = at
-        self.closing = closing
-        self.site = site
-        self.is_async = is_async
-        self.owner = owner.current()
-        self.context = tracers[0].context()
-        error = sys.exc_info()[1]
-        self.handled = _never if error is None else _recognising(error)
+
+# Makes a named tuple for a third of what its class takes.
+new_tuple: Final = tuple.__new__
 
 
 class Ledger(Use):
@@ -103,7 +107,6 @@ class Ledger(Use):
     """
 
     # The scope, and the tracers that report it.
-    tracers: tuple[Tracer, ...] = ()
     reports: tuple[Report, ...] = ()
     publishers: tuple[Publisher, ...] = ()
     gates: Gates
@@ -115,11 +118,9 @@ class Ledger(Use):
     origin: Origin
     # What to add to a monotonic time to get nanoseconds since 1970.
     epoch = 0
-    caller: tuple[int, int] = (0, 0)
-    context: Any = None
     # What stands for the factory: an async_sessionmaker has no class of its own.
     kind: tuple[type, int] = (object, 0)
-    handled: Callable[[BaseException], bool]
+    handled: Callable[[BaseException], bool] | None = None
     opened_at = 0
     opened_site: CallSite | None = None
     # A scope that begins on a session that was closed before.
@@ -127,6 +128,8 @@ class Ledger(Use):
     closed_at = 0
     closed_site: CallSite | None = None
     ending: Ending | Literal[""] = ""
+    # The exception that is handled while the session is closed.
+    closed_during: BaseException | None = None
     outcome: Outcome | None = None
     error = ""
     # Where the last activity was before the scope ended, if it had begun a transaction.
@@ -224,6 +227,11 @@ class Ledger(Use):
     merged = 0
     refused = 0
     pending = 0
+    # What the session let go of as it was closed: all its objects, and of them those with changes
+    # that were not flushed, and those that were marked as deleted.
+    detached: Counts = NOTHING
+    modified: Counts = NOTHING
+    removed: Counts = NOTHING
 
     def __init__(
         self, tracers: tuple[Tracer, ...], *, is_async: bool, clock: Callable[[], int]
@@ -264,49 +272,49 @@ class Ledger(Use):
         for tracer in tracers:
             if not tracer.is_settled:
                 tracer.settle()
-        self.id = f"{_IDS.getrandbits(64):016x}"
-        site = self.opened_site = self.last_activity_site = self.last_site = opening.site
-        self.opened_at = self.last_activity_at = opening.at
-        scope = self.scope = Scope(self.id, site, is_async=self.is_async)
-        self.origin = Origin(scope)
+        _, at, site, opened_by, self.context, self.handled, is_async, closing = opening
+        id_ = self.id = f"{_IDS.getrandbits(64):016x}"
+        self.opened_site = self.last_activity_site = self.last_site = site
+        self.opened_at = self.last_activity_at = at
+        self.opened_by = self.owner = opened_by
         self.kind = (type(session), id(session.bind))
-        self.opened_by = self.owner = opening.owner
-        self.context = opening.context
-        self.caller = tracers[0].caller(opening.context)
-        self.is_beginning = True
-        self.handled = opening.handled
+        scope = self.scope = Scope(id_, site, is_async=is_async)
+        self.origin = Origin(scope)
         if not reporting.now:
             # Read one right after the other: what passes between them, spans would be late by.
             self.epoch = time.time_ns() - self.clock()
-            self.report_to([tracer for tracer in tracers if not tracer.closed])
+            self.report_to(tracers)
         ref = LedgerRef(session, _collected)
         ref.ledger = self
         LIVE[self] = ref
-        for wake in _WAKES:
+        for wake in ASLEEP:
             wake()
-        if opening.closing is not None:
-            self._reopened(opening.closing)
+        if closing is not None:
+            self._reopened(closing)
         elif self.publishers:
-            self._publish(facts.SessionOpened(self.opened_at, site))
+            self._publish(facts.SessionOpened(at, site))
         self.is_beginning = False
         if self.tracers is not tracers:
             with _HANDING.value:  # another thread has instrumented or uninstrumented meanwhile
                 meant, self.tracers = self.tracers, tracers
                 self.hand_to(meant)
 
-    def report_to(self, tracers: list[Tracer]) -> tuple[Report, ...]:
+    def report_to(self, tracers: Iterable[Tracer]) -> tuple[Report, ...]:
         """Have these tracers report the scope, too."""
-        more = tuple([tracer.begin(self) for tracer in tracers])
-        self.reports = self.scope.reports = self.reports + more
-        publishers = [report.publisher for report in more if report.publisher is not None]
-        if publishers:
-            self.publishers += tuple(publishers)
-        if len(self.reports) == 1:
-            self.gates = self.reports[0].tracer.gates
-        elif self.reports:
-            self.gates = Gates.of([report.settings for report in self.reports])
-        for report in more:
-            self.announces_statements |= report.tracer.tells_statements
+        more: tuple[Report, ...] = ()
+        for tracer in tracers:
+            if not tracer.closed:
+                report = tracer.begin(self)
+                more += (report,)
+                if report.publisher is not None:
+                    self.publishers += (report.publisher,)
+                if tracer.tells_statements:
+                    self.announces_statements = True
+        reports = self.reports = self.scope.reports = self.reports + more
+        if len(reports) == 1:
+            self.gates = reports[0].tracer.gates
+        elif reports:
+            self.gates = Gates.of([report.settings for report in reports])
         return more
 
     def closing(self) -> Closing:
@@ -327,101 +335,136 @@ class Ledger(Use):
         )
         self.suspect(fact)
 
-    def departing(self, ending: Ending, error: BaseException | None, *, is_managed: bool) -> None:
-        """The session is about to let go of everything it holds."""
+    def departing(
+        self,
+        session: Session,
+        ending: Ending,
+        handled: BaseException | None,
+        of_request: BaseException | None,
+    ) -> None:
+        """The session is about to let go of everything it holds, during an exception or not."""
         now = self.clock()
         self.is_closing = True
+        self.ending = ending
+        if handled is not None:
+            self.closed_during = handled
         if self.leaving is None:
-            self.note_leaving(error)
+            self.note_leaving(handled or of_request)
         site = None if self.leaving is None else self.leaving[0]
         if self.counter.counts:
             self.settle(now)
-        self.check_use(site)
-        if is_managed:
-            self.is_joined = self.is_managed = True
-        self.origin.left(ending, now, site)
+        if self.at_work is not None or self.flush is not None or self.is_async:
+            self.check_use(site)
+        origin = self.origin
+        origin.departure = ending
+        origin.departed_at = now
+        origin.departed_site = site
+        if not self.is_used:
+            return
+        identity_map = session.identity_map
+        size = self.identity_map_size = len(identity_map)
+        if size:
+            if size > self.identity_map_peak:
+                self.identity_map_peak = size
+            # The first part of an identity key is the mapped class, or its hierarchy's base. As a
+            # list: the garbage collector may change the map during a slower iteration.
+            classes = list(map(_FIRST, list(identity_map.keys())))
+            if size == 1:
+                self.detached = {classes[0].__name__: 1}
+            else:
+                self.detached = by_name(Numbers(classes))
+            self.count_transition("persistent_to_detached", size)
+        self.pending = len(session.new)
+        if session.deleted:
+            self.removed = by_name(Numbers(map(type, session.deleted)))
 
-    def end(
-        self,
-        ending: Ending,
-        *,
-        site: CallSite | None = None,
-        size: int = 0,
-        pending: int = 0,
-        detached: Counts = NOTHING,
-        error: str = "",
-        leaving: bool = False,
-        modified: Counts = NOTHING,
-        removed: Counts = NOTHING,
-    ) -> None:
-        """The scope ended; nothing is remembered of it but what its objects carry."""
+    def end(self, ending: Ending, leaving: tuple[CallSite | None, str, bool]) -> None:
+        """The scope ended; nothing is remembered of it but what its objects carry.
+
+        `leaving` is the line, the error that is leaving, and whether anything is.
+        """
+        site, error, is_leaving = leaving
         # In this order: one that is interrupted in between is still to be ended when it is lost.
         same_owner.leave(self)
         LIVE.pop(self, None)
-        now = self.clock()
         if self.counter.counts:
-            self.settle(now)
+            self.settle(self.clock())
         if self.transactions_open:
-            self._give_up_transactions(now, site)
+            self._give_up_transactions(self.clock(), site)
         if not self.is_used:
-            outcome: Outcome = "unused"
+            self.outcome = "unused"
         elif ending in _TAKEN:
-            outcome = "abandoned"
+            self.outcome = "abandoned"
         elif error:
-            outcome = "failed"
+            self.outcome = "failed"
         else:
-            outcome = self.last_outcome
-        self.closed_at = now = self.clock()
-        self.closed_site = site
+            self.outcome = self.last_outcome
         self.ending = ending
-        self.outcome = outcome
         self.error = error
-        self.identity_map_size = size
-        self.pending = pending
         if self.transactions:
             self.left_site = self.last_activity_site
-        self.last_activity_at = now
-        self.last_activity_site = site
-        if self.reports and not reporting.now:
-            loses = self.uncommitted or self.pending_by_class or modified or removed
-            is_suspect = self.is_suspect or loses or ending in _TAKEN
-            if is_suspect or self.publishers:
-                closed = facts.SessionClosed(
-                    now,
-                    site,
-                    ending,
-                    outcome,
-                    size,
-                    pending,
-                    error,
-                    detached or {},
-                    leaving,
-                    by_name(self.pending_by_class) if self.pending_by_class else {},
-                    modified or {},
-                    removed or {},
-                    self.added_site,
-                    self.is_joined,
-                )
-                self._publish_and_judge(closed, judged=bool(is_suspect))
-            for report in self.reports:
-                report.session_ended(detached)
-        self.scope.end()
-        self.is_open = False
-        self.reports = ()
+        self.closed_at = self.last_activity_at = self.clock()
+        self.closed_site = self.last_activity_site = site
+        reports = self.reports
+        if reports and not reporting.now:
+            if (
+                self.is_suspect
+                or self.publishers
+                or self.uncommitted
+                or self.pending_by_class
+                or self.modified
+                or self.removed
+                or ending in _TAKEN
+            ):
+                self._judge_end(leaving=is_leaving)
+            for report in reports:
+                report.session_ended(self.detached)
+        scope = self.scope
+        scope.tracers = scope.reported_by()
+        # A detached object must not keep the reports alive.
+        scope.reports = self.reports = ()
         self.publishers = ()
+        self.is_open = False
         self.leaving = None
         self.is_closing = False
         self.counter = object_counter.NOTHING_LOADED
         self.flush = None
-        self.context = None
+        self.context = self.closed_during = None
 
-    def remain(self, session: Session, site: CallSite | None) -> None:
+    def _judge_end(self, *, leaving: bool) -> None:
+        pending = by_name(self.pending_by_class)
+        loses = self.uncommitted or pending or self.modified or self.removed
+        fact = facts.SessionClosed(
+            at=self.closed_at,
+            site=self.closed_site,
+            ending=self.ending or "close",
+            outcome=self.outcome or "closed",
+            identity_map_size=self.identity_map_size,
+            pending=self.pending,
+            error=self.error,
+            detached=self.detached or {},
+            leaving=leaving,
+            added=pending,
+            modified=self.modified or {},
+            removed=self.removed or {},
+            added_site=self.added_site,
+            joined=self.is_joined,
+        )
+        is_judged = self.is_suspect or loses or self.ending in _TAKEN
+        self._publish_and_judge(fact, judged=bool(is_judged))
+
+    def remain(self, site: CallSite | None) -> None:
         """The session let go of its objects, and then it was refused to be closed."""
         self.is_closing = False
-        self.leaving = None
+        self.ending = ""
+        self.leaving = self.closed_during = None
+        self.identity_map_size = self.pending = 0
+        self.detached = self.modified = self.removed = NOTHING
         self.pending_by_class.clear()
         self.origin = Origin(self.scope)
-        self.watch_loads(session, site)
+        session = LIVE[self]()
+        if session is not None:
+            self.watch_loads(session, site)
 
     def _give_up_transactions(self, now: int, site: CallSite | None) -> None:
         """Report transactions that were never ended as abandoned."""
@@ -437,11 +480,15 @@ class Ledger(Use):
 
     def note_leaving(self, error: BaseException | None) -> None:
         """Note the line, and the exception, that leave: asyncio closes the session elsewhere."""
+        if error is None:
+            self.leaving = (self.site(), "", False)
+            return
         self.is_cancellation(error)
         # A generator that is closed early has done what it was asked for.
-        is_ordinary = error is None or isinstance(error, GeneratorExit) or self.handled(error)
-        name = "" if error is None or is_ordinary else type_name(error)
-        self.leaving = (self.site(), name, error is not None)
+        is_ordinary = isinstance(error, GeneratorExit) or (
+            self.handled is not None and self.handled(error)
+        )
+        self.leaving = (self.site(), "" if is_ordinary else type_name(error), True)
 
     def hand_to(self, tracers: tuple[Tracer, ...]) -> None:
         """Be reported by these tracers and by no others from the next scope on.
@@ -960,13 +1007,14 @@ class Ledger(Use):
         """
         self.is_used = True
         same_owner.join(self)
-        self.watch_loads(session, site)
+        self.load_site = site
+        self.counter = object_counter.watch(session.identity_map, self.origin, site)
 
     def watch_loads(self, session: Session, site: CallSite | None) -> None:
-        """Count what the session's identity map takes in from now on."""
-        self.counter = object_counter.watch(session.identity_map, self.origin, site)
+        """Count what the session's new identity map takes in from now on."""
         self.load_site = site
         self.route = None
+        self.counter = object_counter.watch(session.identity_map, self.origin, site)
 
     def loading(
         self, site: CallSite | None, at_once: int = 0, *, in_portions: bool = False
@@ -1002,25 +1050,29 @@ class Ledger(Use):
         has loaded.
         """
         counter = self.counter
-        if not counter.counts:
+        counts = counter.counts
+        came = by_name(counts)
+        counts.clear()
+        number = sum(came.values())
+        if not number:
             return
-        loaded = by_name(counter.counts)
-        counter.counts.clear()
-        number = total(loaded)
         at_once = self.at_once
         if self.in_portions and 0 < counter.peak - self.size_before < number:
             at_once = counter.peak - self.size_before
-        together = min(number, at_once) if at_once else number
-        self.measure(max(self.size_before + together, counter.size()))
+        size = self.size_before + (at_once if 0 < at_once < number else number)
+        peak = self.identity_map_peak
+        if size > peak:
+            self.identity_map_peak = peak = size
+        if (size := counter.size()) > peak:
+            self.identity_map_peak = peak = size
         self.count_transition("loaded_as_persistent", number)
         if reporting.now:
             return
-        self.loaded = with_counts(self.loaded, loaded)
-        is_judged = self.identity_map_peak > self.gates.large_identity_map or (
-            not at_once and number > self.gates.large_result
-        )
+        self.loaded = with_counts(self.loaded, came)
+        gates = self.gates
+        is_judged = peak > gates.large_identity_map or (not at_once and number > gates.large_result)
         if is_judged or self.publishers:
-            fact = facts.ObjectsLoaded(now, self.load_site, loaded, at_once)
+            fact = facts.ObjectsLoaded(now, self.load_site, came, at_once)
             self._publish_and_judge(fact, judged=is_judged)
 
     def measure(self, size: int) -> None:
@@ -1083,14 +1135,10 @@ class Ledger(Use):
 
 _SAVEPOINT_OPERATIONS: Final = frozenset({"SAVEPOINT", "RELEASE", "ROLLBACK"})
 
-# What is called as a session is opened, and as the garbage collector takes one.
-_WAKES: Final[list[Callable[[], None]]] = []
+# What wakes the watchdog as a session is opened; empty unless it waits for one.
+ASLEEP: Final[list[Callable[[], None]]] = []
+# What is called as the garbage collector takes an open session.
 _LOSSES: Final[list[Callable[[Ledger], None]]] = []
-
-
-def on_opened(wake: Callable[[], None]) -> None:
-    """Have this called as a session is opened."""
-    _WAKES[:] = [wake]
 
 
 def on_lost(lost: Callable[[Ledger], None]) -> None:
@@ -1110,12 +1158,7 @@ def _collected(ref: Any) -> None:
             lost(ledger)
 
 
-def _never(_: BaseException) -> bool:
-    """Recognises no exception."""
-    return False
-
-
-def _recognising(error: BaseException) -> Callable[[BaseException], bool]:
+def recognising(error: BaseException) -> Callable[[BaseException], bool]:
     """What recognises this very exception again, without keeping it and its frames alive."""
     try:
         known = weakref.ref(error)

@@ -1,21 +1,20 @@
 """Counts the objects an identity map takes in, and marks where they come from.
 
 Nothing may cost more than a count here: a listener on `loaded_as_persistent` alone slows a bulk
-load by seven to ten percent. So the identity map's own function for a new row is replaced by one
-that counts. That is private to SQLAlchemy; `PRIVATE_ROAD` says whether it works as expected, and
-where it does not, the public event (listeners.py) counts instead.
+load by seven to ten percent. The identity map's own function for a new row is private to
+SQLAlchemy; it is replaced by one that counts. If it does not work as expected (`IS_KNOWN`), objects
+are not counted.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import InstanceState, Session
 
 from session_tracer.ledger.origin import Origin, OriginRef, refer
-from session_tracer.runtime.degraded import without
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,86 +26,47 @@ if TYPE_CHECKING:
     from session_tracer.where.callsite import CallSite
 
 __all__ = [
+    "IS_KNOWN",
     "NOTHING_LOADED",
-    "PRIVATE_ROAD",
     "Counter",
-    "EventCounter",
     "Mark",
     "expire",
     "expiry_of",
     "mark_of",
-    "put",
     "remember",
     "unwatch",
     "watch",
 ]
 
 
-class Counter(Protocol):
-    """What was loaded since it was last asked: `counts` by mapped class.
+class Counter:
+    """Counts what is loaded into no identity map: nothing.
 
-    `peak` is how many objects the identity map held at its fullest since it is followed.
+    `counts` is the number of objects by mapped class since it was last cleared. `peak` is the
+    largest number of objects that the identity map held since it is followed.
     """
 
-    counts: dict[type, int]
-    peak: int
+    counts: dict[type, int] = {}  # noqa: RUF012 # never added to
+    peak = 0
 
     def come_from(self, site: CallSite | None, route: Route | None = None) -> None:
         """What is loaded from now on, is loaded from this line, by this route."""
 
     def size(self) -> int:
         """How many objects the identity map holds."""
+        return 0
 
     def follow(self, *, on: bool) -> None:
         """Note the peak with every object, or no longer: it costs a little for each."""
 
 
-class EventCounter:
-    """Counts what the public event tells; the fall-back, and what counts before a transaction."""
-
-    __slots__ = ("_follows", "_map", "counts", "peak", "site")
-
-    def __init__(self, identity_map: IdentityMap | None = None) -> None:
-        self.counts: dict[type, int] = defaultdict(int)
-        self.peak = 0
-        self._follows = False
-        self.site: CallSite | None = None
-        self._map = _nowhere if identity_map is None else weakref.ref(identity_map)
-
-    def come_from(self, site: CallSite | None, route: Route | None = None) -> None:
-        del route
-        self.site = site
-
-    def size(self) -> int:
-        identity_map = self._map()
-        return 0 if identity_map is None else len(identity_map)
-
-    def follow(self, *, on: bool) -> None:
-        self._follows = on
-        self.peak = 0
-
-    def count(self, entity: type) -> None:
-        """One more was loaded."""
-        self.counts[entity] += 1
-        if self._follows:
-            self.peak = max(self.peak, self.size())
-
-
-def _nowhere() -> None:
-    """The reference to no identity map."""
-
-
-class MapCounter:
-    """Counts within the identity map. It must not hold the map: its lifetime is SQLAlchemy's."""
-
-    __slots__ = ("_origin", "counts", "peak", "ref")
+class MapCounter(Counter):
+    """Counts in the identity map. It must not hold the map: its lifetime is SQLAlchemy's."""
 
     def __init__(self, identity_map: Any, origin: Origin, site: CallSite | None) -> None:
-        self.counts: dict[type, int] = defaultdict(int)
-        self.peak = 0
+        self.counts = defaultdict(int)
         self._origin = origin
-        self.ref = refer(identity_map, origin, site)
-        identity_map._wr = self.ref
+        self.ref = identity_map._wr = refer(identity_map, origin, site)
         identity_map._add_unpresent = self._counting(identity_map._dict)
 
     def come_from(self, site: CallSite | None, route: Route | None = None) -> None:
@@ -149,62 +109,34 @@ class MapCounter:
 
 
 def watch(identity_map: IdentityMap, origin: Origin, site: CallSite | None) -> Counter:
-    """Count what this identity map takes in, by the cheapest road that works."""
-    if PRIVATE_ROAD:
-        return MapCounter(identity_map, origin, site)
-    counter = EventCounter(identity_map)
-    counter.come_from(site)
-    return counter
+    """Count what this identity map takes in."""
+    return MapCounter(identity_map, origin, site) if IS_KNOWN else NOTHING_LOADED
 
 
 class Mark:
-    """Where an object came from, and how it left where its session's end does not say."""
+    """Where an object came from, and how it left if not by its session's end."""
 
     __slots__ = ("departed_at", "departed_site", "departure", "origin", "route", "site", "sweeps")
 
     def __init__(
-        self,
-        origin: Origin,
-        site: CallSite | None,
-        sweeps: int | None = None,
-        route: Route | None = None,
+        self, state: Any, origin: Origin, departure: Departure, at: int, site: CallSite | None
     ) -> None:
+        known = mark_of(state)
         self.origin = origin
-        self.site = site
-        self.route = route
-        # How often all objects of its scope had been expired when it came.
-        self.sweeps = origin.scope.sweeps if sweeps is None else sweeps
-        self.departure: Departure | None = None
-        self.departed_at = 0
-        self.departed_site: CallSite | None = None
+        self.site: CallSite | None = None if known is None else known.site
+        self.route: Route | None = None
+        # How often all objects of its scope had been expired when it left.
+        self.sweeps = origin.scope.sweeps
+        self.departure = departure
+        self.departed_at = at
+        self.departed_site = site
 
 
 def remember(
     state: Any, origin: Origin, departure: Departure, at: int, site: CallSite | None
 ) -> None:
     """Mark an object that leaves its session by itself."""
-    known = mark_of(state)
-    mark = Mark(origin, None if known is None else known.site)
-    mark.departure = departure
-    mark.departed_at = at
-    mark.departed_site = site
-    put(state, mark)
-
-
-def put(state: Any, mark: Mark) -> None:
-    """Have the object carry the mark."""
-    _carry(state, "_session_tracer", mark)
-
-
-def _carry(state: Any, name: str, value: object) -> None:
-    try:
-        setattr(state, name, value)
-    except AttributeError:
-        without(
-            "attributes of ours on InstanceState",
-            "a load that an object is refused after it left its session by itself is not told, "
-            "nor what expired a single object",
-        )
+    state._session_tracer = Mark(state, origin, departure, at, site)
 
 
 def mark_of(state: Any) -> Mark | OriginRef | None:
@@ -219,7 +151,7 @@ def mark_of(state: Any) -> Mark | OriginRef | None:
 
 def expire(state: Any, by: Expiry, site: CallSite | None, sweeps: int) -> None:
     """Mark an object that was expired by itself."""
-    _carry(state, "_session_tracer_expired", (by, site, sweeps))
+    state._session_tracer_expired = (by, site, sweeps)
 
 
 def expiry_of(state: Any, scope: Scope) -> tuple[Expiry | Literal[""], CallSite | None]:
@@ -248,7 +180,7 @@ def unwatch(identity_map: Any) -> None:
 
 
 def _works() -> bool:
-    """Whether an identity map takes rows in the way the private road assumes."""
+    """Whether an identity map takes rows, and its objects take attributes, as assumed here."""
 
     class _State:
         key: Any = None
@@ -262,7 +194,8 @@ def _works() -> bool:
         plain = identity_map._wr
         identity_map._add_unpresent(state, "key")
         return (
-            type(plain) is weakref.ref
+            InstanceState.__dictoffset__ != 0
+            and type(plain) is weakref.ref
             and plain() is identity_map
             and cast("Any", identity_map)._dict == {"key": state}
             and state._instance_dict is plain
@@ -273,5 +206,5 @@ def _works() -> bool:
         return False
 
 
-PRIVATE_ROAD: Final = _works()
-NOTHING_LOADED: Final[Counter] = EventCounter()
+IS_KNOWN: Final = _works()
+NOTHING_LOADED: Final = Counter()

@@ -22,58 +22,43 @@ class Scope:
     context of the span it made.
     """
 
-    __slots__ = (
-        "expired_by",
-        "expired_site",
-        "id",
-        "is_async",
-        "opened_site",
-        "reports",
-        "sweeps",
-        "swept_by",
-        "swept_site",
-        "tracers",
-    )
+    # What expired objects of the scope last.
+    expired_by: Expiry | Literal[""] = ""
+    expired_site: CallSite | None = None
+    # What expired all of them last, and how often that has happened.
+    swept_by: Expiry | Literal[""] = ""
+    swept_site: CallSite | None = None
+    sweeps = 0
+    reports: tuple[Report, ...] = ()
+    tracers: tuple[tuple[Tracer, SpanContext | None], ...] = ()
 
     def __init__(self, id_: str, opened_site: CallSite | None, *, is_async: bool) -> None:
         self.id = id_
         self.opened_site = opened_site
         self.is_async = is_async
-        # What expired objects of the scope last.
-        self.expired_by: Expiry | Literal[""] = ""
-        self.expired_site: CallSite | None = None
-        # What expired all of them last, and how often that has happened.
-        self.swept_by: Expiry | Literal[""] = ""
-        self.swept_site: CallSite | None = None
-        self.sweeps = 0
-        self.reports: tuple[Report, ...] = ()
-        self.tracers: tuple[tuple[Tracer, SpanContext | None], ...] = ()
 
     def reported_by(self) -> tuple[tuple[Tracer, SpanContext | None], ...]:
         """The tracers that reported the scope, and the span that each made of it."""
-        if self.reports:
-            return tuple([(report.tracer, _span_of(report)) for report in self.reports])
-        return self.tracers
+        # Once: another thread may end the scope meanwhile.
+        reports = self.reports
+        if not reports:
+            return self.tracers
+        tracers: tuple[tuple[Tracer, SpanContext | None], ...] = ()
+        for report in reports:
+            spans = report.spans
+            tracers += ((report.tracer, None if spans is None else spans.session_context),)
+        return tracers
 
     def expired(self, by: Expiry, site: CallSite | None) -> None:
-        """Say what expired objects of the scope."""
+        """Note what expired objects of the scope."""
         self.expired_by = by
         self.expired_site = site
 
     def swept(self, by: Expiry, site: CallSite | None) -> None:
-        """Say what expired all objects of the scope."""
+        """Note what expired all objects of the scope."""
         self.expired_by = self.swept_by = by
         self.expired_site = self.swept_site = site
         self.sweeps += 1
-
-    def end(self) -> None:
-        """Let the reports go: a detached object must not keep them alive."""
-        self.tracers = self.reported_by()
-        self.reports = ()
-
-
-def _span_of(report: Report) -> SpanContext | None:
-    return None if report.spans is None else report.spans.session_context
 
 
 class Origin:
@@ -82,16 +67,15 @@ class Origin:
     All that leave together, by a `close()` or an `expunge_all()`, share one.
     """
 
-    __slots__ = ("departed_at", "departed_site", "departure", "scope")
+    departure: Departure | None = None
+    departed_at = 0
+    departed_site: CallSite | None = None
 
     def __init__(self, scope: Scope) -> None:
         self.scope = scope
-        self.departure: Departure | None = None
-        self.departed_at = 0
-        self.departed_site: CallSite | None = None
 
     def left(self, departure: Departure, at: int, site: CallSite | None) -> None:
-        """Say how the session's objects left it."""
+        """Note how the session's objects left it."""
         self.departure = departure
         self.departed_at = at
         self.departed_site = site
@@ -112,7 +96,7 @@ class OriginRef(weakref.ref[Any]):
     """The weak reference to the identity map that every persistent object carries anyway.
 
     SQLAlchemy gives each object's state the identity map's own weak reference, and leaves it there
-    when the session is closed. Handing out this one instead tells where an object came from at no
+    when the session is closed. Handing out this one instead records where an object came from at no
     cost for each: `origin` is its session scope, `site` the line that loaded it, `sweeps` how often
     all objects of the scope had been expired before, `route` how it came where that was by a lazy
     load.

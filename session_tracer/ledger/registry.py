@@ -7,7 +7,6 @@ import weakref
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from session_tracer.model.live_session import LiveSession
-from session_tracer.runtime.degraded import without
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -114,25 +113,17 @@ def _objects(ledger: Ledger, pending: int) -> dict[str, int]:
     counts: dict[str, int] = {}
     if session is None:
         return counts
-    # Counted by length alone: the public collections are made anew, and may change meanwhile.
+    # By length alone: each call makes the public collections, which may change meanwhile.
     identity_map = session.identity_map
     if persistent := len(identity_map):
         counts["persistent"] = persistent
     if pending:
         counts["pending"] = pending
-    _add_length(counts, "modified", getattr(identity_map, "_modified", None))
-    _add_length(counts, "deleted", getattr(session, "_deleted", None))
+    if modified := len(getattr(identity_map, "_modified", ())):
+        counts["modified"] = modified
+    if deleted := len(getattr(session, "_deleted", ())):
+        counts["deleted"] = deleted
     return counts
-
-
-def _add_length(counts: dict[str, int], name: str, collection: Any) -> None:
-    if collection:
-        counts[name] = len(collection)
-    elif collection is None:
-        without(
-            f"the {name} objects of a Session",
-            f"how many objects of an open session are {name} is not told",
-        )
 
 
 def ages(tracer: Tracer) -> Ages:
@@ -157,7 +148,7 @@ def end_all(clock: Callable[[], float] = time.monotonic, seconds: float = 1.0) -
             continue
         session = ref()
         try:
-            size = 0 if session is None else len(session.identity_map)
-            ledger.end("exit", site=ledger.last_site, size=size)
+            ledger.identity_map_size = 0 if session is None else len(session.identity_map)
+            ledger.end("exit", (ledger.last_site, "", False))
         except Exception as error:
             ledger.failed("live", error)

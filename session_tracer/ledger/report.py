@@ -190,7 +190,9 @@ class Tracer(Protocol):
 
     def settle(self) -> None: ...
 
-    def context(self) -> Any: ...
+    @property
+    def context(self) -> Callable[[], Any]:
+        """Return the current context of OpenTelemetry."""
 
     def caller(self, context: Any = None) -> tuple[int, int]: ...
 

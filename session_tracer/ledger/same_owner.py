@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from operator import itemgetter
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from session_tracer import facts
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterable
+    from collections.abc import Hashable, Sequence
 
     from sqlalchemy.engine import Connection
 
     from session_tracer.facts import Counts
     from session_tracer.ledger.in_progress import Holding
     from session_tracer.ledger.origin import Scope
+    from session_tracer.ledger.report import Tracer
     from session_tracer.where.callsite import CallSite
     from session_tracer.where.owner import Owner
 
@@ -34,7 +35,8 @@ class Member(Protocol):
 
     scope: Scope
     kind: tuple[type, int]
-    caller: tuple[int, int]
+    context: Any
+    tracers: tuple[Tracer, ...]
     opened_by: Owner
     owner: Owner
     was_handed_on: bool
@@ -49,15 +51,17 @@ class Member(Protocol):
     def name(self) -> str: ...
 
 
-# By the owner that opened them, and by the one that uses them now; a scope leaves as it ends.
-_TOGETHER: Final[dict[Hashable, list[Member]]] = {}
+# By the owner that opened them, and by the one that uses them now; a scope leaves as it ends. The
+# inner dictionaries are sets that keep the order.
+_TOGETHER: Final[dict[Hashable, dict[Member, None]]] = {}
 # A session that lives as long as the process must not remember every other one's commit.
 _MOST_COMMITS: Final = 16
+_ALONE: Final[dict[Member, None]] = {}
 
 
 def join(member: Member) -> None:
     """A scope was opened by its owner, and is used now."""
-    _TOGETHER.setdefault(member.opened_by.key, []).append(member)
+    _TOGETHER.setdefault(member.opened_by.key, {})[member] = None
 
 
 def hand_on(member: Member, before: Owner) -> None:
@@ -66,20 +70,25 @@ def hand_on(member: Member, before: Owner) -> None:
     if before.key != opened_by:
         _part(member, before.key)
     if member.owner.key != opened_by:
-        _TOGETHER.setdefault(member.owner.key, []).append(member)
+        _TOGETHER.setdefault(member.owner.key, {})[member] = None
 
 
 def leave(member: Member) -> None:
     """The scope ended."""
-    _part(member, member.opened_by.key)
+    key = member.opened_by.key
+    together = _TOGETHER.get(key)
+    if together is not None:
+        together.pop(member, None)
+        if not together:
+            _TOGETHER.pop(key, None)
     if member.owner is not member.opened_by:
         _part(member, member.owner.key)
 
 
 def _part(member: Member, key: Hashable) -> None:
     together = _TOGETHER.get(key)
-    if together is not None and member in together:
-        together.remove(member)
+    if together is not None:
+        together.pop(member, None)
         if not together:
             _TOGETHER.pop(key, None)
 
@@ -95,7 +104,9 @@ def nested_in(member: Member, connection: Connection, now: int) -> facts.Connect
     Of several, it is that of the session that was opened first.
     """
     owner = member.owner
-    together: Iterable[Member] = _TOGETHER.get(owner.key, ())
+    together = _TOGETHER.get(owner.key, _ALONE)
+    if len(together) <= 1:
+        return None
     held = [
         (other.opened_at, holding, other)
         for other in tuple(together)
@@ -117,15 +128,19 @@ def nested_in(member: Member, connection: Connection, now: int) -> facts.Connect
     )
 
 
-def committed(member: Member, commit: Commit, now: int) -> list[facts.WritesSplit]:
+def committed(member: Member, commit: Commit, now: int) -> Sequence[facts.WritesSplit]:
     """What to report where a session next to this one has committed writes before.
 
     Next to it is one of the same factory, opened and used by the same thread or task alone, under
     the same span of the caller.
     """
+    together = _TOGETHER.get(member.opened_by.key, _ALONE)
+    if len(together) <= 1 and not member.beside:
+        member.commit = commit
+        return ()
     earlier = list(member.beside)
     member.beside = ()
-    for other in tuple(_TOGETHER.get(member.opened_by.key, ())):
+    for other in tuple(together):
         if other is member or not _is_beside(member, other):
             continue
         if other.commit is None:
@@ -151,7 +166,12 @@ def committed(member: Member, commit: Commit, now: int) -> list[facts.WritesSpli
 def _is_beside(member: Member, other: Member) -> bool:
     return (
         other.kind == member.kind
-        and other.caller == member.caller
         and not (other.was_handed_on or member.was_handed_on)
         and not (other.is_joined or member.is_joined)
+        and _caller(other) == _caller(member)
     )
+
+
+def _caller(member: Member) -> tuple[int, int]:
+    """The trace and the span in which the scope was opened."""
+    return member.tracers[0].caller(member.context)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from asyncio import CancelledError
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from session_tracer import facts
 from session_tracer.ledger import same_owner
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from session_tracer.facts import Fact
     from session_tracer.ledger.in_progress import Flush, Holding, OpenTransaction
     from session_tracer.ledger.origin import Scope
+    from session_tracer.ledger.report import Tracer
     from session_tracer.ledger.same_owner import Commit
     from session_tracer.where.callsite import CallSite, Locator
     from session_tracer.where.owner import Owner
@@ -35,7 +36,8 @@ class Use:
 
     is_async = False
     kind: tuple[type, int]
-    caller: tuple[int, int]
+    tracers: tuple[Tracer, ...] = ()
+    context: Any = None
     clock: Callable[[], int]
     locator: Locator
     scope: Scope

@@ -1,4 +1,4 @@
-"""The process's one thread: it lets time pass for open sessions, and hears when one is lost."""
+"""The process's one thread, which reports the passing of time and lost sessions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from session_tracer import facts
 from session_tracer.ledger import registry, same_owner
-from session_tracer.ledger.ledger import on_lost, on_opened
+from session_tracer.ledger.ledger import ASLEEP, on_lost
 from session_tracer.ledger.registry import LIVE
 from session_tracer.runtime import process
 from session_tracer.runtime.background_queue import BackgroundQueue
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from session_tracer.ledger.ledger import Ledger
     from session_tracer.ledger.report import Report
 
-__all__ = ["Watch", "at_end", "collected", "nudge", "settle", "start", "stop"]
+__all__ = ["Watch", "at_end", "collected", "settle", "start", "stop"]
 
 # The least between two looks, in nanoseconds, and as a multiple of what the last one took: with ten
 # thousand sessions open, a look takes milliseconds, and the watch may have a hundredth of a core.
@@ -28,7 +28,7 @@ _GAP_PER_LOOK: Final = 100
 
 
 class Watch:
-    """Tells `TimePassed` to the scopes for which it is time.
+    """Publishes `TimePassed` for the scopes for which it is time.
 
     `gap` is the least time, in seconds, between the last look and the next.
     """
@@ -39,9 +39,9 @@ class Watch:
         self.gap = _LEAST_GAP / 1e9
 
     def look(self) -> float | None:
-        """Tell whoever has waited long enough; the seconds until the next look, None for ever.
+        """Return the seconds until the next look, or None if no session has to be looked at.
 
-        A scope is told as each of its time thresholds passes (leak, long transaction, idle
+        A scope gets the fact as each of its time thresholds passes (leak, long transaction, idle
         connection), and again every `leak_after_seconds` from then on.
         """
         now, last = self._clock(), self._last
@@ -113,12 +113,10 @@ class _Thread:
             settle=self._look_if_due,
             stage=None,
         )
-        # Whether only a value in the queue wakes it, because no session is open.
-        self.is_asleep = True
 
     def wake(self) -> None:
-        """A session was opened."""
-        self.is_asleep = False
+        """A session was opened: there is something to watch again."""
+        ASLEEP.clear()
         if not self._is_in_use:
             self._is_in_use = True
             process.began_work()
@@ -128,7 +126,7 @@ class _Thread:
         """A child watches its own sessions only, from its first one on."""
         self._next_look = _FOR_EVER
         self._is_in_use = False
-        self.is_asleep = True
+        ASLEEP[:] = [self.wake]
 
     def _consume(self, lost: Ledger | None) -> None:
         if lost is not None:
@@ -140,11 +138,11 @@ class _Thread:
     def _look_if_due(self, _everything: bool) -> float | None:
         if time.monotonic() >= self._next_look:
             # Before the look: a session that is opened meanwhile has to wake it again.
-            self.is_asleep = True
+            ASLEEP[:] = [self.wake]
             seconds = self._watch.look()
             self._next_look = _FOR_EVER
             if seconds is not None:
-                self.is_asleep = False
+                ASLEEP.clear()
                 self._next_look = time.monotonic() + seconds
         if self._next_look == _FOR_EVER:
             return None
@@ -160,24 +158,20 @@ def collected(ledger: Ledger) -> None:
         thread.queue.put(ledger)
 
 
-def nudge() -> None:
-    """A session was opened: there is something to watch again."""
-    for thread in _RUNNING:
-        if thread.is_asleep:
-            thread.wake()
-
-
 def start() -> None:
     """Watch from the next session on, or at once if one is open."""
     if not _RUNNING:
-        _RUNNING[:] = [_Thread()]
+        thread = _Thread()
+        _RUNNING[:] = [thread]
+        ASLEEP[:] = [thread.wake]
         if LIVE:
-            nudge()
+            thread.wake()
 
 
 def stop(timeout: float = 2.0) -> None:
     """Report what was lost so far, and end the thread."""
     if _RUNNING:
+        ASLEEP.clear()
         _RUNNING.pop().queue.close(timeout)
 
 
@@ -195,7 +189,7 @@ def at_end() -> None:
 
 def _end(lost: Ledger) -> None:
     try:
-        lost.end("collected", site=lost.last_site)
+        lost.end("collected", (lost.last_site, "", False))
     except Exception as error:
         lost.failed("live", error)
 
@@ -209,5 +203,4 @@ def _begin_in_child() -> None:
 
 
 process.in_child(_begin_in_child)
-on_opened(nudge)
 on_lost(collected)

@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 import sys
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from session_tracer.where.running import running_frame
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType
 
 __all__ = ["error_of_request", "is_by_transaction_manager"]
 
 # Flask and Quart turn an exception into a response, and then pass it to the teardown function (an
 # extension's or the application's) that removes the session.
 _TEARDOWNS: Final = frozenset({"do_teardown_appcontext", "do_teardown_request"})
-_FRAMEWORKS: Final = ("flask", "quart")
+_MANAGER: Final = "zope.sqlalchemy.datamanager"
 # From a wrapped close() out to one of them it is about eight, through `scoped_session.remove()`.
-_MOST_FRAMES: Final = 16
+_MOST_FRAMES: Final = 20
 
 
 def error_of_request() -> BaseException | None:
     """Return the request's exception if the running code tears down a Flask or Quart context."""
-    if not any(name in sys.modules for name in _FRAMEWORKS):
-        return None
-    frame = running_frame(1)
-    for _ in range(_MOST_FRAMES):
-        if frame is None:
-            return None
-        if frame.f_code.co_name in _TEARDOWNS:
-            error = frame.f_locals.get("exc")
-            return error if isinstance(error, BaseException) else None
-        frame = frame.f_back
+    if "flask" in sys.modules or "quart" in sys.modules:
+        for frame in _frames():
+            if frame.f_code.co_name in _TEARDOWNS:
+                error = frame.f_locals.get("exc")
+                return error if isinstance(error, BaseException) else None
     return None
 
 
@@ -37,13 +36,15 @@ def is_by_transaction_manager() -> bool:
 
     It closes the session after each transaction, and uses it again in the next one.
     """
-    if "zope.sqlalchemy.datamanager" not in sys.modules:
-        return False
+    return _MANAGER in sys.modules and any(
+        frame.f_globals.get("__name__") == _MANAGER for frame in _frames()
+    )
+
+
+def _frames() -> Iterator[FrameType]:
     frame = running_frame(1)
     for _ in range(_MOST_FRAMES):
         if frame is None:
-            return False
-        if frame.f_globals.get("__name__") == "zope.sqlalchemy.datamanager":
-            return True
+            return
+        yield frame
         frame = frame.f_back
-    return False

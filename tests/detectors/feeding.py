@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Final
 from unittest import mock
 
@@ -12,7 +13,7 @@ from session_tracer.exporter_choice import Named
 from session_tracer.ledger.in_progress import Flush, Holding, OpenTransaction
 from session_tracer.ledger.ledger import Ledger
 from session_tracer.ledger.loads import Load
-from session_tracer.ledger.object_counter import EventCounter
+from session_tracer.ledger.object_counter import Counter
 from session_tracer.ledger.origin import Origin, Scope
 from session_tracer.model.timeline import NO_TIMELINE
 from session_tracer.tracer import Tracer
@@ -128,17 +129,10 @@ class PlayedScope:
         ledger.pending_by_class = {_mapped(name): count for name, count in fact.added.items()}
         ledger.added_site = fact.added_site
         ledger.is_joined = ledger.is_joined or fact.joined
-        ledger.end(
-            fact.ending,
-            site=fact.site,
-            size=fact.identity_map_size,
-            pending=fact.pending,
-            detached=fact.detached,
-            error=fact.error,
-            leaving=fact.leaving,
-            modified=fact.modified,
-            removed=fact.removed,
-        )
+        ledger.identity_map_size, ledger.pending = fact.identity_map_size, fact.pending
+        ledger.detached, ledger.modified = fact.detached, fact.modified
+        ledger.removed = fact.removed
+        ledger.end(fact.ending, (fact.site, fact.error, fact.leaving))
 
     def _transaction_began(self, fact: facts.TransactionBegan) -> None:
         ledger = self.ledger
@@ -356,7 +350,8 @@ class _Ledger(Ledger):
         self.id = "9b21e0456789abcd"
         self.scope = Scope(self.id, None, is_async=is_async)
         self.origin = Origin(self.scope)
-        self.counter = EventCounter()
+        self.counter = Counter()
+        self.counter.counts = defaultdict(int)
 
     def enter(self, site: CallSite | None) -> Owner:
         del site

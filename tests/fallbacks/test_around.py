@@ -7,13 +7,13 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import metrics
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from session_tracer import live_sessions
 from session_tracer.exporters import log_records, otlp
 from session_tracer.hooks import targets
-from session_tracer.ledger import object_counter, registry
+from session_tracer.ledger import object_counter
 from session_tracer.runtime import environment
 from session_tracer.settings import Settings
 from session_tracer.testing import capture
@@ -30,27 +30,16 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import InstanceState
 
 
-def test_what_open_sessions_hold_is_counted_as_far_as_it_can_be(
+def test_the_sessions_that_exist_are_not_traced_if_they_cannot_be_found(
     said: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hide(monkeypatch, registry._objects, "_modified", "_deleted")
+    monkeypatch.setattr(targets, "KNOWS_SESSIONS", False)
     for factory in library():
-        with capture(factory), factory() as session:
-            first, second = session.query(Author).order_by(Author.id)
-            first.name = "modified"
-            session.delete(second)
-            (one,) = live_sessions()
-        # Those that are deleted have had their books loaded.
-        assert one.objects == {"persistent": 4}
-    assert said() == ["the modified objects of a Session", "the deleted objects of a Session"]
-
-
-def test_sessions_are_found_among_all_objects(
-    said: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    session = Session()
-    hide(monkeypatch, targets.live_sessions, "_sessions")
-    assert any(one is session for one in targets.live_sessions())
+        before = factory()
+        with capture(factory) as told, before, factory() as after:
+            before.scalars(select(Author)).all()
+            after.scalars(select(Author)).all()
+        assert [session.statements for session in told.sessions] == [1]
     assert said() == ["sqlalchemy.orm.session._sessions"]
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import pytest
 from sqlalchemy.engine.events import DialectEvents
 from sqlalchemy.engine.util import TransactionalContext
-from sqlalchemy.orm import InstanceState, Session, SessionTransaction, strategies
+from sqlalchemy.orm import Session, SessionTransaction, strategies
 
 from session_tracer.hooks import (
     errors,
@@ -55,7 +55,7 @@ class Missing(NamedTuple):
 
 
 def no_identity_map(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(object_counter, "PRIVATE_ROAD", False)
+    monkeypatch.setattr(object_counter, "IS_KNOWN", False)
 
 
 def no_dialect_events(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,20 +121,6 @@ def no_load_path(monkeypatch: pytest.MonkeyPatch) -> None:
         hide(monkeypatch, looks, "load_path")
 
 
-def no_attributes(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(state: object, name: str, value: object) -> None:
-        if name.startswith("_session_tracer"):
-            raise AttributeError(name)
-        object.__setattr__(state, name, value)
-
-    monkeypatch.setattr(InstanceState, "__setattr__", refuse, raising=False)
-
-
-def no_reference(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(object_counter, "PRIVATE_ROAD", False)
-    hide(monkeypatch, object_counter.mark_of, "_instance_dict")
-
-
 def no_mutable_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = tuple((UnicodeError, seen) for _, seen in errors._SEEN[:1])
     monkeypatch.setattr(errors, "_SEEN", compiled)
@@ -150,7 +136,25 @@ def no_callbacks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 MISSING: Final = {
-    "the identity map's own function": Missing(no_identity_map, ["IdentityMap._add_unpresent"]),
+    "the identity map's own function": Missing(
+        no_identity_map,
+        ["IdentityMap._add_unpresent"],
+        facts=(
+            {
+                "ObjectsLoaded {'Author': 1}": 3,
+                "ObjectsLoaded {'Author': 2}": 1,
+                "ObjectsLoaded {'Author': 3}": 1,
+                "ObjectsLoaded {'Author': 4}": 1,
+                "ObjectsLoaded {'Book': 1}": 6,
+                "ObjectsLoaded {'Book': 2}": 2,
+                "ObjectsLoaded {'Book': 4}": 1,
+                "DetachedLoadFailed relationship Book author close": 1,
+                "DetachedLoadFailed relationship Author books close": 1,
+            },
+            {},
+        ),
+        findings=({"detached-lazy-load": 2}, {}),
+    ),
     "the dialect's events": Missing(no_dialect_events, ["DialectEvents.do_execute"]),
     "entities": Missing(
         no_entities,
@@ -249,13 +253,6 @@ MISSING: Final = {
             {"AttributeLoaded relationship Author books": 1},
         ),
     ),
-    "attributes": Missing(
-        no_attributes,
-        ["attributes of ours on InstanceState"],
-        facts=({"DetachedLoadFailed relationship Book author expunge": 1}, {}),
-        findings=({"detached-lazy-load": 1}, {}),
-    ),
-    "reference": Missing(no_reference, ["IdentityMap._add_unpresent"]),
     "mutable errors": Missing(
         no_mutable_errors,
         ["UnicodeError.__init__"],
