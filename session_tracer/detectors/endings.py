@@ -15,7 +15,6 @@ from session_tracer.facts import (
     TransactionCancelled,
     TransactionEnded,
 )
-from session_tracer.ledger.uncommitted import Uncommitted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -73,7 +72,7 @@ class AbandonedSession:
 
 
 def _abandoned(fact: SessionClosed, report: Report, memory: _GivenUp) -> Finding:
-    lost = Lost(fact, report.ledger.uncommitted or Uncommitted())
+    lost = Lost(fact, report.ledger)
     age = fact.at - report.ledger.opened_at
     if lost:
         harm = f"and lost {lost}"
@@ -102,7 +101,7 @@ def _abandoned(fact: SessionClosed, report: Report, memory: _GivenUp) -> Finding
 
 
 def _loses(fact: SessionClosed, report: Report) -> bool:
-    if not (fact.added or fact.modified or fact.removed or report.ledger.uncommitted):
+    if not (fact.added or fact.modified or fact.removed or report.ledger.has_uncommitted):
         return False
     # An error that leaves is a reason to discard; what is joined decides nothing by its end.
     return fact.ending in ("close", "reset") and not (fact.leaving or fact.error or fact.joined)
@@ -122,7 +121,7 @@ class DiscardedChanges:
         del memory
         if not _loses(fact, report):
             return ()
-        lost = Lost(fact, report.ledger.uncommitted or Uncommitted())
+        lost = Lost(fact, report.ledger)
         return (_discarded(fact, lost, report),) if lost else ()
 
 

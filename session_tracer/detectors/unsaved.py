@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from session_tracer.detectors.evidence import places
 
 if TYPE_CHECKING:
     from session_tracer.facts import Counts, SessionClosed
-    from session_tracer.ledger.uncommitted import ByState, Uncommitted
+    from session_tracer.ledger.ledger import Ledger
 
 __all__ = ["Lost"]
+
+ByState: TypeAlias = "dict[str, Counts]"
 
 
 class Lost:
@@ -18,12 +20,12 @@ class Lost:
 
     __slots__ = ("flushed", "flushed_at", "unflushed", "unflushed_at")
 
-    def __init__(self, fact: SessionClosed, uncommitted: Uncommitted) -> None:
+    def __init__(self, fact: SessionClosed, ledger: Ledger) -> None:
         told = {"added": fact.added, "modified": fact.modified, "removed": fact.removed}
         self.unflushed: ByState = {state: dict(counts) for state, counts in told.items() if counts}
         self.unflushed_at = fact.added_site if fact.added else None
-        self.flushed: ByState = uncommitted.content()
-        self.flushed_at = uncommitted.site if self.flushed else None
+        self.flushed: ByState = ledger.uncommitted()
+        self.flushed_at = ledger.flushed_site if self.flushed else None
 
     def __bool__(self) -> bool:
         return bool(self.unflushed or self.flushed)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy.orm import NO_VALUE, SessionTransaction
+from sqlalchemy.orm import NO_VALUE, Session
 from sqlalchemy.orm.collections import InstrumentedDict, InstrumentedList, InstrumentedSet
 
 from session_tracer.hooks.safe_types import PLAIN
-from session_tracer.runtime.degraded import without
+from session_tracer.model.counts import NOTHING, by_name
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -31,24 +34,29 @@ _CALLERS: Final[dict[str, Trigger]] = {
     "_take_snapshot": "savepoint",
     "begin_nested": "savepoint",
 }
+_FLUSHES: Final = frozenset({"flush", "_flush"})
+_SESSIONS: Final = vars(sys.modules[Session.__module__])
 
 
-def trigger(frame: FrameType | None) -> Trigger:
-    """Why the flush runs, by whoever called `Session.flush` from within SQLAlchemy.
+def trigger(frame: FrameType | None, *, in_savepoint: bool) -> Trigger:
+    """Why the flush runs, by what called `Session.flush` from within SQLAlchemy.
 
-    A subclass may override `flush`: the frames of its own are passed over.
+    A subclass may override `flush`: the frames of its own are passed over. `in_savepoint` is
+    whether the innermost open transaction is a savepoint.
     """
-    # Nearly always SQLAlchemy's own `flush()` has called `_flush()`, and is right here.
-    while frame is not None and not (frame.f_code.co_name == "flush" and _is_sessions(frame)):
+    # SQLAlchemy's own `flush()` has called `_flush()`, and is right here.
+    while frame is not None and not (
+        frame.f_code.co_name == "flush" and frame.f_globals is _SESSIONS
+    ):
         frame = frame.f_back
     by_session = False
     while frame is not None:
         name = frame.f_code.co_name
         caller = _CALLERS.get(name)
-        if caller is not None and _is_sessions(frame):
+        if caller is not None and frame.f_globals is _SESSIONS:
             # A savepoint that is released flushes as a commit does.
-            return "savepoint" if caller == "commit" and _is_savepoints(frame) else caller
-        if _module(frame).startswith("sqlalchemy.orm."):
+            return "savepoint" if in_savepoint and caller == "commit" else caller
+        if str(frame.f_globals.get("__name__")).startswith("sqlalchemy.orm."):
             # Most of these names are private: under another one, too, SQLAlchemy has asked for it.
             # And a dynamic relationship's query autoflushes by calling flush() itself.
             by_session = by_session or name not in _FLUSHES
@@ -58,41 +66,34 @@ def trigger(frame: FrameType | None) -> Trigger:
     return "autoflush" if by_session else "explicit"
 
 
-_FLUSHES: Final = frozenset({"flush", "_flush"})
-
-
-def _module(frame: FrameType) -> str:
-    return str(frame.f_globals.get("__name__"))
-
-
-def _is_sessions(frame: FrameType) -> bool:
-    return frame.f_globals.get("__name__") == "sqlalchemy.orm.session"
-
-
-def _is_savepoints(frame: FrameType) -> bool:
-    transaction: Any = frame.f_locals.get("self")
-    return issubclass(type(transaction), SessionTransaction) and transaction.nested
-
-
 def states(context: UOWTransaction) -> dict[InstanceState[Any], tuple[bool, bool]]:
     """The objects of the unit of work: whether each is deleted, and whether it is only listed."""
-    found: dict[InstanceState[Any], tuple[bool, bool]] | None = getattr(context, "states", None)
-    if found is None:
-        without("UOWTransaction.states", "the objects that a flush writes are not counted")
-        return {}
-    return found
+    return getattr(context, "states", {})
+
+
+_KEY: Final = attrgetter("key")
+_CLASS: Final = attrgetter("class_")
+_NEW: Final = {(False, False)}
 
 
 def unchanged(context: UOWTransaction) -> frozenset[InstanceState[Any]]:
     """The persistent objects of the unit of work that have no net change.
 
-    To be asked before it is executed: a column set to an SQL expression is forgotten by then.
+    To be called before it is executed: a column set to an SQL expression is forgotten by then.
     """
+    found = states(context)
+    if not any(map(_KEY, found)):
+        return _NONE
     return frozenset(
-        state
-        for state, (is_delete, list_only) in states(context).items()
-        if not (is_delete or list_only or state.key is None or changed(state))
+        [
+            state
+            for state, (is_delete, list_only) in found.items()
+            if not (is_delete or list_only or state.key is None or changed(state))
+        ]
     )
+
+
+_NONE: Final[frozenset[Any]] = frozenset()
 
 
 def attributes(unchanged: frozenset[InstanceState[Any]]) -> tuple[str, ...]:
@@ -111,14 +112,17 @@ def counts(
 ) -> tuple[Counts, Counts, Counts, Counts]:
     """The objects of the unit of work by entity: new, dirty, deleted, unchanged.
 
-    To be asked before it is finalised: after that everything is persistent. What was unchanged
+    To be called before it is finalised: after that everything is persistent. What was unchanged
     before it was executed may have been changed by a mapper's event since.
     """
+    found = states(context)
+    if {*found.values()} == _NEW and not any(map(_KEY, found)):
+        return by_name(Counter(map(_CLASS, found))), NOTHING, NOTHING, NOTHING
     new: Counts = {}
     dirty: Counts = {}
     deleted: Counts = {}
     same: Counts = {}
-    for state, (is_delete, list_only) in states(context).items():
+    for state, (is_delete, list_only) in found.items():
         if list_only:
             continue
         if is_delete:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
@@ -18,7 +17,6 @@ from session_tracer.hooks.targets import live_sessions
 from session_tracer.ledger import object_counter, same_owner
 from session_tracer.ledger.in_progress import SLOT, Flush
 from session_tracer.ledger.ledger import Ledger, Opening, type_name
-from session_tracer.model.counts import total
 from session_tracer.runtime.degraded import without
 from session_tracer.where.except_finder import failure
 from session_tracer.where.running import running_frame
@@ -34,88 +32,109 @@ if TYPE_CHECKING:
 
 __all__ = ["listen", "remove", "take_up"]
 
+_SUBTRANSACTION: Final = SessionTransactionOrigin.SUBTRANSACTION
+
 
 def _contained(listener: Callable[..., None]) -> Callable[..., None]:
-    """A listener that ignores sessions that are not traced, and contains its own failures."""
+    """A listener that ignores sessions without an open ledger, and contains its own failures.
 
-    @functools.wraps(listener)
-    def contained(*told: Any) -> None:
-        # Code that fires an event by hand may leave out what it should tell.
-        ledger = told[0].__dict__.get(SLOT) if told else None
-        if ledger is not None:
-            try:
-                if type(ledger) is Opening:
-                    ledger = begin_scope(told[0], ledger)
-                listener(ledger, *told)
-            except Exception as error:
-                ledger_failed(ledger, listener.__name__, error)
+    What code fires by hand may lack arguments.
+    """
+    name = listener.__name__
 
-    del contained.__dict__["__wrapped__"]  # its signature is not the event's
+    def contained(session: Any = None, *rest: Any) -> None:
+        ledger = None
+        try:
+            ledger = session.__dict__.get(SLOT)
+            if ledger.__class__ is Ledger:
+                listener(ledger, session, *rest)
+        except Exception as error:
+            if isinstance(ledger, Ledger):
+                ledger.failed(name, error)
+
+    contained.__name__ = name
     return contained
 
 
-@_contained
-def after_transaction_create(
-    ledger: Ledger, session: Session, transaction: SessionTransaction
-) -> None:
-    if transaction.origin is SessionTransactionOrigin.SUBTRANSACTION:
-        flush = ledger.flush
-        # A bulk operation makes a subtransaction too, outside of a flush.
-        if flush is not None and not flush.began:
-            flush.began = True
-            flush.began_at = ledger.clock()
-            if flush.context is not None:
-                flush.unchanged = flush_contents.unchanged(flush.context)
-                if flush.unchanged:
-                    flush.unchanged_attributes = flush_contents.attributes(flush.unchanged)
-            if ledger.counter.counts:
-                ledger.settle(flush.began_at)
-            ledger.flush_began(flush)
-        return
-    ledger = resumed(session, ledger)
-    site = ledger.site()
-    now = ledger.clock()
-    nested = transaction.nested
-    if not nested and not ledger.is_used:
-        ledger.first_used(session, site)
+def after_transaction_create(session: Any = None, transaction: Any = None) -> None:
+    """A transaction begins, and with a session's first one its scope; or a flush begins."""
+    ledger = None
+    try:
+        ledger = session.__dict__.get(SLOT)
+        if ledger is None:
+            return
+        if transaction.origin is _SUBTRANSACTION:
+            # A bulk operation makes a subtransaction too, outside of a flush.
+            if ledger.__class__ is Ledger and ledger.flush is not None and not ledger.flush.began:
+                _flush_begins(ledger, ledger.flush)
+            return
+        if ledger.__class__ is not Ledger or not ledger.is_open:
+            ledger = resumed(session, ledger)
+        site = ledger.site()
+        now = ledger.clock()
+        nested = transaction.nested
+        if not nested and not ledger.is_used:
+            ledger.first_used(session, site)
+        if ledger.counter.counts:
+            ledger.settle(now)
+        two_phase = session.twophase and not nested
+        ledger.transaction_began(now, site, nested=nested, two_phase=two_phase)
+    except Exception as error:
+        if ledger is not None:
+            ledger_failed(ledger, "after_transaction_create", error)
+
+
+def _flush_begins(ledger: Ledger, flush: Flush) -> None:
+    flush.began = True
+    now = flush.began_at = ledger.clock()
+    unit_of_work = flush.unit_of_work()
+    if unit_of_work is not None:
+        flush.unchanged = flush_contents.unchanged(unit_of_work)
+        if flush.unchanged:
+            flush.unchanged_attributes = flush_contents.attributes(flush.unchanged)
     if ledger.counter.counts:
         ledger.settle(now)
-    ledger.transaction_began(now, site, nested=nested, two_phase=session.twophase and not nested)
+    ledger.flush_began(flush)
 
 
 @_contained
 def after_transaction_end(
     ledger: Ledger, session: Session, transaction: SessionTransaction
 ) -> None:
-    if transaction.origin is SessionTransactionOrigin.SUBTRANSACTION:
-        _end_flush(ledger, session)
+    if transaction.origin is _SUBTRANSACTION:
+        if ledger.flush is not None and ledger.flush.began:
+            _flush_ends(ledger, ledger.flush, session, transaction)
         return
-    if not ledger.transactions_open:
+    opened = ledger.transactions_open
+    if not opened:
         return  # it began before this session was traced
-    error = sys.exc_info()[1]
-    ended = ledger.transactions_open[-1]
+    ended = opened[-1]
     outcome = ended.outcome
-    if error is not None and outcome == "rolled_back":
-        ledger.is_cancellation(error)
-    ledger.transactions_open = ledger.transactions_open[:-1]
+    if outcome != "committed":
+        error = sys.exc_info()[1]
+        if error is not None and outcome == "rolled_back":
+            ledger.is_cancellation(error)
+        if ended.committing_at and not ended.error:
+            ended.error = "_OTHER" if error is None else type_name(error)
+    ledger.transactions_open = opened[:-1]
     ledger.failure = None
     now = ledger.clock()
     site = ended.site_of_commit or ledger.site()
     if ledger.counter.counts:
         ledger.settle(now)
-    if ended.committing_at and outcome != "committed":
-        ended.error = ended.error or ("_OTHER" if error is None else type_name(error))
-    if not ended.nested:
-        ledger.release_connections(now)
-        if outcome == "committed":
-            ledger.last_outcome = outcome
-            if session.expire_on_commit:
-                ledger.swept("commit", site)
-        elif outcome == "rolled_back":
-            ledger.last_outcome = outcome
-            ledger.swept("rollback", site)
+    if ended.nested:
+        ledger.transaction_ended(ended, now, site, len(session.identity_map))
+        return
+    ledger.release_connections(now)
+    if outcome == "committed":
+        ledger.last_outcome = outcome
+        if session.expire_on_commit:
+            ledger.scope.swept("commit", site)
+    elif outcome == "rolled_back":
+        ledger.last_outcome = outcome
+        ledger.scope.swept("rollback", site)
     ledger.transaction_ended(ended, now, site, len(session.identity_map))
-    if not ended.nested and ledger.written:
+    if ledger.written:
         ledger.writes_ended(now, site, is_committed=outcome == "committed")
 
 
@@ -134,34 +153,27 @@ def after_begin(
     if ledger.counter.counts:
         ledger.settle(now)
     site = ledger.site()
-    user = ledger.enter(site)
-    holding = statements.hold(connection, now, user, site)
+    holding = statements.hold(connection, now, ledger.enter(site), site)
     ledger.connection_acquired(holding, now, joined=_is_joined(transaction, connection))
     nested = same_owner.nested_in(ledger, connection, now)
     if nested is not None:
         ledger.suspect(nested)
 
 
-def _held(transaction: SessionTransaction) -> dict[Any, Any] | None:
+def _held(transaction: SessionTransaction) -> dict[Any, Any]:
     """The transaction's connections, by themselves and by their engines; it has no public name."""
-    held: dict[Any, Any] | None = getattr(transaction, "_connections", None)
-    if held is None:
-        without(
-            "SessionTransaction._connections",
-            "every session may have joined a transaction of somebody else's, so that none is said "
-            "to discard changes or to split them; the transaction amid which a session is "
-            "instrumented is told without its statements",
-        )
+    held: dict[Any, Any] = getattr(transaction, "_connections", {})
     return held
 
 
 def _is_joined(transaction: SessionTransaction, connection: Connection) -> bool:
     """Whether the connection was, or may have been, in another transaction before."""
     held = _held(transaction)
-    entry = None if held is None else held.get(connection)
-    if held is not None and (entry is None or transaction.nested):
-        return False
-    return entry is None or not entry[2] or isinstance(entry[1], NestedTransaction)
+    entry = held.get(connection)
+    if entry is None or transaction.nested:
+        # Without its connections a transaction may be in another one.
+        return not held
+    return not entry[2] or isinstance(entry[1], NestedTransaction)
 
 
 def take_up(session: Session, tracers: tuple[Tracer, ...], *, is_async: bool) -> None:
@@ -188,7 +200,7 @@ def _take_up(ledger: Ledger, session: Session, outermost: SessionTransaction) ->
     for nested in reversed(opened):
         two_phase = bool(session.twophase) and not nested
         ledger.transaction_began(now, None, nested=nested, two_phase=two_phase)
-    held = {id(entry[0]): entry[0] for entry in (_held(outermost) or {}).values()}
+    held = {id(entry[0]): entry[0] for entry in _held(outermost).values()}
     for connection in filter(statements.is_timed, held.values()):
         connection.__dict__[SLOT] = ledger
         holding = statements.hold(connection, now, ledger.owner, None)
@@ -202,12 +214,11 @@ _PREPARE: Final = frozenset({"prepare"})
 def before_commit(ledger: Ledger, session: Session) -> None:
     if ledger.at_work is not None:
         ledger.check_use(ledger.site())
-    if not ledger.transactions_open:
-        return
-    transaction = ledger.transactions_open[-1]
-    # prepare() tells of itself so as well, and what follows it may be a rollback.
-    if not (transaction.two_phase and ledger.locator.called_by(_PREPARE)):
-        transaction.committing_at = ledger.clock()
+    if ledger.transactions_open:
+        transaction = ledger.transactions_open[-1]
+        # The event comes with prepare() as well, and a rollback may follow that.
+        if not (transaction.two_phase and ledger.locator.called_by(_PREPARE)):
+            transaction.committing_at = ledger.clock()
 
 
 @_contained
@@ -226,8 +237,9 @@ def after_rollback(ledger: Ledger, session: Session) -> None:
     flush = ledger.flush
     if flush is not None and flush.began and not flush.failed:
         flush.failed = True
-        if flush.context is not None:
-            flush.counts = flush_contents.counts(flush.context, flush.unchanged)
+        unit_of_work = flush.unit_of_work()
+        if unit_of_work is not None:
+            flush.counts = flush_contents.counts(unit_of_work, flush.unchanged)
 
 
 @_contained
@@ -235,25 +247,29 @@ def before_flush(
     ledger: Ledger, session: Session, flush_context: UOWTransaction, instances: object
 ) -> None:
     site = ledger.site()
-    user = ledger.enter(site)
-    trigger = flush_contents.trigger(running_frame(2))
-    # It may turn out to have nothing to do; what follows tells whether it began.
-    ledger.flush = Flush(flush_context, ledger.clock(), site, trigger, user)
+    opened = ledger.transactions_open
+    trigger = flush_contents.trigger(
+        running_frame(3), in_savepoint=bool(opened) and opened[-1].nested
+    )
+    # It may turn out to have nothing to do: it has begun when its subtransaction begins.
+    ledger.flush = Flush(flush_context, site, trigger, ledger.enter(site))
 
 
 @_contained
 def after_flush(ledger: Ledger, session: Session, flush_context: UOWTransaction) -> None:
-    if ledger.flush is not None:
+    flush = ledger.flush
+    if flush is not None:
         # The last moment at which new, dirty and deleted can be told apart.
-        ledger.flush.counts = flush_contents.counts(flush_context, ledger.flush.unchanged)
-        if ledger.flush.counts[2]:
-            _remember_deleted(ledger, ledger.flush, flush_context)
+        flush.counts = flush_contents.counts(flush_context, flush.unchanged)
+        flush.executed = True
+        if flush.counts[2]:
+            _remember_deleted(ledger, flush, flush_context)
 
 
 def _remember_deleted(ledger: Ledger, flush: Flush, context: UOWTransaction) -> None:
     """Mark what is deleted: it is about to leave the identity map, and not always with an event.
 
-    Without expire_on_commit, SQLAlchemy tells of no deleted object that it became detached.
+    Without expire_on_commit, SQLAlchemy has no event for a deleted object that becomes detached.
     """
     now = ledger.clock()
     for state, (is_delete, list_only) in flush_contents.states(context).items():
@@ -261,53 +277,61 @@ def _remember_deleted(ledger: Ledger, flush: Flush, context: UOWTransaction) -> 
             object_counter.remember(state, ledger.origin, "deleted", now, flush.site)
 
 
-@_contained
-def after_flush_postexec(ledger: Ledger, session: Session, flush_context: UOWTransaction) -> None:
-    if ledger.flush is not None:
-        ledger.flush.written = True
-
-
-def _end_flush(ledger: Ledger, session: Session) -> None:
-    flush = ledger.flush
-    if flush is None or not flush.began:
-        return
+def _flush_ends(
+    ledger: Ledger, flush: Flush, session: Session, transaction: SessionTransaction
+) -> None:
     ledger.flush = None
     now = ledger.clock()
     if ledger.counter.counts:
         ledger.settle(now)
-    if ledger.transactions_open and ledger.transactions_open[-1].committing_at:
+    opened = ledger.transactions_open
+    if opened and opened[-1].committing_at:
         # What the flush took is not the COMMIT's; the line is the same.
-        ledger.transactions_open[-1].committing_at = now
-        ledger.transactions_open[-1].site_of_commit = flush.site
-    ledger.measure(len(session.identity_map))
-    new, dirty, deleted, _ = flush.counts
-    duration = now - flush.began_at
-    if flush.written and not flush.failed:
-        if new:
-            ledger.count_transition("pending_to_persistent", total(new))
-        if deleted:
-            ledger.count_transition("persistent_to_deleted", total(deleted))
-        ledger.pending_by_class.clear()
-        for added in session.new:  # by somebody's listener, after what there was had been written
-            ledger.pending_by_class[type(added)] = ledger.pending_by_class.get(type(added), 0) + 1
-        ledger.flushed(flush, now)
+        opened[-1].committing_at = now
+        opened[-1].site_of_commit = flush.site
+    size = len(session.identity_map)
+    if size > ledger.identity_map_peak:
+        ledger.identity_map_peak = size
+    if not flush.executed or flush.failed or ledger.is_closing or _is_undone(transaction):
+        _flush_fails(ledger, flush, now)
         return
-    if not flush.failed and flush.context is not None:
-        # What failed is the rollback itself: nothing has told of one.
-        new, dirty, deleted, _ = flush_contents.counts(flush.context, flush.unchanged)
+    if ledger.pending_by_class:
+        ledger.nothing_pending()
+        # What a listener added after the flush had begun.
+        for added in session.new:
+            ledger.pending_by_class[type(added)] += 1
+            ledger.added_before -= 1
+    ledger.flushed(flush, now)
+
+
+def _is_undone(transaction: SessionTransaction) -> bool:
+    """Whether a flush that was executed is rolled back, of which there is no event if that fails.
+
+    An error may also be handled by the application while it flushes.
+    """
+    if sys.exc_info()[1] is None:
+        return False
+    return transaction.parent is None or not transaction.parent.is_active
+
+
+def _flush_fails(ledger: Ledger, flush: Flush, now: int) -> None:
+    counts, unit_of_work = flush.counts, flush.unit_of_work()
+    if not flush.failed and unit_of_work is not None:
+        # What failed is the rollback itself: no event came of one.
+        counts = flush_contents.counts(unit_of_work, flush.unchanged)
     error = sys.exc_info()[1]
     ledger.failure = failure(error, ledger.locator.frames(running_frame(1)))
     ledger.flush_failed(
         facts.FlushFailed(
-            now,
-            flush.site,
-            flush.trigger,
-            duration,
-            "_OTHER" if error is None else type_name(error),
-            new,
-            dirty,
-            deleted,
-            flush_contents.constraint(error),
+            at=now,
+            site=flush.site,
+            trigger=flush.trigger,
+            duration=now - flush.began_at,
+            error="_OTHER" if error is None else type_name(error),
+            new=dict(counts[0]),
+            dirty=dict(counts[1]),
+            deleted=dict(counts[2]),
+            constraint=flush_contents.constraint(error),
         )
     )
 
@@ -325,30 +349,36 @@ def _counting(name: str) -> Callable[[Session, InstanceState[Any]], None]:
     return counting
 
 
-# An add() of many calls a line for each: beyond these, the line is looked for ever more rarely.
-_SURE: Final = 16
+# The adds of a class of which the line is looked for: in the end ever fewer, for there may be many.
+_LOOKED_FOR: Final = frozenset({*range(1, 17), *(1 << bit for bit in range(5, 40))})
 
 
-@_contained
-def transient_to_pending(ledger: Ledger, session: Session, state: Any) -> None:
-    pending, entity = ledger.pending_by_class, state.class_
-    ledger.count_transition("transient_to_pending")
-    count = ledger.transitions["transient_to_pending"]
-    pending[entity] = pending.get(entity, 0) + 1
-    if count <= _SURE or count & (count - 1) == 0:
-        ledger.added_site = ledger.site()
+def transient_to_pending(session: Any = None, state: Any = None) -> None:
+    """An object was added. It may be one of thousands: no call more than needed."""
+    ledger = None
+    try:
+        ledger = session.__dict__.get(SLOT)
+        if ledger.__class__ is Ledger:
+            pending = ledger.pending_by_class
+            entity = state.class_
+            count = pending[entity] = pending[entity] + 1
+            if count in _LOOKED_FOR:
+                ledger.added_site = ledger.site()
+    except Exception as error:
+        if isinstance(ledger, Ledger):
+            ledger.failed("transient_to_pending", error)
 
 
 @_contained
 def pending_to_transient(ledger: Ledger, session: Session, state: Any) -> None:
     ledger.count_transition("pending_to_transient")
     if ledger.is_closing:
-        return  # close() empties the session first: what it held is still to be told
-    left = ledger.pending_by_class.get(state.class_, 0) - 1
+        return  # close() empties the session first: what it held is still to be reported
+    left = ledger.pending_by_class.pop(state.class_, 0) - 1
+    if left >= 0:
+        ledger.added_before += 1
     if left > 0:
         ledger.pending_by_class[state.class_] = left
-    else:
-        ledger.pending_by_class.pop(state.class_, None)
 
 
 @_contained
@@ -366,7 +396,6 @@ _LISTENERS: Final[tuple[tuple[str, Callable[..., None], bool], ...]] = (
     ("after_rollback", after_rollback, False),
     ("before_flush", before_flush, False),
     ("after_flush", after_flush, False),
-    ("after_flush_postexec", after_flush_postexec, False),
     ("transient_to_pending", transient_to_pending, True),
     ("pending_to_transient", pending_to_transient, True),
     ("persistent_to_transient", _counting("persistent_to_transient"), True),

@@ -13,6 +13,7 @@ import random
 import time
 import weakref
 from collections import Counter as Numbers
+from collections import defaultdict
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
@@ -25,9 +26,8 @@ from session_tracer.ledger.loads import Load, Loads
 from session_tracer.ledger.origin import Origin, Scope
 from session_tracer.ledger.registry import LIVE, LedgerRef
 from session_tracer.ledger.single_rows import SingleRows
-from session_tracer.ledger.uncommitted import Uncommitted
 from session_tracer.ledger.use import NOBODY, Use
-from session_tracer.model.counts import NOTHING, by_name, total, with_counts
+from session_tracer.model.counts import NOTHING, by_name, difference, total, with_counts
 from session_tracer.runtime import process, threads
 from session_tracer.where import owner
 
@@ -134,8 +134,6 @@ class Ledger(Use):
     ended = 0
     commits = 0
     rollbacks = 0
-    transaction_began_at = 0
-    transaction_began_site: CallSite | None = None
     # The first transaction's trace, and the outermost task and the owner that began it.
     first_began: tuple[int, Owner, Owner] | None = None
     # What the scope had run before the open transaction.
@@ -184,7 +182,11 @@ class Ledger(Use):
     first_commit: tuple[CallSite | None, int, Counts] | None = None
     # The last flush or commit, and its line, as long as nothing but refreshes has run since.
     last_write: tuple[str, CallSite | None] | None = None
-    uncommitted: Uncommitted | None = None
+    flushed_site: CallSite | None = None
+    # `new`, `dirty` and `deleted` as they were before what is not committed was flushed, and as
+    # each open savepoint began.
+    decided: tuple[Counts, ...] = (NOTHING, NOTHING, NOTHING)
+    savepoints_began: tuple[tuple[Counts, ...], ...] = ()
 
     # Objects.
     counter: Counter = object_counter.NOTHING_LOADED
@@ -204,11 +206,12 @@ class Ledger(Use):
     unchanged: Counts = NOTHING
     deleted: Counts = NOTHING
     lazy_loads: Counts = NOTHING
-    # Object state transitions by SQLAlchemy's event name.
-    transitions: Counts = NOTHING
     # What was added and is not flushed, by mapped class, and where the last of it was.
     pending_by_class: dict[type, int]
     added_site: CallSite | None = None
+    # How many were added before those; the other transitions that no total tells, by event name.
+    added_before = 0
+    other_transitions: Counts = NOTHING
     expired = 0
     expunged = 0
     merged = 0
@@ -228,7 +231,7 @@ class Ledger(Use):
         self.clock = clock
         self.locator = tracers[0].locator
         self.gates = tracers[0].gates
-        self.pending_by_class = {}
+        self.pending_by_class = defaultdict(int)
 
     @classmethod
     def of_ended(cls, scope: Scope, tracer: Tracer, epoch: int) -> Ledger:
@@ -397,7 +400,7 @@ class Ledger(Use):
             if (
                 self.is_suspect
                 or self.publishers
-                or self.uncommitted
+                or self.has_uncommitted
                 or self.pending_by_class
                 or self.modified
                 or self.removed
@@ -420,7 +423,7 @@ class Ledger(Use):
 
     def _judge_end(self, *, leaving: bool) -> None:
         pending = by_name(self.pending_by_class)
-        loses = self.uncommitted or pending or self.modified or self.removed
+        loses = self.has_uncommitted or pending or self.modified or self.removed
         fact = facts.SessionClosed(
             at=self.closed_at,
             site=self.closed_site,
@@ -447,23 +450,11 @@ class Ledger(Use):
         self.leaving = self.closed_during = None
         self.identity_map_size = self.pending = 0
         self.detached = self.modified = self.removed = NOTHING
-        self.pending_by_class.clear()
+        self.nothing_pending()
         self.origin = Origin(self.scope)
         session = LIVE[self]()
         if session is not None:
             self.watch_loads(session, site)
-
-    def _give_up_transactions(self, now: int, site: CallSite | None) -> None:
-        """Report transactions that were never ended as abandoned."""
-        while self.transactions_open:
-            lost = self.transactions_open[-1]
-            self.transactions_open = self.transactions_open[:-1]
-            lost.outcome = "abandoned"
-            lost.took = 0
-            lost.error = ""
-            if not lost.nested:
-                self.release_connections(now)
-            self.transaction_ended(lost, now, site, 0)
 
     def note_leaving(self, error: BaseException | None) -> None:
         """Note the line, and the exception, that leave: asyncio closes the session elsewhere."""
@@ -566,14 +557,29 @@ class Ledger(Use):
 
     # Transactions.
 
+    @property
+    def transaction_began_at(self) -> int:
+        """When the open transaction began; 0 if there is none."""
+        open_ = self.transactions_open
+        return open_[0].began_at if open_ else 0
+
+    @property
+    def transaction_began_site(self) -> CallSite | None:
+        """Where the open transaction began."""
+        open_ = self.transactions_open
+        return open_[0].site if open_ else None
+
     def transaction_began(
         self, now: int, site: CallSite | None, *, nested: bool, two_phase: bool
     ) -> None:
         """The session's transaction, or a savepoint, began."""
         user = self.enter(site)
-        self.transactions_open += (
-            OpenTransaction(now, nested=nested, two_phase=two_phase, owner=user, site=site),
-        )
+        began = OpenTransaction(now, site, user)
+        if nested:
+            began.nested = True
+        elif two_phase:
+            began.two_phase = True
+        self.transactions_open += (began,)
         if reporting.now:
             return
         self.last_activity_at = now
@@ -581,30 +587,44 @@ class Ledger(Use):
         if nested:
             self.savepoints += 1
             self.open_savepoints += 1
-            self._uncommitted().savepoint_began()
+            self.savepoints_began += ((self.new, self.dirty, self.deleted),)
         else:
             self.transactions += 1
-            self.transaction_began_at = now
-            self.transaction_began_site = site
-            self.last_held = 0
-            self.statements_before = self.statements
-            self.sql_before = self.sql
-            self.committing_rows = 0
-            self.committing = NOTHING
-            if self.uncommitted is not None:
-                self.uncommitted.began()
-        is_judged = nested or self.transactions > 1 or self.is_reopened
-        if is_judged or self.publishers or self.first_began is None:
-            # Only a session that is not used by the owner who opened it may be awaited by another.
-            root = user if user is self.opened_by else owner.root_of(user)
-            trace = self.tracers[0].caller()[0]
-            if is_judged or self.publishers:
-                fact = facts.TransactionBegan(now, site, nested, two_phase, user, root, trace)
-                self._publish_and_judge(fact, judged=is_judged)
-            if self.first_began is None and not nested:
-                self.first_began = (trace, root, user)
+            if self.transactions > 1:
+                self._begin_anew()
+        if nested or self.publishers or self.transactions > 1 or self.is_reopened:
+            self._publish_began(began)
+        if self.first_began is None and not nested:
+            self.first_began = (self.tracers[0].caller()[0], self._root_of(user), user)
         for report in self.reports:
             report.transaction_began(now, site, nested=nested)
+
+    def _begin_anew(self) -> None:
+        """A transaction that is not the first begins: what is counted for each is 0 again."""
+        self.last_held = 0
+        self.statements_before = self.statements
+        self.sql_before = self.sql
+        self.committing_rows = 0
+        self.committing = NOTHING
+        self._decide()
+
+    def _publish_began(self, began: OpenTransaction) -> None:
+        user, nested = began.owner, began.nested
+        fact = facts.TransactionBegan(
+            at=began.began_at,
+            site=began.site,
+            nested=nested,
+            two_phase=began.two_phase,
+            owner=user,
+            root=self._root_of(user),
+            trace=self.tracers[0].caller()[0],
+        )
+        judged = nested or self.transactions > 1 or self.is_reopened
+        self._publish_and_judge(fact, judged=judged)
+
+    def _root_of(self, user: Owner) -> Owner:
+        # Only a session that is not used by the owner who opened it may be awaited by another.
+        return user if user is self.opened_by else owner.root_of(user)
 
     def transaction_ended(
         self, ended: OpenTransaction, now: int, site: CallSite | None, size: int
@@ -615,16 +635,12 @@ class Ledger(Use):
         self.ended += 1
         self.failed_flush = None
         outcome, nested = ended.outcome, ended.nested
+        is_committed = outcome == "committed"
         if nested:
-            self.open_savepoints = max(0, self.open_savepoints - 1)
-            self._uncommitted().savepoint_ended(outcome)
+            self._savepoint_ended(outcome)
         else:
-            self.transaction_began_at = 0
-            self.transaction_began_site = None
-            if self.uncommitted is not None:
-                self.uncommitted.ended(outcome, ended.error)
             self.last_write = None
-            if outcome == "committed":
+            if is_committed:
                 self.commits += 1
                 self.last_write = ("commit", site)
                 if self.loads is not None:
@@ -634,45 +650,73 @@ class Ledger(Use):
                 self.sizes += (size,)
             elif outcome == "rolled_back":
                 self.rollbacks += 1
+            if is_committed or outcome not in _UNDECIDED or ended.error:
+                self._decide()
         # What the end of the session ends is no activity of the application's.
-        if nested or ended.error or outcome in ("committed", "rolled_back"):
+        if is_committed or nested or ended.error or outcome == "rolled_back":
             self.last_activity_at = now - ended.took
             self.last_activity_site = site
-        duration = now - ended.began_at
-        is_judged = self._is_end_judged(ended)
+        is_repeated = is_committed and not nested and self.committing_rows > 0
+        is_judged = (
+            self.is_suspect
+            or outcome == "abandoned"
+            or self.identity_map_peak > self.gates.large_identity_map
+            or (is_repeated and self.first_commit is not None)
+        )
         if is_judged or self.publishers:
-            fact = facts.TransactionEnded(
-                now,
-                site,
-                outcome,
-                duration,
-                ended.took,
-                nested,
-                ended.two_phase,
-                ended.error,
-                size,
-            )
-            self._publish_and_judge(fact, judged=is_judged)
-        if not nested and outcome == "committed" and self.committing_rows:
+            self._publish_ended(ended, now, site, size, judged=is_judged)
+        if is_repeated:
             if self.first_commit is None:
                 self.first_commit = (site, self.committing_rows, self.committing)
             self.committing_rows = 0
             self.committing = NOTHING
         for report in self.reports:
-            report.transaction_ended(now, outcome, duration, nested=nested, error=ended.error)
+            report.transaction_ended(
+                now, outcome, now - ended.began_at, nested=nested, error=ended.error
+            )
 
-    def _is_end_judged(self, ended: OpenTransaction) -> bool:
-        if self.is_suspect or ended.outcome == "abandoned":
-            return True
-        if self.identity_map_peak > self.gates.large_identity_map:
-            return True
-        wrote_again = self.first_commit is not None and self.committing_rows > 0
-        return wrote_again and ended.outcome == "committed" and not ended.nested
+    def _publish_ended(
+        self, ended: OpenTransaction, now: int, site: CallSite | None, size: int, *, judged: bool
+    ) -> None:
+        fact = facts.TransactionEnded(
+            at=now,
+            site=site,
+            outcome=ended.outcome,
+            duration=now - ended.began_at,
+            took=ended.took,
+            nested=ended.nested,
+            two_phase=ended.two_phase,
+            error=ended.error,
+            size=size,
+        )
+        self._publish_and_judge(fact, judged=judged)
 
-    def _uncommitted(self) -> Uncommitted:
-        if self.uncommitted is None:
-            self.uncommitted = Uncommitted()
-        return self.uncommitted
+    def _decide(self) -> None:
+        """All that was flushed is committed, or gone."""
+        self.decided = (self.new, self.dirty, self.deleted)
+        self.savepoints_began = ()
+
+    def _savepoint_ended(self, outcome: Outcome) -> None:
+        """What the savepoint has flushed is the outer transaction's, or is gone."""
+        self.open_savepoints = max(0, self.open_savepoints - 1)
+        *outer, began = self.savepoints_began or ((),)
+        if outcome not in _KEPT:
+            gone = list(map(difference, (self.new, self.dirty, self.deleted), began))
+            self.decided = tuple(map(with_counts, self.decided, gone))
+            # What is gone already is not in what an outer savepoint takes with it.
+            outer = [tuple(map(with_counts, one, gone)) for one in outer]
+        self.savepoints_began = tuple(outer)
+
+    @property
+    def has_uncommitted(self) -> bool:
+        """Whether anything was flushed whose transaction was not committed or rolled back."""
+        return (self.new, self.dirty, self.deleted) != self.decided
+
+    def uncommitted(self) -> dict[str, Counts]:
+        """What was flushed and neither committed nor rolled back, by the keys of evidence."""
+        now = (self.new, self.dirty, self.deleted)
+        pairs = zip(_FLUSHED, map(difference, now, self.decided), strict=True)
+        return {key: counts for key, counts in pairs if counts}
 
     def connection_acquired(self, holding: Holding, now: int, *, joined: bool) -> None:
         """The transaction used a connection for the first time."""
@@ -716,6 +760,18 @@ class Ledger(Use):
             ):
                 self.suspect(split)
 
+    def _give_up_transactions(self, now: int, site: CallSite | None) -> None:
+        """Report transactions that were never ended as abandoned."""
+        while self.transactions_open:
+            lost = self.transactions_open[-1]
+            self.transactions_open = self.transactions_open[:-1]
+            lost.outcome = "abandoned"
+            lost.took = 0
+            lost.error = ""
+            if not lost.nested:
+                self.release_connections(now)
+            self.transaction_ended(lost, now, site, 0)
+
     # Flushes.
 
     def flush_began(self, flush: Flush) -> None:
@@ -732,57 +788,62 @@ class Ledger(Use):
 
     def flushed(self, flush: Flush, now: int) -> None:
         """The unit of work was written."""
-        new, dirty, deleted, unchanged = flush.counts
-        for counts in (new, dirty, deleted):
-            if counts:
-                self.written = with_counts(self.written, counts)
         if reporting.now:
             return
-        duration = now - flush.began_at
-        self.flushes += 1
-        self._uncommitted().flushed(flush.site, new, dirty, deleted)
-        size = 0
+        new, dirty, deleted, unchanged = flush.counts
+        inserted = updated = removed = 0
+        written = NOTHING
         if new:
+            inserted = sum(new.values())
             self.new = with_counts(self.new, new)
-            self.committing = with_counts(self.committing, new)
-            size += total(new)
+            written = new
         if dirty:
+            updated = sum(dirty.values())
             self.dirty = with_counts(self.dirty, dirty)
-            self.committing = with_counts(self.committing, dirty)
-            size += total(dirty)
+            written = with_counts(written, dirty)
         if deleted:
+            removed = sum(deleted.values())
             self.deleted = with_counts(self.deleted, deleted)
-            self.committing = with_counts(self.committing, deleted)
-            size += total(deleted)
+            written = with_counts(written, deleted)
         if unchanged:
             self.unchanged = with_counts(self.unchanged, unchanged)
+        size = inserted + updated + removed
+        site = flush.site
         if size:
+            self.written = with_counts(self.written, written)
+            self.committing = with_counts(self.committing, written)
             self.committing_rows += size
-            self.last_write = ("flush", flush.site)
+            self.last_write = ("flush", site)
+            self.flushed_site = site
+        self.flushes += 1
         self.last_activity_at = flush.began_at
-        self.last_activity_site = flush.site
+        self.last_activity_site = site
         is_judged = (
-            (flush.trigger == "autoflush" and size > 0)
-            or bool(unchanged)
+            bool(unchanged)
+            or (size > 0 and flush.trigger == "autoflush")
             or size > self.gates.large_flush
             or self.identity_map_peak > self.gates.large_identity_map
         )
         if is_judged or self.publishers:
-            fact = facts.FlushCompleted(
-                now,
-                flush.site,
-                flush.trigger,
-                duration,
-                new,
-                dirty,
-                deleted,
-                unchanged,
-                flush.unchanged_attributes,
-            )
-            self._publish_and_judge(fact, judged=is_judged)
-        sizes = (total(new), total(dirty), total(deleted), total(unchanged))
+            self._publish_flushed(flush, now, judged=is_judged)
+        sizes = (inserted, updated, removed, total(unchanged))
         for report in self.reports:
-            report.flushed(now, flush.trigger, duration, sizes)
+            report.flushed(now, flush.trigger, now - flush.began_at, sizes)
+
+    def _publish_flushed(self, flush: Flush, now: int, *, judged: bool) -> None:
+        new, dirty, deleted, unchanged = flush.counts
+        fact = facts.FlushCompleted(
+            at=now,
+            site=flush.site,
+            trigger=flush.trigger,
+            duration=now - flush.began_at,
+            new=dict(new),
+            dirty=dict(dirty),
+            deleted=dict(deleted),
+            unchanged=dict(unchanged),
+            unchanged_attributes=flush.unchanged_attributes,
+        )
+        self._publish_and_judge(fact, judged=judged)
 
     def flush_failed(self, fact: facts.FlushFailed) -> None:
         """The unit of work could not be written."""
@@ -1049,7 +1110,6 @@ class Ledger(Use):
             self.identity_map_peak = peak = size
         if (size := counter.size()) > peak:
             self.identity_map_peak = peak = size
-        self.count_transition("loaded_as_persistent", number)
         if reporting.now:
             return
         self.loaded = with_counts(self.loaded, came)
@@ -1064,17 +1124,26 @@ class Ledger(Use):
         if size > self.identity_map_peak:
             self.identity_map_peak = size
 
-    def count_transition(self, name: str, count: int = 1) -> None:
-        """Count objects that went from one state to another."""
-        if count:
-            transitions = self.transitions
-            if transitions is NOTHING:
-                transitions = self.transitions = {}
-            transitions[name] = transitions.get(name, 0) + count
+    @property
+    def transitions(self) -> Counts:
+        """The objects that went from one state to another, by SQLAlchemy's event name."""
+        counted = {
+            "transient_to_pending": self.added_before + sum(self.pending_by_class.values()),
+            "pending_to_persistent": total(self.new),
+            "persistent_to_deleted": total(self.deleted),
+            "loaded_as_persistent": total(self.loaded),
+        }
+        return {name: count for name, count in counted.items() if count} | self.other_transitions
 
-    def swept(self, by: Expiry, site: CallSite | None) -> None:
-        """Everything that the session holds was expired."""
-        self.scope.swept(by, site)
+    def count_transition(self, name: str, count: int = 1) -> None:
+        """Count objects that went from one state to another, which no total tells."""
+        if count:
+            self.other_transitions = with_counts(self.other_transitions, {name: count})
+
+    def nothing_pending(self) -> None:
+        """What was added is flushed, or gone."""
+        self.added_before += sum(self.pending_by_class.values())
+        self.pending_by_class.clear()
 
     # Objects that leave, and what SQLAlchemy has no event for.
 
@@ -1118,6 +1187,11 @@ class Ledger(Use):
 
 
 _SAVEPOINT_OPERATIONS: Final = frozenset({"SAVEPOINT", "RELEASE", "ROLLBACK"})
+# What a savepoint has flushed is the outer transaction's after these.
+_KEPT: Final = frozenset({"committed", "closed", "abandoned"})
+# Nothing decided what becomes of what a transaction has flushed.
+_UNDECIDED: Final = frozenset({"closed", "abandoned"})
+_FLUSHED: Final = ("flushed_new", "flushed_dirty", "flushed_deleted")
 
 # What wakes the watchdog as a session is opened; empty unless it waits for one.
 ASLEEP: Final[list[Callable[[], None]]] = []
