@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from sqlalchemy.orm import NO_VALUE, Session
 from sqlalchemy.orm.collections import InstrumentedDict, InstrumentedList, InstrumentedSet
@@ -14,13 +14,17 @@ from session_tracer.hooks.safe_types import PLAIN
 from session_tracer.model.counts import NOTHING, by_name
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from types import FrameType
 
     from sqlalchemy.orm import InstanceState, UOWTransaction
 
     from session_tracer.facts import Counts, Trigger
+    from session_tracer.ledger.in_progress import Flush
 
-__all__ = ["attributes", "changed", "constraint", "counts", "states", "trigger", "unchanged"]
+__all__ = ["changed", "constraint", "look", "look_again", "states", "trigger"]
+
+States: TypeAlias = "dict[InstanceState[Any], tuple[bool, bool]]"
 
 _MOST_ATTRIBUTES: Final = 10
 
@@ -38,7 +42,7 @@ _FLUSHES: Final = frozenset({"flush", "_flush"})
 _SESSIONS: Final = vars(sys.modules[Session.__module__])
 
 
-def trigger(frame: FrameType | None, *, in_savepoint: bool) -> Trigger:
+def trigger(frame: FrameType | None, in_savepoint: bool) -> Trigger:
     """Why the flush runs, by what called `Session.flush` from within SQLAlchemy.
 
     A subclass may override `flush`: the frames of its own are passed over. `in_savepoint` is
@@ -50,7 +54,7 @@ def trigger(frame: FrameType | None, *, in_savepoint: bool) -> Trigger:
     ):
         frame = frame.f_back
     by_session = False
-    while frame is not None:
+    while frame is not None and (frame := frame.f_back) is not None:
         name = frame.f_code.co_name
         caller = _CALLERS.get(name)
         if caller is not None and frame.f_globals is _SESSIONS:
@@ -62,62 +66,50 @@ def trigger(frame: FrameType | None, *, in_savepoint: bool) -> Trigger:
             by_session = by_session or name not in _FLUSHES
         elif name != "flush":
             break
-        frame = frame.f_back
     return "autoflush" if by_session else "explicit"
 
 
-def states(context: UOWTransaction) -> dict[InstanceState[Any], tuple[bool, bool]]:
+def states(context: UOWTransaction) -> States:
     """The objects of the unit of work: whether each is deleted, and whether it is only listed."""
     return getattr(context, "states", {})
 
 
 _KEY: Final = attrgetter("key")
 _CLASS: Final = attrgetter("class_")
-_NEW: Final = {(False, False)}
+_WRITTEN: Final = {(False, False)}
+# From this number on it is quicker to find out first whether all of them are new.
+_FEW: Final = 3
 
 
-def unchanged(context: UOWTransaction) -> frozenset[InstanceState[Any]]:
-    """The persistent objects of the unit of work that have no net change.
+def look(flush: Flush, context: UOWTransaction) -> None:
+    """Take into account what the flush is about to write.
 
     To be called before it is executed: a column set to an SQL expression is forgotten by then.
     """
     found = states(context)
-    if not any(map(_KEY, found)):
-        return _NONE
-    return frozenset(
-        [
-            state
-            for state, (is_delete, list_only) in found.items()
-            if not (is_delete or list_only or state.key is None or changed(state))
-        ]
-    )
+    flush.flags = [*found.values()]
+    if len(found) > _FEW and {*flush.flags} == _WRITTEN and not any(map(_KEY, found)):
+        flush.counts = (by_name(Counter(map(_CLASS, found))), NOTHING, NOTHING, NOTHING)
+        return
+    flush.counts = _counts(found, flush.unchanged, is_first=True)
+    if flush.unchanged:
+        flush.unchanged_attributes = _attributes(flush.unchanged)
 
 
-_NONE: Final[frozenset[Any]] = frozenset()
+def look_again(flush: Flush, context: UOWTransaction) -> None:
+    """Take into account what has come in, or was changed by a mapper's event, since `look()`.
 
-
-def attributes(unchanged: frozenset[InstanceState[Any]]) -> tuple[str, ...]:
-    """The attributes that were set to what they were, as `Author.name`; the first ten of them."""
-    named: dict[str, None] = {}
-    for state in unchanged:
-        for key in state.committed_state:
-            named[f"{state.class_.__name__}.{key}"] = None
-        if len(named) > _MOST_ATTRIBUTES:
-            break
-    return tuple(sorted(named)[:_MOST_ATTRIBUTES])
-
-
-def counts(
-    context: UOWTransaction, unchanged_before: frozenset[InstanceState[Any]]
-) -> tuple[Counts, Counts, Counts, Counts]:
-    """The objects of the unit of work by entity: new, dirty, deleted, unchanged.
-
-    To be called before it is finalised: after that everything is persistent. What was unchanged
-    before it was executed may have been changed by a mapper's event since.
+    To be called before it is finalised: after that everything is persistent.
     """
     found = states(context)
-    if {*found.values()} == _NEW and not any(map(_KEY, found)):
-        return by_name(Counter(map(_CLASS, found))), NOTHING, NOTHING, NOTHING
+    if flush.unchanged or flush.flags != [*found.values()]:
+        flush.counts = _counts(found, flush.unchanged, is_first=False)
+
+
+def _counts(
+    found: States, unchanged: set[InstanceState[Any]], *, is_first: bool
+) -> tuple[Counts, Counts, Counts, Counts]:
+    """The objects by entity: new, dirty, deleted, unchanged, which are collected the first time."""
     new: Counts = {}
     dirty: Counts = {}
     deleted: Counts = {}
@@ -129,13 +121,25 @@ def counts(
             into = deleted
         elif state.key is None:
             into = new
-        elif state in unchanged_before and not changed(state):
+        elif (is_first or state in unchanged) and not changed(state):
             into = same
+            unchanged.add(state)
         else:
             into = dirty
         entity = state.class_.__name__
         into[entity] = into.get(entity, 0) + 1
     return new, dirty, deleted, same
+
+
+def _attributes(unchanged: Iterable[InstanceState[Any]]) -> tuple[str, ...]:
+    """The attributes that were set to what they were, as `Author.name`; the first ten of them."""
+    named: dict[str, None] = {}
+    for state in unchanged:
+        for key in state.committed_state:
+            named[f"{state.class_.__name__}.{key}"] = None
+        if len(named) > _MOST_ATTRIBUTES:
+            break
+    return tuple(sorted(named)[:_MOST_ATTRIBUTES])
 
 
 def changed(state: Any) -> bool:
@@ -151,10 +155,10 @@ def changed(state: Any) -> bool:
         now = values[key]
         if now is before:
             continue
-        if type(now) in _COLLECTIONS:
-            if not _holds_same(now, before):
+        if type(now) in PLAIN and type(before) in PLAIN:
+            if now != before:
                 return True
-        elif type(now) not in PLAIN or type(before) not in PLAIN or now != before:
+        elif type(now) not in _COLLECTIONS or not _holds_same(now, before):
             return True
     return False
 

@@ -35,30 +35,34 @@ __all__ = ["listen", "remove", "take_up"]
 _SUBTRANSACTION: Final = SessionTransactionOrigin.SUBTRANSACTION
 
 
-def _contained(listener: Callable[..., None]) -> Callable[..., None]:
-    """A listener that ignores sessions without an open ledger, and contains its own failures.
+# The hooks that run in every unit of work contain their failures themselves: a decorator would cost
+# another call. Code that fires an event by hand may leave out arguments.
 
-    What code fires by hand may lack arguments.
-    """
-    name = listener.__name__
+
+def _failed(session: Any, hook: str, error: Exception) -> None:
+    """Report a failure of a hook, and this scope no further."""
+    ledger = getattr(session, "__dict__", {}).get(SLOT)
+    if ledger is not None:
+        ledger_failed(ledger, hook, error)
+
+
+def _contained(hook: Callable[..., None]) -> Callable[..., None]:
+    """A hook that contains its failures and ignores sessions without an open ledger."""
 
     def contained(session: Any = None, *rest: Any) -> None:
-        ledger = None
         try:
             ledger = session.__dict__.get(SLOT)
             if ledger.__class__ is Ledger:
-                listener(ledger, session, *rest)
+                hook(ledger, session, *rest)
         except Exception as error:
-            if isinstance(ledger, Ledger):
-                ledger.failed(name, error)
+            _failed(session, hook.__name__, error)
 
-    contained.__name__ = name
+    contained.__name__ = hook.__name__
     return contained
 
 
 def after_transaction_create(session: Any = None, transaction: Any = None) -> None:
     """A transaction begins, and with a session's first one its scope; or a flush begins."""
-    ledger = None
     try:
         ledger = session.__dict__.get(SLOT)
         if ledger is None:
@@ -77,11 +81,9 @@ def after_transaction_create(session: Any = None, transaction: Any = None) -> No
             ledger.first_used(session, site)
         if ledger.counter.counts:
             ledger.settle(now)
-        two_phase = session.twophase and not nested
-        ledger.transaction_began(now, site, nested=nested, two_phase=two_phase)
+        ledger.transaction_began(now, site, nested=nested, two_phase=session.twophase)
     except Exception as error:
-        if ledger is not None:
-            ledger_failed(ledger, "after_transaction_create", error)
+        _failed(session, "after_transaction_create", error)
 
 
 def _flush_begins(ledger: Ledger, flush: Flush) -> None:
@@ -89,26 +91,29 @@ def _flush_begins(ledger: Ledger, flush: Flush) -> None:
     now = flush.began_at = ledger.clock()
     unit_of_work = flush.unit_of_work()
     if unit_of_work is not None:
-        flush.unchanged = flush_contents.unchanged(unit_of_work)
-        if flush.unchanged:
-            flush.unchanged_attributes = flush_contents.attributes(flush.unchanged)
+        flush_contents.look(flush, unit_of_work)
     if ledger.counter.counts:
         ledger.settle(now)
     ledger.flush_began(flush)
 
 
-@_contained
-def after_transaction_end(
-    ledger: Ledger, session: Session, transaction: SessionTransaction
-) -> None:
-    if transaction.origin is _SUBTRANSACTION:
-        if ledger.flush is not None and ledger.flush.began:
-            _flush_ends(ledger, ledger.flush, session, transaction)
-        return
-    opened = ledger.transactions_open
-    if not opened:
-        return  # it began before this session was traced
-    ended = opened[-1]
+def after_transaction_end(session: Any = None, transaction: Any = None) -> None:
+    """A transaction has ended, or a flush."""
+    try:
+        ledger = session.__dict__.get(SLOT)
+        if ledger.__class__ is not Ledger:
+            return
+        if transaction.origin is _SUBTRANSACTION:
+            if ledger.flush is not None and ledger.flush.began:
+                _flush_ends(ledger, ledger.flush, session, transaction)
+        elif ledger.transactions_open:  # else it began before this session was traced
+            _transaction_ends(ledger, session)
+    except Exception as error:
+        _failed(session, "after_transaction_end", error)
+
+
+def _transaction_ends(ledger: Ledger, session: Session) -> None:
+    ended = ledger.transactions_open[-1]
     outcome = ended.outcome
     if outcome != "committed":
         error = sys.exc_info()[1]
@@ -116,64 +121,58 @@ def after_transaction_end(
             ledger.is_cancellation(error)
         if ended.committing_at and not ended.error:
             ended.error = "_OTHER" if error is None else type_name(error)
-    ledger.transactions_open = opened[:-1]
+    ledger.transactions_open = ledger.transactions_open[:-1]
     ledger.failure = None
     now = ledger.clock()
     site = ended.site_of_commit or ledger.site()
     if ledger.counter.counts:
         ledger.settle(now)
-    if ended.nested:
-        ledger.transaction_ended(ended, now, site, len(session.identity_map))
-        return
-    ledger.release_connections(now)
-    if outcome == "committed":
-        ledger.last_outcome = outcome
-        if session.expire_on_commit:
-            ledger.scope.swept("commit", site)
-    elif outcome == "rolled_back":
-        ledger.last_outcome = outcome
-        ledger.scope.swept("rollback", site)
+    if not ended.nested:
+        if ledger.connections:
+            ledger.release_connections(now)
+        if outcome == "committed":
+            ledger.last_outcome = "committed"
+            if session.expire_on_commit:
+                ledger.scope.swept("commit", site)
+        elif outcome == "rolled_back":
+            ledger.last_outcome = "rolled_back"
+            ledger.scope.swept("rollback", site)
     ledger.transaction_ended(ended, now, site, len(session.identity_map))
-    if ledger.written:
+    if ledger.written and not ended.nested:
         ledger.writes_ended(now, site, is_committed=outcome == "committed")
 
 
-@_contained
-def after_begin(
-    ledger: Ledger, session: Session, transaction: SessionTransaction, connection: Connection
-) -> None:
-    if not statements.is_timed(connection):
-        return
-    # Another session may share the connection: the last to begin is the one at work.
-    connection.__dict__[SLOT] = ledger
-    for known in ledger.connections:
-        if known.holds(connection):
+def after_begin(session: Any = None, transaction: Any = None, connection: Any = None) -> None:
+    """The transaction has begun on a connection."""
+    try:
+        ledger = session.__dict__.get(SLOT)
+        if ledger.__class__ is not Ledger or not statements.is_timed(connection):
             return
-    now = ledger.clock()
-    if ledger.counter.counts:
-        ledger.settle(now)
-    site = ledger.site()
-    holding = statements.hold(connection, now, ledger.enter(site), site)
-    ledger.connection_acquired(holding, now, joined=_is_joined(transaction, connection))
-    nested = same_owner.nested_in(ledger, connection, now)
-    if nested is not None:
-        ledger.suspect(nested)
-
-
-def _held(transaction: SessionTransaction) -> dict[Any, Any]:
-    """The transaction's connections, by themselves and by their engines; it has no public name."""
-    held: dict[Any, Any] = getattr(transaction, "_connections", {})
-    return held
+        # Another session may share the connection: the last to begin is the one at work.
+        connection.__dict__[SLOT] = ledger
+        for known in ledger.connections:
+            if known.holds(connection):
+                return
+        now = ledger.clock()
+        if ledger.counter.counts:
+            ledger.settle(now)
+        site = ledger.site()
+        holding = statements.hold(connection, now, ledger.enter(site), site)
+        ledger.connection_acquired(holding, now, joined=_is_joined(transaction, connection))
+        nested = same_owner.nested_in(ledger, connection, now)
+        if nested is not None:
+            ledger.suspect(nested)
+    except Exception as error:
+        _failed(session, "after_begin", error)
 
 
 def _is_joined(transaction: SessionTransaction, connection: Connection) -> bool:
-    """Whether the connection was, or may have been, in another transaction before."""
-    held = _held(transaction)
+    """Whether the connection was in another transaction before, or may have been."""
+    held: dict[Any, Any] | None = getattr(transaction, "_connections", None)
+    if held is None or transaction.nested:
+        return held is None
     entry = held.get(connection)
-    if entry is None or transaction.nested:
-        # Without its connections a transaction may be in another one.
-        return not held
-    return not entry[2] or isinstance(entry[1], NestedTransaction)
+    return entry is not None and (not entry[2] or isinstance(entry[1], NestedTransaction))
 
 
 def take_up(session: Session, tracers: tuple[Tracer, ...], *, is_async: bool) -> None:
@@ -200,7 +199,8 @@ def _take_up(ledger: Ledger, session: Session, outermost: SessionTransaction) ->
     for nested in reversed(opened):
         two_phase = bool(session.twophase) and not nested
         ledger.transaction_began(now, None, nested=nested, two_phase=two_phase)
-    held = {id(entry[0]): entry[0] for entry in _held(outermost).values()}
+    entries: Any = getattr(outermost, "_connections", {}).values()
+    held = {id(entry[0]): entry[0] for entry in entries}
     for connection in filter(statements.is_timed, held.values()):
         connection.__dict__[SLOT] = ledger
         holding = statements.hold(connection, now, ledger.owner, None)
@@ -210,24 +210,34 @@ def _take_up(ledger: Ledger, session: Session, outermost: SessionTransaction) ->
 _PREPARE: Final = frozenset({"prepare"})
 
 
-@_contained
-def before_commit(ledger: Ledger, session: Session) -> None:
-    if ledger.at_work is not None:
-        ledger.check_use(ledger.site())
-    if ledger.transactions_open:
-        transaction = ledger.transactions_open[-1]
-        # The event comes with prepare() as well, and a rollback may follow that.
-        if not (transaction.two_phase and ledger.locator.called_by(_PREPARE)):
-            transaction.committing_at = ledger.clock()
+def before_commit(session: Any = None) -> None:
+    """COMMIT is about to be executed, after a flush."""
+    try:
+        ledger = session.__dict__.get(SLOT)
+        if ledger.__class__ is not Ledger:
+            return
+        if ledger.at_work is not None:
+            ledger.check_use(ledger.site())
+        if ledger.transactions_open:
+            transaction = ledger.transactions_open[-1]
+            # The event comes with prepare() as well, and a rollback may follow that.
+            if not (transaction.two_phase and ledger.locator.called_by(_PREPARE)):
+                transaction.committing_at = ledger.clock()
+    except Exception as error:
+        _failed(session, "before_commit", error)
 
 
-@_contained
-def after_commit(ledger: Ledger, session: Session) -> None:
-    if ledger.transactions_open:
-        committed = ledger.transactions_open[-1]
-        committed.outcome = "committed"
-        if committed.committing_at:
-            committed.took = ledger.clock() - committed.committing_at
+def after_commit(session: Any = None) -> None:
+    """COMMIT was executed, or a savepoint released."""
+    try:
+        ledger = session.__dict__.get(SLOT)
+        if ledger.__class__ is Ledger and ledger.transactions_open:
+            committed = ledger.transactions_open[-1]
+            committed.outcome = "committed"
+            if committed.committing_at:
+                committed.took = ledger.clock() - committed.committing_at
+    except Exception as error:
+        _failed(session, "after_commit", error)
 
 
 @_contained
@@ -239,31 +249,35 @@ def after_rollback(ledger: Ledger, session: Session) -> None:
         flush.failed = True
         unit_of_work = flush.unit_of_work()
         if unit_of_work is not None:
-            flush.counts = flush_contents.counts(unit_of_work, flush.unchanged)
+            flush_contents.look_again(flush, unit_of_work)
 
 
-@_contained
-def before_flush(
-    ledger: Ledger, session: Session, flush_context: UOWTransaction, instances: object
-) -> None:
-    site = ledger.site()
-    opened = ledger.transactions_open
-    trigger = flush_contents.trigger(
-        running_frame(3), in_savepoint=bool(opened) and opened[-1].nested
-    )
-    # It may turn out to have nothing to do: it has begun when its subtransaction begins.
-    ledger.flush = Flush(flush_context, site, trigger, ledger.enter(site))
+def before_flush(session: Any = None, flush_context: Any = None, instances: Any = None) -> None:
+    """A flush may begin: it turns out to when its subtransaction begins."""
+    try:
+        ledger = session.__dict__.get(SLOT)
+        if ledger.__class__ is Ledger:
+            site = ledger.site()
+            opened = ledger.transactions_open
+            in_savepoint = bool(opened) and opened[-1].nested
+            trigger = flush_contents.trigger(running_frame(2), in_savepoint)
+            ledger.flush = Flush(flush_context, site, trigger, ledger.enter(site))
+    except Exception as error:
+        _failed(session, "before_flush", error)
 
 
-@_contained
-def after_flush(ledger: Ledger, session: Session, flush_context: UOWTransaction) -> None:
-    flush = ledger.flush
-    if flush is not None:
-        # The last moment at which new, dirty and deleted can be told apart.
-        flush.counts = flush_contents.counts(flush_context, flush.unchanged)
-        flush.executed = True
-        if flush.counts[2]:
-            _remember_deleted(ledger, flush, flush_context)
+def after_flush(session: Any = None, flush_context: Any = None) -> None:
+    """The unit of work was executed: the last moment to tell new, dirty and deleted apart."""
+    try:
+        ledger = session.__dict__.get(SLOT)
+        if ledger.__class__ is Ledger and ledger.flush is not None:
+            flush = ledger.flush
+            flush_contents.look_again(flush, flush_context)
+            flush.executed = True
+            if flush.counts[2]:
+                _remember_deleted(ledger, flush, flush_context)
+    except Exception as error:
+        _failed(session, "after_flush", error)
 
 
 def _remember_deleted(ledger: Ledger, flush: Flush, context: UOWTransaction) -> None:
@@ -315,10 +329,11 @@ def _is_undone(transaction: SessionTransaction) -> bool:
 
 
 def _flush_fails(ledger: Ledger, flush: Flush, now: int) -> None:
-    counts, unit_of_work = flush.counts, flush.unit_of_work()
+    unit_of_work = flush.unit_of_work()
     if not flush.failed and unit_of_work is not None:
         # What failed is the rollback itself: no event came of one.
-        counts = flush_contents.counts(unit_of_work, flush.unchanged)
+        flush_contents.look_again(flush, unit_of_work)
+    new, dirty, deleted, _ = flush.counts
     error = sys.exc_info()[1]
     ledger.failure = failure(error, ledger.locator.frames(running_frame(1)))
     ledger.flush_failed(
@@ -328,9 +343,9 @@ def _flush_fails(ledger: Ledger, flush: Flush, now: int) -> None:
             trigger=flush.trigger,
             duration=now - flush.began_at,
             error="_OTHER" if error is None else type_name(error),
-            new=dict(counts[0]),
-            dirty=dict(counts[1]),
-            deleted=dict(counts[2]),
+            new=dict(new),
+            dirty=dict(dirty),
+            deleted=dict(deleted),
             constraint=flush_contents.constraint(error),
         )
     )
@@ -354,8 +369,7 @@ _LOOKED_FOR: Final = frozenset({*range(1, 17), *(1 << bit for bit in range(5, 40
 
 
 def transient_to_pending(session: Any = None, state: Any = None) -> None:
-    """An object was added. It may be one of thousands: no call more than needed."""
-    ledger = None
+    """An object was added, perhaps one of thousands."""
     try:
         ledger = session.__dict__.get(SLOT)
         if ledger.__class__ is Ledger:
@@ -365,8 +379,7 @@ def transient_to_pending(session: Any = None, state: Any = None) -> None:
             if count in _LOOKED_FOR:
                 ledger.added_site = ledger.site()
     except Exception as error:
-        if isinstance(ledger, Ledger):
-            ledger.failed("transient_to_pending", error)
+        _failed(session, "transient_to_pending", error)
 
 
 @_contained

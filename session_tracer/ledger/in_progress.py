@@ -129,13 +129,12 @@ class Flush:
     # An attribute keeps the class's value, which costs nothing, until something changes it.
     began = False
     began_at = 0
-    # Whether the unit of work was executed: from then on `counts` (new, dirty, deleted, unchanged)
-    # are known.
+    # Whether the unit of work was executed.
     executed = False
     failed = False
+    # New, dirty, deleted, unchanged.
     counts: tuple[Counts, Counts, Counts, Counts] = (NOTHING, NOTHING, NOTHING, NOTHING)
-    # What had no net change as the flush began, and the attributes that were set.
-    unchanged: frozenset[InstanceState[Any]] = frozenset()
+    # The attributes that were set to what they were.
     unchanged_attributes: tuple[str, ...] = ()
     _entities: dict[Any, str] | None = None
 
@@ -146,6 +145,10 @@ class Flush:
         self.site = site
         self.trigger = trigger
         self.owner = owner
+        # What had no net change as the flush began.
+        self.unchanged: set[InstanceState[Any]] = set()
+        # What was to be done with each object then: whether it is deleted, or only listed.
+        self.flags: list[tuple[bool, bool]] = []
 
     def entity_of(self, table: Any) -> str:
         """The mapped class of the unit of work whose table it is; empty where it is none's."""

@@ -142,7 +142,6 @@ class Ledger(Use):
     database: Database | None = None
     # Whether a transaction manager ends its transactions.
     is_managed = False
-    held_since = 0
     held = 0
     # How long the open transaction, or the last one, held the last connection it gave back.
     last_held = 0
@@ -577,7 +576,7 @@ class Ledger(Use):
         began = OpenTransaction(now, site, user)
         if nested:
             began.nested = True
-        elif two_phase:
+        elif two_phase:  # its savepoints are not
             began.two_phase = True
         self.transactions_open += (began,)
         if reporting.now:
@@ -634,45 +633,45 @@ class Ledger(Use):
             return
         self.ended += 1
         self.failed_flush = None
-        outcome, nested = ended.outcome, ended.nested
-        is_committed = outcome == "committed"
-        if nested:
-            self._savepoint_ended(outcome)
-        else:
-            self.last_write = None
-            if is_committed:
-                self.commits += 1
-                self.last_write = ("commit", site)
-                if self.loads is not None:
-                    self.loads.committed()
-                if len(self.sizes) == 2 * SIZES_KEPT:
-                    self.sizes = self.sizes[:SIZES_KEPT] + self.sizes[SIZES_KEPT + 1 :]
-                self.sizes += (size,)
-            elif outcome == "rolled_back":
-                self.rollbacks += 1
-            if is_committed or outcome not in _UNDECIDED or ended.error:
-                self._decide()
+        outcome, error = ended.outcome, ended.error
+        is_commit = outcome == "committed" and not ended.nested
         # What the end of the session ends is no activity of the application's.
-        if is_committed or nested or ended.error or outcome == "rolled_back":
+        if is_commit or ended.nested or error or outcome == "rolled_back":
             self.last_activity_at = now - ended.took
             self.last_activity_site = site
-        is_repeated = is_committed and not nested and self.committing_rows > 0
+        if ended.nested:
+            self._savepoint_ended(outcome)
+        elif is_commit:
+            self.commits += 1
+            self.last_write = ("commit", site)
+            if self.loads is not None:
+                self.loads.committed()
+            if len(self.sizes) == 2 * SIZES_KEPT:
+                self.sizes = self.sizes[:SIZES_KEPT] + self.sizes[SIZES_KEPT + 1 :]
+            self.sizes += (size,)
+            self._decide()
+        else:
+            self.last_write = None
+            if outcome == "rolled_back":
+                self.rollbacks += 1
+            if error or outcome == "rolled_back":
+                self._decide()
         is_judged = (
             self.is_suspect
             or outcome == "abandoned"
             or self.identity_map_peak > self.gates.large_identity_map
-            or (is_repeated and self.first_commit is not None)
+            or (self.first_commit is not None and is_commit and self.committing_rows > 0)
         )
         if is_judged or self.publishers:
             self._publish_ended(ended, now, site, size, judged=is_judged)
-        if is_repeated:
+        if self.committing_rows and is_commit:
             if self.first_commit is None:
                 self.first_commit = (site, self.committing_rows, self.committing)
             self.committing_rows = 0
             self.committing = NOTHING
         for report in self.reports:
             report.transaction_ended(
-                now, outcome, now - ended.began_at, nested=nested, error=ended.error
+                now, outcome, now - ended.began_at, nested=ended.nested, error=error
             )
 
     def _publish_ended(
@@ -718,6 +717,12 @@ class Ledger(Use):
         pairs = zip(_FLUSHED, map(difference, now, self.decided), strict=True)
         return {key: counts for key, counts in pairs if counts}
 
+    @property
+    def held_since(self) -> int:
+        """Since when the open transaction holds a connection; 0 if it holds none."""
+        connections = self.connections
+        return connections[0].since if connections else 0
+
     def connection_acquired(self, holding: Holding, now: int, *, joined: bool) -> None:
         """The transaction used a connection for the first time."""
         self.connections += (holding,)
@@ -726,8 +731,6 @@ class Ledger(Use):
         if reporting.now:
             return
         self.database = holding.database
-        if not self.held_since:
-            self.held_since = now
         if self.publishers:
             self._publish(facts.ConnectionAcquired(now, holding.database, holding.site, joined))
         for report in self.reports:
@@ -743,7 +746,6 @@ class Ledger(Use):
             duration = now - holding.since
             self.held += duration
             self.last_held = duration
-            self.held_since = 0
             if self.publishers:
                 self._publish(
                     facts.ConnectionReleased(now, duration, holding.busy, holding.database)
@@ -791,27 +793,27 @@ class Ledger(Use):
         if reporting.now:
             return
         new, dirty, deleted, unchanged = flush.counts
+        site = flush.site
         inserted = updated = removed = 0
         written = NOTHING
         if new:
             inserted = sum(new.values())
-            self.new = with_counts(self.new, new)
+            self.new = with_counts(self.new, new) if self.new else new
             written = new
         if dirty:
             updated = sum(dirty.values())
-            self.dirty = with_counts(self.dirty, dirty)
-            written = with_counts(written, dirty)
+            self.dirty = with_counts(self.dirty, dirty) if self.dirty else dirty
+            written = with_counts(written, dirty) if written else dirty
         if deleted:
             removed = sum(deleted.values())
-            self.deleted = with_counts(self.deleted, deleted)
-            written = with_counts(written, deleted)
+            self.deleted = with_counts(self.deleted, deleted) if self.deleted else deleted
+            written = with_counts(written, deleted) if written else deleted
         if unchanged:
             self.unchanged = with_counts(self.unchanged, unchanged)
         size = inserted + updated + removed
-        site = flush.site
         if size:
-            self.written = with_counts(self.written, written)
-            self.committing = with_counts(self.committing, written)
+            self.written = with_counts(self.written, written) if self.written else written
+            self.committing = with_counts(self.committing, written) if self.committing else written
             self.committing_rows += size
             self.last_write = ("flush", site)
             self.flushed_site = site
@@ -819,14 +821,14 @@ class Ledger(Use):
         self.last_activity_at = flush.began_at
         self.last_activity_site = site
         is_judged = (
-            bool(unchanged)
-            or (size > 0 and flush.trigger == "autoflush")
+            (flush.trigger == "autoflush" and size > 0)
+            or bool(unchanged)
             or size > self.gates.large_flush
             or self.identity_map_peak > self.gates.large_identity_map
         )
         if is_judged or self.publishers:
             self._publish_flushed(flush, now, judged=is_judged)
-        sizes = (inserted, updated, removed, total(unchanged))
+        sizes = (inserted, updated, removed, total(unchanged) if unchanged else 0)
         for report in self.reports:
             report.flushed(now, flush.trigger, now - flush.began_at, sizes)
 
@@ -1189,8 +1191,6 @@ class Ledger(Use):
 _SAVEPOINT_OPERATIONS: Final = frozenset({"SAVEPOINT", "RELEASE", "ROLLBACK"})
 # What a savepoint has flushed is the outer transaction's after these.
 _KEPT: Final = frozenset({"committed", "closed", "abandoned"})
-# Nothing decided what becomes of what a transaction has flushed.
-_UNDECIDED: Final = frozenset({"closed", "abandoned"})
 _FLUSHED: Final = ("flushed_new", "flushed_dirty", "flushed_deleted")
 
 # What wakes the watchdog as a session is opened; empty unless it waits for one.

@@ -109,7 +109,7 @@ def no_flush_callers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def no_connections(monkeypatch: pytest.MonkeyPatch) -> None:
-    hide(monkeypatch, session_events._held, "_connections")
+    hide(monkeypatch, session_events._is_joined, "_connections")
 
 
 def no_states(monkeypatch: pytest.MonkeyPatch) -> None:
