@@ -91,7 +91,7 @@ def test_a_sessions_facts_add_up_to_its_summary() -> None:
         ),
     ]
     # What the hooks measure where it happens.
-    scope.ledger.measure(9)
+    scope.ledger.identity_map_peak = 9
     finding = Finding(
         id="n-plus-one",
         severity="warning",

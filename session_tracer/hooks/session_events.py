@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import event
 from sqlalchemy.engine import NestedTransaction
+from sqlalchemy.orm import Session
 from sqlalchemy.orm.session import SessionTransactionOrigin
 
 from session_tracer import facts
@@ -17,7 +18,6 @@ from session_tracer.hooks.targets import live_sessions
 from session_tracer.ledger import object_counter, same_owner
 from session_tracer.ledger.in_progress import SLOT, Flush
 from session_tracer.ledger.ledger import Ledger, Opening, type_name
-from session_tracer.runtime.degraded import without
 from session_tracer.where.except_finder import failure
 from session_tracer.where.running import running_frame
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from weakref import WeakKeyDictionary
 
     from sqlalchemy.engine import Connection
-    from sqlalchemy.orm import InstanceState, Session, SessionTransaction, UOWTransaction
+    from sqlalchemy.orm import InstanceState, SessionTransaction, UOWTransaction
 
     from session_tracer.ledger.report import Tracer
 
@@ -433,43 +433,44 @@ def remove(target: type[Session]) -> None:
                 event.remove(target, name, listener)
 
 
+# The listeners by class, what an event without listeners of its own session goes by, and what one
+# with such listeners goes by.
+KNOWS_COLLECTIONS: Final = (
+    hasattr(getattr(Session.dispatch, "before_flush", None), "_clslevel")
+    and hasattr(Session.dispatch, "_empty_listener_reg")
+    and hasattr(getattr(Session().dispatch, "before_flush", None), "parent_listeners")
+)
+
+
 @contextmanager
 def _aside(target: Any) -> Iterator[None]:
     """Have listeners come and go in copies, which are put in force at the end.
 
-    SQLAlchemy fires an event by iterating over a deque, which must not change meanwhile, and other
-    threads may be amid it.
+    SQLAlchemy fires an event by iterating over a deque and listens by appending to it: without the
+    copies, an event of another thread's session would raise "deque mutated during iteration" in the
+    application.
     """
-    try:
-        levels = [getattr(target.dispatch, name) for name, _, _ in _LISTENERS]
-        for level in levels:
-            for cls, told in _items(level._clslevel):
-                level._clslevel[cls] = type(told)(told)
-    except AttributeError:
-        levels = []
-        without(
-            "the collections of SQLAlchemy's listeners",
-            "instrument() and uninstrument() may disturb other threads' sessions as they are used",
-        )
+    levels = [getattr(target.dispatch, name) for name, *_ in _LISTENERS if KNOWS_COLLECTIONS]
+    for level in levels:
+        for cls, listeners in _items(level._clslevel):
+            level._clslevel[cls] = type(listeners)(listeners)
     try:
         yield
     finally:
+        sessions = live_sessions() if levels else []
         for level in levels:
-            _put_in_force(target, level)
+            by_class = level._clslevel
+            for cls, collections in _items(target.dispatch._empty_listener_reg):
+                if level.name in collections and cls in by_class:
+                    collections[level.name].parent_listeners = by_class[cls]
+            for session in sessions:
+                # The application listens to this very session as well.
+                own = session.dispatch.__dict__.get(level.name)
+                if own is not None and type(session) in by_class:
+                    own.parent_listeners = by_class[type(session)]
 
 
 def _items(by_class: WeakKeyDictionary[type, Any]) -> list[tuple[type, Any]]:
     """What is there now: other threads may be making classes meanwhile."""
     classes = [ref() for ref in by_class.keyrefs()]
     return [(cls, by_class[cls]) for cls in classes if cls is not None and cls in by_class]
-
-
-def _put_in_force(target: Any, level: Any) -> None:
-    for cls, collections in _items(target.dispatch._empty_listener_reg):
-        if level.name in collections and cls in level._clslevel:
-            collections[level.name].parent_listeners = level._clslevel[cls]
-    for session in live_sessions():
-        # Somebody listens to this very session as well.
-        own = session.dispatch.__dict__.get(level.name)
-        if own is not None and type(session) in level._clslevel:
-            own.parent_listeners = level._clslevel[type(session)]

@@ -1121,11 +1121,6 @@ class Ledger(Use):
             fact = facts.ObjectsLoaded(now, self.load_site, came, at_once)
             self._publish_and_judge(fact, judged=is_judged)
 
-    def measure(self, size: int) -> None:
-        """The identity map holds this many objects now."""
-        if size > self.identity_map_peak:
-            self.identity_map_peak = size
-
     @property
     def transitions(self) -> Counts:
         """The objects that went from one state to another, by SQLAlchemy's event name."""

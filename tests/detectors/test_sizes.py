@@ -45,7 +45,7 @@ def grown(*steps: tuple[Fact, int], **settings: Any) -> list[Finding | Retractio
     """What is said of a scope after each of whose facts the identity map was so large."""
     scope = PlayedScope([LargeIdentityMap()], **settings)
     for fact, size in steps:
-        scope.ledger.measure(size)
+        scope.ledger.identity_map_peak = max(size, scope.ledger.identity_map_peak)
         scope.play(fact)
     return scope.reported
 

@@ -109,10 +109,12 @@ def no_flush_callers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def no_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    unfound(monkeypatch, "sqlalchemy.orm.session:SessionTransaction.__init__")
     hide(monkeypatch, session_events._is_joined, "_connections")
 
 
 def no_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    unfound(monkeypatch, "sqlalchemy.orm.unitofwork:UOWTransaction.__init__")
     hide(monkeypatch, flush_contents.states, "states")
 
 
