@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from session_tracer.facts import Counts, Trigger
     from session_tracer.ledger.in_progress import Flush
 
-__all__ = ["changed", "constraint", "look", "look_again", "states", "trigger"]
+__all__ = ["changed", "constraint", "look", "look_again", "trigger"]
 
+# The objects of a unit of work: whether each is deleted, and whether it is only listed.
 States: TypeAlias = "dict[InstanceState[Any], tuple[bool, bool]]"
 
 _MOST_ATTRIBUTES: Final = 10
@@ -48,7 +49,7 @@ def trigger(frame: FrameType | None, in_savepoint: bool) -> Trigger:
     A subclass may override `flush`: the frames of its own are passed over. `in_savepoint` is
     whether the innermost open transaction is a savepoint.
     """
-    # SQLAlchemy's own `flush()` has called `_flush()`, and is right here.
+    # SQLAlchemy's own `flush()` has called `_flush()`, and is near.
     while frame is not None and not (
         frame.f_code.co_name == "flush" and frame.f_globals is _SESSIONS
     ):
@@ -69,11 +70,6 @@ def trigger(frame: FrameType | None, in_savepoint: bool) -> Trigger:
     return "autoflush" if by_session else "explicit"
 
 
-def states(context: UOWTransaction) -> States:
-    """The objects of the unit of work: whether each is deleted, and whether it is only listed."""
-    return getattr(context, "states", {})
-
-
 _KEY: Final = attrgetter("key")
 _CLASS: Final = attrgetter("class_")
 _WRITTEN: Final = {(False, False)}
@@ -86,7 +82,7 @@ def look(flush: Flush, context: UOWTransaction) -> None:
 
     To be called before it is executed: a column set to an SQL expression is forgotten by then.
     """
-    found = states(context)
+    found: States = getattr(context, "states", {})
     flush.flags = [*found.values()]
     if len(found) > _FEW and {*flush.flags} == _WRITTEN and not any(map(_KEY, found)):
         flush.counts = (by_name(Counter(map(_CLASS, found))), NOTHING, NOTHING, NOTHING)
@@ -101,7 +97,7 @@ def look_again(flush: Flush, context: UOWTransaction) -> None:
 
     To be called before it is finalised: after that everything is persistent.
     """
-    found = states(context)
+    found: States = getattr(context, "states", {})
     if flush.unchanged or flush.flags != [*found.values()]:
         flush.counts = _counts(found, flush.unchanged, is_first=False)
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
     from sqlalchemy.orm import InstanceState, SessionTransaction, UOWTransaction
 
+    from session_tracer.ledger.in_progress import OpenTransaction
     from session_tracer.ledger.report import Tracer
 
 __all__ = ["listen", "remove", "take_up"]
@@ -104,16 +105,19 @@ def after_transaction_end(session: Any = None, transaction: Any = None) -> None:
         if ledger.__class__ is not Ledger:
             return
         if transaction.origin is _SUBTRANSACTION:
-            if ledger.flush is not None and ledger.flush.began:
-                _flush_ends(ledger, ledger.flush, session, transaction)
-        elif ledger.transactions_open:  # else it began before this session was traced
-            _transaction_ends(ledger, session)
+            flush = ledger.flush
+            if flush is not None and flush.began:
+                _flush_ends(ledger, flush, session, transaction)
+        elif opened := ledger.transactions_open:  # else it began before this session was traced
+            _transaction_ends(ledger, session, opened)
     except Exception as error:
         _failed(session, "after_transaction_end", error)
 
 
-def _transaction_ends(ledger: Ledger, session: Session) -> None:
-    ended = ledger.transactions_open[-1]
+def _transaction_ends(
+    ledger: Ledger, session: Session, opened: tuple[OpenTransaction, ...]
+) -> None:
+    ended = opened[-1]
     outcome = ended.outcome
     if outcome != "committed":
         error = sys.exc_info()[1]
@@ -121,7 +125,7 @@ def _transaction_ends(ledger: Ledger, session: Session) -> None:
             ledger.is_cancellation(error)
         if ended.committing_at and not ended.error:
             ended.error = "_OTHER" if error is None else type_name(error)
-    ledger.transactions_open = ledger.transactions_open[:-1]
+    ledger.transactions_open = opened[:-1]
     ledger.failure = None
     now = ledger.clock()
     site = ended.site_of_commit or ledger.site()
@@ -286,7 +290,7 @@ def _remember_deleted(ledger: Ledger, flush: Flush, context: UOWTransaction) -> 
     Without expire_on_commit, SQLAlchemy has no event for a deleted object that becomes detached.
     """
     now = ledger.clock()
-    for state, (is_delete, list_only) in flush_contents.states(context).items():
+    for state, (is_delete, list_only) in context.states.items():
         if is_delete and not list_only:
             object_counter.remember(state, ledger.origin, "deleted", now, flush.site)
 
@@ -306,7 +310,8 @@ def _flush_ends(
     size = len(session.identity_map)
     if size > ledger.identity_map_peak:
         ledger.identity_map_peak = size
-    if not flush.executed or flush.failed or ledger.is_closing or _is_undone(transaction):
+    is_undone = sys.exc_info()[1] is not None and _is_undone(transaction)
+    if is_undone or flush.failed or not flush.executed or ledger.is_closing:
         _flush_fails(ledger, flush, now)
         return
     if ledger.pending_by_class:
@@ -323,8 +328,6 @@ def _is_undone(transaction: SessionTransaction) -> bool:
 
     An error may also be handled by the application while it flushes.
     """
-    if sys.exc_info()[1] is None:
-        return False
     return transaction.parent is None or not transaction.parent.is_active
 
 

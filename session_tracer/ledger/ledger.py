@@ -587,19 +587,22 @@ class Ledger(Use):
             self.savepoints += 1
             self.open_savepoints += 1
             self.savepoints_began += ((self.new, self.dirty, self.deleted),)
+        elif self.transactions:
+            self._begin_anew()
         else:
-            self.transactions += 1
-            if self.transactions > 1:
-                self._begin_anew()
-        if nested or self.publishers or self.transactions > 1 or self.is_reopened:
-            self._publish_began(began)
+            self.transactions = 1
         if self.first_began is None and not nested:
-            self.first_began = (self.tracers[0].caller()[0], self._root_of(user), user)
+            # Only a session that is not used by the owner who opened it may be awaited by another.
+            root = user if user is self.opened_by else owner.root_of(user)
+            self.first_began = (self.tracers[0].caller()[0], root, user)
+        if nested or self.publishers or self.is_reopened or self.transactions > 1:
+            self._publish_began(began)
         for report in self.reports:
             report.transaction_began(now, site, nested=nested)
 
     def _begin_anew(self) -> None:
         """A transaction that is not the first begins: what is counted for each is 0 again."""
+        self.transactions += 1
         self.last_held = 0
         self.statements_before = self.statements
         self.sql_before = self.sql
@@ -608,22 +611,18 @@ class Ledger(Use):
         self._decide()
 
     def _publish_began(self, began: OpenTransaction) -> None:
-        user, nested = began.owner, began.nested
+        user = began.owner
         fact = facts.TransactionBegan(
             at=began.began_at,
             site=began.site,
-            nested=nested,
+            nested=began.nested,
             two_phase=began.two_phase,
             owner=user,
-            root=self._root_of(user),
+            root=user if user is self.opened_by else owner.root_of(user),
             trace=self.tracers[0].caller()[0],
         )
-        judged = nested or self.transactions > 1 or self.is_reopened
-        self._publish_and_judge(fact, judged=judged)
-
-    def _root_of(self, user: Owner) -> Owner:
-        # Only a session that is not used by the owner who opened it may be awaited by another.
-        return user if user is self.opened_by else owner.root_of(user)
+        is_judged = began.nested or self.is_reopened or self.transactions > 1
+        self._publish_and_judge(fact, judged=is_judged)
 
     def transaction_ended(
         self, ended: OpenTransaction, now: int, site: CallSite | None, size: int
@@ -634,37 +633,29 @@ class Ledger(Use):
         self.ended += 1
         self.failed_flush = None
         outcome, error = ended.outcome, ended.error
-        is_commit = outcome == "committed" and not ended.nested
-        # What the end of the session ends is no activity of the application's.
-        if is_commit or ended.nested or error or outcome == "rolled_back":
-            self.last_activity_at = now - ended.took
-            self.last_activity_site = site
-        if ended.nested:
-            self._savepoint_ended(outcome)
-        elif is_commit:
+        if outcome == "committed" and not ended.nested:
             self.commits += 1
             self.last_write = ("commit", site)
+            self.last_activity_at = now - ended.took
+            self.last_activity_site = site
             if self.loads is not None:
                 self.loads.committed()
-            if len(self.sizes) == 2 * SIZES_KEPT:
-                self.sizes = self.sizes[:SIZES_KEPT] + self.sizes[SIZES_KEPT + 1 :]
-            self.sizes += (size,)
-            self._decide()
+            sizes = self.sizes
+            if len(sizes) == 2 * SIZES_KEPT:
+                sizes = sizes[:SIZES_KEPT] + sizes[SIZES_KEPT + 1 :]
+            self.sizes = (*sizes, size)
+            self.decided = (self.new, self.dirty, self.deleted)
         else:
-            self.last_write = None
-            if outcome == "rolled_back":
-                self.rollbacks += 1
-            if error or outcome == "rolled_back":
-                self._decide()
-        is_judged = (
-            self.is_suspect
+            self._ended_otherwise(ended, now, site)
+        if (
+            self.publishers
+            or self.is_suspect
             or outcome == "abandoned"
             or self.identity_map_peak > self.gates.large_identity_map
-            or (self.first_commit is not None and is_commit and self.committing_rows > 0)
-        )
-        if is_judged or self.publishers:
-            self._publish_ended(ended, now, site, size, judged=is_judged)
-        if self.committing_rows and is_commit:
+            or (self.first_commit is not None and self._commits_again(ended))
+        ):
+            self._publish_ended(ended, now, site, size)
+        if self.committing_rows and outcome == "committed" and not ended.nested:
             if self.first_commit is None:
                 self.first_commit = (site, self.committing_rows, self.committing)
             self.committing_rows = 0
@@ -674,9 +665,40 @@ class Ledger(Use):
                 now, outcome, now - ended.began_at, nested=ended.nested, error=error
             )
 
+    def _ended_otherwise(self, ended: OpenTransaction, now: int, site: CallSite | None) -> None:
+        """A savepoint ended, or a transaction without a commit."""
+        is_rolled_back = ended.outcome == "rolled_back"
+        # What the end of the session ends is no activity of the application's.
+        if ended.nested or ended.error or is_rolled_back:
+            self.last_activity_at = now - ended.took
+            self.last_activity_site = site
+        if ended.nested:
+            self._savepoint_ended(ended.outcome)
+            return
+        self.last_write = None
+        if is_rolled_back:
+            self.rollbacks += 1
+        if is_rolled_back or ended.error:
+            self._decide()
+
+    def _commits_again(self, ended: OpenTransaction) -> bool:
+        """Whether this is a commit of writes, and not the scope's first one."""
+        return (
+            self.first_commit is not None
+            and self.committing_rows > 0
+            and ended.outcome == "committed"
+            and not ended.nested
+        )
+
     def _publish_ended(
-        self, ended: OpenTransaction, now: int, site: CallSite | None, size: int, *, judged: bool
+        self, ended: OpenTransaction, now: int, site: CallSite | None, size: int
     ) -> None:
+        is_judged = (
+            self.is_suspect
+            or ended.outcome == "abandoned"
+            or self.identity_map_peak > self.gates.large_identity_map
+            or self._commits_again(ended)
+        )
         fact = facts.TransactionEnded(
             at=now,
             site=site,
@@ -688,7 +710,7 @@ class Ledger(Use):
             error=ended.error,
             size=size,
         )
-        self._publish_and_judge(fact, judged=judged)
+        self._publish_and_judge(fact, judged=is_judged)
 
     def _decide(self) -> None:
         """All that was flushed is committed, or gone."""
@@ -794,46 +816,49 @@ class Ledger(Use):
             return
         new, dirty, deleted, unchanged = flush.counts
         site = flush.site
-        inserted = updated = removed = 0
+        size = 0
         written = NOTHING
         if new:
-            inserted = sum(new.values())
             self.new = with_counts(self.new, new) if self.new else new
             written = new
         if dirty:
-            updated = sum(dirty.values())
             self.dirty = with_counts(self.dirty, dirty) if self.dirty else dirty
             written = with_counts(written, dirty) if written else dirty
         if deleted:
-            removed = sum(deleted.values())
             self.deleted = with_counts(self.deleted, deleted) if self.deleted else deleted
             written = with_counts(written, deleted) if written else deleted
         if unchanged:
             self.unchanged = with_counts(self.unchanged, unchanged)
-        size = inserted + updated + removed
-        if size:
+        if written:
+            size = sum(written.values())
             self.written = with_counts(self.written, written) if self.written else written
             self.committing = with_counts(self.committing, written) if self.committing else written
             self.committing_rows += size
             self.last_write = ("flush", site)
-            self.flushed_site = site
+        self.flushed_site = site
         self.flushes += 1
         self.last_activity_at = flush.began_at
         self.last_activity_site = site
+        if (
+            self.publishers
+            or unchanged
+            or (flush.trigger == "autoflush" and size)
+            or size > self.gates.large_flush
+            or self.identity_map_peak > self.gates.large_identity_map
+        ):
+            self._publish_flushed(flush, now, size)
+        for report in self.reports:
+            sizes = (total(new), total(dirty), total(deleted), total(unchanged))
+            report.flushed(now, flush.trigger, now - flush.began_at, sizes)
+
+    def _publish_flushed(self, flush: Flush, now: int, size: int) -> None:
+        new, dirty, deleted, unchanged = flush.counts
         is_judged = (
-            (flush.trigger == "autoflush" and size > 0)
-            or bool(unchanged)
+            bool(unchanged)
+            or (flush.trigger == "autoflush" and size > 0)
             or size > self.gates.large_flush
             or self.identity_map_peak > self.gates.large_identity_map
         )
-        if is_judged or self.publishers:
-            self._publish_flushed(flush, now, judged=is_judged)
-        sizes = (inserted, updated, removed, total(unchanged) if unchanged else 0)
-        for report in self.reports:
-            report.flushed(now, flush.trigger, now - flush.began_at, sizes)
-
-    def _publish_flushed(self, flush: Flush, now: int, *, judged: bool) -> None:
-        new, dirty, deleted, unchanged = flush.counts
         fact = facts.FlushCompleted(
             at=now,
             site=flush.site,
@@ -845,7 +870,7 @@ class Ledger(Use):
             unchanged=dict(unchanged),
             unchanged_attributes=flush.unchanged_attributes,
         )
-        self._publish_and_judge(fact, judged=judged)
+        self._publish_and_judge(fact, judged=is_judged)
 
     def flush_failed(self, fact: facts.FlushFailed) -> None:
         """The unit of work could not be written."""

@@ -115,7 +115,8 @@ def no_connections(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def no_states(monkeypatch: pytest.MonkeyPatch) -> None:
     unfound(monkeypatch, "sqlalchemy.orm.unitofwork:UOWTransaction.__init__")
-    hide(monkeypatch, flush_contents.states, "states")
+    for looks in (flush_contents.look, flush_contents.look_again):
+        hide(monkeypatch, looks, "states")
 
 
 def no_load_path(monkeypatch: pytest.MonkeyPatch) -> None:
