@@ -49,7 +49,7 @@ def trigger(frame: FrameType | None, in_savepoint: bool) -> Trigger:
     A subclass may override `flush`: the frames of its own are passed over. `in_savepoint` is
     whether the innermost open transaction is a savepoint.
     """
-    # SQLAlchemy's own `flush()` has called `_flush()`, and is near.
+    # SQLAlchemy's own `flush()` called `_flush()`, in whose frame the event was fired.
     while frame is not None and not (
         frame.f_code.co_name == "flush" and frame.f_globals is _SESSIONS
     ):
@@ -87,8 +87,13 @@ def look(flush: Flush, context: UOWTransaction) -> None:
     if len(found) > _FEW and {*flush.flags} == _WRITTEN and not any(map(_KEY, found)):
         flush.counts = (by_name(Counter(map(_CLASS, found))), NOTHING, NOTHING, NOTHING)
         return
-    flush.counts = _counts(found, flush.unchanged, is_first=True)
-    if flush.unchanged:
+    flush.counts = _counts(found)
+    if flush.counts[3]:
+        flush.unchanged = tuple(
+            state
+            for state, (is_delete, list_only) in found.items()
+            if not (is_delete or list_only or state.key is None or changed(state))
+        )
         flush.unchanged_attributes = _attributes(flush.unchanged)
 
 
@@ -99,13 +104,13 @@ def look_again(flush: Flush, context: UOWTransaction) -> None:
     """
     found: States = getattr(context, "states", {})
     if flush.unchanged or flush.flags != [*found.values()]:
-        flush.counts = _counts(found, flush.unchanged, is_first=False)
+        flush.counts = _counts(found, frozenset(flush.unchanged))
 
 
 def _counts(
-    found: States, unchanged: set[InstanceState[Any]], *, is_first: bool
+    found: States, unchanged: frozenset[InstanceState[Any]] | None = None
 ) -> tuple[Counts, Counts, Counts, Counts]:
-    """The objects by entity: new, dirty, deleted, unchanged, which are collected the first time."""
+    """The objects by entity: new, dirty, deleted, and unchanged, of which all those may be."""
     new: Counts = {}
     dirty: Counts = {}
     deleted: Counts = {}
@@ -117,11 +122,10 @@ def _counts(
             into = deleted
         elif state.key is None:
             into = new
-        elif (is_first or state in unchanged) and not changed(state):
-            into = same
-            unchanged.add(state)
-        else:
+        elif (unchanged is not None and state not in unchanged) or changed(state):
             into = dirty
+        else:
+            into = same
         entity = state.class_.__name__
         into[entity] = into.get(entity, 0) + 1
     return new, dirty, deleted, same

@@ -92,10 +92,13 @@ class Holding:
     def unmark(self, ledger: object) -> None:
         """The connection leads to the ledger no longer."""
         connection = self._connection()
-        if connection is not None and connection.__dict__.get(SLOT) is ledger:
-            del connection.__dict__[SLOT]
-            for name in SURROUNDED if self._surrounded else ():
-                connection.__dict__.pop(name, None)
+        if connection is not None:
+            marked = connection.__dict__
+            if marked.get(SLOT) is ledger:
+                del marked[SLOT]
+                if self._surrounded:
+                    for name in SURROUNDED:
+                        marked.pop(name, None)
 
 
 def _process_id(driver: Any) -> int | None:
@@ -134,8 +137,11 @@ class Flush:
     failed = False
     # New, dirty, deleted, unchanged.
     counts: tuple[Counts, Counts, Counts, Counts] = (NOTHING, NOTHING, NOTHING, NOTHING)
-    # The attributes that were set to what they were.
+    # What had no net change as the flush began, and the attributes that were set.
+    unchanged: tuple[InstanceState[Any], ...] = ()
     unchanged_attributes: tuple[str, ...] = ()
+    # What was to be done with each object then: whether it is deleted, or only listed.
+    flags: list[tuple[bool, bool]] | None = None
     _entities: dict[Any, str] | None = None
 
     def __init__(
@@ -145,10 +151,6 @@ class Flush:
         self.site = site
         self.trigger = trigger
         self.owner = owner
-        # What had no net change as the flush began.
-        self.unchanged: set[InstanceState[Any]] = set()
-        # What was to be done with each object then: whether it is deleted, or only listed.
-        self.flags: list[tuple[bool, bool]] = []
 
     def entity_of(self, table: Any) -> str:
         """The mapped class of the unit of work whose table it is; empty where it is none's."""

@@ -640,10 +640,9 @@ class Ledger(Use):
             self.last_activity_site = site
             if self.loads is not None:
                 self.loads.committed()
-            sizes = self.sizes
-            if len(sizes) == 2 * SIZES_KEPT:
-                sizes = sizes[:SIZES_KEPT] + sizes[SIZES_KEPT + 1 :]
-            self.sizes = (*sizes, size)
+            if self.commits > 2 * SIZES_KEPT:
+                self.sizes = self.sizes[:SIZES_KEPT] + self.sizes[SIZES_KEPT + 1 :]
+            self.sizes += (size,)
             self.decided = (self.new, self.dirty, self.deleted)
         else:
             self._ended_otherwise(ended, now, site)
