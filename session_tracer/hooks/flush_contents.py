@@ -44,7 +44,7 @@ _SESSIONS: Final = vars(sys.modules[Session.__module__])
 
 
 def trigger(frame: FrameType | None, in_savepoint: bool) -> Trigger:
-    """Why the flush runs, by what called `Session.flush` from within SQLAlchemy.
+    """Why the flush runs, by what called `Session.flush` inside SQLAlchemy.
 
     A subclass may override `flush`: the frames of its own are passed over. `in_savepoint` is
     whether the innermost open transaction is a savepoint.
@@ -143,7 +143,7 @@ def _attributes(unchanged: Iterable[InstanceState[Any]]) -> tuple[str, ...]:
 
 
 def changed(state: Any) -> bool:
-    """Whether a persistent object has a net change, told without running code of its own.
+    """Whether a persistent object has a net change, found without running the application's code.
 
     A value of a type that could have an `__eq__` of the application's counts as changed unless it
     is the very same object. A collection that holds the same objects in another order is as it was.
@@ -172,7 +172,7 @@ def _holds_same(now: Any, before: Any) -> bool:
 
 
 def constraint(error: BaseException | None) -> str:
-    """The name of the constraint that was violated, where the driver says it."""
+    """The name of the constraint that was violated, where the driver names it."""
     original: Any = getattr(error, "orig", None)
     for source in (
         getattr(original, "diag", None),  # psycopg

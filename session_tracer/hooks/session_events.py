@@ -271,7 +271,7 @@ def before_flush(session: Any = None, flush_context: Any = None, instances: Any 
 
 
 def after_flush(session: Any = None, flush_context: Any = None) -> None:
-    """The unit of work was executed: the last moment to tell new, dirty and deleted apart."""
+    """The unit of work was executed: new, dirty and deleted can be distinguished a last time."""
     try:
         ledger = session.__dict__.get(SLOT)
         if ledger.__class__ is Ledger and ledger.flush is not None:
