@@ -12,10 +12,10 @@ from sqlalchemy.orm.collections import InstrumentedDict, InstrumentedList, Instr
 
 from session_tracer.hooks.safe_types import PLAIN
 from session_tracer.model.counts import NOTHING, by_name
+from session_tracer.where.running import running_frame
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from types import FrameType
 
     from sqlalchemy.orm import InstanceState, UOWTransaction
 
@@ -43,17 +43,24 @@ _FLUSHES: Final = frozenset({"flush", "_flush"})
 _SESSIONS: Final = vars(sys.modules[Session.__module__])
 
 
-def trigger(frame: FrameType | None, in_savepoint: bool) -> Trigger:
-    """Why the flush runs, by what called `Session.flush` inside SQLAlchemy.
+# How far out from the listener SQLAlchemy's `flush()` nearly always is: the dispatch, _flush(), and
+# in 2.1 the two functions of its decorator are in between.
+_NEAR: Final = 5 if hasattr(getattr(Session, "_flush", None), "__wrapped__") else 3
+
+
+def trigger(*, in_savepoint: bool) -> Trigger:
+    """Why the flush runs, by what called `Session.flush` inside SQLAlchemy; a listener calls this.
 
     A subclass may override `flush`: the frames of its own are passed over. `in_savepoint` is
     whether the innermost open transaction is a savepoint.
     """
-    # SQLAlchemy's own `flush()` called `_flush()`, in whose frame the event was fired.
-    while frame is not None and not (
-        frame.f_code.co_name == "flush" and frame.f_globals is _SESSIONS
-    ):
-        frame = frame.f_back
+    frame = running_frame(1 + _NEAR)
+    if frame is None or frame.f_code.co_name != "flush" or frame.f_globals is not _SESSIONS:
+        frame = running_frame(2)
+        while frame is not None and not (
+            frame.f_code.co_name == "flush" and frame.f_globals is _SESSIONS
+        ):
+            frame = frame.f_back
     by_session = False
     while frame is not None and (frame := frame.f_back) is not None:
         name = frame.f_code.co_name

@@ -264,7 +264,7 @@ def before_flush(session: Any = None, flush_context: Any = None, instances: Any 
             site = ledger.site()
             opened = ledger.transactions_open
             in_savepoint = bool(opened) and opened[-1].nested
-            trigger = flush_contents.trigger(running_frame(2), in_savepoint)
+            trigger = flush_contents.trigger(in_savepoint=in_savepoint)
             ledger.flush = Flush(flush_context, site, trigger, ledger.enter(site))
     except Exception as error:
         _failed(session, "before_flush", error)
