@@ -16,7 +16,7 @@ from sqlalchemy.orm.exc import DetachedInstanceError
 
 from session_tracer import Exporter, instrument
 from session_tracer.hooks import error_frames
-from session_tracer.hooks.errors import Seam
+from session_tracer.hooks.errors import see
 from session_tracer.ledger import object_counter, registry
 from session_tracer.testing import Captured, capture
 from tests.library import Author, Base, authors
@@ -364,12 +364,11 @@ def test_after_the_end_nothing_is_seen(places: Places, monkeypatch: pytest.Monke
     def record(error: Any, frame: FrameType) -> None:
         seen.append(type(error).__name__)
 
-    seam = Seam(exc.TimeoutError, record)
-    seam.open()
+    end = see(exc.TimeoutError, record)
     wrapper: Any = exc.TimeoutError.__init__
-    exc.TimeoutError("while it is open")
-    seam.close()
-    exc.TimeoutError("after it is closed")
+    exc.TimeoutError("while it is seen")
+    end()
+    exc.TimeoutError("after that")
     error = exc.TimeoutError.__new__(exc.TimeoutError)
     wrapper(error, "by code that kept it")
     assert error.args == ("by code that kept it",)

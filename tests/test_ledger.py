@@ -91,7 +91,7 @@ def test_a_sessions_facts_add_up_to_its_summary() -> None:
         ),
     ]
     # What the hooks measure where it happens.
-    scope.ledger.measure(9)
+    scope.ledger.identity_map_peak = 9
     finding = Finding(
         id="n-plus-one",
         severity="warning",
@@ -136,7 +136,11 @@ def test_a_sessions_facts_add_up_to_its_summary() -> None:
         expunged=2,
         merged=1,
         pending=1,
-        transitions={"loaded_as_persistent": 9},
+        transitions={
+            "pending_to_persistent": 1,
+            "persistent_to_deleted": 2,
+            "loaded_as_persistent": 9,
+        },
         identity_map_size=7,
         identity_map_peak=9,
         timeline=(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from session_tracer.detectors.evidence import known, ms
 from session_tracer.detectors.protocol import BuiltIn
@@ -14,16 +14,16 @@ from session_tracer.facts import (
     TransactionCancelled,
     TransactionEnded,
 )
-from session_tracer.ledger.uncommitted import Uncommitted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from session_tracer.facts import Counts
     from session_tracer.ledger.report import Report
-    from session_tracer.ledger.uncommitted import ByState
     from session_tracer.model.findings import Finding
     from session_tracer.where.callsite import CallSite
+
+ByState: TypeAlias = "dict[str, Counts]"
 
 
 class _LastTransaction:
@@ -129,12 +129,12 @@ class _Lost:
     """The changes of a scope that were not flushed, or flushed and not committed."""
 
     def __init__(self, fact: SessionClosed, report: Report) -> None:
-        uncommitted = report.ledger.uncommitted or Uncommitted()
+        ledger = report.ledger
         parts = (("added", fact.added), ("modified", fact.modified), ("removed", fact.removed))
         self.unflushed: ByState = {state: dict(counts) for state, counts in parts if counts}
         self.unflushed_at = fact.added_site if fact.added else None
-        self.flushed: ByState = uncommitted.content()
-        self.flushed_at = uncommitted.site if self.flushed else None
+        self.flushed: ByState = ledger.uncommitted()
+        self.flushed_at = ledger.flushed_site if self.flushed else None
 
     def __bool__(self) -> bool:
         return bool(self.unflushed or self.flushed)

@@ -1,7 +1,7 @@
 """What SQLAlchemy's own frames know as it makes an error: the session, the object, the attribute.
 
-Only theirs are asked. Until Python 3.13 a frame keeps what `f_locals` has given out for as long as
-it runs, and an application's function may run for ever.
+Only SQLAlchemy's frames are read. Until Python 3.13 a frame keeps what `f_locals` has given out for
+as long as it runs, and an application's function may run for ever.
 """
 
 from __future__ import annotations

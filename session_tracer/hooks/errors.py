@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from itertools import dropwhile
 from typing import TYPE_CHECKING, Any, Final
 
@@ -29,74 +30,59 @@ if TYPE_CHECKING:
     from session_tracer.ledger.origin import OriginRef
     from session_tracer.ledger.report import Tracer
 
-__all__ = ["watch"]
-
-
-class Seam:
-    """One class of SQLAlchemy's errors, of which each one made is seen.
-
-    SQLAlchemy makes them by calling the class. So its `__init__` sees each one, and in its caller's
-    frame what it is about. It costs nothing until something is raised.
-    """
-
-    def __init__(self, error: type[Exception], seen: Callable[[Any, FrameType], None]) -> None:
-        self._error: Any = error
-        self._seen = seen
-        self._before: Any = None
-        self._wrapper: Any = None
-        self._is_open = False
-
-    def open(self) -> None:
-        """See the errors from now on."""
-        self._is_open = True
-        error, seen = self._error, self._seen
-        found = self._before = error.__dict__.get("__init__")
-
-        def __init__(self: Any, *arg: Any, **kw: Any) -> None:
-            if found is None:
-                super(error, self).__init__(*arg, **kw)
-            else:
-                found(self, *arg, **kw)
-            frame = running_frame(1) if seam._is_open else None
-            if frame is not None:
-                seen(self, frame)
-
-        seam = self
-        try:
-            error.__init__ = __init__
-        except TypeError:  # a class that is compiled
-            without(f"{error.__qualname__}.__init__", "errors of this class are not told of")
-        else:
-            self._wrapper = __init__
-
-    def close(self) -> None:
-        """Leave the class as it was found; what somebody wrapped meanwhile stays within theirs."""
-        self._is_open = False
-        if self._wrapper is None or self._error.__dict__.get("__init__") is not self._wrapper:
-            return
-        if self._before is None:
-            del self._error.__init__
-        else:
-            self._error.__init__ = self._before
+__all__ = ["see", "watch"]
 
 
 class Watch:
-    """The seams, all open or all closed."""
+    """Whether SQLAlchemy's errors are seen: all of them, or none."""
 
     def __init__(self) -> None:
-        self._seams: list[Seam] = []
+        self._ends: list[Callable[[], None]] = []
 
     def start(self) -> None:
         """See the errors from now on."""
-        if not self._seams:
-            self._seams = [Seam(error, seen) for error, seen in _SEEN]
-            for seam in self._seams:
-                seam.open()
+        if not self._ends:
+            self._ends = [see(error, seen) for error, seen in _SEEN]
 
     def stop(self) -> None:
         """Leave SQLAlchemy's errors as they were found."""
-        while self._seams:
-            self._seams.pop().close()
+        while self._ends:
+            self._ends.pop()()
+
+
+def see(error: Any, seen: Callable[[Any, FrameType], None]) -> Callable[[], None]:
+    """Have `seen` called with each error of the class that is made; return what ends that.
+
+    SQLAlchemy makes them by calling the class: its `__init__` sees each one, and in its caller's
+    frame what it is about. That costs nothing until an error is raised.
+    """
+    found = error.__dict__.get("__init__")
+    is_open = True
+
+    def __init__(self: Any, *arg: Any, **kw: Any) -> None:
+        if found is None:
+            super(error, self).__init__(*arg, **kw)
+        else:
+            found(self, *arg, **kw)
+        frame = running_frame(1) if is_open else None
+        if frame is not None:
+            seen(self, frame)
+
+    def end() -> None:
+        nonlocal is_open
+        is_open = False
+        if error.__dict__.get("__init__") is not __init__:
+            return  # another library has wrapped it since
+        if found is None:
+            del error.__init__
+        else:
+            error.__init__ = found
+
+    try:
+        error.__init__ = __init__
+    except TypeError:  # a class that is compiled
+        without(f"{error.__qualname__}.__init__", "errors of this class are not reported")
+    return end
 
 
 watch: Final = Watch()
@@ -106,12 +92,12 @@ watch: Final = Watch()
 
 
 def _refused(error: Any, frame: FrameType) -> None:
-    """Tell the session that an operation was refused; never raises."""
+    """Report to the session's ledger that an operation was refused; never raises."""
     try:
-        tell = _TELLING.get(frame.f_code.co_name) or _TELLING_OF.get(type(error))
-        if tell is None or not error_frames.is_sqlalchemys(frame):
+        concludes = _BY_FUNCTION.get(frame.f_code.co_name) or _BY_ERROR.get(type(error))
+        if concludes is None or not error_frames.is_sqlalchemys(frame):
             return
-        ledger, fact = tell(error, frame)
+        ledger, fact = concludes(error, frame)
         if ledger is not None and fact is not None and ledger.is_open:
             if type(fact) is facts.LoadRefused:
                 ledger.load_refused(fact)
@@ -122,13 +108,11 @@ def _refused(error: Any, frame: FrameType) -> None:
 
 
 def _failed(failure: Exception, frame: FrameType) -> None:
-    """Count a fault of ours, where it can still be told whose session it is about."""
-    try:
+    """Report a failure of session_tracer's own, where the session that it is about is known."""
+    with suppress(Exception):
         ledger = _ledger_near(frame)
         if ledger is not None:
             ledger.failed("failures", failure)
-    except Exception:
-        pass
 
 
 def _rollback_pending(error: Any, frame: FrameType) -> tuple[Ledger | None, Fact | None]:
@@ -141,7 +125,7 @@ def _rollback_pending(error: Any, frame: FrameType) -> tuple[Ledger | None, Fact
 
 
 def _closed_in_block(error: Any, frame: FrameType) -> tuple[Ledger | None, Fact | None]:
-    """Within the block of a transaction, this is the error that follows a failed flush."""
+    """In the block of a transaction, this is the error that follows a failed flush."""
     ledger = _ledger_near(frame)
     if ledger is None or ledger.failure is None:
         return _used_at_once(error, frame)
@@ -155,14 +139,14 @@ def _used_after_failure(ledger: Ledger, frame: FrameType, *, in_block: bool) -> 
 
 
 def _used_at_once(error: Any, frame: FrameType) -> tuple[Ledger | None, Fact | None]:
-    """SQLAlchemy refuses what happens at once. That may be the doing of a listener, all alone."""
+    """SQLAlchemy refuses two operations at once; a listener alone may cause that, too."""
     del error
     session = error_frames.session_near(frame)
     ledger = None if session is None else ledger_of(session)
     if session is None or ledger is None:
         return None, None
     for other in owner.others():
-        # From its use of the session outwards: within it, a listener may be at work.
+        # From its use of the session outwards: inside of that a listener may be at work.
         stack = list(
             dropwhile(lambda one: not error_frames.is_inside(one, session), other.frames())
         )
@@ -185,13 +169,13 @@ def _crossed(error: Any, frame: FrameType) -> tuple[Ledger | None, Fact | None]:
     other = None if state.session is None else ledger_of(state.session)
     mark = object_counter.mark_of(state)
     return ledger, facts.ObjectCrossed(
-        ledger.clock(),
-        ledger.site(),
-        state.class_.__name__,
-        "" if other is None else other.scope.id,
-        "" if other is None else other.tracers[0].name,
-        None if other is None else other.scope.opened_site,
-        None if mark is None else mark.site,
+        at=ledger.clock(),
+        site=ledger.site(),
+        entity=state.class_.__name__,
+        other="" if other is None else other.scope.id,
+        other_name="" if other is None else other.tracers[0].name,
+        other_opened_site=None if other is None else other.scope.opened_site,
+        loaded_site=None if mark is None else mark.site,
     )
 
 
@@ -224,24 +208,24 @@ def _implicit(error: Any, frame: FrameType) -> tuple[Ledger | None, Fact | None]
     # What was added, or merged, no SELECT has brought that could be given options.
     selected = bool(loader_options.load_path(state))
     fact = facts.ImplicitLoadFailed(
-        ledger.clock(),
-        ledger.site(),
-        state.class_.__name__,
-        read.attribute,
-        load,
-        root,
-        options,
-        mark.site if mark is not None and selected else None,
-        by,
-        expired_site,
-        root_site if selected else None,
+        at=ledger.clock(),
+        site=ledger.site(),
+        entity=state.class_.__name__,
+        attribute=read.attribute,
+        load=load,
+        root=root,
+        options=options,
+        loaded_site=mark.site if mark is not None and selected else None,
+        expired_by=by,
+        expired_site=expired_site,
+        root_site=root_site if selected else None,
     )
     fact.identity = _identity(state, ledger.tracers[0])
     return ledger, fact
 
 
 def _timed_out(error: Any, frame: FrameType) -> None:
-    """Tell the session that wanted a connection who has them; never raises."""
+    """Report which sessions hold the connections that a session waited for; never raises."""
     try:
         if type(error) is not exc.TimeoutError or not error_frames.is_sqlalchemys(frame):
             return
@@ -271,14 +255,14 @@ def _ledger_near(frame: FrameType) -> Ledger | None:
 
 
 # By the function that makes the error, and by the error's own class.
-_TELLING: Final[dict[str, Callable[..., tuple[Ledger | None, Fact | None]]]] = {
+_BY_FUNCTION: Final[dict[str, Callable[..., tuple[Ledger | None, Fact | None]]]] = {
     "_before_attach": _crossed,
     "_invoke_raise_load": _load_refused,
     "_raise_for_prerequisite_state": _rollback_pending,
     "_trans_ctx_check": _closed_in_block,
     "flush": _used_at_once,
 }
-_TELLING_OF: Final[dict[type, Callable[..., tuple[Ledger | None, Fact | None]]]] = {
+_BY_ERROR: Final[dict[type, Callable[..., tuple[Ledger | None, Fact | None]]]] = {
     exc.MissingGreenlet: _implicit,
     exc.PendingRollbackError: _rollback_pending,
     exc.IllegalStateChangeError: _used_at_once,
@@ -289,7 +273,7 @@ _TELLING_OF: Final[dict[type, Callable[..., tuple[Ledger | None, Fact | None]]]]
 
 
 def _detached(error: Any, frame: FrameType) -> None:
-    """Tell whoever traced the session that last held the object; never raises."""
+    """Report a refused load by the tracers of the session that last held it; never raises."""
     del error
     tracers: Iterable[tuple[Tracer, Any]] = ()
     try:
@@ -331,7 +315,7 @@ def _fact(
         departed_at=mark.departed_at or origin.departed_at,
         departed_site=mark.departed_site or origin.departed_site,
     )
-    # Whether a relationship had been loaded before its object was expired, nothing tells.
+    # Nothing shows whether a relationship had been loaded before its object was expired.
     if fact.load == "expired" or (state.expired and fact.load != "dynamic"):
         fact.expired_by, fact.expired_site = object_counter.expiry_of(state, origin.scope)
     fact.identity = _identity(state, tracer)

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+import sys
+from collections import Counter
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from sqlalchemy.orm import NO_VALUE, SessionTransaction
+from sqlalchemy.orm import NO_VALUE, Session
 from sqlalchemy.orm.collections import InstrumentedDict, InstrumentedList, InstrumentedSet
 
 from session_tracer.hooks.safe_types import PLAIN
-from session_tracer.runtime.degraded import without
+from session_tracer.model.counts import NOTHING, by_name
+from session_tracer.where.running import running_frame
 
 if TYPE_CHECKING:
-    from types import FrameType
+    from collections.abc import Iterable
 
     from sqlalchemy.orm import InstanceState, UOWTransaction
 
     from session_tracer.facts import Counts, Trigger
+    from session_tracer.ledger.in_progress import Flush
 
-__all__ = ["attributes", "changed", "constraint", "counts", "states", "trigger", "unchanged"]
+__all__ = ["changed", "constraint", "look", "look_again", "trigger"]
+
+# The objects of a unit of work: whether each is deleted, and whether it is only listed.
+States: TypeAlias = "dict[InstanceState[Any], tuple[bool, bool]]"
 
 _MOST_ATTRIBUTES: Final = 10
 
@@ -31,71 +39,106 @@ _CALLERS: Final[dict[str, Trigger]] = {
     "_take_snapshot": "savepoint",
     "begin_nested": "savepoint",
 }
+_FLUSHES: Final = frozenset({"flush", "_flush"})
+_SESSIONS: Final = vars(sys.modules[Session.__module__])
 
 
-def trigger(frame: FrameType | None) -> Trigger:
-    """Why the flush runs, by whoever called `Session.flush` from within SQLAlchemy.
+# How far out from the listener SQLAlchemy's `flush()` nearly always is: the dispatch, _flush(), and
+# in 2.1 the two functions of its decorator are in between.
+_NEAR: Final = 5 if hasattr(getattr(Session, "_flush", None), "__wrapped__") else 3
 
-    A subclass may override `flush`: the frames of its own are passed over.
+
+def trigger(*, in_savepoint: bool) -> Trigger:
+    """Why the flush runs, by what called `Session.flush` inside SQLAlchemy; a listener calls this.
+
+    A subclass may override `flush`: the frames of its own are passed over. `in_savepoint` is
+    whether the innermost open transaction is a savepoint.
     """
-    # Nearly always SQLAlchemy's own `flush()` has called `_flush()`, and is right here.
-    while frame is not None and not (frame.f_code.co_name == "flush" and _is_sessions(frame)):
-        frame = frame.f_back
+    frame = running_frame(1 + _NEAR)
+    if frame is None or frame.f_code.co_name != "flush" or frame.f_globals is not _SESSIONS:
+        frame = running_frame(2)
+        while frame is not None and not (
+            frame.f_code.co_name == "flush" and frame.f_globals is _SESSIONS
+        ):
+            frame = frame.f_back
     by_session = False
-    while frame is not None:
+    while frame is not None and (frame := frame.f_back) is not None:
         name = frame.f_code.co_name
         caller = _CALLERS.get(name)
-        if caller is not None and _is_sessions(frame):
+        if caller is not None and frame.f_globals is _SESSIONS:
             # A savepoint that is released flushes as a commit does.
-            return "savepoint" if caller == "commit" and _is_savepoints(frame) else caller
-        if _module(frame).startswith("sqlalchemy.orm."):
+            return "savepoint" if in_savepoint and caller == "commit" else caller
+        if str(frame.f_globals.get("__name__")).startswith("sqlalchemy.orm."):
             # Most of these names are private: under another one, too, SQLAlchemy has asked for it.
             # And a dynamic relationship's query autoflushes by calling flush() itself.
             by_session = by_session or name not in _FLUSHES
         elif name != "flush":
             break
-        frame = frame.f_back
     return "autoflush" if by_session else "explicit"
 
 
-_FLUSHES: Final = frozenset({"flush", "_flush"})
+_KEY: Final = attrgetter("key")
+_CLASS: Final = attrgetter("class_")
+_WRITTEN: Final = {(False, False)}
+# From this number on it is quicker to find out first whether all of them are new.
+_FEW: Final = 3
 
 
-def _module(frame: FrameType) -> str:
-    return str(frame.f_globals.get("__name__"))
+def look(flush: Flush, context: UOWTransaction) -> None:
+    """Take into account what the flush is about to write.
 
-
-def _is_sessions(frame: FrameType) -> bool:
-    return frame.f_globals.get("__name__") == "sqlalchemy.orm.session"
-
-
-def _is_savepoints(frame: FrameType) -> bool:
-    transaction: Any = frame.f_locals.get("self")
-    return issubclass(type(transaction), SessionTransaction) and transaction.nested
-
-
-def states(context: UOWTransaction) -> dict[InstanceState[Any], tuple[bool, bool]]:
-    """The objects of the unit of work: whether each is deleted, and whether it is only listed."""
-    found: dict[InstanceState[Any], tuple[bool, bool]] | None = getattr(context, "states", None)
-    if found is None:
-        without("UOWTransaction.states", "the objects that a flush writes are not counted")
-        return {}
-    return found
-
-
-def unchanged(context: UOWTransaction) -> frozenset[InstanceState[Any]]:
-    """The persistent objects of the unit of work that have no net change.
-
-    To be asked before it is executed: a column set to an SQL expression is forgotten by then.
+    To be called before it is executed: a column set to an SQL expression is forgotten by then.
     """
-    return frozenset(
-        state
-        for state, (is_delete, list_only) in states(context).items()
-        if not (is_delete or list_only or state.key is None or changed(state))
-    )
+    found: States = getattr(context, "states", {})
+    flush.flags = [*found.values()]
+    if len(found) > _FEW and {*flush.flags} == _WRITTEN and not any(map(_KEY, found)):
+        flush.counts = (by_name(Counter(map(_CLASS, found))), NOTHING, NOTHING, NOTHING)
+        return
+    flush.counts = _counts(found)
+    if flush.counts[3]:
+        flush.unchanged = tuple(
+            state
+            for state, (is_delete, list_only) in found.items()
+            if not (is_delete or list_only or state.key is None or changed(state))
+        )
+        flush.unchanged_attributes = _attributes(flush.unchanged)
 
 
-def attributes(unchanged: frozenset[InstanceState[Any]]) -> tuple[str, ...]:
+def look_again(flush: Flush, context: UOWTransaction) -> None:
+    """Take into account what has come in, or was changed by a mapper's event, since `look()`.
+
+    To be called before it is finalised: after that everything is persistent.
+    """
+    found: States = getattr(context, "states", {})
+    if flush.unchanged or flush.flags != [*found.values()]:
+        flush.counts = _counts(found, frozenset(flush.unchanged))
+
+
+def _counts(
+    found: States, unchanged: frozenset[InstanceState[Any]] | None = None
+) -> tuple[Counts, Counts, Counts, Counts]:
+    """The objects by entity: new, dirty, deleted, and unchanged, of which all those may be."""
+    new: Counts = {}
+    dirty: Counts = {}
+    deleted: Counts = {}
+    same: Counts = {}
+    for state, (is_delete, list_only) in found.items():
+        if list_only:
+            continue
+        if is_delete:
+            into = deleted
+        elif state.key is None:
+            into = new
+        elif (unchanged is not None and state not in unchanged) or changed(state):
+            into = dirty
+        else:
+            into = same
+        entity = state.class_.__name__
+        into[entity] = into.get(entity, 0) + 1
+    return new, dirty, deleted, same
+
+
+def _attributes(unchanged: Iterable[InstanceState[Any]]) -> tuple[str, ...]:
     """The attributes that were set to what they were, as `Author.name`; the first ten of them."""
     named: dict[str, None] = {}
     for state in unchanged:
@@ -106,36 +149,8 @@ def attributes(unchanged: frozenset[InstanceState[Any]]) -> tuple[str, ...]:
     return tuple(sorted(named)[:_MOST_ATTRIBUTES])
 
 
-def counts(
-    context: UOWTransaction, unchanged_before: frozenset[InstanceState[Any]]
-) -> tuple[Counts, Counts, Counts, Counts]:
-    """The objects of the unit of work by entity: new, dirty, deleted, unchanged.
-
-    To be asked before it is finalised: after that everything is persistent. What was unchanged
-    before it was executed may have been changed by a mapper's event since.
-    """
-    new: Counts = {}
-    dirty: Counts = {}
-    deleted: Counts = {}
-    same: Counts = {}
-    for state, (is_delete, list_only) in states(context).items():
-        if list_only:
-            continue
-        if is_delete:
-            into = deleted
-        elif state.key is None:
-            into = new
-        elif state in unchanged_before and not changed(state):
-            into = same
-        else:
-            into = dirty
-        entity = state.class_.__name__
-        into[entity] = into.get(entity, 0) + 1
-    return new, dirty, deleted, same
-
-
 def changed(state: Any) -> bool:
-    """Whether a persistent object has a net change, told without running code of its own.
+    """Whether a persistent object has a net change, found without running the application's code.
 
     A value of a type that could have an `__eq__` of the application's counts as changed unless it
     is the very same object. A collection that holds the same objects in another order is as it was.
@@ -147,10 +162,10 @@ def changed(state: Any) -> bool:
         now = values[key]
         if now is before:
             continue
-        if type(now) in _COLLECTIONS:
-            if not _holds_same(now, before):
+        if type(now) in PLAIN and type(before) in PLAIN:
+            if now != before:
                 return True
-        elif type(now) not in PLAIN or type(before) not in PLAIN or now != before:
+        elif type(now) not in _COLLECTIONS or not _holds_same(now, before):
             return True
     return False
 
@@ -164,7 +179,7 @@ def _holds_same(now: Any, before: Any) -> bool:
 
 
 def constraint(error: BaseException | None) -> str:
-    """The name of the constraint that was violated, where the driver says it."""
+    """The name of the constraint that was violated, where the driver names it."""
     original: Any = getattr(error, "orig", None)
     for source in (
         getattr(original, "diag", None),  # psycopg

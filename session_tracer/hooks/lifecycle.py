@@ -186,7 +186,7 @@ def _expiring(session: Session, instance: Any = None, *_: Any, **__: Any) -> Non
         now, site = ledger.clock(), ledger.site()
         count = len(session.identity_map) if instance is None else 1
         if instance is None:
-            ledger.swept("expire_all", site)
+            ledger.scope.swept("expire_all", site)
         else:
             ledger.scope.expired("expire", site)
             object_counter.expire(state, "expire", site, ledger.scope.sweeps)

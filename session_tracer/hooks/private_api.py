@@ -6,7 +6,7 @@ import inspect
 import sys
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from session_tracer.hooks import statements, targets
+from session_tracer.hooks import session_events, statements, targets
 from session_tracer.ledger import object_counter
 from session_tracer.runtime.degraded import without
 from session_tracer.where import running
@@ -64,6 +64,11 @@ def _attribute(path: str) -> Callable[[], bool]:
     return lambda: _found(path) is not _ABSENT
 
 
+def _sets(path: str, name: str) -> Callable[[], bool]:
+    """Whether such a constructor sets an attribute of that name."""
+    return lambda: name in inspect.unwrap(_found(path)).__code__.co_names
+
+
 def _load_options() -> bool:
     """Whether the options in which a loader says what it loads are found where we look."""
 
@@ -111,6 +116,22 @@ RELIANCES: Final = (
         "Session._deleted",
         lambda: "_deleted" in _found("sqlalchemy.orm:Session.deleted").fget.__code__.co_names,
         "the number of deleted objects of an open session is not reported",
+    ),
+    Reliance(
+        "SessionTransaction._connections",
+        _sets("sqlalchemy.orm.session:SessionTransaction.__init__", "_connections"),
+        "changes that are discarded, or committed by two sessions, are not reported, nor are the "
+        "statements of a transaction that is open at instrument()",
+    ),
+    Reliance(
+        "UOWTransaction.states",
+        _sets("sqlalchemy.orm.unitofwork:UOWTransaction.__init__", "states"),
+        "the objects that a flush writes are not counted",
+    ),
+    Reliance(
+        "_ClsLevelDispatch._clslevel",
+        lambda: session_events.KNOWS_COLLECTIONS,
+        "instrument() and uninstrument() may disturb other threads' sessions while these are used",
     ),
     Reliance(
         "DialectEvents.do_execute",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import event
 from sqlalchemy.engine import NestedTransaction
+from sqlalchemy.orm import Session
 from sqlalchemy.orm.session import SessionTransactionOrigin
 
 from session_tracer import facts
@@ -18,8 +18,6 @@ from session_tracer.hooks.targets import live_sessions
 from session_tracer.ledger import object_counter, same_owner
 from session_tracer.ledger.in_progress import SLOT, Flush
 from session_tracer.ledger.ledger import Ledger, Opening, type_name
-from session_tracer.model.counts import total
-from session_tracer.runtime.degraded import without
 from session_tracer.where.except_finder import failure
 from session_tracer.where.running import running_frame
 
@@ -28,140 +26,157 @@ if TYPE_CHECKING:
     from weakref import WeakKeyDictionary
 
     from sqlalchemy.engine import Connection
-    from sqlalchemy.orm import InstanceState, Session, SessionTransaction, UOWTransaction
+    from sqlalchemy.orm import InstanceState, SessionTransaction, UOWTransaction
 
+    from session_tracer.ledger.in_progress import OpenTransaction
     from session_tracer.ledger.report import Tracer
 
 __all__ = ["listen", "remove", "take_up"]
 
+_SUBTRANSACTION: Final = SessionTransactionOrigin.SUBTRANSACTION
 
-def _contained(listener: Callable[..., None]) -> Callable[..., None]:
-    """A listener that ignores sessions that are not traced, and contains its own failures."""
 
-    @functools.wraps(listener)
-    def contained(*told: Any) -> None:
-        # Code that fires an event by hand may leave out what it should tell.
-        ledger = told[0].__dict__.get(SLOT) if told else None
-        if ledger is not None:
-            try:
-                if type(ledger) is Opening:
-                    ledger = begin_scope(told[0], ledger)
-                listener(ledger, *told)
-            except Exception as error:
-                ledger_failed(ledger, listener.__name__, error)
+# The hooks that run in every unit of work contain their failures themselves: a decorator would cost
+# another call. Code that fires an event by hand may leave out arguments.
 
-    del contained.__dict__["__wrapped__"]  # its signature is not the event's
+
+def _failed(session: Any, hook: str, error: Exception) -> None:
+    """Report a failure of a hook, and this scope no further."""
+    ledger = getattr(session, "__dict__", {}).get(SLOT)
+    if ledger is not None:
+        ledger_failed(ledger, hook, error)
+
+
+def _contained(hook: Callable[..., None]) -> Callable[..., None]:
+    """A hook that contains its failures and ignores sessions without an open ledger."""
+
+    def contained(session: Any = None, *rest: Any) -> None:
+        try:
+            ledger = session.__dict__.get(SLOT)
+            if ledger.__class__ is Ledger:
+                hook(ledger, session, *rest)
+        except Exception as error:
+            _failed(session, hook.__name__, error)
+
+    contained.__name__ = hook.__name__
     return contained
 
 
-@_contained
-def after_transaction_create(
-    ledger: Ledger, session: Session, transaction: SessionTransaction
-) -> None:
-    if transaction.origin is SessionTransactionOrigin.SUBTRANSACTION:
-        flush = ledger.flush
-        # A bulk operation makes a subtransaction too, outside of a flush.
-        if flush is not None and not flush.began:
-            flush.began = True
-            flush.began_at = ledger.clock()
-            if flush.context is not None:
-                flush.unchanged = flush_contents.unchanged(flush.context)
-                if flush.unchanged:
-                    flush.unchanged_attributes = flush_contents.attributes(flush.unchanged)
-            if ledger.counter.counts:
-                ledger.settle(flush.began_at)
-            ledger.flush_began(flush)
-        return
-    ledger = resumed(session, ledger)
-    site = ledger.site()
-    now = ledger.clock()
-    nested = transaction.nested
-    if not nested and not ledger.is_used:
-        ledger.first_used(session, site)
+def after_transaction_create(session: Any = None, transaction: Any = None) -> None:
+    """A transaction begins, and with a session's first one its scope; or a flush begins."""
+    try:
+        ledger = session.__dict__.get(SLOT)
+        if ledger is None:
+            return
+        if transaction.origin is _SUBTRANSACTION:
+            # A bulk operation makes a subtransaction too, outside of a flush.
+            if ledger.__class__ is Ledger and ledger.flush is not None and not ledger.flush.began:
+                _flush_begins(ledger, ledger.flush)
+            return
+        if ledger.__class__ is not Ledger or not ledger.is_open:
+            ledger = resumed(session, ledger)
+        site = ledger.site()
+        now = ledger.clock()
+        nested = transaction.nested
+        if not nested and not ledger.is_used:
+            ledger.first_used(session, site)
+        if ledger.counter.counts:
+            ledger.settle(now)
+        ledger.transaction_began(now, site, nested=nested, two_phase=session.twophase)
+    except Exception as error:
+        _failed(session, "after_transaction_create", error)
+
+
+def _flush_begins(ledger: Ledger, flush: Flush) -> None:
+    flush.began = True
+    now = flush.began_at = ledger.clock()
+    unit_of_work = flush.unit_of_work()
+    if unit_of_work is not None:
+        flush_contents.look(flush, unit_of_work)
     if ledger.counter.counts:
         ledger.settle(now)
-    ledger.transaction_began(now, site, nested=nested, two_phase=session.twophase and not nested)
+    ledger.flush_began(flush)
 
 
-@_contained
-def after_transaction_end(
-    ledger: Ledger, session: Session, transaction: SessionTransaction
+def after_transaction_end(session: Any = None, transaction: Any = None) -> None:
+    """A transaction has ended, or a flush."""
+    try:
+        ledger = session.__dict__.get(SLOT)
+        if ledger.__class__ is not Ledger:
+            return
+        if transaction.origin is _SUBTRANSACTION:
+            flush = ledger.flush
+            if flush is not None and flush.began:
+                _flush_ends(ledger, flush, session, transaction)
+        elif opened := ledger.transactions_open:  # else it began before this session was traced
+            _transaction_ends(ledger, session, opened)
+    except Exception as error:
+        _failed(session, "after_transaction_end", error)
+
+
+def _transaction_ends(
+    ledger: Ledger, session: Session, opened: tuple[OpenTransaction, ...]
 ) -> None:
-    if transaction.origin is SessionTransactionOrigin.SUBTRANSACTION:
-        _end_flush(ledger, session)
-        return
-    if not ledger.transactions_open:
-        return  # it began before this session was traced
-    error = sys.exc_info()[1]
-    ended = ledger.transactions_open[-1]
+    ended = opened[-1]
     outcome = ended.outcome
-    if error is not None and outcome == "rolled_back":
-        ledger.is_cancellation(error)
-    ledger.transactions_open = ledger.transactions_open[:-1]
+    if outcome != "committed":
+        error = sys.exc_info()[1]
+        if error is not None and outcome == "rolled_back":
+            ledger.is_cancellation(error)
+        if ended.committing_at and not ended.error:
+            ended.error = "_OTHER" if error is None else type_name(error)
+    ledger.transactions_open = opened[:-1]
     ledger.failure = None
     now = ledger.clock()
     site = ended.site_of_commit or ledger.site()
     if ledger.counter.counts:
         ledger.settle(now)
-    if ended.committing_at and outcome != "committed":
-        ended.error = ended.error or ("_OTHER" if error is None else type_name(error))
     if not ended.nested:
-        ledger.release_connections(now)
+        if ledger.connections:
+            ledger.release_connections(now)
         if outcome == "committed":
-            ledger.last_outcome = outcome
+            ledger.last_outcome = "committed"
             if session.expire_on_commit:
-                ledger.swept("commit", site)
+                ledger.scope.swept("commit", site)
         elif outcome == "rolled_back":
-            ledger.last_outcome = outcome
-            ledger.swept("rollback", site)
+            ledger.last_outcome = "rolled_back"
+            ledger.scope.swept("rollback", site)
     ledger.transaction_ended(ended, now, site, len(session.identity_map))
-    if not ended.nested and ledger.written:
+    if ledger.written and not ended.nested:
         ledger.writes_ended(now, site, is_committed=outcome == "committed")
 
 
-@_contained
-def after_begin(
-    ledger: Ledger, session: Session, transaction: SessionTransaction, connection: Connection
-) -> None:
-    if not statements.is_timed(connection):
-        return
-    # Another session may share the connection: the last to begin is the one at work.
-    connection.__dict__[SLOT] = ledger
-    for known in ledger.connections:
-        if known.holds(connection):
+def after_begin(session: Any = None, transaction: Any = None, connection: Any = None) -> None:
+    """The transaction has begun on a connection."""
+    try:
+        ledger = session.__dict__.get(SLOT)
+        if ledger.__class__ is not Ledger or not statements.is_timed(connection):
             return
-    now = ledger.clock()
-    if ledger.counter.counts:
-        ledger.settle(now)
-    site = ledger.site()
-    user = ledger.enter(site)
-    holding = statements.hold(connection, now, user, site)
-    ledger.connection_acquired(holding, now, joined=_is_joined(transaction, connection))
-    nested = same_owner.nested_in(ledger, connection, now)
-    if nested is not None:
-        ledger.suspect(nested)
-
-
-def _held(transaction: SessionTransaction) -> dict[Any, Any] | None:
-    """The transaction's connections, by themselves and by their engines; it has no public name."""
-    held: dict[Any, Any] | None = getattr(transaction, "_connections", None)
-    if held is None:
-        without(
-            "SessionTransaction._connections",
-            "every session may have joined a transaction of somebody else's, so that none is said "
-            "to discard changes or to split them; the transaction amid which a session is "
-            "instrumented is told without its statements",
-        )
-    return held
+        # Another session may share the connection: the last to begin is the one at work.
+        connection.__dict__[SLOT] = ledger
+        for known in ledger.connections:
+            if known.holds(connection):
+                return
+        now = ledger.clock()
+        if ledger.counter.counts:
+            ledger.settle(now)
+        site = ledger.site()
+        holding = statements.hold(connection, now, ledger.enter(site), site)
+        ledger.connection_acquired(holding, now, joined=_is_joined(transaction, connection))
+        nested = same_owner.nested_in(ledger, connection, now)
+        if nested is not None:
+            ledger.suspect(nested)
+    except Exception as error:
+        _failed(session, "after_begin", error)
 
 
 def _is_joined(transaction: SessionTransaction, connection: Connection) -> bool:
-    """Whether the connection was, or may have been, in another transaction before."""
-    held = _held(transaction)
-    entry = None if held is None else held.get(connection)
-    if held is not None and (entry is None or transaction.nested):
-        return False
-    return entry is None or not entry[2] or isinstance(entry[1], NestedTransaction)
+    """Whether the connection was in another transaction before, or may have been."""
+    held: dict[Any, Any] | None = getattr(transaction, "_connections", None)
+    if held is None:
+        return True
+    entry = None if transaction.nested else held.get(connection)
+    return entry is not None and (not entry[2] or isinstance(entry[1], NestedTransaction))
 
 
 def take_up(session: Session, tracers: tuple[Tracer, ...], *, is_async: bool) -> None:
@@ -188,7 +203,8 @@ def _take_up(ledger: Ledger, session: Session, outermost: SessionTransaction) ->
     for nested in reversed(opened):
         two_phase = bool(session.twophase) and not nested
         ledger.transaction_began(now, None, nested=nested, two_phase=two_phase)
-    held = {id(entry[0]): entry[0] for entry in (_held(outermost) or {}).values()}
+    entries: Any = getattr(outermost, "_connections", {}).values()
+    held = {id(entry[0]): entry[0] for entry in entries}
     for connection in filter(statements.is_timed, held.values()):
         connection.__dict__[SLOT] = ledger
         holding = statements.hold(connection, now, ledger.owner, None)
@@ -198,25 +214,34 @@ def _take_up(ledger: Ledger, session: Session, outermost: SessionTransaction) ->
 _PREPARE: Final = frozenset({"prepare"})
 
 
-@_contained
-def before_commit(ledger: Ledger, session: Session) -> None:
-    if ledger.at_work is not None:
-        ledger.check_use(ledger.site())
-    if not ledger.transactions_open:
-        return
-    transaction = ledger.transactions_open[-1]
-    # prepare() tells of itself so as well, and what follows it may be a rollback.
-    if not (transaction.two_phase and ledger.locator.called_by(_PREPARE)):
-        transaction.committing_at = ledger.clock()
+def before_commit(session: Any = None) -> None:
+    """COMMIT is about to be executed, after a flush."""
+    try:
+        ledger = session.__dict__.get(SLOT)
+        if ledger.__class__ is not Ledger:
+            return
+        if ledger.at_work is not None:
+            ledger.check_use(ledger.site())
+        if ledger.transactions_open:
+            transaction = ledger.transactions_open[-1]
+            # The event comes with prepare() as well, and a rollback may follow that.
+            if not (transaction.two_phase and ledger.locator.called_by(_PREPARE)):
+                transaction.committing_at = ledger.clock()
+    except Exception as error:
+        _failed(session, "before_commit", error)
 
 
-@_contained
-def after_commit(ledger: Ledger, session: Session) -> None:
-    if ledger.transactions_open:
-        committed = ledger.transactions_open[-1]
-        committed.outcome = "committed"
-        if committed.committing_at:
-            committed.took = ledger.clock() - committed.committing_at
+def after_commit(session: Any = None) -> None:
+    """COMMIT was executed, or a savepoint released."""
+    try:
+        ledger = session.__dict__.get(SLOT)
+        if ledger.__class__ is Ledger and ledger.transactions_open:
+            committed = ledger.transactions_open[-1]
+            committed.outcome = "committed"
+            if committed.committing_at:
+                committed.took = ledger.clock() - committed.committing_at
+    except Exception as error:
+        _failed(session, "after_commit", error)
 
 
 @_contained
@@ -226,88 +251,105 @@ def after_rollback(ledger: Ledger, session: Session) -> None:
     flush = ledger.flush
     if flush is not None and flush.began and not flush.failed:
         flush.failed = True
-        if flush.context is not None:
-            flush.counts = flush_contents.counts(flush.context, flush.unchanged)
+        unit_of_work = flush.unit_of_work()
+        if unit_of_work is not None:
+            flush_contents.look_again(flush, unit_of_work)
 
 
-@_contained
-def before_flush(
-    ledger: Ledger, session: Session, flush_context: UOWTransaction, instances: object
-) -> None:
-    site = ledger.site()
-    user = ledger.enter(site)
-    trigger = flush_contents.trigger(running_frame(2))
-    # It may turn out to have nothing to do; what follows tells whether it began.
-    ledger.flush = Flush(flush_context, ledger.clock(), site, trigger, user)
+def before_flush(session: Any = None, flush_context: Any = None, instances: Any = None) -> None:
+    """A flush may begin: it turns out to when its subtransaction begins."""
+    try:
+        ledger = session.__dict__.get(SLOT)
+        if ledger.__class__ is Ledger:
+            site = ledger.site()
+            opened = ledger.transactions_open
+            in_savepoint = bool(opened) and opened[-1].nested
+            trigger = flush_contents.trigger(in_savepoint=in_savepoint)
+            ledger.flush = Flush(flush_context, site, trigger, ledger.enter(site))
+    except Exception as error:
+        _failed(session, "before_flush", error)
 
 
-@_contained
-def after_flush(ledger: Ledger, session: Session, flush_context: UOWTransaction) -> None:
-    if ledger.flush is not None:
-        # The last moment at which new, dirty and deleted can be told apart.
-        ledger.flush.counts = flush_contents.counts(flush_context, ledger.flush.unchanged)
-        if ledger.flush.counts[2]:
-            _remember_deleted(ledger, ledger.flush, flush_context)
+def after_flush(session: Any = None, flush_context: Any = None) -> None:
+    """The unit of work was executed: new, dirty and deleted can be distinguished a last time."""
+    try:
+        ledger = session.__dict__.get(SLOT)
+        if ledger.__class__ is Ledger and ledger.flush is not None:
+            flush = ledger.flush
+            flush_contents.look_again(flush, flush_context)
+            flush.executed = True
+            if flush.counts[2]:
+                _remember_deleted(ledger, flush, flush_context)
+    except Exception as error:
+        _failed(session, "after_flush", error)
 
 
 def _remember_deleted(ledger: Ledger, flush: Flush, context: UOWTransaction) -> None:
     """Mark what is deleted: it is about to leave the identity map, and not always with an event.
 
-    Without expire_on_commit, SQLAlchemy tells of no deleted object that it became detached.
+    Without expire_on_commit, SQLAlchemy has no event for a deleted object that becomes detached.
     """
     now = ledger.clock()
-    for state, (is_delete, list_only) in flush_contents.states(context).items():
+    for state, (is_delete, list_only) in context.states.items():
         if is_delete and not list_only:
             object_counter.remember(state, ledger.origin, "deleted", now, flush.site)
 
 
-@_contained
-def after_flush_postexec(ledger: Ledger, session: Session, flush_context: UOWTransaction) -> None:
-    if ledger.flush is not None:
-        ledger.flush.written = True
-
-
-def _end_flush(ledger: Ledger, session: Session) -> None:
-    flush = ledger.flush
-    if flush is None or not flush.began:
-        return
+def _flush_ends(
+    ledger: Ledger, flush: Flush, session: Session, transaction: SessionTransaction
+) -> None:
     ledger.flush = None
     now = ledger.clock()
     if ledger.counter.counts:
         ledger.settle(now)
-    if ledger.transactions_open and ledger.transactions_open[-1].committing_at:
+    opened = ledger.transactions_open
+    if opened and opened[-1].committing_at:
         # What the flush took is not the COMMIT's; the line is the same.
-        ledger.transactions_open[-1].committing_at = now
-        ledger.transactions_open[-1].site_of_commit = flush.site
-    ledger.measure(len(session.identity_map))
-    new, dirty, deleted, _ = flush.counts
-    duration = now - flush.began_at
-    if flush.written and not flush.failed:
-        if new:
-            ledger.count_transition("pending_to_persistent", total(new))
-        if deleted:
-            ledger.count_transition("persistent_to_deleted", total(deleted))
-        ledger.pending_by_class.clear()
-        for added in session.new:  # by somebody's listener, after what there was had been written
-            ledger.pending_by_class[type(added)] = ledger.pending_by_class.get(type(added), 0) + 1
-        ledger.flushed(flush, now)
+        opened[-1].committing_at = now
+        opened[-1].site_of_commit = flush.site
+    size = len(session.identity_map)
+    if size > ledger.identity_map_peak:
+        ledger.identity_map_peak = size
+    is_undone = sys.exc_info()[1] is not None and _is_undone(transaction)
+    if is_undone or flush.failed or not flush.executed or ledger.is_closing:
+        _flush_fails(ledger, flush, now)
         return
-    if not flush.failed and flush.context is not None:
-        # What failed is the rollback itself: nothing has told of one.
-        new, dirty, deleted, _ = flush_contents.counts(flush.context, flush.unchanged)
+    if ledger.pending_by_class:
+        ledger.nothing_pending()
+        # What a listener added after the flush had begun.
+        for added in session.new:
+            ledger.pending_by_class[type(added)] += 1
+            ledger.added_before -= 1
+    ledger.flushed(flush, now)
+
+
+def _is_undone(transaction: SessionTransaction) -> bool:
+    """Whether a flush that was executed is rolled back, of which there is no event if that fails.
+
+    An error may also be handled by the application while it flushes.
+    """
+    return transaction.parent is None or not transaction.parent.is_active
+
+
+def _flush_fails(ledger: Ledger, flush: Flush, now: int) -> None:
+    unit_of_work = flush.unit_of_work()
+    if not flush.failed and unit_of_work is not None:
+        # What failed is the rollback itself: no event came of one.
+        flush_contents.look_again(flush, unit_of_work)
+    new, dirty, deleted, _ = flush.counts
     error = sys.exc_info()[1]
     ledger.failure = failure(error, ledger.locator.frames(running_frame(1)))
     ledger.flush_failed(
         facts.FlushFailed(
-            now,
-            flush.site,
-            flush.trigger,
-            duration,
-            "_OTHER" if error is None else type_name(error),
-            new,
-            dirty,
-            deleted,
-            flush_contents.constraint(error),
+            at=now,
+            site=flush.site,
+            trigger=flush.trigger,
+            duration=now - flush.began_at,
+            error="_OTHER" if error is None else type_name(error),
+            new=dict(new),
+            dirty=dict(dirty),
+            deleted=dict(deleted),
+            constraint=flush_contents.constraint(error),
         )
     )
 
@@ -325,30 +367,34 @@ def _counting(name: str) -> Callable[[Session, InstanceState[Any]], None]:
     return counting
 
 
-# An add() of many calls a line for each: beyond these, the line is looked for ever more rarely.
-_SURE: Final = 16
+# The adds of a class of which the line is looked for: in the end ever fewer, for there may be many.
+_LOOKED_FOR: Final = frozenset({*range(1, 17), *(1 << bit for bit in range(5, 40))})
 
 
-@_contained
-def transient_to_pending(ledger: Ledger, session: Session, state: Any) -> None:
-    pending, entity = ledger.pending_by_class, state.class_
-    ledger.count_transition("transient_to_pending")
-    count = ledger.transitions["transient_to_pending"]
-    pending[entity] = pending.get(entity, 0) + 1
-    if count <= _SURE or count & (count - 1) == 0:
-        ledger.added_site = ledger.site()
+def transient_to_pending(session: Any = None, state: Any = None) -> None:
+    """An object was added, perhaps one of thousands."""
+    try:
+        ledger = session.__dict__.get(SLOT)
+        if ledger.__class__ is Ledger:
+            pending = ledger.pending_by_class
+            entity = state.class_
+            count = pending[entity] = pending[entity] + 1
+            if count in _LOOKED_FOR:
+                ledger.added_site = ledger.site()
+    except Exception as error:
+        _failed(session, "transient_to_pending", error)
 
 
 @_contained
 def pending_to_transient(ledger: Ledger, session: Session, state: Any) -> None:
     ledger.count_transition("pending_to_transient")
     if ledger.is_closing:
-        return  # close() empties the session first: what it held is still to be told
-    left = ledger.pending_by_class.get(state.class_, 0) - 1
+        return  # close() empties the session first: what it held is still to be reported
+    left = ledger.pending_by_class.pop(state.class_, 0) - 1
+    if left >= 0:
+        ledger.added_before += 1
     if left > 0:
         ledger.pending_by_class[state.class_] = left
-    else:
-        ledger.pending_by_class.pop(state.class_, None)
 
 
 @_contained
@@ -366,7 +412,6 @@ _LISTENERS: Final[tuple[tuple[str, Callable[..., None], bool], ...]] = (
     ("after_rollback", after_rollback, False),
     ("before_flush", before_flush, False),
     ("after_flush", after_flush, False),
-    ("after_flush_postexec", after_flush_postexec, False),
     ("transient_to_pending", transient_to_pending, True),
     ("pending_to_transient", pending_to_transient, True),
     ("persistent_to_transient", _counting("persistent_to_transient"), True),
@@ -391,43 +436,44 @@ def remove(target: type[Session]) -> None:
                 event.remove(target, name, listener)
 
 
+# The listeners by class, what an event without listeners of its own session goes by, and what one
+# with such listeners goes by.
+KNOWS_COLLECTIONS: Final = (
+    hasattr(getattr(Session.dispatch, "before_flush", None), "_clslevel")
+    and hasattr(Session.dispatch, "_empty_listener_reg")
+    and hasattr(getattr(Session().dispatch, "before_flush", None), "parent_listeners")
+)
+
+
 @contextmanager
 def _aside(target: Any) -> Iterator[None]:
     """Have listeners come and go in copies, which are put in force at the end.
 
-    SQLAlchemy fires an event by iterating over a deque, which must not change meanwhile, and other
-    threads may be amid it.
+    SQLAlchemy fires an event by iterating over a deque and listens by appending to it: without the
+    copies, an event of another thread's session would raise "deque mutated during iteration" in the
+    application.
     """
-    try:
-        levels = [getattr(target.dispatch, name) for name, _, _ in _LISTENERS]
-        for level in levels:
-            for cls, told in _items(level._clslevel):
-                level._clslevel[cls] = type(told)(told)
-    except AttributeError:
-        levels = []
-        without(
-            "the collections of SQLAlchemy's listeners",
-            "instrument() and uninstrument() may disturb other threads' sessions as they are used",
-        )
+    levels = [getattr(target.dispatch, name) for name, *_ in _LISTENERS if KNOWS_COLLECTIONS]
+    for level in levels:
+        for cls, listeners in _items(level._clslevel):
+            level._clslevel[cls] = type(listeners)(listeners)
     try:
         yield
     finally:
+        sessions = live_sessions() if levels else []
         for level in levels:
-            _put_in_force(target, level)
+            by_class = level._clslevel
+            for cls, collections in _items(target.dispatch._empty_listener_reg):
+                if level.name in collections and cls in by_class:
+                    collections[level.name].parent_listeners = by_class[cls]
+            for session in sessions:
+                # The application listens to this very session as well.
+                own = session.dispatch.__dict__.get(level.name)
+                if own is not None and type(session) in by_class:
+                    own.parent_listeners = by_class[type(session)]
 
 
 def _items(by_class: WeakKeyDictionary[type, Any]) -> list[tuple[type, Any]]:
     """What is there now: other threads may be making classes meanwhile."""
     classes = [ref() for ref in by_class.keyrefs()]
     return [(cls, by_class[cls]) for cls in classes if cls is not None and cls in by_class]
-
-
-def _put_in_force(target: Any, level: Any) -> None:
-    for cls, collections in _items(target.dispatch._empty_listener_reg):
-        if level.name in collections and cls in level._clslevel:
-            collections[level.name].parent_listeners = level._clslevel[cls]
-    for session in live_sessions():
-        # Somebody listens to this very session as well.
-        own = session.dispatch.__dict__.get(level.name)
-        if own is not None and type(session) in level._clslevel:
-            own.parent_listeners = level._clslevel[type(session)]

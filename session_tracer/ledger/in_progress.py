@@ -1,9 +1,11 @@
-"""What is under way in a session between two events: a transaction, a connection, a flush."""
+"""What is in progress in a session between two events: a transaction, a connection, a flush."""
 
 from __future__ import annotations
 
 import weakref
 from typing import TYPE_CHECKING, Any, Final
+
+from session_tracer.model.counts import NOTHING
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
@@ -24,38 +26,21 @@ SURROUNDED: Final = ("execute", "exec_driver_sql")
 class OpenTransaction:
     """A transaction or savepoint that has not ended: times in nanoseconds."""
 
-    __slots__ = (
-        "began_at",
-        "committing_at",
-        "error",
-        "nested",
-        "outcome",
-        "owner",
-        "site",
-        "site_of_commit",
-        "took",
-        "two_phase",
-    )
+    # An attribute keeps the class's value, which costs nothing, until something changes it.
+    nested = False
+    two_phase = False
+    outcome: Outcome = "closed"
+    committing_at = 0
+    # The line of the last flush of its commit: the line that commits.
+    site_of_commit: CallSite | None = None
+    # How long its COMMIT took.
+    took = 0
+    error = ""
 
-    def __init__(
-        self,
-        began_at: int,
-        *,
-        nested: bool,
-        two_phase: bool,
-        owner: Owner,
-        site: CallSite | None = None,
-    ) -> None:
+    def __init__(self, began_at: int, site: CallSite | None, owner: Owner) -> None:
         self.began_at = began_at
-        self.owner = owner
         self.site = site
-        self.nested = nested
-        self.two_phase = two_phase
-        self.outcome: Outcome = "closed"
-        self.committing_at = 0
-        self.site_of_commit: CallSite | None = None
-        self.took = 0
-        self.error = ""
+        self.owner = owner
 
 
 class Holding:
@@ -64,7 +49,8 @@ class Holding:
     It is held weakly: an abandoned session's connection must go back to its pool as it would.
     """
 
-    __slots__ = ("_connection", "_surrounded", "busy", "database", "owner", "since", "site")
+    # How long its statements ran.
+    busy = 0
 
     def __init__(
         self,
@@ -82,7 +68,6 @@ class Holding:
         self._surrounded = surrounded
         self.database = database
         self.since = since
-        self.busy = 0
 
     def holds(self, connection: Connection) -> bool:
         """Whether this is that connection."""
@@ -107,10 +92,13 @@ class Holding:
     def unmark(self, ledger: object) -> None:
         """The connection leads to the ledger no longer."""
         connection = self._connection()
-        if connection is not None and connection.__dict__.get(SLOT) is ledger:
-            del connection.__dict__[SLOT]
-            for name in SURROUNDED if self._surrounded else ():
-                connection.__dict__.pop(name, None)
+        if connection is not None:
+            marked = connection.__dict__
+            if marked.get(SLOT) is ledger:
+                del marked[SLOT]
+                if self._surrounded:
+                    for name in SURROUNDED:
+                        marked.pop(name, None)
 
 
 def _process_id(driver: Any) -> int | None:
@@ -135,56 +123,41 @@ _SILENT: Final[weakref.WeakSet[type]] = weakref.WeakSet()
 
 
 class Flush:
-    """A flush that has not ended. `counts` are known once the unit of work was executed.
+    """A flush that has not ended.
 
-    The unit of work is held weakly: it holds the session, and a flush may end without a word.
+    `unit_of_work` is a weak reference: it holds the session, and where it has nothing to do no
+    event follows.
     """
 
-    __slots__ = (
-        "_context",
-        "_entities",
-        "began",
-        "began_at",
-        "counts",
-        "failed",
-        "owner",
-        "site",
-        "trigger",
-        "unchanged",
-        "unchanged_attributes",
-        "written",
-    )
+    # An attribute keeps the class's value, which costs nothing, until something changes it.
+    began = False
+    began_at = 0
+    # Whether the unit of work was executed.
+    executed = False
+    failed = False
+    # New, dirty, deleted, unchanged.
+    counts: tuple[Counts, Counts, Counts, Counts] = (NOTHING, NOTHING, NOTHING, NOTHING)
+    # What had no net change as the flush began, and the attributes that were set.
+    unchanged: tuple[InstanceState[Any], ...] = ()
+    unchanged_attributes: tuple[str, ...] = ()
+    # What was to be done with each object then: whether it is deleted, or only listed.
+    flags: list[tuple[bool, bool]] | None = None
+    _entities: dict[Any, str] | None = None
 
     def __init__(
-        self,
-        context: UOWTransaction,
-        began_at: int,
-        site: CallSite | None,
-        trigger: Trigger,
-        owner: Owner,
+        self, unit_of_work: UOWTransaction, site: CallSite | None, trigger: Trigger, owner: Owner
     ) -> None:
-        self.owner = owner
-        self.unchanged_attributes: tuple[str, ...] = ()
-        self._context = weakref.ref(context)
-        self._entities: dict[Any, str] = {}
-        self.began_at = began_at
+        self.unit_of_work = weakref.ref(unit_of_work)
         self.site = site
         self.trigger = trigger
-        self.began = False
-        self.written = False
-        self.unchanged: frozenset[InstanceState[Any]] = frozenset()
-        self.failed = False
-        self.counts: tuple[Counts, Counts, Counts, Counts] = ({}, {}, {}, {})
-
-    @property
-    def context(self) -> UOWTransaction | None:
-        """The unit of work, while there is one."""
-        return self._context()
+        self.owner = owner
 
     def entity_of(self, table: Any) -> str:
         """The mapped class of the unit of work whose table it is; empty where it is none's."""
+        if self._entities is None:
+            self._entities = {}
         if table not in self._entities:
-            mappers = list(getattr(self._context(), "mappers", ()))
+            mappers = list(getattr(self.unit_of_work(), "mappers", ()))
             # An object of a subclass has rows in the tables of its bases, too.
             mappers.sort(key=lambda mapper: mapper.local_table is not table)
             owners = (mapper.class_.__name__ for mapper in mappers if table in mapper.tables)

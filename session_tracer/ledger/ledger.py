@@ -13,6 +13,7 @@ import random
 import time
 import weakref
 from collections import Counter as Numbers
+from collections import defaultdict
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
@@ -25,9 +26,8 @@ from session_tracer.ledger.loads import Load, Loads
 from session_tracer.ledger.origin import Origin, Scope
 from session_tracer.ledger.registry import LIVE, LedgerRef
 from session_tracer.ledger.single_rows import SingleRows
-from session_tracer.ledger.uncommitted import Uncommitted
 from session_tracer.ledger.use import NOBODY, Use
-from session_tracer.model.counts import NOTHING, by_name, total, with_counts
+from session_tracer.model.counts import NOTHING, by_name, difference, total, with_counts
 from session_tracer.runtime import process, threads
 from session_tracer.where import owner
 
@@ -147,8 +147,6 @@ class Ledger(Use):
     ended = 0
     commits = 0
     rollbacks = 0
-    transaction_began_at = 0
-    transaction_began_site: CallSite | None = None
     # The first transaction's trace, and the outermost task and the owner that began it.
     first_began: tuple[int, Owner, Owner] | None = None
     # What the scope had run before the open transaction.
@@ -157,7 +155,6 @@ class Ledger(Use):
     database: Database | None = None
     # Whether a transaction manager ends its transactions.
     is_managed = False
-    held_since = 0
     held = 0
     # How long the open transaction, or the last one, held the last connection it gave back.
     last_held = 0
@@ -197,7 +194,11 @@ class Ledger(Use):
     first_commit: tuple[CallSite | None, int, Counts] | None = None
     # The last flush or commit, and its line, as long as nothing but refreshes has run since.
     last_write: tuple[str, CallSite | None] | None = None
-    uncommitted: Uncommitted | None = None
+    flushed_site: CallSite | None = None
+    # `new`, `dirty` and `deleted` as they were before what is not committed was flushed, and as
+    # each open savepoint began.
+    decided: tuple[Counts, ...] = (NOTHING, NOTHING, NOTHING)
+    savepoints_began: tuple[tuple[Counts, ...], ...] = ()
 
     # Objects.
     counter: Counter = object_counter.NOTHING_LOADED
@@ -217,11 +218,12 @@ class Ledger(Use):
     unchanged: Counts = NOTHING
     deleted: Counts = NOTHING
     lazy_loads: Counts = NOTHING
-    # Object state transitions by SQLAlchemy's event name.
-    transitions: Counts = NOTHING
     # What was added and is not flushed, by mapped class, and where the last of it was.
     pending_by_class: dict[type, int]
     added_site: CallSite | None = None
+    # How many were added before those; the other transitions that no total tells, by event name.
+    added_before = 0
+    other_transitions: Counts = NOTHING
     expired = 0
     expunged = 0
     merged = 0
@@ -241,7 +243,7 @@ class Ledger(Use):
         self.clock = clock
         self.locator = tracers[0].locator
         self.gates = tracers[0].gates
-        self.pending_by_class = {}
+        self.pending_by_class = defaultdict(int)
 
     @classmethod
     def of_ended(cls, scope: Scope, tracer: Tracer, epoch: int) -> Ledger:
@@ -410,7 +412,7 @@ class Ledger(Use):
             if (
                 self.is_suspect
                 or self.publishers
-                or self.uncommitted
+                or self.has_uncommitted
                 or self.pending_by_class
                 or self.modified
                 or self.removed
@@ -433,7 +435,7 @@ class Ledger(Use):
 
     def _judge_end(self, *, leaving: bool) -> None:
         pending = by_name(self.pending_by_class)
-        loses = self.uncommitted or pending or self.modified or self.removed
+        loses = self.has_uncommitted or pending or self.modified or self.removed
         fact = facts.SessionClosed(
             at=self.closed_at,
             site=self.closed_site,
@@ -460,23 +462,11 @@ class Ledger(Use):
         self.leaving = self.closed_during = None
         self.identity_map_size = self.pending = 0
         self.detached = self.modified = self.removed = NOTHING
-        self.pending_by_class.clear()
+        self.nothing_pending()
         self.origin = Origin(self.scope)
         session = LIVE[self]()
         if session is not None:
             self.watch_loads(session, site)
-
-    def _give_up_transactions(self, now: int, site: CallSite | None) -> None:
-        """Report transactions that were never ended as abandoned."""
-        while self.transactions_open:
-            lost = self.transactions_open[-1]
-            self.transactions_open = self.transactions_open[:-1]
-            lost.outcome = "abandoned"
-            lost.took = 0
-            lost.error = ""
-            if not lost.nested:
-                self.release_connections(now)
-            self.transaction_ended(lost, now, site, 0)
 
     def note_leaving(self, error: BaseException | None) -> None:
         """Note the line, and the exception, that leave: asyncio closes the session elsewhere."""
@@ -582,14 +572,29 @@ class Ledger(Use):
 
     # Transactions.
 
+    @property
+    def transaction_began_at(self) -> int:
+        """When the open transaction began; 0 if there is none."""
+        open_ = self.transactions_open
+        return open_[0].began_at if open_ else 0
+
+    @property
+    def transaction_began_site(self) -> CallSite | None:
+        """Where the open transaction began."""
+        open_ = self.transactions_open
+        return open_[0].site if open_ else None
+
     def transaction_began(
         self, now: int, site: CallSite | None, *, nested: bool, two_phase: bool
     ) -> None:
         """The session's transaction, or a savepoint, began."""
         user = self.enter(site)
-        self.transactions_open += (
-            OpenTransaction(now, nested=nested, two_phase=two_phase, owner=user, site=site),
-        )
+        began = OpenTransaction(now, site, user)
+        if nested:
+            began.nested = True
+        elif two_phase:  # its savepoints are not
+            began.two_phase = True
+        self.transactions_open += (began,)
         if reporting.now:
             return
         self.last_activity_at = now
@@ -597,30 +602,43 @@ class Ledger(Use):
         if nested:
             self.savepoints += 1
             self.open_savepoints += 1
-            self._uncommitted().savepoint_began()
+            self.savepoints_began += ((self.new, self.dirty, self.deleted),)
+        elif self.transactions:
+            self._begin_anew()
         else:
-            self.transactions += 1
-            self.transaction_began_at = now
-            self.transaction_began_site = site
-            self.last_held = 0
-            self.statements_before = self.statements
-            self.sql_before = self.sql
-            self.committing_rows = 0
-            self.committing = NOTHING
-            if self.uncommitted is not None:
-                self.uncommitted.began()
-        is_judged = nested or self.transactions > 1 or self.is_reopened
-        if is_judged or self.publishers or self.first_began is None:
+            self.transactions = 1
+        if self.first_began is None and not nested:
             # Only a session that is not used by the owner who opened it may be awaited by another.
             root = user if user is self.opened_by else owner.root_of(user)
-            trace = self.tracers[0].caller()[0]
-            if is_judged or self.publishers:
-                fact = facts.TransactionBegan(now, site, nested, two_phase, user, root, trace)
-                self._publish_and_judge(fact, judged=is_judged)
-            if self.first_began is None and not nested:
-                self.first_began = (trace, root, user)
+            self.first_began = (self.tracers[0].caller()[0], root, user)
+        if nested or self.publishers or self.is_reopened or self.transactions > 1:
+            self._publish_began(began)
         for report in self.reports:
             report.transaction_began(now, site, nested=nested)
+
+    def _begin_anew(self) -> None:
+        """A transaction that is not the first begins: what is counted for each is 0 again."""
+        self.transactions += 1
+        self.last_held = 0
+        self.statements_before = self.statements
+        self.sql_before = self.sql
+        self.committing_rows = 0
+        self.committing = NOTHING
+        self._decide()
+
+    def _publish_began(self, began: OpenTransaction) -> None:
+        user = began.owner
+        fact = facts.TransactionBegan(
+            at=began.began_at,
+            site=began.site,
+            nested=began.nested,
+            two_phase=began.two_phase,
+            owner=user,
+            root=user if user is self.opened_by else owner.root_of(user),
+            trace=self.tracers[0].caller()[0],
+        )
+        is_judged = began.nested or self.is_reopened or self.transactions > 1
+        self._publish_and_judge(fact, judged=is_judged)
 
     def transaction_ended(
         self, ended: OpenTransaction, now: int, site: CallSite | None, size: int
@@ -630,65 +648,117 @@ class Ledger(Use):
             return
         self.ended += 1
         self.failed_flush = None
-        outcome, nested = ended.outcome, ended.nested
-        if nested:
-            self.open_savepoints = max(0, self.open_savepoints - 1)
-            self._uncommitted().savepoint_ended(outcome)
-        else:
-            self.transaction_began_at = 0
-            self.transaction_began_site = None
-            if self.uncommitted is not None:
-                self.uncommitted.ended(outcome, ended.error)
-            self.last_write = None
-            if outcome == "committed":
-                self.commits += 1
-                self.last_write = ("commit", site)
-                if self.loads is not None:
-                    self.loads.committed()
-                if len(self.sizes) == 2 * SIZES_KEPT:
-                    self.sizes = self.sizes[:SIZES_KEPT] + self.sizes[SIZES_KEPT + 1 :]
-                self.sizes += (size,)
-            elif outcome == "rolled_back":
-                self.rollbacks += 1
-        # What the end of the session ends is no activity of the application's.
-        if nested or ended.error or outcome in ("committed", "rolled_back"):
+        outcome, error = ended.outcome, ended.error
+        if outcome == "committed" and not ended.nested:
+            self.commits += 1
+            self.last_write = ("commit", site)
             self.last_activity_at = now - ended.took
             self.last_activity_site = site
-        duration = now - ended.began_at
-        is_judged = self._is_end_judged(ended)
-        if is_judged or self.publishers:
-            fact = facts.TransactionEnded(
-                now,
-                site,
-                outcome,
-                duration,
-                ended.took,
-                nested,
-                ended.two_phase,
-                ended.error,
-                size,
-            )
-            self._publish_and_judge(fact, judged=is_judged)
-        if not nested and outcome == "committed" and self.committing_rows:
+            if self.loads is not None:
+                self.loads.committed()
+            if self.commits > 2 * SIZES_KEPT:
+                self.sizes = self.sizes[:SIZES_KEPT] + self.sizes[SIZES_KEPT + 1 :]
+            self.sizes += (size,)
+            self.decided = (self.new, self.dirty, self.deleted)
+        else:
+            self._ended_otherwise(ended, now, site)
+        if (
+            self.publishers
+            or self.is_suspect
+            or outcome == "abandoned"
+            or self.identity_map_peak > self.gates.large_identity_map
+            or (self.first_commit is not None and self._commits_again(ended))
+        ):
+            self._publish_ended(ended, now, site, size)
+        if self.committing_rows and outcome == "committed" and not ended.nested:
             if self.first_commit is None:
                 self.first_commit = (site, self.committing_rows, self.committing)
             self.committing_rows = 0
             self.committing = NOTHING
         for report in self.reports:
-            report.transaction_ended(now, outcome, duration, nested=nested, error=ended.error)
+            report.transaction_ended(
+                now, outcome, now - ended.began_at, nested=ended.nested, error=error
+            )
 
-    def _is_end_judged(self, ended: OpenTransaction) -> bool:
-        if self.is_suspect or ended.outcome == "abandoned":
-            return True
-        if self.identity_map_peak > self.gates.large_identity_map:
-            return True
-        wrote_again = self.first_commit is not None and self.committing_rows > 0
-        return wrote_again and ended.outcome == "committed" and not ended.nested
+    def _ended_otherwise(self, ended: OpenTransaction, now: int, site: CallSite | None) -> None:
+        """A savepoint ended, or a transaction without a commit."""
+        is_rolled_back = ended.outcome == "rolled_back"
+        # What the end of the session ends is no activity of the application's.
+        if ended.nested or ended.error or is_rolled_back:
+            self.last_activity_at = now - ended.took
+            self.last_activity_site = site
+        if ended.nested:
+            self._savepoint_ended(ended.outcome)
+            return
+        self.last_write = None
+        if is_rolled_back:
+            self.rollbacks += 1
+        if is_rolled_back or ended.error:
+            self._decide()
 
-    def _uncommitted(self) -> Uncommitted:
-        if self.uncommitted is None:
-            self.uncommitted = Uncommitted()
-        return self.uncommitted
+    def _commits_again(self, ended: OpenTransaction) -> bool:
+        """Whether this is a commit of writes, and not the scope's first one."""
+        return (
+            self.first_commit is not None
+            and self.committing_rows > 0
+            and ended.outcome == "committed"
+            and not ended.nested
+        )
+
+    def _publish_ended(
+        self, ended: OpenTransaction, now: int, site: CallSite | None, size: int
+    ) -> None:
+        is_judged = (
+            self.is_suspect
+            or ended.outcome == "abandoned"
+            or self.identity_map_peak > self.gates.large_identity_map
+            or self._commits_again(ended)
+        )
+        fact = facts.TransactionEnded(
+            at=now,
+            site=site,
+            outcome=ended.outcome,
+            duration=now - ended.began_at,
+            took=ended.took,
+            nested=ended.nested,
+            two_phase=ended.two_phase,
+            error=ended.error,
+            size=size,
+        )
+        self._publish_and_judge(fact, judged=is_judged)
+
+    def _decide(self) -> None:
+        """All that was flushed is committed, or gone."""
+        self.decided = (self.new, self.dirty, self.deleted)
+        self.savepoints_began = ()
+
+    def _savepoint_ended(self, outcome: Outcome) -> None:
+        """What the savepoint has flushed is the outer transaction's, or is gone."""
+        self.open_savepoints = max(0, self.open_savepoints - 1)
+        *outer, began = self.savepoints_began or ((),)
+        if outcome not in _KEPT:
+            gone = list(map(difference, (self.new, self.dirty, self.deleted), began))
+            self.decided = tuple(map(with_counts, self.decided, gone))
+            # What is gone already is not in what an outer savepoint takes with it.
+            outer = [tuple(map(with_counts, one, gone)) for one in outer]
+        self.savepoints_began = tuple(outer)
+
+    @property
+    def has_uncommitted(self) -> bool:
+        """Whether anything was flushed whose transaction was not committed or rolled back."""
+        return (self.new, self.dirty, self.deleted) != self.decided
+
+    def uncommitted(self) -> dict[str, Counts]:
+        """What was flushed and neither committed nor rolled back, by the keys of evidence."""
+        now = (self.new, self.dirty, self.deleted)
+        pairs = zip(_FLUSHED, map(difference, now, self.decided), strict=True)
+        return {key: counts for key, counts in pairs if counts}
+
+    @property
+    def held_since(self) -> int:
+        """Since when the open transaction holds a connection; 0 if it holds none."""
+        connections = self.connections
+        return connections[0].since if connections else 0
 
     def connection_acquired(self, holding: Holding, now: int, *, joined: bool) -> None:
         """The transaction used a connection for the first time."""
@@ -698,8 +768,6 @@ class Ledger(Use):
         if reporting.now:
             return
         self.database = holding.database
-        if not self.held_since:
-            self.held_since = now
         if self.publishers:
             self._publish(facts.ConnectionAcquired(now, holding.database, holding.site, joined))
         for report in self.reports:
@@ -715,7 +783,6 @@ class Ledger(Use):
             duration = now - holding.since
             self.held += duration
             self.last_held = duration
-            self.held_since = 0
             if self.publishers:
                 self._publish(
                     facts.ConnectionReleased(now, duration, holding.busy, holding.database)
@@ -731,6 +798,18 @@ class Ledger(Use):
                 self, same_owner.Commit(self.scope, site, written), now
             ):
                 self.suspect(split)
+
+    def _give_up_transactions(self, now: int, site: CallSite | None) -> None:
+        """Report transactions that were never ended as abandoned."""
+        while self.transactions_open:
+            lost = self.transactions_open[-1]
+            self.transactions_open = self.transactions_open[:-1]
+            lost.outcome = "abandoned"
+            lost.took = 0
+            lost.error = ""
+            if not lost.nested:
+                self.release_connections(now)
+            self.transaction_ended(lost, now, site, 0)
 
     # Flushes.
 
@@ -748,57 +827,65 @@ class Ledger(Use):
 
     def flushed(self, flush: Flush, now: int) -> None:
         """The unit of work was written."""
-        new, dirty, deleted, unchanged = flush.counts
-        for counts in (new, dirty, deleted):
-            if counts:
-                self.written = with_counts(self.written, counts)
         if reporting.now:
             return
-        duration = now - flush.began_at
-        self.flushes += 1
-        self._uncommitted().flushed(flush.site, new, dirty, deleted)
+        new, dirty, deleted, unchanged = flush.counts
+        site = flush.site
         size = 0
+        written = NOTHING
         if new:
-            self.new = with_counts(self.new, new)
-            self.committing = with_counts(self.committing, new)
-            size += total(new)
+            self.new = with_counts(self.new, new) if self.new else new
+            written = new
         if dirty:
-            self.dirty = with_counts(self.dirty, dirty)
-            self.committing = with_counts(self.committing, dirty)
-            size += total(dirty)
+            self.dirty = with_counts(self.dirty, dirty) if self.dirty else dirty
+            written = with_counts(written, dirty) if written else dirty
         if deleted:
-            self.deleted = with_counts(self.deleted, deleted)
-            self.committing = with_counts(self.committing, deleted)
-            size += total(deleted)
+            self.deleted = with_counts(self.deleted, deleted) if self.deleted else deleted
+            written = with_counts(written, deleted) if written else deleted
         if unchanged:
             self.unchanged = with_counts(self.unchanged, unchanged)
-        if size:
+        if written:
+            size = sum(written.values())
+            self.written = with_counts(self.written, written) if self.written else written
+            self.committing = with_counts(self.committing, written) if self.committing else written
             self.committing_rows += size
-            self.last_write = ("flush", flush.site)
+            self.last_write = ("flush", site)
+        self.flushed_site = site
+        self.flushes += 1
         self.last_activity_at = flush.began_at
-        self.last_activity_site = flush.site
+        self.last_activity_site = site
+        if (
+            self.publishers
+            or unchanged
+            or (flush.trigger == "autoflush" and size)
+            or size > self.gates.large_flush
+            or self.identity_map_peak > self.gates.large_identity_map
+        ):
+            self._publish_flushed(flush, now, size)
+        for report in self.reports:
+            sizes = (total(new), total(dirty), total(deleted), total(unchanged))
+            report.flushed(now, flush.trigger, now - flush.began_at, sizes)
+
+    def _publish_flushed(self, flush: Flush, now: int, size: int) -> None:
+        new, dirty, deleted, unchanged = flush.counts
         is_judged = (
-            (flush.trigger == "autoflush" and size > 0)
-            or bool(unchanged)
+            bool(unchanged)
+            or (flush.trigger == "autoflush" and size > 0)
             or size > self.gates.large_flush
             or self.identity_map_peak > self.gates.large_identity_map
         )
-        if is_judged or self.publishers:
-            fact = facts.FlushCompleted(
-                now,
-                flush.site,
-                flush.trigger,
-                duration,
-                new,
-                dirty,
-                deleted,
-                unchanged,
-                flush.unchanged_attributes,
-            )
-            self._publish_and_judge(fact, judged=is_judged)
-        sizes = (total(new), total(dirty), total(deleted), total(unchanged))
-        for report in self.reports:
-            report.flushed(now, flush.trigger, duration, sizes)
+        fact = facts.FlushCompleted(
+            at=now,
+            site=flush.site,
+            trigger=flush.trigger,
+            duration=now - flush.began_at,
+            new=dict(new),
+            dirty=dict(dirty),
+            deleted=dict(deleted),
+            unchanged=dict(unchanged),
+            unchanged_attributes=flush.unchanged_attributes,
+        )
+        self._publish_and_judge(fact, judged=is_judged)
 
     def flush_failed(self, fact: facts.FlushFailed) -> None:
         """The unit of work could not be written."""
@@ -1065,7 +1152,6 @@ class Ledger(Use):
             self.identity_map_peak = peak = size
         if (size := counter.size()) > peak:
             self.identity_map_peak = peak = size
-        self.count_transition("loaded_as_persistent", number)
         if reporting.now:
             return
         self.loaded = with_counts(self.loaded, came)
@@ -1075,22 +1161,26 @@ class Ledger(Use):
             fact = facts.ObjectsLoaded(now, self.load_site, came, at_once)
             self._publish_and_judge(fact, judged=is_judged)
 
-    def measure(self, size: int) -> None:
-        """The identity map holds this many objects now."""
-        if size > self.identity_map_peak:
-            self.identity_map_peak = size
+    @property
+    def transitions(self) -> Counts:
+        """The objects that went from one state to another, by SQLAlchemy's event name."""
+        counted = {
+            "transient_to_pending": self.added_before + sum(self.pending_by_class.values()),
+            "pending_to_persistent": total(self.new),
+            "persistent_to_deleted": total(self.deleted),
+            "loaded_as_persistent": total(self.loaded),
+        }
+        return {name: count for name, count in counted.items() if count} | self.other_transitions
 
     def count_transition(self, name: str, count: int = 1) -> None:
-        """Count objects that went from one state to another."""
+        """Count objects that went from one state to another, which no total tells."""
         if count:
-            transitions = self.transitions
-            if transitions is NOTHING:
-                transitions = self.transitions = {}
-            transitions[name] = transitions.get(name, 0) + count
+            self.other_transitions = with_counts(self.other_transitions, {name: count})
 
-    def swept(self, by: Expiry, site: CallSite | None) -> None:
-        """Everything that the session holds was expired."""
-        self.scope.swept(by, site)
+    def nothing_pending(self) -> None:
+        """What was added is flushed, or gone."""
+        self.added_before += sum(self.pending_by_class.values())
+        self.pending_by_class.clear()
 
     # Objects that leave, and what SQLAlchemy has no event for.
 
@@ -1134,6 +1224,9 @@ class Ledger(Use):
 
 
 _SAVEPOINT_OPERATIONS: Final = frozenset({"SAVEPOINT", "RELEASE", "ROLLBACK"})
+# What a savepoint has flushed is the outer transaction's after these.
+_KEPT: Final = frozenset({"committed", "closed", "abandoned"})
+_FLUSHED: Final = ("flushed_new", "flushed_dirty", "flushed_deleted")
 
 # What wakes the watchdog as a session is opened; empty unless it waits for one.
 ASLEEP: Final[list[Callable[[], None]]] = []

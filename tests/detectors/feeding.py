@@ -147,9 +147,8 @@ class PlayedScope:
     def _transaction_ended(self, fact: facts.TransactionEnded) -> None:
         ledger = self.ledger
         began_at = fact.at - fact.duration
-        ended = OpenTransaction(
-            began_at, nested=fact.nested, two_phase=fact.two_phase, owner=ledger.user
-        )
+        ended = OpenTransaction(began_at, None, ledger.user)
+        ended.nested, ended.two_phase = fact.nested, fact.two_phase
         if ledger.transactions_open and ledger.transactions_open[-1].nested is fact.nested:
             ended = ledger.transactions_open[-1]
             ended.began_at = began_at
@@ -255,8 +254,8 @@ class PlayedScope:
 
     def _begin_flush(self, when: int, site: CallSite | None, trigger: facts.Trigger) -> Flush:
         context: Any = _Weak()
-        flush = self.ledger.flush = Flush(context, when, site, trigger, self.ledger.user)
-        flush.began = True
+        flush = self.ledger.flush = Flush(context, site, trigger, self.ledger.user)
+        flush.began, flush.began_at = True, when
         self.ledger.flush_began(flush)
         return flush
 

@@ -251,7 +251,7 @@ def reported(seed: int, *, listens: bool) -> Reported:
     scope = PlayedScope(DEFAULT_DETECTORS, listens=listens, **settings)
     found: Reported = []
     for number, (fact, size) in enumerate(facts):
-        scope.ledger.measure(size)
+        scope.ledger.identity_map_peak = max(size, scope.ledger.identity_map_peak)
         scope.play(fact)
         found += [(number, one) for one in scope.reported]
         scope.reported.clear()

@@ -45,7 +45,7 @@ def grown(*steps: tuple[Fact, int], **settings: Any) -> list[Finding | Retractio
     """What is reported of a scope whose identity map has a given size after each fact."""
     scope = PlayedScope([LargeIdentityMap()], **settings)
     for fact, size in steps:
-        scope.ledger.measure(size)
+        scope.ledger.identity_map_peak = max(size, scope.ledger.identity_map_peak)
         scope.play(fact)
     return scope.reported
 

@@ -109,11 +109,14 @@ def no_flush_callers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def no_connections(monkeypatch: pytest.MonkeyPatch) -> None:
-    hide(monkeypatch, session_events._held, "_connections")
+    unfound(monkeypatch, "sqlalchemy.orm.session:SessionTransaction.__init__")
+    hide(monkeypatch, session_events._is_joined, "_connections")
 
 
 def no_states(monkeypatch: pytest.MonkeyPatch) -> None:
-    hide(monkeypatch, flush_contents.states, "states")
+    unfound(monkeypatch, "sqlalchemy.orm.unitofwork:UOWTransaction.__init__")
+    for looks in (flush_contents.look, flush_contents.look_again):
+        hide(monkeypatch, looks, "states")
 
 
 def no_load_path(monkeypatch: pytest.MonkeyPatch) -> None:
