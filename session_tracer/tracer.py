@@ -59,7 +59,7 @@ class Reporting(NamedTuple):
 
     metrics: tuple[MetricSignal, ...]
     logs: LogSignal | None
-    spans: SpanSignal
+    spans: SpanSignal | None
     sinks: tuple[ReportSignal, ...]
     listeners: tuple[Callable[[Any, Report], None], ...]
     steps: int
@@ -144,19 +144,23 @@ class Tracer:
                     self.settings,
                     VERSION,
                     ages=lambda: self._ages(self),
+                    failed=self.failed,
                     histograms=one.histograms,
                 )
             except Exception as error:
                 _refused("MeterProvider", provider, "metrics are not", error)
 
-    def _spanning(self, exporters: tuple[Exporter, ...]) -> SpanSignal:
+    def _spanning(self, exporters: tuple[Exporter, ...]) -> SpanSignal | None:
+        """Begins spans; None where no provider makes any."""
         for one in [one for one in exporters if one.wants_spans][:1]:
             provider = one.tracer_provider
+            if isinstance(provider, NoOpTracerProvider):
+                return None
             try:
                 return SpanSignal(provider, VERSION, one.span_recorder)
             except Exception as error:
                 _refused("TracerProvider", provider, "spans are not", error)
-        return SpanSignal(NoOpTracerProvider(), VERSION)
+        return None
 
     def settle(self) -> None:
         """Report to the exporters that fit now, before a scope begins; never raises.
@@ -223,12 +227,11 @@ class Tracer:
             ledger,
             metrics=reporting.metrics,
             logs=reporting.logs,
+            span_source=reporting.spans,
             sinks=reporting.sinks,
             # What other threads conclude of the scope has no context of the application's.
             silenced=silenced_now(),
         )
-        if not reporting.spans.is_idle:
-            report.spans = reporting.spans.begin(report)
         listeners = reporting.listeners
         if reporting.logs is not None and reporting.logs.hears_debug():
             listeners = (reporting.logs.fact, *listeners)

@@ -52,7 +52,7 @@ class Scope:
     def reported_by(self) -> tuple[tuple[Tracer, SpanContext | None], ...]:
         """The tracers that reported the scope, and the span that each made of it."""
         if self.reports:
-            return tuple([(report.tracer, _span_of(report)) for report in self.reports])
+            return tuple([(report.tracer, report.session_context) for report in self.reports])
         return self.tracers
 
     def expired(self, by: Expiry, site: CallSite | None) -> None:
@@ -70,10 +70,6 @@ class Scope:
         """Let the reports go: a detached object must not keep them alive."""
         self.tracers = self.reported_by()
         self.reports = ()
-
-
-def _span_of(report: Report) -> SpanContext | None:
-    return None if report.spans is None else report.spans.session_context
 
 
 class Origin:

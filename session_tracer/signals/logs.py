@@ -278,7 +278,7 @@ def _identity(report: Report) -> LogEvent:
     span = report.span_context
     if span is None:
         return {"session_id": report.ledger.id, "session_name": report.name}
-    trace_id, span_id = span
+    trace_id, span_id, *_ = span
     return {
         "session_id": report.ledger.id,
         "session_name": report.name,
