@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from session_tracer import facts
 from session_tracer.ledger.guard import aside, reporting
 from session_tracer.model.findings import Finding, Retraction
-from session_tracer.model.summary import SessionSummary
+from session_tracer.model.summary import COUNTS, NUMBERS, SessionSummary
 from session_tracer.model.timeline import NO_TIMELINE
 
 if TYPE_CHECKING:
@@ -443,27 +444,13 @@ class Report:
             duration_ms=(ledger.closed_at - ledger.opened_at) / 1e6,
             held_ms=ledger.held / 1e6,
             sql_ms=ledger.sql / 1e6,
-            statements=ledger.statements,
-            transactions=ledger.transactions,
-            savepoints=ledger.savepoints,
-            commits=ledger.commits,
-            rollbacks=ledger.rollbacks,
-            flushes=ledger.flushes,
-            failed_flushes=ledger.failed_flushes,
-            loaded=dict(ledger.loaded),
-            new=dict(ledger.new),
-            dirty=dict(ledger.dirty),
-            unchanged=dict(ledger.unchanged),
-            deleted=dict(ledger.deleted),
-            lazy_loads=dict(ledger.lazy_loads),
-            expired=ledger.expired,
-            expunged=ledger.expunged,
-            merged=ledger.merged,
-            pending=ledger.pending,
-            transitions=dict(ledger.transitions),
-            identity_map_size=ledger.identity_map_size,
-            identity_map_peak=ledger.identity_map_peak,
+            **dict(zip(NUMBERS, _numbers(ledger), strict=True)),
+            **{name: dict(counts) for name, counts in zip(COUNTS, _counts(ledger), strict=True)},
             timeline=tuple(timeline),
             timeline_left_out=timeline.left_out,
             findings=self.findings,
         )
+
+
+_numbers: Final = attrgetter(*NUMBERS)
+_counts: Final = attrgetter(*COUNTS)
