@@ -173,7 +173,7 @@ class _SpanRecorder:
         name: str,
         context: Context,
         attributes: Attributes,
-    ) -> tuple[SpanContext, SpanContext | None, Attributes | None]:
+    ) -> tuple[SpanContext, SpanContext | None, bool]:
         """Begin a tree of spans in a context: sample it, and draw its ids."""
         above: SpanContext | None = None
         if context and (parent := trace.get_current_span(context).get_span_context()).is_valid:
@@ -191,15 +191,15 @@ class _SpanRecorder:
         own_flags = (_RANDOM_FLAGS if is_random else _FLAGS)[1 if is_sampled else 0]
         # What the class would check is known: `_is_known_layout()`.
         own = _new(SpanContext, (trace_id, self._new_span_id(), False, own_flags, state, True))
-        return own, above, attributes if is_sampled else None
+        return own, above, bool(is_sampled)
 
     def child(self, parent: SpanContext) -> SpanContext:
         """The context of a new span below a recorded one, which has its sampling decision."""
         trace_id, _, _, flags, state, _ = parent
         return _new(SpanContext, (trace_id, self._new_span_id(), False, flags, state, True))
 
-    def end(self, span: RecordedSpan, at: int) -> None:
-        """Build a span that ended at that time since 1970, and export it."""
+    def end(self, span: RecordedSpan, at: int, epoch: int) -> None:
+        """Build a span that ended at that time, and export it."""
         self._on_end(
             ReadableSpan(
                 span.name,
@@ -212,8 +212,8 @@ class _SpanRecorder:
                 span.kind,
                 self._info,
                 _ERROR if span.failed else _UNSET,
-                span.began,
-                at,
+                span.began + epoch,
+                at + epoch,
                 self._scope,
             )
         )

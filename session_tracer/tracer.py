@@ -23,7 +23,7 @@ from session_tracer.ledger.report import Report
 from session_tracer.publisher.publisher import FactPublisher
 from session_tracer.runtime import process, threads
 from session_tracer.runtime.degraded import warn_once
-from session_tracer.signals.logs import LogSignal
+from session_tracer.signals.logs import LEVELS, LogSignal
 from session_tracer.signals.metrics import MetricSignal
 from session_tracer.signals.reports import ReportSignal
 from session_tracer.signals.spans import SpanSignal, caller
@@ -198,7 +198,7 @@ class Tracer:
             or reporting.steps
             or self._published
             or any(sink.wants_sessions for sink in reporting.sinks)
-            or (reporting.logs is not None and reporting.logs.hears_debug())
+            or (reporting.logs is not None and reporting.logs.least_level() <= LEVELS["debug"])
         )
 
     def closed_unused(self, duration: int) -> None:
@@ -222,19 +222,22 @@ class Tracer:
     def begin(self, ledger: Ledger) -> Report:
         """A report of a session scope that begins now; `settle()` has to come before it."""
         reporting = self._reporting
+        logs = reporting.logs
+        least = LEVELS["error"] if logs is None else logs.least_level()
         report = Report(
             self,
             ledger,
             metrics=reporting.metrics,
-            logs=reporting.logs,
+            logs=logs,
+            logs_sessions=least <= LEVELS["info"],
             span_source=reporting.spans,
             sinks=reporting.sinks,
             # What other threads conclude of the scope has no context of the application's.
             silenced=silenced_now(),
         )
         listeners = reporting.listeners
-        if reporting.logs is not None and reporting.logs.hears_debug():
-            listeners = (reporting.logs.fact, *listeners)
+        if logs is not None and least <= LEVELS["debug"]:
+            listeners = (logs.fact, *listeners)
         if listeners or reporting.steps or self._published:
             report.publisher = FactPublisher(
                 report, steps=reporting.steps, detectors=self._published, listeners=listeners

@@ -136,6 +136,8 @@ class SpanSource(Protocol):
 class Sink(Protocol):
     """An exporter that takes whole values."""
 
+    wants_sessions: bool
+
     def session(self, report: Report) -> None: ...
 
     def finding(self, finding: Finding, report: Report) -> None: ...
@@ -221,6 +223,7 @@ class Report:
         *,
         metrics: tuple[Metrics, ...],
         logs: Logs | None,
+        logs_sessions: bool,
         span_source: SpanSource | None,
         sinks: tuple[Sink, ...],
         silenced: frozenset[str],
@@ -231,6 +234,8 @@ class Report:
         self.settings = tracer.settings
         self.metrics = metrics
         self.logs = logs
+        # Whether an event about the whole session can reach anything.
+        self.logs_sessions = logs_sessions
         # None where no spans are made, and once they have begun.
         self.span_source = span_source
         self.sinks = sinks
@@ -369,24 +374,24 @@ class Report:
         """The scope's first transaction begins: begin the session's span."""
         self.span_source = None
         self.emit(source.begin, self)
-        ledger, spans = self.ledger, self.spans
-        if spans is not None:
-            ledger.recording += ((self, spans),)
+        if self.spans is not None:
+            self.ledger.recording += ((self, self.spans),)
         # Where the application is traced and a test captures as well, the application's spans are
         # the ones that its other instrumentations belong to.
-        if ledger.reports[0] is self:
-            ledger.attaching = self.attaching
+        if self.attaching is not None and self.ledger.reports[0] is self:
+            self.ledger.attaching = self.attaching
 
     def session_ended(self, detached: Counts) -> None:
         """The scope ended; `detached` are the objects that it let go of."""
         for metrics in self.metrics:
             metrics.session_ended(self, detached)
-        if self.logs is not None:
+        if self.logs is not None and self.logs_sessions:
             self.emit(self.logs.session_closed, self)
         if self.spans is not None:
             self.emit(self.spans.session_ended, self.ledger.closed_at)
         for sink in self.sinks:
-            self.emit(sink.session, self)
+            if sink.wants_sessions:
+                self.emit(sink.session, self)
 
     def load_was_refused(self, fact: facts.DetachedLoadFailed, origin: Any) -> None:
         """A detached object was refused a load; `origin` is the span of its session."""

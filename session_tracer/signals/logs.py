@@ -35,7 +35,6 @@ _MOST_REPEATS: Final = 1_000
 _MOST_SITES: Final = 1_000
 _NEVER: Final = 1_000
 _DEBUG: Final = LEVELS["debug"]
-_INFO: Final = LEVELS["info"]
 _STRUCTLOG: Final = "structlog"
 
 
@@ -58,11 +57,11 @@ class LogSignal:
         self._slow = settings.slow_session_seconds * 1e9
         self._repeats = Repeats(settings.repeat_finding_seconds)
 
-    def hears_debug(self) -> bool:
-        """Whether an event of level debug reaches anything now."""
-        if self._least > _DEBUG and _STRUCTLOG not in sys.modules:
-            return False
-        return self._heard(_DEBUG)
+    def least_level(self) -> int:
+        """The number of the lowest level of an event that reaches anything now."""
+        if self._least <= _DEBUG or _STRUCTLOG not in sys.modules:
+            return self._least
+        return next((level for level in LEVELS.values() if self._heard(level)), _NEVER)
 
     def fact(self, fact: Fact, report: Report) -> None:
         """Log a fact that has an event of its own, which all are of level debug."""
@@ -155,8 +154,6 @@ class LogSignal:
     def session_closed(self, report: Report) -> None:
         """Log everything about a scope in one event, as its ledger has it."""
         ledger = report.ledger
-        if self._least > _INFO and _STRUCTLOG not in sys.modules:
-            return
         duration = ledger.closed_at - ledger.opened_at
         is_notable = (
             ledger.wrote
@@ -314,11 +311,15 @@ def _flatten(fields: LogEvent, key: str, value: Mapping[str, Any]) -> None:
 
 def _count(fields: LogEvent, key: str, counts: Mapping[str, int]) -> None:
     """Put counts in as their sum, and as a text."""
-    number = sum(counts.values())
-    if number:
-        fields[key] = number
-        by = _DICTIONARIES.get(key, "entity")
-        fields[f"{key}_by_{by}"] = " ".join([f"{name}={count}" for name, count in counts.items()])
+    by = f"{key}_by_{_DICTIONARIES.get(key, 'entity')}"
+    if len(counts) == 1:
+        ((name, number),) = counts.items()
+        if number:
+            fields[key] = number
+            fields[by] = f"{name}={number}"
+    elif counts:
+        fields[key] = sum(counts.values())
+        fields[by] = " ".join([f"{name}={number}" for name, number in counts.items()])
 
 
 _numbers: Final = attrgetter(*NUMBERS)

@@ -288,14 +288,12 @@ class MetricSignal:
             ledger.statements,
             ledger.lazy_loads,
             # In the order of `_STATES`.
-            (
-                ledger.loaded,
-                ledger.new,
-                ledger.dirty,
-                ledger.unchanged,
-                ledger.deleted,
-                detached,
-            ),
+            ledger.loaded,
+            ledger.new,
+            ledger.dirty,
+            ledger.unchanged,
+            ledger.deleted,
+            detached,
         )
         waiting = self._waiting
         waiting.append((self._take, row, span, time_ns() if span else 0))
@@ -370,7 +368,7 @@ class MetricSignal:
         peak: int,
         statements: int,
         lazy_loads: Counts,
-        objects: tuple[Counts, ...],
+        *objects: Counts,
     ) -> None:
         series = self._series_of(names.SESSION_DURATION, names.SESSION_OUTCOME, outcome or "closed")
         series.take(duration / 1e9, span, at)

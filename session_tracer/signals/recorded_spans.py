@@ -66,12 +66,13 @@ class DatabaseAttributes:
         # In one value, because threads share it.
         self._last: tuple[Database | None, Attributes] = (None, {})
 
-    def of(self, database: Database) -> Attributes:
+    def of(self, database: Database | None) -> Attributes:
         """The database's attributes, which must not be changed."""
         last, attributes = self._last
         if database is not last:
             attributes = {}
-            add_database(attributes, database)
+            if database is not None:
+                add_database(attributes, database)
             self._last = (database, attributes)
         return attributes
 
@@ -92,8 +93,7 @@ class RecordedSpans(Attaching):
         self._recorder = recorder
         self._databases = databases
         self._report = report
-        self._ledger = ledger = report.ledger
-        one.site = ledger.opened_site
+        self._ledger = report.ledger
         # The outermost is the session's, or that of a refused load.
         self._open = [one]
         self._statement: RecordedSpan | None = None
@@ -109,10 +109,8 @@ class RecordedSpans(Attaching):
 
     def transaction_ended(self, at: int, outcome: Outcome, nested: bool, error: str) -> None:
         """A transaction or savepoint ended."""
-        one = self._pop(SAVEPOINT_SPAN if nested else TRANSACTION_SPAN, at)
-        if one is not None:
-            one.attributes[TRANSACTION_OUTCOME] = outcome
-            self._end(one, at, error)
+        name = SAVEPOINT_SPAN if nested else TRANSACTION_SPAN
+        self._end(name, at, {TRANSACTION_OUTCOME: outcome}, error)
 
     def flush_began(self, at: int, site: CallSite | None, trigger: Trigger) -> None:
         """The unit of work started to write."""
@@ -122,27 +120,18 @@ class RecordedSpans(Attaching):
         self, at: int, new: int, dirty: int, deleted: int, unchanged: int | None, error: str
     ) -> None:
         """The unit of work was written, or could not be: then `unchanged` is None."""
-        one = self._pop(FLUSH_SPAN, at)
-        if one is None:
-            return
-        attributes = one.attributes
-        attributes[FLUSH_NEW] = new
-        attributes[FLUSH_DIRTY] = dirty
-        attributes[FLUSH_DELETED] = deleted
+        counts: Attributes = {FLUSH_NEW: new, FLUSH_DIRTY: dirty, FLUSH_DELETED: deleted}
         if unchanged is not None:
-            attributes[FLUSH_UNCHANGED] = unchanged
-        self._end(one, at, error)
+            counts[FLUSH_UNCHANGED] = unchanged
+        self._end(FLUSH_SPAN, at, counts, error)
 
     def statement_started(self, fact: facts.StatementStarted) -> None:
         """A statement is about to go to the driver."""
         parent = self._open[-1].context
         self._statement = one = RecordedSpan(
-            statement_name(fact),
-            self._recorder.child(parent),
-            parent,
-            of_statement(fact),
-            fact.at + self._ledger.epoch,
+            statement_name(fact), self._recorder.child(parent), parent, fact.at
         )
+        one.attributes = of_statement(fact)
         one.kind = SpanKind.CLIENT
 
     def statement_executed(self, fact: facts.StatementExecuted) -> None:
@@ -155,36 +144,37 @@ class RecordedSpans(Attaching):
             one.fail(fact.error)
             if fact.status:
                 one.attributes[names.DB_RESPONSE_STATUS_CODE] = fact.status
-        self._recorder.end(one, fact.at + self._ledger.epoch)
+        self._recorder.end(one, fact.at, self._ledger.epoch)
 
     def session_ended(self, at: int) -> None:
         """The scope ended, as its ledger has it."""
-        opened, ledger = self._open, self._ledger
-        while len(opened) > 1:
-            self._end_unfinished(at + ledger.epoch)
-        one = opened.pop()
-        self._describe(one)
+        ledger = self._ledger
         outcome = ledger.outcome or "closed"
-        attributes = one.attributes
-        attributes[SESSION_OUTCOME] = outcome
-        attributes[STATEMENTS] = ledger.statements
-        attributes[STATEMENT_DURATION] = ledger.sql / 1e9
-        attributes[CONNECTION_HELD] = ledger.held / 1e9
-        attributes[IDENTITY_MAP_SIZE] = ledger.identity_map_size
-        attributes[IDENTITY_MAP_PEAK] = ledger.identity_map_peak
-        self._end(one, at, (ledger.error or outcome) if outcome in _FAILED else "")
+        totals: Attributes = {
+            SESSION_OUTCOME: outcome,
+            STATEMENTS: ledger.statements,
+            STATEMENT_DURATION: ledger.sql / 1e9,
+            CONNECTION_HELD: ledger.held / 1e9,
+            IDENTITY_MAP_SIZE: ledger.identity_map_size,
+            IDENTITY_MAP_PEAK: ledger.identity_map_peak,
+        }
+        error = (ledger.error or outcome) if outcome in _FAILED else ""
+        self._end(self._open[0].name, at, totals, error)
 
     def detached_load_failed(self, fact: facts.DetachedLoadFailed) -> None:
         """Describe and end the span of a refused load."""
-        one = self._open.pop()
-        attributes = one.attributes
-        attributes[SESSION_ID] = self._ledger.id
-        attributes[SESSION_NAME] = self._report.name
-        attributes[SESSION_ASYNC] = self._ledger.is_async
-        attributes[names.ENTITY] = fact.entity
-        attributes[names.ATTRIBUTE] = fact.attribute
+        one, ledger = self._open.pop(), self._ledger
+        one.attributes = attributes = {
+            SESSION_ID: ledger.id,
+            SESSION_NAME: self._report.name,
+            SESSION_ASYNC: ledger.is_async,
+            names.ENTITY: fact.entity,
+            names.ATTRIBUTE: fact.attribute,
+        }
         add_site(attributes, fact.site)
-        self._end(one, time.time_ns() - self._ledger.epoch, DETACHED_LOAD_ERROR)
+        one.fail(DETACHED_LOAD_ERROR)
+        self._report.span_context = None
+        self._recorder.end(one, time.time_ns(), 0)
 
     # What is concluded from it.
 
@@ -209,8 +199,7 @@ class RecordedSpans(Attaching):
 
     def stop(self) -> None:
         """End what is open now: how it goes on is not reported any more."""
-        while self._open:
-            self._end_unfinished(time.time_ns())
+        self._end_unfinished("", time.time_ns() - self._ledger.epoch)
 
     # How spans begin and end.
 
@@ -221,43 +210,50 @@ class RecordedSpans(Attaching):
         opened = self._open
         parent = opened[-1].context
         self._report.span_context = context = self._recorder.child(parent)
-        attributes: Attributes = {SESSION_NAME: self._report.name, key: value}
-        began = at + self._ledger.epoch
-        opened.append(RecordedSpan(name, context, parent, attributes, began, site))
+        opened.append(RecordedSpan(name, context, parent, at, key, value, site))
 
-    def _describe(self, one: RecordedSpan) -> None:
-        """Add where a span began, whose it is, and to which database that leads."""
-        attributes, site, ledger = one.attributes, one.site, self._ledger
-        if site is not None:
-            attributes[CODE_FUNCTION_NAME] = site.function
-            attributes[CODE_FILE_PATH] = site.file
-            attributes[CODE_LINE_NUMBER] = site.line
-            if site.callers:
-                add_site(attributes, site)
-        attributes[SESSION_ID] = ledger.id
-        if ledger.database is not None:
-            attributes.update(self._databases.of(ledger.database))
-
-    def _pop(self, name: str, at: int) -> RecordedSpan | None:
-        """Take away the innermost span of that name, and end whatever was left open within it."""
+    def _end(self, name: str, at: int, later: Attributes, error: str) -> None:
+        """End the innermost span of that name, and before it what was left open inside it."""
         opened = self._open
         if opened[-1].name != name:
-            if all(one.name != name for one in opened[1:]):
-                return None
-            while opened[-1].name != name:
-                self._end_unfinished(at + self._ledger.epoch)
-        one = opened.pop()
-        self._describe(one)
-        return one
-
-    def _end_unfinished(self, at: int) -> None:
-        one = self._open.pop()
-        self._describe(one)
-        self._recorder.end(one, at)
-
-    def _end(self, one: RecordedSpan, at: int, error: str) -> None:
-        """End a span that was taken away."""
+            if all(one.name != name for one in opened):
+                return
+            self._end_unfinished(name, at)
+        one, ledger = opened.pop(), self._ledger
+        one.attributes = self._described(one)
+        one.attributes |= later
         if error:
             one.fail(error)
-        self._report.span_context = self._open[-1].context if self._open else None
-        self._recorder.end(one, at + self._ledger.epoch)
+        self._report.span_context = opened[-1].context if opened else None
+        self._recorder.end(one, at, ledger.epoch)
+
+    def _end_unfinished(self, outer: str, at: int) -> None:
+        """End the spans that are inside that one, the innermost first."""
+        while self._open and self._open[-1].name != outer:
+            one = self._open.pop()
+            one.attributes = self._described(one)
+            self._recorder.end(one, at, self._ledger.epoch)
+
+    def _described(self, one: RecordedSpan) -> Attributes:
+        """A span's own attribute, where it began, whose it is, and where that leads."""
+        ledger, site = self._ledger, one.site
+        of_database = self._databases.of(ledger.database)
+        if site is None:
+            return {
+                SESSION_NAME: self._report.name,
+                one.key: one.value,
+                SESSION_ID: ledger.id,
+                **of_database,
+            }
+        attributes: Attributes = {
+            SESSION_NAME: self._report.name,
+            one.key: one.value,
+            CODE_FUNCTION_NAME: site.function,
+            CODE_FILE_PATH: site.file,
+            CODE_LINE_NUMBER: site.line,
+            SESSION_ID: ledger.id,
+            **of_database,
+        }
+        if site.callers:
+            add_site(attributes, site)
+        return attributes

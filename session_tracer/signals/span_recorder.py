@@ -33,11 +33,16 @@ class RecordedEvent(NamedTuple):
 
 
 class RecordedSpan:
-    """What is kept of a span until it ends. `began` is in nanoseconds since 1970."""
+    """What is kept of a span until it ends; `key` and `value` are an attribute of its own.
+
+    `began` is in nanoseconds of the ledger's clock.
+    """
 
     # An attribute keeps the class's value, which costs nothing, until something changes it.
     kind = SpanKind.INTERNAL
     links: Sequence[Link] = ()
+    # Put together when it ends.
+    attributes: Attributes
     failed = False
     dropped_events = 0
 
@@ -46,15 +51,17 @@ class RecordedSpan:
         name: str,
         context: SpanContext,
         parent: SpanContext | None,
-        attributes: Attributes,
         began: int,
+        key: str = "",
+        value: str | bool = "",
         site: CallSite | None = None,
     ) -> None:
         self.name = name
         self.context = context
         self.parent = parent
-        self.attributes = attributes
         self.began = began
+        self.key = key
+        self.value = value
         self.site = site
         # The watchdog's thread adds some while the session's own thread may be ending the span.
         self.events: list[RecordedEvent] = []
@@ -88,12 +95,11 @@ class SpanRecorder(Protocol):
         name: str,
         context: Context,
         attributes: Attributes,
-    ) -> tuple[SpanContext, SpanContext | None, Attributes | None]:
+    ) -> tuple[SpanContext, SpanContext | None, bool]:
         """Begin a tree of spans in a context: sample it, and draw its ids.
 
         Returns:
-            The contexts of the first span and of its parent, and the attributes that the sampler
-            leaves or adds; None where the span is not sampled.
+            The contexts of the first span and of its parent, and whether it is sampled.
         """
         ...
 
@@ -101,6 +107,12 @@ class SpanRecorder(Protocol):
         """The context of a new span below a recorded one, which has its sampling decision."""
         ...
 
-    def end(self, span: RecordedSpan, at: int) -> None:
-        """Build a span that ended at that time since 1970, and export it."""
+    def end(self, span: RecordedSpan, at: int, epoch: int) -> None:
+        """Build a span that ended at that time, and export it.
+
+        Args:
+            span: What was kept of it.
+            at: When it ended, by the same clock as it began.
+            epoch: What to add to a time of that clock to get nanoseconds since 1970.
+        """
         ...

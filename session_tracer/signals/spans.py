@@ -70,15 +70,41 @@ class SpanSignal:
             within = context_api.get_current()
         # The sampler needs no more to decide: the rest is set where the span is sampled.
         attributes: Attributes = {SESSION_NAME: name, SESSION_ASYNC: ledger.is_async}
-        self._root(report, names.session_span(name), within, attributes, ledger.opened_at)
+        recorder = self._recorder
+        if recorder is None:
+            self._start(report, f"session {name}", within, attributes, ledger.opened_at)
+            return
+        context, parent, is_sampled = recorder.begin(f"session {name}", within, attributes)
+        if is_sampled:
+            one = RecordedSpan(
+                f"session {name}",
+                context,
+                parent,
+                ledger.opened_at,
+                SESSION_ASYNC,
+                ledger.is_async,
+                ledger.opened_site,
+            )
+            spans = RecordedSpans(recorder, self._databases, report, one)
+            report.spans = report.attaching = spans
+        else:
+            _is_unsampled(report, context)
 
     def refused(self, report: Report, origin: SpanContext | None) -> None:
         """Begin the span of a refused load; the fact that follows describes and ends it."""
         links = [] if origin is None else [Link(origin)]
-        now = time.time_ns() - report.ledger.epoch
-        self._root(report, DETACHED_LOAD_SPAN, context_api.get_current(), {}, now, links)
+        within, now = context_api.get_current(), time.time_ns() - report.ledger.epoch
+        recorder = self._recorder
+        if recorder is None:
+            self._start(report, DETACHED_LOAD_SPAN, within, {}, now, links)
+            return
+        context, parent, is_sampled = recorder.begin(DETACHED_LOAD_SPAN, within, {})
+        if is_sampled:
+            one = RecordedSpan(DETACHED_LOAD_SPAN, context, parent, now)
+            one.links = links
+            report.spans = RecordedSpans(recorder, self._databases, report, one)
 
-    def _root(
+    def _start(
         self,
         report: Report,
         name: str,
@@ -87,30 +113,26 @@ class SpanSignal:
         at: int,
         links: Sequence[Link] = (),
     ) -> None:
-        """Begin the outermost span of a scope."""
-        recorder = self._recorder
-        if recorder is None:
-            began = at + report.ledger.epoch
-            span = self._tracer.start_span(
-                name, within, attributes=attributes, links=links, start_time=began
-            )
-            if span.is_recording():
-                live = LiveSpans(self._tracer, report, within, name, span)
-                report.spans = report.attaching = live
-                return
-            span.end()
-            context = span.get_span_context()
+        """Start the outermost span of a scope."""
+        span = self._tracer.start_span(
+            name,
+            within,
+            attributes=attributes,
+            links=links,
+            start_time=at + report.ledger.epoch,
+        )
+        if span.is_recording():
+            live = LiveSpans(self._tracer, report, within, name, span)
+            report.spans = report.attaching = live
         else:
-            context, parent, kept = recorder.begin(name, within, attributes)
-            if kept is not None:
-                one = RecordedSpan(name, context, parent, kept, at + report.ledger.epoch)
-                one.links = links
-                recorded = RecordedSpans(recorder, self._databases, report, one)
-                report.spans = report.attaching = recorded
-                return
-        report.session_context = context
-        if _INSTRUMENTATIONS in sys.modules:
-            report.attaching = Unsampled(context)
+            span.end()
+            _is_unsampled(report, span.get_span_context())
+
+
+def _is_unsampled(report: Report, context: SpanContext) -> None:
+    report.session_context = context
+    if _INSTRUMENTATIONS in sys.modules:
+        report.attaching = Unsampled(context)
 
 
 class Unsampled(Attaching):
