@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from opentelemetry.context import Context
+    from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace.sampling import Sampler
 
     from session_tracer.signals.span_attributes import Attributes
@@ -148,7 +149,6 @@ class _SpanRecorder:
     def __init__(
         self, provider: TracerProvider, tracer: Tracer, processors: Sequence[SpanProcessor]
     ) -> None:
-        # The provider's resource is another one after a fork.
         self._provider = provider
         self._sampler = provider.sampler
         self._ids = provider.id_generator
@@ -193,6 +193,11 @@ class _SpanRecorder:
         own = _new(SpanContext, (trace_id, self._new_span_id(), False, own_flags, state, True))
         return own, above, bool(is_sampled)
 
+    @property
+    def resource(self) -> Resource:
+        """The resource of a span that begins now: it is another one after a fork."""
+        return self._provider.resource
+
     def child(self, parent: SpanContext) -> SpanContext:
         """The context of a new span below a recorded one, which has its sampling decision."""
         trace_id, _, _, flags, state, _ = parent
@@ -205,7 +210,7 @@ class _SpanRecorder:
                 span.name,
                 span.context,
                 span.parent,
-                self._provider.resource,
+                span.resource,
                 span.attributes,
                 _events(span) if span.events else (),
                 _links(span.links) if span.links else (),

@@ -435,6 +435,8 @@ class Report:
         """The account as a value that outlives the session."""
         ledger = self.ledger
         timeline = NO_TIMELINE if self.publisher is None else self.publisher.timeline
+        totals: dict[str, Any] = dict(zip(NUMBERS, _numbers(ledger), strict=True))
+        totals |= zip(COUNTS, map(dict, _counts(ledger)), strict=True)
         return SessionSummary(
             id=ledger.id,
             name=self.name,
@@ -449,8 +451,7 @@ class Report:
             duration_ms=(ledger.closed_at - ledger.opened_at) / 1e6,
             held_ms=ledger.held / 1e6,
             sql_ms=ledger.sql / 1e6,
-            **dict(zip(NUMBERS, _numbers(ledger), strict=True)),
-            **{name: dict(counts) for name, counts in zip(COUNTS, _counts(ledger), strict=True)},
+            **totals,
             timeline=tuple(timeline),
             timeline_left_out=timeline.left_out,
             findings=self.findings,

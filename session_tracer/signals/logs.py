@@ -270,7 +270,11 @@ def _identity(report: Report) -> LogEvent:
     }
 
 
-_DICTIONARIES: Final = {"lazy_loads": "kind", "transitions": "event"}
+_BY: Final = {
+    **{key: f"{key}_by_entity" for key in COUNTS},
+    "lazy_loads": "lazy_loads_by_kind",
+    "transitions": "transitions_by_event",
+}
 
 # Reentrant: the garbage collector may close a session anywhere.
 _LOCK: Final = process.PerProcess(threads.RLock)
@@ -311,7 +315,7 @@ def _flatten(fields: LogEvent, key: str, value: Mapping[str, Any]) -> None:
 
 def _count(fields: LogEvent, key: str, counts: Mapping[str, int]) -> None:
     """Put counts in as their sum, and as a text."""
-    by = f"{key}_by_{_DICTIONARIES.get(key, 'entity')}"
+    by = _BY.get(key) or f"{key}_by_entity"
     if len(counts) == 1:
         ((name, number),) = counts.items()
         if number:

@@ -66,13 +66,12 @@ class DatabaseAttributes:
         # In one value, because threads share it.
         self._last: tuple[Database | None, Attributes] = (None, {})
 
-    def of(self, database: Database | None) -> Attributes:
+    def of(self, database: Database) -> Attributes:
         """The database's attributes, which must not be changed."""
         last, attributes = self._last
         if database is not last:
             attributes = {}
-            if database is not None:
-                add_database(attributes, database)
+            add_database(attributes, database)
             self._last = (database, attributes)
         return attributes
 
@@ -82,6 +81,9 @@ class RecordedSpans(Attaching):
 
     They are equal to those of `LiveSpans`. Their attributes are put together when they end.
     """
+
+    _database: Database | None = None
+    _of_database: Attributes = {}  # noqa: RUF012 - never changed in place
 
     def __init__(
         self,
@@ -129,7 +131,11 @@ class RecordedSpans(Attaching):
         """A statement is about to go to the driver."""
         parent = self._open[-1].context
         self._statement = one = RecordedSpan(
-            statement_name(fact), self._recorder.child(parent), parent, fact.at
+            statement_name(fact),
+            self._recorder.child(parent),
+            parent,
+            self._recorder.resource,
+            fact.at,
         )
         one.attributes = of_statement(fact)
         one.kind = SpanKind.CLIENT
@@ -164,7 +170,7 @@ class RecordedSpans(Attaching):
     def detached_load_failed(self, fact: facts.DetachedLoadFailed) -> None:
         """Describe and end the span of a refused load."""
         one, ledger = self._open.pop(), self._ledger
-        one.attributes = attributes = {
+        attributes: Attributes = {
             SESSION_ID: ledger.id,
             SESSION_NAME: self._report.name,
             SESSION_ASYNC: ledger.is_async,
@@ -172,6 +178,7 @@ class RecordedSpans(Attaching):
             names.ATTRIBUTE: fact.attribute,
         }
         add_site(attributes, fact.site)
+        one.attributes = attributes
         one.fail(DETACHED_LOAD_ERROR)
         self._report.span_context = None
         self._recorder.end(one, time.time_ns(), 0)
@@ -199,7 +206,8 @@ class RecordedSpans(Attaching):
 
     def stop(self) -> None:
         """End what is open now: how it goes on is not reported any more."""
-        self._end_unfinished("", time.time_ns() - self._ledger.epoch)
+        while self._open:
+            self._end(self._open[-1].name, time.time_ns() - self._ledger.epoch, {}, "")
 
     # How spans begin and end.
 
@@ -210,50 +218,35 @@ class RecordedSpans(Attaching):
         opened = self._open
         parent = opened[-1].context
         self._report.span_context = context = self._recorder.child(parent)
-        opened.append(RecordedSpan(name, context, parent, at, key, value, site))
+        resource = self._recorder.resource
+        opened.append(RecordedSpan(name, context, parent, resource, at, key, value, site))
 
     def _end(self, name: str, at: int, later: Attributes, error: str) -> None:
         """End the innermost span of that name, and before it what was left open inside it."""
-        opened = self._open
+        opened, ledger = self._open, self._ledger
         if opened[-1].name != name:
             if all(one.name != name for one in opened):
                 return
-            self._end_unfinished(name, at)
-        one, ledger = opened.pop(), self._ledger
-        one.attributes = self._described(one)
-        one.attributes |= later
+            while opened[-1].name != name:
+                self._end(opened[-1].name, at, {}, "")
+        one = opened.pop()
+        site = one.site
+        attributes: Attributes = {SESSION_NAME: self._report.name, one.key: one.value}
+        if site is not None:
+            attributes[CODE_FUNCTION_NAME] = site.function
+            attributes[CODE_FILE_PATH] = site.file
+            attributes[CODE_LINE_NUMBER] = site.line
+            if site.callers:
+                add_site(attributes, site)
+        attributes[SESSION_ID] = ledger.id
+        database = ledger.database
+        if database is not None and database is not self._database:
+            self._database = database
+            self._of_database = self._databases.of(database)
+        attributes |= self._of_database
+        attributes |= later
+        one.attributes = attributes
         if error:
             one.fail(error)
         self._report.span_context = opened[-1].context if opened else None
         self._recorder.end(one, at, ledger.epoch)
-
-    def _end_unfinished(self, outer: str, at: int) -> None:
-        """End the spans that are inside that one, the innermost first."""
-        while self._open and self._open[-1].name != outer:
-            one = self._open.pop()
-            one.attributes = self._described(one)
-            self._recorder.end(one, at, self._ledger.epoch)
-
-    def _described(self, one: RecordedSpan) -> Attributes:
-        """A span's own attribute, where it began, whose it is, and where that leads."""
-        ledger, site = self._ledger, one.site
-        of_database = self._databases.of(ledger.database)
-        if site is None:
-            return {
-                SESSION_NAME: self._report.name,
-                one.key: one.value,
-                SESSION_ID: ledger.id,
-                **of_database,
-            }
-        attributes: Attributes = {
-            SESSION_NAME: self._report.name,
-            one.key: one.value,
-            CODE_FUNCTION_NAME: site.function,
-            CODE_FILE_PATH: site.file,
-            CODE_LINE_NUMBER: site.line,
-            SESSION_ID: ledger.id,
-            **of_database,
-        }
-        if site.callers:
-            add_site(attributes, site)
-        return attributes

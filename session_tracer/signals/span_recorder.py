@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from opentelemetry.trace import SpanKind
 
@@ -51,6 +51,7 @@ class RecordedSpan:
         name: str,
         context: SpanContext,
         parent: SpanContext | None,
+        resource: Any,
         began: int,
         key: str = "",
         value: str | bool = "",
@@ -59,6 +60,7 @@ class RecordedSpan:
         self.name = name
         self.context = context
         self.parent = parent
+        self.resource = resource
         self.began = began
         self.key = key
         self.value = value
@@ -102,6 +104,10 @@ class SpanRecorder(Protocol):
             The contexts of the first span and of its parent, and whether it is sampled.
         """
         ...
+
+    @property
+    def resource(self) -> Any:
+        """The resource of a span that begins now: it is another one after a fork."""
 
     def child(self, parent: SpanContext) -> SpanContext:
         """The context of a new span below a recorded one, which has its sampling decision."""

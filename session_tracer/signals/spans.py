@@ -80,6 +80,7 @@ class SpanSignal:
                 f"session {name}",
                 context,
                 parent,
+                recorder.resource,
                 ledger.opened_at,
                 SESSION_ASYNC,
                 ledger.is_async,
@@ -100,7 +101,7 @@ class SpanSignal:
             return
         context, parent, is_sampled = recorder.begin(DETACHED_LOAD_SPAN, within, {})
         if is_sampled:
-            one = RecordedSpan(DETACHED_LOAD_SPAN, context, parent, now)
+            one = RecordedSpan(DETACHED_LOAD_SPAN, context, parent, recorder.resource, now)
             one.links = links
             report.spans = RecordedSpans(recorder, self._databases, report, one)
 
