@@ -38,12 +38,13 @@ from opentelemetry.trace import (
 
 from session_tracer import __version__
 from session_tracer.signals import names
-from session_tracer.signals.span_recorder import MOST_EVENTS, Beginning
+from session_tracer.signals.span_recorder import MOST_EVENTS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from opentelemetry.context import Context
+    from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace.sampling import Sampler
 
     from session_tracer.signals.span_attributes import Attributes
@@ -148,7 +149,6 @@ class _SpanRecorder:
     def __init__(
         self, provider: TracerProvider, tracer: Tracer, processors: Sequence[SpanProcessor]
     ) -> None:
-        # The provider's resource is another one after a fork.
         self._provider = provider
         self._sampler = provider.sampler
         self._ids = provider.id_generator
@@ -157,6 +157,12 @@ class _SpanRecorder:
         self._on_end = processors[0].on_end if len(processors) == 1 else self._to_all
         self._info = tracer.instrumentation_info
         self._scope = InstrumentationScope(names.SCOPE, __version__)
+        # Whether spans without a parent are sampled; None where it has to be asked each time.
+        self._samples_roots: bool | None = None
+        root = provider.sampler.get_description().removeprefix("ParentBased{root:")
+        if root.startswith(("AlwaysOnSampler", "AlwaysOffSampler")):
+            self._samples_roots = root.startswith("AlwaysOnSampler")
+        self._follows_parent = isinstance(provider.sampler, ParentBased)
 
     def _to_all(self, span: ReadableSpan) -> None:
         for one in self._processors:
@@ -165,51 +171,54 @@ class _SpanRecorder:
     def begin(
         self,
         name: str,
-        context: Context | None,
+        context: Context,
         attributes: Attributes,
-        links: Sequence[Link] = (),
-    ) -> Beginning:
+    ) -> tuple[SpanContext, SpanContext | None, bool]:
         """Begin a tree of spans in a context: sample it, and draw its ids."""
-        span = trace.get_current_span(context)
-        trace_id, _, _, flags, _, is_valid = parent = span.get_span_context()
-        if is_valid:
+        above: SpanContext | None = None
+        if context and (parent := trace.get_current_span(context).get_span_context()).is_valid:
+            above = parent
+            trace_id, _, _, flags, state, _ = parent
             is_random = flags & TraceFlags.RANDOM_TRACE_ID
-            above: SpanContext | None = parent
+            is_sampled = flags & TraceFlags.SAMPLED if self._follows_parent else self._samples_roots
         else:
-            above = None
-            trace_id = self._ids.generate_trace_id()
+            trace_id, state = self._ids.generate_trace_id(), trace.DEFAULT_TRACE_STATE
             is_random = self._ids.is_trace_id_random()
-        result = self._sampler.should_sample(context, trace_id, name, _INTERNAL, attributes, links)
-        state = result.trace_state
-        if state is None:
-            state = trace.DEFAULT_TRACE_STATE
-        is_sampled = result.decision is _SAMPLED
-        own_flags = (_RANDOM_FLAGS if is_random else _FLAGS)[is_sampled]
+            is_sampled = self._samples_roots
+        if is_sampled is None:
+            result = self._sampler.should_sample(context, trace_id, name, _INTERNAL, attributes)
+            is_sampled = result.decision is _SAMPLED
+        own_flags = (_RANDOM_FLAGS if is_random else _FLAGS)[1 if is_sampled else 0]
         # What the class would check is known: `_is_known_layout()`.
         own = _new(SpanContext, (trace_id, self._new_span_id(), False, own_flags, state, True))
-        return Beginning(own, above, dict(result.attributes) if is_sampled else None)
+        return own, above, bool(is_sampled)
+
+    @property
+    def resource(self) -> Resource:
+        """The resource of a span that begins now: it is another one after a fork."""
+        return self._provider.resource
 
     def child(self, parent: SpanContext) -> SpanContext:
         """The context of a new span below a recorded one, which has its sampling decision."""
         trace_id, _, _, flags, state, _ = parent
         return _new(SpanContext, (trace_id, self._new_span_id(), False, flags, state, True))
 
-    def end(self, span: RecordedSpan, at: int) -> None:
-        """Build a span that ended at that time since 1970, and export it."""
+    def end(self, span: RecordedSpan, at: int, epoch: int) -> None:
+        """Build a span that ended at that time, and export it."""
         self._on_end(
             ReadableSpan(
                 span.name,
                 span.context,
                 span.parent,
-                self._provider.resource,
+                span.resource,
                 span.attributes,
                 _events(span) if span.events else (),
                 _links(span.links) if span.links else (),
                 span.kind,
                 self._info,
                 _ERROR if span.failed else _UNSET,
-                span.began,
-                at,
+                span.began + epoch,
+                at + epoch,
                 self._scope,
             )
         )

@@ -23,7 +23,7 @@ from session_tracer.ledger.report import Report
 from session_tracer.publisher.publisher import FactPublisher
 from session_tracer.runtime import process, threads
 from session_tracer.runtime.degraded import warn_once
-from session_tracer.signals.logs import LogSignal
+from session_tracer.signals.logs import LEVELS, LogSignal
 from session_tracer.signals.metrics import MetricSignal
 from session_tracer.signals.reports import ReportSignal
 from session_tracer.signals.spans import SpanSignal, caller
@@ -59,7 +59,7 @@ class Reporting(NamedTuple):
 
     metrics: tuple[MetricSignal, ...]
     logs: LogSignal | None
-    spans: SpanSignal
+    spans: SpanSignal | None
     sinks: tuple[ReportSignal, ...]
     listeners: tuple[Callable[[Any, Report], None], ...]
     steps: int
@@ -147,19 +147,23 @@ class Tracer:
                     self.settings,
                     VERSION,
                     ages=lambda: self._ages(self),
+                    failed=self.failed,
                     histograms=one.histograms,
                 )
             except Exception as error:
                 _refused("MeterProvider", provider, "metrics are not", error)
 
-    def _spanning(self, exporters: tuple[Exporter, ...]) -> SpanSignal:
+    def _spanning(self, exporters: tuple[Exporter, ...]) -> SpanSignal | None:
+        """Begins spans; None where no provider makes any."""
         for one in [one for one in exporters if one.wants_spans][:1]:
             provider = one.tracer_provider
+            if isinstance(provider, NoOpTracerProvider):
+                return None
             try:
                 return SpanSignal(provider, VERSION, one.span_recorder)
             except Exception as error:
                 _refused("TracerProvider", provider, "spans are not", error)
-        return SpanSignal(NoOpTracerProvider(), VERSION)
+        return None
 
     def settle(self) -> None:
         """Report to the exporters that fit now, before a scope begins; never raises.
@@ -193,7 +197,7 @@ class Tracer:
         """Whether sessions that are never used are worth a report, too."""
         reporting = self._reporting
         logs = reporting.logs
-        return reporting.is_eager or (logs is not None and logs.hears_debug())
+        return reporting.is_eager or (logs is not None and logs.least_level() <= LEVELS["debug"])
 
     def closed_unused(self, duration: int) -> None:
         """A session was closed that was never used, after that many nanoseconds; never raises."""
@@ -215,20 +219,22 @@ class Tracer:
     def begin(self, ledger: Ledger) -> Report:
         """A report of a session scope that begins now; `settle()` has to come before it."""
         reporting = self._reporting
+        logs = reporting.logs
+        least = LEVELS["error"] if logs is None else logs.least_level()
         report = Report(
             self,
             ledger,
             metrics=reporting.metrics,
-            logs=reporting.logs,
+            logs=logs,
+            logs_sessions=least <= LEVELS["info"],
+            span_source=reporting.spans,
             sinks=reporting.sinks,
             # What other threads conclude of the scope has no context of the application's.
             silenced=silenced_now(),
         )
-        if not reporting.spans.is_idle:
-            report.spans = reporting.spans.begin(report)
         listeners = reporting.listeners
-        if reporting.logs is not None and reporting.logs.hears_debug():
-            listeners = (reporting.logs.fact, *listeners)
+        if logs is not None and least <= LEVELS["debug"]:
+            listeners = (logs.fact, *listeners)
         if listeners or reporting.steps or self._published:
             report.publisher = FactPublisher(
                 report, steps=reporting.steps, detectors=self._published, listeners=listeners

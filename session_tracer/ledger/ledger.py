@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from session_tracer.ledger.in_progress import Flush, Holding
     from session_tracer.ledger.object_counter import Counter
     from session_tracer.ledger.origin import Route
-    from session_tracer.ledger.report import Attached, Publisher, Report, Tracer
+    from session_tracer.ledger.report import Attached, Attaching, Publisher, Report, Spans, Tracer
     from session_tracer.where.callsite import CallSite
     from session_tracer.where.except_finder import Failure
     from session_tracer.where.owner import Owner
@@ -109,6 +109,9 @@ class Ledger(Use):
     # The scope, and the tracers that report it.
     reports: tuple[Report, ...] = ()
     publishers: tuple[Publisher, ...] = ()
+    # The reports whose spans are sampled, and what sets the context of statements.
+    recording: tuple[tuple[Report, Spans], ...] = ()
+    attaching: Attaching | None = None
     gates: Gates
     announces_statements = False
     id = ""
@@ -158,6 +161,8 @@ class Ledger(Use):
     held = 0
     # How long the open transaction, or the last one, held the last connection it gave back.
     last_held = 0
+    # For how long the transaction that is ending held each connection, and in SQL.
+    released: tuple[tuple[int, int], ...] = ()
 
     # Statements.
     statements = 0
@@ -424,8 +429,8 @@ class Ledger(Use):
         scope = self.scope
         scope.tracers = scope.reported_by()
         # A detached object must not keep the reports alive.
-        scope.reports = self.reports = ()
-        self.publishers = ()
+        scope.reports = self.reports = self.publishers = self.recording = ()
+        self.attaching = None
         self.is_open = False
         self.leaving = None
         self.is_closing = False
@@ -544,8 +549,7 @@ class Ledger(Use):
             tracer.failed(where, error)
         for report in self.reports:
             report.stop()
-        self.reports = ()
-        self.publishers = ()
+        self.reports = self.publishers = self.recording = ()
 
     # From facts to detectors and publishers.
 
@@ -614,7 +618,10 @@ class Ledger(Use):
         if nested or self.publishers or self.is_reopened or self.transactions > 1:
             self._publish_began(began)
         for report in self.reports:
-            report.transaction_began(now, site, nested=nested)
+            if report.span_source is not None:
+                report.begin_spans(report.span_source)
+        for report, spans in self.recording:
+            report.emit(spans.transaction_began, now, site, nested)
 
     def _begin_anew(self) -> None:
         """A transaction that is not the first begins: what is counted for each is 0 again."""
@@ -675,10 +682,13 @@ class Ledger(Use):
                 self.first_commit = (site, self.committing_rows, self.committing)
             self.committing_rows = 0
             self.committing = NOTHING
-        for report in self.reports:
-            report.transaction_ended(
-                now, outcome, now - ended.began_at, nested=ended.nested, error=error
-            )
+        if not ended.nested:
+            released, self.released = self.released, ()
+            for report in self.reports:
+                for metrics in report.metrics:
+                    metrics.transaction_ended(report, outcome, now - ended.began_at, released)
+        for report, spans in self.recording:
+            report.emit(spans.transaction_ended, now, outcome, ended.nested, error)
 
     def _ended_otherwise(self, ended: OpenTransaction, now: int, site: CallSite | None) -> None:
         """A savepoint ended, or a transaction without a commit."""
@@ -770,8 +780,6 @@ class Ledger(Use):
         self.database = holding.database
         if self.publishers:
             self._publish(facts.ConnectionAcquired(now, holding.database, holding.site, joined))
-        for report in self.reports:
-            report.connection_acquired(holding.database)
 
     def release_connections(self, now: int) -> None:
         """The transaction let go of its connections."""
@@ -787,8 +795,7 @@ class Ledger(Use):
                 self._publish(
                     facts.ConnectionReleased(now, duration, holding.busy, holding.database)
                 )
-            for report in self.reports:
-                report.connection_released(duration, holding.busy)
+            self.released += ((duration, holding.busy),)
 
     def writes_ended(self, now: int, site: CallSite | None, *, is_committed: bool) -> None:
         """A transaction with writes ended: has a session next to it committed writes, too?"""
@@ -822,8 +829,8 @@ class Ledger(Use):
             self.single_rows.text = ""
         if self.publishers:
             self._publish(facts.FlushBegan(flush.began_at, flush.site, flush.trigger))
-        for report in self.reports:
-            report.flush_began(flush.began_at, flush.site, flush.trigger)
+        for report, spans in self.recording:
+            report.emit(spans.flush_began, flush.began_at, flush.site, flush.trigger)
 
     def flushed(self, flush: Flush, now: int) -> None:
         """The unit of work was written."""
@@ -863,8 +870,11 @@ class Ledger(Use):
         ):
             self._publish_flushed(flush, now, size)
         for report in self.reports:
+            for metrics in report.metrics:
+                metrics.flushed(report, flush.trigger, "", now - flush.began_at)
+        for report, spans in self.recording:
             sizes = (total(new), total(dirty), total(deleted), total(unchanged))
-            report.flushed(now, flush.trigger, now - flush.began_at, sizes)
+            report.emit(spans.flush_ended, now, *sizes, "")
 
     def _publish_flushed(self, flush: Flush, now: int, size: int) -> None:
         new, dirty, deleted, unchanged = flush.counts
@@ -898,7 +908,13 @@ class Ledger(Use):
             self.failed_flush = fact
         self.suspect(fact)
         for report in self.reports:
-            report.flush_failed(fact)
+            for metrics in report.metrics:
+                metrics.flushed(report, fact.trigger, fact.error, fact.duration)
+            if report.logs is not None:
+                report.emit(report.logs.flush_failed, report, fact)
+        for report, spans in self.recording:
+            sizes = (total(fact.new), total(fact.dirty), total(fact.deleted))
+            report.emit(spans.flush_ended, fact.at, *sizes, None, fact.error)
 
     # Statements.
 
@@ -1027,8 +1043,9 @@ class Ledger(Use):
             return
         if self.publishers:
             self._publish(fact)
-        for report in self.reports:
-            report.statement_started(fact)
+        for report, spans in self.recording:
+            if report.tracer.tells_statements:
+                report.emit(spans.statement_started, fact)
 
     def statement_executed(self, fact: facts.StatementExecuted) -> None:
         """Report a statement by itself, where that was asked for."""
@@ -1036,9 +1053,13 @@ class Ledger(Use):
             return
         if self.publishers:
             self._publish(fact)
-        if self.announces_statements:
-            for report in self.reports:
-                report.statement_executed(fact)
+        for report in self.reports:
+            if report.tracer.tells_statements:
+                for metrics in report.metrics:
+                    metrics.statement_executed(report, fact)
+        for report, spans in self.recording:
+            if report.tracer.tells_statements:
+                report.emit(spans.statement_executed, fact)
 
     def attribute_loaded(
         self,
@@ -1216,11 +1237,7 @@ class Ledger(Use):
 
     def attach(self) -> Attached | None:
         """The caller's context with the innermost open span, to attach; None to leave it be."""
-        # Where the application is traced and a test captures as well, the application's spans are
-        # the ones that its other instrumentations belong to.
-        for report in self.reports:
-            return None if report.spans is None else report.spans.attach()
-        return None
+        return None if self.attaching is None else self.attaching.attach()
 
 
 _SAVEPOINT_OPERATIONS: Final = frozenset({"SAVEPOINT", "RELEASE", "ROLLBACK"})

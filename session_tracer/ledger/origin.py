@@ -43,11 +43,7 @@ class Scope:
         reports = self.reports
         if not reports:
             return self.tracers
-        tracers: tuple[tuple[Tracer, SpanContext | None], ...] = ()
-        for report in reports:
-            spans = report.spans
-            tracers += ((report.tracer, None if spans is None else spans.session_context),)
-        return tracers
+        return tuple([(report.tracer, report.session_context) for report in reports])
 
     def expired(self, by: Expiry, site: CallSite | None) -> None:
         """Note what expired objects of the scope."""

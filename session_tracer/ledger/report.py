@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from session_tracer import facts
 from session_tracer.ledger.guard import aside, reporting
 from session_tracer.model.findings import Finding, Retraction
-from session_tracer.model.summary import SessionSummary
+from session_tracer.model.summary import COUNTS, NUMBERS, SessionSummary
 from session_tracer.model.timeline import NO_TIMELINE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from session_tracer.facts import Counts, Database, Fact, Outcome, Trigger
+    from session_tracer.facts import Counts, Fact, Outcome, Trigger
     from session_tracer.ledger.gates import Gates
     from session_tracer.ledger.ledger import Ledger
     from session_tracer.ledger.origin import Scope
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from session_tracer.settings import Settings
     from session_tracer.where.callsite import CallSite, Locator
 
-__all__ = ["Attached", "Judge", "Publisher", "Report", "Tracer"]
+__all__ = ["Attached", "Attaching", "Judge", "Publisher", "Report", "Spans", "Tracer"]
 
 _MOST_FINDINGS: Final = 1_000
 # What a detector concludes most of the time.
@@ -46,6 +47,12 @@ class Attached(Protocol):
     def detach(self) -> None: ...
 
 
+class Attaching(Protocol):
+    """Has the context for the statements of one scope."""
+
+    def attach(self) -> Attached | None: ...
+
+
 class Publisher(Protocol):
     """Gets every fact of one scope, because somebody asked for facts."""
 
@@ -58,11 +65,11 @@ class Publisher(Protocol):
 
 
 class Metrics(Protocol):
-    """Measures what sessions do."""
+    """Measures what sessions do. All methods but `finding` are called without containment."""
 
-    def transaction_ended(self, report: Report, outcome: Outcome, duration: int) -> None: ...
-
-    def connection_released(self, report: Report, held: int, busy: int) -> None: ...
+    def transaction_ended(
+        self, report: Report, outcome: Outcome, duration: int, held: tuple[tuple[int, int], ...]
+    ) -> None: ...
 
     def flushed(self, report: Report, trigger: Trigger, error: str, duration: int) -> None: ...
 
@@ -88,22 +95,11 @@ class Logs(Protocol):
 
 
 class Spans(Protocol):
-    """The open spans of one scope.
-
-    `is_dropped` is whether the session's span is not sampled. Then nothing is reported to them
-    until the scope ends.
-    """
-
-    is_dropped: bool
-
-    @property
-    def session_context(self) -> Any: ...
+    """The open spans of one scope, once its first transaction has begun and if it is sampled."""
 
     def transaction_began(self, at: int, site: CallSite | None, nested: bool) -> None: ...
 
     def transaction_ended(self, at: int, outcome: Outcome, nested: bool, error: str) -> None: ...
-
-    def connection_acquired(self, database: Database) -> None: ...
 
     def flush_began(self, at: int, site: CallSite | None, trigger: Trigger) -> None: ...
 
@@ -111,24 +107,11 @@ class Spans(Protocol):
         self, at: int, new: int, dirty: int, deleted: int, unchanged: int | None, error: str
     ) -> None: ...
 
-    def statement_started(
-        self,
-        at: int,
-        text: str,
-        summary: str,
-        operation: str,
-        collection: str,
-        batch_size: int,
-        database: Database,
-    ) -> None: ...
+    def statement_started(self, fact: facts.StatementStarted) -> None: ...
 
-    def statement_executed(
-        self, at: int, site: CallSite | None, error: str, status: str
-    ) -> None: ...
+    def statement_executed(self, fact: facts.StatementExecuted) -> None: ...
 
     def session_ended(self, at: int) -> None: ...
-
-    def refused(self, origin: Any) -> None: ...
 
     def detached_load_failed(self, fact: facts.DetachedLoadFailed) -> None: ...
 
@@ -136,13 +119,24 @@ class Spans(Protocol):
 
     def retracted(self, retraction: Retraction) -> None: ...
 
-    def attach(self) -> Attached | None: ...
-
     def stop(self) -> None: ...
+
+
+class SpanSource(Protocol):
+    """Begins the spans of scopes.
+
+    It sets `spans` of the report if they are sampled, and `attaching` and `session_context`.
+    """
+
+    def begin(self, report: Report) -> None: ...
+
+    def refused(self, report: Report, origin: Any) -> None: ...
 
 
 class Sink(Protocol):
     """An exporter that takes whole values."""
+
+    wants_sessions: bool
 
     def session(self, report: Report) -> None: ...
 
@@ -207,29 +201,24 @@ class Report:
     """One session scope as one tracer reports it.
 
     A detector or signal that fails is counted, logged once, and left out of the rest of the scope.
+    An attribute keeps the class's value, which costs nothing, until something changes it.
     """
 
-    __slots__ = (
-        "_memories",
-        "_muted",
-        "findings",
-        "ledger",
-        "logs",
-        "metrics",
-        "misuses",
-        "name",
-        "publisher",
-        "repeats",
-        "settings",
-        "silenced",
-        "sinks",
-        "span_context",
-        "spans",
-        "tracer",
-    )
-
-    spans: Spans | None
-    publisher: Publisher | None
+    # None until the first transaction has begun, and if the session is not sampled.
+    spans: Spans | None = None
+    attaching: Attaching | None = None
+    # Where links to the session point.
+    session_context: Any = None
+    publisher: Publisher | None = None
+    # The innermost open span if it is recorded: a tuple that begins with trace id and span id.
+    span_context: tuple[Any, ...] | None = None
+    findings: tuple[Finding, ...] = ()
+    # Whether a finding is reported again after counts were reset for another report.
+    repeats = True
+    # What is to be raised as `SessionMisuse`.
+    misuses: tuple[Finding, ...] = ()
+    _memories: dict[int, Any] | None = None
+    _muted: frozenset[int] = frozenset()
 
     def __init__(
         self,
@@ -238,6 +227,8 @@ class Report:
         *,
         metrics: tuple[Metrics, ...],
         logs: Logs | None,
+        logs_sessions: bool,
+        span_source: SpanSource | None,
         sinks: tuple[Sink, ...],
         silenced: frozenset[str],
     ) -> None:
@@ -247,20 +238,13 @@ class Report:
         self.settings = tracer.settings
         self.metrics = metrics
         self.logs = logs
+        # Whether an event about the whole session can reach anything.
+        self.logs_sessions = logs_sessions
+        # None where no spans are made, and once they have begun.
+        self.span_source = span_source
         self.sinks = sinks
         # What was silenced where the scope was opened.
         self.silenced = silenced
-        self.spans = None
-        self.publisher = None
-        # Trace and span id of the innermost open span, where one is recording.
-        self.span_context: tuple[int, int] | None = None
-        self.findings: tuple[Finding, ...] = ()
-        # Whether a finding is reported again after counts were reset for another report.
-        self.repeats = True
-        # What is to be raised as `SessionMisuse`.
-        self.misuses: tuple[Finding, ...] = ()
-        self._memories: dict[int, Any] | None = None
-        self._muted: frozenset[int] = frozenset()
 
     def finding(
         self,
@@ -346,12 +330,12 @@ class Report:
 
     def _conclude(self, verdict: Finding | Retraction) -> None:
         if isinstance(verdict, Retraction):
-            for logs in (self.logs,) if self.logs is not None else ():
-                self._say(logs, logs.retracted, verdict, self)
+            if self.logs is not None:
+                self.emit(self.logs.retracted, verdict, self)
             if self.spans is not None:
-                self._say(self.spans, self.spans.retracted, verdict)
+                self.emit(self.spans.retracted, verdict)
             for sink in self.sinks:
-                self._say(sink, sink.retracted, verdict, self)
+                self.emit(sink.retracted, verdict, self)
             return
         # A scope that goes on for ever and fails for ever must not fill the memory.
         if len(self.findings) < _MOST_FINDINGS:
@@ -359,24 +343,24 @@ class Report:
         if self.tracer.policy.raises(verdict) and len(self.misuses) < _MOST_FINDINGS:
             self.misuses += (verdict,)
         for metrics in self.metrics:
-            self._say(metrics, metrics.finding, verdict, self)
+            self.emit(metrics.finding, verdict, self)
         if self.logs is not None:
-            self._say(self.logs, self.logs.finding, verdict, self)
+            self.emit(self.logs.finding, verdict, self)
         if self.spans is not None:
-            self._say(self.spans, self.spans.finding, verdict)
+            self.emit(self.spans.finding, verdict)
         for sink in self.sinks:
-            self._say(sink, sink.finding, verdict, self)
+            self.emit(sink.finding, verdict, self)
 
     # Signals. What is measured and logged of something that ended is of its span, so spans come
     # after metrics and logs; whole values come last, for a summary holds the findings.
 
-    def _say(self, signal: Any, method: Callable[..., None], *arguments: Any) -> None:
-        """Have a signal report something; never raises."""
+    def emit(self, method: Any, *arguments: Any) -> None:
+        """Call a signal's method; never raises."""
         before, reporting.now = reporting.now, True
         try:
             method(*arguments)
         except Exception as error:
-            self.lose(signal, error)
+            self.lose(method.__self__, error)
         finally:
             reporting.now = before
 
@@ -390,112 +374,51 @@ class Report:
         if self.logs is signal:
             self.logs = None
         if self.spans is signal:
-            self.spans = None
+            self._lose_spans()
 
-    def transaction_began(self, at: int, site: CallSite | None, *, nested: bool) -> None:
-        """A transaction or savepoint began."""
-        if self.spans is not None and not self.spans.is_dropped:
-            self._say(self.spans, self.spans.transaction_began, at, site, nested)
+    def _lose_spans(self) -> None:
+        ledger = self.ledger
+        ledger.recording = tuple([one for one in ledger.recording if one[0] is not self])
+        if ledger.attaching is self.attaching:
+            ledger.attaching = None
+        self.spans = self.span_source = self.span_context = None
 
-    def transaction_ended(
-        self, at: int, outcome: Outcome, duration: int, *, nested: bool, error: str
-    ) -> None:
-        """A transaction or savepoint ended."""
-        if not nested:
-            for metrics in self.metrics:
-                self._say(metrics, metrics.transaction_ended, self, outcome, duration)
-        if self.spans is not None and not self.spans.is_dropped:
-            self._say(self.spans, self.spans.transaction_ended, at, outcome, nested, error)
-
-    def connection_acquired(self, database: Database) -> None:
-        """The transaction has a connection."""
-        if self.spans is not None and not self.spans.is_dropped:
-            self._say(self.spans, self.spans.connection_acquired, database)
-
-    def connection_released(self, held: int, busy: int) -> None:
-        """The transaction gave a connection back."""
-        for metrics in self.metrics:
-            self._say(metrics, metrics.connection_released, self, held, busy)
-
-    def flush_began(self, at: int, site: CallSite | None, trigger: Trigger) -> None:
-        """The unit of work started to write."""
-        if self.spans is not None and not self.spans.is_dropped:
-            self._say(self.spans, self.spans.flush_began, at, site, trigger)
-
-    def flushed(
-        self, at: int, trigger: Trigger, duration: int, sizes: tuple[int, int, int, int]
-    ) -> None:
-        """The unit of work was written: new, dirty, deleted and unchanged objects."""
-        for metrics in self.metrics:
-            self._say(metrics, metrics.flushed, self, trigger, "", duration)
-        if self.spans is not None and not self.spans.is_dropped:
-            self._say(self.spans, self.spans.flush_ended, at, *sizes, "")
-
-    def flush_failed(self, fact: facts.FlushFailed) -> None:
-        """The unit of work could not be written."""
-        for metrics in self.metrics:
-            self._say(metrics, metrics.flushed, self, fact.trigger, fact.error, fact.duration)
-        if self.logs is not None:
-            self._say(self.logs, self.logs.flush_failed, self, fact)
-        if self.spans is not None and not self.spans.is_dropped:
-            sizes = [sum(counts.values()) for counts in (fact.new, fact.dirty, fact.deleted)]
-            self._say(self.spans, self.spans.flush_ended, fact.at, *sizes, None, fact.error)
-
-    def statement_started(self, fact: facts.StatementStarted) -> None:
-        """A statement is about to go to the driver."""
-        if self.spans is not None and self.tracer.tells_statements:
-            self._say(
-                self.spans,
-                self.spans.statement_started,
-                fact.at,
-                fact.text,
-                fact.summary,
-                fact.operation,
-                fact.collection,
-                fact.batch_size,
-                fact.database,
-            )
-
-    def statement_executed(self, fact: facts.StatementExecuted) -> None:
-        """The driver's execute call returned, or raised an error."""
-        if not self.tracer.tells_statements:
-            return
-        for metrics in self.metrics:
-            self._say(metrics, metrics.statement_executed, self, fact)
+    def begin_spans(self, source: SpanSource) -> None:
+        """The scope's first transaction begins: begin the session's span."""
+        self.span_source = None
+        self.emit(source.begin, self)
         if self.spans is not None:
-            self._say(
-                self.spans,
-                self.spans.statement_executed,
-                fact.at,
-                fact.site,
-                fact.error,
-                fact.status,
-            )
+            self.ledger.recording += ((self, self.spans),)
+        # Where the application is traced and a test captures as well, the application's spans are
+        # the ones that its other instrumentations belong to.
+        if self.attaching is not None and self.ledger.reports[0] is self:
+            self.ledger.attaching = self.attaching
 
     def session_ended(self, detached: Counts) -> None:
         """The scope ended; `detached` are the objects that it let go of."""
         for metrics in self.metrics:
-            self._say(metrics, metrics.session_ended, self, detached)
-        if self.logs is not None:
-            self._say(self.logs, self.logs.session_closed, self)
+            metrics.session_ended(self, detached)
+        if self.logs is not None and self.logs_sessions:
+            self.emit(self.logs.session_closed, self)
         if self.spans is not None:
-            self._say(self.spans, self.spans.session_ended, self.ledger.closed_at)
+            self.emit(self.spans.session_ended, self.ledger.closed_at)
         for sink in self.sinks:
-            self._say(sink, sink.session, self)
+            if sink.wants_sessions:
+                self.emit(sink.session, self)
 
     def load_was_refused(self, fact: facts.DetachedLoadFailed, origin: Any) -> None:
         """A detached object was refused a load; `origin` is the span of its session."""
         if reporting.now:
             return
-        if self.spans is not None:
-            self._say(self.spans, self.spans.refused, origin)
+        if self.span_source is not None:
+            self.emit(self.span_source.refused, self, origin)
         if self.publisher is not None:
             self.publisher.publish(fact)
         self.judge(fact)
         for metrics in self.metrics:
-            self._say(metrics, metrics.load_refused, self)
+            self.emit(metrics.load_refused, self)
         if self.spans is not None:
-            self._say(self.spans, self.spans.detached_load_failed, fact)
+            self.emit(self.spans.detached_load_failed, fact)
 
     def take_up(self, now: int) -> None:
         """The scope is open already: report how far it is."""
@@ -507,21 +430,26 @@ class Report:
                 publisher.publish(
                     facts.TransactionBegan(now, None, one.nested, one.two_phase, one.owner)
                 )
-            self.transaction_began(now, None, nested=one.nested)
-        for holding in ledger.connections:
-            if publisher is not None:
+            if self.span_source is not None:
+                self.begin_spans(self.span_source)
+            if self.spans is not None:
+                self.emit(self.spans.transaction_began, now, None, one.nested)
+        if publisher is not None:
+            for holding in ledger.connections:
                 publisher.publish(facts.ConnectionAcquired(now, holding.database))
-            self.connection_acquired(holding.database)
 
     def stop(self) -> None:
         """End the report unfinished."""
         if self.spans is not None:
-            self._say(self.spans, self.spans.stop)
+            self.emit(self.spans.stop)
+        self._lose_spans()
 
     def summary(self) -> SessionSummary:
         """The account as a value that outlives the session."""
         ledger = self.ledger
         timeline = NO_TIMELINE if self.publisher is None else self.publisher.timeline
+        totals: dict[str, Any] = dict(zip(NUMBERS, _numbers(ledger), strict=True))
+        totals |= zip(COUNTS, map(dict, _counts(ledger)), strict=True)
         return SessionSummary(
             id=ledger.id,
             name=self.name,
@@ -536,27 +464,12 @@ class Report:
             duration_ms=(ledger.closed_at - ledger.opened_at) / 1e6,
             held_ms=ledger.held / 1e6,
             sql_ms=ledger.sql / 1e6,
-            statements=ledger.statements,
-            transactions=ledger.transactions,
-            savepoints=ledger.savepoints,
-            commits=ledger.commits,
-            rollbacks=ledger.rollbacks,
-            flushes=ledger.flushes,
-            failed_flushes=ledger.failed_flushes,
-            loaded=dict(ledger.loaded),
-            new=dict(ledger.new),
-            dirty=dict(ledger.dirty),
-            unchanged=dict(ledger.unchanged),
-            deleted=dict(ledger.deleted),
-            lazy_loads=dict(ledger.lazy_loads),
-            expired=ledger.expired,
-            expunged=ledger.expunged,
-            merged=ledger.merged,
-            pending=ledger.pending,
-            transitions=dict(ledger.transitions),
-            identity_map_size=ledger.identity_map_size,
-            identity_map_peak=ledger.identity_map_peak,
+            **totals,
             timeline=tuple(timeline),
             timeline_left_out=timeline.left_out,
             findings=self.findings,
         )
+
+
+_numbers: Final = attrgetter(*NUMBERS)
+_counts: Final = attrgetter(*COUNTS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from session_tracer.facts import Counts, Database, Outcome
@@ -11,7 +11,26 @@ if TYPE_CHECKING:
     from session_tracer.model.timeline import Step
     from session_tracer.where.callsite import CallSite
 
-__all__ = ["SessionSummary"]
+__all__ = ["COUNTS", "NUMBERS", "SessionSummary"]
+
+# The totals of a scope: attributes of a ledger and of a summary, and keys of `session.closed`.
+NUMBERS: Final = (
+    "statements",
+    "transactions",
+    "savepoints",
+    "commits",
+    "rollbacks",
+    "flushes",
+    "failed_flushes",
+    "expired",
+    "expunged",
+    "merged",
+    "pending",
+    "identity_map_size",
+    "identity_map_peak",
+)
+# The totals that are counts by mapped class, by kind or by event.
+COUNTS: Final = ("loaded", "new", "dirty", "unchanged", "deleted", "lazy_loads", "transitions")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

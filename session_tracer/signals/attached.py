@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from opentelemetry import context as context_api
+from opentelemetry import trace
+from opentelemetry.trace import NonRecordingSpan
 
 if TYPE_CHECKING:
     from contextvars import Token
 
     from opentelemetry.context import Context
+    from opentelemetry.trace import Span, SpanContext
 
-__all__ = ["Attached"]
+__all__ = ["Attached", "Attaching"]
 
 
 class Attached:
@@ -40,3 +43,26 @@ class Attached:
                 context_api.attach(self._before)
             else:
                 context_api.detach(self._token)
+
+
+class Attaching:
+    """Has the caller's context with a span of the session in it, made again when either changes."""
+
+    # The context that a caller was in last, and the one that takes its place for a span.
+    _base: Context | None = None
+    _derived: Context | None = None
+    _derived_of: SpanContext | None = None
+
+    def attached(self, context: SpanContext, span: Span | None = None) -> Attached | None:
+        """The caller's context with that span, to attach; None to leave it be."""
+        base = context_api.get_current()
+        if base is not self._base or context is not self._derived_of:
+            self._base, self._derived_of = base, context
+            if not context.is_valid or (
+                # It is current already, or nothing is recorded and the caller's says so.
+                base and context == trace.get_current_span(base).get_span_context()
+            ):
+                self._derived = None
+            else:
+                self._derived = trace.set_span_in_context(span or NonRecordingSpan(context), base)
+        return None if self._derived is None else Attached(self._derived, base)

@@ -1,7 +1,8 @@
 """Keeps the values of histograms until they are collected, so that adding one costs little.
 
-`Histogram.record` of OpenTelemetry's SDK takes 7 µs for each value. Here a value is appended to a
-deque, and the rest happens when a reader collects, outside the application's own path:
+`Histogram.record` of OpenTelemetry's SDK takes 7 µs for each value. Here the application's own path
+appends one row for each transaction, flush or session that ended. The rest happens when a reader
+collects:
 
 - `Histograms` counts the values in buckets. The exporters of session_tracer collect them from
   there, in place of the SDK's histograms.
@@ -9,7 +10,7 @@ deque, and the rest happens when a reader collects, outside the application's ow
   provider: that of the application may have views, readers and filters of its own.
 
 Only public names of OpenTelemetry's API are used. The garbage collector may close a session, and
-thereby add values, between any two instructions, also in a thread that is counting or recording.
+thereby add a row, between any two instructions, also in a thread that is counting or recording.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import math
 from bisect import bisect_left
 from collections import deque
 from time import time_ns
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -36,20 +37,20 @@ if TYPE_CHECKING:
 
     from session_tracer.signals.names import Metric
 
-__all__ = ["Exemplar", "Histograms", "Point", "RecordedHistograms", "Series"]
+__all__ = ["Exemplar", "Histograms", "Point", "RecordedHistograms", "Series", "Waiting"]
 
 T = TypeVar("T")
 Attributes: TypeAlias = "Mapping[str, str | int]"
-# The trace id and the span id.
-Span: TypeAlias = "tuple[int, int]"
+# The trace id and the span id come first.
+Span: TypeAlias = "tuple[Any, ...]"
 
-# The number of values that `Histograms` lets wait before it counts them.
-_FOLD_AT: Final = 512
-# The number of values that wait in all. At more, `RecordedHistograms` records some of them in the
+# The number of rows that `Histograms` lets wait before it counts them.
+_FOLD_AT: Final = 128
+# The number of rows that wait in all. At more, `RecordedHistograms` records some of them in the
 # thread that adds one, and `Histograms` lets that thread wait for the one that is counting.
 _MOST_WAITING: Final = 8192
-# The number of values that the thread which adds one then records: less than half a millisecond.
-_RECORDED_AT_ONCE: Final = 64
+# The number of rows that the thread which adds one then records: less than half a millisecond.
+_RECORDED_AT_ONCE: Final = 16
 # The seconds that a collection waits for another thread, and those that the application does.
 _COLLECTION_PATIENCE: Final = 1.0
 _APPLICATION_PATIENCE: Final = 0.1
@@ -84,51 +85,39 @@ class Point(NamedTuple):
     exemplars: tuple[Exemplar, ...]
 
 
-class _Target(Protocol):
-    """Where the values of one series go in the end."""
-
-    def take(self, value: float, span: Span | None, time_unix_ns: int) -> None: ...
-
-
-# The last two are None and 0 where the value was not measured in a sampled span.
-_Waiting: TypeAlias = "deque[tuple[_Target, float, Span | None, int]]"
-
-
-class Series:
+class Series(Protocol):
     """One histogram with one set of attributes."""
 
-    __slots__ = ("_limit", "_put", "_relieve", "_target", "_waiting")
-
-    def __init__(
-        self, target: _Target, waiting: _Waiting, limit: int, relieve: Callable[[], None]
-    ) -> None:
-        self._target = target
-        self._waiting = waiting
-        # To append to a deque and to take from it is atomic: threads need not wait for each other,
-        # and no value is lost or counted twice.
-        self._put = waiting.append
-        self._limit = limit
-        self._relieve = relieve
-
-    def add(self, value: float, span: Span | None, sampled: bool) -> None:
-        """Add a value; negative ones are ignored, as by `Histogram.record`.
+    def take(self, value: float, span: Span | None, time_unix_ns: int) -> None:
+        """Take a value; negative ones are ignored, as by `Histogram.record`.
 
         Args:
             value: The value, in the metric's unit.
-            span: The span in which it was measured; None for the current one.
-            sampled: Whether that span is sampled, so that the value may become an exemplar.
+            span: The sampled span in which it was measured, if there was one.
+            time_unix_ns: When it was measured, if there was one.
         """
-        if sampled:
-            self._put((self._target, value, span or _current_span(), time_ns()))
-        else:
-            self._put((self._target, value, None, 0))
-        if len(self._waiting) >= self._limit:
-            self._relieve()
 
 
-def _current_span() -> Span:
-    context = trace.get_current_span().get_span_context()
-    return context.trace_id, context.span_id
+if TYPE_CHECKING:
+    # What takes the row and never raises, and its arguments.
+    Rows = deque[tuple[Callable[[Any, Span | None, int], None], Any, Span | None, int]]
+else:
+    Rows = deque
+
+
+class Waiting(Rows):
+    """The rows that wait. The code that appends one calls `relieve()` if `limit` is reached.
+
+    To append to a deque and to take from it is atomic: threads need not wait for each other, and no
+    row is lost or counted twice.
+    """
+
+    __slots__ = ("limit", "relieve")
+
+    def __init__(self, limit: int, relieve: Callable[[], None]) -> None:
+        super().__init__()
+        self.limit = limit
+        self.relieve = relieve
 
 
 class _Buckets:
@@ -176,7 +165,7 @@ class _Buckets:
         if value > self._max:
             self._max = value
         if span is not None and self._with_exemplars:
-            self._exemplars[bucket] = Exemplar(value, time_unix_ns, *span)
+            self._exemplars[bucket] = Exemplar(value, time_unix_ns, span[0], span[1])
 
     def collect(self, now: int, *, delta: bool) -> Point | None:
         """What was counted; None where there is nothing."""
@@ -211,7 +200,7 @@ class Histograms:
 
     def __init__(self, *, exemplars: bool = True) -> None:
         self._exemplars = exemplars
-        self._waiting: _Waiting = deque()
+        self.waiting = Waiting(_FOLD_AT, self._relieve)
         self._buckets: dict[tuple[object, ...], _Buckets] = {}
         # The thread that holds the lock, which the garbage collector may have add a value.
         self._holder = 0
@@ -223,7 +212,12 @@ class Histograms:
         buckets = self._buckets.get(key)
         if buckets is None:
             buckets = self._buckets.setdefault(key, _Buckets(metric, attributes, self._exemplars))
-        return Series(buckets, self._waiting, _FOLD_AT, self._relieve)
+        return buckets
+
+    def take_waiting(self, _: CallbackOptions) -> tuple[Observation, ...]:
+        """Count what waits, as a collection begins; there is nothing to observe."""
+        self._exclusively(self._fold, _COLLECTION_PATIENCE)
+        return ()
 
     def collect(self, *, delta: bool) -> dict[Metric, list[Point]]:
         """The points of each metric that has values.
@@ -246,15 +240,15 @@ class Histograms:
         return self._exclusively(work, _COLLECTION_PATIENCE) or {}
 
     def _relieve(self) -> None:
-        is_full = len(self._waiting) >= _MOST_WAITING
+        is_full = len(self.waiting) >= _MOST_WAITING
         self._exclusively(self._fold, _APPLICATION_PATIENCE if is_full else 0)
 
     def _fold(self) -> None:
         # No more than wait now: other threads may add values as fast as this one counts them.
-        take_next = self._waiting.popleft
-        for _ in range(len(self._waiting)):
-            buckets, value, span, time_unix_ns = take_next()
-            buckets.take(value, span, time_unix_ns)
+        take_next = self.waiting.popleft
+        for _ in range(len(self.waiting)):
+            take, row, span, time_unix_ns = take_next()
+            take(row, span, time_unix_ns)
 
     def _exclusively(self, work: Callable[[], T], patience: float) -> T | None:
         """Do the work under the lock.
@@ -284,7 +278,7 @@ class Histograms:
 
     def _start_process(self) -> threading.Lock:
         """Count from zero: what was added before a fork, the parent process reports."""
-        self._waiting.clear()
+        self.waiting.clear()
         now = time_ns()
         for buckets in list(self._buckets.values()):
             buckets.clear(now)
@@ -295,12 +289,12 @@ class Histograms:
 class RecordedHistograms:
     """The histograms of a meter provider that is not session_tracer's own.
 
-    `record_all` has to be a callback of an observable instrument of that provider: it is called as
-    a collection begins. Each value is recorded without the lock of anything else in this module.
+    `take_waiting` has to be a callback of an observable instrument of that provider: it is called
+    as a collection begins. Each value is recorded without the lock of anything else in this module.
     """
 
     def __init__(self, meter: Meter) -> None:
-        self._waiting: _Waiting = deque()
+        self.waiting = Waiting(_MOST_WAITING, self._relieve)
         self._instruments = {
             metric.name: meter.create_histogram(
                 metric.name,
@@ -316,12 +310,11 @@ class RecordedHistograms:
 
     def series(self, metric: Metric, attributes: Attributes) -> Series:
         """A series of that metric with these attributes."""
-        target = _Instrument(self._instruments[metric.name], attributes)
-        return Series(target, self._waiting, _MOST_WAITING, self._relieve)
+        return _Instrument(self._instruments[metric.name], attributes)
 
-    def record_all(self, _: CallbackOptions) -> tuple[Observation, ...]:
-        """Record all values that wait; there is nothing to observe."""
-        self._record(len(self._waiting))
+    def take_waiting(self, _: CallbackOptions) -> tuple[Observation, ...]:
+        """Record what waits; there is nothing to observe."""
+        self._record(len(self.waiting))
         return ()
 
     def _relieve(self) -> None:
@@ -337,8 +330,8 @@ class RecordedHistograms:
         recording.add(this_thread)
         try:
             for _ in range(most):
-                instrument, value, span, time_unix_ns = self._waiting.popleft()
-                instrument.take(value, span, time_unix_ns)
+                take, row, span, time_unix_ns = self.waiting.popleft()
+                take(row, span, time_unix_ns)
         except IndexError:  # another thread has taken the rest
             pass
         finally:
@@ -346,7 +339,7 @@ class RecordedHistograms:
 
     def _start_process(self) -> set[int]:
         """Begin without values: what was added before a fork, the parent process reports."""
-        self._waiting.clear()
+        self.waiting.clear()
         return set()
 
 
@@ -380,9 +373,8 @@ _NO_SPAN: Final = trace.set_span_in_context(trace.INVALID_SPAN, Context())
 
 def _context(span: Span) -> Context:
     """A context in which the SDK finds this span, for the exemplar."""
-    trace_id, span_id = span
     sampled = trace.TraceFlags(trace.TraceFlags.SAMPLED)
-    context = trace.SpanContext(trace_id, span_id, is_remote=False, trace_flags=sampled)
+    context = trace.SpanContext(span[0], span[1], is_remote=False, trace_flags=sampled)
     return trace.set_span_in_context(trace.NonRecordingSpan(context), Context())
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Final
 
-from opentelemetry import context as context_api
 from opentelemetry import trace
-from opentelemetry.trace import Link, SpanKind, Status, StatusCode
+from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from session_tracer.signals import names
-from session_tracer.signals.attached import Attached
+from session_tracer.signals.attached import Attaching
 from session_tracer.signals.span_attributes import (
+    DETACHED_LOAD_ERROR,
     add_database,
     add_site,
     of_finding,
@@ -21,13 +22,14 @@ from session_tracer.signals.span_attributes import (
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
-    from opentelemetry.trace import Span, SpanContext, Tracer
+    from opentelemetry.trace import Span, Tracer
 
     from session_tracer import facts
-    from session_tracer.facts import Database, Outcome, Trigger
+    from session_tracer.facts import Outcome, Trigger
+    from session_tracer.ledger.report import Report
     from session_tracer.model.findings import Finding, Retraction
+    from session_tracer.signals.attached import Attached
     from session_tracer.signals.span_attributes import Attributes
-    from session_tracer.signals.span_recorder import Report
     from session_tracer.where.callsite import CallSite
 
 __all__ = ["LiveSpans"]
@@ -42,24 +44,22 @@ class _Open:
     span starts is set when it ends. Whether it records is asked once.
     """
 
-    __slots__ = ("_base", "_within", "context", "ids", "kind", "later", "records", "span")
+    __slots__ = ("_parent", "_within", "context", "kind", "later", "records", "span")
 
-    def __init__(self, kind: str, span: Span) -> None:
+    def __init__(self, kind: str, span: Span, parent: Context) -> None:
         self.kind = kind
         self.span = span
-        self.context = context = span.get_span_context()
+        self.context = span.get_span_context()
         self.records = span.is_recording()
-        # Of the trace and of the span, where it records.
-        self.ids = (context.trace_id, context.span_id) if self.records else None
         self.later: Attributes = {}
-        self._base: Context | None = None
+        self._parent = parent
         self._within: Context | None = None
 
-    def within(self, base: Context) -> Context:
-        """The context in which this span is the current one, and all else is as in `base`."""
-        if self._within is None or base is not self._base:
-            self._within = trace.set_span_in_context(self.span, base)
-            self._base = base
+    @property
+    def within(self) -> Context:
+        """The context of the caller in which this span is the current one."""
+        if self._within is None:
+            self._within = trace.set_span_in_context(self.span, self._parent)
         return self._within
 
     def fail(self, error: str) -> None:
@@ -76,270 +76,185 @@ class _Open:
         self.span.end(at)
 
 
-class LiveSpans:
+class LiveSpans(Attaching):
     """The open spans of one session scope: the session's, its transactions', its flush's.
 
     The session's span starts with its first transaction, dated back to the opening of the scope: a
     session that never begins one has no span.
     """
 
-    __slots__ = (
-        "_base",
-        "_derived",
-        "_ledger",
-        "_open",
-        "_parent",
-        "_report",
-        "_statement",
-        "_tracer",
-        "is_dropped",
-        "session_context",
-    )
-
-    def __init__(self, tracer: Tracer, report: Report) -> None:
+    def __init__(
+        self, tracer: Tracer, report: Report, parent: Context, kind: str, span: Span
+    ) -> None:
         self._tracer = tracer
         self._report = report
-        self._ledger = report.ledger
-        context = report.ledger.context
-        self._parent: Context = context_api.get_current() if context is None else context
-        self._open: list[_Open] = []
+        self._ledger = ledger = report.ledger
+        # The outermost is the session's, or that of a refused load.
+        self._open = [_Open(kind, span, parent)]
         self._statement: _Open | None = None
-        # Unsampled means cheap: within a session's span that does not record, nothing is made.
-        self.is_dropped = False
-        # The context that a caller was in last, and the one that takes its place.
-        self._base: Context | None = None
-        self._derived: Context | None = None
-        # Where links to this session point, once its span has started.
-        self.session_context: SpanContext | None = None
-
-    def finding(self, finding: Finding) -> None:
-        """Put a finding on the innermost open span."""
-        # The watchdog's thread reports some while the session's own thread may be ending a span.
-        for one in self._open[-1:]:
-            if one.span.is_recording():
-                one.span.add_event(names.FINDING_EVENT, of_finding(finding))
-
-    def retracted(self, retraction: Retraction) -> None:
-        """Report on the innermost open span that a finding is retracted."""
-        for one in self._open[-1:]:
-            if one.span.is_recording():
-                one.span.add_event(names.FINDING_RETRACTED_EVENT, of_retraction(retraction))
-
-    def attach(self) -> Attached | None:
-        """The caller's context with the innermost open span, to attach; None to leave it be."""
-        if not self._open:
-            return None
-        base = context_api.get_current()
-        if base is not self._base:
-            self._base = base
-            self._derived = self._derive(base)
-        return None if self._derived is None else Attached(self._derived, base)
-
-    def _derive(self, base: Context) -> Context | None:
-        innermost = self._statement or self._open[-1]
-        if not innermost.context.is_valid:
-            return None
-        if base and innermost.context == trace.get_current_span(base).get_span_context():
-            return None  # it is current already, or nothing is recorded and the caller says so
-        return innermost.within(base)
-
-    def refused(self, origin: SpanContext | None) -> None:
-        """Open the span of a refused load; the fact that follows describes and ends it."""
-        links = [] if origin is None else [Link(origin)]
-        span = self._tracer.start_span(names.DETACHED_LOAD_SPAN, links=links)
-        self._open.append(_Open(names.DETACHED_LOAD_SPAN, span))
+        report.session_context = self._open[0].context
         self._moved()
+        if kind != names.DETACHED_LOAD_SPAN:
+            add_site(self._open[0].later, ledger.opened_site)
+            self._open[0].later[names.SESSION_ID] = ledger.id
 
-    def stop(self) -> None:
-        """End what is open now: how it goes on is not reported any more."""
-        while self._open:
-            self._open.pop().end()
-        self._moved()
-
-    def _push(self, kind: str, name: str, at: int, attributes: Attributes) -> _Open:
-        parent = self._open[-1].within(self._parent) if self._open else self._parent
-        one = _Open(
-            kind,
-            self._tracer.start_span(
-                name, context=parent, start_time=at + self._ledger.epoch, attributes=attributes
-            ),
-        )
-        self._open.append(one)
-        self._moved()
-        return one
-
-    def _pop(self, kind: str, at: int) -> _Open | None:
-        """Take away the innermost span of that kind, and end whatever was left open within it."""
-        opened = self._open
-        if not opened:
-            return None
-        if opened[-1].kind != kind:
-            if all(one.kind != kind for one in opened):
-                return None
-            while opened[-1].kind != kind:
-                opened.pop().end(at + self._ledger.epoch)
-        innermost = opened.pop()
-        if not self.is_dropped:
-            self._moved()
-        return innermost
-
-    def _moved(self) -> None:
-        self._base = self._derived = None
-        self._report.span_context = self._open[-1].ids if self._open else None
+    # What happens in the session.
 
     def transaction_began(self, at: int, site: CallSite | None, nested: bool) -> None:
         """A transaction or savepoint began."""
-        if self.is_dropped:
-            return
-        ledger, name = self._ledger, self._report.name
-        if not self._open:
-            # The sampler needs no more to decide: the rest is set where the span records.
-            session = self._push(
-                "session",
-                names.session_span(name),
-                ledger.opened_at,
-                {names.SESSION_NAME: name, names.SESSION_ASYNC: ledger.is_async},
-            )
-            self.session_context = session.context
-            if not session.records:
-                self.is_dropped = True
-                return
-            add_site(session.later, ledger.opened_site)
-            session.later[names.SESSION_ID] = ledger.id
-        kind = names.SAVEPOINT_SPAN if nested else names.TRANSACTION_SPAN
-        attributes: Attributes = {names.SESSION_NAME: name, names.TRANSACTION_NESTED: nested}
-        self._push(kind, kind, at, self._identified(attributes, site))
+        name = names.SAVEPOINT_SPAN if nested else names.TRANSACTION_SPAN
+        self._began(name, names.TRANSACTION_NESTED, nested, site, at)
 
     def transaction_ended(self, at: int, outcome: Outcome, nested: bool, error: str) -> None:
         """A transaction or savepoint ended."""
-        if self.is_dropped:
-            return
         one = self._pop(names.SAVEPOINT_SPAN if nested else names.TRANSACTION_SPAN, at)
-        if one is None:
-            return
-        if one.records:
+        if one is not None:
             one.later[names.TRANSACTION_OUTCOME] = outcome
-            if error:
-                one.fail(error)
-        one.end(at + self._ledger.epoch)
-
-    def connection_acquired(self, database: Database) -> None:
-        """The transaction has a connection."""
-        if self.is_dropped:
-            return
-        for one in self._open:
-            if one.records:
-                add_database(one.later, database)
+            self._end(one, at, error)
 
     def flush_began(self, at: int, site: CallSite | None, trigger: Trigger) -> None:
         """The unit of work started to write."""
-        if self.is_dropped or not self._open:
-            return
-        attributes: Attributes = {
-            names.SESSION_NAME: self._report.name,
-            names.FLUSH_TRIGGER: trigger,
-        }
-        self._push(names.FLUSH_SPAN, names.FLUSH_SPAN, at, self._identified(attributes, site))
+        self._began(names.FLUSH_SPAN, names.FLUSH_TRIGGER, trigger, site, at)
 
     def flush_ended(
         self, at: int, new: int, dirty: int, deleted: int, unchanged: int | None, error: str
     ) -> None:
         """The unit of work was written, or could not be: then `unchanged` is None."""
-        if self.is_dropped:
-            return
         one = self._pop(names.FLUSH_SPAN, at)
         if one is None:
             return
-        if one.records:
-            later = one.later
-            later[names.FLUSH_NEW] = new
-            later[names.FLUSH_DIRTY] = dirty
-            later[names.FLUSH_DELETED] = deleted
-            if unchanged is not None:
-                later[names.FLUSH_UNCHANGED] = unchanged
-            if error:
-                one.fail(error)
-        one.end(at + self._ledger.epoch)
+        later = one.later
+        later[names.FLUSH_NEW] = new
+        later[names.FLUSH_DIRTY] = dirty
+        later[names.FLUSH_DELETED] = deleted
+        if unchanged is not None:
+            later[names.FLUSH_UNCHANGED] = unchanged
+        self._end(one, at, error)
 
-    def session_ended(self, at: int) -> None:
-        """The scope ended, as its ledger has it."""
-        one = self._pop("session", at)
-        if one is None:
-            return
-        ledger = self._ledger
-        if one.records:
-            later = one.later
-            outcome = ledger.outcome or "closed"
-            later[names.SESSION_OUTCOME] = outcome
-            later[names.STATEMENTS] = ledger.statements
-            later[names.STATEMENT_DURATION] = ledger.sql / 1e9
-            later[names.CONNECTION_HELD] = ledger.held / 1e9
-            later[names.IDENTITY_MAP_SIZE] = ledger.identity_map_size
-            later[names.IDENTITY_MAP_PEAK] = ledger.identity_map_peak
-            if outcome in _FAILED:
-                one.fail(ledger.error or outcome)
-        one.end(at + ledger.epoch)
-
-    def detached_load_failed(self, fact: facts.DetachedLoadFailed) -> None:
-        """Describe and end the span of a refused load."""
-        one = self._pop(names.DETACHED_LOAD_SPAN, fact.at)
-        if one is None:
-            return
-        if one.records:
-            later = one.later
-            later[names.SESSION_ID] = self._ledger.id
-            later[names.SESSION_NAME] = self._report.name
-            later[names.SESSION_ASYNC] = self._ledger.is_async
-            later[names.ENTITY] = fact.entity
-            later[names.ATTRIBUTE] = fact.attribute
-            add_site(later, fact.site)
-            one.fail("sqlalchemy.orm.exc.DetachedInstanceError")
-        one.end()
-
-    def statement_started(
-        self,
-        at: int,
-        text: str,
-        summary: str,
-        operation: str,
-        collection: str,
-        batch_size: int,
-        database: Database,
-    ) -> None:
+    def statement_started(self, fact: facts.StatementStarted) -> None:
         """A statement is about to go to the driver."""
-        if self.is_dropped or not self._open:
-            return
-        attributes = of_statement(text, summary, operation, collection, batch_size, database)
-        self._statement = _Open(
-            "statement",
-            self._tracer.start_span(
-                statement_name(summary, batch_size, database),
-                context=self._open[-1].within(self._parent),
-                kind=SpanKind.CLIENT,
-                attributes=attributes,
-                start_time=at + self._ledger.epoch,
-            ),
+        within = self._open[-1].within
+        span = self._tracer.start_span(
+            statement_name(fact),
+            context=within,
+            kind=SpanKind.CLIENT,
+            attributes=of_statement(fact),
+            start_time=fact.at + self._ledger.epoch,
         )
-        self._base = None
+        self._statement = _Open("statement", span, within)
 
-    def statement_executed(self, at: int, site: CallSite | None, error: str, status: str) -> None:
+    def statement_executed(self, fact: facts.StatementExecuted) -> None:
         """The driver's execute call returned, or raised an error."""
         one, self._statement = self._statement, None
         if one is None:
             return
-        self._base = None
-        if one.records:
-            add_site(one.later, site)
-            if error:
-                one.fail(error)
-                if status:
-                    one.later[names.DB_RESPONSE_STATUS_CODE] = status
-        one.end(at + self._ledger.epoch)
+        add_site(one.later, fact.site)
+        if fact.error and fact.status:
+            one.later[names.DB_RESPONSE_STATUS_CODE] = fact.status
+        self._end(one, fact.at, fact.error)
 
-    def _identified(self, attributes: Attributes, site: CallSite | None) -> Attributes:
-        """The attributes of a span, with where it began, whose it is, and where that leads."""
+    def session_ended(self, at: int) -> None:
+        """The scope ended, as its ledger has it."""
+        opened, ledger = self._open, self._ledger
+        one = self._pop(opened[0].kind, at)
+        if one is None:
+            return
+        later, outcome = one.later, ledger.outcome or "closed"
+        later[names.SESSION_OUTCOME] = outcome
+        later[names.STATEMENTS] = ledger.statements
+        later[names.STATEMENT_DURATION] = ledger.sql / 1e9
+        later[names.CONNECTION_HELD] = ledger.held / 1e9
+        later[names.IDENTITY_MAP_SIZE] = ledger.identity_map_size
+        later[names.IDENTITY_MAP_PEAK] = ledger.identity_map_peak
+        self._end(one, at, (ledger.error or outcome) if outcome in _FAILED else "")
+
+    def detached_load_failed(self, fact: facts.DetachedLoadFailed) -> None:
+        """Describe and end the span of a refused load."""
+        one = self._open.pop()
+        later = one.later
+        later[names.SESSION_ID] = self._ledger.id
+        later[names.SESSION_NAME] = self._report.name
+        later[names.SESSION_ASYNC] = self._ledger.is_async
+        later[names.ENTITY] = fact.entity
+        later[names.ATTRIBUTE] = fact.attribute
+        add_site(later, fact.site)
+        self._end(one, time.time_ns() - self._ledger.epoch, DETACHED_LOAD_ERROR)
+
+    # What is concluded from it.
+
+    def finding(self, finding: Finding) -> None:
+        """Put a finding on the innermost open span."""
+        self._add_event(names.FINDING_EVENT, of_finding(finding))
+
+    def retracted(self, retraction: Retraction) -> None:
+        """Report on the innermost open span that a finding is retracted."""
+        self._add_event(names.FINDING_RETRACTED_EVENT, of_retraction(retraction))
+
+    def _add_event(self, name: str, attributes: Attributes) -> None:
+        # The watchdog's thread reports some while the session's own thread may be ending a span.
+        for one in self._open[-1:]:
+            if one.span.is_recording():
+                one.span.add_event(name, attributes)
+
+    # The context of statements, and the end of the report.
+
+    def attach(self) -> Attached | None:
+        """The caller's context with the innermost open span, to attach; None to leave it be."""
+        innermost = self._statement or self._open[-1]
+        return self.attached(innermost.context, innermost.span)
+
+    def stop(self) -> None:
+        """End what is open now: how it goes on is not reported any more."""
+        while self._open:
+            self._end_unfinished(None)
+
+    # How spans begin and end.
+
+    def _began(
+        self, name: str, key: str, value: str | bool, site: CallSite | None, at: int
+    ) -> None:
+        """Begin a span below the innermost one, with an attribute of its own."""
+        ledger, within = self._ledger, self._open[-1].within
+        attributes: Attributes = {names.SESSION_NAME: self._report.name, key: value}
         add_site(attributes, site)
-        attributes[names.SESSION_ID] = self._ledger.id
+        attributes[names.SESSION_ID] = ledger.id
+        if ledger.database is not None:
+            add_database(attributes, ledger.database)
+        span = self._tracer.start_span(
+            name, context=within, start_time=at + ledger.epoch, attributes=attributes
+        )
+        self._open.append(_Open(name, span, within))
+        self._moved()
+
+    def _moved(self) -> None:
+        """Another span is the innermost one now."""
+        innermost = self._open[-1] if self._open else None
+        records = innermost is not None and innermost.records
+        self._report.span_context = innermost.context if innermost and records else None
+
+    def _pop(self, kind: str, at: int) -> _Open | None:
+        """Take away the innermost span of that kind, and end whatever was left open within it."""
+        opened = self._open
+        if all(one.kind != kind for one in opened):
+            return None
+        while opened[-1].kind != kind:
+            self._end_unfinished(at + self._ledger.epoch)
+        one = opened.pop()
+        self._describe(one)
+        return one
+
+    def _end_unfinished(self, at: int | None) -> None:
+        one = self._open.pop()
+        self._describe(one)
+        one.end(at)
+
+    def _describe(self, one: _Open) -> None:
         if self._ledger.database is not None:
-            add_database(attributes, self._ledger.database)
-        return attributes
+            add_database(one.later, self._ledger.database)
+
+    def _end(self, one: _Open, at: int, error: str) -> None:
+        """End a span that was taken away."""
+        if error and one.records:
+            one.fail(error)
+        self._moved()
+        one.end(at + self._ledger.epoch)

@@ -1,4 +1,4 @@
-"""Tells a session's story as structured log events."""
+"""Reports sessions as structured log events."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import sys
 import time
 from collections import OrderedDict
 from functools import lru_cache
+from itertools import compress
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import trace
 
 from session_tracer import facts
+from session_tracer.model.summary import COUNTS, NUMBERS
 from session_tracer.runtime import process, threads
 from session_tracer.runtime.environment import has_structlog, service
 from session_tracer.signals import names
@@ -32,7 +35,6 @@ _MOST_REPEATS: Final = 1_000
 _MOST_SITES: Final = 1_000
 _NEVER: Final = 1_000
 _DEBUG: Final = LEVELS["debug"]
-_INFO: Final = LEVELS["info"]
 _STRUCTLOG: Final = "structlog"
 
 
@@ -40,7 +42,8 @@ class LogSignal:
     """The log events of the sessions of one tracer.
 
     They go to structlog where the application has configured it, so that its processors render
-    them; and to the exporter, if it carries logs. An event that nobody would see is not built.
+    them; and to the exporter, if it takes logs. An event that nothing would receive is not built.
+    A key whose value is zero or empty is left out.
     """
 
     def __init__(self, exporters: tuple[Exporter, ...], settings: Settings) -> None:
@@ -48,17 +51,17 @@ class LogSignal:
         self._of_findings = _Sinks(carriers, settings)
         self._of_all = _Sinks([one for one in carriers if not one.only_findings], settings)
         self._least = self._of_all.least
-        self._tells_structlog = all(exporter.structlog for exporter in exporters)
+        self._uses_structlog = all(exporter.structlog for exporter in exporters)
         self._providers = [one.tracer_provider for one in exporters if one.wants_spans]
         self._about_process: LogEvent = {}
         self._slow = settings.slow_session_seconds * 1e9
         self._repeats = Repeats(settings.repeat_finding_seconds)
 
-    def hears_debug(self) -> bool:
-        """Whether an event of level debug reaches anything now."""
-        if self._least > _DEBUG and _STRUCTLOG not in sys.modules:
-            return False
-        return self._heard(_DEBUG)
+    def least_level(self) -> int:
+        """The number of the lowest level of an event that reaches anything now."""
+        if self._least <= _DEBUG or _STRUCTLOG not in sys.modules:
+            return self._least
+        return next((level for level in LEVELS.values() if self._heard(level)), _NEVER)
 
     def fact(self, fact: Fact, report: Report) -> None:
         """Log a fact that has an event of its own, which all are of level debug."""
@@ -92,7 +95,7 @@ class LogSignal:
         self._emit(finding.severity, names.FINDING, report, fields, self._of_findings)
 
     def retracted(self, retraction: Retraction, report: Report) -> None:
-        """Log that a finding is taken back, even if it was held back itself."""
+        """Log that a finding is retracted, even if it was held back itself."""
         finding = retraction.finding
         fields = {
             "finding_id": finding.id,
@@ -151,70 +154,52 @@ class LogSignal:
     def session_closed(self, report: Report) -> None:
         """Log everything about a scope in one event, as its ledger has it."""
         ledger = report.ledger
-        if self._least > _INFO and _STRUCTLOG not in sys.modules:
-            return
         duration = ledger.closed_at - ledger.opened_at
-        notable = (
+        is_notable = (
             ledger.wrote
             or report.findings
             or ledger.outcome in ("failed", "abandoned")
             or duration > self._slow
         )
-        level = "info" if notable else "debug"
+        level = "info" if is_notable else "debug"
         if not self._heard(LEVELS[level]):
             return
-        # As `_emit` would make it of all the fields, at half the cost: it is the one event
-        # that everybody logs.
-        said = _identity(report)
-        said["outcome"] = ledger.outcome
-        said["ending"] = ledger.ending
-        said["async"] = ledger.is_async
-        said["duration_ms"] = _ms(duration)
-        said["held_ms"] = _ms(ledger.held)
-        said["sql_ms"] = _ms(ledger.sql)
-        said["statements"] = ledger.statements
-        said["transactions"] = ledger.transactions
-        said["savepoints"] = ledger.savepoints
-        said["commits"] = ledger.commits
-        said["rollbacks"] = ledger.rollbacks
-        said["flushes"] = ledger.flushes
-        said["failed_flushes"] = ledger.failed_flushes
-        _count(said, "loaded", ledger.loaded)
-        _count(said, "new", ledger.new)
-        _count(said, "dirty", ledger.dirty)
-        _count(said, "unchanged", ledger.unchanged)
-        _count(said, "deleted", ledger.deleted)
-        _count(said, "lazy_loads", ledger.lazy_loads)
-        said["expired"] = ledger.expired
-        said["expunged"] = ledger.expunged
-        said["merged"] = ledger.merged
-        said["pending"] = ledger.pending
-        _count(said, "transitions", ledger.transitions)
-        said["identity_map_size"] = ledger.identity_map_size
-        said["identity_map_peak"] = ledger.identity_map_peak
-        said["findings"] = [finding.id for finding in report.findings]
+        fields = _identity(report)
+        fields["outcome"] = ledger.outcome
+        fields["ending"] = ledger.ending
+        if ledger.is_async:
+            fields["async"] = True
+        fields["duration_ms"] = _ms(duration)
+        if ledger.held:
+            fields["held_ms"] = _ms(ledger.held)
+        if ledger.sql:
+            fields["sql_ms"] = _ms(ledger.sql)
+        numbers = _numbers(ledger)
+        fields.update(compress(zip(NUMBERS, numbers, strict=True), numbers))
+        counts = _counts(ledger)
+        for key, count in compress(zip(COUNTS, counts, strict=True), counts):
+            _count(fields, key, count)
+        if report.findings:
+            fields["findings"] = [finding.id for finding in report.findings]
         if ledger.error:
-            said["error_type"] = ledger.error
+            fields["error_type"] = ledger.error
         if ledger.opened_site is not None:
-            said["opened_site"] = _site(ledger.opened_site)
+            fields["opened_site"] = _site(ledger.opened_site)
         if ledger.closed_site is not None:
-            said["site"] = _site(ledger.closed_site)
+            fields["site"] = _site(ledger.closed_site)
         database = ledger.database
         if database is not None:
             if database.system:
-                said["db_system"] = database.system
+                fields["db_system"] = database.system
             if database.namespace:
-                said["db_namespace"] = database.namespace
-        self._say(level, names.SESSION_CLOSED, said, self._of_all)
+                fields["db_namespace"] = database.namespace
+        self._log(level, names.SESSION_CLOSED, fields, self._of_all)
 
     def _heard(self, number: int) -> bool:
-        """Whether an event of the level of that number reaches anybody."""
+        """Whether an event of the level of that number reaches anything."""
         if number >= self._least:
             return True
-        return self._is_heard_by_structlog() and _enabled(number)
-
-    def _is_heard_by_structlog(self) -> bool:
-        return self._tells_structlog and has_structlog()
+        return self._uses_structlog and has_structlog() and _enabled(number)
 
     def _emit(
         self,
@@ -224,35 +209,33 @@ class LogSignal:
         fields: Mapping[str, Any],
         sinks: _Sinks | None = None,
     ) -> None:
-        said = _identity(report)
+        flat = _identity(report)
         for key, value in fields.items():
-            if value is None or value == "":
-                continue
             if isinstance(value, dict):
-                _flatten(said, key, value)
-            else:
-                said[key] = value
-        self._say(level, event, said, sinks or self._of_all)
+                _flatten(flat, key, value)
+            elif value:
+                flat[key] = value
+        self._log(level, event, flat, sinks or self._of_all)
 
-    def _say(self, level: str, event: str, said: LogEvent, sinks: _Sinks) -> None:
+    def _log(self, level: str, event: str, fields: LogEvent, sinks: _Sinks) -> None:
         number = LEVELS[level]
-        said |= self._process()
-        heard_by_structlog = self._is_heard_by_structlog()
-        if heard_by_structlog:
+        fields |= self._process()
+        has_configured = self._uses_structlog and has_structlog()
+        if has_configured:
             logger = _logger()
             if _enabled(number, logger):
-                getattr(logger, level)(event, **said)
+                getattr(logger, level)(event, **fields)
         if number >= sinks.least:
-            told = {
+            log_event = {
                 "timestamp": timestamp(time.time_ns()),
                 "level": level,
                 "event": event,
                 "logger": names.SCOPE,
-                **said,
+                **fields,
             }
             for on_log, yields in sinks.on_log:
-                if not (yields and heard_by_structlog):
-                    on_log(told)
+                if not (yields and has_configured):
+                    on_log(log_event)
 
     def _process(self) -> LogEvent:
         """Which process it is from."""
@@ -278,7 +261,7 @@ def _identity(report: Report) -> LogEvent:
     span = report.span_context
     if span is None:
         return {"session_id": report.ledger.id, "session_name": report.name}
-    trace_id, span_id = span
+    trace_id, span_id, *_ = span
     return {
         "session_id": report.ledger.id,
         "session_name": report.name,
@@ -287,14 +270,18 @@ def _identity(report: Report) -> LogEvent:
     }
 
 
-_DICTIONARIES: Final = {"lazy_loads": "kind", "transitions": "event"}
+_BY: Final = {
+    **{key: f"{key}_by_entity" for key in COUNTS},
+    "lazy_loads": "lazy_loads_by_kind",
+    "transitions": "transitions_by_event",
+}
 
 # Reentrant: the garbage collector may close a session anywhere.
 _LOCK: Final = process.PerProcess(threads.RLock)
 
 
 class Repeats:
-    """Says how often a finding from one site was held back since it was last logged."""
+    """Counts how often a finding of one site was held back since it was last logged."""
 
     def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._seconds = seconds
@@ -318,24 +305,29 @@ class Repeats:
         return held_back
 
 
-def _flatten(said: LogEvent, key: str, value: Mapping[str, Any]) -> None:
+def _flatten(fields: LogEvent, key: str, value: Mapping[str, Any]) -> None:
     """Put a dictionary in as flat keys: counts as such, what else it holds by its keys."""
     if all(isinstance(number, int) for number in value.values()):
-        _count(said, key, value)
+        _count(fields, key, value)
     else:
-        for inner, held in value.items():
-            if held is not None:
-                said[f"{key}_{inner}"] = held
+        fields |= {f"{key}_{inner}": held for inner, held in value.items() if held}
 
 
-def _count(said: LogEvent, key: str, counts: Mapping[str, int]) -> None:
-    """Put counts in as their sum, and as a text if there are any."""
-    if counts:
-        said[key] = sum(counts.values())
-        by = _DICTIONARIES.get(key, "entity")
-        said[f"{key}_by_{by}"] = " ".join([f"{name}={number}" for name, number in counts.items()])
-    else:
-        said[key] = 0
+def _count(fields: LogEvent, key: str, counts: Mapping[str, int]) -> None:
+    """Put counts in as their sum, and as a text."""
+    by = _BY.get(key) or f"{key}_by_entity"
+    if len(counts) == 1:
+        ((name, number),) = counts.items()
+        if number:
+            fields[key] = number
+            fields[by] = f"{name}={number}"
+    elif counts:
+        fields[key] = sum(counts.values())
+        fields[by] = " ".join([f"{name}={number}" for name, number in counts.items()])
+
+
+_numbers: Final = attrgetter(*NUMBERS)
+_counts: Final = attrgetter(*COUNTS)
 
 
 def _logger() -> Any:

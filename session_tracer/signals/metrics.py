@@ -1,9 +1,10 @@
-"""Tells a session's story as OpenTelemetry metrics."""
+"""Reports sessions as OpenTelemetry metrics."""
 
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, Final
+from time import time_ns
+from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import trace
 from opentelemetry.context import get_current
@@ -22,17 +23,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from session_tracer import facts
-    from session_tracer.facts import Counts, Outcome, Trigger
+    from session_tracer.facts import Counts, Database, Outcome, Trigger
     from session_tracer.ledger.registry import Ages
     from session_tracer.ledger.report import Report
     from session_tracer.model.findings import Finding
     from session_tracer.settings import Settings
-    from session_tracer.signals.histograms import Histograms, Series
+    from session_tracer.signals.histograms import Histograms, Series, Span
     from session_tracer.signals.names import Metric
 
 __all__ = ["MetricSignal"]
 
-# What is said of a statement; of these, what is said even if it is not known.
+# The attributes of a statement's duration; of these, those that are there even if not known.
 _OF_STATEMENTS: Final = (
     names.DB_SYSTEM_NAME,
     names.DB_OPERATION_NAME,
@@ -75,14 +76,8 @@ class Instruments:
         meter = provider.get_meter(names.SCOPE, version)
         self._totals: dict[str, dict[tuple[tuple[str, str], ...], Total]] = {}
         self._signals: weakref.WeakSet[MetricSignal] = weakref.WeakSet()
-        self._histograms: Histograms | RecordedHistograms
-        # The callbacks that are called before the first gauge is read.
-        self._first: list[Callable[[CallbackOptions], Iterable[Observation]]] = []
-        if histograms is None:
-            self._histograms = recorded = RecordedHistograms(meter)
-            self._first = [recorded.record_all]
-        else:
-            self._histograms = histograms
+        self._histograms = RecordedHistograms(meter) if histograms is None else histograms
+        self.waiting = self._histograms.waiting
         for metric in names.METRICS:
             self._create(meter, metric)
 
@@ -112,7 +107,8 @@ class Instruments:
         elif metric.instrument == "up_down_counter":
             meter.create_observable_up_down_counter(
                 metric.name,
-                [*self._first, self._gauge(metric, len)],
+                # SESSIONS_OPEN is the first that a collection asks: counters count what waits, too.
+                [self._histograms.take_waiting, self._gauge(metric, len)],
                 metric.unit,
                 metric.description,
             )
@@ -183,8 +179,10 @@ def _reference_to(provider: MeterProvider) -> Callable[[], MeterProvider | None]
 class MetricSignal:
     """The metrics of the sessions of one tracer.
 
-    `ages` tells the open sessions when a reader collects. What a session did is added up in its
-    record and handed over when it ends.
+    `ages` returns the open sessions when a reader collects. Of each transaction, flush and session
+    that ends, one row is kept until then, or until there are many; `failed` is called where one
+    could not be taken. No method of those that keep a row runs code of another library, and none
+    of them raises.
     """
 
     def __init__(
@@ -193,25 +191,20 @@ class MetricSignal:
         name: str,
         settings: Settings,
         version: str,
+        *,
         ages: Callable[[], Ages],
+        failed: Callable[[str, Exception], None],
         histograms: Histograms | None = None,
     ) -> None:
         self._instruments = instruments = _instruments_of(provider, version, histograms)
+        self._waiting = instruments.waiting
         self._name = name
         self._ages: Callable[[], Ages] | None = ages
-        self._statements = settings.statement_spans
+        self._failed = failed
         self._most_entities = settings.max_entities
         self._entities: set[str] = set()
         self._collections: set[str] = set()
-        plain = {names.SESSION_NAME: name}
-        self._identity_map = instruments.series(names.IDENTITY_MAP, plain)
-        self._session_statements = instruments.series(names.SESSION_STATEMENTS, plain)
-        self._held_duration = instruments.series(names.CONNECTION_HELD_DURATION, plain)
-        self._busy_duration = instruments.series(names.CONNECTION_BUSY_DURATION, plain)
-        self._session_duration: dict[str, Series] = {}
-        self._transaction_duration: dict[str, Series] = {}
-        self._flush_duration: dict[tuple[str, str], Series] = {}
-        self._client_duration: dict[tuple[str | int | None, ...], Series] = {}
+        self._series: dict[tuple[Any, ...], Series] = {}
         self._objects: dict[str, dict[str, Total]] = {state: {} for state in _STATES}
         self._loads: dict[str, Total] = {}
         instruments.join(self)
@@ -239,97 +232,160 @@ class MetricSignal:
         """Count a failure of the tracer's own."""
         self._instruments.count(names.ERRORS, {names.SESSION_NAME: self._name, names.WHERE: where})
 
-    def transaction_ended(self, report: Report, outcome: Outcome, duration: int) -> None:
-        """A transaction, not a savepoint, ended after that many nanoseconds."""
-        series = self._transaction_duration.get(outcome)
-        if series is None:
-            series = self._transaction_duration[outcome] = self._series(
-                names.TRANSACTION_DURATION, {names.TRANSACTION_OUTCOME: outcome}
-            )
-        series.add(duration / 1e9, report.span_context, _is_sampled(report))
+    # What is kept. The loops of a session call these, so none calls another.
 
-    def connection_released(self, report: Report, held: int, busy: int) -> None:
-        """A connection was given back, held for so many nanoseconds and busy with SQL for some."""
-        span, sampled = report.span_context, _is_sampled(report)
-        self._held_duration.add(held / 1e9, span, sampled)
-        self._busy_duration.add(busy / 1e9, span, sampled)
+    def transaction_ended(
+        self,
+        report: Report,
+        outcome: Outcome,
+        duration: int,
+        held: tuple[tuple[int, int], ...],
+    ) -> None:
+        """A transaction, not a savepoint, ended.
+
+        Args:
+            report: The report of its session.
+            outcome: How it ended.
+            duration: Its duration in nanoseconds.
+            held: For how long it held each connection, and how much of that was spent in SQL.
+        """
+        span = report.span_context or (_sampled_span() if get_current() else None)
+        row = (MetricSignal._take_transaction, outcome, duration, held)
+        waiting = self._waiting
+        waiting.append((self._take, row, span, time_ns() if span else 0))
+        if len(waiting) >= waiting.limit:
+            waiting.relieve()
 
     def flushed(self, report: Report, trigger: Trigger, error: str, duration: int) -> None:
         """A flush ended after that many nanoseconds, perhaps with an error."""
-        series = self._flush_duration.get((trigger, error))
-        if series is None:
-            attributes: dict[str, str] = {names.FLUSH_TRIGGER: trigger}
-            if error:
-                attributes[names.ERROR_TYPE] = error
-            series = self._series(names.FLUSH_DURATION, attributes)
-            self._flush_duration[trigger, error] = series
-        series.add(duration / 1e9, report.span_context, _is_sampled(report))
+        span = report.span_context or (_sampled_span() if get_current() else None)
+        row = (MetricSignal._take_flush, trigger, error, duration)
+        waiting = self._waiting
+        waiting.append((self._take, row, span, time_ns() if span else 0))
+        if len(waiting) >= waiting.limit:
+            waiting.relieve()
 
     def statement_executed(self, report: Report, fact: facts.StatementExecuted) -> None:
         """A statement ended; only called where statement spans are asked for."""
-        database = report.ledger.database
-        if database is None:
+        if report.ledger.database is None:
             return
-        collection = fact.collection and self._bounded(fact.collection, self._collections)
+        span = report.span_context or (_sampled_span() if get_current() else None)
+        row = (MetricSignal._take_statement, report.ledger.database, fact)
+        waiting = self._waiting
+        waiting.append((self._take, row, span, time_ns() if span else 0))
+        if len(waiting) >= waiting.limit:
+            waiting.relieve()
+
+    def session_ended(self, report: Report, detached: Counts) -> None:
+        """The scope ended, as its ledger has it."""
+        ledger = report.ledger
+        span = report.span_context or (_sampled_span() if get_current() else None)
+        row = (
+            MetricSignal._take_session,
+            ledger.outcome,
+            ledger.closed_at - ledger.opened_at,
+            ledger.identity_map_peak,
+            ledger.statements,
+            ledger.lazy_loads,
+            # In the order of `_STATES`.
+            ledger.loaded,
+            ledger.new,
+            ledger.dirty,
+            ledger.unchanged,
+            ledger.deleted,
+            detached,
+        )
+        waiting = self._waiting
+        waiting.append((self._take, row, span, time_ns() if span else 0))
+        if len(waiting) >= waiting.limit:
+            waiting.relieve()
+
+    def closed_unused(self, duration: int) -> None:
+        """A session was closed that was never used."""
+        waiting = self._waiting
+        waiting.append((self._take, (MetricSignal._take_unused, duration), None, 0))
+        if len(waiting) >= waiting.limit:
+            waiting.relieve()
+
+    # What is made of it.
+
+    def _take(self, row: tuple[Any, ...], span: Span | None, at: int) -> None:
+        take, *values = row
+        try:
+            take(self, span, at, *values)
+        except Exception as error:
+            self._failed(type(self).__name__, error)
+
+    def _take_transaction(
+        self,
+        span: Span | None,
+        at: int,
+        outcome: Outcome,
+        duration: int,
+        held: tuple[tuple[int, int], ...],
+    ) -> None:
+        of_outcome = names.TRANSACTION_DURATION, names.TRANSACTION_OUTCOME, outcome
+        self._series_of(*of_outcome).take(duration / 1e9, span, at)
+        for duration_held, busy in held:
+            self._series_of(names.CONNECTION_HELD_DURATION).take(duration_held / 1e9, span, at)
+            self._series_of(names.CONNECTION_BUSY_DURATION).take(busy / 1e9, span, at)
+
+    def _take_flush(
+        self, span: Span | None, at: int, trigger: Trigger, error: str, duration: int
+    ) -> None:
+        failed = (names.ERROR_TYPE, error) if error else ()
+        series = self._series_of(names.FLUSH_DURATION, names.FLUSH_TRIGGER, trigger, *failed)
+        series.take(duration / 1e9, span, at)
+
+    def _take_statement(
+        self, span: Span | None, at: int, database: Database, fact: facts.StatementExecuted
+    ) -> None:
         values = (
             database.system,
             names.BATCH + fact.operation if fact.batch_size > 1 else fact.operation,
             database.namespace,
             database.address,
             database.port,
-            collection,
+            fact.collection and self._bounded(fact.collection, self._collections),
             fact.error,
             fact.status,
         )
-        series = self._client_duration.get(values)
-        if series is None:
-            series = self._client_duration[values] = self._series(
-                names.CLIENT_OPERATION_DURATION,
-                {
-                    key: value
-                    for key, value in zip(_OF_STATEMENTS, values, strict=True)
-                    if value is not None and (value != "" or key in _ALWAYS)
-                },
-            )
-        series.add(fact.duration / 1e9, report.span_context, _is_sampled(report))
+        attributes = [
+            one
+            for key, value in zip(_OF_STATEMENTS, values, strict=True)
+            if value is not None and (value != "" or key in _ALWAYS)
+            for one in (key, value)
+        ]
+        series = self._series_of(names.CLIENT_OPERATION_DURATION, *attributes)
+        series.take(fact.duration / 1e9, span, at)
 
-    def session_ended(self, report: Report, detached: Counts) -> None:
-        """The scope ended, as its ledger has it."""
-        ledger = report.ledger
-        outcome = ledger.outcome or "closed"
-        span, sampled = report.span_context, _is_sampled(report)
-        series = self._session_duration.get(outcome)
-        if series is None:
-            series = self._session_duration[outcome] = self._series(
-                names.SESSION_DURATION, {names.SESSION_OUTCOME: outcome}
-            )
-        series.add((ledger.closed_at - ledger.opened_at) / 1e9, span, sampled)
+    def _take_session(
+        self,
+        span: Span | None,
+        at: int,
+        outcome: Outcome | None,
+        duration: int,
+        peak: int,
+        statements: int,
+        lazy_loads: Counts,
+        *objects: Counts,
+    ) -> None:
+        series = self._series_of(names.SESSION_DURATION, names.SESSION_OUTCOME, outcome or "closed")
+        series.take(duration / 1e9, span, at)
         if outcome == _UNUSED:
             return
-        self._identity_map.add(ledger.identity_map_peak, span, sampled)
-        self._session_statements.add(ledger.statements, span, sampled)
+        self._series_of(names.IDENTITY_MAP).take(peak, span, at)
+        self._series_of(names.SESSION_STATEMENTS).take(statements, span, at)
         with _LOCK.value:
-            for state, counts in (
-                ("loaded", ledger.loaded),
-                ("new", ledger.new),
-                ("dirty", ledger.dirty),
-                ("unchanged", ledger.unchanged),
-                ("deleted", ledger.deleted),
-                ("detached", detached),
-            ):
+            for state, counts in zip(_STATES, objects, strict=True):
                 if counts:
                     self._count_objects(state, counts)
-            for kind, number in ledger.lazy_loads.items():
+            for kind, number in lazy_loads.items():
                 self._count_loads(kind, number)
 
-    def closed_unused(self, duration: int) -> None:
-        """A session was closed that was never used."""
-        series = self._session_duration.get(_UNUSED)
-        if series is None:
-            series = self._session_duration[_UNUSED] = self._series(
-                names.SESSION_DURATION, {names.SESSION_OUTCOME: _UNUSED}
-            )
-        series.add(duration / 1e9, None, False)
+    def _take_unused(self, span: Span | None, at: int, duration: int) -> None:
+        series = self._series_of(names.SESSION_DURATION, names.SESSION_OUTCOME, _UNUSED)
+        series.take(duration / 1e9, span, at)
 
     def load_refused(self, report: Report) -> None:
         """A detached object was refused a load."""
@@ -371,15 +427,18 @@ class MetricSignal:
         known.add(value)
         return value
 
-    def _series(self, metric: Metric, attributes: Mapping[str, str | int]) -> Series:
-        return self._instruments.series(metric, {names.SESSION_NAME: self._name, **attributes})
+    def _series_of(self, metric: Metric, *attributes: str | int) -> Series:
+        """The series of a histogram with these attributes, each a key and a value in turn."""
+        key = (metric.name, *attributes)
+        series = self._series.get(key)
+        if series is None:
+            named: dict[str, str | int] = {names.SESSION_NAME: self._name}
+            named |= zip(map(str, attributes[::2]), attributes[1::2], strict=True)
+            series = self._series[key] = self._instruments.series(metric, named)
+        return series
 
 
-def _is_sampled(report: Report) -> bool:
-    """Whether the session's span is recorded; where it has none, whether the caller's is."""
-    if report.span_context is not None:
-        return True
-    context = get_current()
-    if not context:
-        return False
-    return trace.get_current_span(context).get_span_context().trace_flags.sampled
+def _sampled_span() -> Span | None:
+    """The caller's span, if it is sampled."""
+    context = trace.get_current_span().get_span_context()
+    return (context.trace_id, context.span_id) if context.trace_flags.sampled else None

@@ -23,8 +23,7 @@ class ReportSignal:
 
     def session(self, report: Report) -> None:
         """Pass the summary of a scope that ended on."""
-        if self.wants_sessions:
-            self._exporter.on_session(report.summary())
+        self._exporter.on_session(report.summary())
 
     def finding(self, finding: Finding, report: Report) -> None:
         """Pass the finding on."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from session_tracer.signals import names
 
 if TYPE_CHECKING:
-    from session_tracer.facts import Database
+    from session_tracer.facts import Database, StatementStarted
     from session_tracer.model.findings import Finding, Retraction
     from session_tracer.where.callsite import CallSite
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     Attributes = dict[str, str | bool | int | float]
 
 __all__ = [
+    "DETACHED_LOAD_ERROR",
     "add_database",
     "add_site",
     "of_finding",
@@ -22,6 +23,8 @@ __all__ = [
     "of_statement",
     "statement_name",
 ]
+
+DETACHED_LOAD_ERROR: Final = "sqlalchemy.orm.exc.DetachedInstanceError"
 
 
 def add_site(attributes: Attributes, site: CallSite | None) -> None:
@@ -71,24 +74,23 @@ def of_retraction(retraction: Retraction) -> Attributes:
     }
 
 
-def statement_name(summary: str, batch_size: int, database: Database) -> str:
+def statement_name(fact: StatementStarted) -> str:
     """The name of a statement's span."""
-    return (names.BATCH if batch_size > 1 else "") + summary or database.system
+    batch = names.BATCH if fact.batch_size > 1 else ""
+    return batch + fact.summary or fact.database.system
 
 
-def of_statement(
-    text: str, summary: str, operation: str, collection: str, batch_size: int, database: Database
-) -> Attributes:
-    """What is known of a statement before it is executed."""
-    batch = names.BATCH if batch_size > 1 else ""
+def of_statement(fact: StatementStarted) -> Attributes:
+    """The attributes of a statement's span, as far as they are known before it is executed."""
+    batch = names.BATCH if fact.batch_size > 1 else ""
     attributes: Attributes = {
-        names.DB_QUERY_TEXT: text,
-        names.DB_QUERY_SUMMARY: batch + summary,
-        names.DB_OPERATION_NAME: batch + operation,
+        names.DB_QUERY_TEXT: fact.text,
+        names.DB_QUERY_SUMMARY: batch + fact.summary,
+        names.DB_OPERATION_NAME: batch + fact.operation,
     }
-    if collection:
-        attributes[names.DB_COLLECTION_NAME] = collection
-    if batch_size > 1:
-        attributes[names.DB_OPERATION_BATCH_SIZE] = batch_size
-    add_database(attributes, database)
+    if fact.collection:
+        attributes[names.DB_COLLECTION_NAME] = fact.collection
+    if fact.batch_size > 1:
+        attributes[names.DB_OPERATION_BATCH_SIZE] = fact.batch_size
+    add_database(attributes, fact.database)
     return attributes

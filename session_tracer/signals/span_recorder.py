@@ -1,10 +1,13 @@
-"""What spans read of a session scope, and what records them where they are built at their end."""
+"""What is kept of a span that is built when it ends, and what builds it."""
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from opentelemetry.trace import SpanKind
+
+from session_tracer.signals import names
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -12,69 +15,13 @@ if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.trace import Link, SpanContext
 
-    from session_tracer.facts import Database
     from session_tracer.signals.span_attributes import Attributes
     from session_tracer.where.callsite import CallSite
 
-__all__ = [
-    "MOST_EVENTS",
-    "Beginning",
-    "Ledger",
-    "RecordedEvent",
-    "RecordedSpan",
-    "Report",
-    "SpanRecorder",
-]
+__all__ = ["MOST_EVENTS", "RecordedEvent", "RecordedSpan", "SpanRecorder"]
 
 # The number of events that the SDK keeps of a span where no limits are set.
 MOST_EVENTS: Final = 128
-
-
-class Ledger(Protocol):
-    """The account of one session scope; times are nanoseconds of a monotonic clock."""
-
-    id: str
-    is_async: bool
-    # The context in which the session was opened; None for the current one.
-    context: Any
-    opened_at: int
-    opened_site: CallSite | None
-    # What to add to a time to get nanoseconds since 1970.
-    epoch: int
-    database: Database | None
-    # The rest is complete when the scope has ended.
-    error: str
-    statements: int
-    sql: int
-    held: int
-    identity_map_size: int
-    identity_map_peak: int
-
-    @property
-    def outcome(self) -> str | None: ...
-
-
-class Report(Protocol):
-    """What is reported of one session scope by one tracer."""
-
-    # The name of the factory.
-    name: str
-    # The trace and the span id of the innermost span that records.
-    span_context: tuple[int, int] | None
-
-    @property
-    def ledger(self) -> Ledger: ...
-
-
-class Beginning(NamedTuple):
-    """What is decided when the first span of a tree begins.
-
-    `attributes` are the ones that the sampler leaves or adds; None where the span is not recorded.
-    """
-
-    context: SpanContext
-    parent: SpanContext | None
-    attributes: Attributes | None
 
 
 class RecordedEvent(NamedTuple):
@@ -86,11 +33,16 @@ class RecordedEvent(NamedTuple):
 
 
 class RecordedSpan:
-    """What is kept of a span until it ends. `began` is in nanoseconds since 1970."""
+    """What is kept of a span until it ends; `key` and `value` are an attribute of its own.
+
+    `began` is in nanoseconds of the ledger's clock.
+    """
 
     # An attribute keeps the class's value, which costs nothing, until something changes it.
     kind = SpanKind.INTERNAL
     links: Sequence[Link] = ()
+    # Put together when it ends.
+    attributes: Attributes
     failed = False
     dropped_events = 0
 
@@ -99,14 +51,20 @@ class RecordedSpan:
         name: str,
         context: SpanContext,
         parent: SpanContext | None,
-        attributes: Attributes,
+        resource: Any,
         began: int,
+        key: str = "",
+        value: str | bool = "",
+        site: CallSite | None = None,
     ) -> None:
         self.name = name
         self.context = context
         self.parent = parent
-        self.attributes = attributes
+        self.resource = resource
         self.began = began
+        self.key = key
+        self.value = value
+        self.site = site
         # The watchdog's thread adds some while the session's own thread may be ending the span.
         self.events: list[RecordedEvent] = []
 
@@ -119,6 +77,14 @@ class RecordedSpan:
             del events[0]
             self.dropped_events += 1
 
+    def fail(self, error: str) -> None:
+        """Report that what the span stands for has failed."""
+        # The message stays out: a database's error text quotes column values.
+        self.failed = True
+        self.attributes[names.ERROR_TYPE] = error
+        of_exception: Attributes = {names.EXCEPTION_TYPE: error}
+        self.add_event(RecordedEvent(names.EXCEPTION_EVENT, of_exception, time.time_ns()))
+
 
 class SpanRecorder(Protocol):
     """Makes spans that nothing can tell from those of one tracer provider.
@@ -129,17 +95,30 @@ class SpanRecorder(Protocol):
     def begin(
         self,
         name: str,
-        context: Context | None,
+        context: Context,
         attributes: Attributes,
-        links: Sequence[Link] = (),
-    ) -> Beginning:
-        """Begin a tree of spans in a context: sample it, and draw its ids."""
+    ) -> tuple[SpanContext, SpanContext | None, bool]:
+        """Begin a tree of spans in a context: sample it, and draw its ids.
+
+        Returns:
+            The contexts of the first span and of its parent, and whether it is sampled.
+        """
         ...
+
+    @property
+    def resource(self) -> Any:
+        """The resource of a span that begins now: it is another one after a fork."""
 
     def child(self, parent: SpanContext) -> SpanContext:
         """The context of a new span below a recorded one, which has its sampling decision."""
         ...
 
-    def end(self, span: RecordedSpan, at: int) -> None:
-        """Build a span that ended at that time since 1970, and export it."""
+    def end(self, span: RecordedSpan, at: int, epoch: int) -> None:
+        """Build a span that ended at that time, and export it.
+
+        Args:
+            span: What was kept of it.
+            at: When it ended, by the same clock as it began.
+            epoch: What to add to a time of that clock to get nanoseconds since 1970.
+        """
         ...

@@ -1,30 +1,38 @@
-"""Reports sessions as OpenTelemetry spans."""
+"""Begins the spans of each session whose first transaction begins, if it is sampled."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, TypeAlias
+import sys
+import time
+from typing import TYPE_CHECKING, Final
 
 from opentelemetry import context as context_api
 from opentelemetry import trace
-from opentelemetry.trace import NoOpTracerProvider
+from opentelemetry.trace import Link
 
 from session_tracer.signals import names
-from session_tracer.signals.attached import Attached
+from session_tracer.signals.attached import Attaching
 from session_tracer.signals.live_spans import LiveSpans
+from session_tracer.signals.names import DETACHED_LOAD_SPAN, SESSION_ASYNC, SESSION_NAME
 from session_tracer.signals.recorded_spans import DatabaseAttributes, RecordedSpans
+from session_tracer.signals.span_recorder import RecordedSpan
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from opentelemetry.context import Context
-    from opentelemetry.trace import TracerProvider
+    from opentelemetry.trace import SpanContext, TracerProvider
 
     from session_tracer.ledger.report import Report
+    from session_tracer.signals.attached import Attached
+    from session_tracer.signals.span_attributes import Attributes
     from session_tracer.signals.span_recorder import SpanRecorder
 
-__all__ = ["Attached", "SessionSpans", "SpanSignal", "caller"]
-
-SessionSpans: TypeAlias = LiveSpans | RecordedSpans
+__all__ = ["SpanSignal", "caller"]
 
 _NOWHERE: Final = (0, 0)
+# Every instrumentation of OpenTelemetry's imports it.
+_INSTRUMENTATIONS: Final = "opentelemetry.instrumentation.instrumentor"
 
 
 def caller(current: Context | None = None) -> tuple[int, int]:
@@ -38,13 +46,11 @@ def caller(current: Context | None = None) -> tuple[int, int]:
 
 
 class SpanSignal:
-    """Makes the spans of sessions for one provider.
+    """Begins the spans of sessions for one provider.
 
     With a recorder, spans are built when they end. Without one, they are started and ended by
     OpenTelemetry's API as things happen.
     """
-
-    __slots__ = ("_databases", "_recorder", "_tracer", "is_idle")
 
     def __init__(
         self,
@@ -52,14 +58,94 @@ class SpanSignal:
         version: str,
         recorder: SpanRecorder | None = None,
     ) -> None:
-        # Where no provider makes spans, none are begun.
-        self.is_idle = isinstance(provider, NoOpTracerProvider)
         self._tracer = provider.get_tracer(names.SCOPE, version)
         self._recorder = recorder
         self._databases = DatabaseAttributes()
 
-    def begin(self, report: Report) -> SessionSpans:
-        """The spans of one session scope."""
-        if self._recorder is not None:
-            return RecordedSpans(self._recorder, self._databases, report)
-        return LiveSpans(self._tracer, report)
+    def begin(self, report: Report) -> None:
+        """Begin the span of a session, dated back to the opening of the scope."""
+        ledger, name = report.ledger, report.name
+        within = ledger.context
+        if within is None:
+            within = context_api.get_current()
+        # The sampler needs no more to decide: the rest is set where the span is sampled.
+        attributes: Attributes = {SESSION_NAME: name, SESSION_ASYNC: ledger.is_async}
+        recorder = self._recorder
+        if recorder is None:
+            self._start(report, f"session {name}", within, attributes, ledger.opened_at)
+            return
+        context, parent, is_sampled = recorder.begin(f"session {name}", within, attributes)
+        if is_sampled:
+            one = RecordedSpan(
+                f"session {name}",
+                context,
+                parent,
+                recorder.resource,
+                ledger.opened_at,
+                SESSION_ASYNC,
+                ledger.is_async,
+                ledger.opened_site,
+            )
+            spans = RecordedSpans(recorder, self._databases, report, one)
+            report.spans = report.attaching = spans
+        else:
+            _is_unsampled(report, context)
+
+    def refused(self, report: Report, origin: SpanContext | None) -> None:
+        """Begin the span of a refused load; the fact that follows describes and ends it."""
+        links = [] if origin is None else [Link(origin)]
+        within, now = context_api.get_current(), time.time_ns() - report.ledger.epoch
+        recorder = self._recorder
+        if recorder is None:
+            self._start(report, DETACHED_LOAD_SPAN, within, {}, now, links)
+            return
+        context, parent, is_sampled = recorder.begin(DETACHED_LOAD_SPAN, within, {})
+        if is_sampled:
+            one = RecordedSpan(DETACHED_LOAD_SPAN, context, parent, recorder.resource, now)
+            one.links = links
+            report.spans = RecordedSpans(recorder, self._databases, report, one)
+
+    def _start(
+        self,
+        report: Report,
+        name: str,
+        within: Context,
+        attributes: Attributes,
+        at: int,
+        links: Sequence[Link] = (),
+    ) -> None:
+        """Start the outermost span of a scope."""
+        span = self._tracer.start_span(
+            name,
+            within,
+            attributes=attributes,
+            links=links,
+            start_time=at + report.ledger.epoch,
+        )
+        if span.is_recording():
+            live = LiveSpans(self._tracer, report, within, name, span)
+            report.spans = report.attaching = live
+        else:
+            span.end()
+            _is_unsampled(report, span.get_span_context())
+
+
+def _is_unsampled(report: Report, context: SpanContext) -> None:
+    report.session_context = context
+    if _INSTRUMENTATIONS in sys.modules:
+        report.attaching = Unsampled(context)
+
+
+class Unsampled(Attaching):
+    """The span of a session, if it is not sampled: nothing is computed for it.
+
+    Where an instrumentation of OpenTelemetry's may be in use, the context of statements has it, so
+    that the spans of that instrumentation are not sampled either.
+    """
+
+    def __init__(self, context: SpanContext) -> None:
+        self._context = context
+
+    def attach(self) -> Attached | None:
+        """The caller's context with the session's span, to attach; None to leave it be."""
+        return self.attached(self._context)

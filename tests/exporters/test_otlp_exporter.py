@@ -20,6 +20,7 @@ from session_tracer.exporters.otlp import open_exporter
 from session_tracer.settings import Settings
 from session_tracer.signals import names
 from tests.servers.collector import Collector
+from tests.signals.telling import put
 
 EVENT: dict[str, Any] = {
     "timestamp": "2026-11-20T12:00:00.000001+00:00",
@@ -100,7 +101,7 @@ def test_histograms_arrive(
     assert exporter.histograms is not None
     series = exporter.histograms.series(names.SESSION_DURATION, {"mark": mark})
     for value in (0.003, 0.004, 40):
-        series.add(value, (0xABCDEF, 0x1234), True)
+        put(exporter.histograms, series, value, (0xABCDEF, 0x1234))
     exporter.close()
     metric = received(collector, mark, f"-> mark: Str({mark})\n")
     assert "InstrumentationScope session_tracer" in metric

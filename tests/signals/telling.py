@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from contextlib import contextmanager
 from pathlib import Path
+from time import time_ns
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -27,12 +28,26 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
     from opentelemetry.trace import Span, SpanContext
 
+    from session_tracer.signals.histograms import Histograms, RecordedHistograms, Series
     from session_tracer.signals.span_recorder import SpanRecorder
     from tests.twins import Twin
 
     Attributes = dict[str, Any]
     # The values of a data point's attributes: the session's name, then the rest by their keys.
     Labels = tuple[str, ...]
+
+
+def put(
+    histograms: Histograms | RecordedHistograms,
+    series: Series,
+    value: float,
+    span: tuple[int, int] | None = None,
+) -> None:
+    """Add a value that was measured in that span, if in any, as the metrics of a session do."""
+    waiting = histograms.waiting
+    waiting.append((series.take, value, span, time_ns() if span else 0))
+    if len(waiting) >= waiting.limit:
+        waiting.relieve()
 
 
 def left_by(error: type[BaseException]) -> AbstractContextManager[object, bool]:

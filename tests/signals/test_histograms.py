@@ -36,9 +36,10 @@ from opentelemetry.sdk.metrics.view import (
     View,
 )
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Sampler
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 from prometheus_client import CollectorRegistry, generate_latest
+from sqlalchemy import text
 
 from session_tracer import __version__, instrument
 from session_tracer.exporter import Exporter
@@ -54,6 +55,7 @@ from session_tracer.signals.histograms import Histograms, RecordedHistograms, Se
 from session_tracer.testing import capture
 from tests.library import authors
 from tests.servers.collector import Collector
+from tests.signals.telling import put
 from tests.twins import Twin
 
 METRIC = names.SESSION_STATEMENTS  # its boundaries are whole numbers: sums are exact in any order
@@ -97,7 +99,7 @@ def added_to(histograms: Histograms | RecordedHistograms) -> Add:
     """Adds values to the series of the histograms."""
 
     def add(value: float, attributes: Any, span: tuple[int, int] | None) -> None:
-        histograms.series(METRIC, attributes).add(value, span, span is not None)
+        put(histograms, histograms.series(METRIC, attributes), value, span)
 
     return add
 
@@ -284,7 +286,7 @@ def test_prometheus_names_each_histogram_as_the_sdk_does(metric: names.Metric) -
     ours, theirs = CollectorRegistry(), CollectorRegistry()
     exporter, reference = prometheus_exporter(ours), prometheus_exporter(theirs)
     assert exporter.histograms is not None
-    exporter.histograms.series(metric, ONE).add(0.5, None, False)
+    put(exporter.histograms, exporter.histograms.series(metric, ONE), 0.5)
     reference.meter_provider.get_meter(names.SCOPE, __version__).create_histogram(
         metric.name,
         metric.unit,
@@ -393,7 +395,7 @@ def test_an_environment_that_asks_for_no_exemplars_gets_none(
     monkeypatch.setenv("OTEL_METRICS_EXEMPLAR_FILTER", "always_off")
     histograms = new_histograms()
     assert histograms is not None
-    histograms.series(METRIC, ONE).add(1, SPAN, True)
+    put(histograms, histograms.series(METRIC, ONE), 1, SPAN)
     ((point,),) = histograms.collect(delta=False).values()
     assert point.exemplars == ()
 
@@ -470,7 +472,7 @@ def applications(provider: MeterProvider) -> RecordedHistograms:
     """The histograms of a provider of the application's."""
     meter = provider.get_meter(names.SCOPE, __version__)
     recorded = RecordedHistograms(meter)
-    meter.create_observable_gauge("observed", [recorded.record_all])
+    meter.create_observable_gauge("observed", [recorded.take_waiting])
     return recorded
 
 
@@ -495,29 +497,34 @@ def test_a_value_of_no_sampled_span_takes_no_exemplar_from_the_collecting_thread
     reader = InMemoryMetricReader()
     provider = sdk.MeterProvider([reader], shutdown_on_exit=False)
     histograms = applications(provider)
-    histograms.series(METRIC, ONE).add(2, None, False)
+    put(histograms, histograms.series(METRIC, ONE), 2)
     with TracerProvider(shutdown_on_exit=False).get_tracer("test").start_as_current_span("a"):
         ((*_, (point,)),) = timeless(reader.get_metrics_data())
     assert (point.count, point.exemplars) == (1, [])
 
 
-def test_an_exemplar_may_lead_to_the_span_of_the_caller() -> None:
-    histograms = Histograms()
-    with TracerProvider(shutdown_on_exit=False).get_tracer("test").start_as_current_span("a"):
-        histograms.series(METRIC, ONE).add(2, None, True)
-        here = trace.get_current_span().get_span_context()
-    ((point,),) = histograms.collect(delta=False).values()
-    (exemplar,) = point.exemplars
-    assert (exemplar.trace_id, exemplar.span_id) == (here.trace_id, here.span_id)
+@pytest.mark.parametrize("sampler", [ALWAYS_ON, ALWAYS_OFF], ids=["sampled", "not sampled"])
+def test_an_exemplar_leads_to_the_span_of_the_caller_if_it_is_sampled(
+    twin: Twin, sampler: Sampler
+) -> None:
+    async def story() -> None:
+        with instrument(twin.factory, exporter=exporter), tracer.start_as_current_span("a") as span:
+            async with twin.session() as session:
+                await session.execute(text("SELECT 1"))
+            callers.append(span.get_span_context())
 
-
-def test_what_is_not_sampled_has_no_exemplar() -> None:
-    histograms = Histograms()
-    tracer = TracerProvider(sampler=ALWAYS_OFF, shutdown_on_exit=False).get_tracer("test")
-    with tracer.start_as_current_span("a"):
-        histograms.series(METRIC, ONE).add(2, None, False)
-    ((point,),) = histograms.collect(delta=False).values()
-    assert (sum(point.counts), point.exemplars) == (1, ())
+    histograms, callers = Histograms(), list[SpanContext]()
+    exporter = Exporter(
+        meter_provider=sdk.MeterProvider(shutdown_on_exit=False), histograms=histograms
+    )
+    tracer = TracerProvider(sampler=sampler, shutdown_on_exit=False).get_tracer("test")
+    twin.run(story)
+    points = [point for points in histograms.collect(delta=False).values() for point in points]
+    assert len(points) == 6
+    exemplars = [one for point in points for one in point.exemplars]
+    (caller,) = callers
+    expected = [(caller.trace_id, caller.span_id)] * (6 if sampler is ALWAYS_ON else 0)
+    assert [(one.trace_id, one.span_id) for one in exemplars] == expected
 
 
 class Refusing(Histogram):
@@ -541,8 +548,8 @@ def test_a_histogram_that_raises_is_logged_once_and_gets_the_next_value(
     monkeypatch.setattr(meter, "create_histogram", lambda *_, **__: refusing)
     histograms = RecordedHistograms(meter)
     for value in (1, 2, 3):
-        histograms.series(METRIC, ONE).add(value, None, False)
-    histograms.record_all(CallbackOptions())
+        put(histograms, histograms.series(METRIC, ONE), value)
+    histograms.take_waiting(CallbackOptions())
     assert refusing.taken == [3]
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "Refusing.record() raised LookupError()" in caplog.text
@@ -579,7 +586,7 @@ class Road:
     @property
     def waiting(self) -> int:
         """How many values wait."""
-        return len(self.histograms._waiting)
+        return len(self.histograms.waiting)
 
     def collected(self) -> list[tuple[int, float]]:
         """Count and sum since the last collection, if there were values."""
@@ -599,7 +606,7 @@ def road(request: pytest.FixtureRequest) -> Road:
 
 def test_a_value_waits_until_it_is_collected(road: Road, recorded: list[str]) -> None:
     for _ in range(100):
-        road.series.add(2, None, False)
+        put(road.histograms, road.series, 2)
     assert (road.waiting, recorded) == (100, [])
     assert road.collected() == [(100, 200)]
     assert (road.waiting, road.collected()) == (0, [])
@@ -608,7 +615,7 @@ def test_a_value_waits_until_it_is_collected(road: Road, recorded: list[str]) ->
 def test_a_bounded_number_of_values_waits(road: Road) -> None:
     most = 0
     for number in range(20_000):
-        road.series.add(number % 8, SPAN, number % 100 == 0)
+        put(road.histograms, road.series, number % 8, None if number % 100 else SPAN)
         most = max(most, road.waiting)
     assert most <= (512 if road.own else 8192)
     assert road.total() == (20_000, 70_000)
@@ -617,8 +624,8 @@ def test_a_bounded_number_of_values_waits(road: Road) -> None:
 def test_a_provider_that_takes_no_measurements_lets_a_bounded_number_wait() -> None:
     histograms = applications(NoOpMeterProvider())
     for _ in range(20_000):
-        histograms.series(METRIC, ONE).add(1, None, False)
-    assert len(histograms._waiting) <= 8192
+        put(histograms, histograms.series(METRIC, ONE), 1)
+    assert len(histograms.waiting) <= 8192
 
 
 @contextmanager
@@ -636,7 +643,7 @@ def test_no_value_is_lost_or_counted_twice_between_threads(road: Road) -> None:
     def work() -> None:
         series = road.histograms.series(METRIC, ONE)
         for number in range(20_000):
-            series.add(number % 8, (1, 1), number % 1_000 == 0)
+            put(road.histograms, series, number % 8, None if number % 1_000 else (1, 1))
 
     between: list[tuple[int, float]] = []
     most = 0
@@ -683,12 +690,12 @@ def test_the_garbage_collector_may_add_values_at_any_time(
 
     def then() -> None:
         added[0] += 1
-        road.series.add(4, SPAN, True)
+        put(road.histograms, road.series, 4, SPAN)
 
     between: list[tuple[int, float]] = []
     with collecting_garbage(then):
         for number in range(1_000):
-            road.series.add(2, None, False)
+            put(road.histograms, road.series, 2)
             if number % 10 == 0:
                 between.extend(road.collected())
     assert added[0] > 100
@@ -698,7 +705,7 @@ def test_the_garbage_collector_may_add_values_at_any_time(
 def test_a_collection_that_comes_in_the_middle_of_another_leaves_all_to_it() -> None:
     road = Road(own=True)
     inner: list[Any] = []
-    road.series.add(2, None, False)
+    put(road.histograms, road.series, 2)
     with collecting_garbage(lambda: inner.extend(road.collected())):
         outer = road.collected()
     assert [*inner, *outer, *road.collected()] == [(1, 2)]
@@ -713,7 +720,7 @@ def test_adding_goes_on_while_another_thread_takes_long_to_count(
     road = Road(own=True)
     with road.histograms._lock.value:
         for _ in range(8_300):
-            road.series.add(2, None, False)
+            put(road.histograms, road.series, 2)
         assert road.collected() == []
     assert road.collected() == [(8_300, 16_600)]
 
@@ -758,34 +765,37 @@ LATER = """
 from opentelemetry import metrics
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from tests.signals.telling import put
 from tests.signals.test_histograms import METRIC, ONE, applications, timeless
 
-series = applications(metrics.get_meter_provider()).series(METRIC, ONE)
-series.add(1, None, False)
+histograms = applications(metrics.get_meter_provider())
+series = histograms.series(METRIC, ONE)
+put(histograms, series, 1)
 reader = InMemoryMetricReader()
 metrics.set_meter_provider(MeterProvider([reader], shutdown_on_exit=False))
 for value in (2, 4, 8):
-    series.add(value, None, False)
+    put(histograms, series, value)
 ((*_, (point,)),) = timeless(reader.get_metrics_data())
 print(point.sum)
 """
 
 FORK = """
 import os
+from tests.signals.telling import put
 from tests.signals.test_histograms import Road
 
 road = Road(own=OWN)
-road.series.add(1, None, False)
+put(road.histograms, road.series, 1)
 if OWN:
     road.histograms._fold()  # what is counted already is the parent's as well
-    road.series.add(1, None, False)
+    put(road.histograms, road.series, 1)
 lock = getattr(road.histograms, "_lock", None)
 if lock is not None:
     lock.value.acquire()  # as another thread would that counts just now
 child = os.fork()
 if not child:
     for _ in range(1_000):
-        road.series.add(2, None, False)
+        put(road.histograms, road.series, 2)
     print(road.waiting < 600 or not OWN, road.collected(), flush=True)
     os._exit(0)
 os.waitpid(child, 0)

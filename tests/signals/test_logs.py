@@ -94,8 +94,7 @@ def test_what_the_events_of_a_session_say(twin: Twin) -> None:
                 **FIRST,
                 "level": "debug",
                 "event": "session.opened",
-                "async": twin.is_async,
-                "reopened": False,
+                **({"async": True} if twin.is_async else {}),
                 "site": HERE,
             },
             {
@@ -107,9 +106,6 @@ def test_what_the_events_of_a_session_say(twin: Twin) -> None:
                 "duration_ms": "<ms>",
                 "new": 3,
                 "new_by_entity": captured.logs[1]["new_by_entity"],
-                "dirty": 0,
-                "unchanged": 0,
-                "deleted": 0,
                 "site": HERE,
             },
             {
@@ -118,8 +114,6 @@ def test_what_the_events_of_a_session_say(twin: Twin) -> None:
                 "level": "debug",
                 "event": "transaction.ended",
                 "outcome": "committed",
-                "nested": False,
-                "two_phase": False,
                 "duration_ms": "<ms>",
                 "site": HERE,
             },
@@ -130,11 +124,8 @@ def test_what_the_events_of_a_session_say(twin: Twin) -> None:
                 "event": "flush.completed",
                 "trigger": "savepoint",
                 "duration_ms": "<ms>",
-                "new": 0,
                 "dirty": 1,
                 "dirty_by_entity": "Author=1",
-                "unchanged": 0,
-                "deleted": 0,
                 "site": HERE,
             },
             {
@@ -144,7 +135,6 @@ def test_what_the_events_of_a_session_say(twin: Twin) -> None:
                 "event": "transaction.ended",
                 "outcome": "committed",
                 "nested": True,
-                "two_phase": False,
                 "duration_ms": "<ms>",
                 "site": HERE,
             },
@@ -154,8 +144,6 @@ def test_what_the_events_of_a_session_say(twin: Twin) -> None:
                 "level": "debug",
                 "event": "transaction.ended",
                 "outcome": "committed",
-                "nested": False,
-                "two_phase": False,
                 "duration_ms": "<ms>",
                 "site": HERE,
             },
@@ -166,7 +154,7 @@ def test_what_the_events_of_a_session_say(twin: Twin) -> None:
                 "event": "session.closed",
                 "outcome": "committed",
                 "ending": "close",
-                "async": twin.is_async,
+                **({"async": True} if twin.is_async else {}),
                 "duration_ms": "<ms>",
                 "held_ms": "<ms>",
                 "sql_ms": "<ms>",
@@ -174,27 +162,17 @@ def test_what_the_events_of_a_session_say(twin: Twin) -> None:
                 "transactions": 2,
                 "savepoints": 1,
                 "commits": 2,
-                "rollbacks": 0,
                 "flushes": 2,
-                "failed_flushes": 0,
                 "loaded": 1,
                 "loaded_by_entity": "Author=1",
                 "new": 3,
                 "new_by_entity": captured.logs[1]["new_by_entity"],
                 "dirty": 1,
                 "dirty_by_entity": "Author=1",
-                "unchanged": 0,
-                "deleted": 0,
-                "lazy_loads": 0,
-                "expired": 0,
-                "expunged": 0,
-                "merged": 0,
-                "pending": 0,
                 "transitions": captured.logs[6]["transitions"],
                 "transitions_by_event": captured.logs[6]["transitions_by_event"],
                 "identity_map_size": 1,
                 "identity_map_peak": 3,
-                "findings": [],
                 "opened_site": HERE,
                 "site": HERE,
                 "db_system": twin.database,
@@ -229,8 +207,6 @@ def test_a_failed_flush_is_a_warning_that_names_the_constraint(twin: Twin) -> No
             "error_type": "sqlalchemy.exc.IntegrityError",
             "new": 1,
             "new_by_entity": "Book=1",
-            "dirty": 0,
-            "deleted": 0,
             "site": HERE,
         }
         if twin.database == "postgresql":
@@ -271,7 +247,6 @@ def test_a_finding_is_logged_with_its_remedy(twin: Twin) -> None:
             "entity": "Author",
             "attribute": "books",
             "count": 1,
-            "suppressed": 0,
             "why": "the relationship was never loaded",
             "session": said["session_id"],
             "departure": "close",
@@ -637,7 +612,7 @@ def test_a_loop_of_findings_is_logged_once_and_counted_each_time(twin: Twin) -> 
                     author.books  # noqa: B018 - reading it is the point
             with pytest.raises(DetachedInstanceError):
                 found[0].books  # noqa: B018 - another line
-        assert [(event["event"], event["suppressed"]) for event in said] == [
+        assert [(event["event"], event.get("suppressed", 0)) for event in said] == [
             ("finding", 0),
             ("finding", 0),
         ]
@@ -661,7 +636,7 @@ def test_a_repeat_after_a_while_says_how_many_were_held_back(twin: Twin) -> None
                     time.sleep(1.1)
                 with pytest.raises(DetachedInstanceError):
                     author.books  # noqa: B018 - reading it is the point
-        assert [event["suppressed"] for event in captured.logs] == [0, 2]
+        assert [event.get("suppressed", 0) for event in captured.logs] == [0, 2]
         assert len(captured.findings) == 4
 
     twin.run(story)
@@ -769,9 +744,6 @@ def test_a_configured_structlog_renders_the_events(
         "duration_ms": "<ms>",
         "new": 1,
         "new_by_entity": "Author=1",
-        "dirty": 0,
-        "unchanged": 0,
-        "deleted": 0,
         "site": "test_logs.py in write_and_read()",
     }
     captured = capsys.readouterr()

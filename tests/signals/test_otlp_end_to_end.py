@@ -235,7 +235,6 @@ def test_the_log_records_arrive(received: Callable[[str], str]) -> None:
         "entity": "Str(Author)",
         "attribute": "Str(books)",
         "count": "Int(1)",
-        "suppressed": "Int(0)",
         "why": "Str(the relationship was never loaded)",
         "session": "<id>",
         "departure": "Str(close)",

@@ -1,8 +1,12 @@
 """Tests that spans built when they end are equal to live ones, and where they are built."""
 
 import gc
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -216,7 +220,7 @@ def test_a_sampler_decides_as_it_does_of_live_spans(
     if trace_id == 0 and "TraceIdRatioBased" in sampler.get_description():
         pytest.skip("a trace that begins here has another id for each")
     live = provider.get_tracer("live").start_span("one", within, attributes={"a": 1})
-    own, above, attributes = made.begin("one", within, {"a": 1})
+    own, above, is_sampled = made.begin("one", within, {"a": 1})
     expected = live.get_span_context()
     assert own.trace_id == expected.trace_id or trace_id == 0
     assert own.span_id != 7
@@ -226,7 +230,7 @@ def test_a_sampler_decides_as_it_does_of_live_spans(
         expected.trace_state,
     )
     assert above == getattr(live, "parent", above)
-    assert attributes == ({"a": 1} if live.is_recording() else None)
+    assert is_sampled == live.is_recording()
     if live.is_recording():
         below = provider.get_tracer("live").start_span("two", trace.set_span_in_context(live))
         child, expected = made.child(own), below.get_span_context()
@@ -401,9 +405,60 @@ def test_each_sampler_that_the_environment_can_name_is_known(
 
 
 def test_an_open_span_keeps_no_more_events_than_are_exported() -> None:
-    one = RecordedSpan("session", SpanContext(1, 1, is_remote=False), None, {}, 0)
+    one = RecordedSpan("session", SpanContext(1, 1, is_remote=False), None, None, 0)
     for number in range(MOST_EVENTS + 3):
         one.add_event(RecordedEvent("event", {"number": number}, number))
     assert len(one.events) == MOST_EVENTS
     assert one.events[0].at == 3
     assert one.dropped_events == 3
+
+
+FORK = """
+import os
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from sqlalchemy import create_engine, text
+from sqlalchemy.orm import sessionmaker
+from session_tracer import instrument
+from session_tracer.exporter import Exporter
+from session_tracer.exporters.recorded_spans import recorder
+
+provider, ended = TracerProvider(shutdown_on_exit=False), InMemorySpanExporter()
+processor = SimpleSpanProcessor(ended)
+provider.add_span_processor(processor)
+made = recorder(provider, [processor])
+assert made is not None
+maker = sessionmaker(create_engine("sqlite://"))
+with instrument(
+    maker, exporter=Exporter(tracer_provider=provider, span_recorder=made if RECORDED else None)
+):
+    session = maker()
+    session.execute(text("SELECT 1"))
+    parents = provider.resource
+    if child := os.fork():
+        os.waitpid(child, 0)
+    else:
+        session.commit()
+        session.execute(text("SELECT 1"))
+        session.close()
+        assert provider.resource != parents
+        print([(span.name, span.resource == parents) for span in ended.get_finished_spans()])
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.parametrize("is_recorded", [False, True], ids=["live", "recorded"])
+def test_a_span_has_the_resource_of_the_process_in_which_it_began(is_recorded: bool) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", FORK.replace("RECORDED", str(is_recorded))],
+        capture_output=True,
+        check=False,
+        cwd=Path(__file__).parents[2],
+        text=True,
+        timeout=60,
+    )
+    assert (done.stdout, done.stderr) == (
+        "[('transaction', True), ('transaction', False), ('session default', True)]\n",
+        "",
+    )
