@@ -53,16 +53,18 @@ def reason(context: Any, ledger: Ledger) -> Reason | None:
         if options is None:
             return None
         parent, state = options._lazy_loaded_from, options._refresh_state
-        compile_options = getattr(context.invoked_statement, "_compile_options", None)
+        compile_options: Any = getattr(context.invoked_statement, "_compile_options", None)
         path = getattr(compile_options, "_current_path", None)
+        if path is None:  # of no ORM, or an UPDATE with RETURNING
+            return None
         if parent is not None:
             return _relationship(path, parent, ledger)
-        if state is not None and getattr(compile_options, "_for_refresh_state", False):
-            wanted = getattr(compile_options, "_only_load_props", None)
+        if state is not None and compile_options._for_refresh_state:
+            wanted = compile_options._only_load_props
             if wanted is None or options._is_user_refresh:
                 return Reason(_load("refresh", state, ""), state=state)
             return _column_load(state, wanted, ledger)
-        if path is not None and not path.is_root:
+        if not path.is_root:
             return Reason(eager=f"{path.prop.parent.class_.__name__}.{path.prop.key}")
     except Exception:
         without("the options of SQLAlchemy's loaders", "why some statements run is not reported")
@@ -76,7 +78,7 @@ def _load(kind: LoadKind, state: Any, attribute: str) -> Load:
 
 
 def _relationship(path: Any, parent: Any, ledger: Ledger) -> Reason:
-    prop = path.prop if path is not None and not path.is_root else None
+    prop = None if path.is_root else path.prop
     attribute = "" if prop is None else prop.key
     route = None if prop is None else loader_options.route_to(parent, prop)
     if ledger.locator.called_by(_IMMEDIATE):

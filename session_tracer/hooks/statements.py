@@ -141,8 +141,9 @@ _EVENTS: Final = [
 def _has_onlookers(connection: Connection) -> bool:
     """Whether code that runs during a statement could see which context is in force.
 
-    The driver in C that comes with Python calls no code that starts spans; an instrumentation puts
-    an object of another type in the place of its connection.
+    The driver in C that comes with Python runs no Python code, and an instrumentation of it puts an
+    object of another type in the place of its connection. An SQL function or a trace callback that
+    is written in Python sees the caller's context.
     """
     if connection.invalidated:
         return True  # asking for its driver's connection would open a new one
@@ -224,6 +225,8 @@ def _attached(connection: Connection | None) -> Attached | None:
 
 # The statement itself.
 
+_EXECUTES: Final = ("do_execute", "do_executemany", "do_execute_no_params")
+
 
 def _executing(name: str) -> Callable[..., bool | None]:
     """The listener that executes as SQLAlchemy would have, and times it; it never raises itself.
@@ -231,14 +234,12 @@ def _executing(name: str) -> Callable[..., bool | None]:
     Python looks for an interrupt as a function begins and as one returns: while the context is in
     force, that is within a `try` only, and what an interrupt leaves undone is done again.
     """
-    is_one, is_batch = name == "do_execute", name == "do_executemany"
+    is_one, is_batch, is_bare = (name == one for one in _EXECUTES)
 
     def listener(cursor: Any, statement: str, parameters: Any, context: Any = None) -> bool | None:
         ledger = None
         try:
-            arguments: tuple[Any, ...] = (cursor, statement, parameters, context)
-            if context is None:  # do_execute_no_params has no parameters
-                arguments = (cursor, statement, parameters)
+            if is_bare:
                 parameters, context = (), parameters
             ledger = context.root_connection.__dict__.get(SLOT)
             if ledger is None:
@@ -260,6 +261,9 @@ def _executing(name: str) -> Callable[..., bool | None]:
                 execute = getattr(dialect, name)
                 listeners = getattr(dialect.dispatch, name)
                 others = () if len(listeners) == 1 else _after(listener, listeners)
+                arguments: tuple[Any, ...] = (cursor, statement, parameters, context)
+                if is_bare:
+                    arguments = (cursor, statement, context)
                 # An INSERT of many rows is one operation: only executemany() is a batch to the
                 # conventions.
                 size = len(parameters) if is_batch else 1
@@ -296,7 +300,7 @@ def _executing(name: str) -> Callable[..., bool | None]:
                     ledger.failed("statements", error)
             if is_repeated:
                 execute = context.dialect.do_execute
-                execute(*arguments)
+                execute(cursor, statement, parameters, context)
             else:
                 if worker is not None:
                     ledger.at_work = worker
@@ -442,7 +446,6 @@ def _selected(
     Return whether a finding may be due to be raised.
     """
     why = load_reason.reason(context, ledger)
-    subject = load_reason.subject(context)
     load, eager, route = None, "", None
     if why is not None:
         eager, route = why.eager, why.route
@@ -451,14 +454,15 @@ def _selected(
             load_reason.report_load(ledger, load, why, at, site)
     if route is not ledger.route and (route is not None or not eager):
         ledger.come_by(route)
-    in_flush = ledger.flush is not None
+    is_quiet = not (ledger.publishers or ledger.announces_statements)
+    # What loads an attribute is reported and judged as such.
+    subject = None if is_quiet and load is not None else load_reason.subject(context)
     entity = "" if subject is None else subject.class_.__name__
+    in_flush = ledger.flush is not None
     ledger.executed(
         at, site, duration, "SELECT", entity=entity, eager=eager, in_flush=in_flush, load=load
     )
     is_own = why is None and error is None
-    is_quiet = not (ledger.publishers or ledger.announces_statements)
-    # What loads an attribute is judged as such.
     if not is_quiet or is_own or (load is None and ledger.is_refreshing):
         select = (
             at,
@@ -646,5 +650,5 @@ def _rows(context: Any, operation: str, size: int) -> int:
 
 
 _LISTENERS: Final[tuple[tuple[str, Callable[..., Any]], ...]] = tuple(
-    (name, _executing(name)) for name in ("do_execute", "do_executemany", "do_execute_no_params")
+    (name, _executing(name)) for name in _EXECUTES
 )

@@ -156,9 +156,9 @@ def test_a_driver_of_the_applications_own_sees_the_innermost_span(traces: Traces
     seen = []
 
     class Cursor(sqlite3.Cursor):
-        def execute(self, *args: Any) -> sqlite3.Cursor:
+        def execute(self, sql: str, parameters: Any = (), /) -> Any:
             seen.append(trace.get_current_span().get_span_context())
-            return super().execute(*args)
+            return super().execute(sql, parameters)
 
     class Connection(sqlite3.Connection):
         def cursor(self, *_: Any) -> Any:
