@@ -201,7 +201,7 @@ _PREPARE: Final = frozenset({"prepare"})
 
 @_contained
 def before_commit(ledger: Ledger, session: Session) -> None:
-    if ledger.at_work is not None or ledger.flush is not None:
+    if ledger.at_work is not None:
         ledger.check_use(ledger.site())
     if not ledger.transactions_open:
         return

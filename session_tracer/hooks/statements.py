@@ -145,8 +145,8 @@ def _has_onlookers(connection: Connection) -> bool:
     object of another type in the place of its connection. An SQL function or a trace callback that
     is written in Python sees the caller's context.
     """
-    if connection.invalidated:
-        return True  # asking for its driver's connection would open a new one
+    if connection.closed or connection.invalidated:
+        return True  # asking for its driver's connection would open a new one, or raise
     driver = type(connection.connection.dbapi_connection)
     is_plain = (driver.__module__, driver.__qualname__) == ("sqlite3", "Connection")
     return not is_plain or type(connection.dialect).do_execute is not DefaultDialect.do_execute
@@ -201,7 +201,7 @@ def _surround(connection: Connection) -> bool:
 
 def _check(connection: Connection | None) -> None:
     ledger = None if connection is None else connection.__dict__.get(SLOT)
-    if ledger is None or (ledger.at_work is None and ledger.flush is None):
+    if ledger is None or ledger.at_work is None:
         return
     try:
         ledger.check_use(ledger.site())
@@ -214,7 +214,7 @@ def _attached(connection: Connection | None) -> Attached | None:
     if ledger is None:
         return None
     try:
-        if ledger.at_work is not None or ledger.flush is not None:
+        if ledger.at_work is not None:
             ledger.check_use(ledger.site())
         attached: Attached | None = ledger.attach()
     except Exception as error:
@@ -252,9 +252,13 @@ def _executing(name: str) -> Callable[..., bool | None]:
                 and is_one
                 and not reporting.now
             )
+            flush, worker = ledger.flush, None
             if is_repeated:
                 # For other rows of the flush: counting it is enough.
                 attached = ledger.attach() if ledger.attaches else None
+                site = flush.site
+                if ledger.at_work is None:
+                    worker = flush.owner
             else:
                 ledger.repeated_in = -1
                 dialect = context.dialect
@@ -268,7 +272,6 @@ def _executing(name: str) -> Callable[..., bool | None]:
                 # conventions.
                 size = len(parameters) if is_batch else 1
                 shape = _known_shape(statement) or sql.shape(statement)
-                flush, worker = ledger.flush, None
                 site = ledger.site() if flush is None else flush.site
                 if ledger.counter.counts:
                     ledger.settle(ledger.clock())
@@ -298,13 +301,13 @@ def _executing(name: str) -> Callable[..., bool | None]:
                     attached.attach()
                 except Exception as error:
                     ledger.failed("statements", error)
+            if worker is not None:
+                ledger.at_work = worker
+                ledger.at_work_site = site
             if is_repeated:
                 execute = context.dialect.do_execute
                 execute(cursor, statement, parameters, context)
             else:
-                if worker is not None:
-                    ledger.at_work = worker
-                    ledger.at_work_site = site
                 for other in others:
                     if other(*arguments):
                         break
@@ -315,7 +318,7 @@ def _executing(name: str) -> Callable[..., bool | None]:
             raise
         finally:
             try:
-                if not is_repeated and worker is not None:
+                if worker is not None:
                     ledger.at_work = None
                 ended = ledger.clock()
                 if attached is not None:
@@ -339,7 +342,7 @@ def _executing(name: str) -> Callable[..., bool | None]:
                     if failed is not None:
                         ledger.is_cancellation(failed)
                     if is_repeated:
-                        shape, size, site = sql.shape(statement), 1, ledger.flush.site
+                        shape, size = sql.shape(statement), 1
                     if shape.operation == "SELECT":
                         is_due = _selected(
                             ledger,
