@@ -9,18 +9,18 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import create_engine, select
+from sqlalchemy import create_engine, func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, attributes, sessionmaker
 
-from session_tracer import facts
+from session_tracer import Exporter, facts, instrument
 from session_tracer.hooks.flush_contents import changed, constraint
 from session_tracer.testing import Captured, capture
 from tests.library import Author, Base, Book, authors
 from tests.twins import on_each_database
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from tests.twins import Twin
 
@@ -36,6 +36,34 @@ def factory() -> Iterator[sessionmaker[Session]]:
     Base.metadata.create_all(engine)
     yield sessionmaker(engine)
     engine.dispose()
+
+
+@pytest.mark.filterwarnings("ignore:New instance .* conflicts:sqlalchemy.exc.SAWarning")
+def test_what_a_flush_repeats_is_counted_the_same_with_and_without_facts(
+    factory: sessionmaker[Session],
+) -> None:
+    def story(**heard: Any) -> list[Any]:
+        logged: list[Mapping[str, Any]] = []
+        exporter = Exporter(on_log=logged.append, **heard)
+        with instrument(factory, exporter=exporter, single_row_writes=3):
+            with factory() as session:
+                session.add_all([*authors(6), Author(id=3, name="the id is taken")])
+                with pytest.raises(IntegrityError):
+                    session.flush()
+            with factory() as session:
+                for number in range(6):
+                    session.add(Author(name=func.upper(f"one by one {number}")))
+                session.flush()
+                session.rollback()
+        keys = ("event", "finding_id", "count", "statements", "error_type")
+        return [[event.get(key) for key in keys] for event in logged]
+
+    published: list[facts.Fact] = []
+    quiet = story()
+    assert quiet == story(on_fact=published.append)
+    assert [one[0] for one in quiet].count("finding") == 2
+    executed = [one for one in published if isinstance(one, facts.StatementExecuted)]
+    assert len([one for one in executed if one.operation == "INSERT"]) == 13
 
 
 # Why.

@@ -31,17 +31,32 @@ __all__ = [
     "selection",
 ]
 
-# By mapper and attribute: the option, and the class that the attribute is mapped on.
-_KNOWN: Final[weakref.WeakKeyDictionary[Mapper[Any], dict[str, tuple[str, str]]]] = (
-    weakref.WeakKeyDictionary()
-)
-# The attributes of columns that are not deferred, and those that the database fills in.
-_GENERATED: Final[weakref.WeakKeyDictionary[Mapper[Any], tuple[frozenset[str], frozenset[str]]]] = (
-    weakref.WeakKeyDictionary()
-)
-_PRIMARY_KEYS: Final[weakref.WeakKeyDictionary[Mapper[Any], str]] = weakref.WeakKeyDictionary()
-# Nobody writes more options within one another than that.
+# What is known of each mapper, worked out once.
+_KNOWN: Final[weakref.WeakKeyDictionary[Mapper[Any], _Known]] = weakref.WeakKeyDictionary()
+# More options than this are not nested in one another.
 _DEEPEST: Final = 5
+
+
+class _Known:
+    """What is known of a mapper; it must not hold the mapper."""
+
+    __slots__ = ("columns", "generated", "options", "primary_key")
+
+    def __init__(self, mapper: Mapper[Any]) -> None:
+        props: list[Any] = [prop for prop in mapper.column_attrs if not prop.deferred]
+        # The attributes of columns that are not deferred, and those that the database fills in.
+        self.columns = frozenset([prop.key for prop in props])
+        self.generated = frozenset([prop.key for prop in props if _is_generated(prop)])
+        self.primary_key: str | None = None
+        # By attribute: the option, and the class that the attribute is mapped on.
+        self.options: dict[str, tuple[str, str]] = {}
+
+
+def _known(mapper: Mapper[Any]) -> _Known:
+    known = _KNOWN.get(mapper)
+    if known is None:
+        known = _KNOWN[mapper] = _Known(mapper)
+    return known
 
 
 def loader(mapper: Mapper[Any], attribute: str) -> str:
@@ -49,24 +64,22 @@ def loader(mapper: Mapper[Any], attribute: str) -> str:
 
     Columns that are loaded together, `notes, text`, are one attribute here.
     """
-    return _known(mapper, attribute)[0]
+    return _option(mapper, attribute)[0]
 
 
 def owner(mapper: Mapper[Any], attribute: str) -> str:
     """The class that the attribute is mapped on: the mapper's, or a base of it."""
-    return _known(mapper, attribute)[1]
+    return _option(mapper, attribute)[1]
 
 
-def _known(mapper: Mapper[Any], attribute: str) -> tuple[str, str]:
-    of_mapper = _KNOWN.get(mapper)
-    if of_mapper is None:
-        of_mapper = _KNOWN[mapper] = {}
-    known = of_mapper.get(attribute)
-    if known is None:
+def _option(mapper: Mapper[Any], attribute: str) -> tuple[str, str]:
+    options = _known(mapper).options
+    option = options.get(attribute)
+    if option is None:
         properties = _properties(mapper, attribute)
         named = _owner(mapper, properties).class_.__name__
-        known = of_mapper[attribute] = (_loader(properties), named)
-    return known
+        option = options[attribute] = (_loader(properties), named)
+    return option
 
 
 def _owner(mapper: Mapper[Any], properties: list[Any]) -> Mapper[Any]:
@@ -248,23 +261,9 @@ def are_generated(state: InstanceState[Any], names: Iterable[str]) -> bool:
     A flush expires them. A commit expires all columns; those that are deferred, and relationships,
     SQLAlchemy goes on calling expired.
     """
-    mapper = state.manager.mapper
-    known = _GENERATED.get(mapper)
-    if known is None:
-        known = _GENERATED[mapper] = _generated(mapper)
-    stored, generated = known
-    columns = stored.intersection(names)
-    return bool(columns) and columns <= generated
-
-
-def _generated(mapper: Mapper[Any]) -> tuple[frozenset[str], frozenset[str]]:
-    """The attributes of columns that are not deferred, and those that the database fills in."""
-    attributes: list[Any] = list(mapper.column_attrs)
-    props = [prop for prop in attributes if not prop.deferred]
-    return (
-        frozenset(prop.key for prop in props),
-        frozenset(prop.key for prop in props if _is_generated(prop)),
-    )
+    known = _known(state.manager.mapper)
+    columns = known.columns.intersection(names)
+    return bool(columns) and columns <= known.generated
 
 
 def _is_generated(prop: Any) -> bool:
@@ -277,9 +276,9 @@ def _is_generated(prop: Any) -> bool:
 
 def primary_key(mapper: Mapper[Any]) -> str:
     """The attribute that is the primary key; empty where several are."""
-    known = _PRIMARY_KEYS.get(mapper)
-    if known is None:
+    known = _known(mapper)
+    if known.primary_key is None:
         columns = mapper.primary_key
-        known = mapper.get_property_by_column(columns[0]).key if len(columns) == 1 else ""
-        _PRIMARY_KEYS[mapper] = known
-    return known
+        is_one = len(columns) == 1
+        known.primary_key = mapper.get_property_by_column(columns[0]).key if is_one else ""
+    return known.primary_key

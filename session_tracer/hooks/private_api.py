@@ -1,4 +1,4 @@
-"""What the tracer relies on that is private to SQLAlchemy or Python, and what it loses without."""
+"""The private interfaces of SQLAlchemy and Python, and what is not reported without each."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ABSENT: Final = object()
 
 
 class Reliance(NamedTuple):
-    """Something private; what it is for is not told where it is not there."""
+    """A private interface, how to check for it, and what is lost without it, as a clause."""
 
     what: str
     is_there: Callable[[], bool]
@@ -28,7 +28,7 @@ class Reliance(NamedTuple):
 
 
 def check() -> None:
-    """Say of each that is not there what it loses; what can only be seen in use says so itself."""
+    """Warn of each that is missing. Those that only show in use are checked there."""
     for reliance in RELIANCES:
         try:
             is_there = reliance.is_there()
@@ -41,7 +41,7 @@ def check() -> None:
 def _found(path: str) -> Any:
     """What a path such as `sqlalchemy.orm.session:Session.flush` leads to.
 
-    SQLAlchemy 2.1 has begun the names of classes that were not public already with an underscore.
+    In SQLAlchemy 2.1 the names of classes that are not public begin with an underscore.
     """
     module, _, names = path.partition(":")
     found: Any = sys.modules.get(module, _ABSENT)
@@ -51,7 +51,7 @@ def _found(path: str) -> Any:
 
 
 def _function(path: str, *variables: str) -> Callable[[], bool]:
-    """Whether there is such a function of Python's, whose frames have these local variables."""
+    """Whether it is a Python function whose frames have these local variables."""
 
     def is_there() -> bool:
         code = inspect.unwrap(_found(path)).__code__
@@ -70,7 +70,7 @@ def _sets(path: str, name: str) -> Callable[[], bool]:
 
 
 def _load_options() -> bool:
-    """Whether the options in which a loader says what it loads are found where we look."""
+    """Whether a loader's options have the attributes that say what it loads."""
 
     class _Executed:
         is_select = True
@@ -93,13 +93,13 @@ RELIANCES: Final = (
     Reliance(
         "sys._getframe",
         lambda: running.IS_TOLD,
-        "no line of the application is told, every flush is told as explicit, no operation that "
-        "SQLAlchemy refuses is told of, nor any session to who instruments an async_sessionmaker",
+        "no line of the application is reported, every flush is reported as explicit, operations "
+        "that SQLAlchemy refuses are not reported, nor sessions of an async_sessionmaker",
     ),
     Reliance(
         "sys._current_frames",
         _attribute("sys:_current_frames"),
-        "where another thread stands is not told",
+        "the current line of another thread is not reported",
     ),
     Reliance(
         "IdentityMap._add_unpresent",
@@ -141,47 +141,47 @@ RELIANCES: Final = (
     Reliance(
         "Select._propagate_attrs",
         _attribute("sqlalchemy.sql.selectable:Select._propagate_attrs"),
-        "which entity a statement is for is not told",
+        "statements are reported without their mapped class",
     ),
     Reliance(
         "_sa_orm_load_options",
         _load_options,
-        "lazy loads, deferred columns and reloads are not told apart from other statements",
+        "lazy loads, deferred columns and reloads are reported as ordinary statements",
     ),
     Reliance(
         "Session._before_attach",
         _function("sqlalchemy.orm.session:Session._before_attach", "self", "state"),
-        "an object that is added to a second session is not told of",
+        "an object that is added to a second session is not reported",
     ),
     Reliance(
         "LazyLoader._invoke_raise_load",
         _function("sqlalchemy.orm.strategies:LazyLoader._invoke_raise_load", "self", "state"),
-        "a load that raiseload() refuses is not told of",
+        "a load that raiseload() refuses is not reported",
     ),
     Reliance(
         "SessionTransaction._raise_for_prerequisite_state",
         _function("sqlalchemy.orm.session:SessionTransaction._raise_for_prerequisite_state"),
-        "the use of a session by two at once is not always told of",
+        "concurrent use of a session is not always reported",
     ),
     Reliance(
         "TransactionalContext._trans_ctx_check",
         _function("sqlalchemy.engine.util:TransactionalContext._trans_ctx_check"),
-        "the use of a session within the block of a failed transaction is not told of",
+        "the use of a session in the block of a failed transaction is not reported",
     ),
     Reliance(
         "asyncio.Future._callbacks",
         _attribute("asyncio:Future._callbacks"),
-        "what happens in a task of its own is told without the line that awaits it",
+        "what happens in a separate task is reported without the line that awaits it",
     ),
     Reliance(
         "asyncio.TaskGroup._parent_task",
         lambda: "_parent_task" in _found("asyncio:TaskGroup.__init__").__code__.co_names,
-        "what happens in a task of a group is told without the line that awaits it",
+        "what happens in a task of a group is reported without the line that awaits it",
     ),
     Reliance(
         "AsyncSession.__init__",
         lambda: targets.KNOWS_ASYNC or not targets.ASYNC,
-        "a session of asyncio is told of as any other, and not to who instruments an "
-        "async_sessionmaker or a class of AsyncSession",
+        "async sessions are reported as ordinary ones, and not if an async_sessionmaker or a class "
+        "of AsyncSession is instrumented",
     ),
 )

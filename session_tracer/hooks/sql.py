@@ -1,4 +1,4 @@
-"""What a statement says of itself, in OpenTelemetry's terms, without its values."""
+"""The operation, table and text of a statement, in OpenTelemetry's terms, without its values."""
 
 from __future__ import annotations
 

@@ -1,68 +1,63 @@
 """What each statement cost, why it ran, and on whose connection.
 
-A listener on an engine's cursor events makes every connection take SQLAlchemy's slower path; the
-dialect's `do_execute` costs a tenth of that and sees before, after and the error in one place. So
-that is where statements are timed, and why each of them executes the statement itself. It is called
-experimental: where it cannot be listened to, the cursor events are.
+A listener on an engine's cursor events makes every connection take SQLAlchemy's slower path. The
+dialect's `do_execute` costs a tenth of that, and its listener sees before, after and the error in
+one place: so statements are timed there, and each listener executes the statement itself.
 """
 
 from __future__ import annotations
 
-import sys
 import weakref
 from collections import deque
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import event
 from sqlalchemy.engine import Connection
-from sqlalchemy.engine.events import ConnectionEvents, DialectEvents
-from sqlalchemy.engine.interfaces import ExecuteStyle
+from sqlalchemy.engine.default import DefaultDialect
+from sqlalchemy.engine.events import DialectEvents
 from sqlalchemy.exc import InvalidRequestError
 
 from session_tracer import facts
 from session_tracer.facts import StatementExecuted
 from session_tracer.hooks import load_reason, sql
+from session_tracer.hooks.loader_options import primary_key
 from session_tracer.hooks.patching import as_sqlalchemys
 from session_tracer.hooks.sql import fingerprint as fingerprint_of
+from session_tracer.ledger.guard import reporting
 from session_tracer.ledger.in_progress import SLOT, SURROUNDED, Holding
-from session_tracer.ledger.ledger import Ledger, type_name
+from session_tracer.ledger.ledger import type_name
 from session_tracer.runtime import process, threads
 from session_tracer.runtime.degraded import without
 from session_tracer.verdicts.misuse import raise_due
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
-    from sqlalchemy.engine import Dialect, Engine, ExceptionContext
+    from sqlalchemy.engine import Dialect
 
     from session_tracer.facts import Database
     from session_tracer.hooks.sql import Shape
     from session_tracer.ledger.in_progress import Flush
+    from session_tracer.ledger.ledger import Ledger
     from session_tracer.ledger.report import Attached
     from session_tracer.where.callsite import CallSite
     from session_tracer.where.owner import Owner
 
 __all__ = ["LOST", "begin", "hold", "is_timed", "remove"]
 
-# What is lost where the dialect cannot be listened to.
-LOST: Final = (
-    "statements are timed by the engine's cursor events, which makes connections slower; where "
-    "others listen to the cursor too, what the driver starts is below the transaction's span, not "
-    "the statement's"
-)
+# What is not reported if the dialect's events are missing.
+LOST: Final = "statements are neither counted nor timed, and lazy loads are not reported"
 
 _DATABASES: Final[weakref.WeakKeyDictionary[Dialect, Database]] = weakref.WeakKeyDictionary()
-# Whether the dialect, or the engine, said itself that it has events before we listened to it.
+# Whether the dialect had `_has_events` of its own before it was listened to.
 _HAD_EVENTS: Final[weakref.WeakKeyDictionary[Any, bool]] = weakref.WeakKeyDictionary()
-# Held while it changes who is listened to.
+# Held while it changes which dialects are listened to.
 _CHANGING: Final = process.PerProcess(threads.RLock)
-# The dialects whose engines' cursor events are listened to instead.
-_BY_CURSOR: Final[weakref.WeakSet[Dialect]] = weakref.WeakSet()
 
 
 class _Listening:
-    """Whether dialects and engines are listened to."""
+    """Whether dialects are listened to."""
 
     is_on = False
 
@@ -79,11 +74,10 @@ def hold(connection: Connection, since: int, owner: Owner, site: CallSite | None
     if database is None:
         database = _DATABASES[dialect] = sql.database(connection.engine.url)
     if dialect not in _HAD_EVENTS:
-        _listen_to_dialect(dialect)
-    if dialect in _BY_CURSOR and connection.engine not in _HAD_EVENTS:
-        with _CHANGING.value:
-            if _Listening.is_on and connection.engine not in _HAD_EVENTS:
-                _listen(connection.engine, _CURSOR_LISTENERS)
+        _listen_to(dialect)
+    ledger = connection.__dict__[SLOT]
+    if not ledger.attaches and _has_onlookers(connection):
+        ledger.attaches = True
     return Holding(connection, database, since, owner, site, surrounded=_surround(connection))
 
 
@@ -92,90 +86,79 @@ def begin() -> None:
     _Listening.is_on = True
 
 
-def _listen_to_dialect(dialect: Dialect) -> None:
+def _listen_to(dialect: Dialect) -> None:
     with _CHANGING.value:
         # Another thread may have been first, or may have uninstrumented meanwhile.
-        if _Listening.is_on and dialect not in _HAD_EVENTS:
-            _listen_as_it_can(dialect)
-
-
-def _listen_as_it_can(dialect: Dialect) -> None:
-    try:
-        _listen(dialect, _DIALECT_LISTENERS)
-    except InvalidRequestError:
-        _unlisten(dialect, _DIALECT_LISTENERS)
-        without("DialectEvents.do_execute", LOST)
-        _BY_CURSOR.add(dialect)
-        with suppress(InvalidRequestError):  # of a dialect without any event
-            _listen(dialect, _ERROR_LISTENERS)
-
-
-def _listen(target: Dialect | Engine, listeners: _Listeners) -> None:
-    _HAD_EVENTS[target] = "_has_events" in target.__dict__
-    for name, listener in listeners:
-        event.listen(target, name, listener)
-
-
-def _unlisten(target: Dialect | Engine, listeners: _Listeners) -> None:
-    for name, listener in listeners:
-        with suppress(InvalidRequestError):
-            if event.contains(target, name, listener):
-                told: Any = getattr(target.dispatch, name)
-                # What an engine with options of its own hears besides are its parent's.
-                own = getattr(told, "local", told)
-                if isinstance(getattr(own, "listeners", None), deque):
-                    # Another thread may be amid an iteration over the listeners there are.
-                    own.listeners = deque(own.listeners)
-                event.remove(target, name, listener)
+        if not _Listening.is_on or dialect in _HAD_EVENTS:
+            return
+        _HAD_EVENTS[dialect] = "_has_events" in dialect.__dict__
+        try:
+            for name, listener in _LISTENERS:
+                event.listen(dialect, name, listener)
+        except InvalidRequestError:
+            without("DialectEvents.do_execute", LOST)
 
 
 def remove() -> None:
-    """Leave every dialect and engine as it was found."""
+    """Leave every dialect as it was found."""
     with _CHANGING.value:
         _Listening.is_on = False
-        for target, had_events in list(_HAD_EVENTS.items()):
-            if not had_events:
+        for dialect, had_events in list(_HAD_EVENTS.items()):
+            if not had_events and not _has_other_listeners(dialect):
                 # While it has none, SQLAlchemy asks no listeners, and other threads are not
                 # disturbed.
-                _forget_events(target)
-            _unlisten(target, _LISTENERS)
-            if not had_events:
-                # An engine's listeners are wrapped, and were not known to be ours.
-                _forget_events(target)
+                dialect.__dict__.pop("_has_events", None)
+            _unlisten(dialect)
         _HAD_EVENTS.clear()
-        _BY_CURSOR.clear()
 
 
-def _forget_events(target: Any) -> None:
-    # Somebody may have begun to listen after us.
-    if not _has_other_listeners(target):
-        target.__dict__.pop("_has_events", None)
+def _unlisten(dialect: Dialect) -> None:
+    for name, listener in _LISTENERS:
+        with suppress(InvalidRequestError):
+            if event.contains(dialect, name, listener):
+                known: Any = getattr(dialect.dispatch, name)
+                if isinstance(getattr(known, "listeners", None), deque):
+                    # Another thread may be in the middle of an iteration over the listeners.
+                    known.listeners = deque(known.listeners)
+                event.remove(dialect, name, listener)
 
 
-def _has_other_listeners(target: Any) -> bool:
-    """Whether anybody but us listens to this very dialect or engine."""
-    ours = [listener for _, listener in _LISTENERS]
-    listened_to = [getattr(target.dispatch, name, None) for name in _EVENTS]
-    # What an engine with options of its own hears besides are its parent's.
-    own = [getattr(one, "local", one) for one in listened_to]
-    return any(told not in ours for one in own for told in getattr(one, "listeners", ()))
+def _has_other_listeners(dialect: Any) -> bool:
+    """Whether other code listens to this very dialect."""
+    own = [listener for _, listener in _LISTENERS]
+    listened_to = [getattr(dialect.dispatch, name, None) for name in _EVENTS]
+    return any(one not in own for known in listened_to for one in getattr(known, "listeners", ()))
 
 
 _EVENTS: Final = [
-    name
-    for events in (DialectEvents, ConnectionEvents)
-    for name in vars(events)
-    if not name.startswith("_") and name != "dispatch"
+    name for name in vars(DialectEvents) if not name.startswith("_") and name != "dispatch"
 ]
+
+
+# The context around statements.
+
+
+def _has_onlookers(connection: Connection) -> bool:
+    """Whether code that runs during a statement could see which context is in force.
+
+    The driver in C that comes with Python runs no Python code, and an instrumentation of it puts an
+    object of another type in the place of its connection. An SQL function or a trace callback that
+    is written in Python sees the caller's context.
+    """
+    if connection.closed or connection.invalidated:
+        return True  # asking for its driver's connection would open a new one, or raise
+    driver = type(connection.connection.dbapi_connection)
+    is_plain = (driver.__module__, driver.__qualname__) == ("sqlite3", "Connection")
+    return not is_plain or type(connection.dialect).do_execute is not DefaultDialect.do_execute
 
 
 def _surround(connection: Connection) -> bool:
     """Set the context around the connection's whole execution, where others listen to its cursor.
 
     They start their spans before `do_execute`, and some set a context of their own until after it:
-    ours has to be the outer one. Where nobody listens, no context is set: what starts inside the
-    driver finds the one that `do_execute` sets. Under asyncio a second task may have to wait for a
-    cursor until the first is done, so that it would be seen too late to have met it.
+    session_tracer's has to be the outer one. Where no one listens, no context is set: what starts
+    inside the driver finds the one that `do_execute` sets. Under asyncio a second task may have to
+    wait for a cursor until the first is done, so that it would be seen too late to have met it.
     """
     engine: Any = connection.engine
     listened_to: Any = connection.dispatch
@@ -191,17 +174,15 @@ def _surround(connection: Connection) -> bool:
     def surrounded(method: Any) -> Any:
         def execute(*args: Any, **kwargs: Any) -> Any:
             connection = reference()
-            attached = outer = None
+            attached = None
             try:
                 with suppress(Exception):  # there may be no memory to call it
-                    outer = connection.__dict__.get(_UNDER_WAY)
                     attached = enter(connection)
                     if attached is not None:
                         attached.attach()
                 return method(connection, *args, **kwargs)
             finally:
                 try:
-                    _give_up(connection, outer)
                     if attached is not None:
                         attached.detach()
                 except BaseException as error:
@@ -242,78 +223,151 @@ def _attached(connection: Connection | None) -> Attached | None:
     return attached
 
 
-# The dialect's events.
+# The statement itself.
+
+_EXECUTES: Final = ("do_execute", "do_executemany", "do_execute_no_params")
 
 
 def _executing(name: str) -> Callable[..., bool | None]:
-    """The listener that executes as SQLAlchemy would have, and times it; of ours, nothing raises.
+    """The listener that executes as SQLAlchemy would have, and times it; it never raises itself.
 
     Python looks for an interrupt as a function begins and as one returns: while the context is in
     force, that is within a `try` only, and what an interrupt leaves undone is done again.
     """
-    is_batch = name == "do_executemany"
+    is_one, is_batch, is_bare = (name == one for one in _EXECUTES)
 
     def listener(cursor: Any, statement: str, parameters: Any, context: Any = None) -> bool | None:
         ledger = None
         try:
-            arguments: tuple[Any, ...] = (cursor, statement, parameters, context)
-            if context is None:  # do_execute_no_params has none
-                arguments = (cursor, statement, parameters)
+            if is_bare:
                 parameters, context = (), parameters
             ledger = context.root_connection.__dict__.get(SLOT)
             if ledger is None:
                 return None
-            dialect = context.dialect
-            execute = getattr(dialect, name)
-            listeners = getattr(dialect.dispatch, name)
-            others = () if len(listeners) == 1 else _after(listener, listeners)
-            # An INSERT of many rows is one operation: only executemany() is a batch to the
-            # conventions.
-            size = len(parameters) if is_batch else 1
-            site, shape, works = _begin(ledger, context, statement, size)
-            attached = ledger.attach()
+            is_repeated = (
+                statement is ledger.repeated
+                and ledger.repeated_in == ledger.flush_number
+                and ledger.flush is not None
+                and (ledger.repeats_rows or len(context.compiled_parameters) > 1)
+                and is_one
+                and not reporting.now
+            )
+            flush, worker = ledger.flush, None
+            if is_repeated:
+                # For other rows of the flush: counting it is enough.
+                attached = ledger.attach() if ledger.attaches else None
+                site = flush.site
+                if ledger.at_work is None:
+                    worker = flush.owner
+            else:
+                ledger.repeated_in = -1
+                dialect = context.dialect
+                execute = getattr(dialect, name)
+                listeners = getattr(dialect.dispatch, name)
+                others = () if len(listeners) == 1 else _after(listener, listeners)
+                arguments: tuple[Any, ...] = (cursor, statement, parameters, context)
+                if is_bare:
+                    arguments = (cursor, statement, context)
+                # An INSERT of many rows is one operation: only executemany() is a batch to the
+                # conventions.
+                size = len(parameters) if is_batch else 1
+                shape = _known_shape(statement) or sql.shape(statement)
+                site = ledger.site() if flush is None else flush.site
+                if ledger.counter.counts:
+                    ledger.settle(ledger.clock())
+                if ledger.at_work is None:
+                    worker = ledger.enter(site)
+                else:
+                    ledger.check_use(site)
+                options = context.execution_options
+                if "yield_per" in options or "stream_results" in options:
+                    _stream(ledger, site, options)
+                else:
+                    ledger.is_streaming = False
+                    ledger.loading(site)
+                if ledger.announces_statements:
+                    _announce(ledger, context, statement, shape, size)
+                attached = ledger.attach() if ledger.attaches or others else None
             started = ledger.clock()
         except Exception as error:
             if ledger is not None:  # else a dialect's own, or what a test has put in its place
                 ledger.failed("statements", error)
             return None
         failed = None
+        is_due = False
         try:
-            if works is not None:
-                ledger.at_work = works
-                ledger.at_work_site = site
             if attached is not None:
                 try:
                     attached.attach()
                 except Exception as error:
                     ledger.failed("statements", error)
-            for other in others:
-                if other(*arguments):
-                    break
+            if worker is not None:
+                ledger.at_work = worker
+                ledger.at_work_site = site
+            if is_repeated:
+                execute = context.dialect.do_execute
+                execute(cursor, statement, parameters, context)
             else:
-                execute(*arguments)
+                for other in others:
+                    if other(*arguments):
+                        break
+                else:
+                    execute(*arguments)
         except BaseException as error:
             failed = error
             raise
         finally:
             try:
-                if works is not None:
+                if worker is not None:
                     ledger.at_work = None
                 ended = ledger.clock()
                 if attached is not None:
                     attached.detach()
-                is_due = _end(
-                    ledger,
-                    context,
-                    statement,
-                    parameters,
-                    size,
-                    site,
-                    shape,
-                    started,
-                    ended,
-                    failed,
-                )
+                duration = ended - started
+                holdings = ledger.connections
+                if len(holdings) == 1:
+                    holdings[0].busy += duration
+                else:
+                    _hold_longer(holdings, context, duration)
+                if is_repeated and failed is None:
+                    ledger.sql += duration
+                    ledger.statements += 1
+                    ledger.last_statement_at = ledger.last_activity_at = ended
+                    if ledger.repeats_rows:
+                        ledger.row_count += 1
+                        if ledger.row_count in ledger.gates.single_rows:
+                            ledger.fold_rows()
+                            ledger.judge(_row(ledger, context, statement, ended, duration))
+                else:
+                    if failed is not None:
+                        ledger.is_cancellation(failed)
+                    if is_repeated:
+                        shape, size = sql.shape(statement), 1
+                    if shape.operation == "SELECT":
+                        is_due = _selected(
+                            ledger,
+                            context,
+                            statement,
+                            parameters,
+                            size=size,
+                            site=site,
+                            at=ended,
+                            duration=duration,
+                            error=failed,
+                        )
+                    else:
+                        _written(
+                            ledger,
+                            context,
+                            statement,
+                            shape=shape,
+                            size=size,
+                            site=site,
+                            at=ended,
+                            duration=duration,
+                            error=failed,
+                            may_repeat=is_one and not (is_repeated or others),
+                        )
             except BaseException as error:
                 if attached is not None:
                     attached.detach()
@@ -322,7 +376,7 @@ def _executing(name: str) -> Callable[..., bool | None]:
                 is_due = False
                 ledger.failed("statements", error)
             failed = None  # the error's traceback holds this frame
-        if is_due and _may_raise(ledger, shape):
+        if is_due and _may_raise(ledger):
             raise_due(ledger.reports)
         return True
 
@@ -331,208 +385,51 @@ def _executing(name: str) -> Callable[..., bool | None]:
     return listener
 
 
-def _after(ours: Callable[..., bool | None], listeners: Any) -> list[Any]:
-    """The dialect listeners after ours, which SQLAlchemy would ask until one handles it."""
-    known = list(listeners)
-    return known[known.index(ours) + 1 :]
-
-
-# The cursor's events.
-
-# The attribute of a connection that has the statement under way on it.
-_UNDER_WAY: Final = "_session_tracer_statement"
-
-
-class _UnderWay(NamedTuple):
-    connection: Connection
-    ledger: Ledger
-    context: Any
-    statement: str
-    parameters: Any
-    size: int
-    site: CallSite | None
-    shape: Shape
-    works: bool
-    attached: Attached | None
-    started: int
-    # A listener of somebody else's may execute statements amid another.
-    outer: _UnderWay | None
-
-    def end(self, error: BaseException | None) -> bool:
-        """It has been executed, or has failed; whether a finding may be due."""
-        ledger, attached = self.ledger, self.attached
-        try:
-            if self.works:
-                ledger.at_work = None
-            ended = ledger.clock()
-            if attached is not None:
-                attached.detach()
-            return _end(ledger, *self[2:8], self.started, ended, error)
-        except BaseException as failure:
-            if attached is not None:
-                attached.detach()
-            if not isinstance(failure, Exception):
-                raise
-            ledger.failed("statements", failure)
-            return False
-        finally:
-            self.connection.__dict__[_UNDER_WAY] = self.outer
-            if self.outer is None:
-                del self.connection.__dict__[_UNDER_WAY]
-
-
-def before_cursor_execute(
-    connection: Connection,
-    _: object,
-    statement: str,
-    parameters: Any,
-    context: Any,
-    executemany: bool,
-) -> None:
-    ledger = None
-    try:
-        ledger = connection.__dict__.get(SLOT)
-        outer = connection.__dict__.get(_UNDER_WAY)
-        if ledger is None or context is None or (outer and outer.context is context):
-            return  # the last is heard of from an engine and from its parent
-        size = 1
-        if executemany and context.execute_style is not ExecuteStyle.INSERTMANYVALUES:
-            size, parameters = len(parameters), ()
-        site, shape, works = _begin(ledger, context, statement, size)
-        attached = ledger.attach()
-        listened_to: Any = connection.dispatch
-        if len(listened_to.before_cursor_execute) > 1:
-            attached = None  # others may set a context of theirs until after ours is set back
-        under_way = _UnderWay(
-            connection,
-            ledger,
-            context,
-            statement,
-            parameters,
-            size,
-            site,
-            shape,
-            works is not None,
-            attached,
-            ledger.clock(),
-            outer,
-        )
-        connection.__dict__[_UNDER_WAY] = under_way
-        if works is not None:
-            ledger.at_work = works
-            ledger.at_work_site = site
-        if attached is not None:
-            attached.attach()
-    except Exception as error:
-        if ledger is not None:
-            ledger.failed("statements", error)
-
-
-def after_cursor_execute(connection: Connection, *told: Any) -> None:
-    under_way = None
-    is_due = False
-    with suppress(Exception):
-        under_way = _under_way(connection, told[3])
-        is_due = under_way is not None and under_way.end(None)
-    if under_way is not None and is_due and _may_raise(under_way.ledger, under_way.shape):
-        raise_due(under_way.ledger.reports)
-
-
-def handle_error(failure: ExceptionContext) -> None:
-    with suppress(Exception):
-        under_way = _under_way(failure.connection, failure.execution_context)
-        if under_way is not None:
-            under_way.end(failure.original_exception)
-
-
-def _under_way(connection: Connection | None, context: Any) -> _UnderWay | None:
-    if connection is None:
-        return None
-    under_way: _UnderWay | None = connection.__dict__.get(_UNDER_WAY)
-    return None if under_way is None or under_way.context is not context else under_way
-
-
-def _give_up(connection: Any, outer: _UnderWay | None) -> None:
-    """End what nobody has told the end of: another listener's error hides an error from ours."""
-    while True:
-        under_way: _UnderWay | None = connection.__dict__.get(_UNDER_WAY)
-        if under_way is None or under_way is outer:
-            return
-        error = sys.exc_info()[1]
-        under_way.end(getattr(error, "orig", None) or error)
-
-
-# A statement on its way.
-
-
-def _begin(
-    ledger: Ledger, context: Any, statement: str, size: int
-) -> tuple[CallSite | None, Shape, Owner | None]:
-    """Its line and its shape, and whose work it is where nothing else is at work."""
-    flush = ledger.flush
-    site = ledger.site() if flush is None else flush.site
-    shape = _known_shape(statement) or sql.shape(statement)
-    if ledger.counter.counts:
-        ledger.settle(ledger.clock())
-    works = None
-    if ledger.at_work is None:
-        works = ledger.enter(site)
-    else:
-        ledger.check_use(site)
-    options = context.execution_options
-    if "yield_per" in options or "stream_results" in options:
-        at_once = options.get("yield_per", 0) or 0
-        streaming = ledger.is_streaming = bool(at_once or options.get("stream_results"))
-        ledger.loading(site, at_once, in_portions=streaming and not at_once)
-    else:
-        ledger.is_streaming = False
-        ledger.loading(site)
-    if ledger.announces_statements:
-        _announce(ledger, context, statement, shape, size)
-    return site, shape, works
-
-
 _known_shape: Final = sql.SHAPES.get
+
+
+def _after(own: Callable[..., bool | None], listeners: Any) -> Any:
+    """The dialect listeners after this one, which SQLAlchemy would ask until one handles it."""
+    known = list(listeners)
+    return known[known.index(own) + 1 :]
+
+
+def _hold_longer(holdings: Iterable[Holding], context: Any, duration: int) -> None:
+    for holding in holdings:
+        if holding.holds(context.root_connection):
+            holding.busy += duration
+
+
+def _stream(ledger: Ledger, site: CallSite | None, options: Any) -> None:
+    """A statement is about to run whose rows may be fetched in portions."""
+    at_once = options.get("yield_per", 0) or 0
+    streaming = ledger.is_streaming = bool(at_once or options.get("stream_results"))
+    ledger.loading(site, at_once, in_portions=streaming and not at_once)
 
 
 def _announce(ledger: Ledger, context: Any, statement: str, shape: Shape, size: int) -> None:
     database = _DATABASES.get(context.dialect) or facts.Database()
-    text = sql.without_values(statement, database.system)
     ledger.statement_started(
         facts.StatementStarted(
-            ledger.clock(), text, shape.summary, shape.operation, shape.collection, size, database
+            at=ledger.clock(),
+            text=sql.without_values(statement, database.system),
+            summary=shape.summary,
+            operation=shape.operation,
+            collection=shape.collection,
+            batch_size=size,
+            database=database,
         )
     )
 
 
-def _end(
-    ledger: Ledger,
-    context: Any,
-    statement: str,
-    parameters: Any,
-    size: int,
-    site: CallSite | None,
-    shape: Shape,
-    started: int,
-    ended: int,
-    error: BaseException | None,
-) -> bool:
-    """Take a statement into account; whether a finding may be due to be raised."""
-    if error is not None:
-        ledger.is_cancellation(error)
-    duration = ended - started
-    if len(ledger.connections) == 1:
-        ledger.connections[0].busy += duration
-    else:
-        _hold_longer(ledger, context, duration)
-    flush = ledger.flush
-    if shape.operation == "SELECT":
-        _selected(ledger, context, statement, parameters, size, site, shape, duration, ended, error)
-    elif flush is not None and error is None and ledger.is_quiet:
-        _written_by_flush(ledger, flush, context, statement, size, shape, duration, ended)
-    else:
-        _executed(ledger, context, statement, size, site, shape, duration, ended, error)
-    return any(report.misuses for report in ledger.reports)
+def _may_raise(ledger: Ledger) -> bool:
+    """Whether an exception after a SELECT would only leave rows unread."""
+    writing = ledger.flush is not None and ledger.flush.began
+    committing = bool(ledger.transactions_open and ledger.transactions_open[-1].committing_at)
+    return not writing and not committing
+
+
+# What has been executed.
 
 
 def _selected(
@@ -540,180 +437,197 @@ def _selected(
     context: Any,
     statement: str,
     parameters: Any,
+    *,
     size: int,
     site: CallSite | None,
-    shape: Shape,
+    at: int,
     duration: int,
-    ended: int,
     error: BaseException | None,
-) -> None:
-    """A SELECT ran: for itself, for an attribute of one object, or with another SELECT."""
+) -> bool:
+    """A SELECT ran: for itself, for an attribute of one object, or with another SELECT.
+
+    Return whether a finding may be due to be raised.
+    """
     why = load_reason.reason(context, ledger)
-    load = why.load if error is None else None
-    entity, eager = why.entity, why.eager
-    if load is not None:
-        load_reason.report_load(ledger, load, why, ended, site)
-    if why.route is not None or not eager:
-        ledger.come_by(why.route)
+    load, eager, route = None, "", None
+    if why is not None:
+        eager, route = why.eager, why.route
+        if error is None and why.load is not None:
+            load = why.load
+            load_reason.report_load(ledger, load, why, at, site)
+    if route is not ledger.route and (route is not None or not eager):
+        ledger.come_by(route)
+    is_quiet = not (ledger.publishers or ledger.announces_statements)
+    # What loads an attribute is reported and judged as such.
+    subject = None if is_quiet and load is not None else load_reason.subject(context)
+    entity = "" if subject is None else subject.class_.__name__
     in_flush = ledger.flush is not None
     ledger.executed(
-        ended, site, duration, "SELECT", entity=entity, eager=eager, in_flush=in_flush, load=load
+        at, site, duration, "SELECT", entity=entity, eager=eager, in_flush=in_flush, load=load
     )
-    if load is not None and not (ledger.publishers or ledger.announces_statements):
-        return  # what loads an attribute is judged as such
-    by_key = why.load is None and not eager and load_reason.is_by_key(context)
-    fact = StatementExecuted(
-        ended,
-        site,
-        "SELECT",
-        shape.collection,
-        entity,
-        duration,
-        eager,
-        size,
-        in_flush,
-        "" if error is None else type_name(error),
-        "" if error is None else sql.status_code(error),
-        -1,
-        by_key,
-        load_reason.key_of(context) if by_key else "",
-        fingerprint_of(statement, parameters),
-        ledger.is_streaming,
-        hash(statement),
-    )
-    ledger.statement_executed(fact)
-    ledger.selected(fact)
+    is_own = why is None and error is None
+    if not is_quiet or is_own or (load is None and ledger.is_refreshing):
+        select = (
+            at,
+            site,
+            statement,
+            subject,
+            duration,
+            why is None and load_reason.is_by_key(context),
+            fingerprint_of(statement, parameters),
+            ledger.is_streaming,
+            in_flush,
+            size,
+        )
+        if not is_quiet or not is_own:
+            fact = _select(select, eager, error)
+            ledger.statement_executed(fact)
+            if ledger.is_refreshing and eager and not in_flush:
+                ledger.is_refreshing = False
+                ledger.judge(fact)
+        if is_own and select[6]:
+            ledger.selected(select, _select)
+    is_due = False
+    for report in ledger.reports:
+        if report.misuses:
+            is_due = True
+    return is_due
 
 
-def _written_by_flush(
+def _select(select: Any, eager: str = "", error: BaseException | None = None) -> StatementExecuted:
+    """The fact of a SELECT, made of what is kept of it."""
+    at, site, statement, subject, duration, by_key, fingerprint, streamed, in_flush, size = select
+    return StatementExecuted(
+        at=at,
+        site=site,
+        operation="SELECT",
+        collection=sql.shape(statement).collection,
+        entity="" if subject is None else subject.class_.__name__,
+        duration=duration,
+        eager=eager,
+        batch_size=size,
+        in_flush=in_flush,
+        error="" if error is None else type_name(error),
+        status="" if error is None else sql.status_code(error),
+        by_key=by_key,
+        key=primary_key(subject.mapper) if by_key and subject is not None else "",
+        fingerprint=fingerprint,
+        streamed=streamed,
+        text=hash(statement),
+    )
+
+
+def _row(ledger: Ledger, context: Any, statement: str, at: int, duration: int) -> StatementExecuted:
+    """The fact of a statement by which a flush has written one row."""
+    shape, flush = sql.shape(statement), ledger.flush
+    return StatementExecuted(
+        at=at,
+        site=None if flush is None else flush.site,
+        operation=shape.operation,
+        collection=shape.collection,
+        entity=_entity(context, flush),
+        duration=duration,
+        in_flush=True,
+        rows=1,
+        text=hash(statement),
+    )
+
+
+def _entity(context: Any, flush: Flush | None) -> str:
+    """The mapped class that is written; the unit of work itself writes to tables."""
+    subject = load_reason.subject(context)
+    if subject is not None:
+        return str(subject.class_.__name__)
+    if flush is None:
+        return ""
+    return flush.entity_of(getattr(context.invoked_statement, "table", None))
+
+
+def _written(
     ledger: Ledger,
-    flush: Flush,
     context: Any,
     statement: str,
-    size: int,
+    *,
     shape: Shape,
+    size: int,
+    site: CallSite | None,
+    at: int,
     duration: int,
-    ended: int,
+    error: BaseException | None,
+    may_repeat: bool,
 ) -> None:
-    """A statement of the unit of work ran, of which no more is reported than that.
+    """A statement ran that is no SELECT. No finding is raised, which could leave it half done.
 
-    It is counted in a few additions: many rows may be written by a statement each.
+    With `may_repeat`, others of the same text for other rows need no more than be counted.
     """
-    ledger.executed_by_flush(ended, flush.site, duration, shape.operation)
-    if size > 1 or shape.operation not in _ONE_ROW:
+    flush, operation = ledger.flush, shape.operation
+    if flush is None or error is not None or ledger.publishers or ledger.announces_statements:
+        _executed(ledger, context, statement, shape, size, site, at, duration, error)
         return
-    if ledger.wrote_same_row(statement):
-        if not ledger.has_crossed_single_rows():
-            return
-    elif _rows(context, shape.operation, size) != 1 or not ledger.wrote_row(
-        flush.site, shape.operation, shape.collection, statement, flush
-    ):
-        return
-    ledger.judge(
-        StatementExecuted(
-            at=ended,
-            site=flush.site,
-            operation=shape.operation,
-            collection=shape.collection,
-            entity=_entity_of(context, flush),
-            duration=duration,
-            in_flush=True,
-            rows=1,
-            text=hash(statement),
-        )
-    )
-
-
-def _entity_of(context: Any, flush: Flush | None) -> str:
-    entity = load_reason.entity(context)
-    if flush is not None and not entity:  # the unit of work writes to tables
-        entity = flush.entity_of(getattr(context.invoked_statement, "table", None))
-    return entity
+    ledger.executed_by_flush(at, site, duration, operation)
+    if operation in _ONE_ROW and size == 1:
+        is_row = _rows(context, operation, size) == 1
+        if is_row and ledger.wrote_row(site, operation, shape.collection, statement, flush):
+            ledger.judge(_row(ledger, context, statement, at, duration))
+        if may_repeat and (is_row or operation == "INSERT"):
+            ledger.repeated, ledger.repeats_rows = statement, is_row
+            ledger.repeated_in = ledger.flush_number
 
 
 def _executed(
     ledger: Ledger,
     context: Any,
     statement: str,
+    shape: Shape,
     size: int,
     site: CallSite | None,
-    shape: Shape,
+    at: int,
     duration: int,
-    ended: int,
     error: BaseException | None,
 ) -> None:
-    """A statement ran that is no SELECT."""
+    """A statement ran that is no SELECT, and more than its duration is to be known."""
     flush, operation = ledger.flush, shape.operation
-    load = None
-    eager = ""
-    rows = -1
-    if load_reason.LOADS in context.execution_options:
-        why = load_reason.reason(context, ledger)
-        entity, eager = why.entity, why.eager
-        load = why.load if error is None else None
-        if load is not None:
-            load_reason.report_load(ledger, load, why, ended, site)
-    else:
-        entity = load_reason.entity(context)
-    if operation in _WRITES:
-        if flush is not None and not entity:
-            entity = _entity_of(context, flush)
-        if error is None:
-            rows = _rows(context, operation, size)
+    load, eager, rows = None, "", -1
+    why = load_reason.reason(context, ledger)
+    if why is not None:
+        eager = why.eager
+        if error is None and why.load is not None:
+            load = why.load
+            load_reason.report_load(ledger, load, why, at, site)
+    is_write = operation in _WRITES
+    entity = _entity(context, flush if is_write else None)
+    in_flush = flush is not None
     ledger.executed(
-        ended,
-        site,
-        duration,
-        operation,
-        entity=entity,
-        eager=eager,
-        in_flush=flush is not None,
-        load=load,
+        at, site, duration, operation, entity=entity, eager=eager, in_flush=in_flush, load=load
     )
-    if flush is None and rows and operation in _WRITES and error is None:
-        ledger.wrote_rows(entity, shape.collection, rows)
-    has_crossed = (
-        rows == 1
-        and operation in _ONE_ROW
-        and ledger.wrote_row(site, operation, shape.collection, statement, flush)
-    )
+    has_crossed = False
+    if is_write and error is None:
+        rows = _rows(context, operation, size)
+        if rows and flush is None:
+            ledger.wrote_rows(entity, shape.collection, rows)
+        if rows == 1 and operation in _ONE_ROW:
+            has_crossed = ledger.wrote_row(site, operation, shape.collection, statement, flush)
     if not (has_crossed or ledger.publishers or ledger.announces_statements):
         return
     fact = StatementExecuted(
-        ended,
-        site,
-        operation,
-        shape.collection,
-        entity,
-        duration,
-        eager,
-        size,
-        flush is not None,
-        "" if error is None else type_name(error),
-        "" if error is None else sql.status_code(error),
-        rows,
-        False,
-        "",
-        0,
-        ledger.is_streaming,
-        hash(statement),
+        at=at,
+        site=site,
+        operation=operation,
+        collection=shape.collection,
+        entity=entity,
+        duration=duration,
+        eager=eager,
+        batch_size=size,
+        in_flush=in_flush,
+        error="" if error is None else type_name(error),
+        status="" if error is None else sql.status_code(error),
+        rows=rows,
+        streamed=ledger.is_streaming,
+        text=hash(statement),
     )
     ledger.statement_executed(fact)
     if has_crossed:
         ledger.judge(fact)
-
-
-def _hold_longer(ledger: Ledger, context: Any, duration: int) -> None:
-    for holding in ledger.connections:
-        if holding.holds(context.root_connection):
-            holding.busy += duration
-
-
-def _may_raise(ledger: Ledger, shape: Shape) -> bool:
-    """Whether an exception now would only leave rows unread."""
-    writing = ledger.flush is not None and ledger.flush.began
-    committing = bool(ledger.transactions_open and ledger.transactions_open[-1].committing_at)
-    return shape.operation == "SELECT" and not writing and not committing
 
 
 _ONE_ROW: Final = frozenset({"INSERT", "UPDATE", "DELETE"})
@@ -727,7 +641,7 @@ def _rows(context: Any, operation: str, size: int) -> int:
     if operation == "INSERT":
         compiled = getattr(context, "compiled", None)
         if getattr(compiled, "_insertmanyvalues", None) is not None:
-            # Split in batches, each of which runs by itself; how many rows it has only SQL tells.
+            # Split in batches, each of which runs by itself: only its SQL shows how many rows.
             return 1 if len(context.compiled_parameters) == 1 else -1
         if getattr(getattr(compiled, "statement", None), "_multi_values", None):
             return -1
@@ -738,13 +652,6 @@ def _rows(context: Any, operation: str, size: int) -> int:
     return 1 if operation == "INSERT" else -1
 
 
-_Listeners: TypeAlias = "tuple[tuple[str, Callable[..., Any]], ...]"
-_DIALECT_LISTENERS: Final[_Listeners] = tuple(
-    (name, _executing(name)) for name in ("do_execute", "do_executemany", "do_execute_no_params")
+_LISTENERS: Final[tuple[tuple[str, Callable[..., Any]], ...]] = tuple(
+    (name, _executing(name)) for name in _EXECUTES
 )
-_ERROR_LISTENERS: Final[_Listeners] = (("handle_error", handle_error),)
-_CURSOR_LISTENERS: Final[_Listeners] = (
-    ("before_cursor_execute", before_cursor_execute),
-    ("after_cursor_execute", after_cursor_execute),
-)
-_LISTENERS: Final[_Listeners] = (*_DIALECT_LISTENERS, *_ERROR_LISTENERS, *_CURSOR_LISTENERS)

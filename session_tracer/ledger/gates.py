@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Gates"]
 
-# From so many SELECTs on each is judged; those before are in the ledger.
+# From this number of SELECTs on, each is judged; those before are in the ledger.
 _SELECTS_KEPT: Final = 4
 
 

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from session_tracer.ledger.object_counter import Counter
     from session_tracer.ledger.origin import Route
     from session_tracer.ledger.report import Attached, Attaching, Publisher, Report, Spans, Tracer
+    from session_tracer.ledger.single_rows import Run
     from session_tracer.where.callsite import CallSite
     from session_tracer.where.except_finder import Failure
     from session_tracer.where.owner import Owner
@@ -176,12 +177,24 @@ class Ledger(Use):
     last_load: Load | None = None
     # The mapped class of the last SELECT of the application's own.
     last_select = ""
-    # The first few SELECTs of the application's own.
-    first_selects: tuple[facts.StatementExecuted, ...] = ()
+    # The first few SELECTs of the application's own: rows, then facts once a detector is called.
+    first_selects: tuple[Any, ...] = ()
     loads: Loads | None = None
     # Whether the last load was a refresh() of what was just written.
     is_refreshing = False
     single_rows: SingleRows | None = None
+    # The last row that was written by a statement of its own, and how many there are of its kind;
+    # `single_rows` has the first `row_folded` of them.
+    row_run: Run | None = None
+    row_count = 0
+    row_folded = 0
+    # The last statement of the flush of this number, if it may be repeated for other rows, and
+    # whether it writes one row each time.
+    repeated = ""
+    repeated_in = -1
+    repeats_rows = False
+    # Whether code that runs during a statement could see which context is in force.
+    attaches = False
 
     # Flushes.
     flushes = 0
@@ -536,7 +549,8 @@ class Ledger(Use):
             other.repeats = other is report
         self.loads = None
         self.first_selects = ()
-        self.single_rows = None
+        self.single_rows = self.row_run = None
+        self.repeated_in = -1
         self.first_commit = None
         self.committing_rows = 0
         self.committing = NOTHING
@@ -825,8 +839,6 @@ class Ledger(Use):
         if reporting.now:
             return
         self.flush_number += 1
-        if self.single_rows is not None:
-            self.single_rows.text = ""
         if self.publishers:
             self._publish(facts.FlushBegan(flush.began_at, flush.site, flush.trigger))
         for report, spans in self.recording:
@@ -951,22 +963,24 @@ class Ledger(Use):
         # What began it, not what ended it, is when the session did something.
         self.last_activity_at = at - duration
 
-    def selected(self, fact: facts.StatementExecuted) -> None:
-        """A SELECT of the application's own is one of the first few, or is judged."""
+    def selected(self, select: Any, make: Callable[[Any], facts.StatementExecuted]) -> None:
+        """A SELECT of the application's own is one of the first few, or is judged.
+
+        `make` makes the fact of `select`, a tuple.
+        """
         if reporting.now:
             return
-        if self.is_refreshing and fact.eager and not fact.in_flush:
-            self.judge(fact)
-            self.is_refreshing = False
-        elif self.last_load is None and fact.fingerprint:
-            if len(self.first_selects) >= self.gates.selects:
-                self.judge(fact)
-            elif len(self.first_selects) + 1 == self.gates.selects:
-                # The detectors' memories begin with those before.
-                self.judge(fact)
-                self.first_selects += (fact,)
-            else:
-                self.first_selects += (fact,)
+        first = self.first_selects
+        if len(first) + 1 < self.gates.selects:
+            self.first_selects = (*first, select)
+            return
+        if first and type(first[0]) is tuple:
+            # The detectors' memories begin with those before.
+            first = self.first_selects = tuple(map(make, first))
+        fact = make(select)
+        self.judge(fact)
+        if len(first) < self.gates.selects:
+            self.first_selects = (*first, fact)
 
     def judge(self, fact: Fact) -> None:
         """A counter crossed a threshold: ask the detectors."""
@@ -987,21 +1001,6 @@ class Ledger(Use):
         self.last_eager = self.last_select = ""
         self.last_load = None
 
-    def wrote_same_row(self, statement: str) -> bool:
-        """Count another row that the flush wrote by the statement before; whether it did."""
-        rows = self.single_rows
-        if rows is None or rows.text is not statement:
-            return False
-        rows.last.count += 1
-        rows.last.same += 1
-        return True
-
-    def has_crossed_single_rows(self) -> bool:
-        """Whether the last row is the one that makes them enough."""
-        return (
-            self.single_rows is not None and self.single_rows.last.count in self.gates.single_rows
-        )
-
     def wrote_row(
         self,
         site: CallSite | None,
@@ -1013,16 +1012,35 @@ class Ledger(Use):
         """Count a row that was written by a statement of its own; whether they are enough now."""
         if reporting.now:
             return False
-        if self.single_rows is None:
-            self.single_rows = SingleRows()
-        count = self.single_rows.add(
+        if self.row_run is not None:
+            self.fold_rows()
+        run = self.row_run = (
             (site, flush is not None, operation, collection),
-            statement,
-            self.flush_number if flush is not None else 0,
-            by_line=flush is None or flush.trigger == "explicit",
-            least=self.gates.least_single_rows,
+            hash(statement),
+            0 if flush is None else self.flush_number,
+            flush is None or flush.trigger == "explicit",
         )
-        return count in self.gates.single_rows
+        rows = self.single_rows
+        before = 0 if rows is None else rows.before(run, self.gates.least_single_rows)
+        self.row_folded = before
+        count = self.row_count = before + 1
+        if count not in self.gates.single_rows:
+            return False
+        self.fold_rows()
+        return True
+
+    def fold_rows(self) -> None:
+        """Add the rows of the last kind to the others."""
+        run, least = self.row_run, self.gates.least_single_rows
+        if run is None or self.row_count == self.row_folded:
+            return
+        rows = self.single_rows
+        if rows is None:
+            if not run[3] and run[2] != self.flush_number and self.row_count < least:
+                return  # a flush that a commit or a read asked for, and that has ended
+            rows = self.single_rows = SingleRows()
+        rows.add(run, self.row_count - self.row_folded, least)
+        self.row_folded = self.row_count
 
     def wrote_rows(self, entity: str, collection: str, rows: int) -> None:
         """A statement of the application's own wrote rows, -1 where it is not known how many."""
@@ -1031,11 +1049,6 @@ class Ledger(Use):
             self.committing_rows += rows
             if entity:
                 self.committing = with_counts(self.committing, {entity: rows})
-
-    @property
-    def is_quiet(self) -> bool:
-        """Whether no statement has to be reported by itself."""
-        return not (self.publishers or self.announces_statements)
 
     def statement_started(self, fact: facts.StatementStarted) -> None:
         """A statement is about to go to the driver."""
@@ -1062,48 +1075,34 @@ class Ledger(Use):
                 report.emit(spans.statement_executed, fact)
 
     def attribute_loaded(
-        self,
-        load: Load,
-        *,
-        site: CallSite | None,
-        parent: int,
-        expired_by: Expiry | Literal[""],
-        fact: Callable[[], facts.AttributeLoaded],
-    ) -> None:
+        self, load: Load, *, site: CallSite | None, parent: int, expired_by: Expiry | Literal[""]
+    ) -> bool:
         """A statement ran because an attribute of one object was read or refreshed.
 
-        `parent` is equal for two loads for the same object. `fact` is called where the load is
-        published, or judged.
+        `parent` is equal for two loads for the same object. Return whether it is to be judged.
         """
         if reporting.now:
-            return
+            return False
         kind = load.kind
-        self.lazy_loads = with_counts(self.lazy_loads, {kind: 1})
+        if self.lazy_loads is NOTHING:
+            self.lazy_loads = {}
+        self.lazy_loads[kind] = self.lazy_loads.get(kind, 0) + 1
         self.is_refreshing = False
-        made: facts.AttributeLoaded | None = None
-        if self.publishers:
-            made = fact()
-            self._publish(made)
         if kind == "refresh":
-            if self.last_write is not None:
-                self.is_refreshing = True
-                self.judge(made or fact())
-            return
+            self.is_refreshing = self.last_write is not None
+            return self.is_refreshing
         if kind == "detached":
-            return
-        loads = self.loads
+            return False
+        loads, gates = self.loads, self.gates
         if loads is None:
             loads = self.loads = Loads()
         if expired_by == "commit" and kind in _EXPIRING:
-            reloaded = loads.reloaded(load, parent, self.gates.most_reloads)
-            if reloaded in self.gates.reloads:
-                loads.count = reloaded
-                self.judge(made or fact())
-        elif kind in ("relationship", "deferred"):
-            count = loads.loaded(site, load, parent, self.gates.most_loads)
-            if count in self.gates.loads:
-                loads.count = count
-                self.judge(made or fact())
+            loads.count = loads.reloaded(load, parent, gates.most_reloads)
+            return loads.count in gates.reloads
+        if kind == "expired":
+            return False
+        loads.count = loads.loaded(site, load, parent, gates.most_loads)
+        return loads.count in gates.loads
 
     # What is loaded.
 

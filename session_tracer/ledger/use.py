@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 from asyncio import CancelledError
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final
 
 from session_tracer import facts
 from session_tracer.ledger import same_owner
 from session_tracer.where import owner
+from session_tracer.where.running import running_frame
 from session_tracer.where.tasks import running_loop
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["NOBODY", "Use"]
 
+_frame: Final[Any] = running_frame
 NOBODY: Final = owner.Owner(threading.main_thread(), None, None, object())
 
 
@@ -76,7 +79,20 @@ class Use:
         """
         if self.is_closing and self.leaving is not None:
             return self.leaving[0]
-        site = self.locator.locate(2)
+        # As `Locator.locate()` does it, without the call.
+        locator = self.locator
+        try:
+            for distance, entry in locator.jumps.get(id(_frame(1).f_code), ()):
+                inner = _frame(distance)
+                if inner.f_code is entry:
+                    frame = inner.f_back
+                    site = locator.known.get((id(frame.f_code), frame.f_lasti))
+                    if site is not None:
+                        self.last_site = site
+                        return site
+        except (AttributeError, ValueError):
+            pass
+        site = locator.search(2)
         if site is None:
             if self.leaving is not None:
                 return self.leaving[0]
@@ -96,6 +112,18 @@ class Use:
     def enter(self, site: CallSite | None) -> Owner:
         """The thread or task that uses the session now; it is reported if another one is inside."""
         user = self.owner
+        if (
+            user.is_plain
+            and get_ident() == user.ident
+            and running_loop() is None
+            and self.at_work is None
+            and (self.flush is None or self.flush.owner is user)
+            and not self.is_async
+        ):
+            return user
+        return self._enter(site, user)
+
+    def _enter(self, site: CallSite | None, user: Owner) -> Owner:
         if not user.is_current():
             before, user = user, owner.current()
             self._check_worker(site, user)

@@ -90,7 +90,6 @@ _HERE: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.
 _CO_COROUTINE: Final = 0x80
 _CO_AWAITED: Final = 0x80 | 0x20 | 0x100 | 0x200  # coroutine, generator, or either's async kin
 _COMPREHENSIONS: Final = frozenset({"<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>"})
-_NO_JUMPS: Final[tuple[tuple[int, CodeType], ...]] = ()
 _MOST_JUMPS: Final = 8
 
 
@@ -131,11 +130,11 @@ class Locator:
         "_callers",
         "_crossings",
         "_frames",
-        "_jumps",
         "_kept",
         "_kinds",
-        "_known",
         "_sites",
+        "jumps",
+        "known",
     )
 
     def __init__(self, application_packages: tuple[str, ...] = (), frames: int = 1) -> None:
@@ -146,8 +145,10 @@ class Locator:
         self._kinds: dict[int, int] = {}
         self._sites: dict[tuple[int, int], CallSite] = {}
         # By the instruction: working out a frame's line costs more than all the rest.
-        self._known: dict[tuple[int, int], CallSite] = {}
-        self._jumps: dict[int, tuple[tuple[int, CodeType], ...]] = {}
+        self.known: dict[tuple[int, int], CallSite] = {}
+        # From the code that asks: how far away the application's frames have been, and the function
+        # that each of them had called.
+        self.jumps: dict[int, tuple[tuple[int, CodeType], ...]] = {}
         self._callers: dict[
             tuple[int, frozenset[str]], tuple[tuple[int, CodeType, CodeType, bool], ...]
         ] = {}
@@ -165,26 +166,31 @@ class Locator:
             happens in a task whose awaiting coroutine is unknown, and in a garbage collector's
             callback.
         """
+        # Jumping over frames is a tenth of the cost of walking them: each one that is looked at has
+        # to be made into an object first. From a hook, one of SQLAlchemy's methods is always as far
+        # away, unless the application's code runs in between.
+        try:
+            for distance, entry in self.jumps.get(id(_frame(depth).f_code), ()):
+                inner = _frame(depth + distance - 1)
+                if inner.f_code is entry:
+                    frame = inner.f_back
+                    site = self.known.get((id(frame.f_code), frame.f_lasti))
+                    if site is not None:
+                        return site
+        except (AttributeError, ValueError):  # no frames, or not as many
+            pass
+        return self.search(depth + 1)
+
+    def search(self, depth: int) -> CallSite | None:
+        """Return what `locate` returns, where no jump leads to it."""
         start = _frame(depth)
         if start is None:
             return None
-        known = self._known
-        # Jumping over frames is a tenth of the cost of walking them: each one that is looked at has
-        # to be made into an object first. From one of our listeners, one of SQLAlchemy's methods is
-        # always as far away, unless the application's code runs in between.
-        try:
-            for distance, entry in self._jumps.get(id(start.f_code), _NO_JUMPS):
-                frame = _frame(depth + distance)
-                site = known.get((id(frame.f_code), frame.f_lasti))
-                if site is not None and _frame(depth + distance - 1).f_code is entry:
-                    return site
-        except ValueError:  # the stack is not as deep
-            pass
         if id(start.f_code) in self._crossings:
             site = self._cross(start, depth + 1)
             if site is not None:
                 return site
-        return self._walk(start) or self._search(start)
+        return self._walk(start) or self._search_outwards(start)
 
     def _cross(self, start: FrameType, depth: int) -> CallSite | None:
         """Return the line that awaits the greenlet, at the distance where it was found before."""
@@ -199,7 +205,7 @@ class Locator:
                 for _ in range(hops):
                     frame = None if frame is None else frame.f_back
                 if frame is not None:
-                    site = self._known.get((id(frame.f_code), frame.f_lasti))
+                    site = self.known.get((id(frame.f_code), frame.f_lasti))
                     if site is not None:
                         return site
         return None
@@ -212,7 +218,8 @@ class Locator:
         while frame is not None:
             kind = self._kind(frame)
             if kind <= _TEMPLATE:
-                self._remember_jump(start.f_code, distance, inner.f_code)
+                if frame is not start:
+                    self._remember_jump(start.f_code, distance, inner.f_code)
                 return self._found(frame, kind)
             if kind == _LIBRARY or frame.f_code.co_flags & _CO_COROUTINE:
                 return None
@@ -222,10 +229,10 @@ class Locator:
         return None
 
     def _remember_jump(self, start: CodeType, distance: int, entry: CodeType) -> None:
-        jumps = self._jumps.get(id(start), _NO_JUMPS)
+        jumps = self.jumps.get(id(start), ())
         if len(jumps) < _MOST_JUMPS:
             # The nearest first: what lies further in is nearer to what happened.
-            self._jumps[id(start)] = tuple(
+            self.jumps[id(start)] = tuple(
                 sorted((*jumps, (distance, entry)), key=lambda jump: jump[0])
             )
 
@@ -233,9 +240,9 @@ class Locator:
         if self._frames > 1:
             return self._chain(frame)
         site = self._site(frame, kind)
-        if len(self._known) >= _MOST_SITES:
-            self._known.clear()
-        self._known[id(frame.f_code), frame.f_lasti] = site
+        if len(self.known) >= _MOST_SITES:
+            self.known.clear()
+        self.known[id(frame.f_code), frame.f_lasti] = site
         return site
 
     def called_by(self, names: frozenset[str], depth: int = 1) -> bool:
@@ -249,14 +256,14 @@ class Locator:
             for distance, entry, middle, answer in known:
                 frame = _frame(depth + distance)
                 if (
-                    (id(frame.f_code), frame.f_lasti) in self._known
+                    (id(frame.f_code), frame.f_lasti) in self.known
                     and _frame(depth + distance - 1).f_code is entry
                     and _frame(depth + distance // 2).f_code is middle
                 ):
                     return answer
         except ValueError:  # the stack is not as deep
             pass
-        # A greenlet's callers outside of it are nobody's that is asked for.
+        # The functions that are asked about run in the greenlet, not outside of it.
         answer, distance, inner, frame = False, 0, start, start
         while frame is not None:
             if frame.f_code.co_name in names:
@@ -299,7 +306,7 @@ class Locator:
             passed = passed.tb_next
         return found
 
-    def _search(self, start: FrameType) -> CallSite | None:
+    def _search_outwards(self, start: FrameType) -> CallSite | None:
         """Return the application's line across greenlets, coroutines, tasks and packages."""
         nearest: FrameType | None = None
         for frame in _outwards(start):
@@ -362,8 +369,8 @@ class Locator:
         for known in (
             self._kinds,
             self._sites,
-            self._known,
-            self._jumps,
+            self.known,
+            self.jumps,
             self._callers,
             self._crossings,
             self._kept,
@@ -384,7 +391,7 @@ class Locator:
         if "__jinja_template__" in frame.f_globals:
             return _TEMPLATE
         if file.startswith("<") and package != "__main__":
-            return _LIBRARY  # made as it runs, as a dataclass's __init__ is: nobody can open it
+            return _LIBRARY  # generated, such as a dataclass's __init__: there is no file
         path = os.path.abspath(file)
         if path.startswith(_INSTALLED) or not _PACKAGED.isdisjoint(path.split(os.sep)):
             return _LIBRARY

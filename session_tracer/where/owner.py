@@ -51,7 +51,7 @@ class Owner:
         ident: The thread's identifier.
     """
 
-    __slots__ = ("_task", "_thread", "_which", "ident", "key", "loop", "name", "piece")
+    __slots__ = ("_task", "_thread", "_which", "ident", "is_plain", "key", "loop", "name", "piece")
 
     def __init__(
         self, thread: threading.Thread, task: asyncio.Task[Any] | None, loop: Any, which: object
@@ -59,13 +59,15 @@ class Owner:
         self._thread = weakref.ref(thread)
         self._task = None if task is None else weakref.ref(task)
         self._which = which
-        # The piece of work, where it is one: held weakly, it tells whether that still goes on.
+        # The piece of work, where it is one, held weakly: it is gone when the work has ended.
         self.piece: weakref.ref[_Piece] | None = None
         self.loop: Callable[[], Any] = _nowhere if loop is None else weakref.ref(loop)
         self.ident = thread.ident
+        # A whole thread: it is current wherever no event loop runs in it.
+        self.is_plain = task is None and which is None
         # Two references to one thing are equal while it lives, and the same one after.
         self.key: Hashable = (self._thread, self._task, which)
-        # A reference remembers its hash, which nobody can tell once the thing is gone.
+        # A reference keeps its hash, which cannot be computed once the thread or task is gone.
         hash(self.key)
         self.name = f'thread "{thread.name}"' if task is None else f'task "{task.get_name()}"'
 
@@ -90,8 +92,8 @@ class Owner:
             return False
         loop = running_loop()
         if loop is None:
-            if self._task is not None or self._which is None:
-                return self._task is None
+            if self._task is not None or self.is_plain:
+                return self.is_plain
             piece = _PIECE.get()
             return piece is not None and piece.owner is self
         task = asyncio.current_task(loop)

@@ -180,13 +180,12 @@ class PlayedScope:
 
     def _attribute_loaded(self, fact: facts.AttributeLoaded) -> None:
         self._load = Load(fact.kind, fact.entity, fact.attribute)
-        self.ledger.attribute_loaded(
-            self._load,
-            site=fact.site,
-            parent=fact.parent,
-            expired_by=fact.expired_by,
-            fact=lambda: fact,
+        is_judged = self.ledger.attribute_loaded(
+            self._load, site=fact.site, parent=fact.parent, expired_by=fact.expired_by
         )
+        self.ledger.publish(fact)
+        if is_judged:
+            self.ledger.judge(fact)
 
     def _statement_executed(self, fact: facts.StatementExecuted) -> None:
         ledger = self.ledger
@@ -196,7 +195,8 @@ class PlayedScope:
         elif ledger.flush is None:
             self._begin_flush(fact.at - fact.duration, fact.site, "explicit")
         ledger.is_streaming = fact.streamed
-        if fact.operation != "SELECT" and fact.in_flush and not fact.error and ledger.is_quiet:
+        is_quiet = not (ledger.publishers or ledger.announces_statements)
+        if fact.operation != "SELECT" and fact.in_flush and not fact.error and is_quiet:
             self._written_by_flush(fact)
             return
         ledger.executed(
@@ -210,9 +210,14 @@ class PlayedScope:
             load=load,
         )
         if fact.operation == "SELECT":
-            if load is None or not ledger.is_quiet:
+            if load is None or not is_quiet:
                 ledger.statement_executed(fact)
-                ledger.selected(fact)
+            if ledger.is_refreshing and fact.eager and not fact.in_flush:
+                ledger.is_refreshing = False
+                ledger.judge(fact)
+            is_own = load is None and fact.fingerprint and not (fact.eager or fact.error)
+            if is_own:
+                ledger.selected((fact,), lambda select: select[0])
             return
         is_write = fact.operation in _WRITES and not fact.error
         if is_write and not fact.in_flush and fact.rows:
@@ -225,7 +230,7 @@ class PlayedScope:
                 fact.site, fact.operation, fact.collection, _text(fact), ledger.flush
             )
         )
-        if has_crossed or not ledger.is_quiet:
+        if has_crossed or not is_quiet:
             ledger.statement_executed(fact)
         if has_crossed:
             ledger.judge(fact)
@@ -233,15 +238,10 @@ class PlayedScope:
     def _written_by_flush(self, fact: facts.StatementExecuted) -> None:
         ledger = self.ledger
         ledger.executed_by_flush(fact.at, fact.site, fact.duration, fact.operation)
-        if fact.batch_size > 1 or fact.operation not in _ONE_ROW:
-            return
-        if ledger.wrote_same_row(_text(fact)):
-            has_crossed = ledger.has_crossed_single_rows()
-        else:
-            has_crossed = fact.rows == 1 and ledger.wrote_row(
-                fact.site, fact.operation, fact.collection, _text(fact), ledger.flush
-            )
-        if has_crossed:
+        is_row = fact.batch_size == 1 and fact.operation in _ONE_ROW and fact.rows == 1
+        if is_row and ledger.wrote_row(
+            fact.site, fact.operation, fact.collection, _text(fact), ledger.flush
+        ):
             ledger.judge(fact)
 
     def _objects_loaded(self, fact: facts.ObjectsLoaded) -> None:

@@ -60,13 +60,13 @@ def no_identity_map(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def no_dialect_events(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(DialectEvents, "do_execute")
-    unheard = tuple((call_otherwise(name), one) for name, one in statements._DIALECT_LISTENERS)
-    monkeypatch.setattr(statements, "_DIALECT_LISTENERS", unheard)
+    unheard = tuple((call_otherwise(name), one) for name, one in statements._LISTENERS)
+    monkeypatch.setattr(statements, "_LISTENERS", unheard)
 
 
 def no_entities(monkeypatch: pytest.MonkeyPatch) -> None:
     unfound(monkeypatch, "sqlalchemy.sql.selectable:Select._propagate_attrs")
-    hide(monkeypatch, load_reason.reason, "_propagate_attrs")
+    hide(monkeypatch, load_reason.subject, "_propagate_attrs")
 
 
 def no_load_options(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,7 +158,37 @@ MISSING: Final = {
         ),
         findings=({"detached-lazy-load": 2}, {}),
     ),
-    "the dialect's events": Missing(no_dialect_events, ["DialectEvents.do_execute"]),
+    "the dialect's events": Missing(
+        no_dialect_events,
+        ["DialectEvents.do_execute"],
+        facts=(
+            {
+                "AttributeLoaded deferred Author biography": 1,
+                "AttributeLoaded expired Author": 3,
+                "AttributeLoaded relationship Author books": 3,
+                "AttributeLoaded relationship Author books by nested options": 1,
+                "AttributeLoaded relationship Book author": 2,
+                "ObjectsLoaded {'Author': 1}": 2,
+                "ObjectsLoaded {'Author': 2}": 1,
+                "ObjectsLoaded {'Book': 1}": 6,
+                "ObjectsLoaded {'Book': 4}": 1,
+                "StatementExecuted DELETE Book": 1,
+                "StatementExecuted INSERT Author": 5,
+                "StatementExecuted RELEASE": 1,
+                "StatementExecuted SAVEPOINT": 1,
+                "StatementExecuted SELECT": 1,
+                "StatementExecuted SELECT Author": 10,
+                "StatementExecuted SELECT Book": 9,
+                "StatementExecuted UPDATE Author": 1,
+            },
+            {
+                "ObjectsLoaded {'Author': 2, 'Book': 2}": 1,
+                "ObjectsLoaded {'Book': 1, 'Author': 1}": 1,
+                "ObjectsLoaded {'Book': 2}": 1,
+                "ObjectsLoaded {'Book': 5, 'Author': 1}": 1,
+            },
+        ),
+    ),
     "entities": Missing(
         no_entities,
         ["Select._propagate_attrs"],
@@ -186,13 +216,11 @@ MISSING: Final = {
         ["the options of SQLAlchemy's loaders"],
         facts=(
             {
-                "StatementExecuted SELECT Author": 3,
                 "AttributeLoaded relationship Author books": 3,
-                "StatementExecuted SELECT Book": 8,
                 "AttributeLoaded relationship Book author": 2,
                 "AttributeLoaded relationship Author books by nested options": 1,
             },
-            {"StatementExecuted SELECT": 11},
+            {},
         ),
     ),
     "before_attach": Missing(

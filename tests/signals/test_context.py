@@ -5,6 +5,7 @@ The instrumentations are the real ones, the context is OpenTelemetry's own.
 
 import asyncio
 import gc
+import sqlite3
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,10 +20,10 @@ from opentelemetry.instrumentation.asyncpg import AsyncPGInstrumentor
 from opentelemetry.instrumentation.dependencies import get_dependency_conflicts
 from opentelemetry.instrumentation.psycopg import PsycopgInstrumentor
 from opentelemetry.instrumentation.utils import is_instrumentation_enabled, suppress_instrumentation
-from sqlalchemy import event, select, text
+from sqlalchemy import create_engine, event, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.orm.exc import DetachedInstanceError
 
 from session_tracer import instrument
@@ -149,6 +150,27 @@ def test_the_drivers_spans_are_where_they_were_beside_another_instrumentation(
         if span.parent is not None and span.name.startswith("SELECT")
     }
     assert below == {"transaction"}
+
+
+def test_a_driver_of_the_applications_own_sees_the_innermost_span(traces: Traces) -> None:
+    seen = []
+
+    class Cursor(sqlite3.Cursor):
+        def execute(self, sql: str, parameters: Any = (), /) -> Any:
+            seen.append(trace.get_current_span().get_span_context())
+            return super().execute(sql, parameters)
+
+    class Connection(sqlite3.Connection):
+        def cursor(self, *_: Any) -> Any:
+            return super().cursor(Cursor)
+
+    engine = create_engine("sqlite://", connect_args={"factory": Connection})
+    factory = sessionmaker(engine)
+    exporter = Exporter(tracer_provider=traces.provider, span_recorder=traces.recorder)
+    with instrument(factory, exporter=exporter), factory() as session:
+        session.execute(text("SELECT 1"))
+    engine.dispose()
+    assert seen[-1] == context(traces.named("transaction"))
 
 
 async def reading_and_writing(twin: Twin, traces: Traces) -> None:
