@@ -161,7 +161,7 @@ def parser() -> argparse.ArgumentParser:
         help="count instructions and write the budget that a test checks; nothing is timed",
     )
     how = parser.add_argument_group("how")
-    how.add_argument("--quick", action="store_true", help="fewer rounds, about three minutes")
+    how.add_argument("--quick", action="store_true", help="fewer rounds, five minutes")
     how.add_argument(
         "--write",
         action="store_true",

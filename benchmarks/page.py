@@ -137,7 +137,7 @@ def statement_spans(section: Section) -> list[Lines]:
         if not {"B", "C", SPANS} <= row.ratios.keys():
             continue
         prices = [ratio - 1 for ratio in row.ratios[SPANS]]
-        if min(prices) < PRICE_SEEN:
+        if min(prices) - row.noise() < PRICE_SEEN:
             continue
         added = [c - b for b, c in zip(row.ratios["B"], row.ratios["C"], strict=True)]
         compared = [more / price for more, price in zip(added, prices, strict=True)]

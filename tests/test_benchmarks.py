@@ -303,8 +303,20 @@ def test_statement_spans_are_compared_with_the_price_of_the_sdk() -> None:
         ["W1 get, change, commit", "1,500", "1,250", "**1.20**", "1.10"]
     ]
     assert page.statement_spans(SECTION) == []
-    row = Row("W3", "add", 0.02, 9, {"B": [1.1, 1.2], "C": [1.6, 1.7], "spans": [1.5, 1.5]})
-    cheap = Row("W2", "select", 0.02, 9, {"B": [1.1, 1.2], "C": [1.1, 1.2], "spans": [1.01, 1.0]})
+    row = Row(
+        "W3",
+        "add",
+        0.02,
+        9,
+        {"control": [1, 1], "B": [1.1, 1.2], "C": [1.6, 1.7], "spans": [1.5, 1.5]},
+    )
+    cheap = Row(
+        "W2",
+        "select",
+        0.02,
+        9,
+        {"control": [1, 1], "B": [1.1, 1.2], "C": [1.1, 1.2], "spans": [1.01, 1.0]},
+    )
     assert page.statement_spans(Section("", [Ratios("SQLite", 2, {}, {}, [row, cheap])])) == [
         [
             ["work", "on", "C adds to B", "OpenTelemetry's spans alone", "compared", "goal"],

@@ -261,6 +261,29 @@ def test_a_savepoints_end_is_neither_commit_nor_rollback(outcome: Outcome, verb:
     assert scope.ledger.transaction_began_at == 1_100
 
 
+def test_what_an_inner_savepoint_rolled_back_is_not_lost_again_with_the_outer_one() -> None:
+    scope = scope_of(
+        OPENED,
+        facts.TransactionBegan(1_100, HERE),
+        facts.FlushCompleted(1_110, HERE, "explicit", 10, new={"Book": 1}),
+        facts.TransactionBegan(1_200, HERE, nested=True),
+        facts.FlushCompleted(1_210, HERE, "explicit", 10, new={"Book": 2}, dirty={"Author": 1}),
+        facts.TransactionBegan(1_300, HERE, nested=True),
+        facts.FlushCompleted(1_310, THERE, "explicit", 10, new={"Book": 4}),
+        facts.TransactionEnded(1_400, HERE, "rolled_back", 100, nested=True),
+    )
+    assert scope.ledger.uncommitted() == {
+        "flushed_new": {"Book": 3},
+        "flushed_dirty": {"Author": 1},
+    }
+    scope.play(facts.TransactionEnded(1_500, HERE, "rolled_back", 300, nested=True))
+    assert scope.ledger.uncommitted() == {"flushed_new": {"Book": 1}}
+    assert scope.ledger.new == {"Book": 7}
+    scope.play(facts.TransactionEnded(1_600, HERE, "committed", 500))
+    assert not scope.ledger.has_uncommitted
+    assert scope.ledger.uncommitted() == {}
+
+
 def test_an_open_transaction_is_known_by_its_beginning() -> None:
     scope = scope_of(OPENED, facts.TransactionBegan(1_100, HERE))
     assert scope.ledger.transaction_began_at == 1_100

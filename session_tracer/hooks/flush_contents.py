@@ -90,8 +90,8 @@ def look(flush: Flush, context: UOWTransaction) -> None:
     To be called before it is executed: a column set to an SQL expression is forgotten by then.
     """
     found: States = getattr(context, "states", {})
-    flush.flags = [*found.values()]
-    if len(found) > _FEW and {*flush.flags} == _WRITTEN and not any(map(_KEY, found)):
+    flush.found = [*found.values(), *map(id, map(_KEY, found))]
+    if len(found) > _FEW and {*found.values()} == _WRITTEN and not any(map(_KEY, found)):
         flush.counts = (by_name(Counter(map(_CLASS, found))), NOTHING, NOTHING, NOTHING)
         return
     flush.counts = _counts(found)
@@ -110,7 +110,8 @@ def look_again(flush: Flush, context: UOWTransaction) -> None:
     To be called before it is finalised: after that everything is persistent.
     """
     found: States = getattr(context, "states", {})
-    if flush.unchanged or flush.flags != [*found.values()]:
+    # An object that replaces a deleted one of the same identity has a key from then on.
+    if flush.unchanged or flush.found != [*found.values(), *map(id, map(_KEY, found))]:
         flush.counts = _counts(found, frozenset(flush.unchanged))
 
 

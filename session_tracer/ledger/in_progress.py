@@ -140,8 +140,8 @@ class Flush:
     # What had no net change as the flush began, and the attributes that were set.
     unchanged: tuple[InstanceState[Any], ...] = ()
     unchanged_attributes: tuple[str, ...] = ()
-    # What was to be done with each object then: whether it is deleted, or only listed.
-    flags: list[tuple[bool, bool]] | None = None
+    # What was to be done with each object then (deleted, only listed), and the address of its key.
+    found: list[Any] | None = None
     _entities: dict[Any, str] | None = None
 
     def __init__(

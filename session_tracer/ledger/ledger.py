@@ -591,16 +591,22 @@ class Ledger(Use):
     # Transactions.
 
     @property
+    def _outermost(self) -> OpenTransaction | None:
+        # A listener of the application may begin the next one before the last one's end is seen.
+        opened = (one for one in reversed(self.transactions_open) if not one.nested)
+        return next(opened, None)
+
+    @property
     def transaction_began_at(self) -> int:
         """When the open transaction began; 0 if there is none."""
-        open_ = self.transactions_open
-        return open_[0].began_at if open_ else 0
+        outermost = self._outermost
+        return 0 if outermost is None else outermost.began_at
 
     @property
     def transaction_began_site(self) -> CallSite | None:
         """Where the open transaction began."""
-        open_ = self.transactions_open
-        return open_[0].site if open_ else None
+        outermost = self._outermost
+        return None if outermost is None else outermost.site
 
     def transaction_began(
         self, now: int, site: CallSite | None, *, nested: bool, two_phase: bool

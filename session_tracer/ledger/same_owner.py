@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from session_tracer import facts
@@ -101,31 +100,27 @@ def forget() -> None:
 def nested_in(member: Member, connection: Connection, now: int) -> facts.ConnectionNested | None:
     """What to report if this thread or task holds another connection of the engine already.
 
-    Of several, it is that of the session that was opened first.
+    Of several, it is that of the session that was used first.
     """
     owner = member.owner
     together = _TOGETHER.get(owner.key, _ALONE)
     if len(together) <= 1:
         return None
-    held = [
-        (other.opened_at, holding, other)
-        for other in tuple(together)
-        if other is not member
-        for holding in other.connections
-        if holding.owner == owner and holding.is_beside(connection)
-    ]
-    if not held:
-        return None
-    _, holding, other = min(held, key=itemgetter(0))
-    return facts.ConnectionNested(
-        at=now,
-        site=member.last_site,
-        other=other.scope.id,
-        other_name=other.name,
-        other_opened_site=other.scope.opened_site,
-        other_site=holding.site,
-        held=now - holding.since,
-    )
+    for other in tuple(together):
+        if other is not member:
+            for holding in other.connections:
+                # The first is enough: a thread may have ten thousand sessions open.
+                if holding.owner == owner and holding.is_beside(connection):
+                    return facts.ConnectionNested(
+                        at=now,
+                        site=member.last_site,
+                        other=other.scope.id,
+                        other_name=other.name,
+                        other_opened_site=other.scope.opened_site,
+                        other_site=holding.site,
+                        held=now - holding.since,
+                    )
+    return None
 
 
 def committed(member: Member, commit: Commit, now: int) -> Sequence[facts.WritesSplit]:
