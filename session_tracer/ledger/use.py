@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from asyncio import CancelledError
-from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final
 
 from session_tracer import facts
@@ -114,7 +113,8 @@ class Use:
         user = self.owner
         if (
             user.is_plain
-            and get_ident() == user.ident
+            # Not bound at import: gevent may replace it later.
+            and threading.get_ident() == user.ident
             and running_loop() is None
             and self.at_work is None
             and (self.flush is None or self.flush.owner is user)
