@@ -239,7 +239,7 @@ class Ledger(Use):
     # What was added and is not flushed, by mapped class, and where the last of it was.
     pending_by_class: dict[type, int]
     added_site: CallSite | None = None
-    # How many were added before those; the other transitions that no total tells, by event name.
+    # How many were added before those; the transitions that no total covers, by name.
     added_before = 0
     other_transitions: Counts = NOTHING
     expired = 0
@@ -1199,7 +1199,7 @@ class Ledger(Use):
         return {name: count for name, count in counted.items() if count} | self.other_transitions
 
     def count_transition(self, name: str, count: int = 1) -> None:
-        """Count objects that went from one state to another, which no total tells."""
+        """Count objects that went from one state to another, where no total covers that."""
         if count:
             self.other_transitions = with_counts(self.other_transitions, {name: count})
 
