@@ -63,11 +63,11 @@ _GIVE_UP_SECONDS: Final = 1.0
 
 
 def open_exporter(_settings: Settings) -> Exporter:
-    """The standard `OTEL_*` variables say where and how to send.
+    """Create the exporter; the standard `OTEL_*` variables configure it.
 
     The providers are private: none is made global, the application's own are left alone. A signal
     whose `OTEL_<SIGNAL>_EXPORTER` is `none` goes nowhere. They start threads, so they are made when
-    the first session is reported. Raises `ValueError` for a protocol it does not speak.
+    the first session is reported. Raises `ValueError` for an unknown protocol.
     """
     for signal in _SIGNALS:
         _speaks_grpc(signal)
@@ -181,7 +181,7 @@ def _run(call: Callable[[], object]) -> None:
 
 
 def _resource() -> Resource:
-    # Service name, instance and the rest are the environment's; these tell who emitted it.
+    # Service name, instance and the rest are the environment's; these name what emitted it.
     return Resource.create(
         {
             "telemetry.distro.name": _DISTRIBUTION,

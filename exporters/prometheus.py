@@ -47,7 +47,7 @@ _NOT_IN_A_NAME: Final = re.compile("[^a-zA-Z0-9]+")
 def open_exporter(settings: Settings) -> Exporter:
     """Serves the metrics on `http://prometheus_host:prometheus_port/metrics` from its own thread.
 
-    Raises `OSError`, saying what to do, where it cannot listen there. A forked child does not
+    Raises `OSError` with a remedy where it cannot listen there. A forked child does not
     inherit the thread: with its first session it listens for itself, and logs a warning where it
     cannot.
     """
@@ -117,7 +117,7 @@ class _Endpoint:
 
 
 def prometheus_exporter(registry: CollectorRegistry) -> Exporter:
-    """Puts the metrics into `registry` (`prometheus_client.REGISTRY`, say) until it is closed."""
+    """Puts the metrics into a registry, e.g. `prometheus_client.REGISTRY`, until it is closed."""
     provider = MeterProvider([PrometheusMetricReader(registry=registry)], shutdown_on_exit=False)
     histograms = new_histograms()
     if histograms is None:

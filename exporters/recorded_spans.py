@@ -1,4 +1,4 @@
-"""Builds spans of the SDK when they end, where nothing can tell them from live ones."""
+"""Builds spans of the SDK when they end, where they are equal to live ones."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def recorder(provider: TracerProvider, processors: Sequence[SpanProcessor]) -> S
     """The recorder of a provider; None where its spans have to be live.
 
     `provider` has to be made by the caller, without limits of its own, and `processors` have to be
-    all that it has: a provider shows neither. A live span can be told from a recorded one by a
+    all that it has: a provider shows neither. A live span differs from a recorded one by a
     processor that is called when it starts, and by a sampler that decides about each span on its
     own.
     """

@@ -43,7 +43,7 @@ _PLACE: Final = "session_tracer.histograms"
 def new_histograms() -> Histograms | None:
     """The histograms of one reader; None where only the SDK's own do what the environment asks.
 
-    Exemplars are those of sampled spans unless `OTEL_METRICS_EXEMPLAR_FILTER` says otherwise.
+    Exemplars are those of sampled spans unless `OTEL_METRICS_EXEMPLAR_FILTER` is set.
     """
     kept = os.environ.get(_EXEMPLAR_FILTER, "trace_based")
     return None if kept == "always_on" else Histograms(exemplars=kept != "always_off")

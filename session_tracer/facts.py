@@ -168,7 +168,7 @@ class ConnectionReleased(_Value):
 
 @dataclass(slots=True, eq=False, repr=False)
 class StatementStarted(_Value):
-    """A statement is about to go to the driver; told only where `statement_spans` asks for it."""
+    """A statement is about to go to the driver; published only with `statement_spans`."""
 
     at: int
     text: str
@@ -376,7 +376,7 @@ class ImplicitLoadFailed(_Value):
 
 @dataclass(slots=True, eq=False, repr=False)
 class LoadRefused(_Value):
-    """`raiseload` or `lazy="raise"` refused a load: somebody had decided so."""
+    """`raiseload` or `lazy="raise"` refused a load, as the application has configured it."""
 
     at: int
     site: CallSite | None

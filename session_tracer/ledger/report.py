@@ -54,7 +54,7 @@ class Attaching(Protocol):
 
 
 class Publisher(Protocol):
-    """Gets every fact of one scope, because somebody asked for facts."""
+    """Gets every fact of one scope, because code asked for facts."""
 
     @property
     def timeline(self) -> Timeline: ...

@@ -1,1 +1,1 @@
-"""What is told to the world: one module each for spans, metrics, logs and reports."""
+"""What is reported: one module each for spans, metrics, logs and whole values."""

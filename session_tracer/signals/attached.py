@@ -59,7 +59,7 @@ class Attaching:
         if base is not self._base or context is not self._derived_of:
             self._base, self._derived_of = base, context
             if not context.is_valid or (
-                # It is current already, or nothing is recorded and the caller's says so.
+                # It is current already, or nothing is recorded and the caller's span is the same.
                 base and context == trace.get_current_span(base).get_span_context()
             ):
                 self._derived = None

@@ -233,7 +233,7 @@ class LiveSpans(Attaching):
         self._report.span_context = innermost.context if innermost and records else None
 
     def _pop(self, kind: str, at: int) -> _Open | None:
-        """Take away the innermost span of that kind, and end whatever was left open within it."""
+        """Take away the innermost span of that kind, and end what was left open inside it."""
         opened = self._open
         if all(one.kind != kind for one in opened):
             return None

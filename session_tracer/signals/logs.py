@@ -335,7 +335,7 @@ def _logger() -> Any:
 
 
 def _enabled(number: int, logger: Any = None) -> bool:
-    """Whether the configured structlog logs at that level; yes where it cannot tell."""
+    """Whether the configured structlog logs at that level; yes where that is not known."""
     bound = (_logger() if logger is None else logger).bind()
     for asked in ("is_enabled_for", "isEnabledFor"):
         # Asked of the class: an instance may log any name that it does not know.

@@ -180,9 +180,8 @@ class MetricSignal:
     """The metrics of the sessions of one tracer.
 
     `ages` returns the open sessions when a reader collects. Of each transaction, flush and session
-    that ends, one row is kept until then, or until there are many; `failed` is called where one
-    could not be taken. No method of those that keep a row runs code of another library, and none
-    of them raises.
+    that ends, one row is kept until then, or until there are many. Keeping a row runs no code of
+    another library and never raises. `failed` is called if a row cannot be counted.
     """
 
     def __init__(

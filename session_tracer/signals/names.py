@@ -188,8 +188,3 @@ METRICS: Final = (
     ERRORS,
     CLIENT_OPERATION_DURATION,
 )
-
-
-def session_span(name: str) -> str:
-    """The name of the span of a session of the factory `name`."""
-    return f"session {name}"

@@ -87,7 +87,7 @@ class RecordedSpan:
 
 
 class SpanRecorder(Protocol):
-    """Makes spans that nothing can tell from those of one tracer provider.
+    """Makes spans that are equal to those of one tracer provider.
 
     It relies on a SpanContext being a tuple that begins with the trace's and the span's id.
     """

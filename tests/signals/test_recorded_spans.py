@@ -194,6 +194,35 @@ def test_what_was_not_sampled_is_not_computed(twin: Twin, monkeypatch: pytest.Mo
     assert traces.spans == []
 
 
+@pytest.mark.parametrize("records", [False, True], ids=["live", "recorded"])
+@pytest.mark.parametrize("is_instrumented", [False, True])
+def test_what_is_not_sampled_is_in_the_context_only_for_other_instrumentations(
+    twin: Twin, records: bool, is_instrumented: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Traces, "records", records)
+    instrumentor = "opentelemetry.instrumentation.instrumentor"
+    if is_instrumented:
+        monkeypatch.setitem(sys.modules, instrumentor, sys)
+    else:
+        monkeypatch.delitem(sys.modules, instrumentor, raising=False)
+    seen: list[tuple[bool, bool]] = []
+    engine = twin.engine.sync_engine if isinstance(twin.engine, AsyncEngine) else twin.engine
+
+    def note(*_: Any) -> None:
+        current = trace.get_current_span().get_span_context()
+        seen.append((current.is_valid, current.trace_flags.sampled))
+
+    async def story() -> None:
+        with Traces(sampler=ALWAYS_OFF).of(twin):
+            async with twin.session() as session:
+                event.listen(engine, "before_cursor_execute", note)
+                await session.scalars(select(Author))
+                event.remove(engine, "before_cursor_execute", note)
+
+    twin.run(story)
+    assert seen == [(is_instrumented, False)]
+
+
 @pytest.mark.parametrize("flags", [0, 1, 2, 3])
 @pytest.mark.parametrize("remote", [False, True])
 @pytest.mark.parametrize(
