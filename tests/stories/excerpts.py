@@ -22,8 +22,8 @@ USED_AGAIN: Final = [
 ]
 
 
-def since(told: Captured, first: str) -> list[str]:
+def since(captured: Captured, first: str) -> list[str]:
     """The outline after the first line of that wording, up to the return of the connection."""
-    lines = outline(told.facts)
+    lines = outline(captured.facts)
     after = lines[lines.index(first) + 1 :]
     return after[: after.index("connection released")]

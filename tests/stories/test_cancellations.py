@@ -90,7 +90,7 @@ CANCELLED = (
 
 
 @pytest.mark.parametrize("story", CANCELLED)
-def test_a_task_is_cancelled_amid_a_transaction(story: Story, tmp_path: Path) -> None:
+def test_a_task_is_cancelled_during_a_transaction(story: Story, tmp_path: Path) -> None:
     (fact,) = cancelled(story, tmp_path)
     assert line(fact.site) == "await stay(here)"
     assert fact.owner.name == 'task "the one that is cancelled"'
@@ -123,6 +123,6 @@ def cancelled(story: Any, folder: Path) -> list[TransactionCancelled]:
         with suppress(asyncio.CancelledError):
             await task
 
-    with capture() as told:
+    with capture() as captured:
         asyncio.run(cut_off())
-    return [fact for fact in told.facts if isinstance(fact, TransactionCancelled)]
+    return [fact for fact in captured.facts if isinstance(fact, TransactionCancelled)]

@@ -60,11 +60,11 @@ async def forget_after_use_after_closing(twin: Twin) -> None:
 
 def test_a_session_lost_while_it_reads(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             await forget_after_reading(twin)
             gc.collect()
-            (summary,) = told.sessions
-        assert outline(told.facts) == [
+            (summary,) = captured.sessions
+        assert outline(captured.facts) == [
             "session opened",
             "transaction began",
             "connection acquired",
@@ -83,11 +83,11 @@ def test_a_session_lost_while_it_reads(twin: Twin) -> None:
 @on_each_database
 def test_a_session_lost_with_what_it_wrote(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             await forget_after_writing(twin)
             gc.collect()
-            (summary,) = told.sessions
-        assert outline(told.facts) == [
+            (summary,) = captured.sessions
+        assert outline(captured.facts) == [
             "session opened",
             "transaction began",
             "explicit flush began",
@@ -103,13 +103,13 @@ def test_a_session_lost_with_what_it_wrote(twin: Twin) -> None:
     twin.run(story)
 
 
-def test_a_session_lost_within_a_savepoint(twin: Twin) -> None:
+def test_a_session_lost_inside_a_savepoint(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             await forget_in_a_savepoint(twin)
             gc.collect()
-            assert len(told.sessions) == 1
-        assert outline(told.facts) == [
+            assert len(captured.sessions) == 1
+        assert outline(captured.facts) == [
             "session opened",
             "transaction began",
             "savepoint flush began",
@@ -132,11 +132,11 @@ def test_a_session_lost_within_a_savepoint(twin: Twin) -> None:
 
 def test_a_session_lost_after_its_commit(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             await forget_after_committing(twin)
             gc.collect()
-            (summary,) = told.sessions
-        assert outline(told.facts) == [
+            (summary,) = captured.sessions
+        assert outline(captured.facts) == [
             "session opened",
             "transaction began",
             "commit flush began",
@@ -154,22 +154,22 @@ def test_a_session_lost_after_its_commit(twin: Twin) -> None:
 
 def test_a_session_lost_unused(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             await forget_unused(twin)
             gc.collect()
-            assert len(told.sessions) == 1
-        assert outline(told.facts) == ["session opened", "session collected: unused"]
+            assert len(captured.sessions) == 1
+        assert outline(captured.facts) == ["session opened", "session collected: unused"]
 
     twin.run(story)
 
 
-def test_a_session_lost_after_its_close_is_told_once(twin: Twin) -> None:
+def test_a_session_lost_after_its_close_is_reported_once(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             await forget_after_closing(twin)
             gc.collect()
-            assert len(told.sessions) == 1
-        assert outline(told.facts)[-3:] == [
+            assert len(captured.sessions) == 1
+        assert outline(captured.facts)[-3:] == [
             "connection released",
             "transaction committed",
             "session close: committed",
@@ -180,11 +180,11 @@ def test_a_session_lost_after_its_close_is_told_once(twin: Twin) -> None:
 
 def test_a_session_lost_in_its_second_scope(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             await forget_after_use_after_closing(twin)
             gc.collect()
-            first, second = told.sessions
-        assert outline(told.facts) == [
+            first, second = captured.sessions
+        assert outline(captured.facts) == [
             "session opened",
             "session close: unused",
             "session reopened",

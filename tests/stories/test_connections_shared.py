@@ -33,7 +33,7 @@ async def begin_outer(connection: Any) -> Any:
 
 def test_a_session_joined_to_a_connections_transaction(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with connected(twin) as connection:
                 outer = await begin_outer(connection)
                 async with twin.session(
@@ -44,7 +44,7 @@ def test_a_session_joined_to_a_connections_transaction(twin: Twin) -> None:
                     (await session.scalars(select(Author))).all()
                     await session.rollback()
                 await outer.rollback()
-        assert outline(told.facts) == [
+        assert outline(captured.facts) == [
             "session opened",
             "transaction began",
             "commit flush began",
@@ -69,7 +69,7 @@ def test_a_session_joined_to_a_connections_transaction(twin: Twin) -> None:
 
 def test_a_joined_session_closed_with_an_open_transaction(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with connected(twin) as connection:
                 outer = await begin_outer(connection)
                 async with twin.session(
@@ -78,7 +78,7 @@ def test_a_joined_session_closed_with_an_open_transaction(twin: Twin) -> None:
                     session.add_all(authors(1))
                     await session.flush()
                 await outer.rollback()
-        assert outline(told.facts) == [
+        assert outline(captured.facts) == [
             "session opened",
             "transaction began",
             "explicit flush began",
@@ -96,7 +96,7 @@ def test_a_joined_session_closed_with_an_open_transaction(twin: Twin) -> None:
 
 def test_the_connections_own_statements_are_not_the_sessions(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with connected(twin) as connection:
                 outer = await begin_outer(connection)
                 async with twin.session(bind=connection) as session:
@@ -105,7 +105,7 @@ def test_the_connections_own_statements_are_not_the_sessions(twin: Twin) -> None
                 if twin.is_async:
                     await executed
                 await outer.rollback()
-        assert outline(told.facts) == [
+        assert outline(captured.facts) == [
             "session opened",
             "transaction began",
             "connection acquired",
@@ -133,12 +133,12 @@ def two_databases(tmp_path: Path) -> Any:
 def test_a_session_with_two_databases_holds_two_connections(
     two_databases: sessionmaker[Session],
 ) -> None:
-    with capture(two_databases) as told, two_databases() as session:
+    with capture(two_databases) as captured, two_databases() as session:
         session.add_all([*authors(1), Map(scale=25_000)])
         session.commit()
         session.scalars(select(Author)).all()
         session.scalars(select(Map)).all()
-    assert outline(told.facts) == [
+    assert outline(captured.facts) == [
         "session opened",
         "transaction began",
         "commit flush began",
@@ -163,5 +163,5 @@ def test_a_session_with_two_databases_holds_two_connections(
         "transaction closed",
         "session close: committed",
     ]
-    (summary,) = told.sessions
+    (summary,) = captured.sessions
     assert summary.sql_ms < summary.held_ms

@@ -21,20 +21,20 @@ ERROR = "sqlalchemy.orm.exc.DetachedInstanceError"
 
 async def refused(twin: Twin, name: str = "default", **settings: Any) -> Captured:
     """A capture of one collection read too late."""
-    with capture(twin.factory, name=name, **settings) as told:
+    with capture(twin.factory, name=name, **settings) as captured:
         author = await detached.closed(twin, Author)
         with pytest.raises(DetachedInstanceError):
             detached.read_books(author)
-    return told
+    return captured
 
 
-def test_the_log_tells_it_all(twin: Twin) -> None:
+def test_the_log_reports_it_all(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(1, books_each=1))
-        told = await refused(twin, name="shop-db")
-        (finding,) = told.findings
-        (event,) = [log for log in told.logs if log["event"] == "finding"]
-        (span,) = [span for span in told.spans if span.name == "detached_load"]
+        captured = await refused(twin, name="shop-db")
+        (finding,) = captured.findings
+        (event,) = [log for log in captured.logs if log["event"] == "finding"]
+        (span,) = [span for span in captured.spans if span.name == "detached_load"]
         assert event == {
             "timestamp": event["timestamp"],
             "level": "error",
@@ -68,21 +68,21 @@ def test_the_log_tells_it_all(twin: Twin) -> None:
     twin.run(story)
 
 
-def test_the_metrics_count_every_one_and_the_log_says_it_once(twin: Twin) -> None:
+def test_the_metrics_count_every_one_and_the_log_reports_it_once(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(3, books_each=1))
-        with capture(twin.factory, name="shop-db") as told:
+        with capture(twin.factory, name="shop-db") as captured:
             async with twin.session() as session:
                 found = (await session.scalars(select(Author))).all()
             for author in found:
                 with pytest.raises(DetachedInstanceError):
                     detached.read_books(author)
-        (loads,) = told.metrics["sqlalchemy.lazy_loads"]
+        (loads,) = captured.metrics["sqlalchemy.lazy_loads"]
         assert (dict(loads.attributes), loads.value) == (
             {"sqlalchemy.session.name": "shop-db", "kind": "detached"},
             3,
         )
-        (findings,) = told.metrics["sqlalchemy.findings"]
+        (findings,) = captured.metrics["sqlalchemy.findings"]
         assert (dict(findings.attributes), findings.value) == (
             {
                 "sqlalchemy.session.name": "shop-db",
@@ -91,7 +91,7 @@ def test_the_metrics_count_every_one_and_the_log_says_it_once(twin: Twin) -> Non
             },
             3,
         )
-        assert len([log for log in told.logs if log["event"] == "finding"]) == 1
+        assert len([log for log in captured.logs if log["event"] == "finding"]) == 1
 
     twin.run(story)
 
@@ -99,10 +99,10 @@ def test_the_metrics_count_every_one_and_the_log_says_it_once(twin: Twin) -> Non
 def test_the_span_is_linked_to_the_session_that_held_the_object(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(1, books_each=1))
-        told = await refused(twin, name="shop-db")
-        (finding,) = told.findings
-        (session,) = [span for span in told.spans if span.name == "session shop-db"]
-        (span,) = [span for span in told.spans if span.name == "detached_load"]
+        captured = await refused(twin, name="shop-db")
+        (finding,) = captured.findings
+        (session,) = [span for span in captured.spans if span.name == "session shop-db"]
+        (span,) = [span for span in captured.spans if span.name == "detached_load"]
         read = marked(detached.read_books, "read")
         code = {
             "code.function.name": read.function,
@@ -143,16 +143,16 @@ def test_the_span_is_linked_to_the_session_that_held_the_object(twin: Twin) -> N
 def test_the_session_that_held_the_object_may_still_be_open(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(1, books_each=1))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 author = (await session.scalars(select(Author))).one()
                 session.expunge(author)
                 with pytest.raises(DetachedInstanceError):
                     detached.read_books(author)
-        (origin,) = [span for span in told.spans if span.name == "session default"]
-        (span,) = [span for span in told.spans if span.name == "detached_load"]
+        (origin,) = [span for span in captured.spans if span.name == "session default"]
+        (span,) = [span for span in captured.spans if span.name == "detached_load"]
         assert [link.context for link in span.links] == [origin.context]
-        assert [finding.evidence["departure"] for finding in told.findings] == ["expunge"]
+        assert [finding.evidence["departure"] for finding in captured.findings] == ["expunge"]
 
     twin.run(story)
 
@@ -164,9 +164,9 @@ def test_the_primary_key_is_named_only_when_asked_for(twin: Twin) -> None:
         said = await refused(twin, record_identity=True)
         assert "identity" not in silent.findings[0].evidence
         assert said.findings[0].evidence["identity"] == "1234554321"
-        told = [silent.findings, silent.logs, *(span.to_json() for span in silent.spans)]
-        assert "1234554321" not in str(told)
-        assert "may see" not in str([told, said.findings, said.logs])
+        captured = [silent.findings, silent.logs, *(span.to_json() for span in silent.spans)]
+        assert "1234554321" not in str(captured)
+        assert "may see" not in str([captured, said.findings, said.logs])
 
     twin.run(story)
 
@@ -187,12 +187,12 @@ def test_the_error_is_sqlalchemys_own(twin: Twin) -> None:
             detached.read_name,
             detached.read_letters,
         )
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             author = await detached.expired_by_commit(twin, Author)
             traced = [raised(read, author) for read in reads]
         untraced = [raised(read, author) for read in reads]
         assert traced == untraced
-        assert len(told.findings) == len(reads)
+        assert len(captured.findings) == len(reads)
 
     twin.run(story)
 
@@ -206,10 +206,10 @@ def test_a_task_that_reads_what_another_loaded_is_the_reader(twin: Twin) -> None
 
     async def story() -> None:
         await keep(twin, *authors(1, books_each=1))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             author = await detached.closed(twin, Author)
             await asyncio.gather(reader(author))
-        assert [finding.site for finding in told.findings] == [marked(reader, "read")]
+        assert [finding.site for finding in captured.findings] == [marked(reader, "read")]
 
     twin.run(story)
 
@@ -223,11 +223,11 @@ def test_a_book_read_in_a_template_of_ones_own_names_that_line(twin: Twin) -> No
 
     async def story() -> None:
         await keep(twin, *authors(1, books_each=2))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 books = (await session.scalars(select(Book))).all()
             with pytest.raises(DetachedInstanceError):
                 sentence(list(books))
-        assert [finding.site for finding in told.findings] == [marked(sentence, "read")]
+        assert [finding.site for finding in captured.findings] == [marked(sentence, "read")]
 
     twin.run(story)

@@ -12,13 +12,13 @@ from tests.twins import Twin, on_each_database
 
 def test_each_entity_is_counted_under_its_own_name(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 session.add_all([*authors(2, books_each=3), Item(kind="item"), Map(scale=1)])
                 await session.flush()
-        (summary,) = told.sessions
+        (summary,) = captured.sessions
         assert summary.new == {"Author": 2, "Book": 6, "Item": 1, "Map": 1}
-        assert "flushed +2 Author, 6 Book, 1 Item, 1 Map" in outline(told.facts)
+        assert "flushed +2 Author, 6 Book, 1 Item, 1 Map" in outline(captured.facts)
 
     twin.run(story)
 
@@ -26,7 +26,7 @@ def test_each_entity_is_counted_under_its_own_name(twin: Twin) -> None:
 def test_subclasses_are_loaded_changed_and_deleted_under_their_own_name(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, Map(scale=1), Map(scale=2), Map(scale=3), Item(kind="item"))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 maps = (await session.scalars(select(Map).order_by(Map.scale))).all()
                 (await session.scalars(select(Item))).all()
@@ -34,7 +34,7 @@ def test_subclasses_are_loaded_changed_and_deleted_under_their_own_name(twin: Tw
                 maps[1].scale = int(maps[1].scale)
                 await session.delete(maps[2])
                 await session.commit()
-        assert outline(told.facts) == [
+        assert outline(captured.facts) == [
             "session opened",
             "transaction began",
             "connection acquired",
@@ -58,17 +58,17 @@ def test_subclasses_are_loaded_changed_and_deleted_under_their_own_name(twin: Tw
 def test_a_value_set_back_to_what_it_was_is_no_change(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(2))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 first, second = (await session.scalars(select(Author))).all()
                 first.name = "somebody"
                 first.name = "author 0"
                 second.name = "somebody else"
                 await session.commit()
-        assert [text for text in outline(told.facts) if text.startswith("flushed")] == [
+        assert [text for text in outline(captured.facts) if text.startswith("flushed")] == [
             "flushed ~1 Author =1 Author"
         ]
-        (summary,) = told.sessions
+        (summary,) = captured.sessions
         assert (summary.dirty, summary.unchanged) == ({"Author": 1}, {"Author": 1})
 
     twin.run(story)
@@ -77,12 +77,12 @@ def test_a_value_set_back_to_what_it_was_is_no_change(twin: Twin) -> None:
 def test_a_flush_that_finds_nothing_changed_runs_no_statement(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(1))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 author = (await session.scalars(select(Author))).one()
                 author.name = str(author.name)
                 await session.commit()
-        assert outline(told.facts) == [
+        assert outline(captured.facts) == [
             "session opened",
             "transaction began",
             "connection acquired",
@@ -101,13 +101,13 @@ def test_a_flush_that_finds_nothing_changed_runs_no_statement(twin: Twin) -> Non
 def test_an_object_added_to_a_collection_changes_its_parent(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(1))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 author = (await session.scalars(select(Author))).one()
                 book = Book(title="a new one")
                 await session.run_sync(lambda _: author.books.append(book))
                 await session.commit()
-        (summary,) = told.sessions
+        (summary,) = captured.sessions
         assert (summary.new, summary.dirty, summary.unchanged) == (
             {"Book": 1},
             {"Author": 1},
@@ -121,13 +121,13 @@ def test_a_collection_of_the_same_objects_in_another_order_is_no_change(twin: Tw
     async def story() -> None:
         await keep(twin, *authors(3, books_each=3))
         statement = select(Author).options(selectinload(Author.books)).order_by(Author.id)
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 sorted_, fewer, other = (await session.scalars(statement)).all()
                 sorted_.books = sorted_.books[::-1]
                 other.books = [*other.books, fewer.books[0]]
                 await session.commit()
-        (flushed,) = [fact for fact in told.facts if isinstance(fact, FlushCompleted)]
+        (flushed,) = [fact for fact in captured.facts if isinstance(fact, FlushCompleted)]
         assert (flushed.unchanged, flushed.dirty["Author"]) == ({"Author": 1}, 2)
 
     twin.run(story)
@@ -135,20 +135,20 @@ def test_a_collection_of_the_same_objects_in_another_order_is_no_change(twin: Tw
 
 def test_what_is_added_and_expunged_again_before_the_flush(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 author = Author(name="nobody")
                 session.add(author)
                 session.expunge(author)
                 await session.commit()
-        assert outline(told.facts) == [
+        assert outline(captured.facts) == [
             "session opened",
             "transaction began",
             "expunged 1",
             "transaction committed",
             "session close: committed",
         ]
-        (summary,) = told.sessions
+        (summary,) = captured.sessions
         assert summary.transitions == {"transient_to_pending": 1, "pending_to_transient": 1}
 
     twin.run(story)
@@ -157,11 +157,11 @@ def test_what_is_added_and_expunged_again_before_the_flush(twin: Twin) -> None:
 def test_a_cascade_deletes_what_it_has_to_load_first(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(1, books_each=2))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 await session.delete((await session.scalars(select(Author))).one())
                 await session.commit()
-        assert outline(told.facts) == [
+        assert outline(captured.facts) == [
             "session opened",
             "transaction began",
             "connection acquired",
@@ -179,7 +179,7 @@ def test_a_cascade_deletes_what_it_has_to_load_first(twin: Twin) -> None:
             "transaction committed",
             "session close: committed",
         ]
-        (summary,) = told.sessions
+        (summary,) = captured.sessions
         assert summary.transitions == {
             "loaded_as_persistent": 3,
             "persistent_to_deleted": 3,
@@ -192,13 +192,13 @@ def test_a_cascade_deletes_what_it_has_to_load_first(twin: Twin) -> None:
 def test_a_deletion_rolled_back(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(1))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 author = (await session.scalars(select(Author))).one()
                 await session.delete(author)
                 await session.flush()
                 await session.rollback()
-        (summary,) = told.sessions
+        (summary,) = captured.sessions
         assert summary.transitions == {
             "loaded_as_persistent": 1,
             "persistent_to_deleted": 1,
@@ -213,7 +213,7 @@ def test_a_deletion_rolled_back(twin: Twin) -> None:
 def test_bulk_statements_write_without_a_flush(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(1, books_each=3))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 await session.execute(
                     insert(Author), [{"name": f"bulk {number}"} for number in range(3)]
@@ -224,7 +224,7 @@ def test_bulk_statements_write_without_a_flush(twin: Twin) -> None:
                 await session.execute(update(Book).values(copies=2))
                 await session.execute(delete(Book).where(Book.id == 3))
                 await session.commit()
-        assert outline(told.facts) == [
+        assert outline(captured.facts) == [
             "session opened",
             "transaction began",
             "connection acquired",
@@ -236,7 +236,7 @@ def test_bulk_statements_write_without_a_flush(twin: Twin) -> None:
             "transaction committed",
             "session close: committed",
         ]
-        (summary,) = told.sessions
+        (summary,) = captured.sessions
         assert (summary.flushes, summary.new, summary.dirty, summary.deleted) == (0, {}, {}, {})
 
     twin.run(story)
@@ -245,14 +245,14 @@ def test_bulk_statements_write_without_a_flush(twin: Twin) -> None:
 @on_each_database
 def test_a_bulk_insert_that_returns_its_objects(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 made = await session.scalars(
                     insert(Author).returning(Author), [{"name": "one"}, {"name": "two"}]
                 )
                 assert len(made.all()) == 2
                 await session.commit()
-        assert outline(told.facts) == [
+        assert outline(captured.facts) == [
             "session opened",
             "transaction began",
             "connection acquired",
@@ -268,14 +268,14 @@ def test_a_bulk_insert_that_returns_its_objects(twin: Twin) -> None:
 
 def test_the_older_bulk_methods_write_without_a_flush(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 await session.run_sync(lambda plain: plain.bulk_save_objects(authors(3)))
                 await session.run_sync(
                     lambda plain: plain.bulk_insert_mappings(Author, [{"name": "mapped"}])
                 )
                 await session.commit()
-        assert outline(told.facts) == [
+        assert outline(captured.facts) == [
             "session opened",
             "transaction began",
             "connection acquired",
@@ -292,13 +292,13 @@ def test_the_older_bulk_methods_write_without_a_flush(twin: Twin) -> None:
 @on_each_database
 def test_many_rows_in_one_call_are_one_batch(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 await session.execute(
                     insert(Author), [{"name": f"bulk {number}"} for number in range(30)]
                 )
                 await session.execute(select(Author))
-        executed = [fact for fact in told.facts if isinstance(fact, StatementExecuted)]
+        executed = [fact for fact in captured.facts if isinstance(fact, StatementExecuted)]
         assert [(fact.operation, fact.batch_size) for fact in executed] == [
             ("INSERT", 30),
             ("SELECT", 1),

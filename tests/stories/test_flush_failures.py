@@ -15,18 +15,18 @@ from tests.stories.lines import line
 from tests.twins import Twin, on_each_database
 
 
-def story_of(told: Captured) -> list[str]:
+def story_of(captured: Captured) -> list[str]:
     """The outline; what a statement fails with is each driver's own."""
     return [
         "INSERT authors fails" if text.startswith("INSERT authors with") else text
-        for text in outline(told.facts)
+        for text in outline(captured.facts)
     ]
 
 
 @on_each_database
 def test_a_constraint_refuses_the_flush(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 session.add_all([Author(name=None), Letter(author_id=1), Letter(author_id=2)])
                 with pytest.raises(IntegrityError):
@@ -34,7 +34,7 @@ def test_a_constraint_refuses_the_flush(twin: Twin) -> None:
                 await session.rollback()
                 session.add(Author(name="same"))
                 await session.commit()
-        assert story_of(told) == [
+        assert story_of(captured) == [
             "session opened",
             "transaction began",
             "explicit flush began",
@@ -45,10 +45,10 @@ def test_a_constraint_refuses_the_flush(twin: Twin) -> None:
             "transaction rolled_back",
             *USED_AGAIN,
         ]
-        (failed,) = [fact for fact in told.facts if isinstance(fact, FlushFailed)]
+        (failed,) = [fact for fact in captured.facts if isinstance(fact, FlushFailed)]
         assert failed.error == "sqlalchemy.exc.IntegrityError"
         assert line(failed.site) == "await session.flush()"
-        (summary,) = told.sessions
+        (summary,) = captured.sessions
         assert (summary.flushes, summary.failed_flushes, summary.new) == (1, 1, {"Author": 1})
         assert summary.transitions == {
             "transient_to_pending": 4,
@@ -60,15 +60,15 @@ def test_a_constraint_refuses_the_flush(twin: Twin) -> None:
 
 
 @on_each_database
-def test_the_constraint_is_named_where_the_driver_says_it(twin: Twin) -> None:
+def test_the_constraint_is_named_where_the_driver_reports_it(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, Author(name="same"))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 session.add(Author(name="same"))
                 with pytest.raises(IntegrityError):
                     await session.flush()
-        (failed,) = [fact for fact in told.facts if isinstance(fact, FlushFailed)]
+        (failed,) = [fact for fact in captured.facts if isinstance(fact, FlushFailed)]
         assert failed.constraint == ("authors_name_key" if twin.database == "postgresql" else "")
 
     twin.run(story)
@@ -78,7 +78,7 @@ def test_the_constraint_is_named_where_the_driver_says_it(twin: Twin) -> None:
 def test_changes_and_deletions_are_in_the_account_of_a_flush_that_fails(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(3))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 found = (await session.scalars(select(Author).order_by(Author.id))).all()
                 found[0].name = found[1].name
@@ -87,7 +87,7 @@ def test_changes_and_deletions_are_in_the_account_of_a_flush_that_fails(twin: Tw
                     await session.delete(found[2])
                 with pytest.raises(IntegrityError):
                     await session.commit()
-        (failed,) = [fact for fact in told.facts if isinstance(fact, FlushFailed)]
+        (failed,) = [fact for fact in captured.facts if isinstance(fact, FlushFailed)]
         assert (failed.trigger, failed.new, failed.dirty, failed.deleted) == (
             "commit",
             {},
@@ -101,11 +101,11 @@ def test_changes_and_deletions_are_in_the_account_of_a_flush_that_fails(twin: Tw
 @on_each_database
 def test_a_commit_whose_flush_fails_and_nobody_rolls_back(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told, suppress(IntegrityError):
+        with capture(twin.factory) as captured, suppress(IntegrityError):
             async with twin.session() as session:
                 session.add(Author(name=None))
                 await session.commit()
-        assert story_of(told) == [
+        assert story_of(captured) == [
             "session opened",
             "transaction began",
             "commit flush began",
@@ -123,12 +123,12 @@ def test_a_commit_whose_flush_fails_and_nobody_rolls_back(twin: Twin) -> None:
 @on_each_database
 def test_an_autoflush_that_fails_fails_the_query(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 session.add(Author(name=None))
                 with pytest.raises(IntegrityError, match="raised as a result of Query-invoked"):
                     await session.scalars(select(Book))
-        assert story_of(told) == [
+        assert story_of(captured) == [
             "session opened",
             "transaction began",
             "autoflush flush began",
@@ -144,9 +144,9 @@ def test_an_autoflush_that_fails_fails_the_query(twin: Twin) -> None:
 
 
 @on_each_database
-def test_a_flush_that_fails_within_a_savepoint(twin: Twin) -> None:
+def test_a_flush_that_fails_inside_a_savepoint(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 session.add(Author(name="kept"))
                 with suppress(IntegrityError):
@@ -155,7 +155,7 @@ def test_a_flush_that_fails_within_a_savepoint(twin: Twin) -> None:
                         await session.flush()
                 session.add(Author(name="another"))
                 await session.commit()
-        assert story_of(told) == [
+        assert story_of(captured) == [
             "session opened",
             "transaction began",
             "savepoint flush began",
@@ -183,13 +183,13 @@ def test_a_flush_that_fails_within_a_savepoint(twin: Twin) -> None:
 @on_each_database
 def test_a_savepoint_whose_release_fails(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 with suppress(IntegrityError):
                     async with session.begin_nested():
                         session.add(Author(name=None))
                 await session.commit()
-        assert story_of(told) == [
+        assert story_of(captured) == [
             "session opened",
             "transaction began",
             "savepoint began",
@@ -211,7 +211,7 @@ def test_a_savepoint_whose_release_fails(twin: Twin) -> None:
 @on_each_database
 def test_the_session_is_used_before_it_is_rolled_back(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 session.add(Author(name=None))
                 with pytest.raises(IntegrityError):
@@ -221,7 +221,7 @@ def test_the_session_is_used_before_it_is_rolled_back(twin: Twin) -> None:
                 await session.rollback()
                 session.add(Author(name="somebody"))
                 await session.commit()
-        assert story_of(told) == [
+        assert story_of(captured) == [
             "session opened",
             "transaction began",
             "explicit flush began",

@@ -35,7 +35,7 @@ def refusing_mapper() -> Iterator[None]:
 
 def test_a_listener_of_the_mapper_refuses_the_flush(refusing_mapper: None, twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 session.add(Author(name=None))
                 with pytest.raises(RefusedError):
@@ -43,7 +43,7 @@ def test_a_listener_of_the_mapper_refuses_the_flush(refusing_mapper: None, twin:
                 await session.rollback()
                 session.add(Author(name="another"))
                 await session.commit()
-        assert outline(told.facts) == [
+        assert outline(captured.facts) == [
             "session opened",
             "transaction began",
             "explicit flush began",
@@ -73,7 +73,7 @@ def refusing_session() -> Iterator[None]:
 def test_a_flush_refused_before_it_began_is_none(refusing_session: None, twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(1))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 nobody = Author(name=None)
                 session.add(nobody)
@@ -85,7 +85,7 @@ def test_a_flush_refused_before_it_began_is_none(refusing_session: None, twin: T
                 await session.run_sync(lambda plain: plain.bulk_save_objects([Author(name="bulk")]))
                 await session.commit()
         del refused
-        assert outline(told.facts) == [
+        assert outline(captured.facts) == [
             "session opened",
             "transaction began",
             "connection acquired",
@@ -99,7 +99,7 @@ def test_a_flush_refused_before_it_began_is_none(refusing_session: None, twin: T
             "transaction committed",
             "session close: committed",
         ]
-        (summary,) = told.sessions
+        (summary,) = captured.sessions
         assert "(await session.scalars(select(Author))).all()" in [
             line(step.site) for step in summary.timeline
         ]
@@ -109,7 +109,7 @@ def test_a_flush_refused_before_it_began_is_none(refusing_session: None, twin: T
 
 def test_sqlalchemy_itself_refuses_the_flush(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 author = Author(name="somebody")
                 books: list[Any] = author.books
@@ -120,7 +120,7 @@ def test_sqlalchemy_itself_refuses_the_flush(twin: Twin) -> None:
                 await session.rollback()
                 session.add(Author(name="another"))
                 await session.commit()
-        assert outline(told.facts) == [
+        assert outline(captured.facts) == [
             "session opened",
             "transaction began",
             "explicit flush began",

@@ -16,9 +16,9 @@ from tests.twins import Twin
 FLUSHED = ["INSERT books", "flushed +1 Book"]
 
 
-def flushes(told: Any) -> list[str]:
+def flushes(captured: Any) -> list[str]:
     """What is told from the first flush on, until the transaction ends."""
-    lines = outline(told.facts)
+    lines = outline(captured.facts)
     first = next(n for n, text in enumerate(lines) if text.endswith("flush began"))
     return lines[first : lines.index("connection released")]
 
@@ -101,27 +101,27 @@ def test_what_makes_a_session_flush(twin: Twin, what: str) -> None:
 
     async def story() -> None:
         await keep(twin, *authors(1))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 author = (await session.scalars(select(Author))).one()
                 book = Book(title="a new one", author_id=author.id)
                 session.add(book)
                 await flushing(session, author)
-        assert flushes(told) == expected
+        assert flushes(captured) == expected
 
     twin.run(story)
 
 
 def test_a_savepoint_flushes_when_it_begins_and_when_it_is_released(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 session.add(Author(name="before"))
                 async with session.begin_nested():
                     session.add(Author(name="within"))
                 session.add(Author(name="after"))
                 await session.commit()
-        assert [text for text in outline(told.facts) if "flush" in text] == [
+        assert [text for text in outline(captured.facts) if "flush" in text] == [
             "savepoint flush began",
             "flushed +1 Author",
             "savepoint flush began",
@@ -133,16 +133,16 @@ def test_a_savepoint_flushes_when_it_begins_and_when_it_is_released(twin: Twin) 
     twin.run(story)
 
 
-def test_nothing_to_flush_tells_nothing(twin: Twin) -> None:
+def test_nothing_to_flush_reports_nothing(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(1))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 (await session.scalars(select(Author))).all()
                 await session.flush()
                 (await session.scalars(select(Author))).all()
                 await session.commit()
-        assert outline(told.facts) == [
+        assert outline(captured.facts) == [
             "session opened",
             "transaction began",
             "connection acquired",
@@ -158,15 +158,15 @@ def test_nothing_to_flush_tells_nothing(twin: Twin) -> None:
     twin.run(story)
 
 
-def test_a_query_within_no_autoflush(twin: Twin) -> None:
+def test_a_query_inside_no_autoflush(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 session.add_all(authors(1))
                 with session.sync_session.no_autoflush:
                     (await session.scalars(select(Author))).all()
                 await session.commit()
-        assert outline(told.facts) == [
+        assert outline(captured.facts) == [
             "session opened",
             "transaction began",
             "connection acquired",
@@ -184,11 +184,11 @@ def test_a_query_within_no_autoflush(twin: Twin) -> None:
 
 def test_a_session_that_never_flushes_by_itself(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session(autoflush=False) as session:
                 session.add_all(authors(1))
                 (await session.scalars(select(Author))).all()
-        assert outline(told.facts) == [
+        assert outline(captured.facts) == [
             "session opened",
             "transaction began",
             "connection acquired",
@@ -197,7 +197,7 @@ def test_a_session_that_never_flushes_by_itself(twin: Twin) -> None:
             "transaction closed",
             "session close: closed",
         ]
-        (summary,) = told.sessions
+        (summary,) = captured.sessions
         assert (summary.pending, summary.flushes) == (1, 0)
 
     twin.run(story)
@@ -205,13 +205,13 @@ def test_a_session_that_never_flushes_by_itself(twin: Twin) -> None:
 
 def test_a_flush_names_the_line_that_made_it_run(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 session.add_all(authors(1))
                 (await session.scalars(select(Author))).all()
                 session.add(Author(name="another"))
                 await session.commit()
-        sites = [line(fact.site) for fact in told.facts if isinstance(fact, FlushCompleted)]
+        sites = [line(fact.site) for fact in captured.facts if isinstance(fact, FlushCompleted)]
         assert sites == [
             "(await session.scalars(select(Author))).all()",
             "await session.commit()",

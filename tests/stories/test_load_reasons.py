@@ -47,10 +47,10 @@ async def loads(twin: Twin, work: Callable[[Session], object]) -> list[Attribute
     """What is loaded for the attributes of single objects."""
     async with tables(twin):
         await keep(twin, *staff())
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 await session.run_sync(work)
-    return [fact for fact in told.facts if isinstance(fact, AttributeLoaded)]
+    return [fact for fact in captured.facts if isinstance(fact, AttributeLoaded)]
 
 
 def read_columns_of_subclasses(session: Session) -> None:
@@ -64,10 +64,10 @@ def read_columns_of_subclasses(session: Session) -> None:
 
 def test_columns_that_a_select_of_the_base_class_leaves_out(twin: Twin) -> None:
     async def story() -> None:
-        told = await loads(twin, read_columns_of_subclasses)
+        captured = await loads(twin, read_columns_of_subclasses)
         assert [
             (fact.kind, fact.entity, fact.attribute, fact.left_out, fact.expired_by)
-            for fact in told
+            for fact in captured
         ] == [
             ("deferred", "Manager", "budget, office_id", True, ""),
             ("deferred", "Truck", "axles, load", True, ""),
@@ -85,8 +85,8 @@ def read_expired_columns(session: Session) -> None:
 
 def test_columns_that_a_commit_expired_are_not_left_out(twin: Twin) -> None:
     async def story() -> None:
-        told = await loads(twin, read_expired_columns)
-        assert {(fact.kind, fact.left_out, fact.expired_by) for fact in told} == {
+        captured = await loads(twin, read_expired_columns)
+        assert {(fact.kind, fact.left_out, fact.expired_by) for fact in captured} == {
             ("expired", False, "commit")
         }
 
@@ -101,12 +101,12 @@ def read_what_they_share(session: Session) -> None:
 
 def test_what_is_mapped_on_the_base_class_is_named_by_it(twin: Twin) -> None:
     async def story() -> None:
-        told = await loads(twin, read_what_they_share)
-        assert [(fact.kind, fact.entity, fact.attribute) for fact in told] == [
+        captured = await loads(twin, read_what_they_share)
+        assert [(fact.kind, fact.entity, fact.attribute) for fact in captured] == [
             ("relationship", "Employee", "badges"),
             ("deferred", "Employee", "diary"),
         ] * 2
-        assert len({fact.parent for fact in told}) == 2
+        assert len({fact.parent for fact in captured}) == 2
 
     twin.run(story)
 
@@ -125,19 +125,19 @@ def read_three_relationships(session: Session) -> None:
 
 def test_where_an_object_was_loaded_and_where_that_began(twin: Twin) -> None:
     async def story() -> None:
-        told = await loads(twin, read_three_relationships)
-        told = [fact for fact in told if fact.kind == "relationship"]
+        captured = await loads(twin, read_three_relationships)
+        captured = [fact for fact in captured if fact.kind == "relationship"]
         selected = "company = session.scalars(select(Company)).one()"
         of_staff, of_office = "manager, *_ = company.staff", "office = manager.office"
         assert [
-            (fact.attribute, line(fact.loaded_site), line(fact.root_site)) for fact in told
+            (fact.attribute, line(fact.loaded_site), line(fact.root_site)) for fact in captured
         ] == [
             ("staff", selected, selected),
             ("office", of_staff, selected),
             ("plants", of_office, selected),
             ("plants", of_office, selected),
         ]
-        assert {fact.root for fact in told} == {"Company"}
+        assert {fact.root for fact in captured} == {"Company"}
 
     twin.run(story)
 
@@ -150,11 +150,11 @@ def read_deep(session: Session) -> None:
 
 def test_a_relationship_to_itself_begins_where_the_first_was_selected(twin: Twin) -> None:
     async def story() -> None:
-        told = await loads(twin, read_deep)
+        captured = await loads(twin, read_deep)
         selected = "part = session.scalars(select(Part).where(Part.whole_id.is_(None))).one()"
-        assert [line(fact.root_site) for fact in told] == [selected] * 3
+        assert [line(fact.root_site) for fact in captured] == [selected] * 3
         again = "selectinload(Part.parts, recursion_depth=-1)"
-        assert [fact.options for fact in told] == ["selectinload(Part.parts)", again, again]
+        assert [fact.options for fact in captured] == ["selectinload(Part.parts)", again, again]
 
     twin.run(story)
 
@@ -166,11 +166,11 @@ def test_what_is_loaded_with_its_object_is_for_no_single_one(twin: Twin, eagerly
     async def story() -> None:
         async with tables(twin):
             await keep(twin, *staff())
-            with capture(twin.factory) as told:
+            with capture(twin.factory) as captured:
                 async with twin.session() as session:
                     await session.run_sync(lambda plain: plain.scalars(query).all())
-        executed = [fact for fact in told.facts if isinstance(fact, StatementExecuted)]
+        executed = [fact for fact in captured.facts if isinstance(fact, StatementExecuted)]
         assert {fact.eager for fact in executed[1:]} == {"Employee.badges"}
-        assert not [fact for fact in told.facts if isinstance(fact, AttributeLoaded)]
+        assert not [fact for fact in captured.facts if isinstance(fact, AttributeLoaded)]
 
     twin.run(story)

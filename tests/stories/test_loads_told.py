@@ -23,9 +23,9 @@ from tests.stories.lines import line
 from tests.twins import Twin
 
 
-def loads(told: Captured) -> list[str]:
+def loads(captured: Captured) -> list[str]:
     """The outline between the first use of the connection and its return."""
-    lines = outline(told.facts)
+    lines = outline(captured.facts)
     return lines[lines.index("connection acquired") + 1 : lines.index("connection released")]
 
 
@@ -65,12 +65,12 @@ def test_what_is_loaded_eagerly_is_not_lazily_loaded(twin: Twin, how: str) -> No
 
     async def story() -> None:
         await keep(twin, *authors(2, books_each=2))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 found = await session.scalars(select(Author).options(option))
                 assert [len(author.books) for author in found.unique()] == [2, 2]
-        assert loads(told) == expected
-        (summary,) = told.sessions
+        assert loads(captured) == expected
+        (summary,) = captured.sessions
         assert (summary.lazy_loads, summary.loaded) == ({}, {"Author": 2, "Book": 4})
 
     twin.run(story)
@@ -79,19 +79,19 @@ def test_what_is_loaded_eagerly_is_not_lazily_loaded(twin: Twin, how: str) -> No
 def test_a_collection_is_loaded_when_it_is_first_read(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(1, books_each=2))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 author = (await session.scalars(select(Author))).one()
                 await session.run_sync(lambda _: author.books)
                 assert len(author.books) == 2
-        assert loads(told) == [
+        assert loads(captured) == [
             "SELECT Author",
             "loaded 1 Author",
             "load of relationship Author.books",
             "SELECT Book",
             "loaded 2 Book",
         ]
-        (loaded,) = [fact for fact in told.facts if isinstance(fact, AttributeLoaded)]
+        (loaded,) = [fact for fact in captured.facts if isinstance(fact, AttributeLoaded)]
         assert line(loaded.site) == "await session.run_sync(lambda _: author.books)"
 
     twin.run(story)
@@ -100,12 +100,12 @@ def test_a_collection_is_loaded_when_it_is_first_read(twin: Twin) -> None:
 def test_a_many_to_one_that_is_in_the_identity_map_is_nothing(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(1, books_each=2))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 author = (await session.scalars(select(Author))).one()
                 books = (await session.scalars(select(Book))).all()
                 assert [book.author for book in books] == [author, author]
-        assert loads(told) == [
+        assert loads(captured) == [
             "SELECT Author",
             "loaded 1 Author",
             "SELECT Book",
@@ -118,11 +118,11 @@ def test_a_many_to_one_that_is_in_the_identity_map_is_nothing(twin: Twin) -> Non
 def test_a_many_to_one_that_must_be_asked_for(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(1, books_each=2))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 books = (await session.scalars(select(Book))).all()
                 await session.run_sync(lambda _: [book.author.name for book in books])
-        assert loads(told) == [
+        assert loads(captured) == [
             "SELECT Book",
             "loaded 2 Book",
             "load of relationship Book.author",
@@ -136,11 +136,11 @@ def test_a_many_to_one_that_must_be_asked_for(twin: Twin) -> None:
 def test_a_dynamic_relationship_runs_a_query(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(1), Letter(author_id=1))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 author = (await session.scalars(select(Author))).one()
                 await session.run_sync(lambda _: author.letters.all())
-        assert loads(told) == [
+        assert loads(captured) == [
             "SELECT Author",
             "loaded 1 Author",
             "SELECT Letter",
@@ -153,17 +153,17 @@ def test_a_dynamic_relationship_runs_a_query(twin: Twin) -> None:
 def test_a_deferred_column_is_loaded_when_it_is_read(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(1))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 author = (await session.scalars(select(Author))).one()
                 await session.run_sync(lambda _: author.biography)
-        assert loads(told) == [
+        assert loads(captured) == [
             "SELECT Author",
             "loaded 1 Author",
             "load of deferred Author.biography",
             "SELECT Author",
         ]
-        (summary,) = told.sessions
+        (summary,) = captured.sessions
         assert summary.lazy_loads == {"deferred": 1}
 
     twin.run(story)
@@ -172,11 +172,11 @@ def test_a_deferred_column_is_loaded_when_it_is_read(twin: Twin) -> None:
 def test_the_columns_of_a_deferred_group_are_loaded_together(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, Essay(title="on loading"))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 essay = (await session.scalars(select(Essay))).one()
                 await session.run_sync(lambda _: essay.text + essay.notes)
-        assert loads(told) == [
+        assert loads(captured) == [
             "SELECT Essay",
             "loaded 1 Essay",
             "load of deferred Essay.notes, text",
@@ -190,11 +190,11 @@ def test_the_columns_of_a_deferred_group_are_loaded_together(twin: Twin) -> None
 def test_an_undeferred_column_is_not_lazily_loaded(twin: Twin, option: ExecutableOption) -> None:
     async def story() -> None:
         await keep(twin, *authors(1))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 author = (await session.scalars(select(Author).options(option))).one()
                 assert author.biography == ""
-        assert loads(told) == ["SELECT Author", "loaded 1 Author"]
+        assert loads(captured) == ["SELECT Author", "loaded 1 Author"]
 
     twin.run(story)
 
@@ -202,12 +202,12 @@ def test_an_undeferred_column_is_not_lazily_loaded(twin: Twin, option: Executabl
 def test_an_undeferred_group_is_not_lazily_loaded(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, Essay(title="on loading"))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 essays = select(Essay).options(undefer_group("body"))
                 essay = (await session.scalars(essays)).one()
                 assert essay.text + essay.notes == ""
-        assert loads(told) == ["SELECT Essay", "loaded 1 Essay"]
+        assert loads(captured) == ["SELECT Essay", "loaded 1 Essay"]
 
     twin.run(story)
 
@@ -215,12 +215,12 @@ def test_an_undeferred_group_is_not_lazily_loaded(twin: Twin) -> None:
 def test_a_column_deferred_by_the_query(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(1))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 found = await session.scalars(select(Author).options(defer(Author.name)))
                 author = found.one()
                 await session.run_sync(lambda _: author.name)
-        assert loads(told) == [
+        assert loads(captured) == [
             "SELECT Author",
             "loaded 1 Author",
             "load of deferred Author.name",
@@ -233,14 +233,14 @@ def test_a_column_deferred_by_the_query(twin: Twin) -> None:
 def test_a_load_that_raiseload_forbids_is_none(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(1, books_each=1))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 found = await session.scalars(select(Author).options(raiseload(Author.books)))
                 author = found.one()
                 with pytest.raises(InvalidRequestError, match="lazy='raise'"):
                     await session.run_sync(lambda _: author.books)
-        assert loads(told) == ["SELECT Author", "loaded 1 Author"]
-        assert told.findings == []
+        assert loads(captured) == ["SELECT Author", "loaded 1 Author"]
+        assert captured.findings == []
 
     twin.run(story)
 
@@ -248,10 +248,10 @@ def test_a_load_that_raiseload_forbids_is_none(twin: Twin) -> None:
 def test_a_query_for_a_base_class_loads_each_under_its_own_name(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, Map(scale=1), Map(scale=2), Item(kind="item"))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 (await session.scalars(select(Item))).all()
-        assert loads(told) == ["SELECT Item", "loaded 1 Item, 2 Map"]
+        assert loads(captured) == ["SELECT Item", "loaded 1 Item, 2 Map"]
 
     twin.run(story)
 
@@ -259,13 +259,13 @@ def test_a_query_for_a_base_class_loads_each_under_its_own_name(twin: Twin) -> N
 def test_what_is_loaded_already_is_not_loaded_again(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(2, books_each=1))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 first = (await session.scalars(select(Author).where(Author.id == 1))).one()
                 both = (await session.scalars(select(Author))).all()
                 assert first in both
-        assert loads(told) == ["SELECT Author", "loaded 1 Author"] * 2
-        (summary,) = told.sessions
+        assert loads(captured) == ["SELECT Author", "loaded 1 Author"] * 2
+        (summary,) = captured.sessions
         assert (summary.loaded, summary.identity_map_peak) == ({"Author": 2}, 2)
 
     twin.run(story)
@@ -274,7 +274,7 @@ def test_what_is_loaded_already_is_not_loaded_again(twin: Twin) -> None:
 def test_columns_and_aggregates_load_no_object(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(2, books_each=1))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 (await session.execute(select(Author.id, Author.name))).all()
                 await session.scalar(select(func.count()).select_from(Author))
@@ -284,14 +284,14 @@ def test_columns_and_aggregates_load_no_object(twin: Twin) -> None:
                 ran = connection.execute(text("SELECT title FROM books"))
                 if twin.is_async:
                     await ran
-        assert loads(told) == [
+        assert loads(captured) == [
             "SELECT Author",
             "SELECT Author",
             "SELECT authors",
             "SELECT authors",
             "SELECT books",
         ]
-        (summary,) = told.sessions
+        (summary,) = captured.sessions
         assert (summary.loaded, summary.identity_map_peak, summary.statements) == ({}, 0, 5)
 
     twin.run(story)

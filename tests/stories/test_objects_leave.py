@@ -14,13 +14,13 @@ from tests.twins import Twin
 def test_an_object_and_what_cascades_with_it_are_expunged(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(2, books_each=2))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 first, second = (await session.scalars(select(Author))).all()
                 books = await session.run_sync(lambda _: list(first.books))
                 session.expunge(first)
                 assert (len(books), second.name) == (2, "author 1")
-        assert outline(told.facts) == [
+        assert outline(captured.facts) == [
             "session opened",
             "transaction began",
             "connection acquired",
@@ -34,7 +34,7 @@ def test_an_object_and_what_cascades_with_it_are_expunged(twin: Twin) -> None:
             "transaction closed",
             "session close: closed",
         ]
-        (summary,) = told.sessions
+        (summary,) = captured.sessions
         assert summary.expunged == 3
         assert summary.transitions == {"loaded_as_persistent": 4, "persistent_to_detached": 4}
         assert (summary.identity_map_peak, summary.identity_map_size) == (4, 1)
@@ -46,13 +46,13 @@ def test_an_object_and_what_cascades_with_it_are_expunged(twin: Twin) -> None:
 
 def test_what_is_not_there_can_be_neither_expunged_nor_expired(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 with pytest.raises(InvalidRequestError, match="is not present in this Session"):
                     session.expunge(Author(name="nobody"))
                 with pytest.raises(InvalidRequestError, match="is not persistent within this"):
                     session.expire(Author(name="nobody"))
-        assert outline(told.facts) == ["session opened", "session close: unused"]
+        assert outline(captured.facts) == ["session opened", "session close: unused"]
 
     twin.run(story)
 
@@ -60,7 +60,7 @@ def test_what_is_not_there_can_be_neither_expunged_nor_expired(twin: Twin) -> No
 def test_everything_is_expunged_and_the_session_goes_on(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(3))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 before = (await session.scalars(select(Author))).all()
                 session.add(Author(name="never written"))
@@ -69,7 +69,7 @@ def test_everything_is_expunged_and_the_session_goes_on(twin: Twin) -> None:
                 assert not set(before) & set(after)
                 after[0].name = "changed"
                 await session.commit()
-        assert outline(told.facts) == [
+        assert outline(captured.facts) == [
             "session opened",
             "transaction began",
             "connection acquired",
@@ -85,7 +85,7 @@ def test_everything_is_expunged_and_the_session_goes_on(twin: Twin) -> None:
             "transaction committed",
             "session close: committed",
         ]
-        (summary,) = told.sessions
+        (summary,) = captured.sessions
         assert (summary.expunged, summary.identity_map_peak) == (4, 3)
         assert summary.transitions == {
             "loaded_as_persistent": 6,
@@ -100,14 +100,14 @@ def test_everything_is_expunged_and_the_session_goes_on(twin: Twin) -> None:
 def test_a_detached_object_is_added_again(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(1))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 author = (await session.scalars(select(Author))).one()
             async with twin.session() as session:
                 session.add(author)
                 author.name = "changed"
                 await session.commit()
-        first, second = told.sessions
+        first, second = captured.sessions
         assert first.transitions == {"loaded_as_persistent": 1, "persistent_to_detached": 1}
         assert second.transitions == {"detached_to_persistent": 1, "persistent_to_detached": 1}
         assert (second.dirty, second.identity_map_size) == ({"Author": 1}, 1)
@@ -117,14 +117,14 @@ def test_a_detached_object_is_added_again(twin: Twin) -> None:
 
 def test_a_new_object_from_the_first_to_the_last_state(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 author = Author(name="short-lived")
                 session.add(author)
                 await session.commit()
                 await session.delete(author)
                 await session.commit()
-        (summary,) = told.sessions
+        (summary,) = captured.sessions
         assert summary.transitions == {
             "transient_to_pending": 1,
             "pending_to_persistent": 1,
@@ -138,16 +138,16 @@ def test_a_new_object_from_the_first_to_the_last_state(twin: Twin) -> None:
 
 def test_what_is_pending_at_the_end_is_counted(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 session.add_all(authors(2, books_each=1))
-        assert outline(told.facts) == [
+        assert outline(captured.facts) == [
             "session opened",
             "transaction began",
             "transaction closed",
             "session close: closed",
         ]
-        (summary,) = told.sessions
+        (summary,) = captured.sessions
         assert summary.pending == 4
         assert summary.transitions == {"transient_to_pending": 4, "pending_to_transient": 4}
 
@@ -157,7 +157,7 @@ def test_what_is_pending_at_the_end_is_counted(twin: Twin) -> None:
 def test_the_detached_are_counted_by_entity(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(2, books_each=2))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 everybody = (await session.scalars(select(Author))).all()
                 everything = (await session.scalars(select(Book))).all()
@@ -166,7 +166,7 @@ def test_the_detached_are_counted_by_entity(twin: Twin) -> None:
             (point.attributes["sqlalchemy.object.state"], point.attributes["sqlalchemy.entity"]): (
                 point.value
             )
-            for point in told.metrics["sqlalchemy.session.objects"]
+            for point in captured.metrics["sqlalchemy.session.objects"]
         }
         assert objects == {
             ("loaded", "Author"): 2,

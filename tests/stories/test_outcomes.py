@@ -29,16 +29,16 @@ class OutOfStockError(Exception):
 
 def test_an_exception_that_leaves_the_block(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told, suppress(OutOfStockError):
+        with capture(twin.factory) as captured, suppress(OutOfStockError):
             async with twin.session() as session:
                 (await session.scalars(select(Author))).all()
                 raise OutOfStockError
-        assert outline(told.facts) == [
+        assert outline(captured.facts) == [
             "session opened",
             *READ,
             "session close: failed with OutOfStockError",
         ]
-        (summary,) = told.sessions
+        (summary,) = captured.sessions
         assert line(summary.closed_site) == "async with twin.session() as session:"
 
     twin.run(story)
@@ -46,7 +46,7 @@ def test_an_exception_that_leaves_the_block(twin: Twin) -> None:
 
 def test_an_exception_that_passes_a_finally(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             session = twin.session()
             with suppress(OutOfStockError):
                 try:
@@ -54,12 +54,12 @@ def test_an_exception_that_passes_a_finally(twin: Twin) -> None:
                     raise OutOfStockError
                 finally:
                     await session.close()
-        assert outline(told.facts) == [
+        assert outline(captured.facts) == [
             "session opened",
             *READ,
             "session close: failed with OutOfStockError",
         ]
-        (summary,) = told.sessions
+        (summary,) = captured.sessions
         assert line(summary.closed_site) == "await session.close()"
 
     twin.run(story)
@@ -67,12 +67,12 @@ def test_an_exception_that_passes_a_finally(twin: Twin) -> None:
 
 def test_an_exception_that_leaves_a_sessionmakers_begin_rolls_back(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told, suppress(OutOfStockError):
+        with capture(twin.factory) as captured, suppress(OutOfStockError):
             async with twin.session() as session, session.begin():
                 session.add_all(authors(1))
                 await session.flush()
                 raise OutOfStockError
-        assert outline(told.facts) == [
+        assert outline(captured.facts) == [
             "session opened",
             "transaction began",
             "explicit flush began",
@@ -93,11 +93,11 @@ def test_a_dependency_whose_user_fails(twin: Twin) -> None:
             yield session
 
     async def story() -> None:
-        with capture(twin.factory) as told, suppress(OutOfStockError):
+        with capture(twin.factory) as captured, suppress(OutOfStockError):
             async with asynccontextmanager(get_session)() as session:
                 (await session.scalars(select(Author))).all()
                 raise OutOfStockError
-        assert outline(told.facts) == [
+        assert outline(captured.facts) == [
             "session opened",
             *READ,
             "session close: failed with OutOfStockError",
@@ -123,11 +123,11 @@ def test_a_generator_that_is_left_early_has_not_failed(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(3))
         for generator in (names, names_with_finally):
-            with capture(twin.factory) as told:
+            with capture(twin.factory) as captured:
                 async with aclosing(generator()) as found:  # type: ignore[type-var] # it is one
                     async for _ in found:
                         break
-            assert outline(told.facts) == [
+            assert outline(captured.facts) == [
                 "session opened",
                 "transaction began",
                 "connection acquired",
@@ -143,7 +143,7 @@ def test_a_generator_that_is_left_early_has_not_failed(twin: Twin) -> None:
 
 def test_a_session_used_while_an_exception_is_handled_has_not_failed(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             try:
                 raise OutOfStockError
             except OutOfStockError:
@@ -152,14 +152,14 @@ def test_a_session_used_while_an_exception_is_handled_has_not_failed(twin: Twin)
                 session = twin.session()
                 (await session.scalars(select(Author))).all()
                 await session.close()
-        assert outline(told.facts) == ["session opened", *READ, "session close: closed"] * 2
+        assert outline(captured.facts) == ["session opened", *READ, "session close: closed"] * 2
 
     twin.run(story)
 
 
 def test_another_exception_later_leaves_a_session_opened_while_one_was_handled(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             try:
                 raise OutOfStockError
             except OutOfStockError:
@@ -171,7 +171,7 @@ def test_another_exception_later_leaves_a_session_opened_while_one_was_handled(t
                     raise OutOfStockError
                 finally:
                     await session.close()
-        assert outline(told.facts) == [
+        assert outline(captured.facts) == [
             "session opened",
             *READ,
             "session close: failed with OutOfStockError",
@@ -182,22 +182,22 @@ def test_another_exception_later_leaves_a_session_opened_while_one_was_handled(t
 
 def test_an_exception_dealt_with_inside_the_block_has_not_left_it(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 (await session.scalars(select(Author))).all()
                 with suppress(OutOfStockError):
                     raise OutOfStockError
-        assert outline(told.facts) == ["session opened", *READ, "session close: closed"]
+        assert outline(captured.facts) == ["session opened", *READ, "session close: closed"]
 
     twin.run(story)
 
 
 def test_an_exception_that_leaves_an_unused_session(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told, suppress(OutOfStockError):
+        with capture(twin.factory) as captured, suppress(OutOfStockError):
             async with twin.session():
                 raise OutOfStockError
-        assert outline(told.facts) == [
+        assert outline(captured.facts) == [
             "session opened",
             "session close: unused with OutOfStockError",
         ]
@@ -207,11 +207,11 @@ def test_an_exception_that_leaves_an_unused_session(twin: Twin) -> None:
 
 def test_a_rollback_is_the_outcome_of_its_scope(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 (await session.scalars(select(Author))).all()
                 await session.rollback()
-        assert outline(told.facts) == [
+        assert outline(captured.facts) == [
             "session opened",
             "transaction began",
             "connection acquired",
@@ -226,12 +226,12 @@ def test_a_rollback_is_the_outcome_of_its_scope(twin: Twin) -> None:
 
 def test_a_read_after_the_commit_leaves_the_scope_committed(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 session.add_all(authors(1))
                 await session.commit()
                 (await session.scalars(select(Author))).all()
-        assert outline(told.facts)[-4:] == [
+        assert outline(captured.facts)[-4:] == [
             "loaded 1 Author",
             "connection released",
             "transaction closed",
@@ -261,7 +261,7 @@ def test_a_cancelled_task_fails_its_session(twin: Twin, in_finally: bool) -> Non
             await session.close()
 
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             started = asyncio.Event()
             work = with_finally if in_finally else block
             task = asyncio.create_task(work(started))
@@ -269,7 +269,7 @@ def test_a_cancelled_task_fails_its_session(twin: Twin, in_finally: bool) -> Non
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
-        assert outline(told.facts) == [
+        assert outline(captured.facts) == [
             "session opened",
             *READ,
             "session close: failed with CancelledError",

@@ -14,22 +14,22 @@ from tests.twins import Twin, on_each_database
 def test_getting_from_the_database_and_from_the_identity_map(twin: Twin, awaited: str) -> None:
     async def story() -> None:
         await keep(twin, *authors(1))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 first = await getattr(session, awaited)(Author, 1)
                 second = await getattr(session, awaited)(Author, 1)
                 assert first is second
-        assert since(told, "connection acquired") == ["SELECT Author", "loaded 1 Author"]
+        assert since(captured, "connection acquired") == ["SELECT Author", "loaded 1 Author"]
 
     twin.run(story)
 
 
 def test_getting_what_is_not_there(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 assert await session.get(Author, 404) is None
-        assert since(told, "connection acquired") == ["SELECT Author"]
+        assert since(captured, "connection acquired") == ["SELECT Author"]
 
     twin.run(story)
 
@@ -37,12 +37,12 @@ def test_getting_what_is_not_there(twin: Twin) -> None:
 def test_getting_an_expired_object_refreshes_it(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(1))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 author = await session.get(Author, 1)
                 session.expire(author)
                 assert await session.get(Author, 1) is author
-        assert since(told, "expired 1") == ["load of expired Author", "SELECT Author"]
+        assert since(captured, "expired 1") == ["load of expired Author", "SELECT Author"]
 
     twin.run(story)
 
@@ -50,7 +50,7 @@ def test_getting_an_expired_object_refreshes_it(twin: Twin) -> None:
 def test_merging_an_object_of_another_session(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(1))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 author = (await session.scalars(select(Author))).one()
             async with twin.session() as session:
@@ -58,7 +58,7 @@ def test_merging_an_object_of_another_session(twin: Twin) -> None:
                 merged = await session.merge(author)
                 await session.commit()
                 del merged
-        assert outline(told.facts)[8:] == [
+        assert outline(captured.facts)[8:] == [
             "session opened",
             "merged Author",
             "transaction began",
@@ -72,18 +72,18 @@ def test_merging_an_object_of_another_session(twin: Twin) -> None:
             "transaction committed",
             "session close: committed",
         ]
-        assert [summary.merged for summary in told.sessions] == [0, 1]
+        assert [summary.merged for summary in captured.sessions] == [0, 1]
 
     twin.run(story)
 
 
 def test_merging_a_new_object(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 await session.merge(Author(name="new", books=[Book(title="also new")]))
                 await session.commit()
-        assert outline(told.facts) == [
+        assert outline(captured.facts) == [
             "session opened",
             "merged Author",
             "transaction began",
@@ -104,7 +104,7 @@ def test_merging_a_new_object(twin: Twin) -> None:
 def test_rows_streamed_in_portions(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(5))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 query = select(Author).execution_options(yield_per=2)
                 if twin.is_async:
@@ -113,7 +113,7 @@ def test_rows_streamed_in_portions(twin: Twin) -> None:
                 else:
                     names = [author.name for author in await session.scalars(query)]
                 assert len(names) == 5
-        assert outline(told.facts) == [
+        assert outline(captured.facts) == [
             "session opened",
             "transaction began",
             "connection acquired",
@@ -123,7 +123,7 @@ def test_rows_streamed_in_portions(twin: Twin) -> None:
             "transaction closed",
             "session close: closed",
         ]
-        (summary,) = told.sessions
+        (summary,) = captured.sessions
         assert summary.loaded == {"Author": 5}
         assert summary.identity_map_peak < 5
 
@@ -133,7 +133,7 @@ def test_rows_streamed_in_portions(twin: Twin) -> None:
 def test_the_peak_and_the_size_of_the_identity_map(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(4))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 everybody = (await session.scalars(select(Author))).all()
                 await session.commit()
@@ -141,7 +141,7 @@ def test_the_peak_and_the_size_of_the_identity_map(twin: Twin) -> None:
                 del everybody
                 (await session.scalars(select(Book))).all()
                 del kept
-        (summary,) = told.sessions
+        (summary,) = captured.sessions
         assert (summary.identity_map_peak, summary.identity_map_size) == (4, 0)
 
     twin.run(story)

@@ -12,10 +12,10 @@ from tests.twins import Twin, on_each_database
 
 def test_a_released_savepoint_is_not_a_commit(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session, session.begin_nested():
                 session.add_all(authors(1))
-        assert outline(told.facts) == [
+        assert outline(captured.facts) == [
             "session opened",
             "transaction began",
             "savepoint began",
@@ -30,7 +30,7 @@ def test_a_released_savepoint_is_not_a_commit(twin: Twin) -> None:
             "transaction closed",
             "session close: closed",
         ]
-        (summary,) = told.sessions
+        (summary,) = captured.sessions
         assert (summary.savepoints, summary.commits, summary.outcome) == (1, 0, "closed")
 
     twin.run(story)
@@ -38,13 +38,13 @@ def test_a_released_savepoint_is_not_a_commit(twin: Twin) -> None:
 
 def test_what_was_added_before_a_savepoint_is_flushed_before_it(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 session.add_all(authors(1))
                 async with session.begin_nested():
                     session.add(Author(name="a second one"))
                 await session.commit()
-        assert outline(told.facts) == [
+        assert outline(captured.facts) == [
             "session opened",
             "transaction began",
             "savepoint flush began",
@@ -69,7 +69,7 @@ def test_what_was_added_before_a_savepoint_is_flushed_before_it(twin: Twin) -> N
 @on_each_database
 def test_a_savepoint_rolled_back_leaves_the_transaction_to_commit(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 session.add_all(authors(1))
                 with suppress(LookupError):
@@ -78,7 +78,7 @@ def test_a_savepoint_rolled_back_leaves_the_transaction_to_commit(twin: Twin) ->
                         await session.flush()
                         raise LookupError
                 await session.commit()
-        assert outline(told.facts) == [
+        assert outline(captured.facts) == [
             "session opened",
             "transaction began",
             "savepoint flush began",
@@ -96,22 +96,22 @@ def test_a_savepoint_rolled_back_leaves_the_transaction_to_commit(twin: Twin) ->
             "transaction committed",
             "session close: committed",
         ]
-        (summary,) = told.sessions
+        (summary,) = captured.sessions
         assert (summary.commits, summary.rollbacks, summary.outcome) == (1, 0, "committed")
 
     twin.run(story)
 
 
-def test_a_savepoint_within_a_savepoint(twin: Twin) -> None:
+def test_a_savepoint_inside_a_savepoint(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session, session.begin(), session.begin_nested():
                 session.add_all(authors(1))
                 with suppress(LookupError):
                     async with session.begin_nested():
                         session.add(Author(name="a second one"))
                         raise LookupError
-        assert outline(told.facts) == [
+        assert outline(captured.facts) == [
             "session opened",
             "transaction began",
             "savepoint began",
@@ -134,13 +134,13 @@ def test_a_savepoint_within_a_savepoint(twin: Twin) -> None:
 
 def test_a_commit_releases_the_savepoints_that_are_open(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 await session.run_sync(lambda plain: plain.begin_nested())
                 session.add_all(authors(1))
                 await session.run_sync(lambda plain: plain.begin_nested())
                 await session.commit()
-        assert outline(told.facts) == [
+        assert outline(captured.facts) == [
             "session opened",
             "transaction began",
             "savepoint began",
@@ -163,13 +163,13 @@ def test_a_commit_releases_the_savepoints_that_are_open(twin: Twin) -> None:
 
 def test_a_rollback_ends_the_savepoints_that_are_open(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 await session.run_sync(lambda plain: plain.begin_nested())
                 session.add_all(authors(1))
                 await session.flush()
                 await session.rollback()
-        assert outline(told.facts) == [
+        assert outline(captured.facts) == [
             "session opened",
             "transaction began",
             "savepoint began",
@@ -190,11 +190,11 @@ def test_a_rollback_ends_the_savepoints_that_are_open(twin: Twin) -> None:
 
 def test_a_close_ends_the_savepoints_that_are_open(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 await session.run_sync(lambda plain: plain.begin_nested())
                 (await session.scalars(select(Author))).all()
-        assert outline(told.facts) == [
+        assert outline(captured.facts) == [
             "session opened",
             "transaction began",
             "savepoint began",
@@ -214,10 +214,10 @@ def test_a_close_ends_the_savepoints_that_are_open(twin: Twin) -> None:
 def test_a_savepoint_that_only_reads(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(2))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session, session.begin_nested():
                 (await session.scalars(select(Author))).all()
-        assert outline(told.facts) == [
+        assert outline(captured.facts) == [
             "session opened",
             "transaction began",
             "savepoint began",

@@ -27,14 +27,14 @@ READ = [
 
 
 @pytest.mark.parametrize("ending", ["close", "reset", "invalidate"])
-def test_each_way_to_end_a_scope_is_told_by_its_name(twin: Twin, ending: str) -> None:
+def test_each_way_to_end_a_scope_is_reported_by_its_name(twin: Twin, ending: str) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             session = twin.session()
             (await session.scalars(select(Author))).all()
             await getattr(session, ending)()
-        assert outline(told.facts) == ["session opened", *READ, f"session {ending}: closed"]
-        (summary,) = told.sessions
+        assert outline(captured.facts) == ["session opened", *READ, f"session {ending}: closed"]
+        (summary,) = captured.sessions
         assert (summary.ending, summary.outcome) == (ending, "closed")
         assert line(summary.opened_site) == "session = twin.session()"
         assert line(summary.closed_site) == "await getattr(session, ending)()"
@@ -44,11 +44,11 @@ def test_each_way_to_end_a_scope_is_told_by_its_name(twin: Twin, ending: str) ->
 
 def test_the_end_of_a_with_block_closes(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 (await session.scalars(select(Author))).all()
-        assert outline(told.facts) == ["session opened", *READ, "session close: closed"]
-        (summary,) = told.sessions
+        assert outline(captured.facts) == ["session opened", *READ, "session close: closed"]
+        (summary,) = captured.sessions
         assert line(summary.opened_site) == "async with twin.session() as session:"
         assert line(summary.closed_site) == "async with twin.session() as session:"
 
@@ -57,11 +57,11 @@ def test_the_end_of_a_with_block_closes(twin: Twin) -> None:
 
 def test_a_sessionmakers_own_block_commits_and_closes(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             block = twin.factory.begin()
             async with block if twin.is_async else Block(block) as session:
                 session.add_all(authors(1))
-        assert outline(told.facts) == [
+        assert outline(captured.facts) == [
             "session opened",
             "transaction began",
             "commit flush began",
@@ -85,11 +85,11 @@ def test_a_dependency_that_yields_a_session_is_one_scope(twin: Twin) -> None:
             await session.close()
 
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with asynccontextmanager(get_session)() as session:
                 (await session.scalars(select(Author))).all()
-        assert outline(told.facts) == ["session opened", *READ, "session close: closed"]
-        (summary,) = told.sessions
+        assert outline(captured.facts) == ["session opened", *READ, "session close: closed"]
+        (summary,) = captured.sessions
         assert line(summary.opened_site) == "session = twin.session()"
         assert line(summary.closed_site) == "await session.close()"
 
@@ -106,13 +106,13 @@ def scoped(twin: Twin) -> Any:
 def test_each_remove_of_a_registry_ends_one_scope(twin: Twin) -> None:
     async def story() -> None:
         registry = scoped(twin)
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             for _ in range(2):
                 (await registry.scalars(select(Author))).all()
                 await registry.remove()
         one = ["session opened", *READ, "session close: closed"]
-        assert outline(told.facts) == one + one
-        first, second = told.sessions
+        assert outline(captured.facts) == one + one
+        first, second = captured.sessions
         assert first.id != second.id
         assert line(first.opened_site) == "(await registry.scalars(select(Author))).all()"
         assert line(first.closed_site) == "await registry.remove()"
@@ -120,29 +120,29 @@ def test_each_remove_of_a_registry_ends_one_scope(twin: Twin) -> None:
     twin.run(story)
 
 
-def test_a_second_close_says_nothing(twin: Twin) -> None:
+def test_a_second_close_reports_nothing(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             session = twin.session()
             (await session.scalars(select(Author))).all()
             await session.close()
             await session.close()
             await session.reset()
-        assert outline(told.facts) == ["session opened", *READ, "session close: closed"]
+        assert outline(captured.facts) == ["session opened", *READ, "session close: closed"]
 
     twin.run(story)
 
 
 def test_a_session_that_may_be_closed_once_only(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session(close_resets_only=False) as session:
                 (await session.scalars(select(Author))).all()
                 await session.reset()
                 (await session.scalars(select(Author))).all()
             with pytest.raises(InvalidRequestError, match="permanently closed"):
                 await session.scalars(select(Author))
-        assert outline(told.facts) == [
+        assert outline(captured.facts) == [
             "session opened",
             *READ,
             "session reset: closed",
@@ -156,14 +156,14 @@ def test_a_session_that_may_be_closed_once_only(twin: Twin) -> None:
 
 def test_use_after_close_is_another_scope_of_the_same_session(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             session = twin.session()
             (await session.scalars(select(Author))).all()
             await session.close()
             session.add_all(authors(1))
             await session.commit()
             await session.close()
-        assert outline(told.facts) == [
+        assert outline(captured.facts) == [
             "session opened",
             *READ,
             "session close: closed",
@@ -177,7 +177,7 @@ def test_use_after_close_is_another_scope_of_the_same_session(twin: Twin) -> Non
             "transaction committed",
             "session close: committed",
         ]
-        first, second = told.sessions
+        first, second = captured.sessions
         assert first.id != second.id
         assert line(second.opened_site) == "session.add_all(authors(1))"
         assert (first.new, second.new) == ({}, {"Author": 1})
@@ -188,13 +188,13 @@ def test_use_after_close_is_another_scope_of_the_same_session(twin: Twin) -> Non
 def test_a_session_opened_again_and_again_for_one_block_each(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(2))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             session = twin.session()
             for _ in range(3):
                 async with session:
                     (await session.scalars(select(Author))).all()
-        assert [summary.loaded for summary in told.sessions] == [{"Author": 2}] * 3
-        assert [line for line in outline(told.facts) if line.startswith("session")] == [
+        assert [summary.loaded for summary in captured.sessions] == [{"Author": 2}] * 3
+        assert [line for line in outline(captured.facts) if line.startswith("session")] == [
             "session opened",
             "session close: closed",
             "session reopened",
@@ -208,23 +208,23 @@ def test_a_session_opened_again_and_again_for_one_block_each(twin: Twin) -> None
 
 def test_a_session_nobody_used(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session():
                 pass
-        assert outline(told.facts) == ["session opened", "session close: unused"]
+        assert outline(captured.facts) == ["session opened", "session close: unused"]
 
     twin.run(story)
 
 
-def test_a_session_that_begins_only_when_told_to(twin: Twin) -> None:
+def test_a_session_that_begins_only_when_reported_to(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session(autobegin=False) as session:
                 with pytest.raises(InvalidRequestError, match="Autobegin is disabled"):
                     await session.scalars(select(Author))
                 async with session.begin():
                     (await session.scalars(select(Author))).all()
-        assert outline(told.facts) == [
+        assert outline(captured.facts) == [
             "session opened",
             "transaction began",
             "connection acquired",

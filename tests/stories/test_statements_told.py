@@ -32,12 +32,12 @@ async def executed(
     twin: Twin, *works: Callable[[Any], Awaitable[object]]
 ) -> list[StatementExecuted]:
     """The statements of a session that does all of this, one after the other."""
-    with capture(twin.factory) as told:
+    with capture(twin.factory) as captured:
         async with twin.session() as session:
             for work in works:
                 await work(session)
             await session.rollback()
-    return [fact for fact in told.facts if isinstance(fact, StatementExecuted)]
+    return [fact for fact in captured.facts if isinstance(fact, StatementExecuted)]
 
 
 # How many rows were written
@@ -106,8 +106,8 @@ def test_how_many_rows_are_written_by(twin: Twin, what: str) -> None:
 
     async def story() -> None:
         await keep(twin, *authors(3, books_each=1))
-        told = await executed(twin, lambda session: session.execute(statement))
-        assert [(fact.operation, fact.entity, fact.rows) for fact in told] == expected
+        captured = await executed(twin, lambda session: session.execute(statement))
+        assert [(fact.operation, fact.entity, fact.rows) for fact in captured] == expected
 
     twin.run(story)
 
@@ -132,11 +132,11 @@ def test_how_many_rows_are_written_by_one_for_many(twin: Twin, kind: str) -> Non
 
 
 @on_each_database
-def test_how_many_rows_an_insert_returns_in_batches_nobody_says(twin: Twin) -> None:
+def test_how_many_rows_an_insert_returns_in_batches_nobody_reports(twin: Twin) -> None:
     async def story() -> None:
         returning = insert(Author).returning(Author.id)
-        told = await executed(twin, lambda session: session.execute(returning, NEW))
-        assert {(fact.operation, fact.entity, fact.rows) for fact in told} == {
+        captured = await executed(twin, lambda session: session.execute(returning, NEW))
+        assert {(fact.operation, fact.entity, fact.rows) for fact in captured} == {
             ("INSERT", "Author", -1)
         }
 
@@ -160,8 +160,8 @@ def test_how_many_rows_are_flushed_of(twin: Twin, what: str) -> None:
         await keep(twin, *authors(3, books_each=1))
         *_, fact = await executed(twin, how)
         assert fact.in_flush
-        told = fact.operation, fact.collection, fact.entity, fact.batch_size, fact.rows
-        assert told == expected
+        captured = fact.operation, fact.collection, fact.entity, fact.batch_size, fact.rows
+        assert captured == expected
 
     twin.run(story)
 
@@ -173,8 +173,8 @@ def test_a_flush_writes_the_tables_of_a_class_and_of_its_base(twin: Twin) -> Non
 
     async def story() -> None:
         async with tables(twin):
-            told = {(fact.collection, fact.entity) for fact in await executed(twin, flush_all)}
-        assert told == {
+            captured = {(fact.collection, fact.entity) for fact in await executed(twin, flush_all)}
+        assert captured == {
             ("employees", "Employee"),
             ("managers", "Manager"),
             ("students", "Student"),
@@ -265,8 +265,8 @@ def test_what_is_looked_up_by_its_key(twin: Twin, what: str) -> None:
     async def story() -> None:
         async with tables(twin):
             await keep(twin, *authors(1, books_each=1))
-            told = await executed(twin, how)
-        assert [(fact.entity, fact.by_key, fact.key) for fact in told] == expected
+            captured = await executed(twin, how)
+        assert [(fact.entity, fact.by_key, fact.key) for fact in captured] == expected
 
     twin.run(story)
 
@@ -316,11 +316,11 @@ def test_another_text_has_another_fingerprint(twin: Twin) -> None:
 
 def test_what_writes_has_no_fingerprint(twin: Twin) -> None:
     async def story() -> None:
-        told = await executed(
+        captured = await executed(
             twin, flush_one, lambda session: session.execute(update(Book).values(copies=2))
         )
-        assert [fact.fingerprint for fact in told] == [0, 0]
-        assert all(fact.text for fact in told)
+        assert [fact.fingerprint for fact in captured] == [0, 0]
+        assert all(fact.text for fact in captured)
 
     twin.run(story)
 

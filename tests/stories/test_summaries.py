@@ -10,10 +10,10 @@ from tests.twins import Twin, on_each_database
 
 
 @on_each_database
-def test_the_summary_of_a_scope_tells_everything(twin: Twin) -> None:
+def test_the_summary_of_a_scope_reports_everything(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(3, books_each=1))
-        with capture(twin.factory, name="orders-db") as told:
+        with capture(twin.factory, name="orders-db") as captured:
             async with twin.session() as session:
                 first, second, third = await session.scalars(select(Author).order_by(Author.id))
                 first.name = "somebody"
@@ -24,7 +24,7 @@ def test_the_summary_of_a_scope_tells_everything(twin: Twin) -> None:
                 await session.commit()
                 await session.refresh(first)
                 session.add(Author(name="too late"))
-        (summary,) = told.sessions
+        (summary,) = captured.sessions
         assert summary == SessionSummary(
             id=summary.id,
             name="orders-db",
@@ -70,9 +70,9 @@ def test_the_summary_of_a_scope_tells_everything(twin: Twin) -> None:
             identity_map_size=2,
             identity_map_peak=4,
             timeline=summary.timeline,
-            findings=tuple(told.findings),
+            findings=tuple(captured.findings),
         )
-        assert [finding.id for finding in told.findings] == ["discarded-changes"]
+        assert [finding.id for finding in captured.findings] == ["discarded-changes"]
         assert 0 < summary.sql_ms < summary.held_ms < summary.duration_ms
         assert summary.statements >= 9
 

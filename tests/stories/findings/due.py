@@ -34,16 +34,16 @@ class Due:
     evidence: Mapping[str, Any] = field(default_factory=dict)
 
 
-def assert_found(told: Captured, *due: Due, retracted: tuple[str, ...] = ()) -> None:
+def assert_found(captured: Captured, *due: Due, retracted: tuple[str, ...] = ()) -> None:
     """These findings were drawn and no others, these ids taken back, and nothing of ours failed."""
     matters: list[Mapping[str, Any]] = [one.evidence for one in due]
-    matters += [{}] * (len(told.findings) - len(matters))
-    found = [_as_due(*one) for one in zip(told.findings, matters, strict=False)]
+    matters += [{}] * (len(captured.findings) - len(matters))
+    found = [_as_due(*one) for one in zip(captured.findings, matters, strict=False)]
     # Nobody rewrites the assertions of this module, so it says itself what differs.
     assert found == list(due), "\n".join(_differences(found, list(due)))
-    assert [retraction.finding.id for retraction in told.retractions] == list(retracted)
-    assert all(retraction.finding in told.findings for retraction in told.retractions)
-    assert told.metrics.get("session_tracer.errors", []) == []
+    assert [retraction.finding.id for retraction in captured.retractions] == list(retracted)
+    assert all(retraction.finding in captured.findings for retraction in captured.retractions)
+    assert captured.metrics.get("session_tracer.errors", []) == []
 
 
 def _differences(found: list[Due], due: list[Due]) -> Iterator[str]:

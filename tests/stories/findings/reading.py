@@ -27,18 +27,18 @@ async def read_each(
     twin: Twin, query: Select[Any], read: Callable[[Any], object], **settings: Any
 ) -> Captured:
     """What is told of a session that reads something of each object."""
-    with capture(twin.factory, **settings) as told:
+    with capture(twin.factory, **settings) as captured:
         async with twin.session() as session:  # <- opened
             await session.run_sync(lambda plain: each(plain, query, read))
-    return told
+    return captured
 
 
 async def tell(twin: Twin, work: Callable[[Session], object], **settings: Any) -> Captured:
     """What is told of a session in which this is done."""
-    with capture(twin.factory, **settings) as told:
+    with capture(twin.factory, **settings) as captured:
         async with twin.session() as session:  # <- opened
             await session.run_sync(work)
-    return told
+    return captured
 
 
 OPENED = marked(read_each, "<- opened")

@@ -124,9 +124,9 @@ OUTCOMES: dict[Story, str] = {
 def test_a_task_that_is_cancelled_where_it_waits(twin: Twin, work: Story) -> None:
     async def story() -> None:
         await keep(twin, *authors(1))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             await cancel(work, twin)
-        assert_found(told, due(work, owner='task "the one"', outcome=OUTCOMES[work]))
+        assert_found(captured, due(work, owner='task "the one"', outcome=OUTCOMES[work]))
 
     twin.run(story)
 
@@ -172,9 +172,9 @@ async def have_a_sibling_that_fails(work: Story, twin: Twin) -> None:
 )
 def test_each_way_a_task_is_cut_off(twin: Twin, end: Callable[..., Any]) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             await end(sleep_in_the_block, twin)
-        assert_found(told, due(sleep_in_the_block, outcome="closed"))
+        assert_found(captured, due(sleep_in_the_block, outcome="closed"))
 
     twin.run(story)
 
@@ -215,9 +215,9 @@ async def cut_off(work: Callable[[Twin, Any], Any], twin: Twin) -> None:
 @on_postgresql
 def test_a_statement_that_is_cut_off(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             await cut_off(run_a_long_statement, twin)
-        assert_found(told, due(run_a_long_statement))
+        assert_found(captured, due(run_a_long_statement))
 
     twin.run(story)
 
@@ -227,13 +227,13 @@ def test_a_statement_that_is_cut_off_where_no_block_closes_its_session(
     twin: Twin,
 ) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             await cut_off(run_a_long_statement_without_a_block, twin)
             gc.collect()
-            assert len(told.sessions) == 1
+            assert len(captured.sessions) == 1
         opened = marked(run_a_long_statement_without_a_block, "<- opened")
         assert_found(
-            told,
+            captured,
             Due(
                 id="cancelled-transaction",
                 site=marked(run_a_long_statement_without_a_block, "<- cut"),
@@ -249,10 +249,10 @@ def test_a_statement_that_is_cut_off_where_no_block_closes_its_session(
 @on_postgresql
 def test_a_statement_that_is_given_up_in_good_order(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with gate(twin) as waits:
                 await give_up_on_a_long_statement(twin, waits)
-        assert_found(told, due(give_up_on_a_long_statement, outcome="rolled_back"))
+        assert_found(captured, due(give_up_on_a_long_statement, outcome="rolled_back"))
 
     twin.run(story)
 
@@ -271,14 +271,14 @@ def test_a_session_that_nobody_closes_is_abandoned(twin: Twin) -> None:
     """No block is left, and no statement cut off: nobody but the task knows why it is lost."""
 
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             await cancel(sleep_without_a_block, twin)
             await asyncio.sleep(0)  # the event loop lets go of the error
             gc.collect()
-            assert len(told.sessions) == 1
+            assert len(captured.sessions) == 1
         opened = marked(sleep_without_a_block, "<- opened")
         assert_found(
-            told,
+            captured,
             Due(
                 id="abandoned-session",
                 site=opened,
@@ -357,11 +357,11 @@ async def give_up_a_wait_within_the_block(twin: Twin, here: asyncio.Event) -> No
     ],
     ids=lambda story: story.__name__,
 )
-def test_a_task_that_is_cancelled_amid_no_transaction(twin: Twin, work: Story) -> None:
+def test_a_task_that_is_cancelled_during_no_transaction(twin: Twin, work: Story) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             await cancel(work, twin)
-            assert len(told.sessions) == 1
-        assert_found(told)
+            assert len(captured.sessions) == 1
+        assert_found(captured)
 
     twin.run(story)

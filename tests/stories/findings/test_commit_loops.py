@@ -62,10 +62,10 @@ def test_a_loop_that_commits(twin: Twin, loop: Callable[[Twin, int], Any]) -> No
     entity, evidence = LOOPS[loop]
 
     async def story() -> None:
-        with capture(twin.factory, commits_from_one_site=4) as told:
+        with capture(twin.factory, commits_from_one_site=4) as captured:
             await loop(twin, 6)
         assert_found(
-            told,
+            captured,
             Due(
                 id="commit-in-loop",
                 site=marked(loop, "<- commits"),
@@ -86,9 +86,9 @@ def test_a_loop_that_ends_before_the_threshold(
     twin: Twin, loop: Callable[[Twin, int], Any]
 ) -> None:
     async def story() -> None:
-        with capture(twin.factory, commits_from_one_site=4) as told:
+        with capture(twin.factory, commits_from_one_site=4) as captured:
             await loop(twin, 3)
-        assert_found(told)
+        assert_found(captured)
 
     twin.run(story)
 
@@ -169,9 +169,9 @@ GOOD = (
 @pytest.mark.parametrize("work", GOOD, ids=lambda story: story.__name__)
 def test_commits_that_are_no_loop_of_small_ones(twin: Twin, work: Callable[[Twin], Any]) -> None:
     async def story() -> None:
-        with capture(twin.factory, commits_from_one_site=4, batch_commit_objects=5) as told:
+        with capture(twin.factory, commits_from_one_site=4, batch_commit_objects=5) as captured:
             await work(twin)
-        assert_found(told)
+        assert_found(captured)
 
     twin.run(story)
 
@@ -188,10 +188,10 @@ async def begin_nested_for_each(twin: Twin, count: int) -> None:
 
 def test_a_transaction_of_many_savepoints(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory, savepoints_per_transaction=4) as told:
+        with capture(twin.factory, savepoints_per_transaction=4) as captured:
             await begin_nested_for_each(twin, 6)
         assert_found(
-            told,
+            captured,
             Due(
                 id="savepoint-churn",
                 site=marked(begin_nested_for_each, "<- savepoint"),
@@ -229,21 +229,21 @@ async def begin_nested_in_each_transaction(twin: Twin) -> None:
 
 def test_savepoints_that_are_rolled_back_count_as_well(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory, savepoints_per_transaction=4) as told:
+        with capture(twin.factory, savepoints_per_transaction=4) as captured:
             await roll_back_each_savepoint(twin, 3)
-            assert_found(told)
+            assert_found(captured)
             await roll_back_each_savepoint(twin, 4)
-        assert [finding.id for finding in told.findings] == ["savepoint-churn"]
+        assert [finding.id for finding in captured.findings] == ["savepoint-churn"]
 
     twin.run(story)
 
 
 def test_savepoints_below_the_threshold_in_each_transaction(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory, savepoints_per_transaction=4) as told:
+        with capture(twin.factory, savepoints_per_transaction=4) as captured:
             await begin_nested_for_each(twin, 3)
             await begin_nested_in_each_transaction(twin)
-        assert_found(told)
+        assert_found(captured)
 
     twin.run(story)
 
@@ -261,16 +261,16 @@ async def commit_each_in_two_phases(twin: Twin, count: int) -> None:
 @on_postgresql
 def test_a_loop_that_commits_in_two_phases(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory, commits_from_one_site=4) as told:
+        with capture(twin.factory, commits_from_one_site=4) as captured:
             await commit_each_in_two_phases(twin, 4)
         loop = commit_each_in_two_phases
         assert_found(
-            told,
+            captured,
             Due(
                 id="commit-in-loop",
                 site=marked(loop, "<- commits"),
                 opened=marked(loop, "<- opened"),
-                remedy=told.findings[0].remedy,
+                remedy=captured.findings[0].remedy,
                 entity="Author",
                 count=4,
             ),

@@ -89,7 +89,7 @@ async def meet(twin: Twin, use: Callable[[AsyncSession], Awaitable[None]]) -> Ca
         with suppress(SQLAlchemyError):
             await use(session)
 
-    with capture(twin.factory) as told:
+    with capture(twin.factory) as captured:
         async with gate(twin) as waits:
             session = twin.factory()  # <- opened
             await session.connection()
@@ -97,7 +97,7 @@ async def meet(twin: Twin, use: Callable[[AsyncSession], Awaitable[None]]) -> Ca
             await waits.reached()
             second = asyncio.create_task(use_it(), name="second")
             try:
-                await until(lambda: told.findings, is_async=True)
+                await until(lambda: captured.findings, is_async=True)
             finally:
                 await waits.open()
                 await asyncio.gather(first, second)
@@ -106,16 +106,16 @@ async def meet(twin: Twin, use: Callable[[AsyncSession], Awaitable[None]]) -> Ca
             await session.close()
     # A COMMIT amid a statement leaves asyncpg's connection unfit for others.
     await twin.dispose()
-    return told
+    return captured
 
 
 @on_each_database
 @pytest.mark.parametrize("use", [execute, stream, flush, commit, roll_back, close, refresh])
 def test_a_task_that_comes_while_another_is_inside_a_statement(twin: Twin, use: Any) -> None:
     async def story() -> None:
-        told = await meet(twin, use)
+        captured = await meet(twin, use)
         gc.collect()
-        assert_found(told, due(meet, wait_inside, use))
+        assert_found(captured, due(meet, wait_inside, use))
 
     twin.run(story)
 
@@ -205,10 +205,10 @@ def test_a_task_that_is_refused(twin: Twin, what: str) -> None:
     story_of, first, second, refused = AT_ONCE[what]
 
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             assert await story_of(twin) == ["NoneType", refused.__name__]
-        assert_found(told, due(story_of, first, second))
-        assert len(told.sessions) == 1
+        assert_found(captured, due(story_of, first, second))
+        assert len(captured.sessions) == 1
 
     twin.run(story)
 
@@ -216,7 +216,7 @@ def test_a_task_that_is_refused(twin: Twin, what: str) -> None:
 def test_a_session_that_is_not_closed_after_all_goes_on(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(1))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             await twin.dispose()
             session = twin.factory()
             assert await together(twin, session, use_first, close) == [
@@ -227,8 +227,8 @@ def test_a_session_that_is_not_closed_after_all_goes_on(twin: Twin) -> None:
             author.name = "written after it was not closed"
             await session.commit()
             await session.close()
-        assert [one.id for one in told.findings] == ["concurrent-use"]
-        (summary,) = told.sessions
+        assert [one.id for one in captured.findings] == ["concurrent-use"]
+        (summary,) = captured.sessions
         assert (summary.outcome, summary.loaded) == ("committed", {"Author": 1})
         assert (summary.statements, summary.dirty) == (3, {"Author": 1})
 
@@ -252,10 +252,10 @@ async def come_second_itself(twin: Twin) -> str:
 
 def test_the_task_that_began_comes_second(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             refused = await asyncio.create_task(come_second_itself(twin), name="itself")
         assert "provisioning a new connection" in refused
-        assert_found(told, due(come_second_itself, use_first, execute, "itself", "first"))
+        assert_found(captured, due(come_second_itself, use_first, execute, "itself", "first"))
 
     twin.run(story)
 
@@ -268,11 +268,11 @@ async def gather_statements(session: AsyncSession) -> None:
 
 def test_coroutines_of_the_sessions_own_that_are_gathered(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 await session.connection()
                 await gather_statements(session)
-        (finding,) = told.findings
+        (finding,) = captured.findings
         assert finding.id == "concurrent-use"
         assert finding.site == marked(gather_statements, "<- gathers")
         assert finding.evidence["in_use_at"] == str(finding.site)
@@ -290,9 +290,9 @@ def test_gathered_tasks_with_a_session_each(twin: Twin) -> None:
                 await execute(session)
                 await stream(session)
 
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             await asyncio.gather(work(), work(), work())
-        assert_silent(told, sessions=3, statements=6)
+        assert_silent(captured, sessions=3, statements=6)
 
     twin.run(story)
 
@@ -300,11 +300,11 @@ def test_gathered_tasks_with_a_session_each(twin: Twin) -> None:
 def test_tasks_that_take_turns(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(1))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             session = twin.factory()
             for use in (use_first, execute, stream, refresh, flush, commit, close):
                 await asyncio.create_task(use(session))
-        assert_silent(told, sessions=1)
+        assert_silent(captured, sessions=1)
 
     twin.run(story)
 
@@ -318,10 +318,10 @@ def test_tasks_that_wait_for_each_other(twin: Twin) -> None:
                 async with lock:
                     await session.scalars(select(Author))
 
-        with capture(twin.factory, repeats_of_one_select=999) as told:
+        with capture(twin.factory, repeats_of_one_select=999) as captured:
             async with twin.session() as session:
                 await asyncio.gather(work(), work(), work())
-        assert_silent(told, sessions=1, statements=15)
+        assert_silent(captured, sessions=1, statements=15)
 
     twin.run(story)
 
@@ -329,11 +329,11 @@ def test_tasks_that_wait_for_each_other(twin: Twin) -> None:
 def test_a_stream_between_whose_rows_the_same_task_asks_for_more(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(3))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 async for author in await session.stream_scalars(select(Author)):
                     await session.get(Author, author.id + 100)
-        assert_silent(told, sessions=1, statements=4)
+        assert_silent(captured, sessions=1, statements=4)
 
     twin.run(story)
 
@@ -347,7 +347,7 @@ def test_a_listener_that_uses_the_session_again(twin: Twin) -> None:
             with pytest.raises(InvalidRequestError, match="state"):
                 session.execute(text("SELECT 4"))
 
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             session = twin.factory()
             event.listen(session.sync_session, "before_flush", look)
             event.listen(session.sync_session, "before_commit", look)
@@ -355,18 +355,18 @@ def test_a_listener_that_uses_the_session_again(twin: Twin) -> None:
             await asyncio.create_task(flush(session))
             await asyncio.create_task(commit(session))
             await session.close()
-        assert told.findings == []
-        assert told.metrics.get("session_tracer.errors", []) == []
+        assert captured.findings == []
+        assert captured.metrics.get("session_tracer.errors", []) == []
 
     twin.run(story)
 
 
 def test_work_that_a_timeout_ends_leaves_the_session_to_its_task(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 for _ in range(3):
                     await asyncio.wait_for(execute(session), 20)
-        assert_silent(told, sessions=1)
+        assert_silent(captured, sessions=1)
 
     twin.run(story)

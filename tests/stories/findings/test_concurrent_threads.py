@@ -68,7 +68,7 @@ async def meet(twin: Twin, use: Callable[[Session], None]) -> None:
         with suppress(SQLAlchemyError):
             use(session)
 
-    with capture(twin.factory) as told:
+    with capture(twin.factory) as captured:
         async with gate(twin) as waits:
             session = twin.factory()  # <- opened
             first = threading.Thread(
@@ -79,7 +79,7 @@ async def meet(twin: Twin, use: Callable[[Session], None]) -> None:
             await waits.reached()
             second.start()
             try:
-                await until(lambda: told.findings, is_async=False)
+                await until(lambda: captured.findings, is_async=False)
             finally:
                 await waits.open()
                 first.join()
@@ -87,7 +87,7 @@ async def meet(twin: Twin, use: Callable[[Session], None]) -> None:
             session.rollback()
             session.close()
     assert_found(
-        told,
+        captured,
         Due(
             id="concurrent-use",
             site=marked(use, "<- second"),
@@ -139,7 +139,7 @@ async def flush_at_once(twin: Twin) -> tuple[list[Any], Any]:
             refused.append(str(error))
         is_refused.set()
 
-    with capture(twin.factory) as told:
+    with capture(twin.factory) as captured:
         session = twin.factory()  # <- opened
         event.listen(session, "before_flush", wait)
         threads = [
@@ -153,15 +153,15 @@ async def flush_at_once(twin: Twin) -> tuple[list[Any], Any]:
             thread.join()
         session.rollback()
         session.close()
-    return refused, told
+    return refused, captured
 
 
 def test_two_flushes_at_once(twin: Twin) -> None:
     async def story() -> None:
-        refused, told = await flush_at_once(twin)
+        refused, captured = await flush_at_once(twin)
         assert refused == ["Session is already flushing"]
         assert_found(
-            told,
+            captured,
             Due(
                 id="concurrent-use",
                 site=marked(flush_too, "<- second"),
@@ -191,12 +191,12 @@ def in_turn(*works: Any) -> None:
 def test_threads_that_take_turns(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(2))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             session = twin.factory()
             in_turn((execute, session), (select_authors, session), (flush, session))
             in_turn((begin_nested, session), (roll_back, session), (commit, session))
             in_turn((close, session))
-        assert_silent(told, sessions=1)
+        assert_silent(captured, sessions=1)
 
     twin.run(story)
 
@@ -212,12 +212,12 @@ def test_threads_that_wait_for_each_other(twin: Twin) -> None:
                     select_authors(session)
 
         with (
-            capture(twin.factory, repeats_of_one_select=999) as told,
+            capture(twin.factory, repeats_of_one_select=999) as captured,
             twin.factory() as session,
             ThreadPoolExecutor(4) as pool,
         ):
             list(pool.map(work, [session] * 4))
-        assert_silent(told, sessions=1, statements=80)
+        assert_silent(captured, sessions=1, statements=80)
 
     twin.run(story)
 
@@ -229,7 +229,7 @@ def test_threads_with_a_session_each(twin: Twin) -> None:
             with twin.factory() as session:
                 wait_inside(session, statement)
 
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with gate(twin) as waits:
                 first = threading.Thread(target=work, args=(waits.statement,))
                 first.start()
@@ -238,7 +238,7 @@ def test_threads_with_a_session_each(twin: Twin) -> None:
                     execute(session)
                 await waits.open()
                 first.join()
-        assert_silent(told, sessions=2)
+        assert_silent(captured, sessions=2)
 
     twin.run(story)
 
@@ -254,7 +254,7 @@ def test_a_listener_that_uses_the_session_again(twin: Twin) -> None:
                     select(Author).where(Author.id == 7), execution_options={"inner": True}
                 ).all()
 
-        with capture(twin.factory) as told, twin.factory() as session:
+        with capture(twin.factory) as captured, twin.factory() as session:
             event.listen(session, "before_flush", look)
             event.listen(session, "after_flush", look)
             event.listen(session, "before_commit", look)
@@ -263,7 +263,7 @@ def test_a_listener_that_uses_the_session_again(twin: Twin) -> None:
             session.flush()
             select_authors(session)
             session.commit()
-        assert_silent(told, sessions=1, statements=5)
+        assert_silent(captured, sessions=1, statements=5)
 
     twin.run(story)
 
@@ -276,11 +276,11 @@ def test_a_listener_that_is_refused_after_another_thread_began(twin: Twin) -> No
             with pytest.raises(InvalidRequestError, match="state"):
                 session.execute(text("SELECT 3"))
 
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             session = twin.factory()
             event.listen(session, "after_commit", look)
             in_turn((flush, session), (commit, session), (close, session))
-        assert told.findings == []
-        assert told.metrics.get("session_tracer.errors", []) == []
+        assert captured.findings == []
+        assert captured.metrics.get("session_tracer.errors", []) == []
 
     twin.run(story)

@@ -87,11 +87,11 @@ def due(twin: Twin, give: Any, other: str, entity: str = "Author", **changes: An
 def test_an_object_of_another_session(twin: Twin, give: Any) -> None:
     async def story() -> None:
         await keep(twin, *authors(1))
-        with capture(twin.factory) as told, pytest.raises(InvalidRequestError, match=ALREADY):
+        with capture(twin.factory) as captured, pytest.raises(InvalidRequestError, match=ALREADY):
             await cross(twin, give)
-        first, second = told.sessions
-        assert_found(told, due(twin, give, first.id))
-        (finding,) = told.findings
+        first, second = captured.sessions
+        assert_found(captured, due(twin, give, first.id))
+        (finding,) = captured.findings
         assert (finding.session_id, finding.severity) == (second.id, "error")
         assert finding.message == (
             f"the Author object is still attached to session {first.id[:6]} (default), "
@@ -104,9 +104,9 @@ def test_an_object_of_another_session(twin: Twin, give: Any) -> None:
 def test_what_an_added_object_brings_with_it(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(1))
-        with capture(twin.factory) as told, pytest.raises(InvalidRequestError, match=ALREADY):
+        with capture(twin.factory) as captured, pytest.raises(InvalidRequestError, match=ALREADY):
             await cross(twin, add_what_has_it)
-        assert [(one.id, one.entity, one.site) for one in told.findings] == [
+        assert [(one.id, one.entity, one.site) for one in captured.findings] == [
             ("crossed-sessions", "Author", marked(add_book, "<- gives"))
         ]
 
@@ -116,17 +116,19 @@ def test_what_an_added_object_brings_with_it(twin: Twin) -> None:
 def test_an_object_of_this_session_that_the_other_one_takes(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(1))
-        with capture(twin.factory) as told, pytest.raises(InvalidRequestError, match=ALREADY):
+        with capture(twin.factory) as captured, pytest.raises(InvalidRequestError, match=ALREADY):
             await cross(twin, append)
-        first, second = told.sessions
+        first, second = captured.sessions
         evidence = {
             "other_session": second.id,
             "other_opened_at": str(marked(cross, "<- second")),
             "loaded_at": None,
         }
         opened = marked(cross, "<- first")
-        assert_found(told, due(twin, append, second.id, "Book", opened=opened, evidence=evidence))
-        assert told.findings[0].session_id == first.id
+        assert_found(
+            captured, due(twin, append, second.id, "Book", opened=opened, evidence=evidence)
+        )
+        assert captured.findings[0].session_id == first.id
 
     twin.run(story)
 
@@ -144,12 +146,12 @@ async def import_all(twin: Twin) -> int:
     return refused
 
 
-def test_a_loop_is_told_once(twin: Twin) -> None:
+def test_a_loop_is_reported_once(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(20))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             assert await import_all(twin) == 20
-        assert [(one.id, one.site) for one in told.findings] == [
+        assert [(one.id, one.site) for one in captured.findings] == [
             ("crossed-sessions", marked(import_all, "<- gives"))
         ]
 
@@ -164,11 +166,11 @@ def test_an_object_of_a_session_that_nobody_traces(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(1))
         engine: Any = twin.engine
-        with Session(engine) as untraced, capture(twin.factory) as told:
+        with Session(engine) as untraced, capture(twin.factory) as captured:
             author = untraced.scalars(select(Author)).one()
             with pytest.raises(InvalidRequestError, match=ALREADY), twin.factory() as session:
                 session.add(author)  # <- gives
-        (finding,) = told.findings
+        (finding,) = captured.findings
         assert finding.message == (
             "the Author object is still attached to another session, so this session refused it"
         )
@@ -182,14 +184,14 @@ def test_a_session_that_nobody_traces_may_refuse_what_it_likes(twin: Twin) -> No
     async def story() -> None:
         await keep(twin, *authors(1))
         engine: Any = twin.engine
-        with capture(twin.factory) as told, twin.factory() as session:
+        with capture(twin.factory) as captured, twin.factory() as session:
             author = session.scalars(select(Author)).one()
             with (
                 pytest.raises(InvalidRequestError, match=ALREADY),
                 Session(engine) as untraced,
             ):
                 untraced.add(author)
-        assert_silent(told, sessions=1)
+        assert_silent(captured, sessions=1)
 
     twin.run(story)
 
@@ -200,7 +202,7 @@ def test_a_session_that_nobody_traces_may_refuse_what_it_likes(twin: Twin) -> No
 def test_an_object_may_be_merged(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(1))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as first:
                 author = (await first.scalars(select(Author))).one()
                 await first.commit()
@@ -209,7 +211,7 @@ def test_an_object_may_be_merged(twin: Twin) -> None:
                 async with twin.session() as second:
                     merged = await second.merge(author, load=False)
                     assert merged is not author
-        assert_silent(told, sessions=2)
+        assert_silent(captured, sessions=2)
 
     twin.run(story)
 
@@ -217,13 +219,13 @@ def test_an_object_may_be_merged(twin: Twin) -> None:
 def test_an_object_whose_first_session_was_closed(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(1))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as first:
                 author = (await first.scalars(select(Author))).one()
             async with twin.session() as second:
                 second.add(author)
                 assert author in second.sync_session
-        assert_silent(told, sessions=2)
+        assert_silent(captured, sessions=2)
 
     twin.run(story)
 
@@ -231,13 +233,13 @@ def test_an_object_whose_first_session_was_closed(twin: Twin) -> None:
 def test_an_object_that_was_expunged(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(1))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as first:
                 author = (await first.scalars(select(Author))).one()
                 first.expunge(author)
                 async with twin.session() as second:
                     second.add_all([author])
-        assert_silent(told, sessions=2)
+        assert_silent(captured, sessions=2)
 
     twin.run(story)
 
@@ -245,7 +247,7 @@ def test_an_object_that_was_expunged(twin: Twin) -> None:
 def test_a_copy_of_an_object(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(1))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as first:
                 author = (await first.scalars(select(Author))).one()
                 first.expunge(author)
@@ -254,7 +256,7 @@ def test_a_copy_of_an_object(twin: Twin) -> None:
             async with twin.session() as second:
                 second.add(author)
                 await second.commit()
-        assert_silent(told, sessions=2)
+        assert_silent(captured, sessions=2)
 
     twin.run(story)
 
@@ -262,11 +264,11 @@ def test_a_copy_of_an_object(twin: Twin) -> None:
 def test_an_object_that_is_added_twice_to_its_own_session(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(1))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 author = (await session.scalars(select(Author))).one()
                 session.add(author)
                 session.add_all([author, author])
-        assert_silent(told, sessions=1)
+        assert_silent(captured, sessions=1)
 
     twin.run(story)

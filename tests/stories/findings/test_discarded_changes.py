@@ -145,11 +145,11 @@ def test_changes_that_are_discarded(twin: Twin, discard: Callable[[Twin], Any]) 
 
     async def story() -> None:
         await keep(twin, Essay(title="On leaving"), Essay(title="On arriving"))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             await discard(twin)
         opened = marked(discard, "<- opened")
         assert_found(
-            told,
+            captured,
             Due(
                 id="discarded-changes",
                 site=marked(discard, "<- closed"),
@@ -307,10 +307,10 @@ def test_a_session_that_is_closed_with_nothing_to_lose(
 ) -> None:
     async def story() -> None:
         await keep(twin, Essay(title="On leaving"))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             await leave(twin)
-            assert len(told.sessions) == 1
-        assert_found(told)
+            assert len(captured.sessions) == 1
+        assert_found(captured)
 
     twin.run(story)
 
@@ -325,12 +325,12 @@ def test_a_generator_that_is_closed_early_discards_on_purpose(twin: Twin) -> Non
                 yield name
 
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             generator: Any = names()
             assert next(generator) == "Ada"
             generator.close()
-            assert len(told.sessions) == 1
-        assert_found(told)
+            assert len(captured.sessions) == 1
+        assert_found(captured)
 
     twin.run(story)
 
@@ -366,15 +366,15 @@ async def prepare_and_roll_back(twin: Twin) -> None:
 @on_postgresql
 def test_a_prepared_transaction_that_is_closed(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             await prepare_and_close(twin)
         assert_found(
-            told,
+            captured,
             Due(
                 id="discarded-changes",
                 site=marked(prepare_and_close, "<- closed"),
                 opened=marked(prepare_and_close, "<- opened"),
-                remedy=told.findings[0].remedy,
+                remedy=captured.findings[0].remedy,
                 entity="Author",
                 evidence={"flushed_new": {"Author": 1}},
             ),
@@ -386,9 +386,9 @@ def test_a_prepared_transaction_that_is_closed(twin: Twin) -> None:
 @on_postgresql
 def test_a_prepared_transaction_that_is_ended(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             await prepare_and_roll_back(twin)
             await prepare_and_commit(twin)
-        assert_found(told)
+        assert_found(captured)
 
     twin.run(story)

@@ -49,24 +49,24 @@ async def hold(twin: Twin) -> None:
             await wait_in_vain(twin)
 
 
-def test_who_holds_the_connections_is_told(twin: Twin) -> None:
+def test_who_holds_the_connections_is_reported(twin: Twin) -> None:
     async def story() -> None:
         await shrink_pool(twin)
-        with capture(twin.factory, name="shop-db") as told:
+        with capture(twin.factory, name="shop-db") as captured:
             await hold(twin)
         opened = marked(hold, "<- opened")
         assert_found(
-            told,
+            captured,
             Due(
                 id="pool-exhausted",
                 site=marked(wait_in_vain, "<- waits"),
                 opened=marked(wait_in_vain, "<- waiter"),
-                remedy=told.findings[0].remedy,
+                remedy=captured.findings[0].remedy,
                 evidence={"timeout_ms": 100.0},
             ),
         )
-        holder = told.sessions[0].id[:6]
-        (found,) = told.findings
+        holder = captured.sessions[0].id[:6]
+        (found,) = captured.findings
         assert found.remedy.startswith(
             f"commit or close sooner, first of all session {holder} opened at {opened}: "
         )
@@ -77,10 +77,10 @@ def test_who_holds_the_connections_is_told(twin: Twin) -> None:
     twin.run(story)
 
 
-def test_every_holder_is_told(twin: Twin) -> None:
+def test_every_holder_is_reported(twin: Twin) -> None:
     async def story() -> None:
         await shrink_pool(twin, 3)
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             sessions = [twin.session() for _ in range(4)]
             for session in sessions[:3]:
                 await session.connection()
@@ -88,25 +88,25 @@ def test_every_holder_is_told(twin: Twin) -> None:
                 await sessions[3].connection()
             for session in sessions:
                 await session.close()
-        found = told.findings[-1]
+        found = captured.findings[-1]
         assert (found.id, found.count, len(found.evidence["holders"])) == ("pool-exhausted", 3, 3)
-        assert [one.id for one in told.findings[:-1]] == ["nested-sessions"] * 2
+        assert [one.id for one in captured.findings[:-1]] == ["nested-sessions"] * 2
 
     twin.run(story)
 
 
-def test_a_holder_that_is_no_session_is_said_to_be_one(twin: Twin) -> None:
+def test_a_holder_that_is_no_session_is_reported_to_be_one(twin: Twin) -> None:
     async def story() -> None:
         await shrink_pool(twin)
         connecting: Any = twin.engine.connect()
         connection = await connecting if twin.is_async else connecting
-        with capture(twin.factory) as told, pytest.raises(PoolTimeoutError):
+        with capture(twin.factory) as captured, pytest.raises(PoolTimeoutError):
             await wait_in_vain(twin)
         closing = connection.close()
         if twin.is_async:
             await closing
         assert_found(
-            told,
+            captured,
             Due(
                 id="pool-exhausted",
                 site=marked(wait_in_vain, "<- waits"),
@@ -131,24 +131,24 @@ def test_a_connection_that_comes_free_in_time_is_no_exhaustion(twin: Twin) -> No
 
     async def story() -> None:
         await shrink_pool(twin, timeout=20)
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             other = threading.Thread(target=hold_a_little, args=(twin.factory,))
             other.start()
             ready.wait(10)
             await wait_in_vain(twin)
             other.join()
-        assert_found(told)
+        assert_found(captured)
 
     twin.run(story)
 
 
 def test_a_timeout_of_something_else_is_none_of_the_pools(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 await session.connection()
                 with pytest.raises(PoolTimeoutError):
                     raise PoolTimeoutError("somebody else's")
-        assert_found(told)
+        assert_found(captured)
 
     twin.run(story)

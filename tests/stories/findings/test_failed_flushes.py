@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 
 async def tell(twin: Twin, work: Callable[[Any], Awaitable[object]]) -> Captured:
-    with capture(twin.factory) as told:
+    with capture(twin.factory) as captured:
         async with twin.session() as session:  # <- opened
             await work(session)
-    return told
+    return captured
 
 
 async def flush(session: Any) -> None:
@@ -125,7 +125,7 @@ def test_a_flush_that_fails_by(twin: Twin, what: str) -> None:
 
     async def story() -> None:
         await keep(twin, *authors(1, books_each=1))
-        told = await tell(twin, how)
+        captured = await tell(twin, how)
         awaited, block = ("await ", "async with") if twin.is_async else ("", "with")
         evidence = {
             "error": "sqlalchemy.exc.IntegrityError",
@@ -141,8 +141,8 @@ def test_a_flush_that_fails_by(twin: Twin, what: str) -> None:
             entity=entity,
             evidence=evidence,
         )
-        assert_found(told, due)
-        named = told.findings[0].evidence.get("constraint", "")
+        assert_found(captured, due)
+        named = captured.findings[0].evidence.get("constraint", "")
         # SQLite names none, and PostgreSQL's drivers no NOT NULL.
         is_named = twin.database == "postgresql" and constraint not in ("", "name")
         assert named == (constraint if is_named else "")
@@ -171,7 +171,7 @@ async def flush_in_a_savepoint(session: Any) -> None:
 @pytest.mark.parametrize("how", [leave_a_savepoint, flush_in_a_savepoint])
 def test_a_flush_that_fails_in_a_savepoint(twin: Twin, how: Any) -> None:
     async def story() -> None:
-        told = await tell(twin, how)
+        captured = await tell(twin, how)
         due = Due(
             id="failed-flush",
             site=marked(how, "<- flushed"),
@@ -181,8 +181,8 @@ def test_a_flush_that_fails_in_a_savepoint(twin: Twin, how: Any) -> None:
             entity="Author",
             evidence={"new": {"Author": 1}, "alternatives": None},
         )
-        assert_found(told, due)
-        assert [summary.outcome for summary in told.sessions] == ["committed"]
+        assert_found(captured, due)
+        assert [summary.outcome for summary in captured.sessions] == ["committed"]
 
     twin.run(story)
 

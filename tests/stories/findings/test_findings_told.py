@@ -86,17 +86,17 @@ def test_a_finding_is_an_event_of_the_innermost_span(twin: Twin, err: Any) -> No
     id_, innermost = INNERMOST[err]
 
     async def story() -> None:
-        with capture(twin.factory, name="shop-db") as told, held_elsewhere() as author:
+        with capture(twin.factory, name="shop-db") as captured, held_elsewhere() as author:
             async with twin.session() as session:
                 await err(session, author)
         events = [
             (span.name, event.attributes["sqlalchemy.finding.id"])
-            for span in told.spans
+            for span in captured.spans
             for event in span.events
             if event.name == "sqlalchemy.finding" and event.attributes is not None
         ]
         assert events == [(innermost, id_)]
-        assert told.metrics.get("session_tracer.errors", []) == []
+        assert captured.metrics.get("session_tracer.errors", []) == []
 
     twin.run(story)
 
@@ -108,22 +108,22 @@ async def crossed(twin: Twin, **settings: Any) -> tuple[Captured, list[Finding]]
     with (
         held_elsewhere() as author,
         instrument(twin.factory, name="shop-db", exporter=exporter, **settings),
-        capture(twin.factory, name="shop-db", **settings) as told,
+        capture(twin.factory, name="shop-db", **settings) as captured,
     ):
         async with twin.session() as session:
             await in_a_transaction(session, author)
-    return told, heard
+    return captured, heard
 
 
-def test_every_signal_tells_of_a_finding(twin: Twin) -> None:
+def test_every_signal_reports_of_a_finding(twin: Twin) -> None:
     async def story() -> None:
-        told, heard = await crossed(twin)
-        (finding,) = told.findings
+        captured, heard = await crossed(twin)
+        (finding,) = captured.findings
         assert heard == [finding]
-        (summary,) = told.sessions
+        (summary,) = captured.sessions
         assert summary.findings == (finding,)
-        (log,) = [log for log in told.logs if log["event"] == "finding"]
-        (span,) = [span for span in told.spans if span.name == "transaction"]
+        (log,) = [log for log in captured.logs if log["event"] == "finding"]
+        (span,) = [span for span in captured.spans if span.name == "transaction"]
         assert (log["level"], log["severity"]) == ("error", "error")
         assert log["finding_id"] == "crossed-sessions"
         assert (log["explanation"], log["remedy"]) == (finding.message, finding.remedy)
@@ -140,9 +140,9 @@ def test_every_signal_tells_of_a_finding(twin: Twin) -> None:
         assert (log["entity"], log["count"]) == ("Author", 1)
         assert "suppressed" not in log
         assert log["help"] == finding.help == "docs/findings.md#crossed-sessions"
-        (closed,) = [log for log in told.logs if log["event"] == "session.closed"]
+        (closed,) = [log for log in captured.logs if log["event"] == "session.closed"]
         assert (closed["level"], closed["findings"]) == ("info", ["crossed-sessions"])
-        (counted,) = told.metrics["sqlalchemy.findings"]
+        (counted,) = captured.metrics["sqlalchemy.findings"]
         assert (dict(counted.attributes), counted.value) == (
             {
                 "sqlalchemy.session.name": "shop-db",
@@ -158,10 +158,10 @@ def test_every_signal_tells_of_a_finding(twin: Twin) -> None:
 @pytest.mark.parametrize("severity", ["info", "warning", "error"])
 def test_a_finding_is_logged_at_its_severity(twin: Twin, severity: str) -> None:
     async def story() -> None:
-        told, _ = await crossed(twin, severities={"crossed-sessions": severity})
-        (log,) = [log for log in told.logs if log["event"] == "finding"]
+        captured, _ = await crossed(twin, severities={"crossed-sessions": severity})
+        (log,) = [log for log in captured.logs if log["event"] == "finding"]
         assert (log["level"], log["severity"]) == (severity, severity)
-        (counted,) = told.metrics["sqlalchemy.findings"]
+        (counted,) = captured.metrics["sqlalchemy.findings"]
         assert counted.attributes["sqlalchemy.finding.severity"] == severity
 
     twin.run(story)
@@ -169,12 +169,12 @@ def test_a_finding_is_logged_at_its_severity(twin: Twin, severity: str) -> None:
 
 def test_a_finding_that_is_ignored_is_in_no_signal(twin: Twin) -> None:
     async def story() -> None:
-        told, heard = await crossed(twin, ignore={"crossed-sessions"})
-        assert (told.findings, heard) == ([], [])
-        assert [log for log in told.logs if log["event"] == "finding"] == []
-        assert "sqlalchemy.findings" not in told.metrics
-        assert [event for span in told.spans for event in span.events] == []
-        assert told.sessions[0].findings == ()
+        captured, heard = await crossed(twin, ignore={"crossed-sessions"})
+        assert (captured.findings, heard) == ([], [])
+        assert [log for log in captured.logs if log["event"] == "finding"] == []
+        assert "sqlalchemy.findings" not in captured.metrics
+        assert [event for span in captured.spans for event in span.events] == []
+        assert captured.sessions[0].findings == ()
 
     twin.run(story)
 
@@ -212,7 +212,7 @@ def test_repeats_are_summed_up_in_the_log_and_counted_one_by_one(
 
     async def story() -> None:
         await keep(twin, *authors(1))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             await err(twin, 5)
             await err(twin, 2, line=2)
             clock.now += 59
@@ -224,15 +224,15 @@ def test_repeats_are_summed_up_in_the_log_and_counted_one_by_one(
         one, another = str(marked(err, "<- one")), str(marked(err, "<- another"))
         assert [
             (log["site"], log.get("suppressed", 0))
-            for log in told.logs
+            for log in captured.logs
             if log["event"] == "finding"
         ] == [(one, 0), (another, 0), (one, 7), (one, 1)]
-        assert len(told.findings) == 13
-        (counted,) = told.metrics["sqlalchemy.findings"]
+        assert len(captured.findings) == 13
+        (counted,) = captured.metrics["sqlalchemy.findings"]
         assert counted.value == 13
-        events = [event for span in told.spans for event in span.events]
+        events = [event for span in captured.spans for event in span.events]
         assert len([event for event in events if event.name == "sqlalchemy.finding"]) == 13
-        assert [len(summary.findings) for summary in told.sessions] == [1] * 13
+        assert [len(summary.findings) for summary in captured.sessions] == [1] * 13
 
     twin.run(story)
 
@@ -244,24 +244,24 @@ def test_each_tracer_sums_up_for_itself(twin: Twin) -> None:
             await err(twin, 3)
             with capture(twin.factory) as second:
                 await err(twin, 2)
-        for told, number in ((first, 5), (second, 2)):
-            said = [log.get("suppressed", 0) for log in told.logs if log["event"] == "finding"]
-            assert (said, len(told.findings)) == ([0], number)
+        for captured, number in ((first, 5), (second, 2)):
+            said = [log.get("suppressed", 0) for log in captured.logs if log["event"] == "finding"]
+            assert (said, len(captured.findings)) == ([0], number)
 
     twin.run(story)
 
 
-def test_a_loop_within_a_session_is_one_finding_with_its_number(twin: Twin) -> None:
+def test_a_loop_inside_a_session_is_one_finding_with_its_number(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(20, books_each=1))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 found = (await session.scalars(select(Author))).all()
                 await session.run_sync(lambda _: [author.books for author in found])
-        (finding,) = told.findings
+        (finding,) = captured.findings
         assert (finding.id, finding.count) == ("n-plus-one", 5)
-        (counted,) = told.metrics["sqlalchemy.findings"]
+        (counted,) = captured.metrics["sqlalchemy.findings"]
         assert counted.value == 1
-        assert told.sessions[0].lazy_loads == {"relationship": 20}
+        assert captured.sessions[0].lazy_loads == {"relationship": 20}
 
     twin.run(story)

@@ -61,12 +61,12 @@ async def close(session: AsyncSession) -> None:
 
 
 def on_two_loops(maker: Any, second: str, again: Callable[[Any], Any]) -> Captured:
-    with capture(maker) as told:
+    with capture(maker) as captured:
         session = maker()  # <- opened
         run(use_first(session))
         run(again(session), second)
         run(close(session), second)
-    return told
+    return captured
 
 
 def due(site: Any, loop: str) -> Due:
@@ -89,17 +89,17 @@ def due(site: Any, loop: str) -> Due:
 @on_each_database
 @only_async
 def test_a_second_run_of_the_same_thread(twin: Twin, maker: Any) -> None:
-    told = on_two_loops(maker, "", use_again)
-    assert_found(told, due(marked(use_again, "<- again"), "MainThread"))
-    assert (told.findings[0].message, told.findings[0].severity) == (ALONE, "error")
+    captured = on_two_loops(maker, "", use_again)
+    assert_found(captured, due(marked(use_again, "<- again"), "MainThread"))
+    assert (captured.findings[0].message, captured.findings[0].severity) == (ALONE, "error")
 
 
 @on_each_database
 @only_async
 def test_a_loop_of_another_thread(twin: Twin, maker: Any) -> None:
-    told = on_two_loops(maker, "other loop", use_again)
-    assert_found(told, due(marked(use_again, "<- again"), "other loop"))
-    assert told.findings[0].message == (
+    captured = on_two_loops(maker, "other loop", use_again)
+    assert_found(captured, due(marked(use_again, "<- again"), "other loop"))
+    assert captured.findings[0].message == (
         'this session was used on the event loop of thread "other loop", '
         'but it began on that of thread "MainThread"'
     )
@@ -108,8 +108,8 @@ def test_a_loop_of_another_thread(twin: Twin, maker: Any) -> None:
 @on_each_database
 @only_async
 def test_a_session_that_is_closed_on_another_loop(twin: Twin, maker: Any) -> None:
-    told = on_two_loops(maker, "", close)
-    assert_found(told, due(marked(close, "<- closes"), "MainThread"))
+    captured = on_two_loops(maker, "", close)
+    assert_found(captured, due(marked(close, "<- closes"), "MainThread"))
 
 
 @on_each_database
@@ -125,13 +125,13 @@ def test_a_connection_of_another_loop_is_refused_by_the_driver(twin: Twin) -> No
         with pytest.raises(Exception, match="loop"):
             await session.execute(text("SELECT 2"))
 
-    with capture(twin.factory) as told:
+    with capture(twin.factory) as captured:
         session = twin.factory()
         with asyncio.Runner() as first, asyncio.Runner() as second:
             first.run(begin(session))
             second.run(use_too_late(session))
             first.run(session.invalidate())
-        assert [one.id for one in told.findings] == ["foreign-loop"]
+        assert [one.id for one in captured.findings] == ["foreign-loop"]
 
 
 # Beside it.
@@ -139,7 +139,7 @@ def test_a_connection_of_another_loop_is_refused_by_the_driver(twin: Twin) -> No
 
 @only_async
 def test_a_session_that_is_made_before_any_loop_runs(twin: Twin, maker: Any) -> None:
-    with capture(maker) as told:
+    with capture(maker) as captured:
         session = maker()
 
         async def work() -> None:
@@ -148,7 +148,7 @@ def test_a_session_that_is_made_before_any_loop_runs(twin: Twin, maker: Any) -> 
             await close(session)
 
         run(work())
-    assert_silent(told, sessions=1)
+    assert_silent(captured, sessions=1)
 
 
 @only_async
@@ -157,11 +157,11 @@ def test_a_session_that_was_closed_and_begins_anew_on_another_loop(twin: Twin, m
         async with session:
             await use_first(session)
 
-    with capture(maker, ignore={"reused-after-close"}) as told:
+    with capture(maker, ignore={"reused-after-close"}) as captured:
         session = maker()
         for _ in range(3):
             run(unit(session))
-    assert_silent(told, sessions=3)
+    assert_silent(captured, sessions=3)
 
 
 @only_async
@@ -170,10 +170,10 @@ def test_a_session_for_each_loop(twin: Twin, maker: Any) -> None:
         async with maker() as session:
             await use_first(session)
 
-    with capture(maker) as told:
+    with capture(maker) as captured:
         for thread in ("", "one loop", "another loop"):
             run(unit(), thread)
-    assert_silent(told, sessions=3)
+    assert_silent(captured, sessions=3)
 
 
 @only_async
@@ -184,9 +184,9 @@ def test_tasks_and_threads_of_one_loop(twin: Twin, maker: Any) -> None:
             await asyncio.to_thread(session.add_all, [])
             await asyncio.create_task(use_again(session))
 
-    with capture(maker) as told:
+    with capture(maker) as captured:
         run(unit())
-    assert_silent(told, sessions=1)
+    assert_silent(captured, sessions=1)
 
 
 @only_sync
@@ -195,8 +195,8 @@ def test_a_session_without_asyncio_knows_no_loop(twin: Twin) -> None:
         session.execute(text("SELECT 1"))
         session.commit()
 
-    with capture(twin.factory) as told, twin.factory() as session:
+    with capture(twin.factory) as captured, twin.factory() as session:
         for _ in range(2):
             run(unit(session))
-    assert_silent(told, sessions=1)
+    assert_silent(captured, sessions=1)
     run(twin.dispose())

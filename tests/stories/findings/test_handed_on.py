@@ -99,11 +99,11 @@ def test_what_a_fixture_rolls_back_is_nobodys_mistake(
         async with rolled_back(twin) as connection:
             with capture(
                 twin.factory, commits_from_one_site=3, savepoints_per_transaction=3
-            ) as told:
+            ) as captured:
                 await work(twin, bind=connection, join_transaction_mode=mode)
                 gc.collect()
-                assert len(told.sessions) == (2 if work is write_in_two_sessions else 1)
-        assert_found(told)
+                assert len(captured.sessions) == (2 if work is write_in_two_sessions else 1)
+        assert_found(captured)
 
     twin.run(story)
 
@@ -118,13 +118,13 @@ async def wait_joined(twin: Twin, connection: Any) -> None:
 def test_a_joined_session_that_waits_holds_its_connection_all_the_same(twin: Twin) -> None:
     async def story() -> None:
         async with rolled_back(twin) as connection:
-            with capture(twin.factory) as told:
+            with capture(twin.factory) as captured:
                 await wait_joined(twin, connection)
-        assert [finding.id for finding in told.findings] == [
+        assert [finding.id for finding in captured.findings] == [
             "idle-in-transaction",
             "leaked-session",
         ]
-        assert told.findings[0].site == marked(wait_joined, "<- waits")
+        assert captured.findings[0].site == marked(wait_joined, "<- waits")
 
     twin.run(story)
 
@@ -164,9 +164,9 @@ def test_sessions_that_take_turns_on_the_only_thread_of_a_pool(twin: Twin) -> No
         await asyncio.to_thread(session.close)
 
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             asyncio.run(serve())
-        assert_found(told)
+        assert_found(captured)
 
     twin.run(story)
 
@@ -181,15 +181,15 @@ def test_two_connections_in_one_piece_of_work(twin: Twin) -> None:
         await asyncio.to_thread(session.close)
 
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             asyncio.run(serve())
         assert_found(
-            told,
+            captured,
             Due(
                 id="nested-sessions",
                 site=marked(look_up, "<- second"),
                 opened=marked(look_up, "<- inner"),
-                remedy=told.findings[0].remedy,
+                remedy=captured.findings[0].remedy,
                 evidence={
                     "other_acquired_at": str(marked(read_and_look_up, "<- acquires")),
                     "other_held_ms": Above(0),
@@ -224,17 +224,17 @@ async def read_and_look_up_in_a_task(twin: Twin) -> None:
 @only_async
 def test_two_connections_in_one_task(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             await read_here_and_look_up_in_a_task(twin)
-            assert_found(told)
+            assert_found(captured)
             await read_and_look_up_in_a_task(twin)
         assert_found(
-            told,
+            captured,
             Due(
                 id="nested-sessions",
                 site=marked(look_up_in_this_task, "<- second"),
                 opened=marked(look_up_in_this_task, "<- inner"),
-                remedy=told.findings[0].remedy,
+                remedy=captured.findings[0].remedy,
                 evidence={
                     "other_acquired_at": str(marked(read_and_look_up_in_this_task, "<- acquires"))
                 },

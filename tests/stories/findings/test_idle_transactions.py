@@ -46,10 +46,10 @@ async def write_and_wait(twin: Twin) -> None:
 
 def test_a_transaction_that_waits_after_reading(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             await read_and_wait(twin, 6, 7, 29)
         assert_found(
-            told,
+            captured,
             Due(
                 id="idle-in-transaction",
                 site=marked(read_and_wait, "<- waits"),
@@ -70,10 +70,10 @@ def test_a_transaction_that_waits_after_reading(twin: Twin) -> None:
 
 def test_a_transaction_that_waits_after_writing(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             await write_and_wait(twin)
         assert_found(
-            told,
+            captured,
             Due(
                 id="idle-in-transaction",
                 site=marked(write_and_wait, "<- waits"),
@@ -88,9 +88,9 @@ def test_a_transaction_that_waits_after_writing(twin: Twin) -> None:
 
 def test_a_transaction_is_not_idle_until_the_time_is_over(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             await read_and_wait(twin, 1, 3, 4)
-        assert_found(told)
+        assert_found(captured)
 
     twin.run(story)
 
@@ -145,16 +145,16 @@ async def wait_amid_the_rows_of_a_statement(twin: Twin) -> None:
 def test_a_wait_that_holds_up_no_connection(twin: Twin, wait: Callable[[Twin], Any]) -> None:
     async def story() -> None:
         await keep(twin, *authors(3))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             await wait(twin)
-        assert_found(told)
+        assert_found(captured)
 
     twin.run(story)
 
 
 def test_a_statement_that_takes_long_is_no_wait(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with gate(twin) as waits, twin.session() as session:
                 executes = session.execute(waits.statement)
                 if twin.is_async:
@@ -169,7 +169,7 @@ def test_a_statement_that_takes_long_is_no_wait(twin: Twin) -> None:
                     await task
                 else:
                     thread.join()
-        assert_found(told)
+        assert_found(captured)
 
     twin.run(story)
 
@@ -189,11 +189,11 @@ async def read_and(twin: Twin, wait: Callable[[], Any]) -> None:
 
 
 def assert_waits_at(
-    told: Captured, wait: Callable[..., Any], opened: CallSite | None = None
+    captured: Captured, wait: Callable[..., Any], opened: CallSite | None = None
 ) -> None:
     """The one finding names the line that is marked in that function."""
     assert_found(
-        told,
+        captured,
         Due(
             id="idle-in-transaction",
             site=marked(wait, "<- waits"),
@@ -201,11 +201,11 @@ def assert_waits_at(
             remedy=OUTSIDE,
         ),
     )
-    assert told.findings[0].evidence["doing"][0] == str(marked(wait, "<- waits"))
+    assert captured.findings[0].evidence["doing"][0] == str(marked(wait, "<- waits"))
 
 
-def sleep_until(told: Captured) -> None:
-    while not told.findings:
+def sleep_until(captured: Captured) -> None:
+    while not captured.findings:
         time.sleep(0.05)  # <- waits
 
 
@@ -213,37 +213,37 @@ def take(jobs: queue.Queue[str]) -> None:
     jobs.get(timeout=20)  # <- waits
 
 
-async def upload(told: Captured) -> None:
-    while not told.findings:
+async def upload(captured: Captured) -> None:
+    while not captured.findings:
         await asyncio.sleep(0.05)  # <- waits
 
 
-async def upload_with_a_timeout(told: Captured) -> None:
+async def upload_with_a_timeout(captured: Captured) -> None:
     async with asyncio.timeout(20):
-        await upload(told)
+        await upload(captured)
 
 
-async def wait_for_tasks(told: Captured) -> None:
-    await asyncio.gather(upload(told), upload(told))  # <- waits
+async def wait_for_tasks(captured: Captured) -> None:
+    await asyncio.gather(upload(captured), upload(captured))  # <- waits
 
 
-async def wait_for_a_group(told: Captured) -> None:
+async def wait_for_a_group(captured: Captured) -> None:
     async with asyncio.TaskGroup() as group:  # <- waits
-        group.create_task(upload(told))
-        group.create_task(upload(told))
+        group.create_task(upload(captured))
+        group.create_task(upload(captured))
 
 
-async def wait_for_a_thread(told: Captured) -> None:
-    await asyncio.to_thread(sleep_until, told)  # <- waits
+async def wait_for_a_thread(captured: Captured) -> None:
+    await asyncio.to_thread(sleep_until, captured)  # <- waits
 
 
 @only_sync
 def test_a_thread_that_sleeps_in_a_function(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory, idle_in_transaction_seconds=SOON) as told:
-            await read_and(twin, lambda: sleep_until(told))
-        assert_waits_at(told, sleep_until)
-        assert told.findings[0].evidence["owner"] == 'thread "MainThread"'
+        with capture(twin.factory, idle_in_transaction_seconds=SOON) as captured:
+            await read_and(twin, lambda: sleep_until(captured))
+        assert_waits_at(captured, sleep_until)
+        assert captured.findings[0].evidence["owner"] == 'thread "MainThread"'
 
     twin.run(story)
 
@@ -258,14 +258,14 @@ def read_and_take(twin: Twin, jobs: queue.Queue[str]) -> None:
 def test_a_thread_that_waits_for_a_queue(twin: Twin) -> None:
     async def story() -> None:
         jobs: queue.Queue[str] = queue.Queue()
-        with capture(twin.factory, idle_in_transaction_seconds=SOON) as told:
+        with capture(twin.factory, idle_in_transaction_seconds=SOON) as captured:
             worker = threading.Thread(target=read_and_take, args=(twin, jobs), name="export-3")
             worker.start()
-            await until(lambda: told.findings, is_async=False)
+            await until(lambda: captured.findings, is_async=False)
             jobs.put("one")
             worker.join()
-        assert_waits_at(told, take, opened=marked(read_and_take, "<- opened"))
-        assert told.findings[0].evidence["owner"] == 'thread "export-3"'
+        assert_waits_at(captured, take, opened=marked(read_and_take, "<- opened"))
+        assert captured.findings[0].evidence["owner"] == 'thread "export-3"'
 
     twin.run(story)
 
@@ -284,10 +284,12 @@ def test_a_thread_that_waits_for_a_queue(twin: Twin) -> None:
 )
 def test_a_task_that_waits(twin: Twin, wait: Callable[..., Any], named: Callable[..., Any]) -> None:
     async def story() -> None:
-        with capture(twin.factory, idle_in_transaction_seconds=SOON) as told:
-            await asyncio.create_task(read_and(twin, lambda: wait(told)), name="the exporting one")
-        assert_waits_at(told, named)
-        assert told.findings[0].evidence["owner"] == 'task "the exporting one"'
+        with capture(twin.factory, idle_in_transaction_seconds=SOON) as captured:
+            await asyncio.create_task(
+                read_and(twin, lambda: wait(captured)), name="the exporting one"
+            )
+        assert_waits_at(captured, named)
+        assert captured.findings[0].evidence["owner"] == 'task "the exporting one"'
 
     twin.run(story)
 
@@ -296,19 +298,19 @@ async def read(session: Any) -> None:
     (await session.scalars(select(Author))).all()
 
 
-async def read_in_a_task_and(twin: Twin, told: Captured) -> None:
+async def read_in_a_task_and(twin: Twin, captured: Captured) -> None:
     async with twin.session() as session:  # <- opened
         await asyncio.create_task(read(session))
-        await upload(told)
+        await upload(captured)
 
 
 @only_async
 def test_a_task_that_waits_after_another_one_has_used_its_session(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory, idle_in_transaction_seconds=SOON) as told:
-            await read_in_a_task_and(twin, told)
+        with capture(twin.factory, idle_in_transaction_seconds=SOON) as captured:
+            await read_in_a_task_and(twin, captured)
         assert_found(
-            told,
+            captured,
             Due(
                 id="idle-in-transaction",
                 site=marked(upload, "<- waits"),
@@ -324,21 +326,21 @@ def read_in_a_thread(session: Any) -> None:
     session.scalars(select(Author)).all()  # <- reads
 
 
-async def read_in_threads_and(twin: Twin, told: Captured) -> None:
+async def read_in_threads_and(twin: Twin, captured: Captured) -> None:
     """As FastAPI does with a synchronous dependency: each step in a thread of the pool."""
     session = await asyncio.to_thread(twin.factory)
     await asyncio.to_thread(read_in_a_thread, session)
     # The same threads do other work by now.
-    await asyncio.gather(*(asyncio.to_thread(sleep_until, told) for _ in range(4)))
+    await asyncio.gather(*(asyncio.to_thread(sleep_until, captured) for _ in range(4)))
     await asyncio.to_thread(session.close)
 
 
 @only_sync
 def test_what_the_threads_of_a_pool_do_next_is_not_the_sessions(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory, idle_in_transaction_seconds=SOON) as told:
-            asyncio.run(read_in_threads_and(twin, told))
-        (found,) = told.findings
+        with capture(twin.factory, idle_in_transaction_seconds=SOON) as captured:
+            asyncio.run(read_in_threads_and(twin, captured))
+        (found,) = captured.findings
         assert found.id == "idle-in-transaction"
         assert found.site == marked(read_in_a_thread, "<- reads")
         assert found.evidence["doing"] == []

@@ -286,10 +286,10 @@ def test_what_is_read_without_an_await(twin: Twin, what: str) -> None:
 
     async def story() -> None:
         await keep(twin, *authors(1, books_each=1), Essay(title="on waiting"), Map(scale=1))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             await read_too_early(twin, read.entity, read.meanwhile, read.read)
         assert_found(
-            told,
+            captured,
             Due(
                 id="implicit-async-io",
                 site=marked(read.read, "read"),
@@ -306,7 +306,7 @@ def test_what_is_read_without_an_await(twin: Twin, what: str) -> None:
                 },
             ),
         )
-        assert (told.findings[0].severity, told.sessions[0].outcome) == (
+        assert (captured.findings[0].severity, captured.sessions[0].outcome) == (
             "error",
             OUTCOMES.get(read.meanwhile, "closed"),
         )

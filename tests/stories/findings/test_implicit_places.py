@@ -35,9 +35,9 @@ pytestmark = [
 ]
 
 
-def errors(told: Captured) -> list[Any]:
+def errors(captured: Captured) -> list[Any]:
     """Failures of our own."""
-    return told.metrics.get("session_tracer.errors", [])
+    return captured.metrics.get("session_tracer.errors", [])
 
 
 # Places.
@@ -99,12 +99,12 @@ def test_the_line_that_reads_is_named(twin: Twin, place: str) -> None:
 
     async def story() -> None:
         async with shop.opened(twin):
-            with capture(twin.factory) as told:
+            with capture(twin.factory) as captured:
                 async with twin.session() as session:
                     customer = (await session.scalars(select(Customer))).one()
                     with pytest.raises(REFUSED):
                         read(customer)
-        (finding,) = told.findings
+        (finding,) = captured.findings
         assert (finding.id, finding.entity, finding.attribute) == (
             "implicit-async-io",
             "Customer",
@@ -112,7 +112,7 @@ def test_the_line_that_reads_is_named(twin: Twin, place: str) -> None:
         )
         assert finding.site is not None
         assert (finding.site.function, line(finding.site)) == (function, source)
-        assert errors(told) == []
+        assert errors(captured) == []
 
     twin.run(story)
 
@@ -130,11 +130,11 @@ async def shown_after_commit(twin: Twin) -> str:
 def test_a_repr_of_what_a_commit_expired(twin: Twin) -> None:
     async def story() -> None:
         async with shop.opened(twin):
-            with capture(twin.factory) as told:
+            with capture(twin.factory) as captured:
                 assert await shown_after_commit(twin) == "shown"
         show: Any = Customer.__repr__
         assert_found(
-            told,
+            captured,
             Due(
                 id="implicit-async-io",
                 site=marked(show, "<- repr"),
@@ -164,10 +164,10 @@ async def read_what_was_added(twin: Twin) -> None:
 
 def test_an_object_that_was_added_and_never_selected(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             await read_what_was_added(twin)
         assert_found(
-            told,
+            captured,
             Due(
                 id="implicit-async-io",
                 site=marked(detached.read_books, "read"),
@@ -197,12 +197,12 @@ async def read_what_came_by_a_relationship(twin: Twin) -> None:
 def test_an_object_whose_other_attributes_are_loaded(twin: Twin) -> None:
     async def story() -> None:
         async with shop.opened(twin):
-            with capture(twin.factory) as told:
+            with capture(twin.factory) as captured:
                 await read_what_came_by_a_relationship(twin)
-        (finding,) = told.findings
+        (finding,) = captured.findings
         assert (finding.entity, finding.attribute) == ("Customer", "name")
         assert finding.site == marked(read_what_came_by_a_relationship, "<- read")
-        assert errors(told) == []
+        assert errors(captured) == []
 
     twin.run(story)
 
@@ -225,9 +225,9 @@ async def read_what_the_database_made(twin: Twin, commit_first: bool) -> None:
 def test_a_column_that_the_database_fills_in_at_a_flush(twin: Twin, commit_first: bool) -> None:
     async def story() -> None:
         async with shop.opened(twin):
-            with capture(twin.factory) as told:
+            with capture(twin.factory) as captured:
                 await read_what_the_database_made(twin, commit_first)
-        (finding,) = told.findings
+        (finding,) = captured.findings
         assert finding.message == (
             "Customer.changed_at was read after the flush expired it, "
             "and reading cannot await the reload"
@@ -235,7 +235,7 @@ def test_a_column_that_the_database_fills_in_at_a_flush(twin: Twin, commit_first
         assert finding.remedy == '__mapper_args__ = {"eager_defaults": True}  # in Customer'
         assert finding.evidence["why"] == "the column was expired by the flush"
         assert finding.site == marked(read_what_the_database_made, "<- read")
-        assert errors(told) == []
+        assert errors(captured) == []
 
     twin.run(story)
 
@@ -243,16 +243,16 @@ def test_a_column_that_the_database_fills_in_at_a_flush(twin: Twin, commit_first
 # How often.
 
 
-def test_a_loop_is_told_once_for_an_attribute_and_a_line(twin: Twin) -> None:
+def test_a_loop_is_reported_once_for_an_attribute_and_a_line(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(3, books_each=1))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 for author in (await session.scalars(select(Author))).all():
                     for read in (detached.read_books, detached.read_biography):
                         with pytest.raises(REFUSED):
                             read(author)
-        assert [one.attribute for one in told.findings] == ["books", "biography"]
+        assert [one.attribute for one in captured.findings] == ["books", "biography"]
 
     twin.run(story)
 
@@ -274,13 +274,13 @@ def test_an_attribute_of_a_session_with_an_execute_of_its_own(twin: Twin) -> Non
         await keep(twin, *authors(1, books_each=1))
         engine: Any = twin.engine
         maker = async_sessionmaker(engine, sync_session_class=Audited)
-        with capture(maker) as told:
+        with capture(maker) as captured:
             async with maker() as session:
                 author = (await session.scalars(select(Author))).one()
                 with pytest.raises(REFUSED):
                     detached.read_books(author)
-        assert [one.attribute for one in told.findings] == ["books"]
-        assert errors(told) == []
+        assert [one.attribute for one in captured.findings] == ["books"]
+        assert errors(captured) == []
 
     twin.run(story)
 
@@ -288,17 +288,17 @@ def test_an_attribute_of_a_session_with_an_execute_of_its_own(twin: Twin) -> Non
 def test_a_flush_that_reading_asks_for_is_no_failure_of_its_own(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(1, books_each=1))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 author = (await session.scalars(select(Author))).one()
                 session.add(Author(name="pending"))
                 with pytest.raises(REFUSED):
                     detached.read_books(author)
                 await session.rollback()
-        assert [(one.id, one.attribute) for one in told.findings] == [
+        assert [(one.id, one.attribute) for one in captured.findings] == [
             ("implicit-async-io", "books")
         ]
-        assert errors(told) == []
+        assert errors(captured) == []
 
     twin.run(story)
 
@@ -335,12 +335,12 @@ def test_an_error_that_is_about_no_attribute(twin: Twin, do: Any) -> None:
         await keep(twin, *authors(1, books_each=1))
         if do is connected:
             await twin.dispose()
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 with pytest.raises(REFUSED):
                     await do(session)
-        assert told.findings == []
-        assert errors(told) == []
+        assert captured.findings == []
+        assert errors(captured) == []
 
     twin.run(story)
 
@@ -348,7 +348,7 @@ def test_an_error_that_is_about_no_attribute(twin: Twin, do: Any) -> None:
 def test_what_is_awaited_is_fine(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(1, books_each=1))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session(expire_on_commit=False) as session:
                 query = select(Author).options(selectinload(Author.books))
                 author = (await session.scalars(query)).one()
@@ -357,7 +357,7 @@ def test_what_is_awaited_is_fine(twin: Twin) -> None:
                 await session.refresh(author, ["biography"])
                 assert author.biography == ""
                 assert await session.run_sync(lambda _: author.letters.all()) == []
-        assert_silent(told, sessions=1)
+        assert_silent(captured, sessions=1)
 
     twin.run(story)
 
@@ -366,13 +366,13 @@ def test_awaitable_attributes_are_fine(twin: Twin) -> None:
     async def story() -> None:
         async with mappings.tables(twin):
             await keep(twin, mappings.Company(name="company"))  # type: ignore[arg-type] # mapped with another base
-            with capture(twin.factory) as told:
+            with capture(twin.factory) as captured:
                 async with twin.session() as session:
                     company = (await session.scalars(select(mappings.Company))).one()
                     await session.commit()
                     assert await company.awaitable_attrs.name == "company"
                     assert await company.awaitable_attrs.staff == []
-        assert_silent(told, sessions=1)
+        assert_silent(captured, sessions=1)
 
     twin.run(story)
 
@@ -380,13 +380,13 @@ def test_awaitable_attributes_are_fine(twin: Twin) -> None:
 def test_a_load_that_somebody_forbade_is_a_decision(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(1, books_each=1))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 query = select(Author).options(raiseload(Author.books))
                 author = (await session.scalars(query)).one()
                 with pytest.raises(InvalidRequestError, match="lazy='raise'"):
                     detached.read_books(author)
-        assert_silent(told, sessions=1)
+        assert_silent(captured, sessions=1)
 
     twin.run(story)
 
@@ -394,13 +394,13 @@ def test_a_load_that_somebody_forbade_is_a_decision(twin: Twin) -> None:
 def test_an_object_that_left_its_session_is_detached_instead(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(1, books_each=1))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 author = (await session.scalars(select(Author))).one()
             with pytest.raises(DetachedInstanceError):
                 detached.read_books(author)
-        assert [one.id for one in told.findings] == ["detached-lazy-load"]
-        assert errors(told) == []
+        assert [one.id for one in captured.findings] == ["detached-lazy-load"]
+        assert errors(captured) == []
 
     twin.run(story)
 
@@ -409,12 +409,12 @@ def test_an_object_of_a_session_that_nobody_traces(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(1, books_each=1))
         engine: Any = twin.engine
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with AsyncSession(engine) as session:
                 author = (await session.scalars(select(Author))).one()
                 with pytest.raises(REFUSED):
                     detached.read_books(author)
-        assert (told.findings, told.facts, errors(told)) == ([], [], [])
+        assert (captured.findings, captured.facts, errors(captured)) == ([], [], [])
 
     twin.run(story)
 
@@ -422,7 +422,7 @@ def test_an_object_of_a_session_that_nobody_traces(twin: Twin) -> None:
 def test_an_order_knows_its_customer_without_a_load(twin: Twin) -> None:
     async def story() -> None:
         async with shop.opened(twin):
-            with capture(twin.factory) as told:
+            with capture(twin.factory) as captured:
                 async with twin.session() as session:
                     await session.scalars(select(Customer))
                     held = (await session.scalars(select(Customer))).all()
@@ -430,6 +430,6 @@ def test_an_order_knows_its_customer_without_a_load(twin: Twin) -> None:
                     # The identity map has it: nothing needs to be awaited.
                     assert [order.customer.name for order in orders] == ["Ada", "Ada"]
                     assert len(held) == 1
-        assert_silent(told, sessions=1)
+        assert_silent(captured, sessions=1)
 
     twin.run(story)

@@ -62,7 +62,7 @@ def test_one_load_that_fills_the_identity_map(twin: Twin) -> None:
         await keep(twin, *authors(3))
         assert_found(await told_of(select(Author)))
         await keep(twin, Author(name="one more"))
-        told = await told_of(select(Author))
+        captured = await told_of(select(Author))
         write = "select(Author).execution_options(yield_per=1000)"
         due = large_map(
             marked(read, "<- read"),
@@ -73,9 +73,9 @@ def test_one_load_that_fills_the_identity_map(twin: Twin) -> None:
             commits=0,
             alternatives=[BATCHES, EXPUNGE],
         )
-        assert_found(told, due)
-        assert told.findings[0].message == "the identity map has grown to 4 objects"
-        assert_found(await told_of(pasted(to_write(told.findings[0]).replace("1000", "2"))))
+        assert_found(captured, due)
+        assert captured.findings[0].message == "the identity map has grown to 4 objects"
+        assert_found(await told_of(pasted(to_write(captured.findings[0]).replace("1000", "2"))))
 
     twin.run(story)
 
@@ -91,7 +91,7 @@ def add_and_commit(session: Session, *, expunge: bool = False) -> None:
 
 def test_what_is_added_from_commit_to_commit(twin: Twin) -> None:
     async def story() -> None:
-        told = await tell(twin, add_and_commit, large_identity_map_objects=2)
+        captured = await tell(twin, add_and_commit, large_identity_map_objects=2)
         due = large_map(
             marked(add_and_commit, "<- committed"),
             BATCHES,
@@ -102,8 +102,8 @@ def test_what_is_added_from_commit_to_commit(twin: Twin) -> None:
             sizes_after_commits=[1, 2],
             alternatives=[EXPUNGE],
         )
-        assert_found(told, due)
-        assert told.findings[0].message == (
+        assert_found(captured, due)
+        assert captured.findings[0].message == (
             "the identity map has grown to 3 objects over 2 commits"
         )
 
@@ -122,13 +122,13 @@ def test_what_is_expunged_after_each_commit(twin: Twin) -> None:
 
 def test_a_session_for_each_batch(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory, large_identity_map_objects=1) as told:
+        with capture(twin.factory, large_identity_map_objects=1) as captured:
             for number in range(3):
                 async with twin.session() as session:
                     kept.append(Author(name=f"new {number}"))
                     session.add(kept[-1])
                     await session.commit()
-        assert_found(told)
+        assert_found(captured)
 
     twin.run(story)
 
@@ -181,8 +181,8 @@ def test_a_session_that_holds(twin: Twin, what: str) -> None:
 
     async def story() -> None:
         await keep(twin, *authors(1, books_each=4))
-        told = await tell(twin, how, large_identity_map_objects=3)
-        assert_found(told, large_map(marked(how, "<- read"), remedy, entity, count))
+        captured = await tell(twin, how, large_identity_map_objects=3)
+        assert_found(captured, large_map(marked(how, "<- read"), remedy, entity, count))
 
     twin.run(story)
 

@@ -74,9 +74,9 @@ def test_one_select_of_many_objects(twin: Twin, how: Any) -> None:
         one = {"large_result_objects": 3}
         assert_found(await tell(twin, lambda session: how(session, select(Author)), **one))
         await keep(twin, Author(name="one more"))
-        told = await tell(twin, lambda session: how(session, select(Author)), **one)
-        assert_found(told, large_result(marked(how, "<- read"), STREAM, "Author", 4))
-        (finding,) = told.findings
+        captured = await tell(twin, lambda session: how(session, select(Author)), **one)
+        assert_found(captured, large_result(marked(how, "<- read"), STREAM, "Author", 4))
+        (finding,) = captured.findings
         assert finding.message == "one SELECT loaded 4 Author objects"
         streamed = in_small(to_write(finding))
         assert_found(await tell(twin, lambda session: how(session, streamed), **one))
@@ -160,8 +160,8 @@ def test_many_objects(twin: Twin, what: str) -> None:
 
     async def story() -> None:
         await keep(twin, *authors(1, books_each=4))
-        told = await tell(twin, how, large_result_objects=3)
-        assert_found(told, large_result(marked(how, "<- read"), remedy, **more))
+        captured = await tell(twin, how, large_result_objects=3)
+        assert_found(captured, large_result(marked(how, "<- read"), remedy, **more))
 
     twin.run(story)
 
@@ -174,14 +174,14 @@ def test_many_objects_of_subclasses(twin: Twin) -> None:
     async def story() -> None:
         async with tables(twin):
             await keep(twin, *employees())
-            told = await tell(
+            captured = await tell(
                 twin,
                 lambda session: read(session, select(Employee)),
                 large_result_objects=3,
             )
             remedy = "select(Employee).execution_options(yield_per=1000)"
             due = large_result(marked(read, "<- read"), remedy, "Manager", 4)
-            assert_found(told, due)
+            assert_found(captured, due)
 
     twin.run(story)
 
@@ -256,24 +256,24 @@ async def stream(twin: Twin, session: Any, query: Select[Any], *, in_portions: b
 async def told_of_stream(twin: Twin, *, in_portions: bool, **options: Any) -> Any:
     limits: dict[str, Any] = {"large_result_objects": 4, "large_identity_map_objects": 4}
     query = select(Author).execution_options(**options)
-    with capture(twin.factory, **limits) as told:
+    with capture(twin.factory, **limits) as captured:
         async with twin.session() as session:
             assert await stream(twin, session, query, in_portions=in_portions) == 6
-    return told
+    return captured
 
 
 @on_each_database
 def test_a_stream_in_portions(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(6))
-        told = await told_of_stream(twin, in_portions=True)
+        captured = await told_of_stream(twin, in_portions=True)
         # SQLite's driver has no server-side cursor to stream from.
         is_streamed = twin.is_async or twin.database == "postgresql"
         found = [] if is_streamed else ["large-identity-map", "large-result"]
-        assert [finding.id for finding in told.findings] == found
-        told = await told_of_stream(twin, in_portions=False, yield_per=2)
-        assert_found(told)
-        assert [summary.identity_map_peak for summary in told.sessions] == [2]
+        assert [finding.id for finding in captured.findings] == found
+        captured = await told_of_stream(twin, in_portions=False, yield_per=2)
+        assert_found(captured)
+        assert [summary.identity_map_peak for summary in captured.sessions] == [2]
 
     twin.run(story)
 
@@ -284,9 +284,9 @@ def test_a_stream_that_nobody_has_portioned(twin: Twin) -> None:
 
     async def story() -> None:
         await keep(twin, *authors(6))
-        told = await told_of_stream(twin, in_portions=False)
+        captured = await told_of_stream(twin, in_portions=False)
         mark = "<- awaited" if twin.is_async else "<- read"
-        assert [(finding.id, finding.site, finding.count) for finding in told.findings] == [
+        assert [(finding.id, finding.site, finding.count) for finding in captured.findings] == [
             ("large-identity-map", marked(stream, mark), 6),
             ("large-result", marked(stream, mark), 6),
         ]

@@ -47,9 +47,9 @@ READ = marked(books_of, "<- books")
 def test_the_books_of_five_authors(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(5, books_each=2))
-        told = await read_each(twin, select(Author), books_of)
-        (summary,) = told.sessions
-        assert told.findings == [
+        captured = await read_each(twin, select(Author), books_of)
+        (summary,) = captured.sessions
+        assert captured.findings == [
             Finding(
                 id="n-plus-one",
                 severity="warning",
@@ -66,7 +66,7 @@ def test_the_books_of_five_authors(twin: Twin) -> None:
                 evidence={"loaded_at": str(SELECTED)},
             )
         ]
-        assert_found(await read_each(twin, pasted(to_write(told.findings[0])), books_of))
+        assert_found(await read_each(twin, pasted(to_write(captured.findings[0])), books_of))
 
     twin.run(story)
 
@@ -74,27 +74,27 @@ def test_the_books_of_five_authors(twin: Twin) -> None:
 def test_the_books_of_four_authors(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(4, books_each=2))
-        told = await read_each(twin, select(Author), books_of)
-        assert_found(told)
-        assert [summary.lazy_loads for summary in told.sessions] == [{"relationship": 4}]
+        captured = await read_each(twin, select(Author), books_of)
+        assert_found(captured)
+        assert [summary.lazy_loads for summary in captured.sessions] == [{"relationship": 4}]
 
     twin.run(story)
 
 
-def test_a_finding_is_said_once_and_for_each_line(twin: Twin) -> None:
+def test_a_finding_is_reported_once_and_for_each_line(twin: Twin) -> None:
     def books_elsewhere(author: Author) -> int:
         return len(author.books)  # <- elsewhere
 
     async def story() -> None:
         await keep(twin, *authors(30, books_each=1))
         halves = select(Author).where(Author.id <= 15), select(Author).where(Author.id > 15)
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:  # <- opened
                 first, second = [(await session.scalars(half)).all() for half in halves]
                 await session.run_sync(lambda _: [books_of(author) for author in first])
                 await session.run_sync(lambda _: [books_elsewhere(author) for author in second])
         lines = READ, marked(books_elsewhere, "<- elsewhere")
-        assert [(finding.site, finding.count) for finding in told.findings] == [
+        assert [(finding.site, finding.count) for finding in captured.findings] == [
             (line, 5) for line in lines
         ]
 
@@ -110,7 +110,7 @@ def test_what_is_awaited_by_its_name(twin: Twin) -> None:
     async def story() -> None:
         async with tables(twin):
             await keep(twin, *attending())
-            with capture(twin.factory) as told:
+            with capture(twin.factory) as captured:
                 async with twin.session() as session:  # <- opened
                     students = (await session.scalars(select(Student))).all()  # <- selected
                     for student in students:
@@ -125,7 +125,7 @@ def test_what_is_awaited_by_its_name(twin: Twin) -> None:
                 attribute="courses",
                 count=5,
             )
-            assert_found(told, due)
+            assert_found(captured, due)
 
     twin.run(story)
 
@@ -138,14 +138,14 @@ def delete_each(session: Session, query: Select[Any]) -> None:
 
 def test_a_cascade_that_reads_what_it_deletes(twin: Twin) -> None:
     async def told_of(query: Select[Any]) -> Any:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:  # <- opened
                 await session.run_sync(lambda plain: delete_each(plain, query))
-        return told
+        return captured
 
     async def story() -> None:
         await keep(twin, *authors(5, books_each=1))
-        told = await told_of(select(Author))
+        captured = await told_of(select(Author))
         due = Due(
             id="n-plus-one",
             site=marked(delete_each, "<- deleted"),
@@ -156,9 +156,9 @@ def test_a_cascade_that_reads_what_it_deletes(twin: Twin) -> None:
             attribute="books",
             count=5,
         )
-        assert_found(told, due)
+        assert_found(captured, due)
         await keep(twin, *authors(5, books_each=1))
-        assert_found(await told_of(pasted(to_write(told.findings[0]))))
+        assert_found(await told_of(pasted(to_write(captured.findings[0]))))
 
     twin.run(story)
 
@@ -174,7 +174,7 @@ def expire_each(session: Session) -> None:
 def test_what_was_expired_by_hand(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(5, books_each=1))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:  # <- opened
                 await session.run_sync(expire_each)
         expired = marked(expire_each, "<- expired")
@@ -192,7 +192,7 @@ def test_what_was_expired_by_hand(twin: Twin) -> None:
                 "expired_at": str(expired),
             },
         )
-        assert_found(told, due)
+        assert_found(captured, due)
 
     twin.run(story)
 
@@ -226,8 +226,8 @@ def test_what_is_selected_by(twin: Twin, what: str) -> None:
     async def story() -> None:
         async with tables(twin):
             await keep(twin, *kept())
-            told = await read_each(twin, query, read)
-            (finding,) = told.findings
+            captured = await read_each(twin, query, read)
+            (finding,) = captured.findings
             assert (finding.site, finding.remedy) == (line_of(read), f"{write} at {SELECTED}")
             assert_found(await read_each(twin, pasted(write), read))
 

@@ -52,10 +52,10 @@ async def read_and_wait(twin: Twin, *seconds: float) -> None:
 
 def test_a_session_that_stays_open_with_a_connection(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             await read_and_wait(twin, 61)
         assert_found(
-            told,
+            captured,
             Due(
                 id="leaked-session",
                 site=marked(read_and_wait, "<- opened"),
@@ -77,8 +77,10 @@ def test_a_session_that_stays_open_with_a_connection(twin: Twin) -> None:
             ),
             retracted=("leaked-session",),
         )
-        (retraction,) = told.retractions
-        assert retraction.message.startswith(f"session {told.sessions[0].id[:6]} (default) was c")
+        (retraction,) = captured.retractions
+        assert retraction.message.startswith(
+            f"session {captured.sessions[0].id[:6]} (default) was c"
+        )
         assert retraction.evidence["closed_at"] == str(marked(read_and_wait, "<- opened"))
 
     twin.run(story)
@@ -86,18 +88,18 @@ def test_a_session_that_stays_open_with_a_connection(twin: Twin) -> None:
 
 def test_a_session_is_no_leak_until_the_time_is_over(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory, **NEITHER_IDLE_NOR_LONG) as told:
+        with capture(twin.factory, **NEITHER_IDLE_NOR_LONG) as captured:
             await read_and_wait(twin, 1, 30, 59)
-        assert_found(told)
+        assert_found(captured)
 
     twin.run(story)
 
 
-def test_a_leak_is_said_once(twin: Twin) -> None:
+def test_a_leak_is_reported_once(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory, **NEITHER_IDLE_NOR_LONG) as told:
+        with capture(twin.factory, **NEITHER_IDLE_NOR_LONG) as captured:
             await read_and_wait(twin, 59, 61, 62, 121, 10_000)
-        assert [finding.id for finding in told.findings] == ["leaked-session"]
+        assert [finding.id for finding in captured.findings] == ["leaked-session"]
 
     twin.run(story)
 
@@ -115,15 +117,15 @@ async def prepare_and_wait(twin: Twin) -> Any:
 
 
 @on_each_database
-def test_what_a_leaked_session_holds_is_told(twin: Twin) -> None:
+def test_what_a_leaked_session_holds_is_reported(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(2))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             process = await prepare_and_wait(twin)
         opened = marked(prepare_and_wait, "<- opened")
-        (found,) = told.findings
+        (found,) = captured.findings
         assert_found(
-            told,
+            captured,
             Due(
                 id="leaked-session",
                 site=opened,
@@ -154,11 +156,11 @@ async def commit_and_wait(twin: Twin) -> None:
 
 def test_a_session_that_stays_open_after_its_commit(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             await commit_and_wait(twin)
         opened = marked(commit_and_wait, "<- opened")
         assert_found(
-            told,
+            captured,
             Due(
                 id="leaked-session",
                 site=opened,
@@ -174,21 +176,21 @@ def test_a_session_that_stays_open_after_its_commit(twin: Twin) -> None:
 
 def test_a_session_that_was_never_used_is_no_leak(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session():
                 look_ahead(3_600)
-        assert_found(told)
+        assert_found(captured)
 
     twin.run(story)
 
 
 def test_sessions_one_after_another_leak_nothing(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             for _ in range(3):
                 await read_and_wait(twin)
                 look_ahead(61)
-        assert_found(told)
+        assert_found(captured)
 
     twin.run(story)
 
@@ -202,11 +204,11 @@ def test_a_suspicion_becomes_a_leak_that_names_it(twin: Twin, suspicion: str) ->
     settings: dict[str, Any] = {f"{never}_seconds": 9999}
 
     async def story() -> None:
-        with capture(twin.factory, **settings) as told:
+        with capture(twin.factory, **settings) as captured:
             await read_and_wait(twin, 31, 59, 61, 3_600)
-        assert [finding.id for finding in told.findings] == [suspicion, "leaked-session"]
-        assert told.findings[1].evidence["earlier"] == [suspicion]
-        taken_back = [retraction.finding.id for retraction in told.retractions]
+        assert [finding.id for finding in captured.findings] == [suspicion, "leaked-session"]
+        assert captured.findings[1].evidence["earlier"] == [suspicion]
+        taken_back = [retraction.finding.id for retraction in captured.retractions]
         idle_is_over = [suspicion] if suspicion == "long-transaction" else []
         assert taken_back == [*idle_is_over, "leaked-session"]
 
@@ -220,16 +222,16 @@ async def never_end(twin: Twin) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The garbage collector is trying to clean up")
-def test_a_leak_that_is_collected_is_not_taken_back(twin: Twin) -> None:
+def test_a_leak_that_is_collected_is_not_retracted(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             await never_end(twin)
             gc.collect()
-            assert len(told.sessions) == 1
+            assert len(captured.sessions) == 1
         opened = marked(never_end, "<- opened")
         wait = marked(never_end, "<- waits")
         assert_found(
-            told,
+            captured,
             Due(
                 id="leaked-session",
                 site=opened,
@@ -251,20 +253,20 @@ def test_a_leak_that_is_collected_is_not_taken_back(twin: Twin) -> None:
 # The thread itself.
 
 
-async def read_and_wait_until(twin: Twin, told: Captured) -> None:
+async def read_and_wait_until(twin: Twin, captured: Captured) -> None:
     async with twin.session() as session:  # <- opened
         (await session.scalars(select(Author))).all()
-        await until(lambda: told.findings, is_async=twin.is_async)  # <- waits
+        await until(lambda: captured.findings, is_async=twin.is_async)  # <- waits
 
 
-def test_a_leak_is_said_while_it_lasts(twin: Twin) -> None:
+def test_a_leak_is_reported_while_it_lasts(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory, leak_after_seconds=0.05) as told:
-            await read_and_wait_until(twin, told)
+        with capture(twin.factory, leak_after_seconds=0.05) as captured:
+            await read_and_wait_until(twin, captured)
         opened = marked(read_and_wait_until, "<- opened")
         wait = marked(read_and_wait_until, "<- waits")
         assert_found(
-            told,
+            captured,
             Due(
                 id="leaked-session",
                 site=opened,

@@ -40,11 +40,11 @@ async def wait_after_rollback(twin: Twin) -> None:
 
 def test_a_transaction_that_lasts(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory, idle_in_transaction_seconds=9999) as told:
+        with capture(twin.factory, idle_in_transaction_seconds=9999) as captured:
             await read_and_wait(twin, 29, 31, 32, 50)
         wait = marked(read_and_wait, "<- waits")
         assert_found(
-            told,
+            captured,
             Due(
                 id="long-transaction",
                 site=marked(read_and_wait, "<- reads"),
@@ -59,7 +59,7 @@ def test_a_transaction_that_lasts(twin: Twin) -> None:
             ),
             retracted=("long-transaction",),
         )
-        (retraction,) = told.retractions
+        (retraction,) = captured.retractions
         assert retraction.evidence["outcome"] == "committed"
         assert retraction.evidence["ended_at"] == str(marked(read_and_wait, "<- ends"))
 
@@ -68,26 +68,26 @@ def test_a_transaction_that_lasts(twin: Twin) -> None:
 
 def test_a_transaction_is_not_long_until_the_time_is_over(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory, idle_in_transaction_seconds=9999) as told:
+        with capture(twin.factory, idle_in_transaction_seconds=9999) as captured:
             await read_and_wait(twin, 1, 28, 29)
             await wait_after_commit(twin)
             await wait_after_rollback(twin)
-        assert_found(told)
+        assert_found(captured)
 
     twin.run(story)
 
 
 def test_a_transaction_that_lasts_without_a_connection(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 session.add(Author(name="Ada"))
                 look_ahead(31)
                 await session.rollback()
-        (found,) = told.findings
+        (found,) = captured.findings
         assert found.id == "long-transaction"
         assert "held_ms" not in found.evidence
-        assert [one.evidence["outcome"] for one in told.retractions] == ["rolled_back"]
+        assert [one.evidence["outcome"] for one in captured.retractions] == ["rolled_back"]
 
     twin.run(story)
 
@@ -105,33 +105,33 @@ def test_one_transaction_is_idle_or_long_but_not_both(
     async def story() -> None:
         with capture(
             twin.factory, idle_in_transaction_seconds=idle, long_transaction_seconds=long
-        ) as told:
+        ) as captured:
             await read_and_wait(twin, 4, 6, 29, 31, 59)
-        assert [finding.id for finding in told.findings] == [said]
+        assert [finding.id for finding in captured.findings] == [said]
 
     twin.run(story)
 
 
-def test_each_transaction_of_a_session_is_told_of(twin: Twin) -> None:
+def test_each_transaction_of_a_session_is_reported(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 for _ in range(2):
                     (await session.scalars(select(Author))).all()
                     look_ahead(6)
                     await session.commit()
-        assert [finding.id for finding in told.findings] == ["idle-in-transaction"] * 2
+        assert [finding.id for finding in captured.findings] == ["idle-in-transaction"] * 2
 
     twin.run(story)
 
 
-def test_a_wait_within_a_savepoint(twin: Twin) -> None:
+def test_a_wait_inside_a_savepoint(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session, session.begin_nested():
                 (await session.scalars(select(Author))).all()
                 look_ahead(6)
-        (found,) = told.findings
+        (found,) = captured.findings
         assert (found.id, found.evidence["transaction"]) == ("idle-in-transaction", "savepoint")
 
     twin.run(story)

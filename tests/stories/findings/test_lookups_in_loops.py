@@ -61,11 +61,11 @@ async def ask(
     **settings: Any,
 ) -> Captured:
     """What is told of a session that asks for each key, when something may be there before."""
-    with capture(twin.factory, **settings) as told:
+    with capture(twin.factory, **settings) as captured:
         async with twin.session() as session:  # <- opened
             kept = [] if before is None else (await session.scalars(before)).all()
             kept += [await how(session, key) for key in keys]
-    return told
+    return captured
 
 
 def looked_up(how: Any, entity: str, count: int, remedy: str) -> Due:
@@ -89,9 +89,9 @@ def test_ten_lookups_from_one_line(twin: Twin, how: Any) -> None:
     async def story() -> None:
         await keep(twin, *authors(10))
         assert_found(await ask(twin, how, keys[:9]))
-        told = await ask(twin, how, keys)
-        assert_found(told, looked_up(how, "Author", 10, IN_ONE))
-        (finding,) = told.findings
+        captured = await ask(twin, how, keys)
+        assert_found(captured, looked_up(how, "Author", 10, IN_ONE))
+        (finding,) = captured.findings
         assert finding.message == (
             "Author was looked up by at least 10 different primary keys, one SELECT each"
         )
@@ -104,16 +104,16 @@ def test_ten_lookups_from_one_line(twin: Twin, how: Any) -> None:
 def test_lookups_however_they_are_asked_for(twin: Twin, how: Any) -> None:
     async def story() -> None:
         await keep(twin, *authors(3, books_each=1))
-        told = await ask(twin, how, (1, 2, 3), gets_from_one_site=3)
-        assert_found(told, looked_up(how, "Author", 3, IN_ONE))
+        captured = await ask(twin, how, (1, 2, 3), gets_from_one_site=3)
+        assert_found(captured, looked_up(how, "Author", 3, IN_ONE))
 
     twin.run(story)
 
 
 def test_rows_that_are_not_there(twin: Twin) -> None:
     async def story() -> None:
-        told = await ask(twin, get, (1, 2, 3), gets_from_one_site=3)
-        assert_found(told, looked_up(get, "Author", 3, IN_ONE))
+        captured = await ask(twin, get, (1, 2, 3), gets_from_one_site=3)
+        assert_found(captured, looked_up(get, "Author", 3, IN_ONE))
 
     twin.run(story)
 
@@ -160,8 +160,8 @@ def test_lookups_by(twin: Twin, what: str) -> None:
         async with tables(twin):
             await keep(twin, *kept())
             assert_found(await ask(twin, how, keys, gets_from_one_site=4))
-            told = await ask(twin, how, keys, gets_from_one_site=3)
-            assert_found(told, due)
+            captured = await ask(twin, how, keys, gets_from_one_site=3)
+            assert_found(captured, due)
             before: Any = select(Exam) if how is get_exam else pasted(due.remedy, keys=keys)
             assert_found(await ask(twin, how, keys, before, gets_from_one_site=3))
 
@@ -239,7 +239,7 @@ def test_no_lookups_in_a_loop(twin: Twin, what: str) -> None:
 
     async def story() -> None:
         await keep(twin, *authors(4, books_each=1))
-        told = await ask(
+        captured = await ask(
             twin,
             how,
             keys,
@@ -247,6 +247,6 @@ def test_no_lookups_in_a_loop(twin: Twin, what: str) -> None:
             gets_from_one_site=2,
             ignore={"discarded-changes"} if what in discarded else set(),
         )
-        assert_found(told)
+        assert_found(captured)
 
     twin.run(story)

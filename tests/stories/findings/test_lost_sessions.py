@@ -91,17 +91,19 @@ def site_of(story: Callable[..., Any], mark: str) -> str | None:
 
 
 @pytest.mark.parametrize("lose", LOST, ids=lambda story: story.__name__)
-def test_a_session_that_is_lost_amid_a_transaction(twin: Twin, lose: Callable[[Twin], Any]) -> None:
+def test_a_session_that_is_lost_during_a_transaction(
+    twin: Twin, lose: Callable[[Twin], Any]
+) -> None:
     entity, count, lost = LOST[lose]
 
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             await lose(twin)
             gc.collect()
-            assert [summary.outcome for summary in told.sessions] == ["abandoned"]
+            assert [summary.outcome for summary in captured.sessions] == ["abandoned"]
         opened = marked(lose, "<- opened")
         assert_found(
-            told,
+            captured,
             Due(
                 id="abandoned-session",
                 site=opened,
@@ -170,23 +172,23 @@ def test_a_session_that_is_lost_with_no_transaction_open(
 ) -> None:
     async def story() -> None:
         await keep(twin, *authors(1))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             await lose(twin)
             gc.collect()
-            assert len(told.sessions) == 1
-        assert_found(told)
+            assert len(captured.sessions) == 1
+        assert_found(captured)
 
     twin.run(story)
 
 
-def test_each_lost_session_is_told_of(twin: Twin) -> None:
+def test_each_lost_session_is_reported(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             await read(twin)
             gc.collect()
             await read(twin)
             gc.collect()
-            assert len(told.sessions) == 2
-        assert [finding.id for finding in told.findings] == ["abandoned-session"] * 2
+            assert len(captured.sessions) == 2
+        assert [finding.id for finding in captured.findings] == ["abandoned-session"] * 2
 
     twin.run(story)

@@ -218,8 +218,8 @@ def test_objects_of_two_sessions(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(4))
         for half in select(Author).where(Author.id <= 2), select(Author).where(Author.id > 2):
-            told = await read_each(twin, half, books_of, lazy_loads_from_one_site=3)
-            assert_found(told)
+            captured = await read_each(twin, half, books_of, lazy_loads_from_one_site=3)
+            assert_found(captured)
 
     twin.run(story)
 
@@ -233,10 +233,10 @@ def read_in_portions(session: Session) -> None:
 def test_collections_of_rows_that_come_in_portions(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(3, books_each=2))
-        with capture(twin.factory, lazy_loads_from_one_site=2) as told:
+        with capture(twin.factory, lazy_loads_from_one_site=2) as captured:
             async with twin.session() as session:
                 await session.run_sync(read_in_portions)
-        assert_found(told)
+        assert_found(captured)
 
     twin.run(story)
 
@@ -250,10 +250,10 @@ def refresh_each(session: Session) -> None:
 def test_collections_that_are_refreshed_by_their_name(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(3))
-        with capture(twin.factory, lazy_loads_from_one_site=2) as told:
+        with capture(twin.factory, lazy_loads_from_one_site=2) as captured:
             async with twin.session() as session:
                 await session.run_sync(refresh_each)
-        assert_found(told)
+        assert_found(captured)
 
     twin.run(story)
 
@@ -271,9 +271,9 @@ def test_a_subclass_s_columns_that_a_commit_expired(twin: Twin) -> None:
     async def story() -> None:
         async with tables(twin):
             await keep(twin, *companies())
-            with capture(twin.factory, lazy_loads_from_one_site=2) as told:
+            with capture(twin.factory, lazy_loads_from_one_site=2) as captured:
                 async with twin.session() as session:
                     await session.run_sync(read)
-            assert_found(told)
+            assert_found(captured)
 
     twin.run(story)

@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
 
 async def tell(twin: Twin, work: Callable[[Any], Awaitable[object]]) -> Captured:
-    with capture(twin.factory) as told:
+    with capture(twin.factory) as captured:
         async with twin.session() as session:  # <- opened
             await work(session)
-    return told
+    return captured
 
 
 def note() -> None:
@@ -159,7 +159,7 @@ def test_a_failure_that_is_swallowed(twin: Twin, how: str) -> None:
 
     async def story() -> None:
         await keep(twin, *authors(1))
-        told = await tell(twin, work)
+        captured = await tell(twin, work)
         awaited = "await " if twin.is_async else ""
         rollback = f"{awaited}session.rollback()"
         if caught is None:
@@ -180,18 +180,18 @@ def test_a_failure_that_is_swallowed(twin: Twin, how: str) -> None:
             },
         )
         remedy = CAUGHT.format(awaited or "call ")
-        assert_found(told, failed(marked(flushed, "<- flushed"), remedy), pending)
+        assert_found(captured, failed(marked(flushed, "<- flushed"), remedy), pending)
 
     twin.run(story)
 
 
 def test_a_failure_that_is_swallowed_outside_of_run_sync(twin: Twin) -> None:
     async def story() -> None:
-        told = await tell(twin, run_and_swallow)
-        assert [finding.id for finding in told.findings] == ["failed-flush", "pending-rollback"]
+        captured = await tell(twin, run_and_swallow)
+        assert [finding.id for finding in captured.findings] == ["failed-flush", "pending-rollback"]
         swallowed = marked(run_and_swallow, "<- caught")
-        assert told.findings[1].evidence["swallowed_at"] == str(swallowed)
-        assert told.findings[1].site == marked(run_and_swallow, "<- used")
+        assert captured.findings[1].evidence["swallowed_at"] == str(swallowed)
+        assert captured.findings[1].site == marked(run_and_swallow, "<- used")
 
     twin.run(story)
 
@@ -267,7 +267,7 @@ def test_a_failure_that_is_swallowed_in(twin: Twin, what: str) -> None:
     how, first, then = IN_BLOCKS[what]
 
     async def story() -> None:
-        told = await tell(twin, how)
+        captured = await tell(twin, how)
         awaited = "await " if twin.is_async else ""
         caught = str(marked(how, "<- caught"))
         pending = Due(
@@ -278,7 +278,7 @@ def test_a_failure_that_is_swallowed_in(twin: Twin, what: str) -> None:
             evidence={"swallowed_at": caught},
         )
         assert_found(
-            told, failed(marked(how, "<- flushed"), first.format(awaited or "call ")), pending
+            captured, failed(marked(how, "<- flushed"), first.format(awaited or "call ")), pending
         )
 
     twin.run(story)
@@ -299,10 +299,10 @@ async def use_it_often(session: Any) -> None:
         await session.commit()
 
 
-def test_each_failure_is_said_once(twin: Twin) -> None:
+def test_each_failure_is_reported_once(twin: Twin) -> None:
     async def story() -> None:
-        told = await tell(twin, use_it_often)
-        assert [finding.id for finding in told.findings] == [
+        captured = await tell(twin, use_it_often)
+        assert [finding.id for finding in captured.findings] == [
             "failed-flush",
             "pending-rollback",
         ] * 2

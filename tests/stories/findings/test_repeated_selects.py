@@ -24,11 +24,11 @@ async def ask(
     twin: Twin, times: int, how: Callable[[Any, int], Awaitable[Any]], **settings: Any
 ) -> Captured:
     """What is told of a session that asks so many times."""
-    with capture(twin.factory, **settings) as told:
+    with capture(twin.factory, **settings) as captured:
         async with twin.session() as session:  # <- opened
             for number in range(times):
                 await how(session, number)
-    return told
+    return captured
 
 
 def repeated(how: Any, entity: str | None, count: int) -> Due:
@@ -102,14 +102,14 @@ def test_the_same_select_five_times(twin: Twin, what: str) -> None:
     async def story() -> None:
         await keep(twin, *authors(2, books_each=1))
         assert_found(await ask(twin, 4, how))
-        told = await ask(twin, 9, how)
-        assert_found(told, repeated(how, entity, 5))
-        assert "author 1" not in str(told.findings)
+        captured = await ask(twin, 9, how)
+        assert_found(captured, repeated(how, entity, 5))
+        assert "author 1" not in str(captured.findings)
 
     twin.run(story)
 
 
-def test_what_it_says(twin: Twin) -> None:
+def test_what_it_reports(twin: Twin) -> None:
     async def story() -> None:
         (selected,) = (await ask(twin, 5, select_all)).findings
         assert selected.message == (
@@ -132,9 +132,9 @@ async def select_here_or_there(session: Any, number: int) -> Any:
 
 def test_the_same_select_from_two_lines(twin: Twin) -> None:
     async def story() -> None:
-        told = await ask(twin, 3, select_here_or_there, repeats_of_one_select=3)
-        assert_found(told, repeated(select_here_or_there, "Author", 3))
-        (finding,) = told.findings
+        captured = await ask(twin, 3, select_here_or_there, repeats_of_one_select=3)
+        assert_found(captured, repeated(select_here_or_there, "Author", 3))
+        (finding,) = captured.findings
         assert finding.evidence["first_at"] == str(marked(select_here_or_there, "<- first"))
 
     twin.run(story)
@@ -146,8 +146,8 @@ def test_the_same_select_in_several_transactions(twin: Twin) -> None:
         await session.commit()
 
     async def story() -> None:
-        told = await ask(twin, 3, select_and_commit, repeats_of_one_select=3)
-        assert_found(told, repeated(select_and_commit, "Author", 3))
+        captured = await ask(twin, 3, select_and_commit, repeats_of_one_select=3)
+        assert_found(captured, repeated(select_and_commit, "Author", 3))
 
     twin.run(story)
 
@@ -225,10 +225,10 @@ ALIKE = {
 def test_what_only_looks_alike(twin: Twin, what: str) -> None:
     async def story() -> None:
         await keep(twin, *authors(3, books_each=1))
-        told = await ask(
+        captured = await ask(
             twin, 3, ALIKE[what], repeats_of_one_select=2, ignore={"discarded-changes"}
         )
-        assert_found(told)
+        assert_found(captured)
         kept.clear()
 
     twin.run(story)
@@ -248,11 +248,11 @@ def test_parameters_that_cannot_be_compared(twin: Twin) -> None:
 
 def test_the_same_select_of_several_sessions(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory, repeats_of_one_select=2) as told:
+        with capture(twin.factory, repeats_of_one_select=2) as captured:
             for _ in range(3):
                 async with twin.session() as session:
                     await select_all(session, 0)
-        assert_found(told)
+        assert_found(captured)
 
     twin.run(story)
 
@@ -267,10 +267,12 @@ def test_what_is_loaded_eagerly_belongs_to_its_select(twin: Twin) -> None:
 
     async def story() -> None:
         await keep(twin, *authors(2, books_each=1))
-        told = await ask(twin, 3, select_some, repeats_of_one_select=2)
-        eager = [fact for fact in told.facts if isinstance(fact, StatementExecuted) and fact.eager]
+        captured = await ask(twin, 3, select_some, repeats_of_one_select=2)
+        eager = [
+            fact for fact in captured.facts if isinstance(fact, StatementExecuted) and fact.eager
+        ]
         assert len(eager) == len({fact.fingerprint for fact in eager}) + 2 == 3
-        assert_found(told)
+        assert_found(captured)
         kept.clear()
 
     twin.run(story)

@@ -51,12 +51,12 @@ REUSED = (use_after_close, use_after_the_block, use_after_close_for_the_first_ti
 @pytest.mark.parametrize("reuse", REUSED, ids=lambda story: story.__name__)
 def test_a_session_that_is_used_again(twin: Twin, reuse: Callable[[Twin], Any]) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             await reuse(twin)
         used = marked(reuse, "<- used")
         block = "async with" if twin.is_async else "with"
         assert_found(
-            told,
+            captured,
             Due(
                 id="reused-after-close",
                 site=used,
@@ -65,7 +65,7 @@ def test_a_session_that_is_used_again(twin: Twin, reuse: Callable[[Twin], Any]) 
                 evidence={"closed_at": str(marked(reuse, "<- closed"))},
             ),
         )
-        assert [finding.session_id for finding in told.findings] == [told.sessions[1].id]
+        assert [finding.session_id for finding in captured.findings] == [captured.sessions[1].id]
 
     twin.run(story)
 
@@ -127,9 +127,9 @@ GOOD = (
 @pytest.mark.parametrize("use", GOOD, ids=lambda story: story.__name__)
 def test_a_session_that_is_not_used_after_its_close(twin: Twin, use: Callable[[Twin], Any]) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             await use(twin)
-        assert_found(told)
+        assert_found(captured)
 
     twin.run(story)
 
@@ -137,12 +137,12 @@ def test_a_session_that_is_not_used_after_its_close(twin: Twin, use: Callable[[T
 @only_sync
 def test_a_scoped_session_is_a_new_one_after_remove(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             session = scoped_session(twin.factory)
             for _ in range(3):
                 session.scalars(select(Author)).all()
                 session.remove()
-        assert_found(told)
+        assert_found(captured)
 
     twin.run(story)
 
@@ -154,14 +154,14 @@ def test_a_session_that_another_thread_goes_on_with(twin: Twin) -> None:
         session.close()
 
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             session = twin.factory()
             use_and_close(session)
             other = threading.Thread(target=use_and_close, args=(session,))
             other.start()
             other.join()
             asyncio.run(asyncio.to_thread(use_and_close, session))
-        assert_found(told)
+        assert_found(captured)
 
     twin.run(story)
 
@@ -173,10 +173,10 @@ def test_a_session_that_another_task_goes_on_with(twin: Twin) -> None:
         await session.close()
 
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             session = twin.session()
             await asyncio.create_task(use_and_close(session))
             await asyncio.create_task(use_and_close(session))
-        assert_found(told)
+        assert_found(captured)
 
     twin.run(story)

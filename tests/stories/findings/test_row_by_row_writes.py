@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 
 async def tell(twin: Twin, work: Callable[[Any], Awaitable[object]], **settings: Any) -> Captured:
-    with capture(twin.factory, **settings) as told:
+    with capture(twin.factory, **settings) as captured:
         async with twin.session() as session:  # <- opened
             await work(session)
-    return told
+    return captured
 
 
 def one_by_one(how: Any, entity: str, remedy: str, **evidence: Any) -> Due:
@@ -97,7 +97,7 @@ def test_an_execute_for_each_row(twin: Twin, kind: str) -> None:
 
     async def story() -> None:
         await keep(twin, *authors(0 if kind == "INSERT" else 3))
-        told = await tell(twin, how, single_row_writes=3)
+        captured = await tell(twin, how, single_row_writes=3)
         remedy = f"{awaited(twin)}{code}"
         due = one_by_one(
             how,
@@ -107,13 +107,15 @@ def test_an_execute_for_each_row(twin: Twin, kind: str) -> None:
             kind=kind,
             why="there is one execute() for each row",
         )
-        assert_found(told, due)
+        assert_found(captured, due)
         await again()
         assert_found(await tell(twin, how, single_row_writes=4))
         await again()
-        (finding,) = told.findings
-        told = await tell(twin, lambda session: write(finding, session, rows), single_row_writes=2)
-        assert_found(told)
+        (finding,) = captured.findings
+        captured = await tell(
+            twin, lambda session: write(finding, session, rows), single_row_writes=2
+        )
+        assert_found(captured)
 
     async def again() -> None:
         await twin.execute(Author.metadata.drop_all)
@@ -142,7 +144,7 @@ async def flush_after_the_loop(session: Any) -> None:
 
 def test_a_flush_for_each_row(twin: Twin) -> None:
     async def story() -> None:
-        told = await tell(twin, flush_each, single_row_writes=3)
+        captured = await tell(twin, flush_each, single_row_writes=3)
         due = one_by_one(
             flush_each,
             "Author",
@@ -152,7 +154,7 @@ def test_a_flush_for_each_row(twin: Twin) -> None:
             flushes=3,
             why="one statement can only write rows of the same flush",
         )
-        assert_found(told, due)
+        assert_found(captured, due)
         assert_found(await tell(twin, flush_after_the_loop, single_row_writes=2))
 
     twin.run(story)
@@ -205,7 +207,7 @@ def test_one_flush_of_rows(twin: Twin, what: str) -> None:
     async def story() -> None:
         async with tables(twin):
             await keep(twin, *authors(3, books_each=1))
-            told = await tell(twin, how, single_row_writes=3)
+            captured = await tell(twin, how, single_row_writes=3)
             bulk = f"session.execute({kind.lower()}({entity}), [{{...}}, {{...}}, ...])"
             due = one_by_one(
                 how,
@@ -216,7 +218,7 @@ def test_one_flush_of_rows(twin: Twin, what: str) -> None:
                 flushes=1,
                 why=why,
             )
-            assert_found(told, due)
+            assert_found(captured, due)
 
     twin.run(story)
 

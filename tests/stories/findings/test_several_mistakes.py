@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from tests.twins import Twin
 
 
-def said(told: Captured) -> list[tuple[str, CallSite | None]]:
+def said(captured: Captured) -> list[tuple[str, CallSite | None]]:
     """The findings with their lines, in the order they were drawn; nothing of ours failed."""
-    assert told.metrics.get("session_tracer.errors", []) == []
-    return [(finding.id, finding.site) for finding in told.findings]
+    assert captured.metrics.get("session_tracer.errors", []) == []
+    return [(finding.id, finding.site) for finding in captured.findings]
 
 
 def books_of(found: list[Author]) -> int:
@@ -59,13 +59,13 @@ ERRORS = [
 def test_each_mistake_is_found_once_and_in_its_turn(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(6, books_each=1))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             await err_often(twin)
-        assert said(told) == ERRORS
-        (summary,) = told.sessions
+        assert said(captured) == ERRORS
+        (summary,) = captured.sessions
         assert [one.id for one in summary.findings] == [id_ for id_, _ in ERRORS[:4]]
-        assert {one.session_id for one in told.findings} == {summary.id}
-        assert {one.session_site for one in told.findings} == {marked(err_often, "<- opened")}
+        assert {one.session_id for one in captured.findings} == {summary.id}
+        assert {one.session_site for one in captured.findings} == {marked(err_often, "<- opened")}
 
     twin.run(story)
 
@@ -73,11 +73,11 @@ def test_each_mistake_is_found_once_and_in_its_turn(twin: Twin) -> None:
 def test_a_second_session_errs_anew(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(6, books_each=1))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             await err_often(twin)
             await err_often(twin)
-        assert said(told) == ERRORS * 2
-        assert len({one.session_id for one in told.findings}) == 2
+        assert said(captured) == ERRORS * 2
+        assert len({one.session_id for one in captured.findings}) == 2
 
     twin.run(story)
 
@@ -96,14 +96,14 @@ async def leak_and_err(twin: Twin) -> None:
 def test_a_leak_does_not_silence_other_mistakes(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(6, books_each=1))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             await leak_and_err(twin)
-        assert [id_ for id_, _ in said(told)] == [
+        assert [id_ for id_, _ in said(captured)] == [
             "leaked-session",
             "n-plus-one",
             "crossed-sessions",
         ]
-        assert [one.finding.id for one in told.retractions] == ["leaked-session"]
+        assert [one.finding.id for one in captured.retractions] == ["leaked-session"]
 
     twin.run(story)
 
@@ -111,23 +111,23 @@ def test_a_leak_does_not_silence_other_mistakes(twin: Twin) -> None:
 # Told while the session is open.
 
 
-def test_a_mistake_is_told_at_once(twin: Twin) -> None:
+def test_a_mistake_is_reported_at_once(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(6, books_each=1))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 found = list((await session.scalars(select(Author))).all())
                 await session.run_sync(lambda _: books_of(found))
-                assert [one.id for one in told.findings] == ["n-plus-one"]
-                assert [log["finding_id"] for log in told.logs if log["event"] == "finding"] == [
-                    "n-plus-one"
-                ]
-                (counted,) = told.metrics["sqlalchemy.findings"]
+                assert [one.id for one in captured.findings] == ["n-plus-one"]
+                assert [
+                    log["finding_id"] for log in captured.logs if log["event"] == "finding"
+                ] == ["n-plus-one"]
+                (counted,) = captured.metrics["sqlalchemy.findings"]
                 assert (counted.attributes["sqlalchemy.finding.id"], counted.value) == (
                     "n-plus-one",
                     1,
                 )
-                assert told.sessions == []
+                assert captured.sessions == []
 
     twin.run(story)
 
@@ -157,13 +157,13 @@ def test_each_capture_has_findings_of_its_own(twin: Twin) -> None:
             await err_often(twin)
         assert [(one.id, one.site) for one in heard] == said(strict) == said(everything) == ERRORS
         assert said(lax) == ERRORS[2:]
-        assert [told.findings[0].session_name for told in (strict, lax, everything)] == [
+        assert [captured.findings[0].session_name for captured in (strict, lax, everything)] == [
             "strict",
             "lax",
             "everything",
         ]
         assert {one.session_name for one in heard} == {"orders-db"}
-        assert [told.findings[0].count for told in (strict, everything)] == [2, 5]
+        assert [captured.findings[0].count for captured in (strict, everything)] == [2, 5]
         # It is one scope to all of them.
         assert len({one.session_id for one in [*heard, *strict.findings, *lax.findings]}) == 1
 
@@ -173,7 +173,7 @@ def test_each_capture_has_findings_of_its_own(twin: Twin) -> None:
 def test_a_capture_that_comes_later_hears_of_what_comes_later(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(6, books_each=1))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 found = list((await session.scalars(select(Author))).all())
                 await session.run_sync(lambda _: books_of(found))
@@ -182,7 +182,7 @@ def test_a_capture_that_comes_later_hears_of_what_comes_later(twin: Twin) -> Non
                         session.add(Author(name="author 0"))
                         await session.flush()
                     await session.rollback()
-        assert [id_ for id_, _ in said(told)] == ["n-plus-one", "failed-flush"]
+        assert [id_ for id_, _ in said(captured)] == ["n-plus-one", "failed-flush"]
         assert [id_ for id_, _ in said(late)] == ["failed-flush"]
 
     twin.run(story)
@@ -210,23 +210,23 @@ def test_what_the_watch_finds_reaches_everybody(twin: Twin, option: str) -> None
         heard = Heard()
         with ExitStack() as stack:
             stack.enter_context(instrument(twin.factory, exporter=heard.exporter(), **patience))
-            told = stack.enter_context(capture(twin.factory, **patience))
+            captured = stack.enter_context(capture(twin.factory, **patience))
             deaf = stack.enter_context(capture(twin.factory))
             async with twin.session() as session:
                 await session.connection()
-                await until(lambda: heard.findings and told.findings, is_async=twin.is_async)
+                await until(lambda: heard.findings and captured.findings, is_async=twin.is_async)
         (id_,) = {
             "leak_after_seconds": ["leaked-session"],
             "idle_in_transaction_seconds": ["idle-in-transaction"],
         }[option]
         assert heard.findings == [id_]
         assert [log["finding_id"] for log in heard.logs if log["event"] == "finding"] == [id_]
-        assert [id_ for id_, _ in said(told)] == [id_]
-        (span,) = [span for span in told.spans if span.name == "transaction"]
+        assert [id_ for id_, _ in said(captured)] == [id_]
+        (span,) = [span for span in captured.spans if span.name == "transaction"]
         assert [event.name for event in span.events] == ["sqlalchemy.finding"]
-        (counted,) = told.metrics["sqlalchemy.findings"]
+        (counted,) = captured.metrics["sqlalchemy.findings"]
         assert (counted.attributes["sqlalchemy.finding.id"], counted.value) == (id_, 1)
-        assert [one.id for one in told.sessions[0].findings] == [id_]
+        assert [one.id for one in captured.sessions[0].findings] == [id_]
         assert said(deaf) == []
 
     twin.run(story)

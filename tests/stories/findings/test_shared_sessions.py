@@ -69,64 +69,64 @@ def test_a_session_of_several_requests(twin: Twin, tracer: Tracer, limit: int) -
         if twin.is_async:
             asyncio.current_task().set_name("server")  # type: ignore[union-attr] # there is one
         settings: dict[str, Any] = {} if limit == 3 else {"traces_per_session": limit}
-        with capture(twin.factory, **settings) as told:
+        with capture(twin.factory, **settings) as captured:
             await serve(twin, tracer, requests=limit + 3)
         owner = 'task "server"' if twin.is_async else 'thread "MainThread"'
-        assert_found(told, due(serve, "request", limit, twin, [owner]))
-        assert told.findings[0].message == (
+        assert_found(captured, due(serve, "request", limit, twin, [owner]))
+        assert captured.findings[0].message == (
             f"this session began transactions in {limit} different traces"
         )
-        with capture(twin.factory, **settings) as told:
+        with capture(twin.factory, **settings) as captured:
             await serve(twin, tracer, requests=limit - 1)
-        assert_silent(told, sessions=1)
+        assert_silent(captured, sessions=1)
 
     twin.run(story)
 
 
 def test_a_session_for_each_request(twin: Twin, tracer: Tracer) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             for _ in range(5):
                 with tracer.start_as_current_span("request"):
                     async with twin.session() as session:
                         await unit(session)
-        assert_silent(told, sessions=5)
+        assert_silent(captured, sessions=5)
 
     twin.run(story)
 
 
 def test_many_spans_of_one_request(twin: Twin, tracer: Tracer) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told, tracer.start_as_current_span("request"):
+        with capture(twin.factory) as captured, tracer.start_as_current_span("request"):
             async with twin.session() as session:
                 for _ in range(5):
                     with tracer.start_as_current_span("step"):
                         await unit(session)
-        assert_silent(told, sessions=1)
+        assert_silent(captured, sessions=1)
 
     twin.run(story)
 
 
 def test_a_session_that_is_closed_between_requests(twin: Twin, tracer: Tracer) -> None:
     async def story() -> None:
-        with capture(twin.factory, ignore={"reused-after-close"}) as told:
+        with capture(twin.factory, ignore={"reused-after-close"}) as captured:
             session = twin.session()
             for _ in range(5):
                 with tracer.start_as_current_span("request"):
                     await unit(session)
                     await session.close()
-        assert_silent(told, sessions=5)
+        assert_silent(captured, sessions=5)
 
     twin.run(story)
 
 
 def test_where_nobody_makes_spans_there_is_one_trace(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 for _ in range(5):
                     await unit(session)
-        assert_silent(told, sessions=1)
+        assert_silent(captured, sessions=1)
 
     twin.run(story)
 
@@ -154,14 +154,16 @@ async def serve_tasks(twin: Twin, requests: int) -> None:
 @only_async
 def test_a_session_of_unrelated_tasks(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             await serve_tasks(twin, requests=7)
         owners = ['task "request 0"', 'task "request 1"', 'task "request 2"']
-        assert_found(told, due(serve_tasks, "task", 3, twin, owners))
-        assert told.findings[0].message == "this session began transactions in 3 unrelated tasks"
-        with capture(twin.factory) as told:
+        assert_found(captured, due(serve_tasks, "task", 3, twin, owners))
+        assert (
+            captured.findings[0].message == "this session began transactions in 3 unrelated tasks"
+        )
+        with capture(twin.factory) as captured:
             await serve_tasks(twin, requests=2)
-        assert_silent(told, sessions=1)
+        assert_silent(captured, sessions=1)
 
     twin.run(story)
 
@@ -212,10 +214,10 @@ async def by_tasks_of_tasks(session: Any) -> None:
 )
 def test_tasks_that_one_task_awaits(twin: Twin, work: Any) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 await work(session)
-        assert_silent(told, sessions=1, statements=5)
+        assert_silent(captured, sessions=1, statements=5)
 
     twin.run(story)
 
@@ -228,9 +230,9 @@ def test_a_session_that_one_task_opens_and_its_children_use(twin: Twin) -> None:
                 await unit(session)
                 await by_plain_awaits(session)
 
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             await asyncio.gather(request(), request())
-        assert_silent(told, sessions=2)
+        assert_silent(captured, sessions=2)
 
     twin.run(story)
 
@@ -245,10 +247,10 @@ def test_threads_that_hand_a_session_on(twin: Twin) -> None:
         session.commit()
 
     async def story() -> None:
-        with capture(twin.factory) as told, twin.factory() as session:
+        with capture(twin.factory) as captured, twin.factory() as session:
             for _ in range(5):
                 with ThreadPoolExecutor(1) as pool:
                     pool.submit(work, session).result()
-        assert_silent(told, sessions=1)
+        assert_silent(captured, sessions=1)
 
     twin.run(story)

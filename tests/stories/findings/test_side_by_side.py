@@ -45,11 +45,11 @@ async def look_up_while_reading(twin: Twin) -> None:
             await look_up(twin)
 
 
-def test_a_session_within_another_ones_transaction(twin: Twin) -> None:
+def test_a_session_inside_another_ones_transaction(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory, name="shop-db") as told:
+        with capture(twin.factory, name="shop-db") as captured:
             await look_up_while_reading(twin)
-        outer, *inner = told.sessions
+        outer, *inner = captured.sessions
         nested = Due(
             id="nested-sessions",
             site=marked(look_up, "<- second"),
@@ -63,8 +63,8 @@ def test_a_session_within_another_ones_transaction(twin: Twin) -> None:
                 "other_acquired_at": str(marked(look_up_while_reading, "<- first")),
             },
         )
-        assert_found(told, nested, nested)
-        assert [finding.session_id for finding in told.findings] == [one.id for one in inner]
+        assert_found(captured, nested, nested)
+        assert [finding.session_id for finding in captured.findings] == [one.id for one in inner]
 
     twin.run(story)
 
@@ -120,9 +120,9 @@ def test_sessions_that_hold_one_connection_at_a_time(
     twin: Twin, nest: Callable[[Twin], Any]
 ) -> None:
     async def story() -> None:
-        with capture() as told:
+        with capture() as captured:
             await nest(twin)
-        assert_found(told)
+        assert_found(captured)
 
     twin.run(story)
 
@@ -134,12 +134,12 @@ def test_another_threads_connection_is_its_own(twin: Twin) -> None:
             session.scalars(select(Author)).all()
 
     async def story() -> None:
-        with capture(twin.factory) as told, twin.factory() as session:
+        with capture(twin.factory) as captured, twin.factory() as session:
             session.scalars(select(Author)).all()
             other = threading.Thread(target=work)
             other.start()
             other.join()
-        assert_found(told)
+        assert_found(captured)
 
     twin.run(story)
 
@@ -147,11 +147,11 @@ def test_another_threads_connection_is_its_own(twin: Twin) -> None:
 @only_async
 def test_another_tasks_connection_is_its_own(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 await read(session)
                 await asyncio.create_task(look_up(twin))
-        assert_found(told)
+        assert_found(captured)
 
     twin.run(story)
 
@@ -203,10 +203,10 @@ def test_two_sessions_that_share_the_writing(twin: Twin, save: Callable[[Twin], 
     second = SPLIT[save]
 
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             await save(twin)
         assert_found(
-            told,
+            captured,
             Due(
                 id="split-writes",
                 site=marked(second, "<- second"),
@@ -283,9 +283,9 @@ NOT_SPLIT = (
 @pytest.mark.parametrize("save", NOT_SPLIT, ids=lambda story: story.__name__)
 def test_sessions_that_write_on_their_own(twin: Twin, save: Callable[[Twin], Any]) -> None:
     async def story() -> None:
-        with capture() as told:
+        with capture() as captured:
             await save(twin)
-        assert_found(told)
+        assert_found(captured)
 
     twin.run(story)
 
@@ -293,12 +293,12 @@ def test_sessions_that_write_on_their_own(twin: Twin, save: Callable[[Twin], Any
 @only_async
 def test_what_another_task_writes_is_its_own(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 session.add_all(authors(2))
                 await session.commit()
                 await asyncio.create_task(save_a_book(twin))
-        assert_found(told)
+        assert_found(captured)
 
     twin.run(story)
 
@@ -311,13 +311,13 @@ async def save_while_reading(twin: Twin) -> None:
         await session.commit()  # <- last
 
 
-def test_both_harms_are_said(twin: Twin) -> None:
+def test_both_harms_are_reported(twin: Twin) -> None:
     """The second connection as it is taken, the second commit as it is made."""
 
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             await save_while_reading(twin)
-        assert [(finding.id, finding.site) for finding in told.findings] == [
+        assert [(finding.id, finding.site) for finding in captured.findings] == [
             ("nested-sessions", marked(save_a_book, "<- second")),
             ("split-writes", marked(save_while_reading, "<- last")),
         ]

@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.filterwarnings("ignore:The garbage collector is trying to clean up")
 
 
-def ids(told: Captured) -> list[str]:
+def ids(captured: Captured) -> list[str]:
     """The findings, in the order they were drawn; nothing of ours failed."""
-    assert told.metrics.get("session_tracer.errors", []) == []
-    return [finding.id for finding in told.findings]
+    assert captured.metrics.get("session_tracer.errors", []) == []
+    return [finding.id for finding in captured.findings]
 
 
 # "abandoned-session tells what was lost; discarded-changes then stays silent."
@@ -41,7 +41,7 @@ def ids(told: Captured) -> list[str]:
 @pytest.mark.parametrize("ending", ["collected", "closed"])
 def test_lost_with_its_session_or_discarded_by_close(twin: Twin, ending: str) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             session = twin.factory()
             session.add(Author(name="lost"))
             session.flush()
@@ -50,9 +50,9 @@ def test_lost_with_its_session_or_discarded_by_close(twin: Twin, ending: str) ->
                 session.close()
             del session
             gc.collect()
-            assert len(told.sessions) == 1
-        (finding,) = told.findings
-        assert ids(told) == [
+            assert len(captured.sessions) == 1
+        (finding,) = captured.findings
+        assert ids(captured) == [
             {"collected": "abandoned-session", "closed": "discarded-changes"}[ending]
         ]
         assert finding.evidence["flushed_new"] == {"Author": 1}
@@ -84,16 +84,16 @@ PATIENCE: dict[str, Any] = {
 )
 def test_a_session_that_waits(twin: Twin, seconds: tuple[int, ...], said: list[str]) -> None:
     async def story() -> None:
-        with capture(twin.factory, **PATIENCE) as told:
+        with capture(twin.factory, **PATIENCE) as captured:
             async with twin.session() as session:
                 await session.connection()
                 for later in seconds:
                     look_ahead(later)
-        assert ids(told) == said
+        assert ids(captured) == said
         if len(said) == 2:
-            assert told.findings[1].evidence["earlier"] == ["idle-in-transaction"]
+            assert captured.findings[1].evidence["earlier"] == ["idle-in-transaction"]
         elif said == ["leaked-session"]:
-            assert "earlier" not in told.findings[0].evidence
+            assert "earlier" not in captured.findings[0].evidence
 
     twin.run(story)
 
@@ -123,10 +123,10 @@ async def roll_back_at_once(twin: Twin) -> None:
 
 def test_a_failure_and_the_use_after_it(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             await use_without_a_rollback(twin)
-        assert ids(told) == ["failed-flush", "pending-rollback"]
-        failed, pending = told.findings
+        assert ids(captured) == ["failed-flush", "pending-rollback"]
+        failed, pending = captured.findings
         assert failed.site == marked(use_without_a_rollback, "<- fails")
         assert pending.site == marked(use_without_a_rollback, "<- uses")
         assert pending.evidence["failed_at"] == str(failed.site)
@@ -136,9 +136,9 @@ def test_a_failure_and_the_use_after_it(twin: Twin) -> None:
 
 def test_a_failure_that_is_rolled_back(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             await roll_back_at_once(twin)
-        assert ids(told) == ["failed-flush"]
+        assert ids(captured) == ["failed-flush"]
 
     twin.run(story)
 
@@ -168,13 +168,13 @@ def test_what_is_loaded_one_by_one(twin: Twin, what: str) -> None:
 
     async def story() -> None:
         await keep(twin, *authors(8, books_each=1))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 found = (await session.scalars(select(Author))).all()
                 if commits:
                     await session.commit()
                 await session.run_sync(lambda _: [read(author) for author in found])
-        assert ids(told) == said
+        assert ids(captured) == said
 
     twin.run(story)
 
@@ -188,7 +188,7 @@ def test_what_a_flush_expired_no_commit_did(twin: Twin) -> None:
     async def story() -> None:
         async with shop.opened(twin):
             await keep(twin, *[Customer(name=f"customer {n}") for n in range(8)])  # type: ignore[arg-type] # mapped with another base
-            with capture(twin.factory) as told:
+            with capture(twin.factory) as captured:
                 async with twin.session() as session:
                     await session.scalars(select(Customer))
                     await session.commit()
@@ -196,8 +196,8 @@ def test_what_a_flush_expired_no_commit_did(twin: Twin) -> None:
                     await change(session)
                     await session.run_sync(lambda _: [one.changed_at for one in found])
                     await session.rollback()
-        assert ids(told) == []
-        assert told.sessions[0].lazy_loads == {"expired": 9}
+        assert ids(captured) == []
+        assert captured.sessions[0].lazy_loads == {"expired": 9}
 
     twin.run(story)
 
@@ -219,12 +219,12 @@ def test_what_is_looked_up_one_by_one(twin: Twin, what: str) -> None:
 
     async def story() -> None:
         await keep(twin, *authors(12))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             async with twin.session() as session:
                 kept = (await session.scalars(select(Author))).all() if held else []
                 for key in keys:
                     kept.append(await session.get(Author, key))
-        assert ids(told) == said
+        assert ids(captured) == said
 
     twin.run(story)
 
@@ -246,13 +246,13 @@ async def write_beside(twin: Twin) -> None:
 
 def test_two_sessions_side_by_side(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             await write_beside(twin)
-        assert [(one.id, one.site) for one in told.findings] == [
+        assert [(one.id, one.site) for one in captured.findings] == [
             ("nested-sessions", marked(write_beside, "<- nests")),
             ("split-writes", marked(write_beside, "<- splits")),
         ]
-        assert ids(told)
+        assert ids(captured)
 
     twin.run(story)
 
@@ -272,9 +272,9 @@ async def read_too_late(twin: Twin) -> None:
 def test_a_detached_object_that_a_commit_expired_is_no_reload(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(8))
-        with capture(twin.factory) as told:
+        with capture(twin.factory) as captured:
             await read_too_late(twin)
-        assert set(ids(told)) == {"detached-lazy-load"}
+        assert set(ids(captured)) == {"detached-lazy-load"}
 
     twin.run(story)
 
@@ -287,9 +287,9 @@ async def commit_twice_the_same(twin: Twin) -> None:
 
 def test_a_failed_commit_is_one_failure(twin: Twin) -> None:
     async def story() -> None:
-        with capture(twin.factory) as told, pytest.raises(IntegrityError):
+        with capture(twin.factory) as captured, pytest.raises(IntegrityError):
             await commit_twice_the_same(twin)
-        assert ids(told) == ["failed-flush"]
+        assert ids(captured) == ["failed-flush"]
 
     twin.run(story)
 
@@ -297,12 +297,12 @@ def test_a_failed_commit_is_one_failure(twin: Twin) -> None:
 def test_no_mistake_is_no_finding(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(8, books_each=1))
-        with capture(twin.factory, **PATIENCE) as told:
+        with capture(twin.factory, **PATIENCE) as captured:
             async with twin.session() as session:
                 (await session.scalars(select(Author))).all()
                 session.add(Author(name="one more"))
                 await session.commit()
                 look_ahead(9)
-        assert_silent(told, sessions=1)
+        assert_silent(captured, sessions=1)
 
     twin.run(story)
