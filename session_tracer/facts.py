@@ -1,10 +1,9 @@
 """What can happen to a session, as plain values.
 
-Every fact has `at`, nanoseconds of the tracer's monotonic clock, and all but a few have `site`, the
-application's line that made it happen (None where no line of the application did). Durations are
-nanoseconds. Counts by entity are `{"Author": 2}`, keyed by the mapped class's name. Facts are not
-frozen: a frozen dataclass takes three times as long to make, and they are made in hot paths. Nobody
-changes one.
+Every fact has `at`, in nanoseconds of the tracer's monotonic clock. Most have `site`, the line of
+the application that caused it, or None if no line did. Durations are in nanoseconds. Counts by
+entity are keyed by the name of the mapped class: `{"Author": 2}`. Facts are not frozen, because a
+frozen dataclass takes three times as long to make. Do not change one.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ Missing: TypeAlias = Literal["relationship", "deferred", "expired", "dynamic", "
 class _Value:
     """How facts are shown and compared.
 
-    `@dataclass` would write both anew, as source, for each of them: 4 ms of the import.
+    `@dataclass` would compile both methods for each of them, which takes 4 ms of the import.
     """
 
     __slots__ = ()
@@ -55,7 +54,7 @@ class _Value:
 
 @dataclass(slots=True, eq=False, repr=False)
 class Database(_Value):
-    """Where a connection leads, in OpenTelemetry's terms; empty strings where it is unknown."""
+    """The database of a connection, in OpenTelemetry's terms; empty strings if it is unknown."""
 
     system: str = ""
     namespace: str = ""
@@ -67,8 +66,8 @@ class Database(_Value):
 class SessionOpened(_Value):
     """A scope began: the Session was made, or used again after it was closed.
 
-    Where it was used again, `last_ending`, `last_closed_site` and `same_owner` tell how and where
-    the scope before ended, and whether the same thread or task had ended it.
+    If it was used again, `last_ending` and `last_closed_site` are how and where the scope before
+    ended, and `same_owner` is whether the same thread or task had ended it.
     """
 
     at: int
@@ -83,11 +82,11 @@ class SessionOpened(_Value):
 class SessionClosed(_Value):
     """A scope ended.
 
-    `error` names the exception that was leaving, if one was, and `leaving` says so of a generator's
-    early end too; `detached` counts the objects that the session let go of. `added`, `modified` and
-    `removed` are the objects whose changes were never flushed, `added_site` where the last of the
-    new ones was added. `joined` says that the transaction was part of one that its connection was
-    in before, so that nothing was decided by ending it.
+    `error` is the type of the exception that propagated, if one did. `leaving` is also true if a
+    generator was closed early. `detached` counts the objects that left the session. `added`,
+    `modified` and `removed` count the objects whose changes were never flushed, and `added_site` is
+    where the last new one was added. `joined` is whether the connection was in an outer
+    transaction, which decides whether the changes are committed.
     """
 
     at: int
@@ -110,8 +109,8 @@ class SessionClosed(_Value):
 class TransactionBegan(_Value):
     """The session's transaction, or with `nested` a savepoint, began.
 
-    `owner` is the thread or task that began it, `root` the task that awaits it outermost (itself
-    where none does), `trace` the trace id of the caller's span, 0 where there is none.
+    `owner` is the thread or task that began it, `root` the outermost task that awaits it (itself if
+    none does), and `trace` the trace id of the caller's span, 0 if there is none.
     """
 
     at: int
@@ -127,8 +126,8 @@ class TransactionBegan(_Value):
 class TransactionEnded(_Value):
     """A transaction or savepoint ended.
 
-    `took` is how long the COMMIT itself took, `error` names what made it fail, `size` is how many
-    objects the identity map held.
+    `took` is the duration of the COMMIT itself, `error` the type of the exception that made it
+    fail, and `size` the number of objects in the identity map.
     """
 
     at: int
@@ -146,8 +145,8 @@ class TransactionEnded(_Value):
 class ConnectionAcquired(_Value):
     """The transaction used a connection for the first time.
 
-    `joined` says that the connection was in a transaction of somebody else's before, which decides
-    what becomes of this one.
+    `joined` is whether the connection was in an outer transaction, which decides whether the
+    changes are committed.
     """
 
     at: int
@@ -158,7 +157,7 @@ class ConnectionAcquired(_Value):
 
 @dataclass(slots=True, eq=False, repr=False)
 class ConnectionReleased(_Value):
-    """The transaction gave a connection back: how long it was held, how much of that was SQL."""
+    """The transaction released a connection: how long it was held, how much of that was SQL."""
 
     at: int
     held: int
@@ -183,16 +182,16 @@ class StatementStarted(_Value):
 class StatementExecuted(_Value):
     """The driver's execute call returned, or raised `error`.
 
-    `operation` is SQL's verb, `collection` the first table named, `entity` the mapped class the
-    statement is for, `eager` the relationship (`Author.books`) that an eager loader reads with it.
+    `operation` is the SQL verb, `collection` the first table named, `entity` the mapped class of
+    the statement, and `eager` the relationship (`Author.books`) that an eager loader reads with it.
     `status` is the database's own code for the error.
 
-    `rows` is how many rows it wrote, as far as that is known without asking: -1 where it is not.
-    `by_key` says that it selects one row of `entity` by its primary key, as `get()` and `merge()`
-    do, and `key` the attribute that it is, where it is one. `fingerprint` is equal for two SELECTs
-    of the same text with the same parameters, 0 where the parameters cannot be compared; no
-    parameter can be told from it. `streamed` says that its
-    rows are fetched as they are asked for. `text` is equal for two statements of the same text.
+    `rows` is the number of rows that it wrote, or -1 if that is not known without a query. `by_key`
+    is whether it selects one row of `entity` by its primary key, as `get()` and `merge()` do, and
+    `key` the attribute of that primary key, if it is one. `fingerprint` is equal for two SELECTs of
+    the same text with the same parameters, and 0 if the parameters cannot be compared. It is a
+    hash, which does not contain them. `streamed` is whether its rows are fetched one batch after
+    another. `text` is equal for two statements of the same text.
     """
 
     at: int
@@ -218,13 +217,13 @@ class StatementExecuted(_Value):
 class AttributeLoaded(_Value):
     """A statement ran because an attribute of one object was read or refreshed.
 
-    `parent` is equal for two loads for the same object, and tells nothing else of it. `options` is
-    what loads the attribute with its object, as the code of loader options
-    (`selectinload(Author.books)`), and `root` the mapped class to select with them. `loaded_site`
-    is where the object was loaded, `root_site` where the SELECT of `root` is that led to it.
-    Where a commit, a rollback or `expire()` of this scope had taken the attribute's value (or may
-    have), `expired_by` and `expired_site` say which. `left_out` says that it is a column of a
-    subclass, which a SELECT of its base class does not read.
+    `parent` is equal for two loads of the same object, and is a hash. `options` are the loader
+    options, as code, that load the attribute with its object (`selectinload(Author.books)`), and
+    `root` is the mapped class to select with them. `loaded_site` is where the object was loaded,
+    and `root_site` where the SELECT of `root` is. `expired_by` and `expired_site` are the commit,
+    rollback or `expire()` of this scope that expired, or may have expired, the attribute.
+    `left_out` is whether it is a column of a subclass, which a SELECT of the base class does not
+    read.
     """
 
     at: int
@@ -246,7 +245,7 @@ class AttributeLoaded(_Value):
 class ObjectsLoaded(_Value):
     """Rows of the last statement became objects that were not in the identity map.
 
-    `at_once` is how many rows became objects at a time, 0 where all of them did.
+    `at_once` is the number of rows that became objects at a time, or 0 if all of them did.
     """
 
     at: int
@@ -300,7 +299,7 @@ class FlushFailed(_Value):
 
 @dataclass(slots=True, eq=False, repr=False)
 class ObjectsExpired(_Value):
-    """`expire()` or `expire_all()` was called; `count` objects were in its reach."""
+    """`expire()` or `expire_all()` was called for `count` objects."""
 
     at: int
     site: CallSite | None
@@ -327,14 +326,13 @@ class ObjectMerged(_Value):
 
 @dataclass(slots=True, eq=False, repr=False)
 class DetachedLoadFailed(_Value):
-    """A detached object's attribute needed a load, and SQLAlchemy refused.
+    """A detached object's attribute needed a load, and SQLAlchemy refused it.
 
-    `load` says what was missing: a relationship, a deferred column, expired columns, or the query
-    of a dynamic relationship. `loader` is the loader option that would have brought it, as code.
-    The session that last held the object tells the rest: its id, where it was opened, where the
-    object was loaded, what expired it (`expired_by`), and how, where and when the object left it
-    (`departed_at`, monotonic).
-    `departure` is empty where no traced session is known to have held the object.
+    `load` is what was missing: a relationship, a deferred column, expired columns, or the query of
+    a dynamic relationship. `loader` is the loader option that would have loaded it, as code. The
+    other fields are about the session that last held the object: where it loaded the object, what
+    expired it, and how, where and when (`departed_at`, monotonic) the object left it. `departure`
+    is empty if no traced session is known to have held the object.
     """
 
     at: int
@@ -356,8 +354,8 @@ class DetachedLoadFailed(_Value):
 class ImplicitLoadFailed(_Value):
     """Reading an attribute needed a load where none can be awaited (`MissingGreenlet`).
 
-    `load` says what was missing; `options`, `root`, `root_site`, `loaded_site`, `expired_by` and
-    `expired_site` are those of an `AttributeLoaded`.
+    `load` is what was missing. `options`, `root`, `root_site`, `loaded_site`, `expired_by` and
+    `expired_site` are as in `AttributeLoaded`.
     """
 
     at: int
@@ -388,9 +386,9 @@ class LoadRefused(_Value):
 class RollbackPending(_Value):
     """The session was used after a failed flush without a rollback (`PendingRollbackError`).
 
-    `swallowed` is the line of the `except` that caught the failure, where that can be told.
-    `in_block` says that all of it was in the block of a transaction, or of a savepoint, which has
-    to be left before anything else ("Can't operate on closed transaction inside context manager").
+    `swallowed` is the line of the `except` that caught the failure, if it is known. `in_block` is
+    whether all of it happened in the block of a transaction or savepoint, which has to be left
+    before the session is used ("Can't operate on closed transaction inside context manager").
     """
 
     at: int
@@ -403,7 +401,7 @@ class RollbackPending(_Value):
 class ObjectCrossed(_Value):
     """An object of another session was refused ("already attached to session").
 
-    `other` is the id of that session's scope, empty where nobody traces it.
+    `other` is the id of that session's scope, or empty if it is not traced.
     """
 
     at: int
@@ -433,7 +431,7 @@ class SessionUsedConcurrently(_Value):
 class EventLoopChanged(_Value):
     """The session is used on another event loop than the one on which its scope was first used.
 
-    `thread` and `other_thread` are the names of the threads the two loops run in.
+    `thread` and `other_thread` are the names of the threads in which the two loops run.
     """
 
     at: int
@@ -456,8 +454,8 @@ class TransactionCancelled(_Value):
 class ConnectionNested(_Value):
     """A connection was acquired while the same thread or task held another of the same engine.
 
-    `other` is the scope that holds it: its id, name, where it was opened and where it acquired the
-    connection, `held` for how long it has had it.
+    `other` is the id of the scope that holds it. The other fields are its name, where it was
+    opened, where it acquired the connection, and for how long it has held it.
     """
 
     at: int
@@ -488,7 +486,7 @@ class WritesSplit(_Value):
 
 @dataclass(slots=True, eq=False, repr=False)
 class CheckoutTimedOut(_Value):
-    """The pool had no connection for the session in time; `holders` are the scopes that have one.
+    """The pool had no connection for the session in time; `holders` are the scopes that hold one.
 
     `timeout` is in nanoseconds.
     """
@@ -501,12 +499,12 @@ class CheckoutTimedOut(_Value):
 
 @dataclass(slots=True, eq=False, repr=False)
 class TimePassed(_Value):
-    """Nothing happened for a while: what detectors that wait for time to pass are asked about.
+    """Nothing happened for a while. Detectors that wait for time to pass are asked about it.
 
-    Told by the watch's thread, not the session's own, and only of scopes that have begun a
-    transaction. `running` says that a statement is at the database right now, or that its rows are
-    being fetched. `look()` is what `live_sessions()` would say of the session, with the live stack
-    of its owner: it costs something, so it is for when there is a finding to draw.
+    The watch's thread publishes it, and only for scopes that have begun a transaction. `running` is
+    whether the database executes a statement now, or its rows are being fetched. `look()` returns
+    what `live_sessions()` has about the session, with the current stack of its owner. Call it only
+    for a finding: it is slow.
     """
 
     at: int

@@ -451,11 +451,11 @@ def _aside(target: Any) -> Iterator[None]:
 
     SQLAlchemy fires an event by iterating over a deque and listens by appending to it: without the
     copies, an event of another thread's session would raise "deque mutated during iteration" in the
-    application.
+    application. Other classes' listeners are left alone: another thread may be adding one.
     """
     levels = [getattr(target.dispatch, name) for name, *_ in _LISTENERS if KNOWS_COLLECTIONS]
     for level in levels:
-        for cls, listeners in _items(level._clslevel):
+        for cls, listeners in _of_subclasses(target, level._clslevel):
             level._clslevel[cls] = type(listeners)(listeners)
     try:
         yield
@@ -463,7 +463,7 @@ def _aside(target: Any) -> Iterator[None]:
         sessions = live_sessions() if levels else []
         for level in levels:
             by_class = level._clslevel
-            for cls, collections in _items(target.dispatch._empty_listener_reg):
+            for cls, collections in _of_subclasses(target, target.dispatch._empty_listener_reg):
                 if level.name in collections and cls in by_class:
                     collections[level.name].parent_listeners = by_class[cls]
             for session in sessions:
@@ -473,7 +473,8 @@ def _aside(target: Any) -> Iterator[None]:
                     own.parent_listeners = by_class[type(session)]
 
 
-def _items(by_class: WeakKeyDictionary[type, Any]) -> list[tuple[type, Any]]:
-    """What is there now: other threads may be making classes meanwhile."""
+def _of_subclasses(target: type, by_class: WeakKeyDictionary[type, Any]) -> list[tuple[type, Any]]:
+    """The items of a class and its subclasses; other threads may be making classes meanwhile."""
     classes = [ref() for ref in by_class.keyrefs()]
-    return [(cls, by_class[cls]) for cls in classes if cls is not None and cls in by_class]
+    known = [cls for cls in classes if cls is not None and issubclass(cls, target)]
+    return [(cls, by_class[cls]) for cls in known if cls in by_class]

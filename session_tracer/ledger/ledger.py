@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ASLEEP",
+    "FLUSHED",
     "SIZES_KEPT",
     "Closing",
     "Ledger",
@@ -781,7 +782,7 @@ class Ledger(Use):
     def uncommitted(self) -> dict[str, Counts]:
         """What was flushed and neither committed nor rolled back, by the keys of evidence."""
         now = (self.new, self.dirty, self.deleted)
-        pairs = zip(_FLUSHED, map(difference, now, self.decided), strict=True)
+        pairs = zip(FLUSHED, map(difference, now, self.decided), strict=True)
         return {key: counts for key, counts in pairs if counts}
 
     @property
@@ -1248,7 +1249,7 @@ class Ledger(Use):
 _SAVEPOINT_OPERATIONS: Final = frozenset({"SAVEPOINT", "RELEASE", "ROLLBACK"})
 # What a savepoint has flushed is the outer transaction's after these.
 _KEPT: Final = frozenset({"committed", "closed", "abandoned"})
-_FLUSHED: Final = ("flushed_new", "flushed_dirty", "flushed_deleted")
+FLUSHED: Final = ("flushed_new", "flushed_dirty", "flushed_deleted")
 
 # What wakes the watchdog as a session is opened; empty unless it waits for one.
 ASLEEP: Final[list[Callable[[], None]]] = []

@@ -13,7 +13,7 @@ from session_tracer.exporter_choice import Named
 from session_tracer.ledger.in_progress import Flush, Holding, OpenTransaction
 from session_tracer.ledger.ledger import Ledger
 from session_tracer.ledger.loads import Load
-from session_tracer.ledger.object_counter import Counter
+from session_tracer.ledger.object_counter import NOTHING_LOADED, Counter
 from session_tracer.ledger.origin import Origin, Scope
 from session_tracer.model.timeline import NO_TIMELINE
 from session_tracer.tracer import Tracer
@@ -246,6 +246,8 @@ class PlayedScope:
 
     def _objects_loaded(self, fact: facts.ObjectsLoaded) -> None:
         ledger = self.ledger
+        if ledger.counter is NOTHING_LOADED:  # the scope has ended
+            ledger.counter = _counter()
         for name, count in fact.loaded.items():
             ledger.counter.counts[_mapped(name)] += count
         ledger.load_site = fact.site
@@ -339,6 +341,12 @@ _WRITES: Final = frozenset({"INSERT", "UPDATE", "DELETE", "MERGE", "REPLACE"})
 _ONE_ROW: Final = frozenset({"INSERT", "UPDATE", "DELETE"})
 
 
+def _counter() -> Counter:
+    counter = Counter()
+    counter.counts = defaultdict(int)
+    return counter
+
+
 class _Ledger(Ledger):
     """A ledger whose user and clock are those of the facts."""
 
@@ -349,8 +357,7 @@ class _Ledger(Ledger):
         self.id = "9b21e0456789abcd"
         self.scope = Scope(self.id, None, is_async=is_async)
         self.origin = Origin(self.scope)
-        self.counter = Counter()
-        self.counter.counts = defaultdict(int)
+        self.counter = _counter()
 
     def enter(self, site: CallSite | None) -> Owner:
         del site

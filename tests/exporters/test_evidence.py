@@ -9,6 +9,7 @@ from typing import Any
 
 from session_tracer import CallSite
 from session_tracer.exporters.evidence import LABELS, evidence_rows, places
+from session_tracer.ledger.ledger import FLUSHED
 
 ROOT = Path(__file__).parents[2]
 DETECTORS = ROOT / "session_tracer" / "detectors"
@@ -54,9 +55,12 @@ def _keys_of(node: ast.AST) -> set[str]:
     return set()
 
 
-# The ledger keeps what several detectors have evidence of.
-SOURCES = [*sorted(DETECTORS.glob("*.py")), DETECTORS.parent / "ledger" / "uncommitted.py"]
-KEYS = {key: file.name for file in SOURCES for key in evidence_keys(file.read_text())}
+KEYS = {
+    **{
+        key: file.name for file in DETECTORS.glob("*.py") for key in evidence_keys(file.read_text())
+    },
+    **dict.fromkeys(FLUSHED, "ledger.py"),
+}
 
 
 # The keys that the rows are made of.
