@@ -43,18 +43,18 @@ _FLUSHES: Final = frozenset({"flush", "_flush"})
 _SESSIONS: Final = vars(sys.modules[Session.__module__])
 
 
-# How far out from the listener SQLAlchemy's `flush()` nearly always is: the dispatch, _flush(), and
-# in 2.1 the two functions of its decorator are in between.
-_NEAR: Final = 5 if hasattr(getattr(Session, "_flush", None), "__wrapped__") else 3
+# How far out from `trigger()` SQLAlchemy's `flush()` nearly always is: the listener, the dispatch,
+# _flush(), and in 2.1 the two functions of its decorator are in between.
+_NEAR: Final = 6 if hasattr(getattr(Session, "_flush", None), "__wrapped__") else 4
 
 
-def trigger(*, in_savepoint: bool) -> Trigger:
+def trigger(in_savepoint: bool) -> Trigger:
     """Why the flush runs, by what called `Session.flush` inside SQLAlchemy; a listener calls this.
 
     A subclass may override `flush`: the frames of its own are passed over. `in_savepoint` is
     whether the innermost open transaction is a savepoint.
     """
-    frame = running_frame(1 + _NEAR)
+    frame = running_frame(_NEAR)
     if frame is None or frame.f_code.co_name != "flush" or frame.f_globals is not _SESSIONS:
         frame = running_frame(2)
         while frame is not None and not (
@@ -79,7 +79,8 @@ def trigger(*, in_savepoint: bool) -> Trigger:
 
 _KEY: Final = attrgetter("key")
 _CLASS: Final = attrgetter("class_")
-_WRITTEN: Final = {(False, False)}
+_TO_WRITE: Final = (False, False)
+_WRITTEN: Final = {_TO_WRITE}
 # From this number on it is quicker to find out first whether all of them are new.
 _FEW: Final = 3
 
@@ -89,9 +90,18 @@ def look(flush: Flush, context: UOWTransaction) -> None:
 
     To be called before it is executed: a column set to an SQL expression is forgotten by then.
     """
-    found: States = getattr(context, "states", {})
+    try:
+        found: States = context.states
+    except AttributeError:
+        return
     flush.found = [*found.values(), *map(id, map(_KEY, found))]
-    if len(found) > _FEW and {*found.values()} == _WRITTEN and not any(map(_KEY, found)):
+    number = len(found)
+    if number == 1:
+        for state, how in found.items():
+            if how == _TO_WRITE and state.key is not None and changed(state):
+                flush.counts = (NOTHING, {state.class_.__name__: 1}, NOTHING, NOTHING)
+                return
+    if number > _FEW and {*found.values()} == _WRITTEN and not any(map(_KEY, found)):
         flush.counts = (by_name(Counter(map(_CLASS, found))), NOTHING, NOTHING, NOTHING)
         return
     flush.counts = _counts(found)
@@ -109,7 +119,10 @@ def look_again(flush: Flush, context: UOWTransaction) -> None:
 
     To be called before it is finalised: after that everything is persistent.
     """
-    found: States = getattr(context, "states", {})
+    try:
+        found: States = context.states
+    except AttributeError:
+        return
     # An object that replaces a deleted one of the same identity has a key from then on.
     if flush.unchanged or flush.found != [*found.values(), *map(id, map(_KEY, found))]:
         flush.counts = _counts(found, frozenset(flush.unchanged))

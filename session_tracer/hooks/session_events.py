@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import event
-from sqlalchemy.engine import NestedTransaction
+from sqlalchemy.engine import Connection, NestedTransaction
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.session import SessionTransactionOrigin
 
@@ -16,8 +16,10 @@ from session_tracer.hooks import flush_contents, statements
 from session_tracer.hooks.scopes import begin_scope, ledger_failed, opening_now, resumed
 from session_tracer.hooks.targets import live_sessions
 from session_tracer.ledger import object_counter, same_owner
+from session_tracer.ledger.guard import reporting
 from session_tracer.ledger.in_progress import SLOT, Flush
 from session_tracer.ledger.ledger import Ledger, Opening, type_name
+from session_tracer.model.counts import NOTHING
 from session_tracer.where.except_finder import failure
 from session_tracer.where.running import running_frame
 
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from weakref import WeakKeyDictionary
 
-    from sqlalchemy.engine import Connection
     from sqlalchemy.orm import InstanceState, SessionTransaction, UOWTransaction
 
     from session_tracer.ledger.in_progress import OpenTransaction
@@ -37,11 +38,12 @@ _SUBTRANSACTION: Final = SessionTransactionOrigin.SUBTRANSACTION
 
 
 # The hooks that run in every unit of work contain their failures themselves: a decorator would cost
-# another call. Code that fires an event by hand may leave out arguments.
+# another call. Code that fires an event by hand may leave out arguments. A session that is not
+# traced has no SLOT: the KeyError ends the hook.
 
 
 def _failed(session: Any, hook: str, error: Exception) -> None:
-    """Report a failure of a hook, and this scope no further."""
+    """Report a failure of a hook, and this scope no further; nothing of an untraced session."""
     ledger = getattr(session, "__dict__", {}).get(SLOT)
     if ledger is not None:
         ledger_failed(ledger, hook, error)
@@ -65,22 +67,23 @@ def _contained(hook: Callable[..., None]) -> Callable[..., None]:
 def after_transaction_create(session: Any = None, transaction: Any = None) -> None:
     """A transaction begins, and with a session's first one its scope; or a flush begins."""
     try:
-        ledger = session.__dict__.get(SLOT)
-        if ledger is None:
-            return
+        ledger = session.__dict__[SLOT]
         if transaction.origin is _SUBTRANSACTION:
-            # A bulk operation makes a subtransaction too, outside of a flush.
-            if ledger.__class__ is Ledger and ledger.flush is not None and not ledger.flush.began:
-                _flush_begins(ledger, ledger.flush)
+            if ledger.__class__ is Ledger:
+                flush = ledger.flush
+                # A bulk operation makes a subtransaction too, outside of a flush.
+                if flush is not None and not flush.began:
+                    _flush_begins(ledger, flush)
             return
         if ledger.__class__ is not Ledger or not ledger.is_open:
             ledger = resumed(session, ledger)
         site = ledger.site()
         now = ledger.clock()
         nested = transaction.nested
-        if not nested and not ledger.is_used:
-            ledger.first_used(session, site)
-        if ledger.counter.counts:
+        if not ledger.is_used:
+            if not nested:
+                ledger.first_used(session, site)
+        elif ledger.counter.counts:
             ledger.settle(now)
         ledger.transaction_began(now, site, nested=nested, two_phase=session.twophase)
     except Exception as error:
@@ -95,13 +98,17 @@ def _flush_begins(ledger: Ledger, flush: Flush) -> None:
         flush_contents.look(flush, unit_of_work)
     if ledger.counter.counts:
         ledger.settle(now)
-    ledger.flush_began(flush)
+    if reporting.now:
+        return
+    ledger.flush_number += 1
+    if ledger.publishers or ledger.recording:
+        ledger.flush_began(flush)
 
 
 def after_transaction_end(session: Any = None, transaction: Any = None) -> None:
     """A transaction has ended, or a flush."""
     try:
-        ledger = session.__dict__.get(SLOT)
+        ledger = session.__dict__[SLOT]
         if ledger.__class__ is not Ledger:
             return
         if transaction.origin is _SUBTRANSACTION:
@@ -118,7 +125,7 @@ def _transaction_ends(
     ledger: Ledger, session: Session, opened: tuple[OpenTransaction, ...]
 ) -> None:
     ended = opened[-1]
-    outcome = ended.outcome
+    outcome, nested = ended.outcome, ended.nested
     if outcome != "committed":
         error = sys.exc_info()[1]
         if error is not None and outcome == "rolled_back":
@@ -131,26 +138,31 @@ def _transaction_ends(
     site = ended.site_of_commit or ledger.site()
     if ledger.counter.counts:
         ledger.settle(now)
-    if not ended.nested:
+    if not nested:
         if ledger.connections:
             ledger.release_connections(now)
         if outcome == "committed":
-            ledger.last_outcome = "committed"
+            ledger.last_outcome = outcome
             if session.expire_on_commit:
                 ledger.scope.swept("commit", site)
         elif outcome == "rolled_back":
-            ledger.last_outcome = "rolled_back"
+            ledger.last_outcome = outcome
             ledger.scope.swept("rollback", site)
     ledger.transaction_ended(ended, now, site, len(session.identity_map))
-    if ledger.written and not ended.nested:
-        ledger.writes_ended(now, site, is_committed=outcome == "committed")
+    if ledger.written and not nested:
+        if outcome == "committed":
+            ledger.writes_committed(now, site)
+        else:
+            ledger.written = NOTHING
 
 
 def after_begin(session: Any = None, transaction: Any = None, connection: Any = None) -> None:
     """The transaction has begun on a connection."""
     try:
-        ledger = session.__dict__.get(SLOT)
-        if ledger.__class__ is not Ledger or not statements.is_timed(connection):
+        ledger = session.__dict__[SLOT]
+        if ledger.__class__ is not Ledger:
+            return
+        if type(connection) is not Connection and not statements.is_timed(connection):
             return
         # Another session may share the connection: the last to begin is the one at work.
         connection.__dict__[SLOT] = ledger
@@ -217,13 +229,14 @@ _PREPARE: Final = frozenset({"prepare"})
 def before_commit(session: Any = None) -> None:
     """COMMIT is about to be executed, after a flush."""
     try:
-        ledger = session.__dict__.get(SLOT)
+        ledger = session.__dict__[SLOT]
         if ledger.__class__ is not Ledger:
             return
         if ledger.at_work is not None:
             ledger.check_use(ledger.site())
-        if ledger.transactions_open:
-            transaction = ledger.transactions_open[-1]
+        opened = ledger.transactions_open
+        if opened:
+            transaction = opened[-1]
             # The event comes with prepare() as well, and a rollback may follow that.
             if not (transaction.two_phase and ledger.locator.called_by(_PREPARE)):
                 transaction.committing_at = ledger.clock()
@@ -234,12 +247,13 @@ def before_commit(session: Any = None) -> None:
 def after_commit(session: Any = None) -> None:
     """COMMIT was executed, or a savepoint released."""
     try:
-        ledger = session.__dict__.get(SLOT)
-        if ledger.__class__ is Ledger and ledger.transactions_open:
-            committed = ledger.transactions_open[-1]
+        ledger = session.__dict__[SLOT]
+        if ledger.__class__ is Ledger and (opened := ledger.transactions_open):
+            committed = opened[-1]
             committed.outcome = "committed"
-            if committed.committing_at:
-                committed.took = ledger.clock() - committed.committing_at
+            began_at = committed.committing_at
+            if began_at:
+                committed.took = ledger.clock() - began_at
     except Exception as error:
         _failed(session, "after_commit", error)
 
@@ -259,12 +273,11 @@ def after_rollback(ledger: Ledger, session: Session) -> None:
 def before_flush(session: Any = None, flush_context: Any = None, instances: Any = None) -> None:
     """A flush may begin: it turns out to when its subtransaction begins."""
     try:
-        ledger = session.__dict__.get(SLOT)
+        ledger = session.__dict__[SLOT]
         if ledger.__class__ is Ledger:
             site = ledger.site()
             opened = ledger.transactions_open
-            in_savepoint = bool(opened) and opened[-1].nested
-            trigger = flush_contents.trigger(in_savepoint=in_savepoint)
+            trigger = flush_contents.trigger(opened[-1].nested if opened else False)
             ledger.flush = Flush(flush_context, site, trigger, ledger.enter(site))
     except Exception as error:
         _failed(session, "before_flush", error)
@@ -273,9 +286,8 @@ def before_flush(session: Any = None, flush_context: Any = None, instances: Any 
 def after_flush(session: Any = None, flush_context: Any = None) -> None:
     """The unit of work was executed: new, dirty and deleted can be distinguished a last time."""
     try:
-        ledger = session.__dict__.get(SLOT)
-        if ledger.__class__ is Ledger and ledger.flush is not None:
-            flush = ledger.flush
+        ledger = session.__dict__[SLOT]
+        if ledger.__class__ is Ledger and (flush := ledger.flush) is not None:
             flush_contents.look_again(flush, flush_context)
             flush.executed = True
             if flush.counts[2]:
@@ -303,10 +315,10 @@ def _flush_ends(
     if ledger.counter.counts:
         ledger.settle(now)
     opened = ledger.transactions_open
-    if opened and opened[-1].committing_at:
+    if opened and (transaction_open := opened[-1]).committing_at:
         # What the flush took is not the COMMIT's; the line is the same.
-        opened[-1].committing_at = now
-        opened[-1].site_of_commit = flush.site
+        transaction_open.committing_at = now
+        transaction_open.site_of_commit = flush.site
     size = len(session.identity_map)
     if size > ledger.identity_map_peak:
         ledger.identity_map_peak = size
@@ -374,7 +386,7 @@ _LOOKED_FOR: Final = frozenset({*range(1, 17), *(1 << bit for bit in range(5, 40
 def transient_to_pending(session: Any = None, state: Any = None) -> None:
     """An object was added, perhaps one of thousands."""
     try:
-        ledger = session.__dict__.get(SLOT)
+        ledger = session.__dict__[SLOT]
         if ledger.__class__ is Ledger:
             pending = ledger.pending_by_class
             entity = state.class_

@@ -78,7 +78,15 @@ def hold(connection: Connection, since: int, owner: Owner, site: CallSite | None
     ledger = connection.__dict__[SLOT]
     if not ledger.attaches and _has_onlookers(connection):
         ledger.attaches = True
-    return Holding(connection, database, since, owner, site, surrounded=_surround(connection))
+    holding = Holding(connection, database, since, owner, site)
+    # SQLAlchemy calls no listener of a cursor's events without one of these flags.
+    if (
+        getattr(connection, "_has_events", True)
+        or getattr(connection.engine, "_has_events", True)
+        or dialect.is_async
+    ):
+        holding.is_surrounded = _surround(connection)
+    return holding
 
 
 def begin() -> None:

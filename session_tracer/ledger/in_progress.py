@@ -51,6 +51,8 @@ class Holding:
 
     # How long its statements ran.
     busy = 0
+    # Whether methods of the connection are replaced.
+    is_surrounded = False
 
     def __init__(
         self,
@@ -59,13 +61,10 @@ class Holding:
         since: int,
         owner: Owner,
         site: CallSite | None,
-        *,
-        surrounded: bool,
     ) -> None:
         self._connection = weakref.ref(connection)
         self.owner = owner
         self.site = site
-        self._surrounded = surrounded
         self.database = database
         self.since = since
 
@@ -96,7 +95,7 @@ class Holding:
             marked = connection.__dict__
             if marked.get(SLOT) is ledger:
                 del marked[SLOT]
-                if self._surrounded:
+                if self.is_surrounded:
                     for name in SURROUNDED:
                         marked.pop(name, None)
 

@@ -60,6 +60,7 @@ __all__ = [
 
 # Of the first commits, and of the last.
 SIZES_KEPT: Final = 3
+_MOST_SIZES: Final = 2 * SIZES_KEPT
 
 _IDS = random.Random()
 process.in_child(_IDS.seed)
@@ -628,19 +629,23 @@ class Ledger(Use):
             self.savepoints += 1
             self.open_savepoints += 1
             self.savepoints_began += ((self.new, self.dirty, self.deleted),)
-        elif self.transactions:
-            self._begin_anew()
-        else:
-            self.transactions = 1
-        if self.first_began is None and not nested:
-            # Only a session that is not used by the owner who opened it may be awaited by another.
-            root = user if user is self.opened_by else owner.root_of(user)
-            self.first_began = (self.tracers[0].caller()[0], root, user)
-        if nested or self.publishers or self.is_reopened or self.transactions > 1:
             self._publish_began(began)
+        else:
+            if self.transactions:
+                self._begin_anew()
+            else:
+                self.transactions = 1
+            if self.first_began is None:
+                # Only a session that is not used by the owner who opened it may be awaited by
+                # another.
+                root = user if user is self.opened_by else owner.root_of(user)
+                self.first_began = (self.tracers[0].caller()[0], root, user)
+            if self.publishers or self.is_reopened or self.transactions > 1:
+                self._publish_began(began)
         for report in self.reports:
-            if report.span_source is not None:
-                report.begin_spans(report.span_source)
+            source = report.span_source
+            if source is not None:
+                report.begin_spans(source)
         for report, spans in self.recording:
             report.emit(spans.transaction_began, now, site, nested)
 
@@ -676,42 +681,46 @@ class Ledger(Use):
             return
         self.ended += 1
         self.failed_flush = None
-        outcome, error = ended.outcome, ended.error
-        if outcome == "committed" and not ended.nested:
+        outcome, nested = ended.outcome, ended.nested
+        if outcome == "committed" and not nested:
             self.commits += 1
             self.last_write = ("commit", site)
             self.last_activity_at = now - ended.took
             self.last_activity_site = site
             if self.loads is not None:
                 self.loads.committed()
-            if self.commits > 2 * SIZES_KEPT:
+            if len(self.sizes) == _MOST_SIZES:
                 self.sizes = self.sizes[:SIZES_KEPT] + self.sizes[SIZES_KEPT + 1 :]
             self.sizes += (size,)
             self.decided = (self.new, self.dirty, self.deleted)
+            rows = self.committing_rows
+            if (
+                self.publishers
+                or self.is_suspect
+                or (rows and self.first_commit is not None)
+                or self.identity_map_peak > self.gates.large_identity_map
+            ):
+                self._publish_ended(ended, now, site, size)
+            if rows:
+                if self.first_commit is None:
+                    self.first_commit = (site, rows, self.committing)
+                self.committing_rows = 0
+                self.committing = NOTHING
         else:
-            self._ended_otherwise(ended, now, site)
-        if (
-            self.publishers
-            or self.is_suspect
-            or outcome == "abandoned"
-            or self.identity_map_peak > self.gates.large_identity_map
-            or (self.first_commit is not None and self._commits_again(ended))
-        ):
-            self._publish_ended(ended, now, site, size)
-        if self.committing_rows and outcome == "committed" and not ended.nested:
-            if self.first_commit is None:
-                self.first_commit = (site, self.committing_rows, self.committing)
-            self.committing_rows = 0
-            self.committing = NOTHING
-        if not ended.nested:
-            released, self.released = self.released, ()
+            self._ended_otherwise(ended, now, site, size)
+        if not nested:
+            released = self.released
+            if released:
+                self.released = ()
             for report in self.reports:
                 for metrics in report.metrics:
                     metrics.transaction_ended(report, outcome, now - ended.began_at, released)
         for report, spans in self.recording:
-            report.emit(spans.transaction_ended, now, outcome, ended.nested, error)
+            report.emit(spans.transaction_ended, now, outcome, nested, ended.error)
 
-    def _ended_otherwise(self, ended: OpenTransaction, now: int, site: CallSite | None) -> None:
+    def _ended_otherwise(
+        self, ended: OpenTransaction, now: int, site: CallSite | None, size: int
+    ) -> None:
         """A savepoint ended, or a transaction without a commit."""
         is_rolled_back = ended.outcome == "rolled_back"
         # What the end of the session ends is no activity of the application's.
@@ -720,12 +729,13 @@ class Ledger(Use):
             self.last_activity_site = site
         if ended.nested:
             self._savepoint_ended(ended.outcome)
-            return
-        self.last_write = None
-        if is_rolled_back:
-            self.rollbacks += 1
-        if is_rolled_back or ended.error:
-            self._decide()
+        else:
+            self.last_write = None
+            if is_rolled_back:
+                self.rollbacks += 1
+            if is_rolled_back or ended.error:
+                self._decide()
+        self._publish_ended(ended, now, site, size)
 
     def _commits_again(self, ended: OpenTransaction) -> bool:
         """Whether this is a commit of writes, and not the scope's first one."""
@@ -745,6 +755,8 @@ class Ledger(Use):
             or self.identity_map_peak > self.gates.large_identity_map
             or self._commits_again(ended)
         )
+        if not (is_judged or self.publishers):
+            return
         fact = facts.TransactionEnded(
             at=now,
             site=site,
@@ -809,23 +821,19 @@ class Ledger(Use):
             holding.unmark(self)
             if reporting.now:
                 continue
-            duration = now - holding.since
+            busy = holding.busy
+            duration = self.last_held = now - holding.since
             self.held += duration
-            self.last_held = duration
             if self.publishers:
-                self._publish(
-                    facts.ConnectionReleased(now, duration, holding.busy, holding.database)
-                )
-            self.released += ((duration, holding.busy),)
+                self._publish(facts.ConnectionReleased(now, duration, busy, holding.database))
+            self.released += ((duration, busy),)
 
-    def writes_ended(self, now: int, site: CallSite | None, *, is_committed: bool) -> None:
-        """A transaction with writes ended: has a session next to it committed writes, too?"""
-        written, self.written = self.written, NOTHING
-        if is_committed:
-            for split in same_owner.committed(
-                self, same_owner.Commit(self.scope, site, written), now
-            ):
-                self.suspect(split)
+    def writes_committed(self, now: int, site: CallSite | None) -> None:
+        """A transaction with writes was committed: has a session next to it done so, too?"""
+        commit = new_tuple(same_owner.Commit, (self.scope, site, self.written))
+        self.written = NOTHING
+        for split in same_owner.committed(self, commit, now):
+            self.suspect(split)
 
     def _give_up_transactions(self, now: int, site: CallSite | None) -> None:
         """Report transactions that were never ended as abandoned."""
@@ -843,9 +851,6 @@ class Ledger(Use):
 
     def flush_began(self, flush: Flush) -> None:
         """The unit of work started to write."""
-        if reporting.now:
-            return
-        self.flush_number += 1
         if self.publishers:
             self._publish(facts.FlushBegan(flush.began_at, flush.site, flush.trigger))
         for report, spans in self.recording:
@@ -856,7 +861,7 @@ class Ledger(Use):
         if reporting.now:
             return
         new, dirty, deleted, unchanged = flush.counts
-        site = flush.site
+        site, trigger, began_at = flush.site, flush.trigger, flush.began_at
         size = 0
         written = NOTHING
         if new:
@@ -876,21 +881,21 @@ class Ledger(Use):
             self.committing = with_counts(self.committing, written) if self.committing else written
             self.committing_rows += size
             self.last_write = ("flush", site)
-        self.flushed_site = site
+        self.flushed_site = self.last_activity_site = site
+        self.last_activity_at = began_at
         self.flushes += 1
-        self.last_activity_at = flush.began_at
-        self.last_activity_site = site
+        gates = self.gates
         if (
             self.publishers
             or unchanged
-            or (flush.trigger == "autoflush" and size)
-            or size > self.gates.large_flush
-            or self.identity_map_peak > self.gates.large_identity_map
+            or size > gates.large_flush
+            or (size and trigger == "autoflush")
+            or self.identity_map_peak > gates.large_identity_map
         ):
             self._publish_flushed(flush, now, size)
         for report in self.reports:
             for metrics in report.metrics:
-                metrics.flushed(report, flush.trigger, "", now - flush.began_at)
+                metrics.flushed(report, trigger, "", now - began_at)
         for report, spans in self.recording:
             sizes = (total(new), total(dirty), total(deleted), total(unchanged))
             report.emit(spans.flush_ended, now, *sizes, "")

@@ -176,7 +176,7 @@ class PlayedScope:
         site = fact.site if isinstance(fact, facts.ConnectionAcquired) else None
         connection: Any = _Weak()
         user = self.ledger.user
-        return Holding(connection, fact.database, fact.at, user, site, surrounded=False)
+        return Holding(connection, fact.database, fact.at, user, site)
 
     def _attribute_loaded(self, fact: facts.AttributeLoaded) -> None:
         self._load = Load(fact.kind, fact.entity, fact.attribute)
@@ -258,6 +258,7 @@ class PlayedScope:
         context: Any = _Weak()
         flush = self.ledger.flush = Flush(context, site, trigger, self.ledger.user)
         flush.began, flush.began_at = True, when
+        self.ledger.flush_number += 1
         self.ledger.flush_began(flush)
         return flush
 
