@@ -40,6 +40,7 @@ _CALLERS: Final[dict[str, Trigger]] = {
     "begin_nested": "savepoint",
 }
 _FLUSHES: Final = frozenset({"flush", "_flush"})
+_FLUSH: Final = getattr(Session.flush, "__code__", None)
 _SESSIONS: Final = vars(sys.modules[Session.__module__])
 
 
@@ -55,7 +56,7 @@ def trigger(in_savepoint: bool) -> Trigger:
     whether the innermost open transaction is a savepoint.
     """
     frame = running_frame(_NEAR)
-    if frame is None or frame.f_code.co_name != "flush" or frame.f_globals is not _SESSIONS:
+    if frame is None or frame.f_code is not _FLUSH:
         frame = running_frame(2)
         while frame is not None and not (
             frame.f_code.co_name == "flush" and frame.f_globals is _SESSIONS

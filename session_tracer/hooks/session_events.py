@@ -184,10 +184,13 @@ def after_begin(session: Any = None, transaction: Any = None, connection: Any = 
 
 def _is_joined(transaction: SessionTransaction, connection: Connection) -> bool:
     """Whether the connection was in another transaction before, or may have been."""
-    held: dict[Any, Any] | None = getattr(transaction, "_connections", None)
-    if held is None:
+    try:
+        held: dict[Any, Any] = transaction._connections
+    except AttributeError:
         return True
-    entry = None if transaction.nested else held.get(connection)
+    if transaction.nested:
+        return False
+    entry = held.get(connection)
     return entry is not None and (not entry[2] or isinstance(entry[1], NestedTransaction))
 
 

@@ -49,6 +49,7 @@ __all__ = ["LOST", "begin", "hold", "is_timed", "remove"]
 # What is not reported if the dialect's events are missing.
 LOST: Final = "statements are neither counted nor timed, and lazy loads are not reported"
 
+# The databases of the dialects that are listened to.
 _DATABASES: Final[weakref.WeakKeyDictionary[Dialect, Database]] = weakref.WeakKeyDictionary()
 # Whether the dialect had `_has_events` of its own before it was listened to.
 _HAD_EVENTS: Final[weakref.WeakKeyDictionary[Any, bool]] = weakref.WeakKeyDictionary()
@@ -72,19 +73,17 @@ def hold(connection: Connection, since: int, owner: Owner, site: CallSite | None
     dialect = connection.dialect
     database = _DATABASES.get(dialect)
     if database is None:
-        database = _DATABASES[dialect] = sql.database(connection.engine.url)
-    if dialect not in _HAD_EVENTS:
-        _listen_to(dialect)
+        database = _listen_to(dialect, connection)
     ledger = connection.__dict__[SLOT]
     if not ledger.attaches and _has_onlookers(connection):
         ledger.attaches = True
     holding = Holding(connection, database, since, owner, site)
-    # SQLAlchemy calls no listener of a cursor's events without one of these flags.
-    if (
-        getattr(connection, "_has_events", True)
-        or getattr(connection.engine, "_has_events", True)
-        or dialect.is_async
-    ):
+    try:
+        # SQLAlchemy calls no listener of a cursor's events without one of these flags.
+        has_events = connection._has_events or connection.engine._has_events
+    except AttributeError:
+        has_events = True
+    if has_events or dialect.is_async:
         holding.is_surrounded = _surround(connection)
     return holding
 
@@ -94,17 +93,21 @@ def begin() -> None:
     _Listening.is_on = True
 
 
-def _listen_to(dialect: Dialect) -> None:
+def _listen_to(dialect: Dialect, connection: Connection) -> Database:
+    """Listen to a dialect that is not listened to, and return what its database is."""
+    database = sql.database(connection.engine.url)
     with _CHANGING.value:
         # Another thread may have been first, or may have uninstrumented meanwhile.
         if not _Listening.is_on or dialect in _HAD_EVENTS:
-            return
+            return database
+        _DATABASES[dialect] = database
         _HAD_EVENTS[dialect] = "_has_events" in dialect.__dict__
         try:
             for name, listener in _LISTENERS:
                 event.listen(dialect, name, listener)
         except InvalidRequestError:
             without("DialectEvents.do_execute", LOST)
+    return database
 
 
 def remove() -> None:
@@ -118,6 +121,7 @@ def remove() -> None:
                 dialect.__dict__.pop("_has_events", None)
             _unlisten(dialect)
         _HAD_EVENTS.clear()
+        _DATABASES.clear()
 
 
 def _unlisten(dialect: Dialect) -> None:

@@ -683,13 +683,13 @@ class Ledger(Use):
         self.failed_flush = None
         outcome, nested = ended.outcome, ended.nested
         if outcome == "committed" and not nested:
-            self.commits += 1
+            commits = self.commits = self.commits + 1
             self.last_write = ("commit", site)
             self.last_activity_at = now - ended.took
             self.last_activity_site = site
             if self.loads is not None:
                 self.loads.committed()
-            if len(self.sizes) == _MOST_SIZES:
+            if commits > _MOST_SIZES:
                 self.sizes = self.sizes[:SIZES_KEPT] + self.sizes[SIZES_KEPT + 1 :]
             self.sizes += (size,)
             self.decided = (self.new, self.dirty, self.deleted)
@@ -861,7 +861,7 @@ class Ledger(Use):
         if reporting.now:
             return
         new, dirty, deleted, unchanged = flush.counts
-        site, trigger, began_at = flush.site, flush.trigger, flush.began_at
+        site = flush.site
         size = 0
         written = NOTHING
         if new:
@@ -882,20 +882,19 @@ class Ledger(Use):
             self.committing_rows += size
             self.last_write = ("flush", site)
         self.flushed_site = self.last_activity_site = site
-        self.last_activity_at = began_at
+        self.last_activity_at = flush.began_at
         self.flushes += 1
-        gates = self.gates
         if (
             self.publishers
             or unchanged
-            or size > gates.large_flush
-            or (size and trigger == "autoflush")
-            or self.identity_map_peak > gates.large_identity_map
+            or (size and flush.trigger == "autoflush")
+            or size > self.gates.large_flush
+            or self.identity_map_peak > self.gates.large_identity_map
         ):
             self._publish_flushed(flush, now, size)
         for report in self.reports:
             for metrics in report.metrics:
-                metrics.flushed(report, trigger, "", now - began_at)
+                metrics.flushed(report, flush.trigger, "", now - flush.began_at)
         for report, spans in self.recording:
             sizes = (total(new), total(dirty), total(deleted), total(unchanged))
             report.emit(spans.flush_ended, now, *sizes, "")
