@@ -65,8 +65,8 @@ def trigger(in_savepoint: bool) -> Trigger:
     by_session = False
     while frame is not None and (frame := frame.f_back) is not None:
         name = frame.f_code.co_name
-        caller = _CALLERS.get(name)
-        if caller is not None and frame.f_globals is _SESSIONS:
+        if name in _CALLERS and frame.f_globals is _SESSIONS:
+            caller = _CALLERS[name]
             # A savepoint that is released flushes as a commit does.
             return "savepoint" if in_savepoint and caller == "commit" else caller
         if str(frame.f_globals.get("__name__")).startswith("sqlalchemy.orm."):
@@ -95,13 +95,14 @@ def look(flush: Flush, context: UOWTransaction) -> None:
         found: States = context.states
     except AttributeError:
         return
-    flush.found = [*found.values(), *map(id, map(_KEY, found))]
     number = len(found)
     if number == 1:
         for state, how in found.items():
             if how == _TO_WRITE and state.key is not None and changed(state):
+                flush.only = state
                 flush.counts = (NOTHING, {state.class_.__name__: 1}, NOTHING, NOTHING)
                 return
+    flush.found = [*found.values(), *map(id, map(_KEY, found))]
     if number > _FEW and {*found.values()} == _WRITTEN and not any(map(_KEY, found)):
         flush.counts = (by_name(Counter(map(_CLASS, found))), NOTHING, NOTHING, NOTHING)
         return
@@ -124,9 +125,14 @@ def look_again(flush: Flush, context: UOWTransaction) -> None:
         found: States = context.states
     except AttributeError:
         return
+    only = flush.only
+    if only is not None:
+        if len(found) == 1 and found.get(only) == _TO_WRITE:
+            return
     # An object that replaces a deleted one of the same identity has a key from then on.
-    if flush.unchanged or flush.found != [*found.values(), *map(id, map(_KEY, found))]:
-        flush.counts = _counts(found, frozenset(flush.unchanged))
+    elif not flush.unchanged and flush.found == [*found.values(), *map(id, map(_KEY, found))]:
+        return
+    flush.counts = _counts(found, frozenset(flush.unchanged))
 
 
 def _counts(

@@ -136,6 +136,8 @@ class Flush:
     failed = False
     # New, dirty, deleted, unchanged.
     counts: tuple[Counts, Counts, Counts, Counts] = (NOTHING, NOTHING, NOTHING, NOTHING)
+    # The one object of the unit of work, if it is one that has changed.
+    only: InstanceState[Any] | None = None
     # What had no net change as the flush began, and the attributes that were set.
     unchanged: tuple[InstanceState[Any], ...] = ()
     unchanged_attributes: tuple[str, ...] = ()
