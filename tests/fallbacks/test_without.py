@@ -113,6 +113,10 @@ def no_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     hide(monkeypatch, session_events._is_joined, "_connections")
 
 
+def no_event_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    hide(monkeypatch, statements.hold, "_has_events")
+
+
 def no_states(monkeypatch: pytest.MonkeyPatch) -> None:
     unfound(monkeypatch, "sqlalchemy.orm.unitofwork:UOWTransaction.__init__")
     for looks in (flush_contents.look, flush_contents.look_again):
@@ -258,6 +262,7 @@ MISSING: Final = {
             {"ConnectionAcquired joined": 11, "SessionClosed joined": 8},
         ),
     ),
+    "event flags": Missing(no_event_flags, []),
     "states": Missing(
         no_states,
         ["UOWTransaction.states"],
