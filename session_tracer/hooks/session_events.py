@@ -318,10 +318,10 @@ def _flush_ends(
     if ledger.counter.counts:
         ledger.settle(now)
     opened = ledger.transactions_open
-    if opened and (transaction_open := opened[-1]).committing_at:
+    if opened and (innermost := opened[-1]).committing_at:
         # What the flush took is not the COMMIT's; the line is the same.
-        transaction_open.committing_at = now
-        transaction_open.site_of_commit = flush.site
+        innermost.committing_at = now
+        innermost.site_of_commit = flush.site
     size = len(session.identity_map)
     if size > ledger.identity_map_peak:
         ledger.identity_map_peak = size

@@ -721,7 +721,7 @@ class Ledger(Use):
     def _ended_otherwise(
         self, ended: OpenTransaction, now: int, site: CallSite | None, size: int
     ) -> None:
-        """A savepoint ended, or a transaction without a commit."""
+        """Account for the end of a savepoint, or of a transaction without a commit; publish it."""
         is_rolled_back = ended.outcome == "rolled_back"
         # What the end of the session ends is no activity of the application's.
         if ended.nested or ended.error or is_rolled_back:
@@ -821,12 +821,13 @@ class Ledger(Use):
             holding.unmark(self)
             if reporting.now:
                 continue
-            busy = holding.busy
             duration = self.last_held = now - holding.since
             self.held += duration
             if self.publishers:
-                self._publish(facts.ConnectionReleased(now, duration, busy, holding.database))
-            self.released += ((duration, busy),)
+                self._publish(
+                    facts.ConnectionReleased(now, duration, holding.busy, holding.database)
+                )
+            self.released += ((duration, holding.busy),)
 
     def writes_committed(self, now: int, site: CallSite | None) -> None:
         """A transaction with writes was committed: has a session next to it done so, too?"""
