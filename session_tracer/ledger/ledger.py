@@ -1201,16 +1201,25 @@ class Ledger(Use):
     @property
     def transitions(self) -> Counts:
         """The objects that went from one state to another, by SQLAlchemy's event name."""
-        counted = {
-            "transient_to_pending": self.added_before + sum(self.pending_by_class.values()),
-            "pending_to_persistent": total(self.new),
-            "persistent_to_deleted": total(self.deleted),
-            "loaded_as_persistent": total(self.loaded),
-        }
-        counts = {name: count for name, count in counted.items() if count}
-        # Those that an `expunge()` detached are among the others.
-        detached = {"persistent_to_detached": total(self.detached)} if self.detached else NOTHING
-        return counts | with_counts(self.other_transitions, detached)
+        counts: Counts = {}
+        added = self.added_before
+        if self.pending_by_class:
+            added += sum(self.pending_by_class.values())
+        if added:
+            counts["transient_to_pending"] = added
+        if self.new and (number := total(self.new)):
+            counts["pending_to_persistent"] = number
+        if self.deleted and (number := total(self.deleted)):
+            counts["persistent_to_deleted"] = number
+        if self.loaded and (number := total(self.loaded)):
+            counts["loaded_as_persistent"] = number
+        if self.other_transitions:
+            counts |= self.other_transitions
+        if self.detached:
+            # Those that an `expunge()` detached are among the others.
+            expunged = counts.get("persistent_to_detached", 0)
+            counts["persistent_to_detached"] = expunged + total(self.detached)
+        return counts
 
     def count_transition(self, name: str, count: int = 1) -> None:
         """Count objects that went from one state to another, where no total covers that."""

@@ -156,24 +156,27 @@ class LogSignal:
         ledger = report.ledger
         duration = ledger.closed_at - ledger.opened_at
         is_notable = (
-            ledger.wrote
+            ledger.new
+            or ledger.dirty
+            or ledger.deleted
             or report.findings
             or ledger.outcome in ("failed", "abandoned")
             or duration > self._slow
         )
         level = "info" if is_notable else "debug"
-        if not self._heard(LEVELS[level]):
+        number = LEVELS[level]
+        if number < self._least and not self._heard(number):
             return
         fields = _identity(report)
         fields["outcome"] = ledger.outcome
         fields["ending"] = ledger.ending
         if ledger.is_async:
             fields["async"] = True
-        fields["duration_ms"] = _ms(duration)
+        fields["duration_ms"] = round(duration / 1e6, 3)
         if ledger.held:
-            fields["held_ms"] = _ms(ledger.held)
+            fields["held_ms"] = round(ledger.held / 1e6, 3)
         if ledger.sql:
-            fields["sql_ms"] = _ms(ledger.sql)
+            fields["sql_ms"] = round(ledger.sql / 1e6, 3)
         numbers = _numbers(ledger)
         fields.update(compress(zip(NUMBERS, numbers, strict=True), numbers))
         counts = _counts(ledger)
@@ -270,6 +273,7 @@ def _identity(report: Report) -> LogEvent:
     }
 
 
+_name_and_number: Final = "%s=%s".__mod__
 _BY: Final = {
     **{key: f"{key}_by_entity" for key in COUNTS},
     "lazy_loads": "lazy_loads_by_kind",
@@ -315,15 +319,11 @@ def _flatten(fields: LogEvent, key: str, value: Mapping[str, Any]) -> None:
 
 def _count(fields: LogEvent, key: str, counts: Mapping[str, int]) -> None:
     """Put counts in as their sum, and as a text."""
-    by = _BY.get(key) or f"{key}_by_entity"
-    if len(counts) == 1:
-        ((name, number),) = counts.items()
-        if number:
-            fields[key] = number
-            fields[by] = f"{name}={number}"
-    elif counts:
-        fields[key] = sum(counts.values())
-        fields[by] = " ".join([f"{name}={number}" for name, number in counts.items()])
+    number = sum(counts.values())
+    if number:
+        fields[key] = number
+        by = _BY.get(key) or f"{key}_by_entity"
+        fields[by] = " ".join(map(_name_and_number, counts.items()))
 
 
 _numbers: Final = attrgetter(*NUMBERS)
