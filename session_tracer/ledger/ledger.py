@@ -1207,18 +1207,18 @@ class Ledger(Use):
             added += sum(self.pending_by_class.values())
         if added:
             counts["transient_to_pending"] = added
-        if self.new and (number := total(self.new)):
+        if self.new and (number := sum(self.new.values())):
             counts["pending_to_persistent"] = number
-        if self.deleted and (number := total(self.deleted)):
+        if self.deleted and (number := sum(self.deleted.values())):
             counts["persistent_to_deleted"] = number
-        if self.loaded and (number := total(self.loaded)):
+        if self.loaded and (number := sum(self.loaded.values())):
             counts["loaded_as_persistent"] = number
         if self.other_transitions:
             counts |= self.other_transitions
         if self.detached:
             # Those that an `expunge()` detached are among the others.
             expunged = counts.get("persistent_to_detached", 0)
-            counts["persistent_to_detached"] = expunged + total(self.detached)
+            counts["persistent_to_detached"] = expunged + sum(self.detached.values())
         return counts
 
     def count_transition(self, name: str, count: int = 1) -> None:

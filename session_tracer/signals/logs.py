@@ -180,8 +180,8 @@ class LogSignal:
         numbers = _numbers(ledger)
         fields.update(compress(zip(NUMBERS, numbers, strict=True), numbers))
         counts = _counts(ledger)
-        for key, count in compress(zip(COUNTS, counts, strict=True), counts):
-            _count(fields, key, count)
+        for (key, by), count in compress(zip(_BY.items(), counts, strict=True), counts):
+            _count(fields, key, by, count)
         if report.findings:
             fields["findings"] = [finding.id for finding in report.findings]
         if ledger.error:
@@ -274,6 +274,7 @@ def _identity(report: Report) -> LogEvent:
 
 
 _name_and_number: Final = "%s=%s".__mod__
+# The keys of the texts of `COUNTS`, in their order.
 _BY: Final = {
     **{key: f"{key}_by_entity" for key in COUNTS},
     "lazy_loads": "lazy_loads_by_kind",
@@ -312,17 +313,16 @@ class Repeats:
 def _flatten(fields: LogEvent, key: str, value: Mapping[str, Any]) -> None:
     """Put a dictionary in as flat keys: counts as such, what else it holds by its keys."""
     if all(isinstance(number, int) for number in value.values()):
-        _count(fields, key, value)
+        _count(fields, key, _BY.get(key) or f"{key}_by_entity", value)
     else:
         fields |= {f"{key}_{inner}": held for inner, held in value.items() if held}
 
 
-def _count(fields: LogEvent, key: str, counts: Mapping[str, int]) -> None:
-    """Put counts in as their sum, and as a text."""
+def _count(fields: LogEvent, key: str, by: str, counts: Mapping[str, int]) -> None:
+    """Put counts in as their sum, and as a text under the key `by`."""
     number = sum(counts.values())
     if number:
         fields[key] = number
-        by = _BY.get(key) or f"{key}_by_entity"
         fields[by] = " ".join(map(_name_and_number, counts.items()))
 
 

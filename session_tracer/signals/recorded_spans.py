@@ -237,13 +237,18 @@ class RecordedSpans(Attaching):
             self._shared = {SESSION_ID: ledger.id, **self._databases.of(database)}
         report, site = self._report, one.site
         # In the order of a live span's.
-        attributes: Attributes = {SESSION_NAME: report.name, one.key: one.value}
-        if site is not None:
-            attributes[CODE_FUNCTION_NAME] = site.function
-            attributes[CODE_FILE_PATH] = site.file
-            attributes[CODE_LINE_NUMBER] = site.line
-            if site.callers:
-                add_site(attributes, site)
+        attributes: Attributes
+        if site is None or site.callers:
+            attributes = {SESSION_NAME: report.name, one.key: one.value}
+            add_site(attributes, site)
+        else:
+            attributes = {
+                SESSION_NAME: report.name,
+                one.key: one.value,
+                CODE_FUNCTION_NAME: site.function,
+                CODE_FILE_PATH: site.file,
+                CODE_LINE_NUMBER: site.line,
+            }
         one.attributes = attributes | self._shared | later
         if error:
             one.fail(error)
