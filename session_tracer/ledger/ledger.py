@@ -391,8 +391,8 @@ class Ledger(Use):
                 self.detached = {keys[0][0].__name__: 1}
             else:
                 self.detached = by_name(Numbers(map(_FIRST, keys)))
-        # `new` and `deleted` make a set each time: that is spared where the private dictionaries
-        # that they are made of are empty. Without these they are asked.
+        # `new` and `deleted` build a set on each call. The private dictionaries behind them show
+        # whether it would be empty; where these are missing, the set is built.
         if getattr(session, "_new", True):
             self.pending = len(session.new)
         if getattr(session, "_deleted", True):
