@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from opentelemetry.context import Context
-    from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace.sampling import Sampler
 
     from session_tracer.signals.span_attributes import Attributes
@@ -149,7 +148,7 @@ class _SpanRecorder:
     def __init__(
         self, provider: TracerProvider, tracer: Tracer, processors: Sequence[SpanProcessor]
     ) -> None:
-        self._provider = provider
+        self.provider = provider
         self._sampler = provider.sampler
         self._ids = provider.id_generator
         self._new_span_id = provider.id_generator.generate_span_id
@@ -192,11 +191,6 @@ class _SpanRecorder:
         # What the class would check is known: `_is_known_layout()`.
         own = _new(SpanContext, (trace_id, self._new_span_id(), False, own_flags, state, True))
         return own, above, bool(is_sampled)
-
-    @property
-    def resource(self) -> Resource:
-        """The resource of a span that begins now: it is another one after a fork."""
-        return self._provider.resource
 
     def child(self, parent: SpanContext) -> SpanContext:
         """The context of a new span below a recorded one, which has its sampling decision."""

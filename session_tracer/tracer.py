@@ -226,7 +226,7 @@ class Tracer:
             ledger,
             metrics=reporting.metrics,
             logs=logs,
-            logs_sessions=least <= LEVELS["info"],
+            reports_end=least <= LEVELS["info"] or reporting.is_eager,
             span_source=reporting.spans,
             sinks=reporting.sinks,
             # What other threads conclude of the scope has no context of the application's.

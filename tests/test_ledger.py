@@ -140,6 +140,7 @@ def test_a_sessions_facts_add_up_to_its_summary() -> None:
             "pending_to_persistent": 1,
             "persistent_to_deleted": 2,
             "loaded_as_persistent": 9,
+            "persistent_to_detached": 7,
         },
         identity_map_size=7,
         identity_map_peak=9,

@@ -17,7 +17,7 @@ from session_tracer.ledger.in_progress import SLOT
 from session_tracer.ledger.ledger import Closing, Ledger, Opening, new_tuple, type_name
 from session_tracer.ledger.origin import Origin
 from session_tracer.verdicts.misuse import raise_due
-from session_tracer.where.frameworks import error_of_request, is_by_transaction_manager
+from session_tracer.where.frameworks import CLOSING, error_of_request, is_by_transaction_manager
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,19 +53,22 @@ def wrap_async_session(
 
 def _closing(ending: Ending) -> Callable[..., Ledger | None]:
     def before(session: Session, *_: Any, **__: Any) -> Ledger | None:
-        ledger: Ledger | Opening | None = session.__dict__.get(SLOT)
-        if ledger is None:
-            return None
+        ledger: Any = session.__dict__.get(SLOT)
         try:
-            if isinstance(ledger, Opening):
-                if ledger.at:
+            if type(ledger) is not Ledger:
+                if ledger is not None and ledger.at:
                     _close_unused(session, ledger, ending)
                 return None
             if not ledger.is_open:
                 return None
-            if is_by_transaction_manager():
-                ledger.is_joined = ledger.is_managed = True
-            ledger.departing(session, ending, sys.exc_info()[1], error_of_request())
+            handled = sys.exc_info()[1]
+            if handled is not None:
+                ledger.closed_during = handled
+            if not sys.modules.keys().isdisjoint(CLOSING):
+                if is_by_transaction_manager():
+                    ledger.is_joined = ledger.is_managed = True
+                handled = handled or error_of_request()
+            ledger.departing(session, ending, handled)
             if ledger.identity_map_size and session.identity_map.check_modified():
                 ledger.modified = _modified(session)
         except Exception as error:
@@ -107,15 +110,19 @@ def _closed(ledger: Ledger) -> None:
     leaving = ledger.leaving or _NOT_LEAVING
     error = sys.exc_info()[1]
     try:
-        if isinstance(error, IllegalStateChangeError) and error is not ledger.closed_during:
-            # SQLAlchemy would not close the session, because something is being done with it.
+        if error is not None and _is_refused(ledger, error):
             ledger.remain(leaving[0])
             return
         ledger.end(ledger.ending or "close", leaving)
     except Exception as error:
         ledger.failed("lifetime", error)
-    if not leaving[2]:
+    if ledger.has_misuses and not leaving[2]:
         raise_due(reports)
+
+
+def _is_refused(ledger: Ledger, error: BaseException) -> bool:
+    """Whether SQLAlchemy would not close the session, because something is being done with it."""
+    return isinstance(error, IllegalStateChangeError) and error is not ledger.closed_during
 
 
 _NOT_LEAVING: Final = (None, "", False)
@@ -210,7 +217,8 @@ def _committed(ledger: Ledger) -> None:
         transaction, error = ledger.transactions_open[-1], sys.exc_info()[1]
         if transaction.committing_at and error is not None:
             transaction.error = type_name(error)
-    raise_due(ledger.reports)
+    if ledger.has_misuses:
+        raise_due(ledger.reports)
 
 
 def _rolling_back(session: Session, *_: Any, **__: Any) -> None:

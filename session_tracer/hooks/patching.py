@@ -106,11 +106,10 @@ def make({names}):
     def {name}({parameters}):
         if not ({condition}):
             return {call}
-        _token = None
         try:
             _token = _before({arguments})
         except _lacks:
-            pass
+            _token = None
         try:
             return {call}
         finally:

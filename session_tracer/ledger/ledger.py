@@ -117,6 +117,8 @@ class Ledger(Use):
     attaching: Attaching | None = None
     gates: Gates
     announces_statements = False
+    # Whether a finding of any report was to be raised as `SessionMisuse`.
+    has_misuses = False
     id = ""
     is_open = True
     # Until its reports are made, other threads only note which tracers shall report it.
@@ -357,22 +359,18 @@ class Ledger(Use):
         )
         self.suspect(fact)
 
-    def departing(
-        self,
-        session: Session,
-        ending: Ending,
-        handled: BaseException | None,
-        of_request: BaseException | None,
-    ) -> None:
+    def departing(self, session: Session, ending: Ending, error: BaseException | None) -> None:
         """The session is about to let go of everything it holds, during an exception or not."""
         now = self.clock()
         self.is_closing = True
         self.ending = ending
-        if handled is not None:
-            self.closed_during = handled
-        if self.leaving is None:
-            self.note_leaving(handled or of_request)
-        site = None if self.leaving is None else self.leaving[0]
+        if self.leaving is not None:
+            site = self.leaving[0]
+        elif error is not None:
+            site = self.note_leaving(error)
+        else:
+            site = self.site()
+            self.leaving = (site, "", False)
         if self.counter.counts:
             self.settle(now)
         if self.at_work is not None or self.flush is not None or self.is_async:
@@ -383,21 +381,22 @@ class Ledger(Use):
         origin.departed_site = site
         if not self.is_used:
             return
-        identity_map = session.identity_map
-        size = self.identity_map_size = len(identity_map)
-        if size:
+        # As a list: the garbage collector may change the map during a slower iteration.
+        keys = list(session.identity_map.keys())
+        if keys:
+            size = self.identity_map_size = len(keys)
             if size > self.identity_map_peak:
                 self.identity_map_peak = size
-            # The first part of an identity key is the mapped class, or its hierarchy's base. As a
-            # list: the garbage collector may change the map during a slower iteration.
-            classes = list(map(_FIRST, list(identity_map.keys())))
+            # The first part of an identity key is the mapped class, or its hierarchy's base.
             if size == 1:
-                self.detached = {classes[0].__name__: 1}
+                self.detached = {keys[0][0].__name__: 1}
             else:
-                self.detached = by_name(Numbers(classes))
-            self.count_transition("persistent_to_detached", size)
-        self.pending = len(session.new)
-        if session.deleted:
+                self.detached = by_name(Numbers(map(_FIRST, keys)))
+        # `new` and `deleted` build a set on each call. The private dictionaries behind them show
+        # whether it would be empty; where these are missing, the set is built.
+        if getattr(session, "_new", True):
+            self.pending = len(session.new)
+        if getattr(session, "_deleted", True):
             self.removed = by_name(Numbers(map(type, session.deleted)))
 
     def end(self, ending: Ending, leaving: tuple[CallSite | None, str, bool]) -> None:
@@ -413,36 +412,44 @@ class Ledger(Use):
             self.settle(self.clock())
         if self.transactions_open:
             self._give_up_transactions(self.clock(), site)
+        is_taken = ending in _TAKEN
         if not self.is_used:
             self.outcome = "unused"
-        elif ending in _TAKEN:
+        elif is_taken:
             self.outcome = "abandoned"
         elif error:
             self.outcome = "failed"
         else:
             self.outcome = self.last_outcome
         self.ending = ending
-        self.error = error
+        if error:
+            self.error = error
         if self.transactions:
             self.left_site = self.last_activity_site
         self.closed_at = self.last_activity_at = self.clock()
         self.closed_site = self.last_activity_site = site
-        reports = self.reports
-        if reports and not reporting.now:
+        if not reporting.now:
             if (
-                self.is_suspect
+                is_taken
+                or self.is_suspect
                 or self.publishers
-                or self.has_uncommitted
                 or self.pending_by_class
                 or self.modified
                 or self.removed
-                or ending in _TAKEN
+                or self.has_uncommitted
             ):
                 self._judge_end(leaving=is_leaving)
-            for report in reports:
-                report.session_ended(self.detached)
+            for report in self.reports:
+                for metrics in report.metrics:
+                    metrics.session_ended(report)
+                if report.spans is not None or report.reports_end:
+                    report.session_ended()
         scope = self.scope
-        scope.tracers = scope.reported_by()
+        traced: tuple[Any, ...] = ()
+        for report in scope.reports:
+            traced += ((report.tracer, report.session_context),)
+        if traced:
+            scope.tracers = traced
         # A detached object must not keep the reports alive.
         scope.reports = self.reports = self.publishers = self.recording = ()
         self.attaching = None
@@ -480,6 +487,7 @@ class Ledger(Use):
         self.is_closing = False
         self.ending = ""
         self.leaving = self.closed_during = None
+        self.count_transition("persistent_to_detached", total(self.detached))
         self.identity_map_size = self.pending = 0
         self.detached = self.modified = self.removed = NOTHING
         self.nothing_pending()
@@ -488,17 +496,19 @@ class Ledger(Use):
         if session is not None:
             self.watch_loads(session, site)
 
-    def note_leaving(self, error: BaseException | None) -> None:
+    def note_leaving(self, error: BaseException | None) -> CallSite | None:
         """Note the line, and the exception, that leave: asyncio closes the session elsewhere."""
-        if error is None:
-            self.leaving = (self.site(), "", False)
-            return
-        self.is_cancellation(error)
-        # A generator that is closed early has done what it was asked for.
-        is_ordinary = isinstance(error, GeneratorExit) or (
-            self.handled is not None and self.handled(error)
-        )
-        self.leaving = (self.site(), "" if is_ordinary else type_name(error), True)
+        name = ""
+        if error is not None:
+            self.is_cancellation(error)
+            # A generator that is closed early has done what it was asked for.
+            is_ordinary = isinstance(error, GeneratorExit) or (
+                self.handled is not None and self.handled(error)
+            )
+            name = "" if is_ordinary else type_name(error)
+        site = self.site()
+        self.leaving = (site, name, error is not None)
+        return site
 
     def hand_to(self, tracers: tuple[Tracer, ...]) -> None:
         """Be reported by these tracers and by no others from the next scope on.
@@ -1196,13 +1206,25 @@ class Ledger(Use):
     @property
     def transitions(self) -> Counts:
         """The objects that went from one state to another, by SQLAlchemy's event name."""
-        counted = {
-            "transient_to_pending": self.added_before + sum(self.pending_by_class.values()),
-            "pending_to_persistent": total(self.new),
-            "persistent_to_deleted": total(self.deleted),
-            "loaded_as_persistent": total(self.loaded),
-        }
-        return {name: count for name, count in counted.items() if count} | self.other_transitions
+        counts: Counts = {}
+        added = self.added_before
+        if self.pending_by_class:
+            added += sum(self.pending_by_class.values())
+        if added:
+            counts["transient_to_pending"] = added
+        if self.new and (number := sum(self.new.values())):
+            counts["pending_to_persistent"] = number
+        if self.deleted and (number := sum(self.deleted.values())):
+            counts["persistent_to_deleted"] = number
+        if self.loaded and (number := sum(self.loaded.values())):
+            counts["loaded_as_persistent"] = number
+        if self.other_transitions:
+            counts |= self.other_transitions
+        if self.detached:
+            # Those that an `expunge()` detached are among the others.
+            expunged = counts.get("persistent_to_detached", 0)
+            counts["persistent_to_detached"] = expunged + sum(self.detached.values())
+        return counts
 
     def count_transition(self, name: str, count: int = 1) -> None:
         """Count objects that went from one state to another, where no total covers that."""

@@ -15,7 +15,7 @@ from session_tracer.model.timeline import NO_TIMELINE
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from session_tracer.facts import Counts, Fact, Outcome, Trigger
+    from session_tracer.facts import Fact, Outcome, Trigger
     from session_tracer.ledger.gates import Gates
     from session_tracer.ledger.ledger import Ledger
     from session_tracer.ledger.origin import Scope
@@ -77,7 +77,7 @@ class Metrics(Protocol):
 
     def load_refused(self, report: Report) -> None: ...
 
-    def session_ended(self, report: Report, detached: Counts) -> None: ...
+    def session_ended(self, report: Report) -> None: ...
 
     def finding(self, finding: Finding, report: Report) -> None: ...
 
@@ -227,7 +227,7 @@ class Report:
         *,
         metrics: tuple[Metrics, ...],
         logs: Logs | None,
-        logs_sessions: bool,
+        reports_end: bool,
         span_source: SpanSource | None,
         sinks: tuple[Sink, ...],
         silenced: frozenset[str],
@@ -238,8 +238,8 @@ class Report:
         self.settings = tracer.settings
         self.metrics = metrics
         self.logs = logs
-        # Whether an event about the whole session can reach anything.
-        self.logs_sessions = logs_sessions
+        # Whether an event about the whole session, or its summary, can reach anything.
+        self.reports_end = reports_end
         # None where no spans are made, and once they have begun.
         self.span_source = span_source
         self.sinks = sinks
@@ -342,6 +342,7 @@ class Report:
             self.findings += (verdict,)
         if self.tracer.policy.raises(verdict) and len(self.misuses) < _MOST_FINDINGS:
             self.misuses += (verdict,)
+            self.ledger.has_misuses = True
         for metrics in self.metrics:
             self.emit(metrics.finding, verdict, self)
         if self.logs is not None:
@@ -394,11 +395,9 @@ class Report:
         if self.attaching is not None and self.ledger.reports[0] is self:
             self.ledger.attaching = self.attaching
 
-    def session_ended(self, detached: Counts) -> None:
-        """The scope ended; `detached` are the objects that it let go of."""
-        for metrics in self.metrics:
-            metrics.session_ended(self, detached)
-        if self.logs is not None and self.logs_sessions:
+    def session_ended(self) -> None:
+        """The scope ended, and was measured."""
+        if self.logs is not None and self.reports_end:
             self.emit(self.logs.session_closed, self)
         if self.spans is not None:
             self.emit(self.spans.session_ended, self.ledger.closed_at)

@@ -80,7 +80,7 @@ def leave(member: Member) -> None:
         together.pop(member, None)
         if not together:
             _TOGETHER.pop(key, None)
-    if member.owner is not member.opened_by:
+    if member.was_handed_on:
         _part(member, member.owner.key)
 
 

@@ -156,29 +156,32 @@ class LogSignal:
         ledger = report.ledger
         duration = ledger.closed_at - ledger.opened_at
         is_notable = (
-            ledger.wrote
+            ledger.new
+            or ledger.dirty
+            or ledger.deleted
             or report.findings
             or ledger.outcome in ("failed", "abandoned")
             or duration > self._slow
         )
         level = "info" if is_notable else "debug"
-        if not self._heard(LEVELS[level]):
+        number = LEVELS[level]
+        if number < self._least and not self._heard(number):
             return
         fields = _identity(report)
         fields["outcome"] = ledger.outcome
         fields["ending"] = ledger.ending
         if ledger.is_async:
             fields["async"] = True
-        fields["duration_ms"] = _ms(duration)
+        fields["duration_ms"] = round(duration / 1e6, 3)
         if ledger.held:
-            fields["held_ms"] = _ms(ledger.held)
+            fields["held_ms"] = round(ledger.held / 1e6, 3)
         if ledger.sql:
-            fields["sql_ms"] = _ms(ledger.sql)
+            fields["sql_ms"] = round(ledger.sql / 1e6, 3)
         numbers = _numbers(ledger)
         fields.update(compress(zip(NUMBERS, numbers, strict=True), numbers))
         counts = _counts(ledger)
-        for key, count in compress(zip(COUNTS, counts, strict=True), counts):
-            _count(fields, key, count)
+        for (key, by), count in compress(zip(_BY.items(), counts, strict=True), counts):
+            _count(fields, key, by, count)
         if report.findings:
             fields["findings"] = [finding.id for finding in report.findings]
         if ledger.error:
@@ -270,6 +273,8 @@ def _identity(report: Report) -> LogEvent:
     }
 
 
+_name_and_number: Final = "%s=%s".__mod__
+# The keys of the texts of `COUNTS`, in their order.
 _BY: Final = {
     **{key: f"{key}_by_entity" for key in COUNTS},
     "lazy_loads": "lazy_loads_by_kind",
@@ -308,22 +313,17 @@ class Repeats:
 def _flatten(fields: LogEvent, key: str, value: Mapping[str, Any]) -> None:
     """Put a dictionary in as flat keys: counts as such, what else it holds by its keys."""
     if all(isinstance(number, int) for number in value.values()):
-        _count(fields, key, value)
+        _count(fields, key, _BY.get(key) or f"{key}_by_entity", value)
     else:
         fields |= {f"{key}_{inner}": held for inner, held in value.items() if held}
 
 
-def _count(fields: LogEvent, key: str, counts: Mapping[str, int]) -> None:
-    """Put counts in as their sum, and as a text."""
-    by = _BY.get(key) or f"{key}_by_entity"
-    if len(counts) == 1:
-        ((name, number),) = counts.items()
-        if number:
-            fields[key] = number
-            fields[by] = f"{name}={number}"
-    elif counts:
-        fields[key] = sum(counts.values())
-        fields[by] = " ".join([f"{name}={number}" for name, number in counts.items()])
+def _count(fields: LogEvent, key: str, by: str, counts: Mapping[str, int]) -> None:
+    """Put counts in as their sum, and as a text under the key `by`."""
+    number = sum(counts.values())
+    if number:
+        fields[key] = number
+        fields[by] = " ".join(map(_name_and_number, counts.items()))
 
 
 _numbers: Final = attrgetter(*NUMBERS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from operator import attrgetter
 from time import time_ns
 from typing import TYPE_CHECKING, Any, Final
 
@@ -48,6 +49,16 @@ _ALWAYS: Final = {names.DB_SYSTEM_NAME, names.DB_OPERATION_NAME}
 
 _UNUSED: Final = "unused"
 _STATES: Final = ("loaded", "new", "dirty", "unchanged", "deleted", "detached")
+# What is kept of a scope that ended.
+_totals: Final = attrgetter(
+    "outcome",
+    "opened_at",
+    "closed_at",
+    "identity_map_peak",
+    "statements",
+    "lazy_loads",
+    *_STATES,
+)
 
 
 class Total:
@@ -275,25 +286,10 @@ class MetricSignal:
         if len(waiting) >= waiting.limit:
             waiting.relieve()
 
-    def session_ended(self, report: Report, detached: Counts) -> None:
+    def session_ended(self, report: Report) -> None:
         """The scope ended, as its ledger has it."""
-        ledger = report.ledger
         span = report.span_context or (_sampled_span() if get_current() else None)
-        row = (
-            MetricSignal._take_session,
-            ledger.outcome,
-            ledger.closed_at - ledger.opened_at,
-            ledger.identity_map_peak,
-            ledger.statements,
-            ledger.lazy_loads,
-            # In the order of `_STATES`.
-            ledger.loaded,
-            ledger.new,
-            ledger.dirty,
-            ledger.unchanged,
-            ledger.deleted,
-            detached,
-        )
+        row = (MetricSignal._take_session, _totals(report.ledger))
         waiting = self._waiting
         waiting.append((self._take, row, span, time_ns() if span else 0))
         if len(waiting) >= waiting.limit:
@@ -362,15 +358,11 @@ class MetricSignal:
         self,
         span: Span | None,
         at: int,
-        outcome: Outcome | None,
-        duration: int,
-        peak: int,
-        statements: int,
-        lazy_loads: Counts,
-        *objects: Counts,
+        totals: tuple[Any, ...],
     ) -> None:
+        outcome, opened_at, closed_at, peak, statements, lazy_loads, *objects = totals
         series = self._series_of(names.SESSION_DURATION, names.SESSION_OUTCOME, outcome or "closed")
-        series.take(duration / 1e9, span, at)
+        series.take((closed_at - opened_at) / 1e9, span, at)
         if outcome == _UNUSED:
             return
         self._series_of(names.IDENTITY_MAP).take(peak, span, at)

@@ -83,7 +83,6 @@ class RecordedSpans(Attaching):
     """
 
     _database: Database | None = None
-    _of_database: Attributes = {}  # noqa: RUF012 - never changed in place
 
     def __init__(
         self,
@@ -96,6 +95,8 @@ class RecordedSpans(Attaching):
         self._databases = databases
         self._report = report
         self._ledger = report.ledger
+        # What ends the attributes of all spans of the scope, made again for each database.
+        self._shared: Attributes = {SESSION_ID: report.ledger.id}
         # The outermost is the session's, or that of a refused load.
         self._open = [one]
         self._statement: RecordedSpan | None = None
@@ -134,7 +135,7 @@ class RecordedSpans(Attaching):
             statement_name(fact),
             self._recorder.child(parent),
             parent,
-            self._recorder.resource,
+            self._recorder.provider.resource,
             fact.at,
         )
         one.attributes = of_statement(fact)
@@ -215,38 +216,43 @@ class RecordedSpans(Attaching):
         self, name: str, key: str, value: str | bool, site: CallSite | None, at: int
     ) -> None:
         """Begin a span below the innermost one, with an attribute of its own."""
-        opened = self._open
+        opened, recorder = self._open, self._recorder
         parent = opened[-1].context
-        self._report.span_context = context = self._recorder.child(parent)
-        resource = self._recorder.resource
+        self._report.span_context = context = recorder.child(parent)
+        resource = recorder.provider.resource
         opened.append(RecordedSpan(name, context, parent, resource, at, key, value, site))
 
     def _end(self, name: str, at: int, later: Attributes, error: str) -> None:
         """End the innermost span of that name, and before it what was left open inside it."""
         opened, ledger = self._open, self._ledger
-        if opened[-1].name != name:
+        one = opened[-1]
+        if one.name != name:
             if all(one.name != name for one in opened):
                 return
-            while opened[-1].name != name:
-                self._end(opened[-1].name, at, {}, "")
-        one = opened.pop()
-        site = one.site
-        attributes: Attributes = {SESSION_NAME: self._report.name, one.key: one.value}
-        if site is not None:
-            attributes[CODE_FUNCTION_NAME] = site.function
-            attributes[CODE_FILE_PATH] = site.file
-            attributes[CODE_LINE_NUMBER] = site.line
-            if site.callers:
-                add_site(attributes, site)
-        attributes[SESSION_ID] = ledger.id
+            while (one := opened[-1]).name != name:
+                self._end(one.name, at, {}, "")
         database = ledger.database
-        if database is not None and database is not self._database:
+        if database is not self._database and database is not None:
             self._database = database
-            self._of_database = self._databases.of(database)
-        attributes |= self._of_database
-        attributes |= later
-        one.attributes = attributes
+            self._shared = {SESSION_ID: ledger.id, **self._databases.of(database)}
+        report, site = self._report, one.site
+        # In the order of a live span's.
+        attributes: Attributes
+        if site is None or site.callers:
+            attributes = {SESSION_NAME: report.name, one.key: one.value}
+            add_site(attributes, site)
+        else:
+            attributes = {
+                SESSION_NAME: report.name,
+                one.key: one.value,
+                CODE_FUNCTION_NAME: site.function,
+                CODE_FILE_PATH: site.file,
+                CODE_LINE_NUMBER: site.line,
+            }
+        one.attributes = attributes | self._shared | later
         if error:
             one.fail(error)
-        self._report.span_context = opened[-1].context if opened else None
+        del opened[-1]
+        # What the span was inside of, which is recorded unless it is the caller's.
+        report.span_context = one.parent if opened else None
         self._recorder.end(one, at, ledger.epoch)

@@ -92,6 +92,9 @@ class SpanRecorder(Protocol):
     It relies on a SpanContext being a tuple that begins with the trace's and the span's id.
     """
 
+    # A span has the `resource` that this has as it begins: it is another one after a fork.
+    provider: Any
+
     def begin(
         self,
         name: str,
@@ -104,10 +107,6 @@ class SpanRecorder(Protocol):
             The contexts of the first span and of its parent, and whether it is sampled.
         """
         ...
-
-    @property
-    def resource(self) -> Any:
-        """The resource of a span that begins now: it is another one after a fork."""
 
     def child(self, parent: SpanContext) -> SpanContext:
         """The context of a new span below a recorded one, which has its sampling decision."""

@@ -64,23 +64,23 @@ class SpanSignal:
 
     def begin(self, report: Report) -> None:
         """Begin the span of a session, dated back to the opening of the scope."""
-        ledger, name = report.ledger, report.name
+        ledger, name = report.ledger, f"session {report.name}"
         within = ledger.context
         if within is None:
             within = context_api.get_current()
         # The sampler needs no more to decide: the rest is set where the span is sampled.
-        attributes: Attributes = {SESSION_NAME: name, SESSION_ASYNC: ledger.is_async}
+        attributes: Attributes = {SESSION_NAME: report.name, SESSION_ASYNC: ledger.is_async}
         recorder = self._recorder
         if recorder is None:
-            self._start(report, f"session {name}", within, attributes, ledger.opened_at)
+            self._start(report, name, within, attributes, ledger.opened_at)
             return
-        context, parent, is_sampled = recorder.begin(f"session {name}", within, attributes)
+        context, parent, is_sampled = recorder.begin(name, within, attributes)
         if is_sampled:
             one = RecordedSpan(
-                f"session {name}",
+                name,
                 context,
                 parent,
-                recorder.resource,
+                recorder.provider.resource,
                 ledger.opened_at,
                 SESSION_ASYNC,
                 ledger.is_async,
@@ -101,7 +101,7 @@ class SpanSignal:
             return
         context, parent, is_sampled = recorder.begin(DETACHED_LOAD_SPAN, within, {})
         if is_sampled:
-            one = RecordedSpan(DETACHED_LOAD_SPAN, context, parent, recorder.resource, now)
+            one = RecordedSpan(DETACHED_LOAD_SPAN, context, parent, recorder.provider.resource, now)
             one.links = links
             report.spans = RecordedSpans(recorder, self._databases, report, one)
 

@@ -11,12 +11,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
-__all__ = ["error_of_request", "is_by_transaction_manager"]
+__all__ = ["CLOSING", "error_of_request", "is_by_transaction_manager"]
 
 # Flask and Quart turn an exception into a response, and then pass it to the teardown function (an
 # extension's or the application's) that removes the session.
 _TEARDOWNS: Final = frozenset({"do_teardown_appcontext", "do_teardown_request"})
 _MANAGER: Final = "zope.sqlalchemy.datamanager"
+# The modules without which neither function finds anything.
+CLOSING: Final = frozenset({"flask", "quart", _MANAGER})
 # From a wrapped close() out to one of them it is about eight, through `scoped_session.remove()`.
 _MOST_FRAMES: Final = 20
 
