@@ -342,6 +342,7 @@ class Report:
             self.findings += (verdict,)
         if self.tracer.policy.raises(verdict) and len(self.misuses) < _MOST_FINDINGS:
             self.misuses += (verdict,)
+            self.ledger.is_due = True
         for metrics in self.metrics:
             self.emit(metrics.finding, verdict, self)
         if self.logs is not None:
