@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 from session_tracer import facts
 from session_tracer.hooks import loader_options
 from session_tracer.ledger import object_counter
+from session_tracer.ledger.ledger import new_tuple
 from session_tracer.ledger.loads import Load
 from session_tracer.runtime.degraded import without
 
@@ -99,7 +100,9 @@ def _column_load(state: Any, wanted: Any, ledger: Ledger) -> Reason:
         )
         if not is_left_out:
             is_generated = loader_options.are_generated(state, wanted)
-            return Reason(_load("expired", state, ""), state=state, is_generated=is_generated)
+            expired: Load = new_tuple(Load, ("expired", state.class_.__name__, ""))
+            why: Reason = new_tuple(Reason, (expired, "", None, state, False, is_generated))
+            return why
     load = _load("deferred", state, ", ".join(sorted(wanted)))
     return Reason(load, state=state, is_left_out=is_left_out)
 

@@ -1012,11 +1012,13 @@ class Ledger(Use):
         """Count a row that was written by a statement of its own; whether they are enough now."""
         if self.row_run is not None:
             self.fold_rows()
-        number, by_line = 0, True
-        if flush is not None:
-            number, by_line = self.flush_number, flush.trigger == "explicit"
-        key = (site, flush is not None, operation, collection)
-        run = self.row_run = (key, hash(statement), number, by_line)
+        run: Run
+        if flush is None:
+            run = ((site, False, operation, collection), hash(statement), 0, True)
+        else:
+            by_line = flush.trigger == "explicit"
+            run = ((site, True, operation, collection), hash(statement), self.flush_number, by_line)
+        self.row_run = run
         rows = self.single_rows
         before = 0 if rows is None else rows.before(run, self.gates.least_single_rows)
         self.row_folded = before
