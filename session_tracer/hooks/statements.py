@@ -286,7 +286,6 @@ def _executing(name: str) -> Callable[..., bool | None]:
                 ledger.failed("statements", error)
             return None
         failed = None
-        is_due = False
         try:
             if attached is not None:
                 _attach(ledger, attached)
@@ -336,7 +335,6 @@ def _executing(name: str) -> Callable[..., bool | None]:
                             duration,
                             failed,
                         )
-                        is_due = ledger.is_due
                     else:
                         _written(
                             ledger, context, statement, shape, size, site, ended, duration, failed
@@ -348,10 +346,9 @@ def _executing(name: str) -> Callable[..., bool | None]:
                     attached.detach()
                 if not isinstance(error, Exception):
                     raise
-                is_due = False
                 ledger.failed("statements", error)
             failed = None  # the error's traceback holds this frame
-        if is_due and _may_raise(ledger):
+        if ledger.is_due and _may_raise(ledger, statement):
             raise_due(ledger.reports)
         return True
 
@@ -419,8 +416,10 @@ def _announce(ledger: Ledger, context: Any, statement: str, size: int) -> None:
     )
 
 
-def _may_raise(ledger: Ledger) -> bool:
-    """Whether an exception after a SELECT would only leave rows unread."""
+def _may_raise(ledger: Ledger, statement: str) -> bool:
+    """Whether an exception now would only leave the rows of a SELECT unread."""
+    if sql.shape(statement).operation != "SELECT":
+        return False
     writing = ledger.flush is not None and ledger.flush.began
     committing = bool(ledger.transactions_open and ledger.transactions_open[-1].committing_at)
     return not writing and not committing
