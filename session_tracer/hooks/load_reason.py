@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 from session_tracer import facts
 from session_tracer.hooks import loader_options
 from session_tracer.ledger import object_counter
+from session_tracer.ledger.ledger import new_tuple
 from session_tracer.ledger.loads import Load
 from session_tracer.runtime.degraded import without
 
@@ -52,13 +53,15 @@ def reason(context: Any, ledger: Ledger) -> Reason | None:
         options = context.execution_options.get("_sa_orm_load_options")
         if options is None:
             return None
-        parent, state = options._lazy_loaded_from, options._refresh_state
-        compile_options: Any = getattr(context.invoked_statement, "_compile_options", None)
-        path = getattr(compile_options, "_current_path", None)
-        if path is None:  # of no ORM, or an UPDATE with RETURNING
+        try:
+            compile_options = context.invoked_statement._compile_options
+            path = compile_options._current_path
+        except AttributeError:  # of no ORM, or an UPDATE with RETURNING
             return None
+        parent = options._lazy_loaded_from
         if parent is not None:
             return _relationship(path, parent, ledger)
+        state = options._refresh_state
         if state is not None and compile_options._for_refresh_state:
             wanted = compile_options._only_load_props
             if wanted is None or options._is_user_refresh:
@@ -97,7 +100,9 @@ def _column_load(state: Any, wanted: Any, ledger: Ledger) -> Reason:
         )
         if not is_left_out:
             is_generated = loader_options.are_generated(state, wanted)
-            return Reason(_load("expired", state, ""), state=state, is_generated=is_generated)
+            expired: Load = new_tuple(Load, ("expired", state.class_.__name__, ""))
+            why: Reason = new_tuple(Reason, (expired, "", None, state, False, is_generated))
+            return why
     load = _load("deferred", state, ", ".join(sorted(wanted)))
     return Reason(load, state=state, is_left_out=is_left_out)
 
@@ -151,7 +156,7 @@ def subject(context: Any) -> Any:
 def is_by_key(context: Any) -> bool:
     """Whether the statement is the mapper's own SELECT by primary key: `get()`, `merge()`."""
     try:
-        parameters = context.compiled_parameters
-    except AttributeError:
+        (parameters,) = context.compiled_parameters
+    except (AttributeError, ValueError):  # of no ORM, or a batch
         return False
-    return bool(parameters) and len(parameters) == 1 and _KEY in parameters[0]
+    return _KEY in parameters

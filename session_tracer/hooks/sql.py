@@ -140,10 +140,11 @@ def _shown(piece: re.Match[str]) -> str:
 
 def fingerprint(statement: str, parameters: Any) -> int:
     """Equal for the same text with the same parameters; 0 where these cannot be compared."""
-    held = tuple(parameters.values() if type(parameters) is dict else parameters)
-    for value in held:
-        if type(value) not in PLAIN:
-            return 0
+    held = parameters
+    if type(held) is not tuple:
+        held = tuple(parameters.values() if type(parameters) is dict else parameters)
+    if not PLAIN.issuperset(map(type, held)):
+        return 0
     # As text, for the hashes of -1 and -2 are the same, and so are those of 1, 1.0 and True.
     return hash((statement, repr(held))) or 1
 

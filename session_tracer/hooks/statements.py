@@ -10,6 +10,7 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import event
@@ -256,77 +257,57 @@ def _executing(name: str) -> Callable[..., bool | None]:
             ledger = context.root_connection.__dict__.get(SLOT)
             if ledger is None:
                 return None
+            flush, dialect = ledger.flush, context.dialect
             is_repeated = (
-                statement is ledger.repeated
-                and ledger.repeated_in == ledger.flush_number
-                and ledger.flush is not None
-                and (ledger.repeats_rows or len(context.compiled_parameters) > 1)
+                flush is not None
+                and statement is flush.repeated
                 and is_one
-                and not reporting.now
+                and (flush.repeats_rows or len(context.compiled_parameters) > 1)
             )
-            flush, worker = ledger.flush, None
             if is_repeated:
                 # For other rows of the flush: counting it is enough.
+                execute = dialect.do_execute
+                worker = flush.owner if ledger.at_work is None else None
                 attached = ledger.attach() if ledger.attaches else None
-                site = flush.site
-                if ledger.at_work is None:
-                    worker = flush.owner
             else:
-                ledger.repeated_in = -1
-                dialect = context.dialect
                 execute = getattr(dialect, name)
                 listeners = getattr(dialect.dispatch, name)
-                others = () if len(listeners) == 1 else _after(listener, listeners)
-                arguments: tuple[Any, ...] = (cursor, statement, parameters, context)
+                is_shared = len(listeners) > 1
+                if is_shared:
+                    execute = partial(_ask, _after(listener, listeners), execute)
                 if is_bare:
-                    arguments = (cursor, statement, context)
+                    execute = partial(_execute_bare, execute)
                 # An INSERT of many rows is one operation: only executemany() is a batch to the
                 # conventions.
                 size = len(parameters) if is_batch else 1
-                shape = _known_shape(statement) or sql.shape(statement)
-                site = ledger.site() if flush is None else flush.site
-                if ledger.counter.counts:
-                    ledger.settle(ledger.clock())
-                if ledger.at_work is None:
-                    worker = ledger.enter(site)
+                if flush is None:
+                    site = ledger.site()
                 else:
-                    ledger.check_use(site)
+                    site = flush.site
+                    flush.repeated = None
+                worker = ledger.executing(site)
                 options = context.execution_options
                 if "yield_per" in options or "stream_results" in options:
-                    _stream(ledger, site, options)
-                else:
-                    ledger.is_streaming = False
-                    ledger.loading(site)
+                    _stream(ledger, options)
                 if ledger.announces_statements:
-                    _announce(ledger, context, statement, shape, size)
-                attached = ledger.attach() if ledger.attaches or others else None
+                    _announce(ledger, context, statement, size)
+                attached = ledger.attach() if ledger.attaches or is_shared else None
             started = ledger.clock()
         except Exception as error:
             if ledger is not None:  # else a dialect's own, or what a test has put in its place
                 ledger.failed("statements", error)
             return None
         failed = None
-        is_due = False
         try:
             if attached is not None:
-                try:
-                    attached.attach()
-                except Exception as error:
-                    ledger.failed("statements", error)
+                _attach(ledger, attached)
             if worker is not None:
                 ledger.at_work = worker
-                ledger.at_work_site = site
-            if is_repeated:
-                execute = context.dialect.do_execute
-                execute(cursor, statement, parameters, context)
-            else:
-                for other in others:
-                    if other(*arguments):
-                        break
-                else:
-                    execute(*arguments)
+            execute(cursor, statement, parameters, context)
         except BaseException as error:
             failed = error
+            if is_repeated:
+                is_repeated, is_shared, site, size = False, False, flush.site, 1
             raise
         finally:
             try:
@@ -341,11 +322,11 @@ def _executing(name: str) -> Callable[..., bool | None]:
                     holdings[0].busy += duration
                 else:
                     _hold_longer(holdings, context, duration)
-                if is_repeated and failed is None:
+                if is_repeated:
                     ledger.sql += duration
                     ledger.statements += 1
                     ledger.last_statement_at = ledger.last_activity_at = ended
-                    if ledger.repeats_rows:
+                    if flush.repeats_rows:
                         ledger.row_count += 1
                         if ledger.row_count in ledger.gates.single_rows:
                             ledger.fold_rows()
@@ -353,42 +334,33 @@ def _executing(name: str) -> Callable[..., bool | None]:
                 else:
                     if failed is not None:
                         ledger.is_cancellation(failed)
-                    if is_repeated:
-                        shape, size = sql.shape(statement), 1
+                    shape = _known_shape(statement) or sql.shape(statement)
                     if shape.operation == "SELECT":
-                        is_due = _selected(
+                        _selected(
                             ledger,
                             context,
                             statement,
                             parameters,
-                            size=size,
-                            site=site,
-                            at=ended,
-                            duration=duration,
-                            error=failed,
+                            size,
+                            site,
+                            ended,
+                            duration,
+                            failed,
                         )
                     else:
                         _written(
-                            ledger,
-                            context,
-                            statement,
-                            shape=shape,
-                            size=size,
-                            site=site,
-                            at=ended,
-                            duration=duration,
-                            error=failed,
-                            may_repeat=is_one and not (is_repeated or others),
+                            ledger, context, statement, shape, size, site, ended, duration, failed
                         )
+                        if flush is not None and (is_shared or worker is None):
+                            flush.repeated = None
             except BaseException as error:
                 if attached is not None:
                     attached.detach()
                 if not isinstance(error, Exception):
                     raise
-                is_due = False
                 ledger.failed("statements", error)
             failed = None  # the error's traceback holds this frame
-        if is_due and _may_raise(ledger):
+        if ledger.has_misuses and _may_raise(ledger, statement):
             raise_due(ledger.reports)
         return True
 
@@ -400,10 +372,24 @@ def _executing(name: str) -> Callable[..., bool | None]:
 _known_shape: Final = sql.SHAPES.get
 
 
-def _after(own: Callable[..., bool | None], listeners: Any) -> Any:
+def _after(own: Callable[..., bool | None], listeners: Any) -> list[Any]:
     """The dialect listeners after this one, which SQLAlchemy would ask until one handles it."""
     known = list(listeners)
     return known[known.index(own) + 1 :]
+
+
+@as_sqlalchemys
+def _ask(others: list[Any], execute: Any, *arguments: Any) -> None:
+    for other in others:
+        if other(*arguments):
+            return
+    execute(*arguments)
+
+
+@as_sqlalchemys
+def _execute_bare(execute: Any, cursor: Any, statement: str, parameters: Any, context: Any) -> None:
+    del parameters
+    execute(cursor, statement, context)
 
 
 def _hold_longer(holdings: Iterable[Holding], context: Any, duration: int) -> None:
@@ -412,15 +398,23 @@ def _hold_longer(holdings: Iterable[Holding], context: Any, duration: int) -> No
             holding.busy += duration
 
 
-def _stream(ledger: Ledger, site: CallSite | None, options: Any) -> None:
+def _attach(ledger: Ledger, attached: Attached) -> None:
+    try:
+        attached.attach()
+    except Exception as error:
+        ledger.failed("statements", error)
+
+
+def _stream(ledger: Ledger, options: Any) -> None:
     """A statement is about to run whose rows may be fetched in portions."""
     at_once = options.get("yield_per", 0) or 0
-    streaming = ledger.is_streaming = bool(at_once or options.get("stream_results"))
-    ledger.loading(site, at_once, in_portions=streaming and not at_once)
+    if at_once or options.get("stream_results"):
+        ledger.streaming(at_once)
 
 
-def _announce(ledger: Ledger, context: Any, statement: str, shape: Shape, size: int) -> None:
+def _announce(ledger: Ledger, context: Any, statement: str, size: int) -> None:
     database = _DATABASES.get(context.dialect) or facts.Database()
+    shape = sql.shape(statement)
     ledger.statement_started(
         facts.StatementStarted(
             at=ledger.clock(),
@@ -434,8 +428,10 @@ def _announce(ledger: Ledger, context: Any, statement: str, shape: Shape, size: 
     )
 
 
-def _may_raise(ledger: Ledger) -> bool:
-    """Whether an exception after a SELECT would only leave rows unread."""
+def _may_raise(ledger: Ledger, statement: str) -> bool:
+    """Whether an exception now would only leave the rows of a SELECT unread."""
+    if sql.shape(statement).operation != "SELECT":
+        return False
     writing = ledger.flush is not None and ledger.flush.began
     committing = bool(ledger.transactions_open and ledger.transactions_open[-1].committing_at)
     return not writing and not committing
@@ -449,61 +445,64 @@ def _selected(
     context: Any,
     statement: str,
     parameters: Any,
-    *,
     size: int,
     site: CallSite | None,
     at: int,
     duration: int,
     error: BaseException | None,
-) -> bool:
-    """A SELECT ran: for itself, for an attribute of one object, or with another SELECT.
-
-    Return whether a finding may be due to be raised.
-    """
+) -> None:
+    """A SELECT ran: for itself, for an attribute of one object, or with another SELECT."""
     why = load_reason.reason(context, ledger)
-    load, eager, route = None, "", None
+    is_quiet = error is None and not (ledger.publishers or ledger.announces_statements)
+    if why is None and is_quiet:
+        if ledger.route is not None:
+            ledger.come_by(None)
+        subject = load_reason.subject(context)
+        entity = "" if subject is None else subject.class_.__name__
+        in_flush = ledger.flush is not None
+        ledger.executed(at, site, duration, "SELECT", entity, "", in_flush, None)
+        key = fingerprint_of(statement, parameters)
+        if key:
+            by_key, streamed = load_reason.is_by_key(context), ledger.is_streaming
+            ledger.selected(
+                (at, site, statement, subject, duration, by_key, key, streamed, in_flush, size),
+                _select,
+            )
+        return
+    load = route = None
+    eager = ""
     if why is not None:
-        eager, route = why.eager, why.route
-        if error is None and why.load is not None:
-            load = why.load
+        load, eager, route = why[:3]
+        if error is not None:
+            load = None
+        elif load is not None:
             load_reason.report_load(ledger, load, why, at, site)
     if route is not ledger.route and (route is not None or not eager):
         ledger.come_by(route)
-    is_quiet = not (ledger.publishers or ledger.announces_statements)
-    # What loads an attribute is reported and judged as such.
-    subject = None if is_quiet and load is not None else load_reason.subject(context)
-    entity = "" if subject is None else subject.class_.__name__
     in_flush = ledger.flush is not None
-    ledger.executed(
-        at, site, duration, "SELECT", entity=entity, eager=eager, in_flush=in_flush, load=load
-    )
-    is_own = why is None and error is None
-    if not is_quiet or is_own or (load is None and ledger.is_refreshing):
-        select = (
-            at,
-            site,
-            statement,
-            subject,
-            duration,
-            why is None and load_reason.is_by_key(context),
-            fingerprint_of(statement, parameters),
-            ledger.is_streaming,
-            in_flush,
-            size,
-        )
-        if not is_quiet or not is_own:
-            fact = _select(select, eager, error)
-            ledger.statement_executed(fact)
-            if ledger.is_refreshing and eager and not in_flush:
-                ledger.is_refreshing = False
-                ledger.judge(fact)
-        if is_own and select[6]:
-            ledger.selected(select, _select)
-    is_due = False
-    for report in ledger.reports:
-        if report.misuses:
-            is_due = True
-    return is_due
+    if load is not None and is_quiet:
+        # What loads an attribute is reported and judged as such.
+        ledger.executed(at, site, duration, "SELECT", "", eager, in_flush, load)
+        return
+    subject = load_reason.subject(context)
+    entity = "" if subject is None else subject.class_.__name__
+    ledger.executed(at, site, duration, "SELECT", entity, eager, in_flush, load)
+    if is_quiet and not ledger.is_refreshing:
+        return
+    by_key, streamed = why is None and load_reason.is_by_key(context), ledger.is_streaming
+    key = fingerprint_of(statement, parameters)
+    select = (at, site, statement, subject, duration, by_key, key, streamed, in_flush, size)
+    _publish_select(ledger, select, eager, error)
+    if why is None and error is None and key:
+        ledger.selected(select, _select)
+
+
+def _publish_select(ledger: Ledger, select: Any, eager: str, error: BaseException | None) -> None:
+    fact = _select(select, eager, error)
+    ledger.statement_executed(fact)
+    if ledger.is_refreshing and eager and not fact.in_flush:
+        ledger.is_refreshing = False
+        ledger.judge(fact)
 
 
 def _select(select: Any, eager: str = "", error: BaseException | None = None) -> StatementExecuted:
@@ -559,31 +558,29 @@ def _written(
     ledger: Ledger,
     context: Any,
     statement: str,
-    *,
     shape: Shape,
     size: int,
     site: CallSite | None,
     at: int,
     duration: int,
     error: BaseException | None,
-    may_repeat: bool,
 ) -> None:
-    """A statement ran that is no SELECT. No finding is raised, which could leave it half done.
-
-    With `may_repeat`, others of the same text for other rows need no more than be counted.
-    """
+    """A statement ran that is no SELECT. No finding is raised, which could leave it half done."""
     flush, operation = ledger.flush, shape.operation
     if flush is None or error is not None or ledger.publishers or ledger.announces_statements:
         _executed(ledger, context, statement, shape, size, site, at, duration, error)
         return
+    if reporting.now:
+        return
     ledger.executed_by_flush(at, site, duration, operation)
-    if operation in _ONE_ROW and size == 1:
-        is_row = _rows(context, operation, size) == 1
+    if size == 1 and operation in _ONE_ROW:
+        is_row = _rows(context, operation, 1) == 1
         if is_row and ledger.wrote_row(site, operation, shape.collection, statement, flush):
             ledger.judge(_row(ledger, context, statement, at, duration))
-        if may_repeat and (is_row or operation == "INSERT"):
-            ledger.repeated, ledger.repeats_rows = statement, is_row
-            ledger.repeated_in = ledger.flush_number
+        if is_row or operation == "INSERT":
+            # Others of this text, for other rows, need no more than be counted.
+            flush.repeated = statement
+            flush.repeats_rows = is_row
 
 
 def _executed(
@@ -609,15 +606,13 @@ def _executed(
     is_write = operation in _WRITES
     entity = _entity(context, flush if is_write else None)
     in_flush = flush is not None
-    ledger.executed(
-        at, site, duration, operation, entity=entity, eager=eager, in_flush=in_flush, load=load
-    )
+    ledger.executed(at, site, duration, operation, entity, eager, in_flush, load)
     has_crossed = False
     if is_write and error is None:
         rows = _rows(context, operation, size)
         if rows and flush is None:
             ledger.wrote_rows(entity, shape.collection, rows)
-        if rows == 1 and operation in _ONE_ROW:
+        if rows == 1 and operation in _ONE_ROW and not reporting.now:
             has_crossed = ledger.wrote_row(site, operation, shape.collection, statement, flush)
     if not (has_crossed or ledger.publishers or ledger.announces_statements):
         return
@@ -657,9 +652,12 @@ def _rows(context: Any, operation: str, size: int) -> int:
             return 1 if len(context.compiled_parameters) == 1 else -1
         if getattr(getattr(compiled, "statement", None), "_multi_values", None):
             return -1
-    rows = getattr(context.cursor, "rowcount", -1)
-    if isinstance(rows, int) and rows > 0:
-        return rows
+    try:
+        rows = context.cursor.rowcount
+        if isinstance(rows, int) and rows > 0:
+            return rows
+    except AttributeError:  # not every driver has it
+        pass
     # With RETURNING, SQLite does not know before the rows are fetched.
     return 1 if operation == "INSERT" else -1
 

@@ -134,6 +134,9 @@ class Flush:
     # Whether the unit of work was executed.
     executed = False
     failed = False
+    # Its last statement, if it may be repeated for other rows, and whether it writes one each time.
+    repeated: str | None = None
+    repeats_rows = False
     # New, dirty, deleted, unchanged.
     counts: tuple[Counts, Counts, Counts, Counts] = (NOTHING, NOTHING, NOTHING, NOTHING)
     # The one object of the unit of work, if it is one that has changed.

@@ -169,6 +169,7 @@ class Ledger(Use):
     # For how long the transaction that is ending held each connection, and in SQL.
     released: tuple[tuple[int, int], ...] = ()
 
+
     # Statements.
     statements = 0
     sql = 0
@@ -192,11 +193,6 @@ class Ledger(Use):
     row_run: Run | None = None
     row_count = 0
     row_folded = 0
-    # The last statement of the flush of this number, if it may be repeated for other rows, and
-    # whether it writes one row each time.
-    repeated = ""
-    repeated_in = -1
-    repeats_rows = False
     # Whether code that runs during a statement could see which context is in force.
     attaches = False
 
@@ -562,7 +558,6 @@ class Ledger(Use):
         self.loads = None
         self.first_selects = ()
         self.single_rows = self.row_run = None
-        self.repeated_in = -1
         self.first_commit = None
         self.committing_rows = 0
         self.committing = NOTHING
@@ -958,7 +953,6 @@ class Ledger(Use):
         site: CallSite | None,
         duration: int,
         operation: str,
-        *,
         entity: str,
         eager: str,
         in_flush: bool,
@@ -1013,8 +1007,6 @@ class Ledger(Use):
         self, at: int, site: CallSite | None, duration: int, operation: str
     ) -> None:
         """A statement of the unit of work ran without an error."""
-        if reporting.now:
-            return
         self.statements += 1
         self.sql += duration
         self.last_statement_at = self.last_activity_at = at
@@ -1032,16 +1024,15 @@ class Ledger(Use):
         flush: Flush | None,
     ) -> bool:
         """Count a row that was written by a statement of its own; whether they are enough now."""
-        if reporting.now:
-            return False
         if self.row_run is not None:
             self.fold_rows()
-        run = self.row_run = (
-            (site, flush is not None, operation, collection),
-            hash(statement),
-            0 if flush is None else self.flush_number,
-            flush is None or flush.trigger == "explicit",
-        )
+        run: Run
+        if flush is None:
+            run = ((site, False, operation, collection), hash(statement), 0, True)
+        else:
+            by_line = flush.trigger == "explicit"
+            run = ((site, True, operation, collection), hash(statement), self.flush_number, by_line)
+        self.row_run = run
         rows = self.single_rows
         before = 0 if rows is None else rows.before(run, self.gates.least_single_rows)
         self.row_folded = before
@@ -1145,26 +1136,48 @@ class Ledger(Use):
         self.route = None
         self.counter = object_counter.watch(session.identity_map, self.origin, site)
 
-    def loading(
-        self, site: CallSite | None, at_once: int = 0, *, in_portions: bool = False
-    ) -> None:
-        """A statement is about to run whose rows may become objects.
+    def executing(self, site: CallSite | None) -> Owner | None:
+        """A statement is about to run here; return what runs it, None inside of another statement.
 
-        `at_once` is how many rows become objects at a time, or 0 where all of them do: no listener
-        sees an identity map at its fullest, but that says how full it was. With `in_portions` they
-        may come in portions of a size that is not known, as `partitions()` asks for them.
+        All its rows may become objects at once, unless `streaming()` follows.
         """
         counter = self.counter
+        if counter.counts:
+            self.settle(self.clock())
+        worker = None
+        if self.at_work is None:
+            worker = self.enter(site)
+            self.at_work_site = site
+        else:
+            self.check_use(site)
+        if self.is_streaming:
+            self._not_streaming()
         self.size_before = counter.size()
-        self.at_once = at_once
-        if in_portions or self.in_portions:
-            self.in_portions = in_portions
-            counter.follow(on=in_portions)
         if site is not self.load_site or self.sweeps_seen != self.scope.sweeps:
             self.load_site = site
             self.sweeps_seen = self.scope.sweeps
             self.route = None
             counter.come_from(site)
+        return worker
+
+    def streaming(self, at_once: int) -> None:
+        """The rows become objects `at_once` at a time, or a number that is not known if it is 0.
+
+        No listener sees an identity map at its fullest, but `at_once` says how full it was. For
+        `partitions()`, which does not say it, each object is followed.
+        """
+        self.is_streaming = True
+        self.at_once = at_once
+        if not at_once:
+            self.in_portions = True
+            self.counter.follow(on=True)
+
+    def _not_streaming(self) -> None:
+        self.is_streaming = False
+        self.at_once = 0
+        if self.in_portions:
+            self.in_portions = False
+            self.counter.follow(on=False)
 
     def come_by(self, route: Route | None) -> None:
         """The rows of the statement that has just run come by a lazy load, or by none."""

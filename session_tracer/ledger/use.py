@@ -81,7 +81,7 @@ class Use:
         # As `Locator.locate()` does it, without the call.
         locator = self.locator
         try:
-            for distance, entry in locator.jumps.get(id(_frame(1).f_code), ()):
+            for distance, entry in locator.jumps[id(_frame(1).f_code)]:
                 inner = _frame(distance)
                 if inner.f_code is entry:
                     frame = inner.f_back
@@ -89,7 +89,7 @@ class Use:
                     if site is not None:
                         self.last_site = site
                         return site
-        except (AttributeError, ValueError):
+        except (AttributeError, LookupError, ValueError):
             pass
         site = locator.search(2)
         if site is None:
@@ -118,7 +118,6 @@ class Use:
             and running_loop() is None
             and self.at_work is None
             and (self.flush is None or self.flush.owner is user)
-            and not self.is_async
         ):
             return user
         return self._enter(site, user)
