@@ -290,9 +290,6 @@ class Ledger(Use):
     def begin(self, session: Session, opening: Opening) -> None:
         """A scope begins on the session."""
         tracers = self.tracers
-        for tracer in tracers:
-            if not tracer.is_settled:
-                tracer.settle()
         _, at, site, opened_by, self.context, self.handled, is_async, closing = opening
         id_ = self.id = f"{_IDS.getrandbits(64):016x}"
         self.opened_site = self.last_activity_site = self.last_site = site
@@ -324,17 +321,18 @@ class Ledger(Use):
         """Have these tracers report the scope, too."""
         more: tuple[Report, ...] = ()
         for tracer in tracers:
+            if not tracer.is_settled:
+                tracer.settle()
             if not tracer.closed:
                 report = tracer.begin(self)
                 more += (report,)
+                self.gates = tracer.gates
                 if report.publisher is not None:
                     self.publishers += (report.publisher,)
                 if tracer.tells_statements:
                     self.announces_statements = True
         reports = self.reports = self.scope.reports = self.reports + more
-        if len(reports) == 1:
-            self.gates = reports[0].tracer.gates
-        elif reports:
+        if len(reports) > 1:
             self.gates = Gates.of([report.settings for report in reports])
         return more
 
@@ -1165,15 +1163,22 @@ class Ledger(Use):
         """
         counter = self.counter
         counts = counter.counts
-        came = by_name(counts)
+        if len(counts) == 1:
+            ((kind, number),) = counts.items()
+            came = {kind.__name__: number}
+        else:
+            came = by_name(counts)
+            number = sum(came.values())
         counts.clear()
-        number = sum(came.values())
         if not number:
             return
         at_once = self.at_once
-        if self.in_portions and 0 < counter.peak - self.size_before < number:
-            at_once = counter.peak - self.size_before
-        size = self.size_before + (at_once if 0 < at_once < number else number)
+        size = self.size_before + number
+        if at_once or self.in_portions:
+            if self.in_portions and 0 < counter.peak - self.size_before < number:
+                at_once = counter.peak - self.size_before
+            if 0 < at_once < number:
+                size = self.size_before + at_once
         peak = self.identity_map_peak
         if size > peak:
             self.identity_map_peak = peak = size
@@ -1181,9 +1186,9 @@ class Ledger(Use):
             self.identity_map_peak = peak = size
         if reporting.now:
             return
-        self.loaded = with_counts(self.loaded, came)
+        self.loaded = with_counts(self.loaded, came) if self.loaded else came
         gates = self.gates
-        is_judged = peak > gates.large_identity_map or (not at_once and number > gates.large_result)
+        is_judged = peak > gates.large_identity_map or (number > gates.large_result and not at_once)
         if is_judged or self.publishers:
             fact = facts.ObjectsLoaded(now, self.load_site, came, at_once)
             self._publish_and_judge(fact, judged=is_judged)

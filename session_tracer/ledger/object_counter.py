@@ -76,7 +76,7 @@ class MapCounter(Counter):
 
     def size(self) -> int:
         identity_map = self.ref()
-        return 0 if identity_map is None else len(identity_map)
+        return 0 if identity_map is None else len(identity_map._dict)
 
     def follow(self, *, on: bool) -> None:
         identity_map = self.ref()

@@ -166,6 +166,7 @@ class Tracer(Protocol):
     clock: Callable[[], int]
     closed: bool
     is_settled: bool
+    is_quiet: bool
     tells_statements: bool
     # How long, in nanoseconds, until a session leaks, a transaction is long, a connection is idle.
     patience: tuple[int, int, int]
@@ -235,7 +236,6 @@ class Report:
         self.tracer = tracer
         self.ledger = ledger
         self.name = tracer.name
-        self.settings = tracer.settings
         self.metrics = metrics
         self.logs = logs
         # Whether an event about the whole session can reach anything.
@@ -245,6 +245,11 @@ class Report:
         self.sinks = sinks
         # What was silenced where the scope was opened.
         self.silenced = silenced
+
+    @property
+    def settings(self) -> Settings:
+        """The settings of the tracer."""
+        return self.tracer.settings
 
     def finding(
         self,

@@ -92,6 +92,10 @@ class SpanRecorder(Protocol):
     It relies on a SpanContext being a tuple that begins with the trace's and the span's id.
     """
 
+    @property
+    def samples_roots(self) -> bool | None:
+        """Whether spans without a parent are sampled; None where the sampler has to be asked."""
+
     def begin(
         self,
         name: str,
