@@ -294,7 +294,7 @@ class Instrumentor:
                 tracers = self._tracers_for(type(session), owner, maker)
             if not tracers:
                 return
-            nearest, error = tracers[0], sys.exc_info()[1]
+            nearest, error = tracers[0], sys.exception()
             if caller is not None:  # most often the application's line, which is known
                 site = nearest.locator.known.get((id(caller.f_code), caller.f_lasti))
             opening = slots[SLOT] = new_tuple(

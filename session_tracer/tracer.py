@@ -27,7 +27,7 @@ from session_tracer.runtime.degraded import warn_once
 from session_tracer.signals.logs import LEVELS, LogSignal
 from session_tracer.signals.metrics import MetricSignal
 from session_tracer.signals.reports import ReportSignal
-from session_tracer.signals.spans import SpanSignal, caller
+from session_tracer.signals.spans import NOT_DRAWN, SpanSignal, caller
 from session_tracer.verdicts.policy import Policy
 from session_tracer.verdicts.silencing import silenced_now
 from session_tracer.version import VERSION
@@ -226,9 +226,8 @@ class Tracer:
     # The context in which a session is opened.
     context: Callable[[], Any] = staticmethod(context_api.get_current)
 
-    def caller(self, context: Any = None) -> tuple[int, int]:
-        """The trace and the span that the caller is in; zeros where it is in none."""
-        return caller(context)
+    # The trace and the span that the caller is in; zeros where it is in none.
+    caller: Callable[..., tuple[int, int]] = staticmethod(caller)
 
     def begin(self, ledger: Ledger) -> Report:
         """A report of a session scope that begins now; `settle()` has to come before it."""
@@ -245,6 +244,9 @@ class Tracer:
             # What other threads conclude of the scope has no context of the application's.
             silenced=silenced_now(),
         )
+        if spans is not None and not ledger.context and spans.begins_none:
+            report.span_source = None
+            report.session_context = NOT_DRAWN
         if publishes or least <= _DEBUG:
             if least <= _DEBUG:
                 listeners = (logs.fact, *listeners)

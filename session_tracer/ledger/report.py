@@ -189,7 +189,9 @@ class Tracer(Protocol):
     def context(self) -> Callable[[], Any]:
         """Return the current context of OpenTelemetry."""
 
-    def caller(self, context: Any = None) -> tuple[int, int]: ...
+    @property
+    def caller(self) -> Callable[..., tuple[int, int]]:
+        """Return the trace and the span of a context, by default of the caller's."""
 
     def begin(self, ledger: Ledger) -> Report: ...
 
@@ -240,7 +242,7 @@ class Report:
         self.logs = logs
         # Whether an event about the whole session can reach anything.
         self.logs_sessions = logs_sessions
-        # None where no spans are made, and once they have begun.
+        # None where no spans are made or sampled, and once they have begun.
         self.span_source = span_source
         self.sinks = sinks
         # What was silenced where the scope was opened.

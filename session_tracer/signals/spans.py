@@ -29,11 +29,12 @@ if TYPE_CHECKING:
     from session_tracer.signals.span_attributes import Attributes
     from session_tracer.signals.span_recorder import SpanRecorder
 
-__all__ = ["SpanSignal", "caller"]
+__all__ = ["NOT_DRAWN", "SpanSignal", "caller"]
 
 _NOWHERE: Final = (0, 0)
-# In place of the context of an unsampled session's span, whose ids nothing has asked for.
-_NOT_DRAWN: Final = SpanContext(0, 0, is_remote=False)
+# In place of the context of a session's span that was never begun, because it is not sampled. Only
+# a link to it shows its ids.
+NOT_DRAWN: Final = SpanContext(0, 0, is_remote=False)
 # Every instrumentation of OpenTelemetry's imports it.
 _INSTRUMENTATIONS: Final = "opentelemetry.instrumentation.instrumentor"
 
@@ -63,7 +64,13 @@ class SpanSignal:
     ) -> None:
         self._tracer = provider.get_tracer(names.SCOPE, version)
         self._recorder = recorder
+        self._never_samples_roots = recorder is not None and recorder.samples_roots is False
         self._databases = DatabaseAttributes()
+
+    @property
+    def begins_none(self) -> bool:
+        """Whether spans without a parent are not sampled, and no other code can see their ids."""
+        return self._never_samples_roots and _INSTRUMENTATIONS not in sys.modules
 
     def begin(self, report: Report) -> None:
         """Begin the span of a session, dated back to the opening of the scope."""
@@ -71,17 +78,7 @@ class SpanSignal:
         within = ledger.context
         if within is None:
             within = context_api.get_current()
-        recorder = self._recorder
-        if (
-            not within
-            and recorder is not None
-            and recorder.samples_roots is False
-            and _INSTRUMENTATIONS not in sys.modules
-        ):
-            # Nothing shows its ids but a link to it.
-            report.session_context = _NOT_DRAWN
-            return
-        name = report.name
+        recorder, name = self._recorder, report.name
         # The sampler needs no more to decide: the rest is set where the span is sampled.
         attributes: Attributes = {SESSION_NAME: name, SESSION_ASYNC: ledger.is_async}
         if recorder is None:
@@ -106,7 +103,7 @@ class SpanSignal:
 
     def refused(self, report: Report, origin: SpanContext | None) -> None:
         """Begin the span of a refused load; the fact that follows describes and ends it."""
-        if origin is _NOT_DRAWN:
+        if origin is NOT_DRAWN:
             origin = self._draw(report.ledger.scope)
         links = [] if origin is None else [Link(origin)]
         within, now = context_api.get_current(), time.time_ns() - report.ledger.epoch
@@ -126,10 +123,10 @@ class SpanSignal:
             return None
         context, _, _ = self._recorder.begin("", Context(), {})
         for report in scope.reports:
-            if report.session_context is _NOT_DRAWN:
+            if report.session_context is NOT_DRAWN:
                 report.session_context = context
         scope.tracers = tuple(
-            [(one, context if known is _NOT_DRAWN else known) for one, known in scope.tracers]
+            [(one, context if known is NOT_DRAWN else known) for one, known in scope.tracers]
         )
         return context
 
