@@ -261,7 +261,6 @@ class Ledger(Use):
         self.is_async = is_async
         self.clock = clock
         self.locator = tracers[0].locator
-        self.gates = tracers[0].gates
         self.pending_by_class = defaultdict(int)
 
     @classmethod
@@ -272,6 +271,7 @@ class Ledger(Use):
         ledger.id = scope.id
         ledger.opened_site = scope.opened_site
         ledger.epoch = epoch
+        ledger.gates = tracer.gates
         ledger.context = tracer.context()
         return ledger
 
@@ -302,6 +302,8 @@ class Ledger(Use):
             # Read one right after the other: what passes between them, spans would be late by.
             self.epoch = time.time_ns() - self.clock()
             self.report_to(tracers)
+        else:
+            self.gates = tracers[0].gates
         ref = LedgerRef(session, _collected)
         ref.ledger = self
         LIVE[self] = ref
@@ -326,14 +328,16 @@ class Ledger(Use):
             if not tracer.closed:
                 report = tracer.begin(self)
                 more += (report,)
-                self.gates = tracer.gates
                 if report.publisher is not None:
                     self.publishers += (report.publisher,)
                 if tracer.tells_statements:
                     self.announces_statements = True
         reports = self.reports = self.scope.reports = self.reports + more
-        if len(reports) > 1:
-            self.gates = Gates.of([report.settings for report in reports])
+        if len(reports) == 1:
+            self.gates = reports[0].tracer.gates
+        else:
+            every = [report.settings for report in reports]
+            self.gates = Gates.of(every or [self.tracers[0].settings])
         return more
 
     def closing(self) -> Closing:
@@ -1120,13 +1124,15 @@ class Ledger(Use):
         self.is_used = True
         same_owner.join(self)
         self.load_site = site
-        self.counter = object_counter.watch(session.identity_map, self.origin, site)
+        if object_counter.IS_KNOWN:
+            self.counter = object_counter.MapCounter(session.identity_map, self.origin, site)
 
     def watch_loads(self, session: Session, site: CallSite | None) -> None:
         """Count what the session's new identity map takes in from now on."""
         self.load_site = site
         self.route = None
-        self.counter = object_counter.watch(session.identity_map, self.origin, site)
+        if object_counter.IS_KNOWN:
+            self.counter = object_counter.MapCounter(session.identity_map, self.origin, site)
 
     def loading(
         self, site: CallSite | None, at_once: int = 0, *, in_portions: bool = False
