@@ -246,6 +246,7 @@ class Tracer:
         )
         if spans is not None and not ledger.context and spans.begins_none:
             report.span_source = None
+            report.may_be_traced = False
             report.session_context = NOT_DRAWN
         if publishes or least <= _DEBUG:
             if least <= _DEBUG:

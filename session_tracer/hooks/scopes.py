@@ -52,11 +52,10 @@ def opening_now(
 def begin_scope(session: Session, opening: Opening) -> Ledger:
     """The first scope of a session begins, as it was opened."""
     tracers, is_async = opening.tracers, opening.is_async
-    nearest = tracers[0]
     if not opening.at:
-        site = nearest.locator.locate(2)
+        site = tracers[0].locator.locate(2)
         opening = opening_now(tracers, site, is_async=is_async, closing=opening.closing)
-    ledger = Ledger(tracers, is_async=is_async, clock=nearest.clock)
+    ledger = Ledger(tracers, is_async=is_async, clock=tracers[0].clock)
     session.__dict__[SLOT] = ledger
     ledger.begin(session, opening)
     return ledger

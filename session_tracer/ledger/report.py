@@ -213,6 +213,8 @@ class Report:
     # Where links to the session point.
     session_context: Any = None
     publisher: Publisher | None = None
+    # Whether a span of the application's may be current: what is measured then leads to it.
+    may_be_traced = True
     # The innermost open span if it is recorded: a tuple that begins with trace id and span id.
     span_context: tuple[Any, ...] | None = None
     findings: tuple[Finding, ...] = ()
