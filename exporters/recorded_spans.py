@@ -157,10 +157,10 @@ class _SpanRecorder:
         self._info = tracer.instrumentation_info
         self._scope = InstrumentationScope(names.SCOPE, __version__)
         # Whether spans without a parent are sampled; None where it has to be asked each time.
-        self._samples_roots: bool | None = None
+        self.samples_roots: bool | None = None
         root = provider.sampler.get_description().removeprefix("ParentBased{root:")
         if root.startswith(("AlwaysOnSampler", "AlwaysOffSampler")):
-            self._samples_roots = root.startswith("AlwaysOnSampler")
+            self.samples_roots = root.startswith("AlwaysOnSampler")
         self._follows_parent = isinstance(provider.sampler, ParentBased)
 
     def _to_all(self, span: ReadableSpan) -> None:
@@ -179,11 +179,11 @@ class _SpanRecorder:
             above = parent
             trace_id, _, _, flags, state, _ = parent
             is_random = flags & TraceFlags.RANDOM_TRACE_ID
-            is_sampled = flags & TraceFlags.SAMPLED if self._follows_parent else self._samples_roots
+            is_sampled = flags & TraceFlags.SAMPLED if self._follows_parent else self.samples_roots
         else:
             trace_id, state = self._ids.generate_trace_id(), trace.DEFAULT_TRACE_STATE
             is_random = self._ids.is_trace_id_random()
-            is_sampled = self._samples_roots
+            is_sampled = self.samples_roots
         if is_sampled is None:
             result = self._sampler.should_sample(context, trace_id, name, _INTERNAL, attributes)
             is_sampled = result.decision is _SAMPLED

@@ -279,26 +279,30 @@ class Instrumentor:
     def opened(self, session: Session) -> None:
         """A session was constructed: trace it if it is instrumented."""
         try:
-            slots, made = session.__dict__, type(session)
+            slots = session.__dict__
             if SLOT in slots:
                 return
-            maker = owner = tracers = None
             frame = running_frame(2)
+            owner = site = caller = None
             if frame is not None and frame.f_code is SYNC_MAKER_CALL:
-                tracers = self._known.get(made)
+                caller = frame.f_back
+                tracers = self._known.get(session.__class__)
+                if tracers is None:
+                    tracers = self._tracers_for(type(session), None, None)
             else:
                 maker, owner = async_makers(frame)
-            if tracers is None:
-                tracers = self._tracers_for(made, owner, maker)
+                tracers = self._tracers_for(type(session), owner, maker)
             if not tracers:
                 return
-            nearest, error = tracers[0], sys.exc_info()[1]
+            nearest, error = tracers[0], sys.exception()
+            if caller is not None:  # most often the application's line, which is known
+                site = nearest.locator.known.get((id(caller.f_code), caller.f_lasti))
             opening = slots[SLOT] = new_tuple(
                 Opening,
                 (
                     tracers,
                     nearest.clock(),
-                    nearest.locator.locate(2),
+                    nearest.locator.locate(2) if site is None else site,
                     owners.current(),
                     nearest.context(),
                     None if error is None else recognising(error),
@@ -307,9 +311,9 @@ class Instrumentor:
                 ),
             )
             for tracer in tracers:
-                if not tracer.is_settled:
-                    tracer.settle()
-                if tracer.wants_everything():
+                # What the application logs may change as soon as it has imported structlog.
+                is_quiet = tracer.is_quiet and "structlog" not in sys.modules
+                if not is_quiet and tracer.wants_everything():
                     scopes.begin_scope(session, opening)
                     return
         except Exception as error:

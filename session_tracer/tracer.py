@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 import traceback
@@ -26,7 +27,7 @@ from session_tracer.runtime.degraded import warn_once
 from session_tracer.signals.logs import LEVELS, LogSignal
 from session_tracer.signals.metrics import MetricSignal
 from session_tracer.signals.reports import ReportSignal
-from session_tracer.signals.spans import SpanSignal, caller
+from session_tracer.signals.spans import NOT_DRAWN, SpanSignal, caller
 from session_tracer.verdicts.policy import Policy
 from session_tracer.verdicts.silencing import silenced_now
 from session_tracer.version import VERSION
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Tracer"]
 
+_DEBUG: Final = LEVELS["debug"]
+_INFO: Final = LEVELS["info"]
 _LOGGER: Final = logging.getLogger("session_tracer")
 # By the type of fact, the detectors to ask about it, each with its place among the tracer's.
 Asked: TypeAlias = "dict[Any, tuple[tuple[int, Any], ...]]"
@@ -54,16 +57,18 @@ Asked: TypeAlias = "dict[Any, tuple[tuple[int, Any], ...]]"
 class Reporting(NamedTuple):
     """How the scopes that begin now are reported.
 
-    `listeners` get every fact; with `is_eager`, sessions that are never used are reported, too.
+    `listeners` get every fact; with `is_eager`, sessions that are never used are reported, too;
+    `publishes` is whether facts are made of every scope.
     """
 
     metrics: tuple[MetricSignal, ...]
-    logs: LogSignal | None
+    logs: LogSignal
     spans: SpanSignal | None
     sinks: tuple[ReportSignal, ...]
     listeners: tuple[Callable[[Any, Report], None], ...]
     steps: int
     is_eager: bool
+    publishes: bool
 
 
 class Tracer:
@@ -108,6 +113,8 @@ class Tracer:
         self._metrics: list[MetricSignal] = []
         # Whether the exporters are open, and stay as they are.
         self.is_settled = False
+        # Whether they are, and nothing wants sessions that are never used unless structlog does.
+        self.is_quiet = False
         self._is_opening = False
         self._report_to(())
         with _OPENING.value.lock:
@@ -122,17 +129,20 @@ class Tracer:
         self._metrics = list(self._measuring(exporters))
         wants_sessions = any(one.wants_sessions for one in exporters)
         sinks = tuple(map(ReportSignal, exporters))
+        listeners = tuple(sink.fact for sink in sinks if sink.wants_facts)
+        steps = self.settings.timeline_steps if wants_sessions else 0
         # In one step: another thread may begin a report meanwhile.
         self._reporting = Reporting(
             metrics=tuple(self._metrics),
             logs=LogSignal(exporters, self.settings),
             spans=self._spanning(exporters),
             sinks=sinks,
-            listeners=tuple(sink.fact for sink in sinks if sink.wants_facts),
-            steps=self.settings.timeline_steps if wants_sessions else 0,
+            listeners=listeners,
+            steps=steps,
             is_eager=wants_sessions
             or bool(self._published)
             or any(sink.wants_facts or sink.wants_sessions for sink in sinks),
+            publishes=bool(listeners or steps or self._published),
         )
 
     def _measuring(self, exporters: tuple[Exporter, ...]) -> Iterator[MetricSignal]:
@@ -183,6 +193,9 @@ class Tracer:
                     if exporters is not None:
                         self._report_to(exporters)
                         process.end_first()
+                now = self._reporting
+                is_asked = now.is_eager or now.logs.least <= _DEBUG
+                self.is_quiet = self.choice.is_settled and not is_asked
                 self.is_settled = self.choice.is_settled
                 if exporters is not None:
                     # What fits this one fits the others; an exporter is closed when all have left.
@@ -195,9 +208,10 @@ class Tracer:
 
     def wants_everything(self) -> bool:
         """Whether sessions that are never used are worth a report, too."""
+        if not self.is_settled:
+            self.settle()
         reporting = self._reporting
-        logs = reporting.logs
-        return reporting.is_eager or (logs is not None and logs.least_level() <= LEVELS["debug"])
+        return reporting.is_eager or reporting.logs.least_level() <= _DEBUG
 
     def closed_unused(self, duration: int) -> None:
         """A session was closed that was never used, after that many nanoseconds; never raises."""
@@ -212,32 +226,33 @@ class Tracer:
     # The context in which a session is opened.
     context: Callable[[], Any] = staticmethod(context_api.get_current)
 
-    def caller(self, context: Any = None) -> tuple[int, int]:
-        """The trace and the span that the caller is in; zeros where it is in none."""
-        return caller(context)
+    # The trace and the span that the caller is in; zeros where it is in none.
+    caller: Callable[..., tuple[int, int]] = staticmethod(caller)
 
     def begin(self, ledger: Ledger) -> Report:
         """A report of a session scope that begins now; `settle()` has to come before it."""
-        reporting = self._reporting
-        logs = reporting.logs
-        least = LEVELS["error"] if logs is None else logs.least_level()
+        metrics, logs, spans, sinks, listeners, steps, is_eager, publishes = self._reporting
+        least = logs.least if "structlog" not in sys.modules else logs.least_level()
         report = Report(
             self,
             ledger,
-            metrics=reporting.metrics,
+            metrics=metrics,
             logs=logs,
-            reports_end=least <= LEVELS["info"] or reporting.is_eager,
-            span_source=reporting.spans,
-            sinks=reporting.sinks,
+            reports_end=least <= _INFO or is_eager,
+            span_source=spans,
+            sinks=sinks,
             # What other threads conclude of the scope has no context of the application's.
             silenced=silenced_now(),
         )
-        listeners = reporting.listeners
-        if logs is not None and least <= LEVELS["debug"]:
-            listeners = (logs.fact, *listeners)
-        if listeners or reporting.steps or self._published:
+        if spans is not None and not ledger.context and spans.begins_none:
+            report.span_source = None
+            report.may_be_traced = False
+            report.session_context = NOT_DRAWN
+        if publishes or least <= _DEBUG:
+            if least <= _DEBUG:
+                listeners = (logs.fact, *listeners)
             report.publisher = FactPublisher(
-                report, steps=reporting.steps, detectors=self._published, listeners=listeners
+                report, steps=steps, detectors=self._published, listeners=listeners
             )
         return report
 

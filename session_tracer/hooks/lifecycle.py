@@ -18,6 +18,7 @@ from session_tracer.ledger.ledger import Closing, Ledger, Opening, new_tuple, ty
 from session_tracer.ledger.origin import Origin
 from session_tracer.verdicts.misuse import raise_due
 from session_tracer.where.frameworks import CLOSING, error_of_request, is_by_transaction_manager
+from session_tracer.where.running import running_frame
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,13 +83,19 @@ def _closing(ending: Ending) -> Callable[..., Ledger | None]:
 def _close_unused(session: Session, opening: Opening, ending: Ending) -> None:
     """Count a session that is closed unused. Its next use begins a new scope."""
     tracers, at, _, owner, _, _, is_async, _ = opening
-    duration = tracers[0].clock() - at
+    nearest = tracers[0]
+    duration = nearest.clock() - at
     for tracer in tracers:
         tracer.closed_unused(duration)
     if is_by_transaction_manager():
         ending = "reset"
+    site = None
+    # What called the wrapped method is most often the application's line, which is known.
+    wrapper = running_frame(2)
+    if wrapper is not None and (caller := wrapper.f_back) is not None:
+        site = nearest.locator.known.get((id(caller.f_code), caller.f_lasti))
     # No other thread or task has used it.
-    closing = new_tuple(Closing, (ending, tracers[0].locator.locate(3), owner))
+    closing = new_tuple(Closing, (ending, site or nearest.locator.locate(3), owner))
     session.__dict__[SLOT] = new_tuple(
         Opening, (tracers, 0, None, owner, None, None, is_async, closing)
     )

@@ -169,7 +169,6 @@ class Ledger(Use):
     # For how long the transaction that is ending held each connection, and in SQL.
     released: tuple[tuple[int, int], ...] = ()
 
-
     # Statements.
     statements = 0
     sql = 0
@@ -260,7 +259,6 @@ class Ledger(Use):
         self.is_async = is_async
         self.clock = clock
         self.locator = tracers[0].locator
-        self.gates = tracers[0].gates
         self.pending_by_class = defaultdict(int)
 
     @classmethod
@@ -271,6 +269,7 @@ class Ledger(Use):
         ledger.id = scope.id
         ledger.opened_site = scope.opened_site
         ledger.epoch = epoch
+        ledger.gates = tracer.gates
         ledger.context = tracer.context()
         return ledger
 
@@ -289,9 +288,6 @@ class Ledger(Use):
     def begin(self, session: Session, opening: Opening) -> None:
         """A scope begins on the session."""
         tracers = self.tracers
-        for tracer in tracers:
-            if not tracer.is_settled:
-                tracer.settle()
         _, at, site, opened_by, self.context, self.handled, is_async, closing = opening
         id_ = self.id = f"{_IDS.getrandbits(64):016x}"
         self.opened_site = self.last_activity_site = self.last_site = site
@@ -304,6 +300,8 @@ class Ledger(Use):
             # Read one right after the other: what passes between them, spans would be late by.
             self.epoch = time.time_ns() - self.clock()
             self.report_to(tracers)
+        else:
+            self.gates = tracers[0].gates
         ref = LedgerRef(session, _collected)
         ref.ledger = self
         LIVE[self] = ref
@@ -323,6 +321,8 @@ class Ledger(Use):
         """Have these tracers report the scope, too."""
         more: tuple[Report, ...] = ()
         for tracer in tracers:
+            if not tracer.is_settled:
+                tracer.settle()
             if not tracer.closed:
                 report = tracer.begin(self)
                 more += (report,)
@@ -333,8 +333,9 @@ class Ledger(Use):
         reports = self.reports = self.scope.reports = self.reports + more
         if len(reports) == 1:
             self.gates = reports[0].tracer.gates
-        elif reports:
-            self.gates = Gates.of([report.settings for report in reports])
+        else:
+            every = [report.settings for report in reports]
+            self.gates = Gates.of(every or [self.tracers[0].settings])
         return more
 
     def closing(self) -> Closing:
@@ -1128,13 +1129,15 @@ class Ledger(Use):
         self.is_used = True
         same_owner.join(self)
         self.load_site = site
-        self.counter = object_counter.watch(session.identity_map, self.origin, site)
+        if object_counter.IS_KNOWN:
+            self.counter = object_counter.MapCounter(session.identity_map, self.origin, site)
 
     def watch_loads(self, session: Session, site: CallSite | None) -> None:
         """Count what the session's new identity map takes in from now on."""
         self.load_site = site
         self.route = None
-        self.counter = object_counter.watch(session.identity_map, self.origin, site)
+        if object_counter.IS_KNOWN:
+            self.counter = object_counter.MapCounter(session.identity_map, self.origin, site)
 
     def executing(self, site: CallSite | None) -> Owner | None:
         """A statement is about to run here; return what runs it, None inside of another statement.
@@ -1193,15 +1196,22 @@ class Ledger(Use):
         """
         counter = self.counter
         counts = counter.counts
-        came = by_name(counts)
+        if len(counts) == 1:
+            ((kind, number),) = counts.items()
+            came = {kind.__name__: number}
+        else:
+            came = by_name(counts)
+            number = sum(came.values())
         counts.clear()
-        number = sum(came.values())
         if not number:
             return
         at_once = self.at_once
-        if self.in_portions and 0 < counter.peak - self.size_before < number:
-            at_once = counter.peak - self.size_before
-        size = self.size_before + (at_once if 0 < at_once < number else number)
+        size = self.size_before + number
+        if at_once or self.in_portions:
+            if self.in_portions and 0 < counter.peak - self.size_before < number:
+                at_once = counter.peak - self.size_before
+            if 0 < at_once < number:
+                size = self.size_before + at_once
         peak = self.identity_map_peak
         if size > peak:
             self.identity_map_peak = peak = size
@@ -1209,9 +1219,9 @@ class Ledger(Use):
             self.identity_map_peak = peak = size
         if reporting.now:
             return
-        self.loaded = with_counts(self.loaded, came)
+        self.loaded = with_counts(self.loaded, came) if self.loaded else came
         gates = self.gates
-        is_judged = peak > gates.large_identity_map or (not at_once and number > gates.large_result)
+        is_judged = peak > gates.large_identity_map or (number > gates.large_result and not at_once)
         if is_judged or self.publishers:
             fact = facts.ObjectsLoaded(now, self.load_site, came, at_once)
             self._publish_and_judge(fact, judged=is_judged)

@@ -19,8 +19,6 @@ from session_tracer.ledger.origin import Origin, OriginRef, refer
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sqlalchemy.orm.identity import IdentityMap
-
     from session_tracer.facts import Departure, Expiry
     from session_tracer.ledger.origin import Route, Scope
     from session_tracer.where.callsite import CallSite
@@ -29,13 +27,13 @@ __all__ = [
     "IS_KNOWN",
     "NOTHING_LOADED",
     "Counter",
+    "MapCounter",
     "Mark",
     "expire",
     "expiry_of",
     "mark_of",
     "remember",
     "unwatch",
-    "watch",
 ]
 
 
@@ -106,11 +104,6 @@ class MapCounter(Counter):
             counter.peak = max(counter.peak, len(rows))
 
         return _add_unpresent
-
-
-def watch(identity_map: IdentityMap, origin: Origin, site: CallSite | None) -> Counter:
-    """Count what this identity map takes in."""
-    return MapCounter(identity_map, origin, site) if IS_KNOWN else NOTHING_LOADED
 
 
 class Mark:

@@ -43,6 +43,8 @@ class Scope:
         reports = self.reports
         if not reports:
             return self.tracers
+        if len(reports) == 1:
+            return ((reports[0].tracer, reports[0].session_context),)
         return tuple([(report.tracer, report.session_context) for report in reports])
 
     def expired(self, by: Expiry, site: CallSite | None) -> None:

@@ -166,6 +166,7 @@ class Tracer(Protocol):
     clock: Callable[[], int]
     closed: bool
     is_settled: bool
+    is_quiet: bool
     tells_statements: bool
     # How long, in nanoseconds, until a session leaks, a transaction is long, a connection is idle.
     patience: tuple[int, int, int]
@@ -188,7 +189,9 @@ class Tracer(Protocol):
     def context(self) -> Callable[[], Any]:
         """Return the current context of OpenTelemetry."""
 
-    def caller(self, context: Any = None) -> tuple[int, int]: ...
+    @property
+    def caller(self) -> Callable[..., tuple[int, int]]:
+        """Return the trace and the span of a context, by default of the caller's."""
 
     def begin(self, ledger: Ledger) -> Report: ...
 
@@ -210,6 +213,8 @@ class Report:
     # Where links to the session point.
     session_context: Any = None
     publisher: Publisher | None = None
+    # Whether a span of the application's may be current: what is measured then leads to it.
+    may_be_traced = True
     # The innermost open span if it is recorded: a tuple that begins with trace id and span id.
     span_context: tuple[Any, ...] | None = None
     findings: tuple[Finding, ...] = ()
@@ -235,16 +240,20 @@ class Report:
         self.tracer = tracer
         self.ledger = ledger
         self.name = tracer.name
-        self.settings = tracer.settings
         self.metrics = metrics
         self.logs = logs
         # Whether an event about the whole session, or its summary, can reach anything.
         self.reports_end = reports_end
-        # None where no spans are made, and once they have begun.
+        # None where no spans are made or sampled, and once they have begun.
         self.span_source = span_source
         self.sinks = sinks
         # What was silenced where the scope was opened.
         self.silenced = silenced
+
+    @property
+    def settings(self) -> Settings:
+        """The settings of the tracer."""
+        return self.tracer.settings
 
     def finding(
         self,

@@ -50,7 +50,8 @@ class LogSignal:
         carriers = [exporter for exporter in exporters if exporter.wants_logs]
         self._of_findings = _Sinks(carriers, settings)
         self._of_all = _Sinks([one for one in carriers if not one.only_findings], settings)
-        self._least = self._of_all.least
+        # The lowest level that reaches anything where the application does not use structlog.
+        self.least = self._of_all.least
         self._uses_structlog = all(exporter.structlog for exporter in exporters)
         self._providers = [one.tracer_provider for one in exporters if one.wants_spans]
         self._about_process: LogEvent = {}
@@ -59,8 +60,8 @@ class LogSignal:
 
     def least_level(self) -> int:
         """The number of the lowest level of an event that reaches anything now."""
-        if self._least <= _DEBUG or _STRUCTLOG not in sys.modules:
-            return self._least
+        if self.least <= _DEBUG or _STRUCTLOG not in sys.modules:
+            return self.least
         return next((level for level in LEVELS.values() if self._heard(level)), _NEVER)
 
     def fact(self, fact: Fact, report: Report) -> None:
@@ -165,7 +166,7 @@ class LogSignal:
         )
         level = "info" if is_notable else "debug"
         number = LEVELS[level]
-        if number < self._least and not self._heard(number):
+        if number < self.least and not self._heard(number):
             return
         fields = _identity(report)
         fields["outcome"] = ledger.outcome
@@ -200,7 +201,7 @@ class LogSignal:
 
     def _heard(self, number: int) -> bool:
         """Whether an event of the level of that number reaches anything."""
-        if number >= self._least:
+        if number >= self.least:
             return True
         return self._uses_structlog and has_structlog() and _enabled(number)
 

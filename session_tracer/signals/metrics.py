@@ -259,7 +259,9 @@ class MetricSignal:
             duration: Its duration in nanoseconds.
             held: For how long it held each connection, and how much of that was spent in SQL.
         """
-        span = report.span_context or (_sampled_span() if get_current() else None)
+        span = report.span_context
+        if span is None and report.may_be_traced and get_current():
+            span = _sampled_span()
         row = (MetricSignal._take_transaction, outcome, duration, held)
         waiting = self._waiting
         waiting.append((self._take, row, span, time_ns() if span else 0))
@@ -268,7 +270,9 @@ class MetricSignal:
 
     def flushed(self, report: Report, trigger: Trigger, error: str, duration: int) -> None:
         """A flush ended after that many nanoseconds, perhaps with an error."""
-        span = report.span_context or (_sampled_span() if get_current() else None)
+        span = report.span_context
+        if span is None and report.may_be_traced and get_current():
+            span = _sampled_span()
         row = (MetricSignal._take_flush, trigger, error, duration)
         waiting = self._waiting
         waiting.append((self._take, row, span, time_ns() if span else 0))
@@ -279,7 +283,9 @@ class MetricSignal:
         """A statement ended; only called where statement spans are asked for."""
         if report.ledger.database is None:
             return
-        span = report.span_context or (_sampled_span() if get_current() else None)
+        span = report.span_context
+        if span is None and report.may_be_traced and get_current():
+            span = _sampled_span()
         row = (MetricSignal._take_statement, report.ledger.database, fact)
         waiting = self._waiting
         waiting.append((self._take, row, span, time_ns() if span else 0))
@@ -288,7 +294,9 @@ class MetricSignal:
 
     def session_ended(self, report: Report) -> None:
         """The scope ended, as its ledger has it."""
-        span = report.span_context or (_sampled_span() if get_current() else None)
+        span = report.span_context
+        if span is None and report.may_be_traced and get_current():
+            span = _sampled_span()
         row = (MetricSignal._take_session, _totals(report.ledger))
         waiting = self._waiting
         waiting.append((self._take, row, span, time_ns() if span else 0))

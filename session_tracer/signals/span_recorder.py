@@ -95,6 +95,10 @@ class SpanRecorder(Protocol):
     # A span has the `resource` that this has as it begins: it is another one after a fork.
     provider: Any
 
+    @property
+    def samples_roots(self) -> bool | None:
+        """Whether spans without a parent are sampled; None where the sampler has to be asked."""
+
     def begin(
         self,
         name: str,

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Final
 
 from opentelemetry import context as context_api
 from opentelemetry import trace
-from opentelemetry.trace import Link
+from opentelemetry.context import Context
+from opentelemetry.trace import Link, SpanContext
 
 from session_tracer.signals import names
 from session_tracer.signals.attached import Attaching
@@ -20,17 +21,20 @@ from session_tracer.signals.span_recorder import RecordedSpan
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from opentelemetry.context import Context
-    from opentelemetry.trace import SpanContext, TracerProvider
+    from opentelemetry.trace import TracerProvider
 
+    from session_tracer.ledger.origin import Scope
     from session_tracer.ledger.report import Report
     from session_tracer.signals.attached import Attached
     from session_tracer.signals.span_attributes import Attributes
     from session_tracer.signals.span_recorder import SpanRecorder
 
-__all__ = ["SpanSignal", "caller"]
+__all__ = ["NOT_DRAWN", "SpanSignal", "caller"]
 
 _NOWHERE: Final = (0, 0)
+# In place of the context of a session's span that was never begun, because it is not sampled. Only
+# a link to it shows its ids.
+NOT_DRAWN: Final = SpanContext(0, 0, is_remote=False)
 # Every instrumentation of OpenTelemetry's imports it.
 _INSTRUMENTATIONS: Final = "opentelemetry.instrumentation.instrumentor"
 
@@ -60,17 +64,23 @@ class SpanSignal:
     ) -> None:
         self._tracer = provider.get_tracer(names.SCOPE, version)
         self._recorder = recorder
+        self._never_samples_roots = recorder is not None and recorder.samples_roots is False
         self._databases = DatabaseAttributes()
+
+    @property
+    def begins_none(self) -> bool:
+        """Whether spans without a parent are not sampled, and no other code can see their ids."""
+        return self._never_samples_roots and _INSTRUMENTATIONS not in sys.modules
 
     def begin(self, report: Report) -> None:
         """Begin the span of a session, dated back to the opening of the scope."""
-        ledger, name = report.ledger, f"session {report.name}"
+        ledger = report.ledger
         within = ledger.context
         if within is None:
             within = context_api.get_current()
+        recorder, name = self._recorder, f"session {report.name}"
         # The sampler needs no more to decide: the rest is set where the span is sampled.
         attributes: Attributes = {SESSION_NAME: report.name, SESSION_ASYNC: ledger.is_async}
-        recorder = self._recorder
         if recorder is None:
             self._start(report, name, within, attributes, ledger.opened_at)
             return
@@ -93,6 +103,8 @@ class SpanSignal:
 
     def refused(self, report: Report, origin: SpanContext | None) -> None:
         """Begin the span of a refused load; the fact that follows describes and ends it."""
+        if origin is NOT_DRAWN:
+            origin = self._draw(report.ledger.scope)
         links = [] if origin is None else [Link(origin)]
         within, now = context_api.get_current(), time.time_ns() - report.ledger.epoch
         recorder = self._recorder
@@ -104,6 +116,19 @@ class SpanSignal:
             one = RecordedSpan(DETACHED_LOAD_SPAN, context, parent, recorder.provider.resource, now)
             one.links = links
             report.spans = RecordedSpans(recorder, self._databases, report, one)
+
+    def _draw(self, scope: Scope) -> SpanContext | None:
+        """Draw the ids of an unsampled session's span, once for all links to it."""
+        if self._recorder is None:
+            return None
+        context, _, _ = self._recorder.begin("", Context(), {})
+        for report in scope.reports:
+            if report.session_context is NOT_DRAWN:
+                report.session_context = context
+        scope.tracers = tuple(
+            [(one, context if known is NOT_DRAWN else known) for one, known in scope.tracers]
+        )
+        return context
 
     def _start(
         self,

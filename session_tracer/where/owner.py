@@ -148,19 +148,28 @@ def _asking() -> FrameType | None:
 
 def current() -> Owner:
     """Return the thread or task that is running now."""
+    # Not bound at import: gevent may replace it later.
+    known = _MAIN.get(threading.get_ident())
+    if known is not None and running_loop() is None and known._thread() is not None:
+        return known
+    return _current()
+
+
+def _current() -> Owner:
+    """Return what `current` returns, where it is not the main thread that is known already."""
     loop = running_loop()
     if loop is not None:
         return Owner(threading.current_thread(), asyncio.current_task(loop), loop, None)
     ident = threading.get_ident()
-    known = _MAIN.get(ident)
-    if known is None:
-        piece = _PIECE.get()
-        known = None if piece is None else piece.owner
+    piece = _PIECE.get()
+    known = None if piece is None else piece.owner
     if known is not None and known.ident == ident and known._thread() is not None:
         return known
     thread = threading.current_thread()
     if thread is threading.main_thread():
-        owner = _MAIN[ident] = Owner(thread, None, None, None)
+        owner = Owner(thread, None, None, None)
+        if owner.ident == ident:
+            _MAIN[ident] = owner
     else:
         owner = Owner(thread, None, None, object())
         piece = _Piece(owner)

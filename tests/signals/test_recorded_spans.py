@@ -29,13 +29,15 @@ from opentelemetry.sdk.trace.sampling import (
     TraceIdRatioBased,
 )
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
-from sqlalchemy import event, select
+from sqlalchemy import create_engine, event, select
 from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.orm import sessionmaker
 from sqlalchemy.orm.exc import DetachedInstanceError
+from sqlalchemy.pool import StaticPool
 
 from examples.misuse.db import close_shop, open_shop
 from examples.misuse.scenes import SCENES, Scene
-from session_tracer import Settings, testing
+from session_tracer import Exporter, Settings, instrument, testing
 from session_tracer.exporter import find_exporter
 from session_tracer.exporters.recorded_spans import recorder
 from session_tracer.facts import FlushCompleted
@@ -281,6 +283,35 @@ class Custom(Sampler):
 class Noting(SpanProcessor):
     def on_start(self, span: object, parent_context: object = None) -> None:
         """Notes it."""
+
+
+def test_links_to_a_session_that_is_never_sampled_have_the_same_ids() -> None:
+    exported = InMemorySpanExporter()
+    processor = SimpleSpanProcessor(exported)
+    provider = TracerProvider(sampler=ParentBased(ALWAYS_OFF))
+    provider.add_span_processor(processor)
+    engine = create_engine("sqlite://", poolclass=StaticPool)
+    Author.metadata.create_all(engine)
+    maker = sessionmaker(engine)
+    with maker() as session:
+        session.add(Author(name="Le Guin"))
+        session.commit()
+    sends = Exporter(tracer_provider=provider, span_recorder=recorder(provider, [processor]))
+    with instrument(maker, exporter=sends):
+        with maker() as session:
+            author = session.scalars(select(Author)).one()
+            session.expire(author)
+        caller = NonRecordingSpan(SpanContext(7, 8, True, TraceFlags(TraceFlags.SAMPLED)))
+        with trace.use_span(caller):
+            for _ in range(2):
+                with pytest.raises(DetachedInstanceError):
+                    author.name  # noqa: B018 - refused
+    spans = exported.get_finished_spans()
+    assert [span.name for span in spans] == ["detached_load", "detached_load"]
+    (first,), (second,) = (span.links for span in spans)
+    assert first.context.is_valid
+    assert first.context == second.context
+    engine.dispose()
 
 
 @pytest.mark.parametrize(
