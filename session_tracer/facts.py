@@ -267,8 +267,8 @@ class FlushBegan(_Value):
 class FlushCompleted(_Value):
     """The unit of work was written.
 
-    `dirty` holds the changed objects, `unchanged` those in `session.dirty` without a net change;
-    `unchanged_attributes` are the attributes of those that were set to what they were.
+    `dirty` counts the changed objects, `unchanged` the objects in `session.dirty` without a net
+    change, and `unchanged_attributes` are their attributes that were set to the value they had.
     """
 
     at: int

@@ -35,45 +35,7 @@ PAGES: Final = sorted(
     for path in [ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")]
 )
 
-# Modules whose string literals and docstrings are plain; add each as it is rewritten.
-MODULES: Final = (
-    "exporters/[a-n]*.py",
-    "exporters/providers.py",
-    "exporters/rows.py",
-    "exporters/s[ct]re*.py",
-    "exporters/session_block.py",
-    "exporters/wording.py",
-    "session_tracer/__init__.py",
-    "session_tracer/detectors/*.py",
-    "session_tracer/exporter.py",
-    "session_tracer/exporter_choice.py",
-    "session_tracer/hooks/error_frames.py",
-    "session_tracer/hooks/errors.py",
-    "session_tracer/hooks/flush_contents.py",
-    "session_tracer/hooks/lifecycle.py",
-    "session_tracer/hooks/patching.py",
-    "session_tracer/hooks/scopes.py",
-    "session_tracer/hooks/session_events.py",
-    "session_tracer/hooks/targets.py",
-    "session_tracer/instrumentor.py",
-    "session_tracer/ledger/in_progress.py",
-    "session_tracer/ledger/object_counter.py",
-    "session_tracer/ledger/origin.py",
-    "session_tracer/ledger/registry.py",
-    "session_tracer/ledger/same_owner.py",
-    "session_tracer/ledger/watchdog.py",
-    "session_tracer/model/*.py",
-    "session_tracer/pytest_plugin/*.py",
-    "session_tracer/runtime/*.py",
-    "session_tracer/publisher/*.py",
-    "session_tracer/settings.py",
-    "session_tracer/signals/*.py",
-    "session_tracer/testing.py",
-    "session_tracer/tracer.py",
-    "session_tracer/verdicts/*.py",
-    "session_tracer/version.py",
-    "session_tracer/where/*.py",
-)
+MODULES: Final = ("exporters/*.py", "session_tracer/*.py", "session_tracer/[!e]*/*.py")
 FILES: Final = sorted(
     str(path.relative_to(ROOT)) for pattern in MODULES for path in ROOT.glob(pattern)
 )

@@ -44,7 +44,7 @@ class _Known:
 
     def __init__(self, mapper: Mapper[Any]) -> None:
         props: list[Any] = [prop for prop in mapper.column_attrs if not prop.deferred]
-        # The attributes of columns that are not deferred, and those that the database fills in.
+        # The attributes of columns that are not deferred, and that the database fills in.
         self.columns = frozenset([prop.key for prop in props])
         self.generated = frozenset([prop.key for prop in props if _is_generated(prop)])
         self.primary_key: str | None = None
@@ -258,8 +258,8 @@ def is_left_out(state: InstanceState[Any], names: Any) -> bool:
 def are_generated(state: InstanceState[Any], names: Iterable[str]) -> bool:
     """Whether these are columns that the database gives a value when the object is written.
 
-    A flush expires them. A commit expires all columns; those that are deferred, and relationships,
-    SQLAlchemy goes on calling expired.
+    A flush expires them. A commit expires all columns, and SQLAlchemy continues to list deferred
+    columns and relationships as expired.
     """
     known = _known(state.manager.mapper)
     columns = known.columns.intersection(names)

@@ -28,7 +28,7 @@ class Reliance(NamedTuple):
 
 
 def check() -> None:
-    """Warn of each that is missing. Those that only show in use are checked there."""
+    """Warn about each that is missing. Where that is only seen in use, it is checked there."""
     for reliance in RELIANCES:
         try:
             is_there = reliance.is_there()
@@ -70,7 +70,7 @@ def _sets(path: str, name: str) -> Callable[[], bool]:
 
 
 def _load_options() -> bool:
-    """Whether a loader's options have the attributes that say what it loads."""
+    """Whether a loader's options have the attributes that describe what it loads."""
 
     class _Executed:
         is_select = True

@@ -244,8 +244,8 @@ _EXECUTES: Final = ("do_execute", "do_executemany", "do_execute_no_params")
 def _executing(name: str) -> Callable[..., bool | None]:
     """The listener that executes as SQLAlchemy would have, and times it; it never raises itself.
 
-    Python looks for an interrupt as a function begins and as one returns: while the context is in
-    force, that is within a `try` only, and what an interrupt leaves undone is done again.
+    Python handles an interrupt when a function begins or returns. While the context is set, this
+    happens only in a `try`, and what an interrupt has left undone is done in its `finally`.
     """
     is_one, is_batch, is_bare = (name == one for one in _EXECUTES)
 

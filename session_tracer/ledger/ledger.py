@@ -26,7 +26,7 @@ from session_tracer.ledger.loads import Load, Loads
 from session_tracer.ledger.origin import Origin, Scope
 from session_tracer.ledger.registry import LIVE, LedgerRef
 from session_tracer.ledger.single_rows import SingleRows
-from session_tracer.ledger.use import NOBODY, Use
+from session_tracer.ledger.use import NO_OWNER, Use
 from session_tracer.model.counts import NOTHING, by_name, difference, total, with_counts
 from session_tracer.runtime import process, threads
 from session_tracer.where import owner
@@ -91,7 +91,7 @@ class Opening(NamedTuple):
     tracers: tuple[Tracer, ...]
     at: int = 0
     site: CallSite | None = None
-    owner: Owner = NOBODY
+    owner: Owner = NO_OWNER
     context: Any = None
     handled: Callable[[BaseException], bool] | None = None
     is_async: bool = False
@@ -247,7 +247,7 @@ class Ledger(Use):
     refused = 0
     pending = 0
     # What the session let go of as it was closed: all its objects, and of them those with changes
-    # that were not flushed, and those that were marked as deleted.
+    # that were not flushed, and of objects that were marked as deleted.
     detached: Counts = NOTHING
     modified: Counts = NOTHING
     removed: Counts = NOTHING
@@ -510,8 +510,8 @@ class Ledger(Use):
     def hand_to(self, tracers: tuple[Tracer, ...]) -> None:
         """Be reported by these tracers and by no others from the next scope on.
 
-        The tracers that report the open scope go on to its end; those that come are told how far
-        it is.
+        A tracer that reports the open scope does so until its end. A new one begins to report it as
+        it is now.
         """
         if not tracers:
             return
@@ -1166,8 +1166,8 @@ class Ledger(Use):
     def streaming(self, at_once: int) -> None:
         """The rows become objects `at_once` at a time, or a number that is not known if it is 0.
 
-        No listener sees an identity map at its fullest, but `at_once` says how full it was. For
-        `partitions()`, which does not say it, each object is followed.
+        No listener sees an identity map at its fullest, but it can be computed from `at_once`. For
+        `partitions()`, whose size is not known, each object is followed.
         """
         self.is_streaming = True
         self.at_once = at_once
@@ -1244,7 +1244,7 @@ class Ledger(Use):
         if self.other_transitions:
             counts |= self.other_transitions
         if self.detached:
-            # Those that an `expunge()` detached are among the others.
+            # Objects that `expunge()` detached are counted as well.
             expunged = counts.get("persistent_to_detached", 0)
             counts["persistent_to_detached"] = expunged + sum(self.detached.values())
         return counts

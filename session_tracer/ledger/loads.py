@@ -1,4 +1,4 @@
-"""Counts the objects for which one line loads one attribute, and those that a commit expired."""
+"""Counts the objects for which one line loads one attribute or reloads what was expired."""
 
 from __future__ import annotations
 

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from session_tracer.where.callsite import CallSite, Locator
     from session_tracer.where.owner import Owner
 
-__all__ = ["NOBODY", "Use"]
+__all__ = ["NO_OWNER", "Use"]
 
 _frame: Final[Any] = running_frame
-NOBODY: Final = owner.Owner(threading.main_thread(), None, None, object())
+NO_OWNER: Final = owner.Owner(threading.main_thread(), None, None, object())
 
 
 class Use:
@@ -43,9 +43,9 @@ class Use:
     clock: Callable[[], int]
     locator: Locator
     scope: Scope
-    opened_by: Owner = NOBODY
+    opened_by: Owner = NO_OWNER
     # The thread or task that used it last.
-    owner: Owner = NOBODY
+    owner: Owner = NO_OWNER
     was_handed_on = False
     # The thread or task that is inside an operation of the session, and where.
     at_work: Owner | None = None
