@@ -100,27 +100,31 @@ def forget() -> None:
 def nested_in(member: Member, connection: Connection, now: int) -> facts.ConnectionNested | None:
     """What to report if this thread or task holds another connection of the engine already.
 
-    Of several, it is that of the session that was used first.
+    Of several, it is that of the session that was opened first.
     """
     owner = member.owner
     together = _TOGETHER.get(owner.key, _ALONE)
     if len(together) <= 1:
         return None
+    first: Member | None = None
     for other in tuple(together):
-        if other is not member:
-            for holding in other.connections:
-                # The first is enough: a thread may have ten thousand sessions open.
-                if holding.owner == owner and holding.is_beside(connection):
-                    return facts.ConnectionNested(
-                        at=now,
-                        site=member.last_site,
-                        other=other.scope.id,
-                        other_name=other.name,
-                        other_opened_site=other.scope.opened_site,
-                        other_site=holding.site,
-                        held=now - holding.since,
-                    )
-    return None
+        # Most are compared by their age alone: a thread may have ten thousand sessions open.
+        if other is not member and (first is None or other.opened_at < first.opened_at):
+            for taken in other.connections:
+                if taken.owner == owner and taken.is_beside(connection):
+                    first, holding = other, taken
+                    break
+    if first is None:
+        return None
+    return facts.ConnectionNested(
+        at=now,
+        site=member.last_site,
+        other=first.scope.id,
+        other_name=first.name,
+        other_opened_site=first.scope.opened_site,
+        other_site=holding.site,
+        held=now - holding.since,
+    )
 
 
 def committed(member: Member, commit: Commit, now: int) -> Sequence[facts.WritesSplit]:
