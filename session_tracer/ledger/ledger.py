@@ -83,9 +83,9 @@ class Closing(NamedTuple):
 class Opening(NamedTuple):
     """What is known of a session that has not been used yet; times in nanoseconds.
 
-    `at` is 0 where the opening was not seen, or is to be noted anew because the session was closed
-    since: `closing` is how. `handled` recognises the exception that was being handled: it is not
-    one that leaves the block.
+    `at` is 0 if the opening was not seen, or if the session was closed since, which `closing` describes.
+    `handled` recognises the exception that was being handled at the opening: it is not one that
+    propagates from the session's block.
     """
 
     tracers: tuple[Tracer, ...]

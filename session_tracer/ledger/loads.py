@@ -38,7 +38,7 @@ class Loads:
         self.committed()
 
     def committed(self) -> None:
-        """Begin anew with what a commit has expired."""
+        """Count again from zero what a commit has expired."""
         self._reloaded: set[int] = set()
         self.entities: Counts = {}
         # As `entity, attribute`, in the order of their coming.

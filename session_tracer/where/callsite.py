@@ -140,7 +140,7 @@ class Locator:
     def __init__(self, application_packages: tuple[str, ...] = (), frames: int = 1) -> None:
         self._application = frozenset(application_packages)
         self._frames = frames
-        # All by id(code): hashing a code object reads its names and constants anew each time. The
+        # All by id(code): hashing a code object reads its names and constants each time. The
         # code objects are kept, so that no other one can have their id.
         self._kinds: dict[int, int] = {}
         self._sites: dict[tuple[int, int], CallSite] = {}
@@ -312,7 +312,7 @@ class Locator:
         for frame in _outwards(start):
             kind = self._kind(frame)
             if kind <= _TEMPLATE:
-                # From a waiting task's frame the way outwards would begin anew at the running task.
+                # From a waiting task's frame f_back would lead to the running task.
                 if self._frames > 1:
                     return self._chain(start)
                 if nearest is None:

@@ -152,7 +152,7 @@ _EVERYWHERE: Final = range(1, 1_000_000_000)
 @lru_cache(maxsize=64)
 def _read(file: str, changed_at: float) -> _Source:
     """Return the functions of a file, and their blocks, the outermost first."""
-    del changed_at  # of the key alone: a file may be written anew while the process runs
+    del changed_at  # of the key alone: a file may change while the process runs
     linecache.checkcache(file)
     try:
         tree = ast.parse("".join(linecache.getlines(file)))
