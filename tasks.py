@@ -647,7 +647,7 @@ TASKS = (
     ),
     Task("fix", "fix what ruff can fix", fix),
     Task("suites", "run SQLAlchemy's own tests, traced: [2.0|2.1] [pytest arguments]", suites),
-    Task("benchmark", "measure what tracing costs, in 20 minutes: [2.0|2.1] [--help]", benchmark),
+    Task("benchmark", "measure what tracing costs, in half an hour: [2.0|2.1] [--help]", benchmark),
     Task("soak", "run a load for [--minutes 20] while the collector stops and starts", soak),
     Task("dashboard", "write the Grafana dashboard; its arguments are passed on", dashboard),
     Task("findings", "write the output of the examples into docs/findings.md", findings),

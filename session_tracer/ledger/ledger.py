@@ -83,7 +83,7 @@ class Closing(NamedTuple):
 class Opening(NamedTuple):
     """What is known of a session that has not been used yet; times in nanoseconds.
 
-    `at` is 0 if the opening was not seen, or if the session was closed since, which `closing` describes.
+    `at` is 0 if the opening was not seen, or if the session was closed since (`closing`).
     `handled` recognises the exception that was being handled at the opening: it is not one that
     propagates from the session's block.
     """
