@@ -35,6 +35,8 @@ _MOST_REPEATS: Final = 1_000
 _MOST_SITES: Final = 1_000
 _NEVER: Final = 1_000
 _DEBUG: Final = LEVELS["debug"]
+# So that 1 + `suppressed`, summed over the events of a finding, is how often it was found.
+_EVEN_IF_ZERO: Final = frozenset({"suppressed"})
 _STRUCTLOG: Final = "structlog"
 
 
@@ -43,7 +45,7 @@ class LogSignal:
 
     They go to structlog where the application has configured it, so that its processors render
     them; and to the exporter, if it takes logs. An event that nothing would receive is not built.
-    A key whose value is zero or empty is left out.
+    A key whose value is zero or empty is left out, except `suppressed`.
     """
 
     def __init__(self, exporters: tuple[Exporter, ...], settings: Settings) -> None:
@@ -217,7 +219,7 @@ class LogSignal:
         for key, value in fields.items():
             if isinstance(value, dict):
                 _flatten(flat, key, value)
-            elif value:
+            elif value or key in _EVEN_IF_ZERO:
                 flat[key] = value
         self._log(level, event, flat, sinks or self._of_all)
 
