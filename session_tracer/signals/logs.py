@@ -35,8 +35,6 @@ _MOST_REPEATS: Final = 1_000
 _MOST_SITES: Final = 1_000
 _NEVER: Final = 1_000
 _DEBUG: Final = LEVELS["debug"]
-# So that 1 + `suppressed`, summed over the events of a finding, is how often it was found.
-_EVEN_IF_ZERO: Final = frozenset({"suppressed"})
 _STRUCTLOG: Final = "structlog"
 
 
@@ -45,7 +43,7 @@ class LogSignal:
 
     They go to structlog where the application has configured it, so that its processors render
     them; and to the exporter, if it takes logs. An event that nothing would receive is not built.
-    A key whose value is zero or empty is left out, except `suppressed`.
+    A key whose value is zero or empty is left out.
     """
 
     def __init__(self, exporters: tuple[Exporter, ...], settings: Settings) -> None:
@@ -219,7 +217,7 @@ class LogSignal:
         for key, value in fields.items():
             if isinstance(value, dict):
                 _flatten(flat, key, value)
-            elif value or key in _EVEN_IF_ZERO:
+            elif value:
                 flat[key] = value
         self._log(level, event, flat, sinks or self._of_all)
 

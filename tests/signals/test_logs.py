@@ -247,7 +247,6 @@ def test_a_finding_is_logged_with_its_remedy(twin: Twin) -> None:
             "entity": "Author",
             "attribute": "books",
             "count": 1,
-            "suppressed": 0,
             "why": "the relationship was never loaded",
             "session": said["session_id"],
             "departure": "close",

@@ -53,7 +53,6 @@ def test_the_log_reports_it_all(twin: Twin) -> None:
             "entity": "Author",
             "attribute": "books",
             "count": 1,
-            "suppressed": 0,
             "why": "the relationship was never loaded",
             "session": finding.session_id,
             "departure": "close",
