@@ -24,11 +24,6 @@ pytestmark = [
     pytest.mark.timeout(300 + 5 * PROGRAMS),
     # A lazy load that asyncio refuses leaves the driver's coroutine behind, traced or not.
     pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
-    # aiosqlite's thread may still answer a cancelled program whose event loop is closed.
-    pytest.mark.filterwarnings(
-        "ignore:Exception in thread .*_connection_worker_thread"
-        ":pytest.PytestUnhandledThreadExceptionWarning"
-    ),
 ]
 
 
