@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from session_tracer.verdicts.silencing import silence
     from session_tracer.version import VERSION as __version__
     from session_tracer.where.callsite import CallSite
+    from session_tracer.where.work import work
 
 __all__ = [
     "DEFAULT_DETECTORS",
@@ -41,6 +42,7 @@ __all__ = [
     "live_sessions",
     "silence",
     "uninstrument",
+    "work",
 ]
 
 # pytest imports this package in every environment that has it, for the plugin's sake: nothing more
@@ -61,6 +63,7 @@ _HOMES: Final = {
     "live_sessions": "ledger.registry",
     "silence": "verdicts.silencing",
     "uninstrument": "instrumentor",
+    "work": "where.work",
 }
 
 if not TYPE_CHECKING:  # or every other name would be taken for one of these

@@ -38,6 +38,7 @@ from session_tracer.settings import Settings
 from session_tracer.tracer import Tracer
 from session_tracer.where import owner as owners
 from session_tracer.where.running import running_frame
+from session_tracer.where.work import BLOCKS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
@@ -308,6 +309,7 @@ class Instrumentor:
                     None if error is None else recognising(error),
                     owner is not None,
                     None,
+                    BLOCKS.get(),
                 ),
             )
             for tracer in tracers:

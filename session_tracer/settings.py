@@ -171,6 +171,12 @@ class Settings:
     Raise it if an application has more classes, lower it to have fewer time series.
     """
 
+    max_works: int = _option(100, _whole(1))
+    """Number of names of work (`work()`) that are distinguished. The others are `_other`.
+
+    Raise it if an application has more endpoints and tasks.
+    """
+
     site_frames: int = _option(1, _whole(1, 50))
     """Number of application frames in a call site, the innermost first.
 
@@ -372,6 +378,7 @@ class Overrides(TypedDict, total=False):
     statement_spans: bool
     record_identity: bool
     max_entities: int
+    max_works: int
     site_frames: int
     application_packages: str | Collection[str]
     slow_session_seconds: float

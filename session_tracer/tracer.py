@@ -32,6 +32,7 @@ from session_tracer.verdicts.policy import Policy
 from session_tracer.verdicts.silencing import silenced_now
 from session_tracer.version import VERSION
 from session_tracer.where.callsite import Locator
+from session_tracer.where.work import Works
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from session_tracer.ledger.origin import Scope
     from session_tracer.ledger.registry import Ages
     from session_tracer.settings import Settings
+    from session_tracer.where.work import Work
 
 __all__ = ["Tracer"]
 
@@ -101,6 +103,7 @@ class Tracer:
             int(settings.idle_in_transaction_seconds * 1e9),
         )
         self.gates = Gates.of([settings])
+        self._works = Works(settings.max_works)
         self._failures_said: set[str] = set()
         self.detectors = detectors
         self.judges = _asked(
@@ -260,6 +263,25 @@ class Tracer:
         """A report of one load that an object was refused after its scope had ended."""
         self.settle()
         return self.begin(Ledger.of_ended(scope, self, epoch))
+
+    def work_of(self, ledger: Ledger) -> str:
+        """What the session works for; never raises."""
+        try:
+            for block in ledger.blocks[-1:]:
+                return self._works.name(block.name)
+        except Exception as error:
+            self._could_not_name(block, error)
+        return ""
+
+    def _could_not_name(self, block: Work, error: Exception) -> None:
+        """Count that a function of the application's could not name the work, and log it once."""
+        for metrics in self._metrics:
+            metrics.error("work")
+        # Not its text, which may quote values.
+        warn_once(
+            f"session_tracer: the function {block} that names the work of sessions "
+            f"raised {type(error).__qualname__}. These sessions are reported without a name."
+        )
 
     def failed(self, where: str, error: BaseException) -> None:
         """Count a failure of our own, and log the first of its kind."""

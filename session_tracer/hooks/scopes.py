@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from session_tracer.ledger.in_progress import SLOT
 from session_tracer.ledger.ledger import Ledger, Opening, recognising
 from session_tracer.where import owner
+from session_tracer.where.work import BLOCKS
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -46,6 +47,7 @@ def opening_now(
         handled=None if error is None else recognising(error),
         is_async=is_async,
         closing=closing,
+        blocks=BLOCKS.get(),
     )
 
 

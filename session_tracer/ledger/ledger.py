@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from session_tracer.where.callsite import CallSite
     from session_tracer.where.except_finder import Failure
     from session_tracer.where.owner import Owner
+    from session_tracer.where.work import Blocks
 
 __all__ = [
     "ASLEEP",
@@ -85,7 +86,7 @@ class Opening(NamedTuple):
 
     `at` is 0 if the opening was not seen, or if the session was closed since (`closing`).
     `handled` recognises the exception that was being handled at the opening: it is not one that
-    propagates from the session's block.
+    propagates from the session's block. `blocks` are the `work()` blocks it was in.
     """
 
     tracers: tuple[Tracer, ...]
@@ -96,6 +97,7 @@ class Opening(NamedTuple):
     handled: Callable[[BaseException], bool] | None = None
     is_async: bool = False
     closing: Closing | None = None
+    blocks: Blocks = ()
 
 
 # Makes a named tuple for a third of what its class takes.
@@ -129,6 +131,8 @@ class Ledger(Use):
     # What stands for the factory: an async_sessionmaker has no class of its own.
     kind: tuple[type, int] = (object, 0)
     handled: Callable[[BaseException], bool] | None = None
+    # The blocks of `work()` in which it was opened, the innermost last.
+    blocks: Blocks = ()
     opened_at = 0
     opened_site: CallSite | None = None
     # A scope that begins on a session that was closed before.
@@ -279,6 +283,16 @@ class Ledger(Use):
         return self.tracers[0].name
 
     @property
+    def work(self) -> str:
+        """What the session works for, an empty string if it is not known.
+
+        It is not kept: a request's route, for example, may be known only later.
+        """
+        for tracer in self.tracers[:1]:
+            return tracer.work_of(self)
+        return ""
+
+    @property
     def wrote(self) -> bool:
         """Whether a flush wrote anything."""
         return bool(self.new or self.dirty or self.deleted)
@@ -288,7 +302,9 @@ class Ledger(Use):
     def begin(self, session: Session, opening: Opening) -> None:
         """A scope begins on the session."""
         tracers = self.tracers
-        _, at, site, opened_by, self.context, self.handled, is_async, closing = opening
+        _, at, site, opened_by, self.context, self.handled, is_async, closing, blocks = opening
+        if blocks:
+            self.blocks = blocks
         id_ = self.id = f"{_IDS.getrandbits(64):016x}"
         self.opened_site = self.last_activity_site = self.last_site = site
         self.opened_at = self.last_activity_at = at

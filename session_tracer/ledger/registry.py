@@ -61,6 +61,7 @@ def look(report: Report, *, stack: bool = True) -> LiveSession:
     return LiveSession(
         id=ledger.id,
         name=report.name,
+        work=ledger.work,
         age_seconds=_seconds(ledger.opened_at, now),
         opened_site=ledger.opened_site,
         owner=ledger.owner.name,

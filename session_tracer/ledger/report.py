@@ -197,6 +197,8 @@ class Tracer(Protocol):
 
     def begin_detached(self, scope: Scope, epoch: int) -> Report: ...
 
+    def work_of(self, ledger: Ledger) -> str: ...
+
     def failed(self, where: str, error: BaseException) -> None: ...
 
 
@@ -278,6 +280,7 @@ class Report:
             session_id=self.ledger.id,
             session_name=self.name,
             session_site=self.ledger.opened_site,
+            work=self.ledger.work,
             entity=entity,
             attribute=attribute,
             count=count,
@@ -461,6 +464,7 @@ class Report:
         return SessionSummary(
             id=ledger.id,
             name=self.name,
+            work=ledger.work,
             is_async=ledger.is_async,
             outcome=ledger.outcome or "closed",
             opened_unix_ns=ledger.opened_at + ledger.epoch,

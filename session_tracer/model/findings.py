@@ -67,6 +67,7 @@ class Finding:
         session_id: The session scope's id.
         session_name: The factory's name.
         session_site: The line that opened the session. None as for `site`.
+        work: What the session worked for, such as `GET /orders/{id}`. Empty if it is not known.
         entity: The name of the mapped class.
         attribute: The name of the mapped attribute.
         count: Number of occurrences when the finding was reported.
@@ -82,6 +83,7 @@ class Finding:
     session_id: str
     session_name: str
     session_site: CallSite | None
+    work: str = ""
     entity: str | None = None
     attribute: str | None = None
     count: int = 1

@@ -20,6 +20,7 @@ class LiveSession:
     Attributes:
         id: The scope's id.
         name: The factory's name.
+        work: What it works for, such as `GET /orders/{id}`. Empty if it is not known.
         age_seconds: Time since the scope began.
         opened_site: The line that opened the session.
         owner: The thread or task that used it last, such as `thread "export-3"`.
@@ -47,6 +48,7 @@ class LiveSession:
     age_seconds: float
     opened_site: CallSite | None
     owner: str
+    work: str = ""
     owner_stack: tuple[CallSite, ...] = ()
     transaction: str = "none"
     transaction_seconds: float = 0.0

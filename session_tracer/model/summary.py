@@ -38,6 +38,7 @@ class SessionSummary:
     """One session scope that has ended. Durations are in milliseconds.
 
     Attributes:
+        work: What the session worked for, such as `GET /orders/{id}`. Empty if it is not known.
         outcome: How it ended, such as `committed`.
         opened_unix_ns: Nanoseconds since 1970.
         ending: The method that ended it, or `collected` or `exit`.
@@ -74,6 +75,7 @@ class SessionSummary:
     rollbacks: int
     flushes: int
     failed_flushes: int
+    work: str = ""
     loaded: Counts = field(default_factory=dict)
     new: Counts = field(default_factory=dict)
     dirty: Counts = field(default_factory=dict)
