@@ -26,7 +26,10 @@ _LEVELS: Final = {
 }
 
 # The fields that the message of an event without an explanation contains, if they have a value.
-_IN_MESSAGE: Final = ("outcome", "trigger", "error_type", "duration_ms", "statements")
+_IN_MESSAGE: Final = (
+    *("suppressed_event", "suppressed", "outcome", "trigger", "error_type", "duration_ms"),
+    *("statements", "site"),
+)
 
 
 def open_exporter(_settings: Settings) -> Exporter:
@@ -61,6 +64,8 @@ def message(event: LogEvent) -> str:
         remedy = " ".join(str(event.get("remedy", "")).split())
         if remedy:
             explanation = f"{str(explanation).removesuffix('.')}. Remedy: {remedy}"
-        return f"{subject}{retracted}{site}: {explanation}"
+        held_back = event.get("suppressed")
+        more = f" ({held_back} more since the last such line)" if held_back else ""
+        return f"{subject}{retracted}{site}: {explanation}{more}"
     fields = [f"{key}={event[key]}" for key in _IN_MESSAGE if event.get(key) not in (None, "")]
     return " ".join([str(event.get("event", "")), str(event.get("session_name", "")), *fields])

@@ -94,7 +94,7 @@ class Instrumentation:
     def flush(self) -> None:
         """Wait until the exporters have emitted what was reported so far."""
         watchdog.settle()
-        self._tracer.choice.flush()
+        self._tracer.flush()
 
     def uninstrument(self) -> None:
         """Stop tracing the target and restore SQLAlchemy. A second call does nothing."""

@@ -196,9 +196,12 @@ class Settings:
     """Lowest level that is handed to the exporter. A configured structlog also filters."""
 
     repeat_finding_seconds: float = _option(60.0, _SECONDS)
-    """Seconds between two log events for the same finding at the same site.
+    """Seconds in which repeats of a log event are held back.
 
-    The second event has the number of repeats. The metric counts each of them.
+    A repeat of a finding has the same id, entity, attribute and site. `flush.failed` and
+    `session.closed` at the level info are repeats if they have the same site and error or outcome;
+    with `log_level="debug"` they are all logged. At the end of the seconds, at a flush and at the
+    end of the process, what was held back is logged with its number. The metrics count each.
     """
 
     timeline_steps: int = _option(60, _whole(4, 10_000))

@@ -114,6 +114,7 @@ class Tracer:
         self._published = _asked((place, one, one.facts) for place, one in enumerate(detectors))
         self.watches = facts.TimePassed in self.judges or facts.TimePassed in self._published
         self._metrics: list[MetricSignal] = []
+        self._logs: list[LogSignal] = []
         # Whether the exporters are open, and stay as they are.
         self.is_settled = False
         # Whether they are, and nothing wants sessions that are never used unless structlog does.
@@ -127,9 +128,9 @@ class Tracer:
 
     def _report_to(self, exporters: tuple[Exporter, ...]) -> None:
         """Report the sessions that begin from now on to these exporters."""
-        for metrics in self._metrics:
-            metrics.close()
+        self._end_signals()
         self._metrics = list(self._measuring(exporters))
+        self._logs = [LogSignal(exporters, self.settings, self.failed)]
         wants_sessions = any(one.wants_sessions for one in exporters)
         sinks = tuple(map(ReportSignal, exporters))
         listeners = tuple(sink.fact for sink in sinks if sink.wants_facts)
@@ -137,7 +138,7 @@ class Tracer:
         # In one step: another thread may begin a report meanwhile.
         self._reporting = Reporting(
             metrics=tuple(self._metrics),
-            logs=LogSignal(exporters, self.settings),
+            logs=self._logs[0],
             spans=self._spanning(exporters),
             sinks=sinks,
             listeners=listeners,
@@ -303,11 +304,22 @@ class Tracer:
         except Exception:
             pass
 
+    def flush(self) -> None:
+        """Wait until everything that was reported is emitted."""
+        for logs in self._logs:
+            logs.flush()
+        self.choice.flush()
+
     def close(self) -> None:
         """Report nothing more."""
         self.closed = True
+        self._end_signals()
+
+    def _end_signals(self) -> None:
         for metrics in self._metrics:
             metrics.close()
+        for logs in self._logs:
+            logs.close()
 
 
 class _Opening:

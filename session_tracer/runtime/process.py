@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EXPORTERS",
+    "HELD_BACK",
     "SESSIONS",
     "PerProcess",
     "at_end",
@@ -29,10 +30,11 @@ __all__ = [
 
 T = TypeVar("T")
 
-# The stages of the end: open sessions are reported first, and what carries reports away is flushed
-# after that.
+# The stages of the end: open sessions are reported first, then the log events that were held back,
+# and what carries reports away is flushed after that.
 SESSIONS: Final = 0
-EXPORTERS: Final = 1
+HELD_BACK: Final = 1
+EXPORTERS: Final = 2
 
 # multiprocessing runs the finalizers of a higher priority first, and those of the application have
 # none or a positive one.
@@ -111,7 +113,7 @@ def at_end(callback: Callable[[], None], stage: int) -> None:
 
     Args:
         callback: A function without arguments. Its exceptions are ignored.
-        stage: `SESSIONS`, or `EXPORTERS`, which comes after it. The callbacks of one stage are
+        stage: `SESSIONS`, then `HELD_BACK`, then `EXPORTERS`. The callbacks of one stage are
             called in the reverse of the order in which they were added.
     """
     _AT_END[callback] = stage

@@ -4,34 +4,34 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import OrderedDict
 from functools import lru_cache
 from itertools import compress
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from opentelemetry import trace
 
 from session_tracer import facts
 from session_tracer.model.summary import COUNTS, NUMBERS
-from session_tracer.runtime import process, threads
+from session_tracer.runtime import process
 from session_tracer.runtime.environment import has_structlog, service
 from session_tracer.signals import names
+from session_tracer.signals.limiter import Limiter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from session_tracer.exporter import Exporter, LogEvent
     from session_tracer.facts import Fact
     from session_tracer.ledger.report import Report
     from session_tracer.model.findings import Finding, Retraction
     from session_tracer.settings import Settings
+    from session_tracer.signals.limiter import Held
     from session_tracer.where.callsite import CallSite
 
 __all__ = ["LEVELS", "LogSignal"]
 
 LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
-_MOST_REPEATS: Final = 1_000
 _MOST_SITES: Final = 1_000
 _NEVER: Final = 1_000
 _DEBUG: Final = LEVELS["debug"]
@@ -43,10 +43,21 @@ class LogSignal:
 
     They go to structlog where the application has configured it, so that its processors render
     them; and to the exporter, if it takes logs. An event that nothing would receive is not built.
-    A key whose value is zero or empty is left out.
+    A key whose value is zero or empty is left out, but for `suppressed` of a finding: the sum of
+    1 + `suppressed` over the events is the number of findings.
+
+    Args:
+        exporters: Where the events go.
+        settings: The settings.
+        failed: Called with a failure to log what was held back.
     """
 
-    def __init__(self, exporters: tuple[Exporter, ...], settings: Settings) -> None:
+    def __init__(
+        self,
+        exporters: tuple[Exporter, ...],
+        settings: Settings,
+        failed: Callable[[str, Exception], None],
+    ) -> None:
         carriers = [exporter for exporter in exporters if exporter.wants_logs]
         self._of_findings = _Sinks(carriers, settings)
         self._of_all = _Sinks([one for one in carriers if not one.only_findings], settings)
@@ -56,7 +67,8 @@ class LogSignal:
         self._providers = [one.tracer_provider for one in exporters if one.wants_spans]
         self._about_process: LogEvent = {}
         self._slow = settings.slow_session_seconds * 1e9
-        self._repeats = Repeats(settings.repeat_finding_seconds)
+        self._failed = failed
+        self._limiter = Limiter(settings.repeat_finding_seconds, self._held)
 
     def least_level(self) -> int:
         """The number of the lowest level of an event that reaches anything now."""
@@ -74,10 +86,13 @@ class LogSignal:
             self._flush_completed(fact, report)
 
     def finding(self, finding: Finding, report: Report) -> None:
-        """Log a finding at its severity; repeats from one site are held back and counted."""
-        suppressed = self._repeats.suppressed(finding)
-        if suppressed is None:
-            return
+        """Log a finding at its severity; its repeats are held back and counted."""
+        repeated = (finding.id, finding.entity, finding.attribute, finding.site)
+        identity = _identity(report)
+        if not self._limiter.hold(repeated, (finding, identity)):
+            self._log_finding(finding, identity, 0)
+
+    def _log_finding(self, finding: Finding, identity: LogEvent, suppressed: int) -> None:
         fields = {
             "finding_id": finding.id,
             "severity": finding.severity,
@@ -89,11 +104,42 @@ class LogSignal:
             "entity": finding.entity,
             "attribute": finding.attribute,
             "count": finding.count,
-            "suppressed": suppressed,
             **finding.evidence,
             "help": finding.help,
         }
-        self._emit(finding.severity, names.FINDING, report, fields, self._of_findings)
+        flat = _flat(identity, fields)
+        flat["suppressed"] = suppressed
+        self._log(finding.severity, names.FINDING, flat, self._of_findings)
+
+    def flush(self) -> None:
+        """Log what is held back."""
+        self._limiter.flush()
+
+    def close(self) -> None:
+        """Log what is held back, and hold nothing back any more."""
+        self._limiter.close()
+
+    def _held(self, held: Held) -> None:
+        """Log what was held back; never raises."""
+        try:
+            latest = held.latest
+            if isinstance(latest, _Summed):
+                fields = {"suppressed_event": latest.event, "suppressed": held.count}
+                sums = {key: _rounded(number) for key, number in held.sums.items()}
+                flat = _flat(latest.identity, fields | latest.fields | sums)
+                self._log(latest.level, names.SUPPRESSED, flat, self._of_all)
+            else:
+                finding, identity = latest
+                self._log_finding(finding, identity, held.count - 1)
+        except Exception as error:
+            self._failed(type(self).__name__, error)
+
+    def _is_repeated(self, summed: _Summed, numbers: Callable[[], Numbers]) -> bool:
+        """Whether such an event was logged just now. Code that asked for all of them gets all."""
+        if self.least <= _DEBUG or self._heard(_DEBUG):
+            return False
+        key = (summed.event, *summed.fields.items())
+        return self._limiter.hold(key, summed, numbers())
 
     def retracted(self, retraction: Retraction, report: Report) -> None:
         """Log that a finding is retracted, even if it was held back itself."""
@@ -139,7 +185,16 @@ class LogSignal:
         self._emit("debug", names.FLUSH_COMPLETED, report, fields)
 
     def flush_failed(self, report: Report, fact: facts.FlushFailed) -> None:
-        """Log a flush that failed."""
+        """Log a flush that failed; repeats are held back and summed up."""
+        site = _site(fact.site)
+        summed = _Summed(
+            "warning",
+            names.FLUSH_FAILED,
+            {"session_name": report.name},
+            {"error_type": fact.error, "constraint": fact.constraint, "site": site},
+        )
+        if self._is_repeated(summed, lambda: _numbers_of_flush(fact)):
+            return
         fields = {
             "trigger": fact.trigger,
             "duration_ms": _ms(fact.duration),
@@ -148,12 +203,15 @@ class LogSignal:
             "new": fact.new,
             "dirty": fact.dirty,
             "deleted": fact.deleted,
-            "site": _site(fact.site),
+            "site": site,
         }
         self._emit("warning", names.FLUSH_FAILED, report, fields)
 
     def session_closed(self, report: Report) -> None:
-        """Log everything about a scope in one event, as its ledger has it."""
+        """Log everything about a scope in one event, as its ledger has it.
+
+        At the level info, repeats are held back and summed up.
+        """
         ledger = report.ledger
         duration = ledger.closed_at - ledger.opened_at
         is_notable = (
@@ -167,6 +225,8 @@ class LogSignal:
         level = "info" if is_notable else "debug"
         number = LEVELS[level]
         if number < self.least and not self._heard(number):
+            return
+        if is_notable and self._is_repeated(_closed(report), lambda: _numbers_of_session(report)):
             return
         fields = _identity(report)
         fields["outcome"] = ledger.outcome
@@ -213,13 +273,7 @@ class LogSignal:
         fields: Mapping[str, Any],
         sinks: _Sinks | None = None,
     ) -> None:
-        flat = _identity(report)
-        for key, value in fields.items():
-            if isinstance(value, dict):
-                _flatten(flat, key, value)
-            elif value:
-                flat[key] = value
-        self._log(level, event, flat, sinks or self._of_all)
+        self._log(level, event, _flat(_identity(report), fields), sinks or self._of_all)
 
     def _log(self, level: str, event: str, fields: LogEvent, sinks: _Sinks) -> None:
         number = LEVELS[level]
@@ -282,33 +336,63 @@ _BY: Final = {
     "transitions": "transitions_by_event",
 }
 
-# Reentrant: the garbage collector may close a session anywhere.
-_LOCK: Final = process.PerProcess(threads.RLock)
+Numbers: TypeAlias = "Iterable[tuple[str, float]]"
 
 
-class Repeats:
-    """Counts how often a finding of one site was held back since it was last logged."""
+class _Summed(NamedTuple):
+    """What events that are held back have in common, and are logged with once."""
 
-    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._seconds = seconds
-        self._clock = clock
-        self._last: OrderedDict[tuple[str, CallSite | None], tuple[float, int]] = OrderedDict()
+    level: str
+    event: str
+    identity: LogEvent
+    fields: dict[str, Any]
 
-    def suppressed(self, finding: Finding) -> int | None:
-        """How many were held back before this one; None if this one is held back too."""
-        with _LOCK.value:  # a thread may take over between reading and writing
-            return self._count((finding.id, finding.site), self._clock())
 
-    def _count(self, key: tuple[str, CallSite | None], now: float) -> int | None:
-        at, held_back = self._last.get(key, (None, 0))
-        if at is not None and now - at < self._seconds:
-            self._last[key] = (at, held_back + 1)
-            return None
-        self._last[key] = (now, 0)
-        self._last.move_to_end(key)
-        if len(self._last) > _MOST_REPEATS:
-            self._last.popitem(last=False)
-        return held_back
+def _closed(report: Report) -> _Summed:
+    ledger = report.ledger
+    fields = {
+        "outcome": ledger.outcome,
+        "error_type": ledger.error,
+        "opened_site": _site(ledger.opened_site),
+        "site": _site(ledger.closed_site),
+    }
+    return _Summed("info", names.SESSION_CLOSED, {"session_name": report.name}, fields)
+
+
+def _numbers_of_session(report: Report) -> Numbers:
+    ledger = report.ledger
+    yield "duration_ms", (ledger.closed_at - ledger.opened_at) / 1e6
+    yield "held_ms", ledger.held / 1e6
+    yield "sql_ms", ledger.sql / 1e6
+    yield from zip(_ADDED_UP, _added_up(ledger), strict=True)
+    for key, counts in zip(COUNTS, _counts(ledger), strict=True):
+        yield key, sum(counts.values())
+
+
+def _numbers_of_flush(fact: facts.FlushFailed) -> Numbers:
+    yield "duration_ms", fact.duration / 1e6
+    for key, counts in (("new", fact.new), ("dirty", fact.dirty), ("deleted", fact.deleted)):
+        yield key, sum(counts.values())
+
+
+# Sizes of identity maps do not add up.
+_ADDED_UP: Final = tuple([key for key in NUMBERS if not key.startswith("identity_map")])
+_added_up: Final = attrgetter(*_ADDED_UP)
+
+
+def _rounded(number: float) -> float:
+    return round(number, 3) if isinstance(number, float) and number % 1 else int(number)
+
+
+def _flat(identity: LogEvent, fields: Mapping[str, Any]) -> LogEvent:
+    """The session's identity, then every field that has a value."""
+    flat = dict(identity)
+    for key, value in fields.items():
+        if isinstance(value, dict):
+            _flatten(flat, key, value)
+        elif value:
+            flat[key] = value
+    return flat
 
 
 def _flatten(fields: LogEvent, key: str, value: Mapping[str, Any]) -> None:

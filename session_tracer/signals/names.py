@@ -68,6 +68,7 @@ FLUSH_COMPLETED: Final = "flush.completed"
 FLUSH_FAILED: Final = "flush.failed"
 FINDING: Final = "finding"
 FINDING_RETRACTED: Final = "finding.retracted"
+SUPPRESSED: Final = "suppressed"
 
 # What the conventions put before the operation's name and the summary of a batch.
 BATCH: Final = "BATCH "

@@ -6,8 +6,6 @@ import json
 import logging
 import os
 import re
-import sys
-import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -25,7 +23,7 @@ from session_tracer import Finding, instrument
 from session_tracer.exporter import Exporter, LogEvent
 from session_tracer.facts import FlushCompleted
 from session_tracer.ledger.report import Report
-from session_tracer.signals.logs import Repeats, timestamp
+from session_tracer.signals.logs import timestamp
 from session_tracer.testing import capture
 from session_tracer.where.callsite import CallSite
 from tests.fickle import Fickle
@@ -240,6 +238,7 @@ def test_a_finding_is_logged_with_its_remedy(twin: Twin) -> None:
             "event": "finding",
             "finding_id": "detached-lazy-load",
             "severity": "error",
+            "suppressed": 0,
             "explanation": "<explanation>",
             "remedy": f"select(Author).options(selectinload(Author.books)) at {HERE}",
             "site": HERE,
@@ -525,79 +524,6 @@ def test_events_are_flat_and_ready_for_json(twin: Twin) -> None:
     twin.run(story)
 
 
-class Clock:
-    """A clock that stands still until it is told to go on."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def test_repeats_from_one_site_are_held_back_and_counted() -> None:
-    clock = Clock()
-    repeats = Repeats(60.0, clock)
-    here, there = CallSite("app.py", 1, "f"), CallSite("app.py", 2, "f")
-    said = []
-    for at, site in (
-        (0, here),
-        (1, here),
-        (2, there),
-        (59.9, here),
-        (60, here),
-        (61, here),
-        (62, there),
-        (200, here),
-        (201, there),
-    ):
-        clock.now = at
-        said.append(repeats.suppressed(finding(site)))
-    assert said == [0, None, 0, None, 2, None, 0, 1, 0]
-
-
-def test_another_finding_from_the_same_site_is_no_repeat() -> None:
-    repeats = Repeats(60.0, Clock())
-    site = CallSite("app.py", 1, "f")
-    assert [
-        repeats.suppressed(finding(site, id="one")),
-        repeats.suppressed(finding(site, id="two")),
-        repeats.suppressed(finding(None, id="one")),
-        repeats.suppressed(finding(None, id="one")),
-        repeats.suppressed(finding(site, id="one", message="in other words")),
-    ] == [0, 0, 0, None, None]
-
-
-def test_no_repeat_is_lost_between_threads() -> None:
-    def repeat() -> None:
-        answers.extend(repeats.suppressed(remark) for _ in range(5_000))
-
-    clock = Clock()
-    repeats, remark = Repeats(60.0, clock), finding(None)
-    answers: list[int | None] = []
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        threads = [threading.Thread(target=repeat) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(interval)
-    assert [answer for answer in answers if answer is not None] == [0]
-    clock.now = 60
-    assert repeats.suppressed(remark) == 19_999
-
-
-def test_what_is_remembered_of_repeats_is_bounded() -> None:
-    repeats = Repeats(60.0, Clock())
-    for line in range(5_000):
-        assert repeats.suppressed(finding(CallSite("app.py", line, "f"))) == 0
-    assert repeats.suppressed(finding(CallSite("app.py", 4_999, "f"))) is None
-    assert len(repeats._last) == 1_000
-
-
 def test_a_loop_of_findings_is_logged_once_and_counted_each_time(twin: Twin) -> None:
     async def story() -> None:
         said: list[LogEvent] = []
@@ -612,33 +538,17 @@ def test_a_loop_of_findings_is_logged_once_and_counted_each_time(twin: Twin) -> 
                     author.books  # noqa: B018 - reading it is the point
             with pytest.raises(DetachedInstanceError):
                 found[0].books  # noqa: B018 - another line
-        assert [(event["event"], event.get("suppressed", 0)) for event in said] == [
+        # One for each line at once; then, as tracing ends, what was held back.
+        assert [(event["event"], event["suppressed"]) for event in said] == [
             ("finding", 0),
             ("finding", 0),
+            ("finding", 3),
         ]
         assert measured.totals("sqlalchemy.findings") == {
             ("default", "detached-lazy-load", "error"): 6
         }
 
     measured = Measurements()
-    twin.run(story)
-
-
-def test_a_repeat_after_a_while_says_how_many_were_held_back(twin: Twin) -> None:
-    async def story() -> None:
-        with capture(twin.factory, log_level="warning", repeat_finding_seconds=1.0) as captured:
-            async with twin.session() as session:
-                session.add_all(authors(4))
-                await session.commit()
-                found = (await session.scalars(select(Author))).all()
-            for number, author in enumerate(found):
-                if number == 3:
-                    time.sleep(1.1)
-                with pytest.raises(DetachedInstanceError):
-                    author.books  # noqa: B018 - reading it is the point
-        assert [event.get("suppressed", 0) for event in captured.logs] == [0, 2]
-        assert len(captured.findings) == 4
-
     twin.run(story)
 
 
@@ -676,7 +586,8 @@ def test_a_retraction_is_logged_though_the_finding_was_held_back(twin: Twin) -> 
                 async with twin.session() as session:
                     await session.scalars(select(Author))
         events = [event["event"] for event in captured.logs]
-        assert (events.count("finding"), events.count("finding.retracted")) == (1, 3)
+        # The second and the third finding are one event, which is logged as tracing ends.
+        assert (events.count("finding"), events.count("finding.retracted")) == (2, 3)
 
     twin.run(story)
 

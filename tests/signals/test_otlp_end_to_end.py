@@ -223,6 +223,7 @@ def test_the_log_records_arrive(received: Callable[[str], str]) -> None:
     assert told.pop("service").startswith("Str(service-")
     assert told == {
         **OURS,
+        "suppressed": "Int(0)",
         "session_id": "<id>",
         "session_name": "Str(library)",
         "finding_id": "Str(detached-lazy-load)",
