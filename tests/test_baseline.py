@@ -131,6 +131,39 @@ def test_files_are_named_from_the_baselines_own_folder(
     assert load("tests/known.jsonl").knows(finding)
 
 
+@pytest.mark.parametrize(
+    "file",
+    [
+        "project/.venv/lib/python3.11/site-packages/shop/orders/views.py",
+        "usr/lib/python3.13/dist-packages/shop/orders/views.py",
+        "elsewhere/shop/orders/views.py",
+    ],
+)
+def test_a_file_outside_the_project_is_named_by_its_package(tmp_path: Path, file: str) -> None:
+    project = tmp_path / "project"
+    (project / "tests").mkdir(parents=True)
+    (project / "pyproject.toml").touch()
+    views = tmp_path / file
+    views.parent.mkdir(parents=True)
+    for package in (views.parent, views.parent.parent):
+        (package / "__init__.py").touch()
+    finding = found("n-plus-one", CallSite(str(views), 7, "index"))
+    known = project / "tests" / "known.jsonl"
+    write(known, [finding])
+    assert '"file": "shop/orders/views.py"' in known.read_text()
+    assert load(known).knows(finding)
+
+
+def test_a_file_of_the_project_is_named_from_the_folder_of_a_baseline_below_it(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "pyproject.toml").touch()
+    known = tmp_path / "tests" / "known.jsonl"
+    write(known, [found("n-plus-one", in_report(tmp_path))])
+    assert '"file": "../app/report.py"' in known.read_text()
+
+
 def test_a_file_reached_by_a_link_is_the_same_file(path: Path, tmp_path: Path) -> None:
     (tmp_path / "app").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "app")

@@ -21,11 +21,17 @@ _HEADING: Final = """\
 """
 
 
+# What shows that a folder is the root of a project.
+_PROJECT_MARKS: Final = ("pyproject.toml", "setup.py", "setup.cfg", ".git", ".hg")
+_INSTALLED: Final = frozenset({"site-packages", "dist-packages"})
+
+
 class Known(NamedTuple):
     """The identity of a known finding. Its line is no part of it, because edits move lines.
 
-    `file` is relative to the folder of the baseline file and contains slashes. A value that is not
-    known is an empty string, and is not written.
+    `file` contains slashes. It is relative to the folder of the baseline file, or begins with the
+    package if the file is installed or outside the project. A value that is not known is an empty
+    string, and is not written.
     """
 
     id: str
@@ -119,11 +125,40 @@ def _folder(path: str | os.PathLike[str]) -> str:
 
 @functools.lru_cache(maxsize=10_000)
 def _relative(file: str, folder: str) -> str:
+    """The file as seen from the folder, or a path in its package if it lies outside the project.
+
+    Where packages are installed, and for which version of Python, differs between machines.
+    """
     real = os.path.realpath(file)
-    try:
-        return os.path.relpath(real, folder).replace(os.sep, "/")
-    except ValueError:  # another drive on Windows
-        return real.replace(os.sep, "/")
+    project = _project(folder)
+    if _INSTALLED.isdisjoint(real.split(os.sep)) and (not project or _lies_in(real, project)):
+        try:
+            return os.path.relpath(real, folder).replace(os.sep, "/")
+        except ValueError:  # another drive on Windows
+            pass
+    return _in_package(real)
+
+
+@functools.lru_cache(maxsize=100)
+def _project(folder: str) -> str:
+    """The nearest folder around it that looks like a project, or an empty string."""
+    for around in (Path(folder), *Path(folder).parents):
+        if any((around / mark).exists() for mark in _PROJECT_MARKS):
+            return str(around)
+    return ""
+
+
+def _lies_in(file: str, folder: str) -> bool:
+    return file.startswith(os.path.join(folder, ""))
+
+
+def _in_package(file: str) -> str:
+    """The file's path from its outermost package on, such as `shop/orders/views.py`."""
+    path = Path(file)
+    package = path.parent
+    while (package / "__init__.py").exists():
+        package = package.parent
+    return path.relative_to(package).as_posix()
 
 
 def _line(known: Known) -> str:
