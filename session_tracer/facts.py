@@ -192,6 +192,10 @@ class StatementExecuted(_Value):
     the same text with the same parameters, and 0 if the parameters cannot be compared. It is a
     hash, which does not contain them. `streamed` is whether its rows are fetched one batch after
     another. `text` is equal for two statements of the same text.
+
+    `number` is how many statements the scope had run with this one. `reads` has the tables that a
+    SELECT reads, in lower case and without their schemas. It is empty if the result may differ
+    although none of them is written to: the SELECT locks rows, or calls a volatile function.
     """
 
     at: int
@@ -211,6 +215,8 @@ class StatementExecuted(_Value):
     fingerprint: int = 0
     streamed: bool = False
     text: int = 0
+    number: int = 0
+    reads: frozenset[str] = frozenset()
 
 
 @dataclass(slots=True, eq=False, repr=False)

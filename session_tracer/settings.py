@@ -252,6 +252,13 @@ class Settings:
     commits_from_one_site: int = _option(10, _whole(2))
     """Number of commits from one line in a session that counts as a loop (`commit-in-loop`)."""
 
+    commit_loop_gap_seconds: float = _option(1.0, _SECONDS)
+    """Seconds between two commits from which they are not of one loop (`commit-in-loop`).
+
+    A worker that commits job by job waits for the next job between them. Raise it if a loop works
+    for longer on each item.
+    """
+
     batch_commit_objects: int = _option(10, _whole(2))
     """Number of objects from which a commit is a batch and does not count (`commit-in-loop`)."""
 
@@ -267,7 +274,7 @@ class Settings:
     unchanged_dirty_objects: int = _option(10, _whole(1))
     """Number of dirty objects without a net change in one flush (`unchanged-dirty`)."""
 
-    single_row_writes: int = _option(50, _whole(2))
+    single_row_writes: int = _option(20, _whole(2))
     """Number of single-row writes of one kind to one table (`row-by-row-writes`)."""
 
     lazy_loads_from_one_site: int = _option(5, _whole(2))
@@ -396,6 +403,7 @@ class Overrides(TypedDict, total=False):
     long_transaction_seconds: float
     idle_in_transaction_seconds: float
     commits_from_one_site: int
+    commit_loop_gap_seconds: float
     batch_commit_objects: int
     savepoints_per_transaction: int
     autoflushes_from_one_site: int

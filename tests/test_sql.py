@@ -16,6 +16,7 @@ from session_tracer.hooks.sql import (
     Shape,
     database,
     fingerprint,
+    reads,
     shape,
     status_code,
     without_values,
@@ -292,3 +293,39 @@ class Hostile(int):
 @pytest.mark.parametrize("kind", [Hostile, list, dict, object, bytearray])
 def test_what_may_be_the_applications_own_has_no_fingerprint(kind: type) -> None:
     assert fingerprint(SELECT, (1, kind())) == 0
+
+
+@pytest.mark.parametrize(
+    ("statement", "tables"),
+    [
+        ("SELECT a.id FROM a", {"a"}),
+        (
+            'SELECT x.id FROM shop."Orders" AS x, b WHERE x.id IN (SELECT id FROM c)',
+            {"orders", "b", "c"},
+        ),
+        (
+            "SELECT 1 FROM a JOIN (b JOIN c ON b.x = c.x) ON a.f(b.x, c.x), d ORDER BY e, f",
+            {*"abcd"},
+        ),
+        ("WITH late AS (SELECT id, day FROM jobs) SELECT id FROM late", {"jobs", "late"}),
+        ("SELECT (SELECT count(*) FROM lines) AS lines", {"lines"}),
+        ("SELECT id FROM a WHERE text = 'FROM b, c'", {"a"}),
+        ("SELECT updated_at, deleted FROM a", {"a"}),
+        ("SELECT 1", set()),
+        ("SELECT 1 FROM DUAL", set()),
+        ("SELECT version()", set()),
+        ("SELECT id FROM a FOR UPDATE SKIP LOCKED", set()),
+        ("SELECT id FROM a FOR NO KEY UPDATE", set()),
+        ("SELECT id FROM a LOCK IN SHARE MODE", set()),
+        ("SELECT nextval('a_id') FROM a", set()),
+        ("SELECT id FROM a WHERE due < now()", set()),
+        ("SELECT id FROM a WHERE due < CURRENT_TIMESTAMP", set()),
+        ("SELECT id FROM a ORDER BY random()", set()),
+        ("SELECT pg_try_advisory_xact_lock(id) FROM a", set()),
+        ("WITH next AS (UPDATE a SET taken = 1 RETURNING id) SELECT id FROM next", set()),
+    ],
+)
+def test_the_tables_that_a_select_reads_if_it_can_be_repeated(
+    statement: str, tables: set[str]
+) -> None:
+    assert reads(statement) == tables

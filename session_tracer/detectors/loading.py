@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from session_tracer.detectors.evidence import known
 from session_tracer.detectors.memory import Recent
 from session_tracer.detectors.protocol import BuiltIn
-from session_tracer.detectors.wording import dotted_each, expired_by, expiry, listed
+from session_tracer.detectors.wording import awaited, dotted_each, expired_by, expiry, listed
 from session_tracer.facts import AttributeLoaded, StatementExecuted
 
 if TYPE_CHECKING:
@@ -132,26 +132,35 @@ def _is_counted(fact: StatementExecuted) -> bool:
     return (
         fact.operation == "SELECT"
         and fact.fingerprint != 0
+        and bool(fact.reads)
         and not (fact.eager or fact.error or (fact.in_flush and not fact.entity))
     )
 
 
 class _Repeats:
-    """How often one SELECT ran, and from which lines."""
+    """The last runs of one SELECT with the same parameters, by their numbers and lines."""
 
-    __slots__ = ("count", "first_site", "is_one_site")
+    __slots__ = ("_runs", "is_reported")
 
     def __init__(self) -> None:
-        self.count = 0
-        self.first_site: CallSite | None = None
-        self.is_one_site = True
+        self.is_reported = False
+        self._runs: tuple[tuple[int, CallSite | None], ...] = ()
 
-    def add(self, site: CallSite | None) -> None:
-        if not self.count:
-            self.first_site = site
-        elif site is not self.first_site and site != self.first_site:
-            self.is_one_site = False
-        self.count += 1
+    def add(self, fact: StatementExecuted, most: int) -> None:
+        if not self.is_reported:
+            self._runs = (*self._runs[1 - most :], (fact.number, fact.site))
+
+    @property
+    def count(self) -> int:
+        return len(self._runs)
+
+    @property
+    def first_number(self) -> int:
+        return self._runs[0][0]
+
+    @property
+    def sites(self) -> list[CallSite | None]:
+        return list(dict.fromkeys(site for _, site in self._runs))
 
 
 class RepeatedSelect(BuiltIn):
@@ -166,17 +175,24 @@ class RepeatedSelect(BuiltIn):
     def judge(
         self, fact: StatementExecuted, report: Report, memory: Recent[int, _Repeats]
     ) -> Iterator[Finding]:
-        """Report each SELECT with its parameters once."""
-        ledger = report.ledger
+        """Report each SELECT with its parameters once.
+
+        It has to run in one transaction, which has not written to what the SELECT reads: a poll
+        commits between its reads, and a queue's consumer changes the row that it has read.
+        """
+        ledger, enough = report.ledger, report.settings.repeats_of_one_select
         # This comes before begin(): facts of other kinds are judged before the first SELECTs end.
         if ledger.last_load is not None or not _is_counted(fact):
             return
         if memory.begin():
             for earlier in filter(_is_counted, ledger.first_selects):
-                memory.of(earlier.fingerprint).add(earlier.site)
+                memory.of(earlier.fingerprint).add(earlier, enough)
         repeats = memory.of(fact.fingerprint)
-        repeats.add(fact.site)
-        if repeats.count == report.settings.repeats_of_one_select:
+        if repeats.is_reported:
+            return
+        repeats.add(fact, enough)
+        if repeats.count == enough and ledger.reads_the_same(fact.reads, repeats.first_number):
+            repeats.is_reported = True
             yield _repeated(fact, repeats, report)
 
 
@@ -184,8 +200,8 @@ def _repeated(fact: StatementExecuted, repeats: _Repeats, report: Report) -> Fin
     subject = fact.entity or fact.collection
     where = " from one line" if fact.site is not None else ""
     evidence: dict[str, Any] = {}
-    if not repeats.is_one_site:
-        where, evidence = " from several lines", known(first_at=repeats.first_site)
+    if len(repeats.sites) > 1:
+        where, evidence = " from several lines", known(first_at=repeats.sites[0])
     if fact.by_key:
         what = f"{subject} was looked up by the same primary key at least {repeats.count} times"
         why = (
@@ -196,6 +212,7 @@ def _repeated(fact: StatementExecuted, repeats: _Repeats, report: Report) -> Fin
         of = f" of {subject}" if subject else ""
         what = f"the same SELECT{of} with the same parameters ran at least {repeats.count} times"
         why = "the identity map is not a query cache: only get() can return without a SELECT"
+    commit = f"{awaited(report)}session.commit()"
     return report.finding(
         "repeated-select",
         "warning",
@@ -204,5 +221,8 @@ def _repeated(fact: StatementExecuted, repeats: _Repeats, report: Report) -> Fin
         fact.site,
         entity=fact.entity or None,
         count=repeats.count,
-        evidence={"why": why, **evidence},
+        evidence={"why": why, **evidence, "alternatives": [f"{commit}{_EACH}"]},
     )
+
+
+_EACH: Final = "  # before each read, to see what others have committed"

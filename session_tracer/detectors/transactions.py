@@ -36,14 +36,20 @@ if TYPE_CHECKING:
 
 
 class _Commits:
-    """The commits from one line. `rows` includes rows without a mapped class."""
+    """Commits from one line, each soon after another. `rows` has those without a class, too."""
 
     def __init__(self) -> None:
-        self.number = 0
-        self.rows = 0
+        self.is_reported = False
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        self.number = self.rows = self._at = 0
         self.written: Counts = {}
 
-    def add(self, rows: int, entities: Counts) -> None:
+    def add(self, rows: int, entities: Counts, began_at: int, at: int, gap: float) -> None:
+        if began_at - self._at > gap:
+            self._begin_anew()
+        self._at = at
         self.number += 1
         self.rows += rows
         add_counts(self.written, entities)
@@ -63,22 +69,25 @@ class CommitInLoop(BuiltIn):
     ) -> Iterator[Finding]:
         """Report a line once.
 
-        Commits of batches and commits without writes do not count. A session that a test joins to
+        Commits of batches and commits without writes do not count, nor what comes after a pause: a
+        worker commits job by job. A session that a test joins to
         an outer transaction is used by many requests, and its commits commit nothing.
         """
         ledger = report.ledger
         if fact.nested or fact.outcome != "committed" or ledger.first_commit is None:
             return
         batch, commits = report.settings.batch_commit_objects, None
+        gap = report.settings.commit_loop_gap_seconds * 1e9
         # The ledger keeps the first commit, which is judged with the second.
         first = (ledger.first_commit,) if memory.begin() else ()
-        this = (fact.site, ledger.committing_rows, ledger.committing)
-        for site, rows, entities in (*first, this):
+        this = (fact.site, ledger.committing_rows, ledger.committing, fact.at)
+        for site, rows, entities, at in (*first, this):
             commits = memory.of(site) if site and 0 < rows < batch else None
             if commits is not None:
-                commits.add(rows, entities)
+                commits.add(rows, entities, at - (fact.took if at == fact.at else 0), at, gap)
         enough = report.settings.commits_from_one_site
-        if commits and commits.number == enough and not ledger.is_joined:
+        if commits and commits.number == enough and not (commits.is_reported or ledger.is_joined):
+            commits.is_reported = True
             yield _commits(fact.site, commits, report)
 
 

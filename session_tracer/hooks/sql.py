@@ -9,11 +9,21 @@ from typing import TYPE_CHECKING, Any, Final
 
 from session_tracer.facts import Database
 from session_tracer.hooks.safe_types import PLAIN
+from session_tracer.ledger.ledger import table_name
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL
 
-__all__ = ["SHAPES", "Shape", "database", "fingerprint", "shape", "status_code", "without_values"]
+__all__ = [
+    "SHAPES",
+    "Shape",
+    "database",
+    "fingerprint",
+    "reads",
+    "shape",
+    "status_code",
+    "without_values",
+]
 
 _MOST_REMEMBERED: Final = 2_000
 
@@ -92,6 +102,68 @@ def _outermost(statement: str) -> str:
         if character == "(":
             depth += 1
     return "".join(kept)
+
+
+# What makes a SELECT do something, or return something else each time: locks, functions of clocks,
+# sequences and chance, and writes in common table expressions.
+_VOLATILE: Final = r"""
+    \b(?:FOR\s+(?:NO\s+KEY\s+)?UPDATE|FOR\s+(?:KEY\s+)?SHARE|LOCK\s+IN\s+SHARE\s+MODE|INSERT|UPDATE
+        |DELETE|MERGE|NEXTVAL|CURRVAL|NEXT\s+VALUE\s+FOR|UPDLOCK|XLOCK|HOLDLOCK)\b
+    |\b(?:CURRENT_TIMESTAMP|CURRENT_DATE|CURRENT_TIME|LOCALTIMESTAMP|LOCALTIME|SYSTIMESTAMP|SYSDATE
+        |UTC_TIMESTAMP|UTC_DATE|UTC_TIME|ROWVERSION)\b
+    |'now'|@@\w
+    |\b(?:datetime|julianday|strftime)\s*\(
+    |\b(?:pg_|dbms_|sp_)\w*\s*\(
+    |\b(?:now|clock_timestamp|statement_timestamp|transaction_timestamp|timeofday|getdate|getutcdate
+        |sysdatetime|sysutcdatetime|sysdatetimeoffset|curdate|curtime|unix_timestamp|unixepoch|today
+        |setval|lastval|last_insert_id|last_insert_rowid|scope_identity|changes|total_changes
+        |found_rows|row_count|rand|random|randomblob|dbms_random|newid|newsequentialid
+        |uuid\w*|gen_random_\w+|generate_uuid\w*|sys_guid|gen_id
+        |get_lock|release_lock|is_free_lock|is_used_lock|sleep|benchmark|txid_\w+|set_config)\s*\(
+"""
+
+
+@functools.lru_cache(maxsize=_MOST_REMEMBERED)
+def reads(statement: str) -> frozenset[str]:
+    """The tables that a SELECT reads, in lower case and without their schemas.
+
+    Empty if the SELECT may have another result without a write to one of them, or an effect: it
+    locks rows, writes in a common table expression, or calls a volatile function.
+    """
+    if _compiled(_VOLATILE, re.IGNORECASE | re.VERBOSE).search(statement) is not None:
+        return frozenset()
+    names: set[str] = set()
+    depth, is_table = 0, False
+    # The depths of brackets at which a FROM clause has begun and not ended.
+    clauses: set[int] = set()
+    for token in _compiled(_TOKEN, re.DOTALL).findall(statement):
+        word = token.upper()
+        if word in ("FROM", "JOIN"):
+            clauses.add(depth)
+            is_table = True
+        elif token == "(":
+            depth += 1
+        elif token == ")":
+            clauses.discard(depth)
+            depth -= 1
+            is_table = False
+        elif token == ",":
+            is_table = depth in clauses
+        elif word in _AFTER_FROM:
+            clauses.discard(depth)
+        elif is_table and word not in ("ONLY", "LATERAL"):
+            names.add(table_name(token))
+            is_table = False
+    return frozenset(names - _NO_TABLES)
+
+
+_TOKEN: Final = rf"'(?:[^']|'')*'|{_NAME[1:-1]}|[(),]"
+_AFTER_FROM: Final = frozenset(
+    {"WHERE", "GROUP", "HAVING", "ORDER", "LIMIT", "OFFSET", "FETCH", "WINDOW", "UNION"}
+    | {"INTERSECT", "EXCEPT", "SELECT"}
+)
+# Of Oracle and its kind: what a SELECT reads that reads no table.
+_NO_TABLES: Final = frozenset({"dual", "sysdummy1", "rdb$database"})
 
 
 # What is read as one piece: what stays, what is left out, and the values.

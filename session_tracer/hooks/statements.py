@@ -465,7 +465,19 @@ def _selected(
         if key:
             by_key, streamed = load_reason.is_by_key(context), ledger.is_streaming
             ledger.selected(
-                (at, site, statement, subject, duration, by_key, key, streamed, in_flush, size),
+                (
+                    at,
+                    site,
+                    statement,
+                    subject,
+                    duration,
+                    by_key,
+                    key,
+                    streamed,
+                    in_flush,
+                    size,
+                    ledger.statements,
+                ),
                 _select,
             )
         return
@@ -491,7 +503,8 @@ def _selected(
         return
     by_key, streamed = why is None and load_reason.is_by_key(context), ledger.is_streaming
     key = fingerprint_of(statement, parameters)
-    select = (at, site, statement, subject, duration, by_key, key, streamed, in_flush, size)
+    number = ledger.statements
+    select = (at, site, statement, subject, duration, by_key, key, streamed, in_flush, size, number)
     _publish_select(ledger, select, eager, error)
     if why is None and error is None and key:
         ledger.selected(select, _select)
@@ -507,7 +520,19 @@ def _publish_select(ledger: Ledger, select: Any, eager: str, error: BaseExceptio
 
 def _select(select: Any, eager: str = "", error: BaseException | None = None) -> StatementExecuted:
     """The fact of a SELECT, made of what is kept of it."""
-    at, site, statement, subject, duration, by_key, fingerprint, streamed, in_flush, size = select
+    (
+        at,
+        site,
+        statement,
+        subject,
+        duration,
+        by_key,
+        fingerprint,
+        streamed,
+        in_flush,
+        size,
+        number,
+    ) = select
     return StatementExecuted(
         at=at,
         site=site,
@@ -525,6 +550,8 @@ def _select(select: Any, eager: str = "", error: BaseException | None = None) ->
         fingerprint=fingerprint,
         streamed=streamed,
         text=hash(statement),
+        number=number,
+        reads=sql.reads(statement),
     )
 
 
@@ -572,7 +599,7 @@ def _written(
         return
     if reporting.now:
         return
-    ledger.executed_by_flush(at, site, duration, operation)
+    ledger.executed_by_flush(at, site, duration, operation, shape.collection)
     if size == 1 and operation in _ONE_ROW:
         is_row = _rows(context, operation, 1) == 1
         if is_row and ledger.wrote_row(site, operation, shape.collection, statement, flush):
@@ -608,6 +635,8 @@ def _executed(
     in_flush = flush is not None
     ledger.executed(at, site, duration, operation, entity, eager, in_flush, load)
     has_crossed = False
+    if operation not in _HARMLESS:
+        ledger.wrote_to(shape.collection)
     if is_write and error is None:
         rows = _rows(context, operation, size)
         if rows and flush is None:
@@ -638,6 +667,10 @@ def _executed(
 
 
 _ONE_ROW: Final = frozenset({"INSERT", "UPDATE", "DELETE"})
+# What changes no rows, by its verb. What a procedure does is not known.
+_HARMLESS: Final = frozenset(
+    {"SAVEPOINT", "RELEASE", "SET", "SHOW", "EXPLAIN", "PRAGMA", "DECLARE", "FETCH", "CLOSE"}
+)
 _WRITES: Final = frozenset({"INSERT", "UPDATE", "DELETE", "MERGE", "REPLACE"})
 
 

@@ -199,6 +199,10 @@ class Ledger(Use):
     # Whether code that runs during a statement could see which context is in force.
     attaches = False
 
+    # The number of the last statement that wrote to each table. The table is empty for a statement
+    # of which it is not known, and for expire(): the application expects other values then.
+    writes: dict[str, int]
+
     # Flushes.
     flushes = 0
     failed_flushes = 0
@@ -211,8 +215,8 @@ class Ledger(Use):
     written: Counts = NOTHING
     committing_rows = 0
     committing: Counts = NOTHING
-    # The first commit of writes: its line, its rows, its objects.
-    first_commit: tuple[CallSite | None, int, Counts] | None = None
+    # The first commit of writes: its line, its rows, its objects, and when it was done.
+    first_commit: tuple[CallSite | None, int, Counts, int] | None = None
     # The last flush or commit, and its line, as long as nothing but refreshes has run since.
     last_write: tuple[str, CallSite | None] | None = None
     flushed_site: CallSite | None = None
@@ -264,6 +268,7 @@ class Ledger(Use):
         self.clock = clock
         self.locator = tracers[0].locator
         self.pending_by_class = defaultdict(int)
+        self.writes = {}
 
     @classmethod
     def of_ended(cls, scope: Scope, tracer: Tracer, epoch: int) -> Ledger:
@@ -725,7 +730,7 @@ class Ledger(Use):
                 self._publish_ended(ended, now, site, size)
             if rows:
                 if self.first_commit is None:
-                    self.first_commit = (site, rows, self.committing)
+                    self.first_commit = (site, rows, self.committing, now)
                 self.committing_rows = 0
                 self.committing = NOTHING
         else:
@@ -1021,10 +1026,11 @@ class Ledger(Use):
             report.judge(fact)
 
     def executed_by_flush(
-        self, at: int, site: CallSite | None, duration: int, operation: str
+        self, at: int, site: CallSite | None, duration: int, operation: str, collection: str
     ) -> None:
         """A statement of the unit of work ran without an error."""
-        self.statements += 1
+        number = self.statements = self.statements + 1
+        self.writes[collection] = number
         self.sql += duration
         self.last_statement_at = self.last_activity_at = at
         self.last_activity_site = self.last_statement_site = site
@@ -1079,6 +1085,21 @@ class Ledger(Use):
             self.committing_rows += rows
             if entity:
                 self.committing = with_counts(self.committing, {entity: rows})
+
+    def wrote_to(self, collection: str) -> None:
+        """A statement of the application's own wrote to the table, empty where it is not known."""
+        writes = self.writes
+        if len(writes) >= _MOST_TABLES:  # names of tables can be made as the application runs
+            writes.clear()
+            collection = ""
+        writes[collection] = self.statements
+
+    def reads_the_same(self, tables: frozenset[str], number: int) -> bool:
+        """Whether the open transaction ran that statement, and has not written to these since."""
+        if number <= self.statements_before:
+            return False
+        since = {table_name(name) for name, last in self.writes.items() if last >= number}
+        return "" not in since and since.isdisjoint(tables)
 
     def statement_started(self, fact: facts.StatementStarted) -> None:
         """A statement is about to go to the driver."""
@@ -1281,6 +1302,7 @@ class Ledger(Use):
         """`expire()` or `expire_all()` was called."""
         self._did(now, site)
         self.expired += count
+        self.writes[""] = self.statements
         self.publish(facts.ObjectsExpired(now, site, count))
 
     def objects_expunged(self, now: int, site: CallSite | None, count: int) -> None:
@@ -1313,6 +1335,7 @@ class Ledger(Use):
 
 
 _SAVEPOINT_OPERATIONS: Final = frozenset({"SAVEPOINT", "RELEASE", "ROLLBACK"})
+_MOST_TABLES: Final = 1_000
 # What a savepoint has flushed is the outer transaction's after these.
 _KEPT: Final = frozenset({"committed", "closed", "abandoned"})
 FLUSHED: Final = ("flushed_new", "flushed_dirty", "flushed_deleted")
@@ -1348,6 +1371,11 @@ def recognising(error: BaseException) -> Callable[[BaseException], bool]:
         address = id(error)
         return lambda other: id(other) == address
     return lambda other: known() is other
+
+
+def table_name(collection: str) -> str:
+    """A table's name in lower case, without its quotes and its schema."""
+    return collection.rpartition(".")[2].strip('"`[]').lower()
 
 
 def type_name(error: BaseException) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 from unittest import mock
 
@@ -217,8 +218,10 @@ class PlayedScope:
                 ledger.judge(fact)
             is_own = load is None and fact.fingerprint and not (fact.eager or fact.error)
             if is_own:
-                ledger.selected((fact,), lambda select: select[0])
+                numbered = replace(fact, number=ledger.statements)
+                ledger.selected((numbered,), lambda select: select[0])
             return
+        ledger.wrote_to(fact.collection)
         is_write = fact.operation in _WRITES and not fact.error
         if is_write and not fact.in_flush and fact.rows:
             ledger.wrote_rows(fact.entity, fact.collection, fact.rows)
@@ -237,7 +240,7 @@ class PlayedScope:
 
     def _written_by_flush(self, fact: facts.StatementExecuted) -> None:
         ledger = self.ledger
-        ledger.executed_by_flush(fact.at, fact.site, fact.duration, fact.operation)
+        ledger.executed_by_flush(fact.at, fact.site, fact.duration, fact.operation, fact.collection)
         is_row = fact.batch_size == 1 and fact.operation in _ONE_ROW and fact.rows == 1
         if is_row and ledger.wrote_row(
             fact.site, fact.operation, fact.collection, _text(fact), ledger.flush

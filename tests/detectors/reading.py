@@ -69,16 +69,19 @@ def reload_(parent: int, site: CallSite | None = LOOP, **more: Any) -> Fact:
 COMMITTED: Fact = TransactionEnded(1, COMMIT, "committed", MS)
 
 
+AUTHORS = frozenset({"authors"})
+
+
 def get(number: int, site: CallSite | None = LOOP, **more: Any) -> Fact:
     more = {"by_key": True, "key": "id", "fingerprint": number, "entity": "Author", **more}
+    more = {"reads": AUTHORS, **more}
     return StatementExecuted(1, site, "SELECT", "authors", duration=MS, **more)
 
 
 def select(fingerprint: int = 7, site: CallSite | None = LOOP, **more: Any) -> Fact:
-    more = {"entity": "Author", "operation": "SELECT", **more}
-    return StatementExecuted(
-        1, site, collection="authors", duration=MS, fingerprint=fingerprint, **more
-    )
+    more = {"entity": "Author", "operation": "SELECT", "reads": AUTHORS, **more}
+    more = {"collection": "authors", **more}
+    return StatementExecuted(1, site, duration=MS, fingerprint=fingerprint, **more)
 
 
 def refresh(site: CallSite | None = LOOP) -> list[Fact]:

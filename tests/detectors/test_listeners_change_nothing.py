@@ -28,6 +28,7 @@ SITES = [*[at(1)] * 6, at(2), None]
 ENTITIES = ["Author", "Book"]
 SETTINGS: dict[str, Any] = {
     "batch_commit_objects": 12,
+    "commit_loop_gap_seconds": 1_000,
     "large_flush_objects": 3,
     "unchanged_dirty_objects": 2,
     "large_identity_map_objects": 60,
@@ -151,6 +152,7 @@ class Program:
             entity=self.rng.choice(ENTITIES),
             by_key=self.rng.random() < 0.7,
             fingerprint=self.rng.randrange(6),
+            reads=frozenset({"authors"}),
             error=error,
         )
         if not error:
@@ -164,6 +166,7 @@ class Program:
                 entity="Book",
                 eager="Author.books",
                 fingerprint=self.rng.randrange(4),
+                reads=frozenset({"authors"}),
             )
         loaded = self.counts(0, 1, 5)
         if loaded:
@@ -183,7 +186,13 @@ class Program:
             expired_by=self.rng.choice(["", "commit"]),
             expired_site=self.site(),
         )
-        yield self.executed("SELECT", site, entity="Book", fingerprint=self.rng.randrange(6))
+        yield self.executed(
+            "SELECT",
+            site,
+            entity="Book",
+            fingerprint=self.rng.randrange(6),
+            reads=frozenset({"authors"}),
+        )
         yield from self.selected(site)
 
     def flush(self) -> Iterator[Fact]:

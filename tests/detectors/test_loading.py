@@ -8,6 +8,7 @@ import pytest
 
 from session_tracer import Finding
 from session_tracer.detectors.loading import GetInLoop, NPlusOne, RepeatedSelect
+from session_tracer.facts import ObjectsExpired, TransactionBegan
 from tests.detectors.feeding import at, reported
 from tests.detectors.reading import (
     COMMIT,
@@ -232,6 +233,9 @@ def test_the_same_select_again_and_again() -> None:
             evidence={
                 "why": "the identity map is not a query cache: "
                 "only get() can return without a SELECT",
+                "alternatives": [
+                    "session.commit()  # before each read, to see what others have committed"
+                ],
             },
             **OF_SESSION,
         )
@@ -256,8 +260,22 @@ def test_four_times_is_nothing() -> None:
     assert reported(RepeatedSelect(), *[select()] * 4) == []
 
 
-def test_a_select_that_was_repeated_stays_in_mind_across_commits() -> None:
-    assert len(reported(RepeatedSelect(), *[select(), COMMITTED] * 5)) == 1
+def began() -> Fact:
+    return TransactionBegan(1, LOOP)
+
+
+def wrote(table: str) -> Fact:
+    return select(operation="UPDATE", collection=table, in_flush=True)
+
+
+def test_a_select_that_is_repeated_after_writes_to_other_tables() -> None:
+    assert len(reported(RepeatedSelect(), *[select(), wrote("books")] * 5)) == 1
+
+
+def test_the_repeats_after_a_write_are_enough() -> None:
+    before = [select(), wrote("authors")] * 3
+    assert reported(RepeatedSelect(), *before, *[select()] * 4) == []
+    assert len(reported(RepeatedSelect(), *before, *[select()] * 5)) == 1
 
 
 REPEATS: dict[str, list[Fact]] = {
@@ -269,6 +287,12 @@ REPEATS: dict[str, list[Fact]] = {
     "a SELECT that fails": [select(error="sqlalchemy.exc.OperationalError")] * 9,
     "the next value of a sequence": [select(entity="", in_flush=True)] * 9,
     "what writes": [select(operation="UPDATE")] * 9,
+    "a result that may differ": [select(reads=frozenset())] * 9,
+    "one in each transaction": [began(), select(), COMMITTED] * 9,
+    "a table that is written to": [select(), wrote("authors")] * 9,
+    "a table of a schema that is written to": [select(), wrote('shop."Authors"')] * 9,
+    "a procedure, whose writes are not known": [select(), wrote("")] * 9,
+    "objects that are expired": [select(), ObjectsExpired(1, LOOP, 1)] * 9,
 }
 
 
@@ -294,7 +318,7 @@ def test_what_was_forgotten_is_what_was_seen_least_recently() -> None:
 
 def unrelated() -> list[Fact]:
     """What the detectors of repeated SELECTs are asked about before the first few SELECTs."""
-    write = select(operation="INSERT", site=OTHER, rows=1)
+    write = select(operation="INSERT", site=OTHER, rows=1, collection="books")
     eager = select(8, OTHER, entity="Book", eager="Author.books")
     return [write, write, FLUSHED, *refresh(OTHER), eager]
 

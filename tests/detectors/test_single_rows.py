@@ -68,10 +68,10 @@ def test_objects_that_set_different_columns_do_not_go_together() -> None:
         Finding(
             id="row-by-row-writes",
             severity="info",
-            message="at least 50 rows of lines were updated one by one in one flush",
+            message="at least 20 rows of lines were updated one by one in one flush",
             remedy="session.execute(update(...), [{...}, {...}, ...])",
             site=COMMIT,
-            count=50,
+            count=20,
             evidence={
                 "table": "lines",
                 "kind": "UPDATE",
@@ -88,7 +88,7 @@ def test_rows_with_the_same_statement_have_the_reason_why_they_are_written_one_b
     whys = [
         why
         for operation in ("INSERT", "UPDATE", "DELETE")
-        for why in evidence(reported(RowByRowWrites(), *a_flush(50, operation=operation)), "why")
+        for why in evidence(reported(RowByRowWrites(), *a_flush(20, operation=operation)), "why")
     ]
     assert [why.partition(" if ")[2].split(", ")[0] for why in whys] == [
         "they set a SQL expression",
@@ -98,11 +98,11 @@ def test_rows_with_the_same_statement_have_the_reason_why_they_are_written_one_b
 
 
 def test_rows_written_by_an_execute_each_are_one_statement_with_a_list() -> None:
-    inserts = [write(site=LOOP, in_flush=False, entity="Line") for _ in range(50)]
+    inserts = [write(site=LOOP, in_flush=False, entity="Line") for _ in range(20)]
     (found,) = reported(RowByRowWrites(), *inserts)
     assert isinstance(found, Finding)
     assert (found.message, found.remedy, found.site, found.entity) == (
-        "at least 50 rows of lines were inserted one by one from one line",
+        "at least 20 rows of lines were inserted one by one from one line",
         "session.execute(insert(Line), [{...}, {...}, ...])",
         LOOP,
         "Line",
@@ -111,31 +111,31 @@ def test_rows_written_by_an_execute_each_are_one_statement_with_a_list() -> None
 
 
 def test_rows_deleted_by_an_execute_each_are_one_statement() -> None:
-    deletes = [write("DELETE", LOOP, in_flush=False, entity="Line") for _ in range(50)]
+    deletes = [write("DELETE", LOOP, in_flush=False, entity="Line") for _ in range(20)]
     assert remedies(reported(RowByRowWrites(), *deletes)) == [
         "one session.execute(delete(Line).where(...)) for all rows"
     ]
 
 
 def test_a_flush_for_each_row_is_to_be_one_after_the_loop() -> None:
-    loop = [fact for _ in range(50) for fact in a_flush(1, "explicit", site=LOOP)]
+    loop = [fact for _ in range(20) for fact in a_flush(1, "explicit", site=LOOP)]
     (found,) = reported(RowByRowWrites(), *loop)
     assert isinstance(found, Finding)
     assert (found.message, found.remedy, found.evidence["flushes"]) == (
-        "at least 50 rows of lines were inserted one by one in 50 flushes from one line",
+        "at least 20 rows of lines were inserted one by one in 20 flushes from one line",
         "one session.flush() after the loop, none inside it",
-        50,
+        20,
     )
 
 
 def test_a_loop_that_flushes_several_rows_at_a_time_has_the_reason_of_these_flushes() -> None:
     a_few = [write(text=1, site=LOOP), write(text=2, site=LOOP)]
-    loop = [fact for _ in range(25) for fact in (FlushBegan(1, LOOP, "explicit"), *a_few)]
+    loop = [fact for _ in range(10) for fact in (FlushBegan(1, LOOP, "explicit"), *a_few)]
     (found,) = reported(RowByRowWrites(), *loop)
     assert isinstance(found, Finding)
     assert (
         found.message
-        == "at least 50 rows of lines were inserted one by one in 25 flushes from one line"
+        == "at least 20 rows of lines were inserted one by one in 10 flushes from one line"
     )
     assert found.evidence["why"].startswith("each row sets other columns")
 
@@ -146,8 +146,8 @@ def test_an_implicit_flush_for_each_row_is_another_finding(trigger: Trigger) -> 
     assert reported(RowByRowWrites(), *loop) == []
 
 
-def test_forty_nine_rows_are_few() -> None:
-    assert reported(RowByRowWrites(), *a_flush(49)) == []
+def test_nineteen_rows_are_few() -> None:
+    assert reported(RowByRowWrites(), *a_flush(19)) == []
 
 
 def test_rows_of_another_kind_table_or_line_are_counted_apart() -> None:
@@ -156,7 +156,7 @@ def test_rows_of_another_kind_table_or_line_are_counted_apart() -> None:
         ({"collection": "lines"}, {"collection": "orders"}),
         ({"site": LOOP}, {"site": USE}),
     ):
-        both = [write(in_flush=False, **kind) for kind in (one, other) for _ in range(49)]
+        both = [write(in_flush=False, **kind) for kind in (one, other) for _ in range(19)]
         assert reported(RowByRowWrites(), *both) == []
 
 
@@ -177,5 +177,5 @@ def test_rows_are_reported_once_and_not_for_the_next_flush_too() -> None:
 
 
 def test_facts_without_a_line_are_survived() -> None:
-    found = reported(RowByRowWrites(), *[write(site=None, in_flush=False) for _ in range(50)])
+    found = reported(RowByRowWrites(), *[write(site=None, in_flush=False) for _ in range(20)])
     assert [one.site for one in found if isinstance(one, Finding)] == [None]

@@ -117,6 +117,33 @@ def test_batches_and_small_commits_of_one_line_are_counted_separately() -> None:
     assert finding.evidence == {"rows_per_commit": 1.0, "written": {"Order": 10}}
 
 
+def committed_at(*moments: float) -> list[Fact]:
+    return [
+        fact
+        for moment in moments
+        for fact in (
+            ONE_ORDER,
+            TransactionEnded(int(moment * SECOND), COMMITTED, "committed", MS, took=MS),
+        )
+    ]
+
+
+def test_a_worker_that_waits_between_its_jobs_is_no_loop() -> None:
+    assert loops(*committed_at(*[1.01 * number for number in range(30)])) == []
+    assert len(loops(*committed_at(*[0.99 * number for number in range(30)]))) == 1
+    assert len(loops(*committed_at(*range(0, 60, 2)), commit_loop_gap_seconds=3)) == 1
+
+
+def test_jobs_that_come_in_a_burst_are_counted_from_the_pause_on() -> None:
+    waits = [5.0 * number for number in range(9)]
+    burst = [100 + number / 100 for number in range(9)]
+    assert loops(*committed_at(*waits, *burst)) == []
+    assert len(loops(*committed_at(*waits, *burst, 100.1))) == 1
+    # The line is reported once.
+    later = [200 + number / 100 for number in range(20)]
+    assert len(loops(*committed_at(*waits, *burst, 100.1, *later))) == 1
+
+
 def test_rows_that_were_written_without_a_flush_count() -> None:
     assert len(loops(*commits(10, executed("UPDATE", 1)))) == 1
     assert loops(*commits(10, executed("INSERT", 10))) == []

@@ -225,7 +225,7 @@ def test_versions_are_checked_row_by_row(twin: Twin) -> None:
     async def story() -> None:
         with silent(twin.factory, sessions=2, statements=3):
             async with beginning(twin) as session:
-                session.add_all(Account() for _ in range(30))
+                session.add_all(Account() for _ in range(15))
             async with beginning(twin) as session:
                 for account in await session.scalars(select(Account)):
                     account.balance += 1

@@ -10,7 +10,7 @@ from sqlalchemy.orm import selectinload
 
 from session_tracer.facts import StatementExecuted
 from session_tracer.testing import Captured, capture
-from tests.library import Author, authors, keep
+from tests.library import Author, Book, authors, keep
 from tests.stories.findings.due import Due, assert_found
 from tests.stories.lines import marked
 
@@ -140,14 +140,61 @@ def test_the_same_select_from_two_lines(twin: Twin) -> None:
     twin.run(story)
 
 
-def test_the_same_select_in_several_transactions(twin: Twin) -> None:
-    async def select_and_commit(session: Any, _: int) -> None:
-        await session.scalar(select(func.count(Author.id)))  # <- asked
-        await session.commit()
+async def select_and_write_elsewhere(session: Any, number: int) -> Any:
+    session.add(Author(name=f"new {number}"))
+    return (await session.scalars(select(Book))).all()  # <- asked
+
+
+async def select_and_create_a_savepoint(session: Any, _: int) -> Any:
+    async with session.begin_nested():
+        return await session.scalar(select(func.count(Author.id)))  # <- asked
+
+
+MEANWHILE = {
+    "another table is written to": (select_and_write_elsewhere, "Book"),
+    "savepoints come and go": (select_and_create_a_savepoint, "Author"),
+}
+
+
+@pytest.mark.parametrize("what", MEANWHILE)
+def test_the_same_select_while(twin: Twin, what: str) -> None:
+    how, entity = MEANWHILE[what]
 
     async def story() -> None:
-        captured = await ask(twin, 3, select_and_commit, repeats_of_one_select=3)
-        assert_found(captured, repeated(select_and_commit, "Author", 3))
+        ignored = {"discarded-changes", "autoflush-storm"}
+        captured = await ask(twin, 3, how, repeats_of_one_select=3, ignore=ignored)
+        assert_found(captured, repeated(how, entity, 3))
+
+    twin.run(story)
+
+
+def test_the_remedies(twin: Twin) -> None:
+    """What is kept is not selected again; and a poll sees what others have committed."""
+
+    async def keep_the_result() -> None:
+        async with twin.session() as session:
+            every = await select_all(session, 0)
+            assert [len(every) for _ in range(6)] == [2] * 6
+
+    async def wait_for_the_name() -> None:
+        async with twin.session() as session:
+            for number in range(6):
+                author = await session.scalar(select(Author).where(Author.id == 1))
+                kept.append(author)
+                assert author.name == ("changed" if number > 3 else "author 0")
+                await session.commit()
+                if number == 3:
+                    async with twin.session() as other:
+                        (await other.get(Author, 1)).name = "changed"
+                        await other.commit()
+
+    async def story() -> None:
+        await keep(twin, *authors(2))
+        with capture(twin.factory) as captured:
+            await keep_the_result()
+            await wait_for_the_name()
+        assert_found(captured)
+        kept.clear()
 
     twin.run(story)
 
@@ -202,6 +249,53 @@ async def flush_nothing_new(session: Any, number: int) -> Any:
     await session.flush()
 
 
+async def select_and_commit(session: Any, _: int) -> None:
+    await session.scalar(select(func.count(Author.id)))
+    await session.commit()
+
+
+async def select_and_roll_back(session: Any, _: int) -> None:
+    await session.scalar(select(func.count(Author.id)))
+    await session.rollback()
+
+
+async def select_and_change(session: Any, number: int) -> None:
+    author = await session.scalar(select(Author).where(Author.id == 1))
+    author.name = f"name {number}"
+    await session.flush()
+
+
+async def count_and_add(session: Any, number: int) -> None:
+    await session.scalar(select(func.count(Author.id)))
+    session.add(Author(name=f"new {number}"))
+
+
+async def select_and_execute_text(session: Any, number: int) -> None:
+    await session.scalar(select(func.count(Author.id)))
+    await session.execute(text("UPDATE authors SET biography = ''"))
+
+
+async def select_and_expire(session: Any, _: int) -> None:
+    await session.scalar(select(Author.name).where(Author.id == 1))
+    session.expire_all()
+
+
+async def ping(session: Any, _: int) -> None:
+    await session.execute(select(1))
+
+
+async def ping_in_text(session: Any, _: int) -> None:
+    await session.execute(text("SELECT 1"))
+
+
+async def ask_the_clock(session: Any, _: int) -> None:
+    await session.scalar(select(Author.id).where(func.now() > "2020"))
+
+
+async def ask_by_chance(session: Any, _: int) -> None:
+    await session.scalar(select(Author.id).order_by(func.random()).limit(1))
+
+
 async def get_again(session: Any, _: int) -> Any:
     kept.append(await session.get(Author, 1))
 
@@ -218,6 +312,16 @@ ALIKE = {
     "an UPDATE": update_all,
     "an INSERT that returns": flush_nothing_new,
     "what the identity map holds": get_again,
+    "one in each transaction": select_and_commit,
+    "one in each transaction that is rolled back": select_and_roll_back,
+    "what the session changes": select_and_change,
+    "what the session adds to": count_and_add,
+    "what the session updates in text": select_and_execute_text,
+    "what is expired": select_and_expire,
+    "a ping": ping,
+    "a ping in text": ping_in_text,
+    "the time": ask_the_clock,
+    "a row by chance": ask_by_chance,
 }
 
 
@@ -225,9 +329,8 @@ ALIKE = {
 def test_what_only_looks_alike(twin: Twin, what: str) -> None:
     async def story() -> None:
         await keep(twin, *authors(3, books_each=1))
-        captured = await ask(
-            twin, 3, ALIKE[what], repeats_of_one_select=2, ignore={"discarded-changes"}
-        )
+        ignored = {"discarded-changes"}
+        captured = await ask(twin, 3, ALIKE[what], repeats_of_one_select=2, ignore=ignored)
         assert_found(captured)
         kept.clear()
 
