@@ -404,6 +404,26 @@ class RollbackPending(_Value):
 
 
 @dataclass(slots=True, eq=False, repr=False)
+class TransactionRefused(_Value):
+    """`begin()` was refused during a transaction, or a block was used after its transaction ended.
+
+    `outcome` is how the transaction of the block ended, at `ended_site`, and empty if `begin()` was
+    refused because one is open. `began_site` is where the transaction began: by `begin()`, or by
+    the first use of the session if it is `implicit`. `nested` is whether it is a savepoint, and
+    `in_block` whether it was the transaction of a `with` block.
+    """
+
+    at: int
+    site: CallSite | None
+    began_site: CallSite | None = None
+    outcome: Outcome | Literal[""] = ""
+    ended_site: CallSite | None = None
+    nested: bool = False
+    implicit: bool = False
+    in_block: bool = False
+
+
+@dataclass(slots=True, eq=False, repr=False)
 class ObjectCrossed(_Value):
     """An object of another session was refused ("already attached to session").
 
@@ -539,6 +559,7 @@ Fact: TypeAlias = (
     | ImplicitLoadFailed
     | LoadRefused
     | RollbackPending
+    | TransactionRefused
     | ObjectCrossed
     | SessionUsedConcurrently
     | EventLoopChanged

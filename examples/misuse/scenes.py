@@ -50,6 +50,7 @@ SCENES: Final = (
     Scene("pool-exhausted", transactions.show_book_on_a_busy_day),
     Scene("savepoint-churn", transactions.import_authors_carefully),
     Scene("cancelled-transaction", transactions.order_within_a_moment),
+    Scene("refused-transaction", transactions.rename_author),
     Scene("failed-flush", flushes.sell),
     # The failed flush is another finding.
     Scene("pending-rollback", flushes.sell_basket, {"ignore": {"failed-flush"}}),

@@ -103,3 +103,11 @@ async def _order_and_pay(book_id: int) -> None:
         await session.flush()
         await asyncio.sleep(60)  # the bank does not answer
         await session.commit()
+
+
+def rename_author(name: str = "Author 1") -> None:
+    """Begins a transaction, when a SELECT has begun one already."""
+    with SessionLocal() as session:
+        author = session.scalars(select(Author).where(Author.name == name)).one()
+        with session.begin():
+            author.name = name.upper()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from session_tracer.detectors import (
+    boundaries,
     connections,
     endings,
     flushes,
@@ -34,6 +35,7 @@ DEFAULT_DETECTORS: Final[tuple[Suspecting, ...]] = (
     connections.PoolExhausted(),
     transactions.SavepointChurn(),
     transactions.CancelledTransaction(),
+    boundaries.RefusedTransaction(),
     refused.DetachedLazyLoad(),
     refused.ImplicitAsyncIO(),
     sharing.CrossedSessions(),

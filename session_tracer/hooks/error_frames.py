@@ -73,7 +73,8 @@ def session_near(frame: FrameType) -> Session | None:
 def _session_of(frame: FrameType) -> Session | None:
     owner: Any = frame.f_locals.get("self")
     if _is(owner, SessionTransaction):
-        owner = owner.session
+        # Its constructor may be refused before it has set that.
+        owner = getattr(owner, "session", None)
     return owner if _is(owner, Session) else None
 
 

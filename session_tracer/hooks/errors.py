@@ -11,7 +11,7 @@ from sqlalchemy import exc
 from sqlalchemy.orm.exc import DetachedInstanceError
 
 from session_tracer import facts
-from session_tracer.hooks import error_frames, loader_options
+from session_tracer.hooks import boundaries, error_frames, loader_options
 from session_tracer.hooks.scopes import ledger_of, resumed
 from session_tracer.ledger import object_counter, registry
 from session_tracer.ledger.in_progress import SLOT
@@ -116,6 +116,8 @@ def _failed(failure: Exception, frame: FrameType) -> None:
 
 
 def _rollback_pending(error: Any, frame: FrameType) -> tuple[Ledger | None, Fact | None]:
+    if type(error) is exc.ResourceClosedError:
+        return boundaries.used_after_end(error, frame)
     if type(error) is not exc.PendingRollbackError:
         return _used_at_once(error, frame)
     ledger = _ledger_near(frame)
@@ -128,7 +130,8 @@ def _closed_in_block(error: Any, frame: FrameType) -> tuple[Ledger | None, Fact 
     """In the block of a transaction, this is the error that follows a failed flush."""
     ledger = _ledger_near(frame)
     if ledger is None or ledger.failure is None:
-        return _used_at_once(error, frame)
+        refused = boundaries.used_after_end(error, frame)
+        return _used_at_once(error, frame) if refused[0] is None else refused
     return ledger, _used_after_failure(ledger, frame, in_block=True)
 
 
@@ -260,6 +263,7 @@ _BY_FUNCTION: Final[dict[str, Callable[..., tuple[Ledger | None, Fact | None]]]]
     "_invoke_raise_load": _load_refused,
     "_raise_for_prerequisite_state": _rollback_pending,
     "_trans_ctx_check": _closed_in_block,
+    "begin": boundaries.begin_refused,
     "flush": _used_at_once,
 }
 _BY_ERROR: Final[dict[type, Callable[..., tuple[Ledger | None, Fact | None]]]] = {

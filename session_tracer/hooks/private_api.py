@@ -165,8 +165,9 @@ RELIANCES: Final = (
     ),
     Reliance(
         "TransactionalContext._trans_ctx_check",
-        _function("sqlalchemy.engine.util:TransactionalContext._trans_ctx_check"),
-        "the use of a session in the block of a failed transaction is not reported",
+        _function("sqlalchemy.engine.util:TransactionalContext._trans_ctx_check", "trans_context"),
+        "the use of a session in the block of a transaction that has failed or ended is not "
+        "reported",
     ),
     Reliance(
         "asyncio.Future._callbacks",

@@ -36,6 +36,10 @@ class OpenTransaction:
     # How long its COMMIT took.
     took = 0
     error = ""
+    # Where it ended.
+    ended_site: CallSite | None = None
+    # The last savepoint in it that has ended.
+    inner: OpenTransaction | None = None
 
     def __init__(self, began_at: int, site: CallSite | None, owner: Owner) -> None:
         self.began_at = began_at

@@ -155,8 +155,9 @@ class Ledger(Use):
     transactions = 0
     savepoints = 0
     open_savepoints = 0
-    # How many transactions and savepoints have ended.
+    # How many transactions and savepoints have ended, and the last one of them.
     ended = 0
+    last_ended: OpenTransaction | None = None
     commits = 0
     rollbacks = 0
     # The first transaction's trace, and the outermost task and the owner that began it.
@@ -707,6 +708,8 @@ class Ledger(Use):
         if reporting.now:
             return
         self.ended += 1
+        self.last_ended = ended
+        ended.ended_site = site
         self.failed_flush = None
         outcome, nested = ended.outcome, ended.nested
         if outcome == "committed" and not nested:
@@ -756,6 +759,8 @@ class Ledger(Use):
             self.last_activity_site = site
         if ended.nested:
             self._savepoint_ended(ended.outcome)
+            if self.transactions_open:
+                self.transactions_open[-1].inner = ended
         else:
             self.last_write = None
             if is_rolled_back:

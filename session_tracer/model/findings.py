@@ -30,6 +30,7 @@ FINDING_IDS: Final[tuple[str, ...]] = (
     "pool-exhausted",
     "savepoint-churn",
     "cancelled-transaction",
+    "refused-transaction",
     "failed-flush",
     "pending-rollback",
     "autoflush-storm",

@@ -13,7 +13,7 @@ from session_tracer.where.callsite import CallSite
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["Failure", "failure", "handler_of"]
+__all__ = ["Failure", "failure", "handler_of", "is_expected"]
 
 
 class Failure(NamedTuple):
@@ -63,6 +63,27 @@ def handler_of(failed: Failure, here: Sequence[CallSite]) -> CallSite | None:
     return None
 
 
+def is_expected(failed: Failure, sites: Sequence[CallSite], general: frozenset[str]) -> bool:
+    """Return whether code on its way catches the exception by name: it was written to expect it.
+
+    Args:
+        failed: The exception, which is about to be raised.
+        sites: The lines that it will pass, the innermost first.
+        general: Names of classes whose `except` does not mean this exception in particular.
+    """
+    named = failed.names - general
+    for site in sites:
+        for block in _around(site):
+            if not named.isdisjoint(block.expected):
+                return True
+            for handler in block.handlers:
+                if not named.isdisjoint(handler.names):
+                    return True
+                if handler.raised is None and _catches(handler, failed):
+                    return False
+    return False
+
+
 def _through(site: CallSite, failed: Failure, *, stays: bool) -> tuple[int, Failure | None]:
     """Return the line that catches the error there, or 0 and the error that propagates.
 
@@ -102,6 +123,7 @@ class _Block(NamedTuple):
     lines: range
     handlers: tuple[_Handler, ...]
     is_opaque: bool = False
+    expected: tuple[str, ...] = ()
 
 
 def _catches(handler: _Handler, failed: Failure) -> bool | None:
@@ -198,9 +220,10 @@ def _last_name(named: ast.expr) -> str:
 _TRANSPARENT: Final = frozenset({"begin", "begin_nested", "no_autoflush"})
 
 
-def _managers(node: ast.With | ast.AsyncWith) -> tuple[tuple[_Handler, ...], bool]:
-    """Return what the context managers suppress, and whether one of them is unknown."""
+def _managers(node: ast.With | ast.AsyncWith) -> tuple[tuple[_Handler, ...], bool, tuple[str, ...]]:
+    """Return what the context managers suppress, whether one is unknown, and what tests expect."""
     suppressing, is_opaque = [], False
+    expected: tuple[str, ...] = ()
     for item in node.items:
         made = item.context_expr
         arguments = made.args if isinstance(made, ast.Call) else []
@@ -209,4 +232,6 @@ def _managers(node: ast.With | ast.AsyncWith) -> tuple[tuple[_Handler, ...], boo
             suppressing.append(_Handler(node.lineno, tuple(map(_last_name, arguments))))
         elif name not in _TRANSPARENT:
             is_opaque = True
-    return tuple(suppressing), is_opaque
+            if name == "raises":  # pytest's: a test expects the error
+                expected += tuple(map(_last_name, arguments))
+    return tuple(suppressing), is_opaque, expected
