@@ -108,6 +108,31 @@ def forbidden(places: Places) -> tuple[BaseException, list[bool]]:
     return error, [one() is not None for one in let_go]
 
 
+def begun(places: Places) -> tuple[BaseException, list[bool]]:
+    thing = Thing()
+    let_go: list[Any] = [weakref.ref(thing)]
+    with places.maker() as session:
+        author: Any = session.scalars(select(Author)).first()
+        let_go += [weakref.ref(session), weakref.ref(author)]
+        error = raised(exc.InvalidRequestError, session.begin)
+        thing = author = None  # type: ignore[assignment] # is let go of
+    session = None  # type: ignore[assignment] # is let go of
+    return error, [one() is not None for one in let_go]
+
+
+def ended(places: Places) -> tuple[BaseException, list[bool]]:
+    thing = Thing()
+    let_go: list[Any] = [weakref.ref(thing)]
+    with places.maker() as session, session.begin():
+        author: Any = session.scalars(select(Author)).first()
+        let_go += [weakref.ref(session), weakref.ref(author)]
+        session.commit()
+        error = raised(exc.InvalidRequestError, lambda: session.scalars(select(Author)))
+        thing = author = None  # type: ignore[assignment] # is let go of
+    session = None  # type: ignore[assignment] # is let go of
+    return error, [one() is not None for one in let_go]
+
+
 def waiting(places: Places) -> tuple[BaseException, list[bool]]:
     thing = Thing()
     let_go: list[Any] = [weakref.ref(thing)]
@@ -153,6 +178,8 @@ MISTAKES: dict[str, Callable[[Places], tuple[BaseException, list[bool]]]] = {
     "an object of two sessions": crossed,
     "a pending rollback": pending,
     "a load that is forbidden": forbidden,
+    "a begin during a transaction": begun,
+    "a transaction that has ended in its block": ended,
     "a pool that is empty": waiting,
     "a result that is not there": unexpected,
 }

@@ -230,6 +230,7 @@ class Program:
             what.RollbackPending(now, site),
             what.TransactionCancelled(now, site, OWNERS[1]),
             what.ImplicitLoadFailed(now, site, "Author", "books", "expired"),
+            what.TransactionRefused(now, site),
         ]
         yield self.rng.choice(facts)
 
