@@ -481,7 +481,8 @@ class ConnectionNested(_Value):
     """A connection was acquired while the same thread or task held another of the same engine.
 
     `other` is the id of the scope that holds it. The other fields are its name, where it was
-    opened, where it acquired the connection, and for how long it has held it.
+    opened, where it acquired the connection, for how long it has held it, and whether it was
+    reported as leaked.
     """
 
     at: int
@@ -491,6 +492,7 @@ class ConnectionNested(_Value):
     other_opened_site: CallSite | None
     other_site: CallSite | None
     held: int
+    is_leaked: bool = False
 
 
 @dataclass(slots=True, eq=False, repr=False)

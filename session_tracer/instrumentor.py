@@ -355,7 +355,7 @@ class Instrumentor:
                 LIVE.pop(ledger, None)
                 same_owner.leave(ledger)
                 del session.__dict__[SLOT]
-                for holding in ledger.connections:
+                for holding in ledger.connections + ledger.borrowed:
                     holding.unmark(ledger)
                 object_counter.unwatch(session.identity_map)
         elif ledger is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from session_tracer.detectors.evidence import known, ms
-from session_tracer.detectors.memory import Once
 from session_tracer.detectors.protocol import BuiltIn
 from session_tracer.detectors.wording import duration
 from session_tracer.facts import CheckoutTimedOut, ConnectionNested
@@ -20,24 +19,31 @@ if TYPE_CHECKING:
 _MOST_HOLDERS: Final = 20
 
 
+_PASS_IT: Final = (
+    "pass that session to this code, or end it first: code that waits for a second connection "
+    "while it holds one can deadlock the pool"
+)
+_CLOSE_IT: Final = (
+    "end the leaked session that was opened at {}: it keeps a connection that this code may need"
+)
+
+
 class NestedSessions(BuiltIn):
     """`nested-sessions`: a session takes a connection while its thread or task holds another."""
 
     candidates = (ConnectionNested,)
-    memory = Once
 
-    def judge(self, fact: ConnectionNested, report: Report, memory: Once) -> Iterator[Finding]:
-        """Report each line that takes a second connection once."""
-        if not memory.first(fact.site):
-            return
+    def judge(self, fact: ConnectionNested, report: Report, memory: None) -> Iterator[Finding]:
+        """Report each pair of lines that is found: the ledger finds each of them once."""
+        del memory
         owner = "task" if report.ledger.is_async else "thread"
+        leaked = "the leaked session" if fact.is_leaked else "session"
         yield report.finding(
             "nested-sessions",
             "warning",
-            f"a second connection was checked out while session {fact.other[:6]} "
+            f"a second connection was checked out while {leaked} {fact.other[:6]} "
             f"({fact.other_name}) of the same {owner} had held one for {duration(fact.held)}",
-            "pass that session to this code, or end it first: code that waits for a second "
-            "connection while it holds one can deadlock the pool",
+            _CLOSE_IT.format(fact.other_opened_site) if fact.is_leaked else _PASS_IT,
             fact.site,
             evidence=known(
                 other_session=fact.other,
@@ -45,6 +51,7 @@ class NestedSessions(BuiltIn):
                 other_held_ms=ms(fact.held),
                 other_opened_at=fact.other_opened_site,
                 other_acquired_at=fact.other_site,
+                other_findings=["leaked-session"] if fact.is_leaked else None,
             ),
         )
 

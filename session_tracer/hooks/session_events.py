@@ -139,7 +139,7 @@ def _transaction_ends(
     if ledger.counter.counts:
         ledger.settle(now)
     if not nested:
-        if ledger.connections:
+        if ledger.connections or ledger.borrowed:
             ledger.release_connections(now)
         if outcome == "committed":
             ledger.last_outcome = outcome
@@ -165,16 +165,24 @@ def after_begin(session: Any = None, transaction: Any = None, connection: Any = 
         if type(connection) is not Connection and not statements.is_timed(connection):
             return
         # Another session may share the connection: the last to begin is the one at work.
+        before = connection.__dict__.get(SLOT)
         connection.__dict__[SLOT] = ledger
         for known in ledger.connections:
             if known.holds(connection):
                 return
+        if ledger.borrowed and ledger.uses(connection):
+            return
         now = ledger.clock()
         if ledger.counter.counts:
             ledger.settle(now)
         site = ledger.site()
         holding = statements.hold(connection, now, ledger.enter(site), site)
-        ledger.connection_acquired(holding, now, joined=_is_joined(transaction, connection))
+        joined, borrowed = _relation(transaction, connection)
+        ledger.connection_acquired(holding, now, joined=joined, borrowed=borrowed)
+        if borrowed:
+            if type(before) is Ledger and before is not ledger:
+                holding.lender = before
+            return
         nested = same_owner.nested_in(ledger, connection, now)
         if nested is not None:
             ledger.suspect(nested)
@@ -182,16 +190,19 @@ def after_begin(session: Any = None, transaction: Any = None, connection: Any = 
         _failed(session, "after_begin", error)
 
 
-def _is_joined(transaction: SessionTransaction, connection: Connection) -> bool:
-    """Whether the connection was in another transaction before, or may have been."""
+def _relation(transaction: SessionTransaction, connection: Connection) -> tuple[bool, bool]:
+    """Whether the connection was in another transaction, or may have been; and was not taken."""
     try:
         held: dict[Any, Any] = transaction._connections
     except AttributeError:
-        return True
+        return True, False
     if transaction.nested:
-        return False
+        return False, False
     entry = held.get(connection)
-    return entry is not None and (not entry[2] or isinstance(entry[1], NestedTransaction))
+    if entry is None:
+        return False, False
+    _, begun, is_committed, is_closed = entry
+    return not is_committed or isinstance(begun, NestedTransaction), not is_closed
 
 
 def take_up(session: Session, tracers: tuple[Tracer, ...], *, is_async: bool) -> None:
@@ -219,11 +230,12 @@ def _take_up(ledger: Ledger, session: Session, outermost: SessionTransaction) ->
         two_phase = bool(session.twophase) and not nested
         ledger.transaction_began(now, None, nested=nested, two_phase=two_phase)
     entries: Any = getattr(outermost, "_connections", {}).values()
-    held = {id(entry[0]): entry[0] for entry in entries}
-    for connection in filter(statements.is_timed, held.values()):
-        connection.__dict__[SLOT] = ledger
-        holding = statements.hold(connection, now, ledger.owner, None)
-        ledger.connection_acquired(holding, now, joined=False)
+    held = {id(entry[0]): (entry[0], not entry[3]) for entry in entries}
+    for connection, borrowed in held.values():
+        if statements.is_timed(connection):
+            connection.__dict__[SLOT] = ledger
+            holding = statements.hold(connection, now, ledger.owner, None)
+            ledger.connection_acquired(holding, now, joined=False, borrowed=borrowed)
 
 
 _PREPARE: Final = frozenset({"prepare"})

@@ -57,6 +57,8 @@ class Holding:
     busy = 0
     # Whether methods of the connection are replaced.
     is_surrounded = False
+    # The ledger of the session whose connection it is, where another one was bound to it.
+    lender: Any = None
 
     def __init__(
         self,
@@ -81,16 +83,28 @@ class Holding:
         connection = self._connection()
         return connection is not None and connection.engine.pool is pool
 
+    @property
+    def is_given_back(self) -> bool:
+        """Whether the connection was closed or invalidated while its transaction is open."""
+        connection = self._connection()
+        return connection is not None and _driver_of(connection) is None
+
     def is_beside(self, connection: Connection) -> bool:
-        """Whether that is another connection of the same engine."""
-        return not self.holds(connection) and self.is_of(connection.engine.pool)
+        """Whether the pool has given out another connection of the driver for that one.
+
+        A StaticPool and a SingletonThreadPool give out the same one again.
+        """
+        mine = self._connection()
+        if mine is None or mine is connection or mine.engine.pool is not connection.engine.pool:
+            return False
+        drivers = _driver_of(mine), _driver_of(connection)
+        return None not in drivers and drivers[0] is not drivers[1]
 
     def process_id(self) -> int | None:
         """The database server's process of the connection, where the driver knows it by itself."""
         connection = self._connection()
-        if connection is None or connection.closed or connection.invalidated:
-            return None
-        return _process_id(connection.connection.dbapi_connection)
+        driver = None if connection is None else _driver_of(connection)
+        return None if driver is None else _process_id(driver)
 
     def unmark(self, ledger: object) -> None:
         """The connection leads to the ledger no longer."""
@@ -98,10 +112,24 @@ class Holding:
         if connection is not None:
             marked = connection.__dict__
             if marked.get(SLOT) is ledger:
+                lender = self.lender
+                if lender is not None and lender.uses(connection):
+                    marked[SLOT] = lender
+                    return
                 del marked[SLOT]
                 if self.is_surrounded:
                     for name in SURROUNDED:
                         marked.pop(name, None)
+
+
+def _driver_of(connection: Connection) -> Any:
+    """The driver's connection, None if it is back in its pool.
+
+    Asking an invalidated connection for it would take a new one from the pool.
+    """
+    if connection.closed or connection.invalidated:
+        return None
+    return connection.connection.dbapi_connection
 
 
 def _process_id(driver: Any) -> int | None:

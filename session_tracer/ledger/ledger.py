@@ -34,6 +34,7 @@ from session_tracer.where import owner
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from sqlalchemy.engine import Connection
     from sqlalchemy.orm import Session
 
     from session_tracer.facts import Counts, Database, Ending, Expiry, Fact, Outcome
@@ -112,7 +113,6 @@ class Ledger(Use):
     """
 
     # The scope, and the tracers that report it.
-    reports: tuple[Report, ...] = ()
     publishers: tuple[Publisher, ...] = ()
     # The reports whose spans are sampled, and what sets the context of statements.
     recording: tuple[tuple[Report, Spans], ...] = ()
@@ -586,6 +586,7 @@ class Ledger(Use):
         self.committing = NOTHING
         self.first_began = None
         self.failed_flush = None
+        self.nested_lines = frozenset()
 
     def failed(self, where: str, error: BaseException) -> None:
         """A failure of session_tracer's own: report it once, and the rest of this scope not."""
@@ -832,12 +833,19 @@ class Ledger(Use):
     @property
     def held_since(self) -> int:
         """Since when the open transaction holds a connection; 0 if it holds none."""
-        connections = self.connections
-        return connections[0].since if connections else 0
+        for holding in self.connections:
+            if not holding.is_given_back:
+                return holding.since
+        return 0
 
-    def connection_acquired(self, holding: Holding, now: int, *, joined: bool) -> None:
-        """The transaction used a connection for the first time."""
-        self.connections += (holding,)
+    def connection_acquired(
+        self, holding: Holding, now: int, *, joined: bool, borrowed: bool = False
+    ) -> None:
+        """The transaction used a connection for the first time; it may be `borrowed`."""
+        if borrowed:
+            self.borrowed += (holding,)
+        else:
+            self.connections += (holding,)
         if joined:
             self.is_joined = True
         if reporting.now:
@@ -846,8 +854,14 @@ class Ledger(Use):
         if self.publishers:
             self._publish(facts.ConnectionAcquired(now, holding.database, holding.site, joined))
 
+    def uses(self, connection: Connection) -> bool:
+        """Whether the open transaction runs on this connection."""
+        return any(one.holds(connection) for one in self.connections + self.borrowed)
+
     def release_connections(self, now: int) -> None:
         """The transaction let go of its connections."""
+        if self.borrowed:
+            self._give_back(now)
         held, self.connections = self.connections, ()
         for holding in held:
             holding.unmark(self)
@@ -860,6 +874,13 @@ class Ledger(Use):
                     facts.ConnectionReleased(now, duration, holding.busy, holding.database)
                 )
             self.released += ((duration, holding.busy),)
+
+    def _give_back(self, now: int) -> None:
+        borrowed, self.borrowed = self.borrowed, ()
+        for holding in borrowed:
+            holding.unmark(self)
+            duration = now - holding.since
+            self.publish(facts.ConnectionReleased(now, duration, holding.busy, holding.database))
 
     def writes_committed(self, now: int, site: CallSite | None) -> None:
         """A transaction with writes was committed: has a session next to it done so, too?"""

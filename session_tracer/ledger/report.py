@@ -446,7 +446,7 @@ class Report:
             if self.spans is not None:
                 self.emit(self.spans.transaction_began, now, None, one.nested)
         if publisher is not None:
-            for holding in ledger.connections:
+            for holding in ledger.connections + ledger.borrowed:
                 publisher.publish(facts.ConnectionAcquired(now, holding.database))
 
     def stop(self) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from session_tracer.facts import Counts
     from session_tracer.ledger.in_progress import Holding
     from session_tracer.ledger.origin import Scope
-    from session_tracer.ledger.report import Tracer
+    from session_tracer.ledger.report import Report, Tracer
     from session_tracer.where.callsite import CallSite
     from session_tracer.where.owner import Owner
 
@@ -45,6 +45,8 @@ class Member(Protocol):
     last_site: CallSite | None
     commit: Commit | None
     beside: tuple[Commit, ...]
+    nested_lines: frozenset[tuple[CallSite | None, CallSite | None]]
+    reports: tuple[Report, ...]
 
     @property
     def name(self) -> str: ...
@@ -55,6 +57,7 @@ class Member(Protocol):
 _TOGETHER: Final[dict[Hashable, dict[Member, None]]] = {}
 # A session that lives as long as the process must not remember every other one's commit.
 _MOST_COMMITS: Final = 16
+_MOST_LINES: Final = 100
 _ALONE: Final[dict[Member, None]] = {}
 
 
@@ -100,7 +103,8 @@ def forget() -> None:
 def nested_in(member: Member, connection: Connection, now: int) -> facts.ConnectionNested | None:
     """What to report if this thread or task holds another connection of the engine already.
 
-    Of several, it is that of the session that was opened first.
+    Of several, it is that of the session that was opened first. It remembers the pairs of lines
+    that were reported: each session that takes a second one may be new.
     """
     owner = member.owner
     together = _TOGETHER.get(owner.key, _ALONE)
@@ -116,6 +120,10 @@ def nested_in(member: Member, connection: Connection, now: int) -> facts.Connect
                     break
     if first is None:
         return None
+    lines = (member.last_site, holding.site)
+    if lines in first.nested_lines or len(first.nested_lines) >= _MOST_LINES:
+        return None
+    first.nested_lines |= {lines}
     return facts.ConnectionNested(
         at=now,
         site=member.last_site,
@@ -124,6 +132,7 @@ def nested_in(member: Member, connection: Connection, now: int) -> facts.Connect
         other_opened_site=first.scope.opened_site,
         other_site=holding.site,
         held=now - holding.since,
+        is_leaked=any(one.was_reported("leaked-session") for one in first.reports),
     )
 
 

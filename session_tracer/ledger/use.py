@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from session_tracer.facts import Fact
     from session_tracer.ledger.in_progress import Flush, Holding, OpenTransaction
     from session_tracer.ledger.origin import Scope
-    from session_tracer.ledger.report import Tracer
+    from session_tracer.ledger.report import Report, Tracer
     from session_tracer.ledger.same_owner import Commit
     from session_tracer.where.callsite import CallSite, Locator
     from session_tracer.where.owner import Owner
@@ -39,6 +39,7 @@ class Use:
     is_async = False
     kind: tuple[type, int]
     tracers: tuple[Tracer, ...] = ()
+    reports: tuple[Report, ...] = ()
     context: Any = None
     clock: Callable[[], int]
     locator: Locator
@@ -58,11 +59,16 @@ class Use:
     # Whether something happened that a detector wants to know the end of.
     is_suspect = False
     is_joined = False
+    # What it has taken from a pool, and what it was given: a session that is bound to a connection
+    # holds none of its own.
     connections: tuple[Holding, ...] = ()
+    borrowed: tuple[Holding, ...] = ()
     opened_at = 0
     # The first commit of the scope, and those of the scopes next to it.
     commit: Commit | None = None
     beside: tuple[Commit, ...] = ()
+    # The pairs of lines of which it was reported that a connection was taken next to its own.
+    nested_lines: frozenset[tuple[CallSite | None, CallSite | None]] = frozenset()
     transactions_open: tuple[OpenTransaction, ...] = ()
     flush: Flush | None = None
     last_site: CallSite | None = None

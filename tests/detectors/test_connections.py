@@ -48,20 +48,20 @@ def test_a_session_takes_a_second_connection() -> None:
     ]
 
 
-def test_a_line_that_nests_sessions_is_named_once() -> None:
-    elsewhere = ConnectionNested(3, at(21), "4f1c9a0000000000", "reports", None, None, MS)
-    assert len(reported(NestedSessions(), OPENING, NESTED, NESTED, NESTED)) == 1
-    assert len(reported(NestedSessions(), OPENING, NESTED, elsewhere, NESTED, elsewhere)) == 2
+def test_a_leaked_session_that_holds_the_other_connection_is_named_as_leaked() -> None:
+    leaked = ConnectionNested(
+        3, TAKEN, "4f1c9a0000000000", "reports", OTHER_OPENED, OTHER_TAKEN, 35 * MS, is_leaked=True
+    )
+    [finding] = reported(NestedSessions(), OPENING, leaked)
+    assert isinstance(finding, Finding)
+    assert "was checked out while the leaked session 4f1c9a (reports)" in finding.message
+    assert finding.remedy.startswith(f"end the leaked session that was opened at {OTHER_OPENED}: ")
+    assert finding.evidence["other_findings"] == ["leaked-session"]
 
 
 def test_under_asyncio_it_is_the_same_task() -> None:
     [finding] = reported(NestedSessions(), NESTED, is_async=True)
     assert "of the same task had held one" in finding.message
-
-
-def test_a_thousand_lines_are_not_all_named() -> None:
-    nested = [ConnectionNested(3, at(line), "4f1c9a", "", None, None, 0) for line in range(1_000)]
-    assert len(reported(NestedSessions(), *nested)) == 100
 
 
 # An exhausted pool.

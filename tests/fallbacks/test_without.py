@@ -110,7 +110,7 @@ def no_flush_callers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def no_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     unfound(monkeypatch, "sqlalchemy.orm.session:SessionTransaction.__init__")
-    hide(monkeypatch, session_events._is_joined, "_connections")
+    hide(monkeypatch, session_events._relation, "_connections")
 
 
 def no_event_flags(monkeypatch: pytest.MonkeyPatch) -> None:

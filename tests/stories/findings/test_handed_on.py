@@ -115,16 +115,16 @@ async def wait_joined(twin: Twin, connection: Any) -> None:
         look_ahead(61)
 
 
-def test_a_joined_session_that_waits_holds_its_connection_all_the_same(twin: Twin) -> None:
+def test_a_session_that_is_bound_to_a_connection_holds_none_while_it_waits(twin: Twin) -> None:
     async def story() -> None:
         async with rolled_back(twin) as connection:
             with capture(twin.factory) as captured:
                 await wait_joined(twin, connection)
-        assert [finding.id for finding in captured.findings] == [
-            "idle-in-transaction",
-            "leaked-session",
-        ]
-        assert captured.findings[0].site == marked(wait_joined, "<- waits")
+        [finding] = captured.findings
+        assert finding.id == "leaked-session"
+        assert "holds a connection" not in finding.message
+        assert "sqlalchemy.connection.held.duration" not in captured.metrics
+        assert captured.sessions[0].held_ms == 0
 
     twin.run(story)
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
-from sqlalchemy import select
+from sqlalchemy import StaticPool, create_engine, select, text
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from session_tracer.testing import capture
 from tests.good_code.silence import only_async, only_sync
@@ -63,8 +64,9 @@ def test_a_session_inside_another_ones_transaction(twin: Twin) -> None:
                 "other_acquired_at": str(marked(look_up_while_reading, "<- first")),
             },
         )
-        assert_found(captured, nested, nested)
-        assert [finding.session_id for finding in captured.findings] == [one.id for one in inner]
+        # Of each pair of lines, once: it is the same mistake.
+        assert_found(captured, nested)
+        assert captured.findings[0].session_id == inner[0].id
 
     twin.run(story)
 
@@ -98,6 +100,44 @@ async def nest_one_of_the_same_connection(twin: Twin) -> None:
             await read(another)
 
 
+async def nest_one_that_is_forgotten(twin: Twin) -> None:
+    """What SQLAlchemy-Continuum does for its versions."""
+    async with twin.session() as session:
+        await read(session)
+        forgotten = twin.session(bind=await session.connection())
+        await read(forgotten)
+        await session.commit()
+    await look_up(twin)
+    await forgotten.close()
+
+
+async def nest_after_the_connection_was_closed(twin: Twin) -> None:
+    async with twin.session() as session:
+        await read(session)
+        await session.run_sync(lambda plain: plain.connection().close())
+        await look_up(twin)
+
+
+async def nest_after_the_connection_was_invalidated(twin: Twin) -> None:
+    async with twin.session() as session:
+        await read(session)
+        await session.run_sync(lambda plain: plain.connection().invalidate())
+        await look_up(twin)
+
+
+async def nest_in_the_only_connection(twin: Twin) -> None:
+    """With StaticPool, and with what SQLAlchemy chooses for a database in memory."""
+    make: Any = create_async_engine if twin.is_async else create_engine
+    url = "sqlite+aiosqlite://" if twin.is_async else "sqlite://"
+    for engine in (make(url), make(url, poolclass=StaticPool)):
+        async with twin.session(bind=engine) as session, twin.session(bind=engine) as another:
+            await session.execute(text("SELECT 1"))
+            await another.execute(text("SELECT 1"))
+        disposing = engine.dispose()
+        if twin.is_async:
+            await disposing
+
+
 async def nest_one_of_another_engine(twin: Twin) -> None:
     replica = Twin(twin.url, twin.is_async)
     async with twin.session() as session, replica.session() as another:
@@ -111,6 +151,10 @@ NOT_NESTED = (
     nest_before_reading,
     nest_an_idle_one,
     nest_one_of_the_same_connection,
+    nest_one_that_is_forgotten,
+    nest_after_the_connection_was_closed,
+    nest_after_the_connection_was_invalidated,
+    nest_in_the_only_connection,
     nest_one_of_another_engine,
 )
 
@@ -152,6 +196,49 @@ def test_another_tasks_connection_is_its_own(twin: Twin) -> None:
                 await read(session)
                 await asyncio.create_task(look_up(twin))
         assert_found(captured)
+
+    twin.run(story)
+
+
+async def look_up_twice_in_each_of_many(twin: Twin) -> None:
+    async with twin.session() as session:
+        await read(session)
+        for _ in range(30):
+            await look_up(twin)
+        await session.commit()
+        (await session.scalars(select(Author))).all()
+        for _ in range(30):
+            await look_up(twin)
+
+
+def test_a_loop_of_inner_sessions_is_one_finding_for_each_line_that_holds(twin: Twin) -> None:
+    async def story() -> None:
+        with capture(twin.factory) as captured:
+            await look_up_twice_in_each_of_many(twin)
+        assert [finding.id for finding in captured.findings] == ["nested-sessions"] * 2
+        assert len({finding.evidence["other_acquired_at"] for finding in captured.findings}) == 2
+
+    twin.run(story)
+
+
+async def bind_and_go_on(twin: Twin) -> None:
+    async with twin.session() as session:
+        await read(session)
+        async with twin.session(bind=await session.connection()) as bound:
+            await read(bound)
+        await read(session)
+        await read(session)
+
+
+def test_after_a_session_that_was_bound_to_its_connection_a_session_is_traced_on(
+    twin: Twin,
+) -> None:
+    async def story() -> None:
+        with capture(twin.factory) as captured:
+            await bind_and_go_on(twin)
+        session, bound = captured.sessions
+        assert (bound.statements, session.statements) == (1, 3)
+        assert bound.held_ms == 0 < session.held_ms
 
     twin.run(story)
 
