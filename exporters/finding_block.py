@@ -100,14 +100,18 @@ def _site_rows(site: CallSite | None) -> Iterator[Row]:
 
 def _session_rows(finding: Finding) -> Iterator[Row]:
     """Yield the session, unless the message and the site contain it."""
-    opened_above = finding.session_site in (None, finding.site)
+    is_used_above = not finding.evidence.get("first_used_site")
+    opened_above = finding.session_site in (None, finding.site) and is_used_above
     if not (opened_above and finding.session_id[:6] in finding.message):
         yield _session_row(finding)
 
 
 def _session_row(finding: Finding) -> Row:
     opened = f", opened {finding.session_site}" if finding.session_site else ""
-    return Row("session", plain(f"{finding.session_name} {finding.session_id[:6]}{opened}"))
+    used = finding.evidence.get("first_used_site")
+    first_used = f", first used {used}" if used else ""
+    name = f"{finding.session_name} {finding.session_id[:6]}"
+    return Row("session", plain(f"{name}{opened}{first_used}"))
 
 
 def _change_rows(label: str, change: str, style: str = "") -> Iterator[Row]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from session_tracer.detectors.evidence import known, ms
+from session_tracer.detectors.evidence import known, life_site, ms
 from session_tracer.detectors.protocol import BuiltIn
 from session_tracer.detectors.wording import NEVER_CLOSED, awaited, duration, session, with_block
 from session_tracer.facts import (
@@ -14,6 +14,7 @@ from session_tracer.facts import (
     TransactionCancelled,
     TransactionEnded,
 )
+from session_tracer.where.frameworks import is_test_teardown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,7 +78,7 @@ def _abandoned(fact: SessionClosed, report: Report, memory: _LastTransaction) ->
         "error",
         f"{session(report)} {NEVER_CLOSED[fact.ending]}, {harm}",
         with_block(report),
-        report.ledger.opened_site,
+        life_site(report),
         entity=lost.entity(),
         count=max(lost.count(), 1),
         evidence=known(
@@ -100,29 +101,48 @@ class DiscardedChanges(BuiltIn):
         """Report a scope that loses changes.
 
         An exception that propagates is a reason to discard. A session that is joined to an outer
-        transaction loses nothing: the outer transaction decides.
+        transaction loses nothing: the outer transaction decides. A test's fixture discards on
+        purpose.
         """
         del memory
         is_excused = fact.leaving or fact.error or fact.joined
         if fact.ending not in ("close", "reset") or is_excused:
             return
         lost, ledger = _Lost(fact, report), report.ledger
-        if not lost:
+        if not lost or is_test_teardown():
             return
-        # A generator closes the sessions of many views at one line: this line is in the view.
-        is_known = ledger.left_site in (fact.site, lost.flushed_at, lost.unflushed_at)
+        work = lost.last_at or ledger.left_site
+        is_own = _is_own(fact.site, work, report)
+        site = fact.site if is_own or work is None else work
+        when = "before the session is closed" if is_own else "after the last change"
         yield report.finding(
             "discarded-changes",
             "warning",
             f"{fact.ending}() discarded {lost}",
-            f"{awaited(report)}session.commit()  # before the session is closed",
-            fact.site,
+            f"{awaited(report)}session.commit()  # {when}",
+            site,
             entity=lost.entity(),
             count=lost.count(),
             evidence=known(
-                **lost.evidence(), last_activity_at=None if is_known else ledger.left_site
+                **lost.evidence(),
+                last_activity_at=None
+                if ledger.left_site in (site, fact.site, lost.flushed_at, lost.unflushed_at)
+                else ledger.left_site,
+                closed_at=fact.site if site != fact.site else None,
             ),
         )
+
+
+def _is_own(closed: CallSite | None, work: CallSite | None, report: Report) -> bool:
+    """Whether the code that works with the session closes it itself.
+
+    A dependency's generator, a decorator or a framework closes the sessions of many functions at
+    one line. Where a framework does, the last line known of the session stands for its own.
+    """
+    ledger = report.ledger
+    return closed is not None and not (
+        ledger.is_lent or closed.distance or closed in (work, ledger.left_site)
+    )
 
 
 class _Lost:
@@ -135,6 +155,9 @@ class _Lost:
         self.unflushed_at = fact.added_site if fact.added else None
         self.flushed: ByState = ledger.uncommitted()
         self.flushed_at = ledger.flushed_site if self.flushed else None
+        # Nothing shows where an object was modified.
+        is_known = fact.added or not self.unflushed
+        self.last_at = (self.unflushed_at or self.flushed_at) if is_known else None
 
     def __bool__(self) -> bool:
         return bool(self.unflushed or self.flushed)

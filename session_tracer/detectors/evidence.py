@@ -11,9 +11,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from session_tracer.facts import Counts, FlushCompleted, FlushFailed
+    from session_tracer.ledger.report import Report
     from session_tracer.model.live_session import LiveSession
 
-__all__ = ["added_up", "known", "largest", "live_evidence", "ms", "written"]
+__all__ = ["added_up", "known", "largest", "life_site", "live_evidence", "ms", "written"]
 
 _MOST_FRAMES: Final = 5
 
@@ -36,6 +37,16 @@ def written(fact: FlushCompleted | FlushFailed) -> dict[str, Counts]:
     """Return the objects of a flush by entity, in the evidence's keys."""
     parts = (("new", fact.new), ("dirty", fact.dirty), ("deleted", fact.deleted))
     return {key: dict(counts) for key, counts in parts if counts}
+
+
+def life_site(report: Report) -> CallSite | None:
+    """Return the line to look at first if a finding is about the session's life.
+
+    It is the line that opened the session, unless that is in a dependency, a plugin or a wrapper,
+    which may open every session of the application: then it is the line that first used it.
+    """
+    ledger = report.ledger
+    return ledger.first_used_site if ledger.is_lent else ledger.opened_site
 
 
 def added_up(contents: Mapping[str, Counts]) -> Counts:

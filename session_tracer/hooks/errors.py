@@ -210,9 +210,11 @@ def _implicit(error: Any, frame: FrameType) -> tuple[Ledger | None, Fact | None]
     root, options, root_site = loader_options.selection(state, read.attribute)
     # What was added, or merged, no SELECT has brought that could be given options.
     selected = bool(loader_options.load_path(state))
+    # A framework may read what the application has returned to it.
+    site = ledger.line() or (None if mark is None else mark.site) or ledger.site()
     fact = facts.ImplicitLoadFailed(
         at=ledger.clock(),
-        site=ledger.site(),
+        site=site,
         entity=state.class_.__name__,
         attribute=read.attribute,
         load=load,
@@ -307,9 +309,13 @@ def _fact(
 ) -> facts.DetachedLoadFailed:
     state: Any = read.state
     origin = mark.origin
+    site = tracer.locator.locate(3)
+    if site is None or site.distance > 1:
+        # A framework reads what the application has returned to it.
+        site = mark.site or mark.departed_site or origin.departed_site or origin.scope.opened_site
     fact = facts.DetachedLoadFailed(
         at=now,
-        site=tracer.locator.locate(3),
+        site=site,
         entity=state.class_.__name__,
         attribute=read.attribute,
         load=read.load,

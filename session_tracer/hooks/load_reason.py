@@ -122,6 +122,8 @@ def report_load(ledger: Ledger, load: Load, why: Reason, at: int, site: CallSite
     if not (is_judged or ledger.publishers):
         return
     mark = object_counter.mark_of(state)
+    if mark is not None and mark.site is not None and ledger.line() is None:
+        site = mark.site  # a framework reads what the application has returned to it
     root, options, root_site = (
         loader_options.selection(state, load.attribute) if load.attribute else ("", "", None)
     )

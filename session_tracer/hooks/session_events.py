@@ -15,7 +15,7 @@ from session_tracer import facts
 from session_tracer.hooks import flush_contents, statements
 from session_tracer.hooks.scopes import begin_scope, ledger_failed, opening_now, resumed
 from session_tracer.hooks.targets import live_sessions
-from session_tracer.ledger import object_counter, same_owner
+from session_tracer.ledger import first_use, object_counter, same_owner
 from session_tracer.ledger.guard import reporting
 from session_tracer.ledger.in_progress import SLOT, Flush
 from session_tracer.ledger.ledger import Ledger, Opening, type_name
@@ -407,7 +407,9 @@ def transient_to_pending(session: Any = None, state: Any = None) -> None:
             entity = state.class_
             count = pending[entity] = pending[entity] + 1
             if count in _LOOKED_FOR:
-                ledger.added_site = ledger.site()
+                site = ledger.added_site = ledger.site()
+                if ledger.may_be_lent and site is not None:
+                    first_use.elsewhere(ledger, site)
     except Exception as error:
         _failed(session, "transient_to_pending", error)
 

@@ -18,7 +18,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from session_tracer import facts
-from session_tracer.ledger import object_counter, same_owner
+from session_tracer.ledger import first_use, object_counter, same_owner
 from session_tracer.ledger.gates import Gates
 from session_tracer.ledger.guard import reporting
 from session_tracer.ledger.in_progress import OpenTransaction
@@ -135,6 +135,11 @@ class Ledger(Use):
     blocks: Blocks = ()
     opened_at = 0
     opened_site: CallSite | None = None
+    # The line of the first use. The session is lent if what opened it (a dependency's generator, a
+    # plugin, a wrapper) was not at work by then; it may still be if a generator has only begun it.
+    first_used_site: CallSite | None = None
+    is_lent = False
+    may_be_lent = False
     # A scope that begins on a session that was closed before.
     is_reopened = False
     closed_at = 0
@@ -1191,7 +1196,14 @@ class Ledger(Use):
         """
         self.is_used = True
         same_owner.join(self)
-        self.load_site = site
+        self.load_site = self.first_used_site = site
+        opened = self.opened_site
+        if site is None:
+            pass
+        elif opened is None or site.function != opened.function or site.file != opened.file:
+            first_use.elsewhere(self, site)
+        elif (opened.file, opened.function) in self.locator.generators:
+            self.may_be_lent = True
         if object_counter.IS_KNOWN:
             self.counter = object_counter.MapCounter(session.identity_map, self.origin, site)
 
@@ -1224,6 +1236,8 @@ class Ledger(Use):
             self.sweeps_seen = self.scope.sweeps
             self.route = None
             counter.come_from(site)
+            if self.may_be_lent and site is not None:
+                first_use.elsewhere(self, site)
         return worker
 
     def streaming(self, at_once: int) -> None:

@@ -271,20 +271,26 @@ class Report:
         evidence: Mapping[str, Any] | None = None,
     ) -> Finding:
         """A finding about this scope."""
+        evidence, ledger = evidence or {}, self.ledger
+        opened_site, used_site = ledger.opened_site, ledger.first_used_site
+        if opened_site is None or opened_site.distance > 1:
+            opened_site = used_site  # a library opened it by itself
+        if ledger.is_lent and used_site not in (site, opened_site):
+            evidence = {**evidence, "first_used_site": str(used_site)}
         return Finding(
             id=id_,
             severity=severity,
             message=message,
             remedy=remedy,
             site=site,
-            session_id=self.ledger.id,
+            session_id=ledger.id,
             session_name=self.name,
-            session_site=self.ledger.opened_site,
-            work=self.ledger.work,
+            session_site=opened_site,
+            work=ledger.work,
             entity=entity,
             attribute=attribute,
             count=count,
-            evidence=evidence or {},
+            evidence=evidence,
         )
 
     def was_reported(self, id_: str) -> bool:

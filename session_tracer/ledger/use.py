@@ -79,8 +79,8 @@ class Use:
     def site(self) -> CallSite | None:
         """The application's line that is at work.
 
-        Where the stack has none, it is the line that is leaving the session (asyncio closes it in a
-        task of its own), else the last one known.
+        Where the stack has none that asked for what happens, it is the line that is leaving the
+        session (asyncio closes it in a task of its own), else the last one known.
         """
         if self.is_closing and self.leaving is not None:
             return self.leaving[0]
@@ -98,12 +98,17 @@ class Use:
         except (AttributeError, LookupError, ValueError):
             pass
         site = locator.search(2)
-        if site is None:
+        if site is None or site.distance > 1:
             if self.leaving is not None:
                 return self.leaving[0]
-            return self.last_site or self.scope.opened_site
+            return self.last_site or self.scope.opened_site or site
         self.last_site = site
         return site
+
+    def line(self) -> CallSite | None:
+        """The application's line that is at work; None where a framework works by itself."""
+        site = self.locator.search(2)
+        return None if site is None or site.distance > 1 else site
 
     @property
     def name(self) -> str:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from types import CodeType, FrameType
 
-__all__ = ["CallSite", "Locator"]
+__all__ = ["CallSite", "Locator", "whole_stack"]
 
 # An application that makes code as it runs must not fill the memory with its sites.
 _MOST_SITES: Final = 10_000
@@ -32,12 +32,16 @@ class CallSite:
         function: The qualified name without `<locals>` and comprehensions.
         callers: The calling application frames, the innermost first. Empty unless
             `Settings.site_frames` is greater than 1.
+        distance: 0 if the line called SQLAlchemy, 1 if it called a library that did so, 2 if that
+            library calls the application's functions, and did this after one had returned: the
+            line is a middleware's or a test's, and has not asked for what happened.
     """
 
     file: str
     line: int
     function: str
     callers: tuple[CallSite, ...] = field(default=(), compare=False)
+    distance: int = field(default=0, compare=False, repr=False)
 
     @property
     def path(self) -> str:
@@ -61,7 +65,7 @@ def _relative(file: str) -> str:
 # The kinds of frames, from the most useful line to open to the least.
 _APPLICATION: Final = 0
 _TEMPLATE: Final = 1  # a Jinja template, whose compiled line is not its written one
-_LIBRARY: Final = 2  # another package: used only if there is no application frame
+_LIBRARY: Final = 2  # another package: never a site
 _MACHINERY: Final = 3  # what is between a statement and its caller
 
 _MACHINERY_PACKAGES: Final = frozenset(
@@ -89,6 +93,9 @@ _frame: Final[Any] = running_frame
 _HERE: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _CO_COROUTINE: Final = 0x80
 _CO_AWAITED: Final = 0x80 | 0x20 | 0x100 | 0x200  # coroutine, generator, or either's async kin
+# A test's client calls the application; its framework goes on when the application has answered.
+_CLIENTS: Final = frozenset({"flask.testing", "httpx", "starlette.testclient", "werkzeug.test"})
+_CO_GENERATOR: Final = 0x20 | 0x200
 _COMPREHENSIONS: Final = frozenset({"<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>"})
 _MOST_JUMPS: Final = 8
 
@@ -127,12 +134,15 @@ class Locator:
 
     __slots__ = (
         "_application",
+        "_at_work",
         "_callers",
         "_crossings",
+        "_drivers",
         "_frames",
         "_kept",
         "_kinds",
         "_sites",
+        "generators",
         "jumps",
         "known",
     )
@@ -143,7 +153,9 @@ class Locator:
         # All by id(code): hashing a code object reads its names and constants each time. The
         # code objects are kept, so that no other one can have their id.
         self._kinds: dict[int, int] = {}
-        self._sites: dict[tuple[int, int], CallSite] = {}
+        self._sites: dict[tuple[int, int, int], CallSite] = {}
+        # The instructions that call a library that calls the application's functions.
+        self._drivers: set[tuple[int, int]] = set()
         # By the instruction: working out a frame's line costs more than all the rest.
         self.known: dict[tuple[int, int], CallSite] = {}
         # From the code that asks: how far away the application's frames have been, and the function
@@ -153,6 +165,10 @@ class Locator:
             tuple[int, frozenset[str]], tuple[tuple[int, CodeType, CodeType, bool], ...]
         ] = {}
         self._crossings: dict[int, tuple[tuple[int, int, CodeType], ...]] = {}
+        # The functions, by file and name, that have a line that was located and are generators.
+        self.generators: set[tuple[str, str]] = set()
+        # By a line that opened a session and one that used it.
+        self._at_work: dict[tuple[CallSite, CallSite], bool] = {}
         self._kept: list[CodeType] = []
 
     def locate(self, depth: int = 1) -> CallSite | None:
@@ -162,9 +178,9 @@ class Locator:
             depth: Number of frames between this function and the first one to look at.
 
         Returns:
-            The line, or None if only frames of the interpreter and of SQLAlchemy are found. This
-            happens in a task whose awaiting coroutine is unknown, and in a garbage collector's
-            callback.
+            The line, or None if only frames of libraries are found: a framework reads an object
+            after the application's function has returned it, for example, or a task runs whose
+            awaiting coroutine is unknown.
         """
         # Jumping over frames is a tenth of the cost of walking them: each one that is looked at has
         # to be made into an object first. From a hook, one of SQLAlchemy's methods is always as far
@@ -220,6 +236,7 @@ class Locator:
             if kind <= _TEMPLATE:
                 if frame is not start:
                     self._remember_jump(start.f_code, distance, inner.f_code)
+                self._learn_drivers(start, frame)
                 return self._found(frame, kind)
             if kind == _LIBRARY or frame.f_code.co_flags & _CO_COROUTINE:
                 return None
@@ -235,6 +252,24 @@ class Locator:
             self.jumps[id(start)] = tuple(
                 sorted((*jumps, (distance, entry)), key=lambda jump: jump[0])
             )
+
+    def _learn_drivers(self, start: FrameType, found: FrameType) -> None:
+        """Note what calls a library that has called the application's function back.
+
+        Once for each instruction of that function's: walking the whole stack takes long.
+        """
+        if (id(found.f_code), found.f_lasti) in self.known:
+            return
+        is_outside = is_called = False
+        for frame in _outwards(start):
+            if frame is found:
+                is_outside = True
+            elif is_outside:
+                kind = self._kind(frame)
+                if kind == _LIBRARY:
+                    is_called = True
+                elif kind == _APPLICATION and is_called:
+                    self._drivers.add((id(frame.f_code), frame.f_lasti))
 
     def _found(self, frame: FrameType, kind: int) -> CallSite:
         if self._frames > 1:
@@ -276,6 +311,32 @@ class Locator:
             self._callers[key] = (*known, (distance, inner.f_code, middle, answer))
         return answer
 
+    def is_at_work(self, opened: CallSite, used: CallSite) -> bool:
+        """Return whether the function of `opened` is on the stack from the line `used` outwards.
+
+        A generator that has yielded is not, nor is what a library's code lies in between with: a
+        middleware has handed the session on. It is the same each time for two lines.
+        """
+        known = self._at_work.get((opened, used))
+        if known is None:
+            if len(self._at_work) >= _MOST_SITES:
+                self._at_work.clear()
+            known = self._at_work[opened, used] = self._look_for(opened, _frame(1))
+        return known
+
+    def _look_for(self, opened: CallSite, start: FrameType | None) -> bool:
+        is_application = False
+        for frame in _outwards(start):
+            kind = self._kind(frame)
+            if kind <= _TEMPLATE:
+                is_application = True
+                code = frame.f_code
+                if code.co_filename == opened.file and _written_name(code) == opened.function:
+                    return True
+            elif kind == _LIBRARY and is_application:
+                return False
+        return False
+
     def frames(self, frame: FrameType | None) -> list[CallSite]:
         """Return every application line from `frame` outwards, the innermost first."""
         return self.sites(_outwards(frame))
@@ -308,19 +369,27 @@ class Locator:
 
     def _search_outwards(self, start: FrameType) -> CallSite | None:
         """Return the application's line across greenlets, coroutines, tasks and packages."""
-        nearest: FrameType | None = None
+        library: FrameType | None = None
         for frame in _outwards(start):
             kind = self._kind(frame)
             if kind <= _TEMPLATE:
+                self._learn_drivers(start, frame)
+                distance = 0 if library is None else self._distance(frame, library)
                 # From a waiting task's frame f_back would lead to the running task.
                 if self._frames > 1:
-                    return self._chain(start)
-                if nearest is None:
-                    self._remember_crossing(start, frame)
+                    return self._chain(start, distance)
+                if distance:
+                    return self._at(frame, frame.f_lineno, kind, distance)
+                self._remember_crossing(start, frame)
                 return self._found(frame, kind)
-            if kind == _LIBRARY and nearest is None:
-                nearest = frame
-        return None if nearest is None else self._site(nearest, _LIBRARY)
+            if kind == _LIBRARY:
+                library = frame
+        return None
+
+    def _distance(self, frame: FrameType, library: FrameType) -> int:
+        """Return how far the application's frame is from what happened; it called the library."""
+        is_client = library.f_globals.get("__name__", "").partition("._")[0] in _CLIENTS
+        return 2 if is_client or (id(frame.f_code), frame.f_lasti) in self._drivers else 1
 
     def _remember_crossing(self, start: FrameType, found: FrameType) -> None:
         """Record the distances to the greenlet's end, and from its parent to what awaits it."""
@@ -335,23 +404,27 @@ class Locator:
         if frame is not None and len(crossings) < _MOST_JUMPS:
             self._crossings[id(start.f_code)] = (*crossings, (distance, hops, bottom.f_code))
 
-    def _chain(self, frame: FrameType) -> CallSite:
+    def _chain(self, frame: FrameType, distance: int = 0) -> CallSite:
         inner, *outer = self.frames(frame)[: self._frames]
-        return CallSite(inner.file, inner.line, inner.function, tuple(outer))
+        return CallSite(inner.file, inner.line, inner.function, tuple(outer), distance)
 
     def _site(self, frame: FrameType, kind: int) -> CallSite:
         return self._at(frame, frame.f_lineno, kind)
 
-    def _at(self, frame: FrameType, line: int, kind: int) -> CallSite:
+    def _at(self, frame: FrameType, line: int, kind: int, distance: int = 0) -> CallSite:
         code = frame.f_code
-        key = (id(code), line)
+        key = (id(code), line, distance)
         site = self._sites.get(key)
         if site is None:
             if kind == _TEMPLATE:
                 line = frame.f_globals["__jinja_template__"].get_corresponding_lineno(line)
             if len(self._sites) >= _MOST_SITES:
                 self._sites.clear()
-            site = self._sites[key] = CallSite(code.co_filename, line, _written_name(code))
+                self.generators.clear()
+            name = _written_name(code)
+            site = self._sites[key] = CallSite(code.co_filename, line, name, distance=distance)
+            if code.co_flags & _CO_GENERATOR and code.co_name not in _COMPREHENSIONS:
+                self.generators.add((site.file, site.function))
         return site
 
     def _kind(self, frame: FrameType) -> int:
@@ -373,6 +446,9 @@ class Locator:
             self.jumps,
             self._callers,
             self._crossings,
+            self._drivers,
+            self.generators,
+            self._at_work,
             self._kept,
         ):
             known.clear()
@@ -405,6 +481,16 @@ def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
     yield from _stack(frame)
     for task in awaiting_tasks(current_task()):
         yield from suspended(task)
+
+
+def whole_stack() -> Iterator[FrameType]:
+    """Yield the caller, its callers, and those of the greenlets that wait, event loops included."""
+    greenlet, frame = None, _frame(1)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+        if frame is None:
+            greenlet, frame = _outer_greenlet(greenlet)
 
 
 def _stack(frame: FrameType | None) -> Iterator[FrameType]:

@@ -1,17 +1,18 @@
-"""Recognises the frameworks that close a session for the application."""
+"""Recognises the frameworks, and the tests' fixtures, that close a session."""
 
 from __future__ import annotations
 
 import sys
 from typing import TYPE_CHECKING, Final
 
+from session_tracer.where.callsite import whole_stack
 from session_tracer.where.running import running_frame
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
-__all__ = ["CLOSING", "error_of_request", "is_by_transaction_manager"]
+__all__ = ["CLOSING", "error_of_request", "is_by_transaction_manager", "is_test_teardown"]
 
 # Flask and Quart turn an exception into a response, and then pass it to the teardown function (an
 # extension's or the application's) that removes the session.
@@ -19,6 +20,11 @@ _TEARDOWNS: Final = frozenset({"do_teardown_appcontext", "do_teardown_request"})
 _MANAGER: Final = "zope.sqlalchemy.datamanager"
 # The modules without which neither function finds anything.
 CLOSING: Final = frozenset({"flask", "quart", _MANAGER})
+# What runs the end of a fixture, or what a test has asked for at its end.
+_FIXTURES: Final = {
+    "_pytest.fixtures": frozenset({"_teardown_yield_fixture", "finish"}),
+    "unittest.case": frozenset({"_callTearDown", "_callCleanup", "doCleanups", "doClassCleanups"}),
+}
 # From a wrapped close() out to one of them it is about eight, through `scoped_session.remove()`.
 _MOST_FRAMES: Final = 20
 
@@ -40,6 +46,17 @@ def is_by_transaction_manager() -> bool:
     """
     return _MANAGER in sys.modules and any(
         frame.f_globals.get("__name__") == _MANAGER for frame in _frames()
+    )
+
+
+def is_test_teardown() -> bool:
+    """Return whether the running code is the end of a test's fixture."""
+    if sys.modules.keys().isdisjoint(_FIXTURES):
+        return False
+    # An event loop or a greenlet that the fixture runs is on the same stack, or was begun on it.
+    return any(
+        frame.f_code.co_name in _FIXTURES.get(frame.f_globals.get("__name__", ""), ())
+        for frame in whole_stack()
     )
 
 
