@@ -443,7 +443,8 @@ class ObjectCrossed(_Value):
 class SessionUsedConcurrently(_Value):
     """A thread or task was inside an operation of the session, and another one began one.
 
-    `site` and `owner` are the second one's, `other_site` and `other_owner` the first one's.
+    `site` and `owner` are the second one's, `other_site` and `other_owner` the first one's. Where
+    `leaves`, the first one is inside, and the other one leaves the block that closes the session.
     """
 
     at: int
@@ -451,6 +452,7 @@ class SessionUsedConcurrently(_Value):
     owner: Owner
     other_site: CallSite | None
     other_owner: Owner
+    leaves: bool = False
 
 
 @dataclass(slots=True, eq=False, repr=False)

@@ -61,10 +61,15 @@ class ConcurrentUse(BuiltIn):
     def judge(
         self, fact: SessionUsedConcurrently, report: Report, memory: Once
     ) -> Iterator[Finding]:
-        """Report each pair of lines once, in either order."""
+        """Report each pair of lines once, in either order, and a task that goes on once."""
+        if fact.leaves and any(fact.site in pair for pair in memory if isinstance(pair, frozenset)):
+            return
         if not memory.first(frozenset((fact.site, fact.other_site))):
             return
         each = "task" if fact.owner.is_task else "thread"
+        if fact.leaves:
+            yield self._outlives(fact, report)
+            return
         yield report.finding(
             "concurrent-use",
             "error",
@@ -76,6 +81,19 @@ class ConcurrentUse(BuiltIn):
                 used_by=fact.owner.name,
                 in_use_by=fact.other_owner.name,
                 in_use_at=fact.other_site,
+            ),
+        )
+
+    def _outlives(self, fact: SessionUsedConcurrently, report: Report) -> Finding:
+        return report.finding(
+            "concurrent-use",
+            "error",
+            f"{fact.owner.name} was inside an operation of this session when the block that "
+            "closes the session ended",
+            with_block(report, "in the task, or await the task before the block ends"),
+            fact.site,
+            evidence=known(
+                used_by=fact.owner.name, closed_by=fact.other_owner.name, closed_at=fact.other_site
             ),
         )
 

@@ -21,14 +21,17 @@ from session_tracer.where.except_finder import handler_of
 from session_tracer.where.running import running_frame
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from types import FrameType
+
+    from sqlalchemy.orm import Session
 
     from session_tracer.facts import Fact
     from session_tracer.hooks.error_frames import Read
     from session_tracer.ledger.ledger import Ledger
     from session_tracer.ledger.origin import OriginRef
     from session_tracer.ledger.report import Tracer
+    from session_tracer.where.callsite import CallSite
 
 __all__ = ["see", "watch"]
 
@@ -146,19 +149,32 @@ def _used_at_once(error: Any, frame: FrameType) -> tuple[Ledger | None, Fact | N
     del error
     session = error_frames.session_near(frame)
     ledger = None if session is None else ledger_of(session)
-    if session is None or ledger is None:
+    if session is None or ledger is None or not ledger.is_open:
         return None, None
+    inside = list(_inside(session, ledger))
+    if inside:
+        # Of several, one that does not leave the block; the order of tasks is not to matter.
+        *_, other, other_site = min(inside, key=lambda one: one[:2])
+        ledger.met(ledger.site(), owner.current(), other_site, other)
+    return None, None
+
+
+def _inside(
+    session: Session, ledger: Ledger
+) -> Iterator[tuple[bool, str, owner.Owner, CallSite | None]]:
+    """The others that are inside of an operation of the session, and where."""
+    worker = ledger.at_work
+    if worker is not None and not worker.is_current():
+        yield False, "", worker, ledger.at_work_site
+        return
     for other in owner.others():
         # From its use of the session outwards: inside of that a listener may be at work.
         stack = list(
             dropwhile(lambda one: not error_frames.is_inside(one, session), other.frames())
         )
         if stack:
-            other_site = next(iter(ledger.locator.sites(stack)), None)
-            return ledger, facts.SessionUsedConcurrently(
-                ledger.clock(), ledger.site(), owner.current(), other_site, other
-            )
-    return None, None
+            site = next(iter(ledger.locator.sites(stack)), None)
+            yield owner.leaver_for(other) is not None, other.name, other, site
 
 
 def _crossed(error: Any, frame: FrameType) -> tuple[Ledger | None, Fact | None]:

@@ -158,9 +158,32 @@ class Use:
         if worker is None and self.flush is not None and self.flush.began:
             worker, other_site = self.flush.owner, self.flush.site
         if worker is not None and worker is not user and not worker.is_current():
-            self.suspect(
-                facts.SessionUsedConcurrently(self.clock(), site, user, other_site, worker)
+            self.met(site, user, other_site, worker)
+
+    def met(
+        self, site: CallSite | None, user: Owner, other_site: CallSite | None, other: Owner
+    ) -> None:
+        """Report two that are inside of operations of the session.
+
+        Of one that leaves the session's block, what matters is the one that goes on using it.
+        """
+        leaver = owner.leaver_for(user)
+        if leaver is None:
+            leaver = owner.leaver_for(other)
+        else:
+            site, user, other_site = other_site, other, site
+        if leaver == user:
+            return  # what it has left is its own
+        self.suspect(
+            facts.SessionUsedConcurrently(
+                at=self.clock(),
+                site=site,
+                owner=user,
+                other_site=other_site,
+                other_owner=other if leaver is None else leaver,
+                leaves=leaver is not None,
             )
+        )
 
     def _check_loop(self, site: CallSite | None) -> None:
         loop = running_loop()

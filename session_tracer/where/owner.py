@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator
     from types import FrameType
 
-__all__ = ["Owner", "current", "others", "root_of"]
+__all__ = ["Owner", "current", "leaver_for", "others", "root_of"]
 
 # A thread of a pool does one piece of work after another, and those of several requests in turn.
 # Each piece that runs in a context of its own, as anyio's and `asyncio.to_thread()`'s do, is an
@@ -179,12 +179,16 @@ def _current() -> Owner:
 
 
 def others() -> Iterator[Owner]:
-    """Yield every other task of the running event loop, then every other thread."""
+    """Yield every other task of the running event loop, then every other thread.
+
+    Tasks that await the running one are left out: they are inside of what it does.
+    """
     here, loop = threading.current_thread(), running_loop()
     if loop is not None:
         running = asyncio.current_task(loop)
+        known = {running, *awaiting_tasks(running)}
         for task in asyncio.all_tasks(loop):
-            if task is not running:
+            if task not in known:
                 yield Owner(here, task, loop, None)
     for thread in threading.enumerate():
         if thread is not here:
@@ -200,6 +204,20 @@ def root_of(owner: Owner) -> Owner:
     if outermost is None or outermost is running:
         return owner
     return Owner(threading.current_thread(), outermost, owner.loop(), None)
+
+
+def leaver_for(owner: Owner) -> Owner | None:
+    """Return the task that leaves the block of a session, if SQLAlchemy started this one for that.
+
+    SQLAlchemy ends and closes a session in a task of its own, so that a cancellation does not
+    interrupt it, and the task that leaves the block waits inside of SQLAlchemy's code.
+    """
+    task = None if owner._task is None else owner._task()
+    waiting = next(awaiting_tasks(task), None)
+    frames = [] if waiting is None else suspended(waiting)
+    if not frames or not str(frames[0].f_globals.get("__name__")).startswith("sqlalchemy."):
+        return None
+    return Owner(owner._thread() or threading.current_thread(), waiting, owner.loop(), None)
 
 
 def _nowhere() -> None:

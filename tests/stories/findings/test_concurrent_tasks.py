@@ -280,6 +280,112 @@ def test_coroutines_of_the_sessions_own_that_are_gathered(twin: Twin) -> None:
     twin.run(story)
 
 
+# A task that goes on when the block of its session ends.
+
+
+async def idle() -> None:
+    await asyncio.sleep(20)
+
+
+async def outlive(twin: Twin) -> None:
+    await twin.dispose()  # so that a connection has to be waited for
+    async with twin.session() as session:  # <- left
+        task = asyncio.create_task(use_first(session), name="goes on")
+        await asyncio.sleep(0)
+    await task
+
+
+async def outlive_a_transaction(twin: Twin) -> None:
+    await twin.dispose()
+    async with twin.factory.begin() as session:  # <- left
+        task = asyncio.create_task(use_first(session), name="goes on")
+        await asyncio.sleep(0)
+    await task
+
+
+async def outlive_a_statement(twin: Twin) -> None:
+    async with gate(twin) as waits:
+        async with twin.session() as session:  # <- left
+            await session.connection()
+            task = asyncio.create_task(wait_inside(session, waits.statement), name="goes on")
+            await waits.reached()
+            asyncio.get_running_loop().call_later(0.05, lambda: asyncio.ensure_future(waits.open()))
+        await task
+
+
+@pytest.mark.parametrize("order", [1, -1], ids=["by name", "the other way round"])
+@pytest.mark.parametrize("others", [0, 30])
+@pytest.mark.parametrize(
+    "story_of", [outlive, outlive_a_transaction, outlive_a_statement], ids=lambda one: one.__name__
+)
+def test_a_task_that_outlives_the_block_is_named_among_all_tasks(
+    twin: Twin, story_of: Any, others: int, order: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    all_tasks = asyncio.all_tasks
+
+    def in_order(loop: Any = None) -> list[asyncio.Task[Any]]:
+        return sorted(all_tasks(loop), key=lambda task: task.get_name())[::order]
+
+    async def story() -> None:
+        monkeypatch.setattr(asyncio, "all_tasks", in_order)
+        idling = [asyncio.create_task(idle()) for _ in range(others)]
+        with capture(twin.factory) as captured, suppress(SQLAlchemyError):
+            await asyncio.create_task(story_of(twin), name="leaves")
+        monkeypatch.undo()
+        for task in idling:
+            task.cancel()
+        first = wait_inside if story_of is outlive_a_statement else use_first
+        found = [one for one in captured.findings if one.id == "concurrent-use"]
+        assert [(one.site, dict(one.evidence)) for one in found] == [
+            (
+                marked(first, "<- first"),
+                {
+                    "used_by": 'task "goes on"',
+                    "closed_by": 'task "leaves"',
+                    "closed_at": str(marked(story_of, "<- left")),
+                },
+            )
+        ]
+        assert found[0].remedy == (
+            "async with SessionLocal() as session:  "
+            "# in the task, or await the task before the block ends"
+        )
+        gc.collect()
+
+    twin.run(story)
+    gc.collect()
+
+
+async def await_it_before_the_end(twin: Twin) -> None:
+    await twin.dispose()
+    async with twin.session() as session:
+        await asyncio.create_task(use_first(session))
+
+
+async def give_it_a_session(twin: Twin) -> None:
+    async def use() -> None:
+        async with twin.session() as session:
+            await use_first(session)
+
+    async with twin.session() as session:
+        await use_first(session)
+        task = asyncio.create_task(use())
+        await asyncio.sleep(0)
+    await task
+
+
+@pytest.mark.parametrize(
+    "remedy", [await_it_before_the_end, give_it_a_session], ids=lambda one: one.__name__
+)
+def test_the_remedies_for_a_task_that_outlives_the_block(twin: Twin, remedy: Any) -> None:
+    async def story() -> None:
+        with capture(twin.factory) as captured:
+            await asyncio.gather(*[remedy(twin) for _ in range(5)])
+        assert captured.findings == []
+
+    twin.run(story)
+
+
 # Beside it.
 
 
