@@ -335,8 +335,8 @@ class DetachedLoadFailed(_Value):
     """A detached object's attribute needed a load, and SQLAlchemy refused it.
 
     `load` is what was missing: a relationship, a deferred column, expired columns, or the query of
-    a dynamic relationship. `loader` is the loader option that would have loaded it, as code. The
-    other fields are about the session that last held the object: where it loaded the object, what
+    a dynamic relationship. `options`, `root` and `root_site` are as in `AttributeLoaded`. The other
+    fields are about the session that last held the object: where it loaded the object, what
     expired it, and how, where and when (`departed_at`, monotonic) the object left it. `departure`
     is empty if no traced session is known to have held the object.
     """
@@ -346,7 +346,9 @@ class DetachedLoadFailed(_Value):
     entity: str
     attribute: str
     load: Missing
-    loader: str = ""
+    options: str = ""
+    root: str = ""
+    root_site: CallSite | None = None
     loaded_site: CallSite | None = None
     departure: Departure | Literal[""] = ""
     departed_at: int = 0

@@ -1,9 +1,13 @@
 """The detached lazy load: what was read too late, where the object came from, what to write."""
 
+import re
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from sqlalchemy import StaticPool, create_engine, select
+from sqlalchemy.orm import Session, joinedload, sessionmaker
 from sqlalchemy.orm.exc import DetachedInstanceError
 
 from session_tracer import Finding
@@ -11,6 +15,8 @@ from session_tracer.testing import capture
 from tests.library import Author, Book, Essay, authors, keep
 from tests.outline import outline
 from tests.stories import detached
+from tests.stories.findings import mappings
+from tests.stories.findings.remedies import pasted
 from tests.stories.lines import marked
 from tests.twins import Twin
 
@@ -161,6 +167,10 @@ def test_what_is_read_after_the_session_is_closed(twin: Twin, what: str) -> None
     if what in EXPIRED:
         sites["expired"] = marked(late.leave, "expired")
 
+    remedy = late.remedy.format(**sites)
+    if twin.is_async:
+        remedy = remedy.replace("sessionmaker", "async_sessionmaker")
+
     async def story() -> None:
         await stock(twin)
         with capture(twin.factory, name="shop-db") as told:
@@ -174,7 +184,7 @@ def test_what_is_read_after_the_session_is_closed(twin: Twin, what: str) -> None
                 severity="error",
                 message=f"{late.entity.__name__}.{late.attribute} was read a moment after "
                 "its session was closed",
-                remedy=late.remedy.format(**sites),
+                remedy=remedy,
                 site=marked(late.read, "read"),
                 session_id=summary.id,
                 session_name="shop-db",
@@ -251,3 +261,147 @@ def test_each_way_an_object_leaves_its_session(twin: Twin, departure: str) -> No
         assert outline(told.facts).count(said) == 1
 
     twin.run(story)
+
+
+# The remedy begins at the statement that was written, however the object was reached.
+
+
+def _company() -> Any:
+    engine = create_engine("sqlite://", poolclass=StaticPool)
+    mappings.Base.metadata.create_all(engine)
+    with Session(engine) as session:
+        office = mappings.Office(plants=[mappings.Plant()])
+        staff = [mappings.Manager(reports=[mappings.Report()], office=office)]
+        session.add(mappings.Company(staff=staff))
+        exams = [mappings.Exam(course=mappings.Course())]
+        session.add(mappings.Student(exams=exams))
+        session.commit()
+    return sessionmaker(engine)
+
+
+def _students(session: Session, *options: Any) -> Any:
+    return session.scalars(select(mappings.Student).options(*options)).unique().all()
+
+
+def _employees(session: Session, *options: Any) -> Any:
+    return session.scalars(select(mappings.Employee).options(*options)).unique().all()
+
+
+def _companies(session: Session, *options: Any) -> Any:
+    return session.scalars(select(mappings.Company).options(*options)).unique().all()
+
+
+def _company_by_key(session: Session, *options: Any) -> Any:
+    return [session.get(mappings.Company, 1, options=options)]
+
+
+def _one_by_one(session: Session) -> Any:
+    return [exam for student in _students(session) for exam in student.exams]
+
+
+def _joined(session: Session) -> Any:
+    return [
+        exam
+        for student in _students(session, joinedload(mappings.Student.exams))
+        for exam in student.exams
+    ]
+
+
+REACHED: dict[str, tuple[Any, Any, Any, str]] = {
+    "a child that was loaded lazily": (
+        _one_by_one,
+        _students,
+        lambda exam: exam.course.id,
+        "select(Student).options(selectinload(Student.exams).joinedload(Exam.course))",
+    ),
+    "a child that was joined": (
+        _joined,
+        _students,
+        lambda exam: exam.course.id,
+        "select(Student).options(selectinload(Student.exams).joinedload(Exam.course))",
+    ),
+    "a column of a subclass": (
+        _employees,
+        _employees,
+        lambda manager: manager.budget,
+        "select(Employee).options(selectin_polymorphic(Employee, [Manager]))",
+    ),
+    "a relationship of a subclass": (
+        _employees,
+        _employees,
+        lambda manager: list(manager.reports),
+        (
+            "select(Employee).options(selectin_polymorphic(Employee, [Manager]), "
+            "selectinload(Manager.reports))"
+        ),
+    ),
+    "a deferred column of a subclass": (
+        _employees,
+        _employees,
+        lambda manager: manager.secret,
+        (
+            "select(Employee).options(selectin_polymorphic(Employee, [Manager]), "
+            "undefer(Manager.secret))"
+        ),
+    ),
+    "a collection of what was got by its key": (
+        _company_by_key,
+        _company_by_key,
+        lambda company: list(company.staff),
+        "session.get(Company, key, options=[selectinload(Company.staff)])",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REACHED)
+def test_the_remedy_is_code_that_brings_what_was_read(what: str) -> None:
+    reach, again, read, code = REACHED[what]
+    maker = _company()
+    with capture(maker) as told:
+        with maker() as session:
+            reached = reach(session)
+        with pytest.raises(DetachedInstanceError):
+            read(reached[0])
+    (finding,) = told.findings
+    assert finding.remedy.partition(" at ")[0] == code
+    assert "expired" not in finding.message + str(finding.evidence["why"])
+    (options,) = filter(None, re.findall(r"options(?:=\[(.*)\]\)|\((.*)\))$", code)[0])
+    with capture(maker) as cured:
+        with maker() as session:
+            loaded = again(session, *pasted(f"[{options}]"))
+            reached = [exam for root in loaded for exam in getattr(root, "exams", [root])]
+        read(reached[0])
+    assert cured.findings == []
+
+
+def test_a_column_of_a_subclass_after_a_commit() -> None:
+    maker = _company()
+    with capture(maker) as told:
+        with maker() as session:
+            (manager,) = _employees(session)
+            session.commit()
+        with pytest.raises(DetachedInstanceError):
+            _ = manager.budget
+    (finding,) = told.findings
+    assert "selectin_polymorphic(Employee, [Manager])" in finding.remedy
+    assert "sessionmaker(expire_on_commit=False)" in finding.remedy
+
+
+def test_the_remedy_names_no_line_where_nothing_is_selected(tmp_path: Path) -> None:
+    """A library runs the statement: the application's line is where it was called."""
+    (tmp_path / "crud.py").write_text(
+        "__session_tracer_hide__ = True\n"
+        "def every(session, entity):\n"
+        "    return session.query(entity).all()\n"
+    )
+    maker = _company()
+    crud: dict[str, Any] = {"__name__": "crud"}
+    source = (tmp_path / "crud.py").read_text()
+    exec(compile(source, str(tmp_path / "crud.py"), "exec"), crud)
+    with capture(maker) as told:
+        with maker() as session:
+            (company,) = crud["every"](session, mappings.Company)
+        with pytest.raises(DetachedInstanceError):
+            _ = company.staff
+    (finding,) = told.findings
+    assert finding.remedy == "select(Company).options(selectinload(Company.staff))"

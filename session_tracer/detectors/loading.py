@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from session_tracer.detectors.evidence import known
 from session_tracer.detectors.memory import Recent
 from session_tracer.detectors.protocol import BuiltIn
+from session_tracer.detectors.selecting import selecting
 from session_tracer.detectors.wording import awaited, dotted_each, expired_by, expiry, listed
 from session_tracer.facts import AttributeLoaded, StatementExecuted
 
@@ -43,7 +44,7 @@ class NPlusOne(BuiltIn):
             "warning",
             f"{listed(names)} {_how(fact, len(names))} loaded for at least {enough} "
             f"{fact.entity} objects, one SELECT each",
-            _load_together(fact, names),
+            _load_together(fact, names, report),
             fact.site,
             entity=fact.entity or None,
             attribute=fact.attribute or None if len(names) == 1 else None,
@@ -64,17 +65,16 @@ def _how(fact: AttributeLoaded, count: int) -> str:
     return were if fact.left_out else f"{are} deferred, and {were}"
 
 
-def _load_together(fact: AttributeLoaded, names: list[str]) -> str:
+def _load_together(fact: AttributeLoaded, names: list[str], report: Report) -> str:
     options = fact.options
     if not options and fact.kind == "deferred" and fact.attribute:
         options = ", ".join(f"undefer({name})" for name in names)
     if not options:
         return f"load {listed(names)} for all objects with one SELECT before the loop"
-    selected = f"select({fact.root or fact.entity}).options({options})"
+    root = fact.root or fact.entity
     if fact.expired_by:
-        return f"{selected} after {expiry(fact)}"
-    site = fact.root_site or fact.loaded_site
-    return selected if site is None else f"{selected} at {site}"
+        return f"{selecting(root, options, None, report)} after {expiry(fact)}"
+    return selecting(root, options, fact.root_site or fact.loaded_site, report)
 
 
 def _is_lookup(fact: StatementExecuted) -> bool:

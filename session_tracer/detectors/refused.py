@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Final
 from session_tracer.detectors.evidence import known
 from session_tracer.detectors.memory import Once
 from session_tracer.detectors.protocol import BuiltIn
-from session_tracer.detectors.wording import dotted, duration, expired_by, expiry, variable
+from session_tracer.detectors.selecting import selecting
+from session_tracer.detectors.wording import (
+    dotted,
+    duration,
+    expired_by,
+    expiry,
+    maker,
+    variable,
+)
 from session_tracer.facts import DetachedLoadFailed, ImplicitLoadFailed
 
 if TYPE_CHECKING:
@@ -67,7 +75,7 @@ class DetachedLazyLoad(BuiltIn):
             "detached-lazy-load",
             "error",
             message,
-            _keep_loaded(name, fact),
+            _keep_loaded(name, fact, report),
             fact.site,
             entity=fact.entity,
             attribute=fact.attribute or None,
@@ -85,13 +93,13 @@ class DetachedLazyLoad(BuiltIn):
         )
 
 
-def _keep_loaded(name: str, fact: DetachedLoadFailed) -> str:
-    by, where = expiry(fact), f" at {fact.loaded_site}" if fact.loaded_site is not None else ""
-    select = f"select({fact.entity}).options({fact.loader})"
+def _keep_loaded(name: str, fact: DetachedLoadFailed, report: Report) -> str:
+    by = expiry(fact)
+    root, site = fact.root or fact.entity, fact.root_site or fact.loaded_site
     merge = f"pass the {fact.entity} to session.merge() of an open session"
     match fact.load:
         case "expired" if fact.expired_by == "commit":
-            return f"use sessionmaker(expire_on_commit=False), read {name} before {by}, or {merge}"
+            return f"use {maker(report)}, read {name} before {by}, or {merge}"
         case "expired":
             return (
                 f"call session.refresh() with the {fact.entity} before it leaves the session, "
@@ -102,15 +110,18 @@ def _keep_loaded(name: str, fact: DetachedLoadFailed) -> str:
                 f"read {name} while the session is open, "
                 f"or set lazy='select' and load it with selectinload({name})"
             )
+        case _ if not fact.options:
+            return f"read {name} while the session is open, or {merge}"
         case _ if fact.expired_by == "commit":
             return (
-                f"{select}{where}, and sessionmaker(expire_on_commit=False): "
+                f"{selecting(root, fact.options, site, report)}, and {maker(report)}: "
                 f"{by} expired what was loaded before"
             )
         case _ if by:
+            select = selecting(root, fact.options, None, report)
             return f"{select} after {by}, which expired what was loaded before"
         case _:
-            return f"{select}{where}"
+            return selecting(root, fact.options, site, report)
 
 
 class ImplicitAsyncIO(BuiltIn):
@@ -123,7 +134,7 @@ class ImplicitAsyncIO(BuiltIn):
         """Report each attribute and line once."""
         if not memory.first((fact.site, fact.entity, fact.attribute)):
             return
-        remedy, *others = _remedies(fact)
+        remedy, *others = _remedies(fact, report)
         yield report.finding(
             "implicit-async-io",
             "error",
@@ -155,14 +166,14 @@ def _unawaited(fact: ImplicitLoadFailed) -> str:
             return f"{name} was not loaded when it was read, and reading cannot await the load"
 
 
-def _remedies(fact: ImplicitLoadFailed) -> Iterator[str]:
+def _remedies(fact: ImplicitLoadFailed, report: Report) -> Iterator[str]:
     """Yield the change that fixes the cause, then alternatives."""
     one = variable(fact.entity)
     if fact.load == "dynamic":
         yield f"(await session.scalars({one}.{fact.attribute}.statement)).all()"
         yield f'lazy="write_only", and await session.scalars({one}.{fact.attribute}.select())'
         return
-    yield from _expired(fact, one) if fact.load == "expired" else _never_loaded(fact, one)
+    yield from _expired(fact, one) if fact.load == "expired" else _never_loaded(fact, one, report)
     if fact.attribute:
         yield (
             f"await {one}.awaitable_attrs.{fact.attribute}, "
@@ -179,12 +190,13 @@ def _expired(fact: ImplicitLoadFailed, one: str) -> Iterator[str]:
     yield f"await session.refresh({one})"
 
 
-def _never_loaded(fact: ImplicitLoadFailed, one: str) -> Iterator[str]:
-    select = f"select({fact.root or fact.entity}).options({fact.options})" if fact.options else ""
+def _never_loaded(fact: ImplicitLoadFailed, one: str, report: Report) -> Iterator[str]:
+    root = fact.root or fact.entity
+    select = selecting(root, fact.options, None, report) if fact.options else ""
     refresh = f'await session.refresh({one}, ["{fact.attribute}"])'
     site = fact.root_site or fact.loaded_site
     if select and site is not None and not fact.expired_by:
-        yield f"{select} at {site}"
+        yield selecting(root, fact.options, site, report)
         yield refresh
         return
     # A loader option does not survive a commit, and an object that was added was never selected.

@@ -220,7 +220,7 @@ def _implicit(error: Any, frame: FrameType) -> tuple[Ledger | None, Fact | None]
     load = read.load
     if load == "expired" and loader_options.are_generated(state, read.together):
         by, expired_site = "flush", None
-    if load == "expired" and not by and loader_options.is_left_out(state, (read.attribute,)):
+    if load == "expired" and by != "flush" and loader_options.is_left_out(state, (read.attribute,)):
         load = "left_out"
     mark = object_counter.mark_of(state)
     root, options, root_site = loader_options.selection(state, read.attribute)
@@ -329,20 +329,24 @@ def _fact(
     if site is None or site.distance > 1:
         # A framework reads what the application has returned to it.
         site = mark.site or mark.departed_site or origin.departed_site or origin.scope.opened_site
+    root, options, root_site = loader_options.selection(state, read.attribute)
+    is_left_out = read.load == "expired" and loader_options.is_left_out(state, (read.attribute,))
     fact = facts.DetachedLoadFailed(
         at=now,
         site=site,
         entity=state.class_.__name__,
         attribute=read.attribute,
-        load=read.load,
-        loader=loader_options.loader(state.manager.mapper, read.attribute),
+        load="left_out" if is_left_out else read.load,
+        options=options,
+        root=root,
+        root_site=root_site,
         loaded_site=mark.site,
         departure=mark.departure or origin.departure or "collected",
         departed_at=mark.departed_at or origin.departed_at,
         departed_site=mark.departed_site or origin.departed_site,
     )
     # Nothing shows whether a relationship had been loaded before its object was expired.
-    if fact.load == "expired" or (state.expired and fact.load != "dynamic"):
+    if read.load == "expired" or (state.expired and fact.load != "dynamic"):
         fact.expired_by, fact.expired_site = object_counter.expiry_of(state, origin.scope)
     fact.identity = _identity(state, tracer)
     return fact

@@ -117,7 +117,7 @@ class Mark:
         known = mark_of(state)
         self.origin = origin
         self.site: CallSite | None = None if known is None else known.site
-        self.route: Route | None = None
+        self.route: Route | None = None if known is None else known.route
         # How often all objects of its scope had been expired when it left.
         self.sweeps = origin.scope.sweeps
         self.departure = departure

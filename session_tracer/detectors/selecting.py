@@ -1,0 +1,38 @@
+"""The code that loads an attribute together with its object."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from session_tracer.detectors.wording import awaited
+from session_tracer.where.source import calls_at
+
+if TYPE_CHECKING:
+    from session_tracer.ledger.report import Report
+    from session_tracer.where.callsite import CallSite
+
+__all__ = ["selecting"]
+
+# What is called where a statement is written or executed.
+_SELECTS: Final = frozenset(
+    {"select", "query", "scalars", "scalar", "execute", "stream", "stream_scalars", "exec"}
+    | {"all", "first", "one", "one_or_none", "filter", "filter_by", "paginate"}
+)
+_GETS: Final = frozenset({"get", "get_one"})
+
+
+def selecting(root: str, options: str, site: CallSite | None, report: Report) -> str:
+    """Return the statement that loads more, and the line if such a statement is there.
+
+    A line that calls a function of a library, which runs the statement, has none to be changed.
+    """
+    select = f"select({root}).options({options})"
+    calls = None if site is None else calls_at(site)
+    if site is None or calls is None:
+        return select if site is None else f"{select} at {site}"
+    if not calls.isdisjoint(_SELECTS):
+        return f"{select} at {site}"
+    if not calls.isdisjoint(_GETS):
+        got = next(iter(calls & _GETS))
+        return f"{awaited(report)}session.{got}({root}, key, options=[{options}]) at {site}"
+    return select
