@@ -40,7 +40,7 @@ def load(session):
 def test_what_a_line_calls(tmp_path: Path, line: int, calls: set[str]) -> None:
     file = tmp_path / "app.py"
     file.write_text(SOURCE)
-    assert calls_at(CallSite(str(file), line, "load")) == calls
+    assert set(calls_at(CallSite(str(file), line, "load")) or ()) == calls
 
 
 def test_a_source_that_cannot_be_read(tmp_path: Path) -> None:
