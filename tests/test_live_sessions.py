@@ -94,6 +94,7 @@ def test_every_field_of_an_open_session(twin: Twin) -> None:
             age_seconds=1.0,
             opened_site=opened,
             owner='thread "MainThread"' if task is None else f'task "{task.get_name()}"',
+            owner_state="running",
             last_activity_seconds=1.0,
             last_activity_site=opened,
         )

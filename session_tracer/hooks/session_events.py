@@ -77,7 +77,7 @@ def after_transaction_create(session: Any = None, transaction: Any = None) -> No
             return
         if ledger.__class__ is not Ledger or not ledger.is_open:
             ledger = resumed(session, ledger)
-        site = ledger.site()
+        site = ledger.site() if ledger.is_used else ledger.first_site()
         now = ledger.clock()
         nested = transaction.nested
         if not ledger.is_used:

@@ -6,6 +6,7 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from session_tracer.ledger.owner_state import owner_state
 from session_tracer.model.live_session import LiveSession
 
 if TYPE_CHECKING:
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
 
     from session_tracer.ledger.ledger import Ledger
     from session_tracer.ledger.report import Report, Tracer
-    from session_tracer.where.callsite import CallSite
 
 __all__ = ["LIVE", "Ages", "LedgerRef", "ages", "end_all", "holders_of", "live_sessions", "look"]
 
@@ -36,11 +36,13 @@ LIVE: Final[dict[Ledger, LedgerRef]] = {}
 def live_sessions() -> list[LiveSession]:
     """Every open session that is traced, the oldest first, as it is now.
 
-    Cheap, and safe from any thread: nothing is asked of a database, loaded, or kept. Where their
-    owners are at this moment (`owner_stack`) is not looked for: findings about them have that.
+    Cheap, and safe from any thread: nothing is asked of a database, loaded, or kept. `owner_stack`
+    is empty: findings have it.
     """
     ledgers = sorted(LIVE.copy(), key=lambda ledger: ledger.opened_at)
-    return [look(report, stack=False) for ledger in ledgers for report in ledger.reports[:1]]
+    # The clock is read first: to look at where the owners are takes longer than all the rest.
+    reports = [(report, ledger.clock()) for ledger in ledgers for report in ledger.reports[:1]]
+    return [look(report, now, stack=False) for report, now in reports]
 
 
 def holders_of(pool: object) -> tuple[LiveSession, ...]:
@@ -53,11 +55,12 @@ def holders_of(pool: object) -> tuple[LiveSession, ...]:
     )
 
 
-def look(report: Report, *, stack: bool = True) -> LiveSession:
+def look(report: Report, now: int = 0, *, stack: bool = True) -> LiveSession:
     """An open session as one tracer knows it. Its own thread may be changing it meanwhile."""
     ledger = report.ledger
-    now = ledger.clock()
+    now = now or ledger.clock()
     pending = dict(ledger.pending_by_class)
+    state = owner_state(ledger, stack=stack)
     return LiveSession(
         id=ledger.id,
         name=report.name,
@@ -65,7 +68,8 @@ def look(report: Report, *, stack: bool = True) -> LiveSession:
         age_seconds=_seconds(ledger.opened_at, now),
         opened_site=ledger.opened_site,
         owner=ledger.owner.name,
-        owner_stack=_stack(report) if stack else (),
+        owner_state=state.state,
+        owner_stack=tuple(state.sites),
         transaction=_transaction(ledger),
         transaction_seconds=_seconds(ledger.transaction_began_at, now),
         holds_connection=bool(ledger.held_since),
@@ -81,12 +85,6 @@ def look(report: Report, *, stack: bool = True) -> LiveSession:
         last_statement_site=ledger.last_statement_site,
         findings=report.findings,
     )
-
-
-def _stack(report: Report) -> tuple[CallSite, ...]:
-    # The owner that used it last may have ended, and the one that opened it may wait with it.
-    frames = report.ledger.owner.frames() or report.ledger.opened_by.frames()
-    return tuple(report.tracer.locator.sites(frames))
 
 
 def _seconds(since: int, now: int) -> float:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from session_tracer.ledger.origin import Scope
     from session_tracer.ledger.report import Report, Tracer
     from session_tracer.ledger.same_owner import Commit
-    from session_tracer.where.callsite import CallSite, Locator
+    from session_tracer.where.callsite import Callers, CallSite, Locator
     from session_tracer.where.owner import Owner
 
 __all__ = ["NO_OWNER", "Use"]
@@ -72,6 +72,8 @@ class Use:
     transactions_open: tuple[OpenTransaction, ...] = ()
     flush: Flush | None = None
     last_site: CallSite | None = None
+    # What was at work at the first use (see `owner_state`).
+    callers: Callers = ()
     # Where the scope is being left, the error that is leaving, and whether anything is.
     leaving: tuple[CallSite | None, str, bool] | None = None
     is_closing = False
@@ -97,7 +99,11 @@ class Use:
                         return site
         except (AttributeError, LookupError, ValueError):
             pass
-        site = locator.search(2)
+        return self._search_site()
+
+    def _search_site(self) -> CallSite | None:
+        """The application's line, where no jump leads to it from the hook that asks."""
+        site = self.locator.search(3)
         if site is None or site.distance > 1:
             if self.leaving is not None:
                 return self.leaving[0]
@@ -109,6 +115,33 @@ class Use:
         """The application's line that is at work; None where a framework works by itself."""
         site = self.locator.search(2)
         return None if site is None or site.distance > 1 else site
+
+    def first_site(self) -> CallSite | None:
+        """The application's line that uses the session for the first time; note its callers."""
+        # As in `site()`: a call to it would cost more than its lines.
+        locator = self.locator
+        try:
+            for distance, entry in locator.jumps[id(_frame(1).f_code)]:
+                inner = _frame(distance)
+                if inner.f_code is entry:
+                    frame = inner.f_back
+                    site = locator.known.get((id(frame.f_code), frame.f_lasti))
+                    if site is not None:
+                        one = frame.f_back
+                        two = one.f_back
+                        three = two.f_back
+                        self.callers = (
+                            (frame.f_code, frame.f_lasti),
+                            (one.f_code, one.f_lasti),
+                            (two.f_code, two.f_lasti),
+                            (three.f_code, three.f_lasti),
+                        )
+                        self.last_site = site
+                        return site
+        except (AttributeError, LookupError, ValueError):
+            pass
+        self.callers = locator.callers(2)
+        return self._search_site()
 
     @property
     def name(self) -> str:

@@ -24,7 +24,12 @@ class LiveSession:
         age_seconds: Time since the scope began.
         opened_site: The line that opened the session.
         owner: The thread or task that used it last, such as `thread "export-3"`.
-        owner_stack: The owner's current application lines, the innermost first. Only in findings.
+        owner_state: What the owner does: `running` (the function that opened or used the session is
+            on its stack), `waiting` (that function awaits), `suspended` (it is a generator that no
+            code resumes), `returned` (the owner goes on with other work), `ended`, `cancelled` or
+            `failed`. Empty if it is unknown.
+        owner_stack: The owner's current application lines, the innermost first, if what it does is
+            the session's work. Only in findings.
         transaction: `none`, `open` or `savepoint`.
         transaction_seconds: Age of the open transaction.
         holds_connection: Whether it holds a connection.
@@ -49,6 +54,7 @@ class LiveSession:
     opened_site: CallSite | None
     owner: str
     work: str = ""
+    owner_state: str = ""
     owner_stack: tuple[CallSite, ...] = ()
     transaction: str = "none"
     transaction_seconds: float = 0.0

@@ -7,7 +7,7 @@ import os
 import sys
 import sysconfig
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from session_tracer.where.running import running_frame
 from session_tracer.where.tasks import awaiting_tasks, current_task, suspended
@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from types import CodeType, FrameType
 
-__all__ = ["CallSite", "Locator", "whole_stack"]
+__all__ = ["CallSite", "Callers", "Locator", "is_in", "whole_stack"]
+
+# Functions that called one another, the innermost first, each with its instruction (`f_lasti`).
+Callers: TypeAlias = "tuple[tuple[CodeType, int], ...]"
 
 # An application that makes code as it runs must not fill the memory with its sites.
 _MOST_SITES: Final = 10_000
@@ -98,6 +101,7 @@ _CLIENTS: Final = frozenset({"flask.testing", "httpx", "starlette.testclient", "
 _CO_GENERATOR: Final = 0x20 | 0x200
 _COMPREHENSIONS: Final = frozenset({"<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>"})
 _MOST_JUMPS: Final = 8
+_MOST_CALLERS: Final = 4
 
 
 def _folders() -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -280,6 +284,19 @@ class Locator:
         self.known[id(frame.f_code), frame.f_lasti] = site
         return site
 
+    def callers(self, depth: int) -> Callers:
+        """Return the functions and instructions that are at work, from the application's line on.
+
+        There are at most four: that of the line, and its callers.
+        """
+        found: list[tuple[CodeType, int]] = []
+        for frame in _stack(_frame(depth)):
+            if found or self._kind(frame) <= _TEMPLATE:
+                found.append((frame.f_code, frame.f_lasti))
+            if len(found) == _MOST_CALLERS:
+                break
+        return tuple(found)
+
     def called_by(self, names: frozenset[str], depth: int = 1) -> bool:
         """Return whether such a function is between the caller and the application's line."""
         start = _frame(depth)
@@ -355,6 +372,14 @@ class Locator:
                 in_comprehension = outer.f_code.co_name in _COMPREHENSIONS
                 written_in = site.function if in_comprehension else ""
         return sites
+
+    def is_application(self, frame: FrameType) -> bool:
+        """Return whether the frame is the application's."""
+        return self._kind(frame) <= _TEMPLATE
+
+    def is_in_generator(self, site: CallSite | None) -> bool:
+        """Return whether the line, which this locator found, is one of a generator function."""
+        return site is not None and (site.file, site.function) in self.generators
 
     def raised_at(self, error: BaseException) -> CallSite | None:
         """Return the innermost application line in an exception's traceback."""
@@ -474,6 +499,13 @@ class Locator:
         if path.startswith(_STANDARD):  # after packages: site-packages lies below the library
             return _MACHINERY
         return _APPLICATION
+
+
+def is_in(site: CallSite | None, code: CodeType) -> bool:
+    """Return whether the line is one of this function."""
+    return (
+        site is not None and site.file == code.co_filename and site.function == _written_name(code)
+    )
 
 
 def _outwards(frame: FrameType | None) -> Iterator[FrameType]:

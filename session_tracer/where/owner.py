@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from session_tracer.runtime import process
 from session_tracer.where.running import running_frame
-from session_tracer.where.tasks import awaiting_tasks, running_loop, suspended
+from session_tracer.where.tasks import awaiting_tasks, in_group, running_loop, suspended
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator
@@ -103,6 +103,39 @@ class Owner:
     def is_task(self) -> bool:
         """Whether this is a task of an event loop."""
         return self._task is not None
+
+    @property
+    def is_one_piece(self) -> bool:
+        """Whether it is one piece of a thread's work: anyio runs each in a context of its own."""
+        thread = self._thread()
+        return thread is not None and type(thread).__module__.startswith("anyio.")
+
+    def is_at_work(self) -> bool:
+        """Return whether it runs now; a task may wait."""
+        task = None if self._task is None else self._task()
+        return self._task is None or (task is not None and _runs(task))
+
+    def ending(self) -> str:
+        """Return how it ended: `ended`, `cancelled`, `failed`, or `returned` for a piece of work.
+
+        The text is empty if it has not ended.
+        """
+        if self._task is not None:
+            task = self._task()
+            if task is None or (task.done() and not task.cancelled()):
+                # `exception()` would mark the exception as retrieved.
+                return "ended" if getattr(task, "_exception", None) is None else "failed"
+            return "cancelled" if task.done() else ""
+        thread = self._thread()
+        if thread is None or self.ident is None or not thread.is_alive():
+            return "ended"
+        return "returned" if self.piece is not None and self.piece() is None else ""
+
+    def frames_of_group(self) -> list[FrameType]:
+        """Return the stacks of the tasks in the group that this task waits for."""
+        task = None if self._task is None else self._task()
+        children = [] if task is None else in_group(task)
+        return [frame for child in children if not _runs(child) for frame in suspended(child)]
 
     def frames(self) -> list[FrameType]:
         """Return its current stack, the innermost frame first.

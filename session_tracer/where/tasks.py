@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+from inspect import isasyncgen
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import FrameType
 
-__all__ = ["awaiting_tasks", "current_task", "running_loop", "suspended"]
+__all__ = ["awaiting_tasks", "current_task", "in_group", "running_loop", "suspended"]
 
 # How many tasks outwards are looked at: two that wait for each other must not hang us.
 _MOST_HOPS: Final = 32
@@ -40,12 +42,36 @@ def suspended(task: asyncio.Task[Any]) -> list[FrameType]:
     frames: list[FrameType] = []
     awaited: Any = task.get_coro()
     while awaited is not None:
-        frame = getattr(awaited, "cr_frame", None) or getattr(awaited, "gi_frame", None)
-        if frame is not None:
-            frames.append(frame)
-        awaited = getattr(awaited, "cr_await", None) or getattr(awaited, "gi_yieldfrom", None)
+        if type(awaited).__name__ in _STEPS:  # it has the generator, and no attribute for it
+            awaited = next(filter(isasyncgen, gc.get_referents(awaited)), None)
+        for frame, inner in _KINDS:
+            if hasattr(awaited, frame):
+                if (own := getattr(awaited, frame)) is not None:
+                    frames.append(own)
+                awaited = getattr(awaited, inner, None)
+                break
+        else:
+            break
     frames.reverse()
     return frames
+
+
+# What is awaited in an `async for`, and of each kind of coroutine its frame and what it awaits.
+_STEPS: Final = frozenset({"async_generator_asend", "async_generator_athrow"})
+_KINDS: Final = (("cr_frame", "cr_await"), ("gi_frame", "gi_yieldfrom"), ("ag_frame", "ag_await"))
+
+
+def in_group(task: asyncio.Task[Any]) -> list[asyncio.Task[Any]]:
+    """Return the tasks of the group (asyncio's or anyio's) that the task waits for at its end."""
+    awaited: Any = task.get_coro()
+    while awaited is not None:
+        if getattr(getattr(awaited, "cr_code", None), "co_qualname", "") == "TaskGroup.__aexit__":
+            # By referents: `f_locals` would keep what it returns for as long as the frame lives.
+            for group in gc.get_referents(awaited):
+                if type(group).__name__ == "TaskGroup":
+                    return [one for one in tuple(group._tasks) if isinstance(one, asyncio.Task)]
+        awaited = getattr(awaited, "cr_await", None) or getattr(awaited, "gi_yieldfrom", None)
+    return []
 
 
 def _awaiting_task(future: asyncio.Future[Any], depth: int = 0) -> asyncio.Task[Any] | None:
