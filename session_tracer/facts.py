@@ -33,6 +33,12 @@ Departure: TypeAlias = Literal[
 Missing: TypeAlias = Literal["relationship", "deferred", "expired", "dynamic", "left_out"]
 
 
+# Why an object has no row to load: its row is gone, or the object is not persistent in the session.
+Rowless: TypeAlias = Literal[
+    "gone", "pending", "rolled_back", "merged", "never_added", "deleted", "detached", "elsewhere"
+]
+
+
 class _Value:
     """How facts are shown and compared.
 
@@ -442,6 +448,28 @@ class ObjectCrossed(_Value):
 
 
 @dataclass(slots=True, eq=False, repr=False)
+class RowGone(_Value):
+    """An object without a row was loaded again (`call` is empty), refreshed or expired.
+
+    `why` is what is known of the object: its row is gone; it is not flushed yet; its INSERT was
+    rolled back; it was given to `merge()`, which returns another object; it was never added; it was
+    deleted; it is detached; it is in another session. `cause_site` is the line of that, and
+    `expired_by` and `expired_site` are what expired the object.
+    """
+
+    at: int
+    site: CallSite | None
+    entity: str
+    why: Rowless
+    call: Literal["", "refresh", "expire"] = ""
+    cause_site: CallSite | None = None
+    expired_by: Expiry | Literal[""] = ""
+    expired_site: CallSite | None = None
+    loaded_site: CallSite | None = None
+    identity: str = ""
+
+
+@dataclass(slots=True, eq=False, repr=False)
 class SessionUsedConcurrently(_Value):
     """A thread or task was inside an operation of the session, and another one began one.
 
@@ -567,6 +595,7 @@ Fact: TypeAlias = (
     | RollbackPending
     | TransactionRefused
     | ObjectCrossed
+    | RowGone
     | SessionUsedConcurrently
     | EventLoopChanged
     | TransactionCancelled

@@ -8,10 +8,10 @@ import weakref
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import create_engine, exc, select
+from sqlalchemy import create_engine, exc, select, text
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import raiseload, sessionmaker
-from sqlalchemy.orm.exc import DetachedInstanceError
+from sqlalchemy.orm.exc import DetachedInstanceError, ObjectDeletedError
 
 from tests.library import Author
 
@@ -133,6 +133,35 @@ def ended(places: Places) -> tuple[BaseException, list[bool]]:
     return error, [one() is not None for one in let_go]
 
 
+def gone(places: Places) -> tuple[BaseException, list[bool]]:
+    thing = Thing()
+    let_go: list[Any] = [weakref.ref(thing)]
+    with places.maker() as session:
+        author: Any = session.scalars(select(Author)).first()
+        let_go += [weakref.ref(session), weakref.ref(author)]
+        session.execute(text("UPDATE authors SET id = -1 WHERE id = :id"), {"id": author.id})
+        session.expire_all()
+        error = raised(ObjectDeletedError, lambda: author.name)
+        thing = author = None  # type: ignore[assignment] # is let go of
+        session.rollback()
+    session = None  # type: ignore[assignment] # is let go of
+    return error, [one() is not None for one in let_go]
+
+
+def not_persistent(places: Places) -> tuple[BaseException, list[bool]]:
+    thing = Thing()
+    let_go: list[Any] = [weakref.ref(thing)]
+    with places.maker() as session:
+        author: Any = Author(name="new")
+        session.merge(author)
+        let_go += [weakref.ref(session), weakref.ref(author)]
+        error = raised(exc.InvalidRequestError, lambda: session.refresh(author))
+        thing = author = None  # type: ignore[assignment] # is let go of
+        session.rollback()
+    session = None  # type: ignore[assignment] # is let go of
+    return error, [one() is not None for one in let_go]
+
+
 def waiting(places: Places) -> tuple[BaseException, list[bool]]:
     thing = Thing()
     let_go: list[Any] = [weakref.ref(thing)]
@@ -180,6 +209,8 @@ MISTAKES: dict[str, Callable[[Places], tuple[BaseException, list[bool]]]] = {
     "a load that is forbidden": forbidden,
     "a begin during a transaction": begun,
     "a transaction that has ended in its block": ended,
+    "a row that is gone": gone,
+    "a refresh of what was merged": not_persistent,
     "a pool that is empty": waiting,
     "a result that is not there": unexpected,
 }

@@ -1,6 +1,6 @@
 """Objects that are loaded one by one, repeatedly, or all at once."""
 
-from sqlalchemy import select
+from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from examples.misuse.db import SessionLocal
@@ -68,3 +68,17 @@ def dearest() -> str:
     with SessionLocal() as session:
         books = session.scalars(select(Book)).all()
         return max(books, key=lambda book: book.price).title
+
+
+def title_of_a_book_that_goes(book_id: int = 1) -> str:
+    """Reads a book that a commit has expired, when its row is deleted."""
+    with SessionLocal() as session:
+        book = session.get_one(Book, book_id)
+        session.commit()
+        _delete(book_id)
+        return book.title
+
+
+def _delete(book_id: int) -> None:
+    with SessionLocal.begin() as session:
+        session.execute(delete(Book).where(Book.id == book_id))

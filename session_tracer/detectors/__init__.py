@@ -13,6 +13,7 @@ from session_tracer.detectors import (
     loading,
     refused,
     reloads,
+    rows,
     sharing,
     single_rows,
     sizes,
@@ -55,4 +56,5 @@ DEFAULT_DETECTORS: Final[tuple[Suspecting, ...]] = (
     reloads.RefreshAfterWrite(),
     sizes.LargeIdentityMap(),
     sizes.LargeResult(),
+    rows.RowGoneAway(),
 )

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         DetachedLoadFailed,
         ImplicitLoadFailed,
         Outcome,
+        RowGone,
     )
     from session_tracer.ledger.report import Report
     from session_tracer.model.live_session import LiveSession
@@ -118,12 +119,12 @@ _EXPIRIES: Final[Mapping[str, str]] = {
 }
 
 
-def expired_by(fact: DetachedLoadFailed | ImplicitLoadFailed | AttributeLoaded) -> str:
+def expired_by(fact: DetachedLoadFailed | ImplicitLoadFailed | AttributeLoaded | RowGone) -> str:
     """Return what expired the object, such as `the commit`, or an empty string."""
     return _EXPIRIES.get(fact.expired_by, "")
 
 
-def expiry(fact: DetachedLoadFailed | ImplicitLoadFailed | AttributeLoaded) -> str:
+def expiry(fact: DetachedLoadFailed | ImplicitLoadFailed | AttributeLoaded | RowGone) -> str:
     """Return what expired the object and where, such as `the commit at app/shop.py:92`."""
     what = expired_by(fact)
     return f"{what} at {fact.expired_site}" if what and fact.expired_site is not None else what

@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     from session_tracer.ledger.in_progress import OpenTransaction
     from session_tracer.ledger.ledger import Ledger
 
-__all__ = ["GENERAL", "begin_refused", "used_after_end"]
+__all__ = ["begin_refused", "is_handled", "used_after_end"]
 
 # An `except` of one of these is no sign that the code expects one error in particular.
-GENERAL: Final = frozenset({"SQLAlchemyError", "Exception", "BaseException", "object"})
+_GENERAL: Final = frozenset({"SQLAlchemyError", "Exception", "BaseException", "object"})
 
 
 def begin_refused(error: Any, frame: FrameType) -> tuple[Ledger | None, Fact | None]:
     """`begin()` was called during a transaction."""
     session = frame.f_locals.get("self")
     ledger = ledger_of(session) if issubclass(type(session), Session) else None
-    if session is None or ledger is None or _is_handled(error, ledger, frame):
+    if session is None or ledger is None or is_handled(error, ledger, frame):
         return None, None
     transaction = session.get_transaction()
     is_implicit = (
@@ -52,7 +52,7 @@ def used_after_end(error: Any, frame: FrameType) -> tuple[Ledger | None, Fact | 
         return None, None
     session = transaction.session
     ledger = ledger_of(session)
-    if ledger is None or _is_handled(error, ledger, frame):
+    if ledger is None or is_handled(error, ledger, frame):
         return None, None
     ended = _ended(transaction, ledger)
     if ended is None:
@@ -84,7 +84,7 @@ def _ended(transaction: SessionTransaction, ledger: Ledger) -> OpenTransaction |
     return ended if len(ledger.transactions_open) <= depth else None
 
 
-def _is_handled(error: Any, ledger: Ledger, frame: FrameType) -> bool:
+def is_handled(error: Any, ledger: Ledger, frame: FrameType) -> bool:
     """Whether the application expects to be refused, and tries."""
     sites = ledger.locator.frames(frame)
-    return is_expected(failure(error, sites), sites, GENERAL)
+    return is_expected(failure(error, sites), sites, _GENERAL)

@@ -24,7 +24,15 @@ if TYPE_CHECKING:
 
     from session_tracer.facts import Missing
 
-__all__ = ["Read", "detached_read", "is_inside", "is_sqlalchemys", "refused_read", "session_near"]
+__all__ = [
+    "Read",
+    "detached_read",
+    "is_inside",
+    "is_sqlalchemys",
+    "outwards",
+    "refused_read",
+    "session_near",
+]
 
 # How far out from an error its attribute or session is looked for. Between a session and its pool
 # lies an engine, and perhaps a greenlet.
@@ -53,7 +61,8 @@ def is_sqlalchemys(frame: FrameType) -> bool:
     return str(frame.f_globals.get("__name__")).startswith("sqlalchemy.")
 
 
-def _outwards(frame: FrameType | None, most: int) -> Iterator[FrameType]:
+def outwards(frame: FrameType | None, most: int = _FAR) -> Iterator[FrameType]:
+    """Yield the frame and those outwards, at most this many."""
     for _ in range(most):
         if frame is None:
             return
@@ -63,7 +72,7 @@ def _outwards(frame: FrameType | None, most: int) -> Iterator[FrameType]:
 
 def session_near(frame: FrameType) -> Session | None:
     """The session whose method is at work."""
-    for outer in _outwards(frame, _FAR):
+    for outer in outwards(frame):
         session = _session_of(outer) if is_sqlalchemys(outer) else None
         if session is not None:
             return session
@@ -103,7 +112,7 @@ def refused_read(frame: FrameType) -> Read | None:
     """
     found: tuple[InstanceState[Any], str] | None = None
     expired: frozenset[str] = frozenset()
-    for outer in _outwards(frame, _FAR):
+    for outer in outwards(frame):
         if not is_sqlalchemys(outer):
             if found is not None:
                 break
@@ -164,7 +173,7 @@ def detached_read(frame: FrameType) -> Read | None:
 
 def _expired_attribute(frame: FrameType, names: Any) -> str:
     """All that is expired is loaded at once: which of it was read, an outer frame knows."""
-    for outer in _outwards(frame.f_back, _NEAR):
+    for outer in outwards(frame.f_back, _NEAR):
         key = _key(outer.f_locals.get("self")) if is_sqlalchemys(outer) else ""
         if key in names:
             return key

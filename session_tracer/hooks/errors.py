@@ -8,10 +8,10 @@ from itertools import dropwhile
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import exc
-from sqlalchemy.orm.exc import DetachedInstanceError
+from sqlalchemy.orm.exc import DetachedInstanceError, ObjectDeletedError
 
 from session_tracer import facts
-from session_tracer.hooks import boundaries, error_frames, loader_options
+from session_tracer.hooks import boundaries, error_frames, loader_options, rows
 from session_tracer.hooks.scopes import ledger_of, resumed
 from session_tracer.ledger import object_counter, registry
 from session_tracer.ledger.in_progress import SLOT
@@ -282,12 +282,15 @@ _BY_FUNCTION: Final[dict[str, Callable[..., tuple[Ledger | None, Fact | None]]]]
     "_raise_for_prerequisite_state": _rollback_pending,
     "_trans_ctx_check": _closed_in_block,
     "begin": boundaries.begin_refused,
+    "refresh": rows.not_refreshed,
+    "_validate_persistent": rows.not_persistent,
     "flush": _used_at_once,
 }
 _BY_ERROR: Final[dict[type, Callable[..., tuple[Ledger | None, Fact | None]]]] = {
     exc.MissingGreenlet: _implicit,
     exc.PendingRollbackError: _rollback_pending,
     exc.IllegalStateChangeError: _used_at_once,
+    ObjectDeletedError: rows.row_deleted,
 }
 
 

@@ -244,11 +244,12 @@ def _merging(session: Session, instance: Any, *_: Any, **__: Any) -> None:
     if ledger is None:
         return
     try:
-        attributes.instance_state(instance)
+        state = attributes.instance_state(instance)
         ledger = resumed(session, ledger)
         ledger.settle(ledger.clock())
-        entity = type(instance).__name__
-        ledger.object_merged(ledger.clock(), ledger.site(), entity)
+        entity, site = type(instance).__name__, ledger.site()
+        object_counter.note_merged(state, site)
+        ledger.object_merged(ledger.clock(), site, entity)
     except NO_STATE:
         pass  # not a mapped object: SQLAlchemy is about to raise an error
     except Exception as error:

@@ -170,6 +170,11 @@ RELIANCES: Final = (
         "reported",
     ),
     Reliance(
+        "Session._validate_persistent",
+        _function("sqlalchemy.orm.session:Session._validate_persistent", "self", "state"),
+        "the refresh() of an object that is not persistent is not reported",
+    ),
+    Reliance(
         "asyncio.Future._callbacks",
         _attribute("asyncio:Future._callbacks"),
         "what happens in a separate task is reported without the line that awaits it",

@@ -415,8 +415,16 @@ def transient_to_pending(session: Any = None, state: Any = None) -> None:
 
 
 @_contained
+def persistent_to_transient(ledger: Ledger, session: Session, state: Any) -> None:
+    ledger.count_transition("persistent_to_transient")
+    object_counter.note_undone(state, ledger.site())
+
+
+@_contained
 def pending_to_transient(ledger: Ledger, session: Session, state: Any) -> None:
     ledger.count_transition("pending_to_transient")
+    if ledger.transactions_open and ledger.transactions_open[-1].outcome == "rolled_back":
+        object_counter.note_undone(state, ledger.site())
     if ledger.is_closing:
         return  # close() empties the session first: what it held is still to be reported
     left = ledger.pending_by_class.pop(state.class_, 0) - 1
@@ -443,7 +451,7 @@ _LISTENERS: Final[tuple[tuple[str, Callable[..., None], bool], ...]] = (
     ("after_flush", after_flush, False),
     ("transient_to_pending", transient_to_pending, True),
     ("pending_to_transient", pending_to_transient, True),
-    ("persistent_to_transient", _counting("persistent_to_transient"), True),
+    ("persistent_to_transient", persistent_to_transient, True),
     ("deleted_to_persistent", _counting("deleted_to_persistent"), True),
     ("detached_to_persistent", _counting("detached_to_persistent"), True),
     ("deleted_to_detached", deleted_to_detached, True),

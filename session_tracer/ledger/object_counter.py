@@ -32,6 +32,9 @@ __all__ = [
     "expire",
     "expiry_of",
     "mark_of",
+    "note_merged",
+    "note_undone",
+    "noted",
     "remember",
     "unwatch",
 ]
@@ -159,6 +162,22 @@ def expiry_of(state: Any, scope: Scope) -> tuple[Expiry | Literal[""], CallSite 
     return scope.swept_by, scope.swept_site
 
 
+def note_merged(state: Any, site: CallSite | None) -> None:
+    """Mark an object that was given to `merge()`, which returns another one."""
+    state._session_tracer_merged = site
+
+
+def note_undone(state: Any, site: CallSite | None) -> None:
+    """Mark an object whose INSERT, or whose `add()`, was rolled back."""
+    state._session_tracer_undone = site
+
+
+def noted(state: Any) -> tuple[CallSite | None, CallSite | None]:
+    """Where the object was given to `merge()`, and where its INSERT was rolled back."""
+    marks = state.__dict__
+    return marks.get("_session_tracer_merged"), marks.get("_session_tracer_undone")
+
+
 def unwatch(identity_map: Any) -> None:
     """Leave the identity map, and the objects in it, as they would be without us."""
     if isinstance(getattr(identity_map, "_wr", None), OriginRef):
@@ -168,8 +187,16 @@ def unwatch(identity_map: Any) -> None:
         for state in identity_map.all_states():
             if isinstance(state._instance_dict, OriginRef):
                 state._instance_dict = plain
-            state.__dict__.pop("_session_tracer", None)
-            state.__dict__.pop("_session_tracer_expired", None)
+            for mark in _MARKS:
+                state.__dict__.pop(mark, None)
+
+
+_MARKS: Final = (
+    "_session_tracer",
+    "_session_tracer_expired",
+    "_session_tracer_merged",
+    "_session_tracer_undone",
+)
 
 
 def _works() -> bool:

@@ -44,6 +44,7 @@ FINDING_IDS: Final[tuple[str, ...]] = (
     "refresh-after-write",
     "large-identity-map",
     "large-result",
+    "row-gone",
     "detached-lazy-load",
     "implicit-async-io",
     "crossed-sessions",

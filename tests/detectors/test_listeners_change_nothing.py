@@ -231,6 +231,7 @@ class Program:
             what.TransactionCancelled(now, site, OWNERS[1]),
             what.ImplicitLoadFailed(now, site, "Author", "books", "expired"),
             what.TransactionRefused(now, site),
+            what.RowGone(now, site, "Author", "gone"),
         ]
         yield self.rng.choice(facts)
 
