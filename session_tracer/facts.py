@@ -500,6 +500,21 @@ class EventLoopChanged(_Value):
 
 
 @dataclass(slots=True, eq=False, repr=False)
+class ConnectionOnOtherLoop(_Value):
+    """The driver refused a pooled connection, which was opened on another event loop.
+
+    `thread` and `other_thread` are the names of the threads in which the two loops run; a loop
+    that has ended has none. `error` is the type of the error.
+    """
+
+    at: int
+    site: CallSite | None
+    thread: str
+    other_thread: str
+    error: str
+
+
+@dataclass(slots=True, eq=False, repr=False)
 class TransactionCancelled(_Value):
     """A task was cancelled while its session had a transaction open."""
 
@@ -598,6 +613,7 @@ Fact: TypeAlias = (
     | RowGone
     | SessionUsedConcurrently
     | EventLoopChanged
+    | ConnectionOnOtherLoop
     | TransactionCancelled
     | ConnectionNested
     | WritesSplit

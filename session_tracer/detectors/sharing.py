@@ -9,6 +9,7 @@ from session_tracer.detectors.memory import Once
 from session_tracer.detectors.protocol import BuiltIn
 from session_tracer.detectors.wording import awaited, variable, with_block
 from session_tracer.facts import (
+    ConnectionOnOtherLoop,
     EventLoopChanged,
     ObjectCrossed,
     SessionUsedConcurrently,
@@ -99,14 +100,19 @@ class ConcurrentUse(BuiltIn):
 
 
 class ForeignLoop(BuiltIn):
-    """`foreign-loop`: an AsyncSession is used on another event loop than the one it began on."""
+    """`foreign-loop`: an AsyncSession, or a pooled connection, is used on another event loop."""
 
-    candidates = (EventLoopChanged,)
+    candidates = (EventLoopChanged, ConnectionOnOtherLoop)
     memory = Once
 
-    def judge(self, fact: EventLoopChanged, report: Report, memory: Once) -> Iterator[Finding]:
+    def judge(
+        self, fact: EventLoopChanged | ConnectionOnOtherLoop, report: Report, memory: Once
+    ) -> Iterator[Finding]:
         """Report a scope once."""
         if not memory.first(report.ledger.id):
+            return
+        if isinstance(fact, ConnectionOnOtherLoop):
+            yield self._refused(fact, report)
             return
         message = "this session was used on an event loop other than the one it began on"
         if fact.other_thread not in (fact.thread, ""):
@@ -127,6 +133,28 @@ class ForeignLoop(BuiltIn):
                 # A pooled connection belongs to its loop as well.
                 alternatives=[
                     "create_async_engine(url, poolclass=NullPool), if several loops use the engine"
+                ],
+            ),
+        )
+
+    def _refused(self, fact: ConnectionOnOtherLoop, report: Report) -> Finding:
+        where = ""
+        if fact.other_thread not in (fact.thread, ""):
+            where = f', that of thread "{fact.other_thread}"'
+        return report.finding(
+            "foreign-loop",
+            "error",
+            "the engine's pool gave this session a connection that was opened on another event "
+            f"loop{where}, and the driver refused it ({fact.error})",
+            "create_async_engine(url, poolclass=NullPool)  # if several event loops use the engine",
+            fact.site,
+            evidence=known(
+                error_type=fact.error,
+                loop_thread=fact.thread,
+                first_loop_thread=fact.other_thread or None,
+                alternatives=[
+                    "await engine.dispose() before the event loop ends",
+                    "one engine for each event loop",
                 ],
             ),
         )

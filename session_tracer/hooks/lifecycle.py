@@ -10,7 +10,7 @@ from sqlalchemy.exc import IllegalStateChangeError
 from sqlalchemy.orm import Session, attributes
 from sqlalchemy.orm.exc import NO_STATE
 
-from session_tracer.hooks import flush_contents
+from session_tracer.hooks import flush_contents, loops
 from session_tracer.hooks.scopes import ledger_failed, ledger_of, resumed
 from session_tracer.ledger import object_counter
 from session_tracer.ledger.in_progress import SLOT
@@ -299,6 +299,7 @@ def _note(session: Any, error: BaseException | None) -> None:
     if ledger is None or not ledger.is_open or ledger.leaving is not None:
         return
     try:
+        loops.left_with(ledger, error)
         ledger.note_leaving(error)
     except Exception as failure:
         ledger.failed("lifetime", failure)

@@ -21,7 +21,7 @@ from sqlalchemy.exc import InvalidRequestError
 
 from session_tracer import facts
 from session_tracer.facts import StatementExecuted
-from session_tracer.hooks import load_reason, sql
+from session_tracer.hooks import load_reason, loops, sql
 from session_tracer.hooks.loader_options import primary_key
 from session_tracer.hooks.patching import as_sqlalchemys
 from session_tracer.hooks.sql import fingerprint as fingerprint_of
@@ -332,8 +332,8 @@ def _executing(name: str) -> Callable[..., bool | None]:
                             ledger.fold_rows()
                             ledger.judge(_row(ledger, context, statement, ended, duration))
                 else:
-                    if failed is not None:
-                        ledger.is_cancellation(failed)
+                    if failed is not None and not ledger.is_cancellation(failed):
+                        loops.refused(ledger, context.root_connection, failed)
                     shape = _known_shape(statement) or sql.shape(statement)
                     if shape.operation == "SELECT":
                         _selected(

@@ -16,6 +16,7 @@ from session_tracer.detectors.sharing import (
     SharedSession,
 )
 from session_tracer.facts import (
+    ConnectionOnOtherLoop,
     EventLoopChanged,
     ObjectCrossed,
     ObjectMerged,
@@ -247,6 +248,45 @@ def test_a_second_loop_of_the_same_thread() -> None:
     assert finding.message == (
         "this session was used on an event loop other than the one it began on"
     )
+
+
+def refused(**changes: Any) -> ConnectionOnOtherLoop:
+    values: dict[str, Any] = {
+        "at": 2, "site": SECOND, "thread": "loop-2", "other_thread": "loop-1",
+        "error": "RuntimeError", **changes,
+    }  # fmt: skip
+    return ConnectionOnOtherLoop(**values)
+
+
+def test_a_pooled_connection_of_another_loop() -> None:
+    assert reported(ForeignLoop(), OPENING, refused(), refused(site=FIRST), moved()) == [
+        Finding(
+            id="foreign-loop",
+            severity="error",
+            message="the engine's pool gave this session a connection that was opened on another "
+            'event loop, that of thread "loop-1", and the driver refused it (RuntimeError)',
+            remedy="create_async_engine(url, poolclass=NullPool)  "
+            "# if several event loops use the engine",
+            site=SECOND,
+            evidence={
+                "error_type": "RuntimeError",
+                "loop_thread": "loop-2",
+                "first_loop_thread": "loop-1",
+                "alternatives": [
+                    "await engine.dispose() before the event loop ends",
+                    "one engine for each event loop",
+                ],
+            },
+            **OF_SESSION,
+        )
+    ]
+
+
+def test_the_loop_of_a_pooled_connection_may_be_gone() -> None:
+    (finding,) = reported(ForeignLoop(), OPENING, refused(other_thread=""))
+    assert isinstance(finding, Finding)
+    assert "on another event loop, and the driver" in finding.message
+    assert "first_loop_thread" not in finding.evidence
 
 
 def test_another_loop_is_reported_once_for_a_scope() -> None:

@@ -3,27 +3,48 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import NullPool, text
+from sqlalchemy.exc import InterfaceError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 
 from session_tracer.testing import capture
 from tests.good_code.silence import assert_silent, only_async, only_sync
 from tests.stories.findings.due import Due, assert_found
 from tests.stories.lines import marked
-from tests.twins import on_each_database
+from tests.twins import on_each_database, on_postgresql
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from sqlalchemy.ext.asyncio import AsyncSession
+    from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
     from sqlalchemy.orm import Session
 
     from session_tracer.testing import Captured
     from tests.twins import Twin
+
+
+# A connection whose loop is gone cannot be closed, only collected.
+def leaves_connections(test: Any) -> Any:
+    """Mark a test that leaves connections of a loop that is gone, and collects them itself."""
+    for message in (
+        "ignore:The garbage collector is trying to clean up",
+        "ignore::ResourceWarning",
+    ):
+        test = pytest.mark.filterwarnings(message)(test)
+    return test
+
+
+def collect(engine: AsyncEngine) -> None:
+    """Collect the pool's connections: nothing can close one whose loop is gone."""
+    asyncio.run(engine.dispose(close=False))
+    gc.collect()
+
 
 ALONE = "this session was used on an event loop other than the one it began on"
 
@@ -200,3 +221,143 @@ def test_a_session_without_asyncio_knows_no_loop(twin: Twin) -> None:
             run(unit(session))
     assert_silent(captured, sessions=1)
     run(twin.dispose())
+
+
+# A connection of the pool that belongs to another loop.
+
+
+async def use_pooled(factory: Any) -> None:
+    async with factory() as session:
+        await session.execute(text("SELECT 1"))  # <- pooled
+
+
+def pooled(twin: Twin, **options: Any) -> Any:
+    return async_sessionmaker(create_async_engine(twin.url, **options))
+
+
+def use_on_two_loops(factory: Any, thread: str = "") -> None:
+    run(use_pooled(factory))
+
+    async def refused() -> None:
+        with suppress(RuntimeError, SQLAlchemyError):
+            await use_pooled(factory)
+
+    run(refused(), thread)
+
+
+@only_async
+@on_postgresql
+@leaves_connections
+@pytest.mark.parametrize("options", [{}, {"pool_pre_ping": True}], ids=["plain", "with a ping"])
+@pytest.mark.parametrize("thread", ["", "another"])
+def test_a_pooled_connection_of_another_loop(twin: Twin, options: Any, thread: str) -> None:
+    factory = pooled(twin, **options)
+    with capture(factory) as captured:
+        use_on_two_loops(factory, thread)
+    (finding,) = captured.findings
+    assert (finding.id, finding.severity) == ("foreign-loop", "error")
+    assert finding.site == marked(use_pooled, "<- pooled")
+    assert finding.remedy.startswith("create_async_engine(url, poolclass=NullPool)")
+    assert "await engine.dispose() before the event loop ends" in finding.evidence["alternatives"]
+    assert finding.evidence["loop_thread"] == (thread or "MainThread")
+    assert captured.metrics.get("session_tracer.errors", []) == []
+    collect(factory.kw["bind"])
+
+
+@only_async
+@on_postgresql
+@leaves_connections
+def test_the_thread_whose_loop_opened_the_connection_is_named(twin: Twin) -> None:
+    factory = pooled(twin)
+    loop = asyncio.new_event_loop()
+    first = threading.Thread(target=loop.run_forever, name="first")
+    first.start()
+    with capture(factory) as captured:
+        asyncio.run_coroutine_threadsafe(use_pooled(factory), loop).result(20)
+        with pytest.raises((RuntimeError, InterfaceError)):
+            asyncio.run(use_pooled(factory))
+    asyncio.run_coroutine_threadsafe(factory.kw["bind"].dispose(), loop).result(20)
+    collect(factory.kw["bind"])
+    loop.call_soon_threadsafe(loop.stop)
+    first.join()
+    loop.close()
+    (finding,) = captured.findings
+    assert finding.evidence["first_loop_thread"] == "first"
+    # asyncpg's error depends on what the first loop does with the connection meanwhile.
+    assert 'loop, that of thread "first", and the driver refused it' in finding.message
+
+
+@only_async
+@on_postgresql
+def test_the_remedies_for_a_pool_on_two_loops(twin: Twin) -> None:
+    without_pool = pooled(twin, poolclass=NullPool)
+    with capture(without_pool) as captured:
+        use_on_two_loops(without_pool)
+        use_on_two_loops(without_pool, "another")
+    assert_silent(captured, sessions=4, statements=4)
+
+    async def use_and_dispose() -> None:
+        await use_pooled(disposed)
+        await disposed.kw["bind"].dispose()
+
+    disposed = pooled(twin)
+    with capture(disposed) as captured:
+        run(use_and_dispose())
+        run(use_and_dispose(), "another")
+    assert_silent(captured, sessions=2, statements=2)
+
+
+@only_async
+@on_postgresql
+def test_a_driver_whose_connections_work_on_any_loop(twin: Twin) -> None:
+    engine = create_async_engine(twin.url.set(drivername="postgresql+psycopg"))
+    factory = async_sessionmaker(engine)
+
+    async def fail() -> None:
+        async with factory() as session:
+            with pytest.raises(SQLAlchemyError):
+                await session.execute(text("SELECT no_such_column"))
+
+    with capture(factory) as captured:
+        use_on_two_loops(factory)
+        run(fail())
+    assert captured.findings == []
+    asyncio.run(engine.dispose())
+
+
+@only_async
+@on_each_database
+def test_statements_that_fail_on_their_own_loop(twin: Twin) -> None:
+    async def story() -> None:
+        async with twin.session() as session:
+            with pytest.raises(SQLAlchemyError):
+                await session.execute(text("SELECT no_such_column"))
+
+    with capture(twin.factory) as captured:
+        twin.run(story)
+    assert captured.findings == []
+
+
+@only_async
+def test_an_error_about_loops_that_is_none_of_the_engines(twin: Twin) -> None:
+    lock = asyncio.Lock()
+
+    async def hold_it() -> None:
+        async with lock:
+            waiting = asyncio.create_task(lock.acquire())
+            await asyncio.sleep(0)
+            waiting.cancel()
+
+    async def story() -> None:
+        async with twin.session() as session:
+            await session.execute(text("SELECT 1"))
+            async with lock:
+                await asyncio.create_task(asyncio.wait_for(lock.acquire(), 1))
+
+    asyncio.run(hold_it())
+    with (
+        capture(twin.factory) as captured,
+        pytest.raises(RuntimeError, match="different event loop"),
+    ):
+        twin.run(story)
+    assert captured.findings == []
