@@ -28,6 +28,8 @@ Expiry: TypeAlias = Literal["commit", "rollback", "expire", "expire_all", "flush
 Departure: TypeAlias = Literal[
     "close", "reset", "invalidate", "expunge", "expunge_all", "deleted", "collected", "exit"
 ]
+# Why a failed flush is not handled: its error left the scope, or the session was used on.
+Unhandled: TypeAlias = Literal["", "left", "used_again"]
 # Why an attribute was not there when it was read.
 # The last is a column of a subclass whose object was selected by its base class.
 Missing: TypeAlias = Literal["relationship", "deferred", "expired", "dynamic", "left_out"]
@@ -307,6 +309,23 @@ class FlushFailed(_Value):
     dirty: Counts = field(default_factory=dict)
     deleted: Counts = field(default_factory=dict)
     constraint: str = ""
+    in_savepoint: bool = False
+
+
+@dataclass(slots=True, eq=False, repr=False)
+class FlushFailureDecided(_Value):
+    """It is known now whether the application has handled a flush that failed.
+
+    `unhandled` is empty if it has: the error was caught, and what had failed was rolled back.
+    `repeats` is how often flushes failed like this at this line in the last minute, in all
+    sessions; 0 if a savepoint was rolled back for it.
+    """
+
+    at: int
+    site: CallSite | None
+    failed: FlushFailed
+    unhandled: Unhandled = ""
+    repeats: int = 0
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -601,6 +620,7 @@ Fact: TypeAlias = (
     | FlushBegan
     | FlushCompleted
     | FlushFailed
+    | FlushFailureDecided
     | ObjectsExpired
     | ObjectsExpunged
     | ObjectMerged

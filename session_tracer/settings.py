@@ -268,6 +268,12 @@ class Settings:
     autoflushes_from_one_site: int = _option(10, _whole(2))
     """Number of autoflushes that write, from one line in one transaction (`autoflush-storm`)."""
 
+    failed_flushes_from_one_site: int = _option(10, _whole(2))
+    """Number of flushes that fail alike at one line in a minute, in all sessions (`failed-flush`).
+
+    A failed flush that is handled is reported only then.
+    """
+
     large_flush_objects: int = _option(1_000, _whole(1))
     """Number of objects above which a flush is reported (`large-flush`)."""
 
@@ -407,6 +413,7 @@ class Overrides(TypedDict, total=False):
     batch_commit_objects: int
     savepoints_per_transaction: int
     autoflushes_from_one_site: int
+    failed_flushes_from_one_site: int
     large_flush_objects: int
     unchanged_dirty_objects: int
     single_row_writes: int

@@ -341,12 +341,6 @@ def by_a_context_manager(work: Work) -> None:
         raise AssertionError from None
 
 
-def by_pytest(work: Work) -> None:
-    with pytest.raises(IntegrityError):
-        work.fail()
-    work.go_on()
-
-
 def by_a_constant(work: Work) -> None:
     try:
         try:
@@ -372,7 +366,6 @@ def perhaps_under_a_base_classes_name(work: Work) -> None:
 
 UNTOLD: list[Callable[[Work], Any]] = [
     by_a_context_manager,
-    by_pytest,
     by_a_constant,
     perhaps_under_a_base_classes_name,
 ]

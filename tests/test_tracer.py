@@ -298,6 +298,8 @@ def made(kind: type[Any], rng: random.Random) -> Fact:
         "other_owner": rng.choice(OWNERS),
         "holders": rng.choice([(), (OPEN,)]),
         "look": lambda: OPEN,
+        "failed": what.FlushFailed(1, SITE, "commit", 1, "word"),
+        "unhandled": rng.choice(["", "left", "used_again"]),
     }
     given = {}
     for field in fields(kind):

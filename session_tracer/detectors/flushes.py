@@ -17,7 +17,7 @@ from session_tracer.detectors.wording import (
 )
 from session_tracer.facts import (
     FlushCompleted,
-    FlushFailed,
+    FlushFailureDecided,
     ImplicitLoadFailed,
     RollbackPending,
 )
@@ -26,7 +26,7 @@ from session_tracer.model.counts import add_counts, total
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from session_tracer.facts import Counts, Trigger
+    from session_tracer.facts import Counts, FlushFailed, Trigger
     from session_tracer.ledger.report import Report
     from session_tracer.model.findings import Finding
     from session_tracer.where.callsite import CallSite
@@ -47,27 +47,36 @@ _FLUSHES: Final[Mapping[Trigger, str]] = {
 
 
 class FailedFlush(BuiltIn):
-    """`failed-flush`: a flush raises."""
+    """`failed-flush`: a flush raises, and the application does not handle that, or too often."""
 
-    candidates = (ImplicitLoadFailed, FlushFailed)
+    candidates = (ImplicitLoadFailed, FlushFailureDecided)
     memory = _Refused
 
     def judge(
-        self, fact: ImplicitLoadFailed | FlushFailed, report: Report, memory: _Refused
+        self, fact: ImplicitLoadFailed | FlushFailureDecided, report: Report, memory: _Refused
     ) -> Iterator[Finding]:
-        """Report each flush that failed.
+        """Report each failed flush that is not handled, and one that fails again and again.
 
         An autoflush for an attribute that could not be awaited is reported as `implicit-async-io`.
         """
         if isinstance(fact, ImplicitLoadFailed):
             memory.at = fact.at
             return
+        is_enough = fact.repeats == report.settings.failed_flushes_from_one_site
+        if not (fact.unhandled or is_enough):
+            return
+        yield from self._failed(fact, report, memory)
+
+    def _failed(
+        self, decided: FlushFailureDecided, report: Report, memory: _Refused
+    ) -> Iterator[Finding]:
+        fact = decided.failed
         is_refused = memory.at is not None and memory.at >= fact.at - fact.duration
         if fact.trigger == "autoflush" and is_refused:
             return
         contents = added_up(written(fact))
         error = _class_name(fact.error)
-        remedy, *others = _handle(error, report)
+        remedy, *others = _handle(fact, error, report)
         yield report.finding(
             "failed-flush",
             "warning",
@@ -86,8 +95,8 @@ class FailedFlush(BuiltIn):
         )
 
 
-def _handle(error: str, report: Report) -> Iterator[str]:
-    if report.ledger.open_savepoints:
+def _handle(fact: FlushFailed, error: str, report: Report) -> Iterator[str]:
+    if fact.in_savepoint:
         yield f"catch {error} outside of the savepoint's block: only the savepoint is rolled back"
         return
     yield f"{awaited(report) or 'call '}session.rollback() where {error} is caught"
@@ -115,7 +124,8 @@ class PendingRollback(BuiltIn):
         if memory.ended == report.ledger.ended:
             return
         memory.ended = report.ledger.ended
-        failed = report.ledger.failed_flush
+        failures = report.ledger.failures
+        failed = None if failures is None else failures.first
         if failed is None:
             error, what, evidence = "the error", "after its transaction had failed", {}
         else:

@@ -104,6 +104,8 @@ def _refused(error: Any, frame: FrameType) -> None:
         if ledger is not None and fact is not None and ledger.is_open:
             if type(fact) is facts.LoadRefused:
                 ledger.load_refused(fact)
+            elif type(fact) is facts.RollbackPending:
+                ledger.rollback_pending(fact)
             else:
                 ledger.suspect(fact)
     except Exception as failure:

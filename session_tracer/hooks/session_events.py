@@ -377,7 +377,9 @@ def _flush_fails(ledger: Ledger, flush: Flush, now: int) -> None:
             dirty=dict(dirty),
             deleted=dict(deleted),
             constraint=flush_contents.constraint(error),
-        )
+            in_savepoint=ledger.open_savepoints > 0,
+        ),
+        error,
     )
 
 

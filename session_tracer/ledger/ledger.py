@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from session_tracer import facts
 from session_tracer.ledger import first_use, object_counter, same_owner
+from session_tracer.ledger.failures import Failures
 from session_tracer.ledger.gates import Gates
 from session_tracer.ledger.guard import reporting
 from session_tracer.ledger.in_progress import OpenTransaction
@@ -30,6 +31,7 @@ from session_tracer.ledger.use import NO_OWNER, Use
 from session_tracer.model.counts import NOTHING, by_name, difference, total, with_counts
 from session_tracer.runtime import process, threads
 from session_tracer.where import owner
+from session_tracer.where.running import running_frame
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -215,8 +217,7 @@ class Ledger(Use):
     # Which flush is writing, or was the last one that did.
     flush_number = 0
     failure: Failure | None = None
-    # The first flush that failed since a transaction or savepoint ended.
-    failed_flush: facts.FlushFailed | None = None
+    failures: Failures | None = None
     # What the open transaction has written: objects, rows, and what a commit is compared by.
     written: Counts = NOTHING
     committing_rows = 0
@@ -437,6 +438,8 @@ class Ledger(Use):
         if self.transactions_open:
             self._give_up_transactions(self.clock(), site)
         is_taken = ending in _TAKEN
+        if self.failures is not None:
+            self.failures.scope_ended(self)
         if not self.is_used:
             self.outcome = "unused"
         elif is_taken:
@@ -531,6 +534,8 @@ class Ledger(Use):
             )
             name = "" if is_ordinary else type_name(error)
         site = self.site()
+        if self.failures is not None and error is not None:
+            self.failures.leaves(self, error, self.locator.frames(running_frame(1)))
         self.leaving = (site, name, error is not None)
         return site
 
@@ -590,7 +595,8 @@ class Ledger(Use):
         self.committing_rows = 0
         self.committing = NOTHING
         self.first_began = None
-        self.failed_flush = None
+        if self.failures is not None:
+            self.failures.first = None
         self.nested_lines = frozenset()
 
     def failed(self, where: str, error: BaseException) -> None:
@@ -657,6 +663,8 @@ class Ledger(Use):
         self.transactions_open += (began,)
         if reporting.now:
             return
+        if self.failures is not None:
+            self.failures.went_on(self)
         self.last_activity_at = now
         self.last_activity_site = site
         if nested:
@@ -716,8 +724,9 @@ class Ledger(Use):
         self.ended += 1
         self.last_ended = ended
         ended.ended_site = site
-        self.failed_flush = None
         outcome, nested = ended.outcome, ended.nested
+        if self.failures is not None:
+            self.failures.transaction_ended(self, committed=outcome == "committed")
         if outcome == "committed" and not nested:
             commits = self.commits = self.commits + 1
             self.last_write = ("commit", site)
@@ -979,24 +988,37 @@ class Ledger(Use):
         )
         self._publish_and_judge(fact, judged=is_judged)
 
-    def flush_failed(self, fact: facts.FlushFailed) -> None:
+    def flush_failed(self, fact: facts.FlushFailed, error: BaseException | None = None) -> None:
         """The unit of work could not be written."""
         if reporting.now:
             return
         self.failed_flushes += 1
         self.last_activity_at = fact.at - fact.duration
         self.last_activity_site = fact.site
-        if self.failed_flush is None:
-            self.failed_flush = fact
-        self.suspect(fact)
+        if self.failures is None:
+            self.failures = Failures()
+        is_same = _is_unknown if error is None else recognising(error)
+        self.failures.flush_failed(self, fact, self.failure, is_same)
+        self.publish(fact)
         for report in self.reports:
             for metrics in report.metrics:
                 metrics.flushed(report, fact.trigger, fact.error, fact.duration)
-            if report.logs is not None:
-                report.emit(report.logs.flush_failed, report, fact)
         for report, spans in self.recording:
             sizes = (total(fact.new), total(fact.dirty), total(fact.deleted))
             report.emit(spans.flush_ended, fact.at, *sizes, None, fact.error)
+
+    def flush_failure_decided(self, fact: facts.FlushFailureDecided) -> None:
+        """It is known whether the application has handled a failed flush."""
+        self.suspect(fact)
+        for report in self.reports:
+            if report.logs is not None:
+                report.emit(report.logs.flush_failed, report, fact)
+
+    def rollback_pending(self, fact: facts.RollbackPending) -> None:
+        """The session was used after a failure, without a rollback."""
+        if self.failures is not None and not reporting.now:
+            self.failures.used_again(self)
+        self.suspect(fact)
 
     # Statements.
 
@@ -1401,6 +1423,10 @@ def _collected(ref: Any) -> None:
             ledger.failed("live", error)
         for lost in _LOSSES:
             lost(ledger)
+
+
+def _is_unknown(_: BaseException) -> bool:
+    return False
 
 
 def recognising(error: BaseException) -> Callable[[BaseException], bool]:

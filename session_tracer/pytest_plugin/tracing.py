@@ -11,7 +11,7 @@ from session_tracer.detectors.protocol import Suspecting
 from session_tracer.exporter import Exporter
 from session_tracer.hooks.targets import resolve
 from session_tracer.instrumentor import capture
-from session_tracer.ledger import watchdog
+from session_tracer.ledger import failures, watchdog
 from session_tracer.pytest_plugin.case import Case, Reported, Scope
 from session_tracer.settings import Settings
 from session_tracer.verdicts.policy import Policy
@@ -106,6 +106,7 @@ class Tracing:
         the test's first statement.
         """
         self.case = case
+        failures.forget_repeats()
         for report, scope in self._of_this_thread():
             self._reset_counts(report, scope)
 

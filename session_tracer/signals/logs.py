@@ -138,7 +138,7 @@ class LogSignal:
         """Whether such an event was logged just now. Code that asked for all of them gets all."""
         if self.least <= _DEBUG or self._heard(_DEBUG):
             return False
-        key = (summed.event, *summed.fields.items())
+        key = (summed.event, summed.level, *summed.fields.items())
         return self._limiter.hold(key, summed, numbers())
 
     def retracted(self, retraction: Retraction, report: Report) -> None:
@@ -184,11 +184,16 @@ class LogSignal:
         }
         self._emit("debug", names.FLUSH_COMPLETED, report, fields)
 
-    def flush_failed(self, report: Report, fact: facts.FlushFailed) -> None:
-        """Log a flush that failed; repeats are held back and summed up."""
+    def flush_failed(self, report: Report, decided: facts.FlushFailureDecided) -> None:
+        """Log a flush that failed: a warning, unless the application has handled it.
+
+        Repeats are held back and summed up.
+        """
+        fact = decided.failed
+        level = "warning" if decided.unhandled else "info"
         site = _site(fact.site)
         summed = _Summed(
-            "warning",
+            level,
             names.FLUSH_FAILED,
             {"session_name": report.name},
             {"error_type": fact.error, "constraint": fact.constraint, "site": site},
@@ -205,7 +210,7 @@ class LogSignal:
             "deleted": fact.deleted,
             "site": site,
         }
-        self._emit("warning", names.FLUSH_FAILED, report, fields)
+        self._emit(level, names.FLUSH_FAILED, report, fields)
 
     def session_closed(self, report: Report) -> None:
         """Log everything about a scope in one event, as its ledger has it.

@@ -13,7 +13,7 @@ from session_tracer.where.callsite import CallSite
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["Failure", "failure", "handler_of", "is_expected"]
+__all__ = ["Failure", "failure", "handler_of", "is_caught", "is_expected"]
 
 
 class Failure(NamedTuple):
@@ -50,15 +50,46 @@ def handler_of(failed: Failure, here: Sequence[CallSite]) -> CallSite | None:
     Returns:
         The line, or None if it cannot be determined from the source.
     """
-    went_on = {(site.file, site.function) for site in here}
+    caught = _caught(failed, {(site.file, site.function) for site in here})
+    if caught is None or caught.by is None:
+        return None
+    return CallSite(caught.at.file, caught.by.line, caught.at.function)
+
+
+def is_caught(failed: Failure, here: Sequence[CallSite]) -> bool:
+    """Return whether code of the application expects the exception, and catches it.
+
+    An `except Exception` further out does not count, because it catches whatever has gone wrong.
+    It counts if it contains one of the lines `here`: then it is what handles the exception now.
+    If the source does not decide it, the exception may be expected.
+    """
+    caught = _caught(failed, set())
+    if caught is None:
+        return False
+    by, at = caught.by, caught.at
+    if by is None or not _ANY_ERROR.issuperset(by.names):
+        return True
+    return any(
+        site.file == at.file and site.function == at.function and site.line in by.body
+        for site in here
+    )
+
+
+class _Caught(NamedTuple):
+    """What catches an error and does not raise it again: None if the source does not decide it."""
+
+    at: CallSite
+    by: _Handler | None
+
+
+def _caught(failed: Failure, went_on: set[tuple[str, str]]) -> _Caught | None:
+    """Return what catches the error, from where it is raised outwards, or None if nothing does."""
     for site in failed.sites:
         if site.function.endswith("<lambda>"):
             continue  # it lies in the function that made it, which need not have called it
-        line, leaving = _through(site, failed, stays=(site.file, site.function) in went_on)
-        if line:
-            return CallSite(site.file, line, site.function)
-        if leaving is None:
-            return None
+        by, leaving = _through(site, failed, stays=(site.file, site.function) in went_on)
+        if by is not None or leaving is None:
+            return _Caught(site, by)
         failed = leaving
     return None
 
@@ -74,8 +105,6 @@ def is_expected(failed: Failure, sites: Sequence[CallSite], general: frozenset[s
     named = failed.names - general
     for site in sites:
         for block in _around(site):
-            if not named.isdisjoint(block.expected):
-                return True
             for handler in block.handlers:
                 if not named.isdisjoint(handler.names):
                     return True
@@ -84,34 +113,37 @@ def is_expected(failed: Failure, sites: Sequence[CallSite], general: frozenset[s
     return False
 
 
-def _through(site: CallSite, failed: Failure, *, stays: bool) -> tuple[int, Failure | None]:
-    """Return the line that catches the error there, or 0 and the error that propagates.
+def _through(
+    site: CallSite, failed: Failure, *, stays: bool
+) -> tuple[_Handler | None, Failure | None]:
+    """Return what catches the error there, or None and the error that propagates.
 
-    Returns 0 and None if the source does not decide it. With `stays`, execution may still be in
+    Returns twice None if the source does not decide it. With `stays`, execution may still be in
     this function.
     """
     for block in _around(site):
         for handler in block.handlers:
             caught = _catches(handler, failed)
             if caught is None:
-                return 0, None
+                return None, None
             if caught:
                 after = _leaves(handler, failed)
                 if after is None:
-                    return handler.line, None
+                    return handler, None
                 failed = after
                 break
         else:
             if block.is_opaque and stays:
-                return 0, None  # perhaps its context manager has caught it
-    return 0, failed
+                return None, None  # perhaps its context manager has caught it
+    return None, failed
 
 
 class _Handler(NamedTuple):
-    """Code that catches errors: its line, the classes (none: all), and what it raises."""
+    """Code that catches errors: its line, the classes (none: all), its body, what it raises."""
 
     line: int
     names: tuple[str, ...]
+    body: range = range(0)
     raised: ast.Raise | None = None
     caught_as: str | None = None
 
@@ -123,7 +155,6 @@ class _Block(NamedTuple):
     lines: range
     handlers: tuple[_Handler, ...]
     is_opaque: bool = False
-    expected: tuple[str, ...] = ()
 
 
 def _catches(handler: _Handler, failed: Failure) -> bool | None:
@@ -203,7 +234,7 @@ def _lines(body: list[ast.stmt]) -> range:
 def _handler(node: ast.ExceptHandler) -> _Handler:
     last = node.body[-1]
     raised = last if isinstance(last, ast.Raise) else None
-    return _Handler(node.lineno, _names(node.type), raised, node.name)
+    return _Handler(node.lineno, _names(node.type), _lines(node.body), raised, node.name)
 
 
 def _names(kinds: ast.expr | None) -> tuple[str, ...]:
@@ -216,22 +247,26 @@ def _last_name(named: ast.expr) -> str:
     return ast.unparse(named).rpartition(".")[2]
 
 
+# Context managers that catch the errors they are called with: contextlib's, pytest's, unittest's.
+_CATCHING: Final = frozenset({"suppress", "raises", "assertRaises", "assertRaisesRegex"})
 # Context managers that let every error through.
 _TRANSPARENT: Final = frozenset({"begin", "begin_nested", "no_autoflush"})
 
 
-def _managers(node: ast.With | ast.AsyncWith) -> tuple[tuple[_Handler, ...], bool, tuple[str, ...]]:
-    """Return what the context managers suppress, whether one is unknown, and what tests expect."""
+def _managers(node: ast.With | ast.AsyncWith) -> tuple[tuple[_Handler, ...], bool]:
+    """Return what the context managers suppress, and whether one of them is unknown."""
     suppressing, is_opaque = [], False
-    expected: tuple[str, ...] = ()
     for item in node.items:
         made = item.context_expr
         arguments = made.args if isinstance(made, ast.Call) else []
         name = _last_name(made.func if isinstance(made, ast.Call) else made)
-        if name == "suppress" and arguments:
-            suppressing.append(_Handler(node.lineno, tuple(map(_last_name, arguments))))
+        if name in _CATCHING and arguments:
+            suppressing.append(_Handler(node.lineno, _named(arguments)))
         elif name not in _TRANSPARENT:
             is_opaque = True
-            if name == "raises":  # pytest's: a test expects the error
-                expected += tuple(map(_last_name, arguments))
-    return tuple(suppressing), is_opaque, expected
+    return tuple(suppressing), is_opaque
+
+
+def _named(arguments: list[ast.expr]) -> tuple[str, ...]:
+    """Return the classes that a context manager is called with, perhaps in a tuple."""
+    return tuple(name for argument in arguments for name in _names(argument))

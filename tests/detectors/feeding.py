@@ -285,6 +285,9 @@ class PlayedScope:
         self.ledger.flush = None
         self.ledger.flush_failed(fact)
 
+    def _rollback_pending(self, fact: facts.RollbackPending) -> None:
+        self.ledger.rollback_pending(fact)
+
     def _statement_started(self, fact: facts.StatementStarted) -> None:
         self.ledger.statement_started(fact)
 
@@ -333,6 +336,7 @@ _PLAYERS: Final[Mapping[type, Callable[[PlayedScope, Any], None]]] = {
     facts.FlushBegan: PlayedScope._flush_began,
     facts.FlushCompleted: PlayedScope._flush_completed,
     facts.FlushFailed: PlayedScope._flush_failed,
+    facts.RollbackPending: PlayedScope._rollback_pending,
     facts.ObjectsExpired: PlayedScope._objects_expired,
     facts.ObjectsExpunged: PlayedScope._objects_expunged,
     facts.ObjectMerged: PlayedScope._object_merged,

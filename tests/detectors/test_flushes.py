@@ -17,6 +17,7 @@ from session_tracer.detectors.flushes import (
 from session_tracer.facts import (
     FlushCompleted,
     FlushFailed,
+    FlushFailureDecided,
     RollbackPending,
     SessionOpened,
     TransactionBegan,
@@ -55,7 +56,9 @@ def evidence(found: list[Finding | Retraction], key: str) -> list[Any]:
 # failed-flush
 
 
-def failed(site: CallSite | None = COMMIT, trigger: Trigger = "commit", when: int = 0) -> Fact:
+def failed(
+    site: CallSite | None = COMMIT, trigger: Trigger = "commit", when: int = 0, **more: Any
+) -> FlushFailed:
     return FlushFailed(
         when,
         site,
@@ -65,11 +68,21 @@ def failed(site: CallSite | None = COMMIT, trigger: Trigger = "commit", when: in
         {"Author": 2},
         {"Book": 1},
         constraint="authors_name_key",
+        **more,
     )
 
 
+def left(flush: FlushFailed, repeats: int = 1) -> Fact:
+    """The flush's error has left the scope."""
+    return FlushFailureDecided(flush.at, flush.site, flush, "left", repeats)
+
+
+def handled(flush: FlushFailed, repeats: int = 1) -> Fact:
+    return FlushFailureDecided(flush.at, flush.site, flush, "", repeats)
+
+
 def test_a_failed_flush_is_reported_with_its_contents() -> None:
-    assert reported(FailedFlush(), OPENING, failed()) == [
+    assert reported(FailedFlush(), OPENING, left(failed())) == [
         Finding(
             id="failed-flush",
             severity="warning",
@@ -92,7 +105,7 @@ def test_a_failed_flush_is_reported_with_its_contents() -> None:
 
 
 def test_the_remedy_of_a_failed_flush_awaits_under_asyncio() -> None:
-    found = reported(FailedFlush(), failed(), is_async=True)
+    found = reported(FailedFlush(), left(failed()), is_async=True)
     assert remedies(found) == ["await session.rollback() where IntegrityError is caught"]
     assert evidence(found, "alternatives") == [
         ["async with session.begin_nested(): around the code that may fail"]
@@ -108,13 +121,11 @@ def test_the_remedy_of_a_failed_flush_awaits_under_asyncio() -> None:
     ],
 )
 def test_the_trigger_of_the_flush_is_reported(trigger: Trigger, message: str) -> None:
-    assert messages(reported(FailedFlush(), failed(trigger=trigger))) == [message]
+    assert messages(reported(FailedFlush(), left(failed(trigger=trigger)))) == [message]
 
 
 def test_the_remedy_in_a_savepoint_does_not_propose_one() -> None:
-    began = TransactionBegan(1, COMMIT, nested=True)
-    ended = TransactionEnded(2, COMMIT, "rolled_back", 1, nested=True)
-    found = reported(FailedFlush(), began, failed(trigger="savepoint"), ended, failed())
+    found = reported(FailedFlush(), left(failed(in_savepoint=True)), left(failed()))
     assert remedies(found) == [
         "catch IntegrityError outside of the savepoint's block: only the savepoint is rolled back",
         "call session.rollback() where IntegrityError is caught",
@@ -122,20 +133,38 @@ def test_the_remedy_in_a_savepoint_does_not_propose_one() -> None:
     assert evidence(found, "alternatives")[0] is None
 
 
-def test_a_flush_before_a_savepoint_begins_loses_everything() -> None:
-    assert remedies(reported(FailedFlush(), failed(trigger="savepoint"))) == [
-        "call session.rollback() where IntegrityError is caught"
-    ]
-
-
 def test_each_flush_that_fails_is_reported() -> None:
-    assert len(reported(FailedFlush(), failed(), failed())) == 2
+    assert len(reported(FailedFlush(), left(failed()), left(failed()))) == 2
 
 
 def test_a_flush_that_fails_with_nothing_known_of_it() -> None:
-    found = reported(FailedFlush(), FlushFailed(1, None, "explicit", 0, ""))
+    found = reported(FailedFlush(), left(FlushFailed(1, None, "explicit", 0, "")))
     assert messages(found) == ["a flush of no objects failed with an error"]
     assert evidence(found, "constraint") == [None]
+
+
+def test_a_failed_flush_that_is_handled_is_not_reported() -> None:
+    assert reported(FailedFlush(), failed(), handled(failed())) == []
+
+
+def test_a_failed_flush_that_is_handled_is_reported_where_it_repeats() -> None:
+    flushes = [handled(failed(), repeats) for repeats in range(1, 25)]
+    assert len(reported(FailedFlush(), *flushes)) == 1
+    assert len(reported(FailedFlush(), *flushes, failed_flushes_from_one_site=2)) == 1
+    assert reported(FailedFlush(), *flushes[:9]) == []
+
+
+def test_a_session_that_is_used_on_has_not_handled_its_failed_flush() -> None:
+    found = reported(FailedFlush(), failed(), RollbackPending(2 * MS, USE))
+    assert [one.site for one in found if isinstance(one, Finding)] == [COMMIT]
+
+
+def test_a_session_that_is_used_after_its_rollback_has_handled_its_failed_flush() -> None:
+    rollback = TransactionEnded(2, USE, "rolled_back", 1)
+    again = TransactionBegan(3, COMMIT)
+    ended = TransactionEnded(4, COMMIT, "committed", 1)
+    first = TransactionBegan(0, COMMIT)
+    assert reported(FailedFlush(), OPENING, first, failed(), rollback, again, ended) == []
 
 
 # pending-rollback

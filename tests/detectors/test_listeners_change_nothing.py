@@ -204,7 +204,9 @@ class Program:
             yield self.executed("INSERT", site, entity="Author", in_flush=True, rows=1, text=text)
         now = self.later()
         if self.rng.random() < 0.15:
-            yield what.FlushFailed(now, site, trigger, MS, "IntegrityError")
+            failed = what.FlushFailed(now, site, trigger, MS, "IntegrityError")
+            yield failed
+            yield what.FlushFailureDecided(now, site, failed, self.rng.choice(["", "left"]))
         else:
             new, dirty = self.counts(0, 0, 1, 4), self.counts(0, 0, 1)
             yield what.FlushCompleted(now, site, trigger, MS, new, dirty, {}, self.counts(0, 0, 2))

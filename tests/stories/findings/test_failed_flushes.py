@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 async def tell(twin: Twin, work: Callable[[Any], Awaitable[object]]) -> Captured:
-    with capture(twin.factory) as captured:
+    with capture(twin.factory) as captured, suppress(Exception):
         async with twin.session() as session:  # <- opened
             await work(session)
     return captured
@@ -30,23 +30,21 @@ async def tell(twin: Twin, work: Callable[[Any], Awaitable[object]]) -> Captured
 
 async def flush(session: Any) -> None:
     session.add_all([Author(name=None), Author(name="new", books=[Book(title="first")])])
-    with pytest.raises(IntegrityError):
-        await session.flush()  # <- flushed
-    await session.rollback()
+    await session.flush()  # <- flushed
 
 
 async def commit(session: Any) -> None:
     (await session.get(Book, 1)).copies = -1
-    with pytest.raises(IntegrityError):
+    try:
         await session.commit()  # <- flushed
-    await session.rollback()
+    except IntegrityError:
+        await session.rollback()
+        raise
 
 
 async def autoflush(session: Any) -> None:
     session.add(Author(name="author 0"))
-    with pytest.raises(IntegrityError):
-        await session.scalars(select(Book))  # <- flushed
-    await session.rollback()
+    await session.scalars(select(Book))  # <- flushed
 
 
 def books_of(author: Author) -> object:
@@ -56,26 +54,20 @@ def books_of(author: Author) -> object:
 async def read_lazily(session: Any) -> None:
     author = await session.get(Author, 1)
     session.add(Author(name="author 0"))
-    with pytest.raises(IntegrityError):
-        await session.run_sync(lambda _: books_of(author))
-    await session.rollback()
+    await session.run_sync(lambda _: books_of(author))
 
 
 async def begin_a_savepoint(session: Any) -> None:
     session.add(Author(name=None))
-    with pytest.raises(IntegrityError):
-        async with session.begin_nested():  # <- flushed
-            pass
-    await session.rollback()
+    async with session.begin_nested():  # <- flushed
+        pass
 
 
 async def delete(session: Any) -> None:
     await session.execute(insert(Loan).values(book_id=1))
     await session.delete(await session.get(Author, 1))
     session.add(Author(name=None))
-    with pytest.raises(IntegrityError):
-        await session.flush()  # <- flushed
-    await session.rollback()
+    await session.flush()  # <- flushed
 
 
 FAILED: dict[str, tuple[Any, str, str, dict[str, Any]]] = {
@@ -152,19 +144,15 @@ def test_a_flush_that_fails_by(twin: Twin, what: str) -> None:
 
 async def leave_a_savepoint(session: Any) -> None:
     session.add(Author(name="kept"))
-    with suppress(IntegrityError):
-        async with session.begin_nested():  # <- flushed
-            session.add(Author(name=None))
-    await session.commit()
+    async with session.begin_nested():  # <- flushed
+        session.add(Author(name=None))
 
 
 async def flush_in_a_savepoint(session: Any) -> None:
     session.add(Author(name="kept"))
-    with suppress(IntegrityError):
-        async with session.begin_nested():
-            session.add(Author(name=None))
-            await session.flush()  # <- flushed
-    await session.commit()
+    async with session.begin_nested():
+        session.add(Author(name=None))
+        await session.flush()  # <- flushed
 
 
 @on_each_database
@@ -182,7 +170,223 @@ def test_a_flush_that_fails_in_a_savepoint(twin: Twin, how: Any) -> None:
             evidence={"new": {"Author": 1}, "alternatives": None},
         )
         assert_found(captured, due)
-        assert [summary.outcome for summary in captured.sessions] == ["committed"]
+
+    twin.run(story)
+
+
+# Handled: the error is caught where it is expected, and what had failed is rolled back.
+
+
+async def roll_back(session: Any) -> None:
+    session.add(Author(name=None))
+    try:
+        await session.commit()
+    except Exception:
+        await session.rollback()
+
+
+async def roll_back_and_go_on(session: Any) -> None:
+    await roll_back(session)
+    session.add(Author(name="another"))
+    await session.commit()
+
+
+async def catch_around_a_savepoint(session: Any) -> None:
+    session.add(Author(name="kept"))
+    for name in ("one", None, "two", None):
+        try:
+            async with session.begin_nested():
+                session.add(Author(name=name))
+        except IntegrityError:
+            continue
+    await session.commit()
+
+
+async def roll_a_savepoint_back(session: Any) -> None:
+    savepoint = session.begin_nested()
+    if hasattr(savepoint, "__await__"):
+        await savepoint
+    session.add(Author(name=None))
+    with suppress(IntegrityError):
+        await session.flush()
+    await savepoint.rollback()
+    await session.commit()
+
+
+async def catch_around_a_transaction(session: Any) -> None:
+    with suppress(IntegrityError):
+        async with session.begin():
+            session.add(Author(name=None))
+
+
+async def get_or_create(session: Any) -> None:
+    for _ in range(2):
+        session.add(Author(name="found"))
+        try:
+            await session.flush()
+        except IntegrityError:
+            await session.rollback()
+            await session.scalars(select(Author).where(Author.name == "found"))
+        else:
+            await session.commit()
+
+
+async def leave_it_to_close(session: Any) -> None:
+    session.add(Author(name=None))
+    with suppress(IntegrityError):
+        await session.commit()
+
+
+async def raise_what_callers_know(session: Any) -> None:
+    try:
+        await roll_back_and_raise(session)
+    except LookupError:
+        await session.close()
+
+
+async def roll_back_and_raise(session: Any) -> None:
+    session.add(Author(name=None))
+    try:
+        await session.commit()
+    except IntegrityError as error:
+        await session.rollback()
+        raise LookupError("no name") from error
+
+
+async def expect_it(session: Any) -> None:
+    session.add(Author(name=None))
+    with pytest.raises(IntegrityError):
+        await session.flush()
+    await session.rollback()
+
+
+async def close_where_it_is_caught(session: Any) -> None:
+    session.add(Author(name=None))
+    try:
+        await session.commit()
+    except Exception:
+        await session.close()
+
+
+HANDLED = [
+    roll_back,
+    roll_back_and_go_on,
+    catch_around_a_savepoint,
+    roll_a_savepoint_back,
+    catch_around_a_transaction,
+    get_or_create,
+    leave_it_to_close,
+    raise_what_callers_know,
+    expect_it,
+    close_where_it_is_caught,
+]
+
+
+@pytest.mark.parametrize("how", HANDLED)
+def test_what_is_handled_is_logged_and_is_no_finding(twin: Twin, how: Any) -> None:
+    async def story() -> None:
+        captured = await tell(twin, how)
+        assert_found(captured)
+        levels = {log["level"] for log in captured.logs if log["event"] == "flush.failed"}
+        assert levels == {"info"}
+
+    twin.run(story)
+
+
+async def create(twin: Twin) -> None:
+    async with twin.session() as session, session.begin():
+        session.add(Author(name=None))
+
+
+async def answer(twin: Twin) -> int:
+    try:
+        await create(twin)
+    except IntegrityError:
+        return 409
+    return 201
+
+
+async def try_again(twin: Twin) -> int:
+    """A retry decorator of the application's own, without the decorator."""
+    for attempt in range(3):
+        try:
+            await create(twin)
+        except (IntegrityError, LookupError):
+            continue
+        return attempt
+    return 409
+
+
+async def expect(twin: Twin) -> int:
+    with pytest.raises((IntegrityError, LookupError)):
+        await create(twin)
+    return 409
+
+
+@pytest.mark.parametrize("how", [answer, try_again, expect])
+def test_what_is_expected_outside_of_the_session_is_handled(twin: Twin, how: Any) -> None:
+    async def story() -> None:
+        with capture(twin.factory) as captured:
+            assert await how(twin) == 409
+        assert_found(captured)
+
+    twin.run(story)
+
+
+async def log_whatever_fails(twin: Twin) -> None:
+    try:
+        await create(twin)
+    except Exception:
+        return
+
+
+async def translate(twin: Twin) -> None:
+    try:
+        try:
+            await create(twin)
+        except Exception as error:
+            raise error from None
+    except Exception:
+        return
+
+
+@pytest.mark.parametrize("how", [log_whatever_fails, translate])
+def test_what_is_only_caught_with_everything_else_is_not_handled(twin: Twin, how: Any) -> None:
+    async def story() -> None:
+        with capture(twin.factory) as captured:
+            await how(twin)
+        assert [finding.id for finding in captured.findings] == ["failed-flush"]
+        (failed,) = [log for log in captured.logs if log["event"] == "flush.failed"]
+        assert failed["level"] == "warning"
+
+    twin.run(story)
+
+
+def test_what_fails_again_and_again_is_reported_though_it_is_handled(twin: Twin) -> None:
+    async def story() -> None:
+        with capture(twin.factory) as captured:
+            for _ in range(9):
+                await answer(twin)
+            assert_found(captured)
+            for _ in range(9):
+                await answer(twin)
+        assert [finding.id for finding in captured.findings] == ["failed-flush"]
+        with capture(twin.factory) as captured:
+            await answer(twin)
+        assert_found(captured)
+
+    twin.run(story)
+
+
+def test_rows_that_a_savepoint_skips_may_be_many(twin: Twin) -> None:
+    async def story() -> None:
+        with capture(twin.factory, savepoints_per_transaction=1_000) as captured:
+            async with twin.session() as session, session.begin():
+                for _ in range(30):
+                    with suppress(IntegrityError):
+                        async with session.begin_nested():
+                            session.add(Author(name=None))
+        assert_found(captured)
 
     twin.run(story)
 

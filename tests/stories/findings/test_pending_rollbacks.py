@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,7 +22,7 @@ from tests.stories.lines import marked
 from tests.twins import on_each_database
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
 
     from session_tracer import CallSite
     from tests.twins import Twin
@@ -107,9 +107,15 @@ async def suppress_it(session: Any) -> None:
         await session.get(Author, 7)  # <- used
 
 
+@contextmanager
+def forgiving() -> Iterator[None]:
+    with suppress(IntegrityError):
+        yield
+
+
 async def swallow_by_a_context_manager(session: Any) -> None:
     session.add(Author(name=None))
-    with pytest.raises(IntegrityError):
+    with forgiving():
         await session.flush()  # <- flushed
     with pytest.raises(PendingRollbackError):
         await session.connection()  # <- used
@@ -316,7 +322,7 @@ def test_each_failure_is_reported_once(twin: Twin) -> None:
 async def roll_back_where_it_is_caught(session: Any) -> None:
     session.add(Author(name=None))
     try:
-        await session.flush()  # <- flushed
+        await session.flush()
     except IntegrityError:
         await pasted("session.rollback()", session=session)
     assert (await session.scalars(select(Author))).all() == []
@@ -326,7 +332,7 @@ async def catch_around_a_savepoints_block(session: Any) -> None:
     try:
         async with session.begin_nested():
             session.add(Author(name=None))
-            await session.flush()  # <- flushed
+            await session.flush()
     except IntegrityError:
         note()
     await session.scalars(select(Author))
@@ -336,7 +342,7 @@ async def catch_around_a_transactions_block(session: Any) -> None:
     try:
         async with session.begin():
             session.add(Author(name=None))
-            await session.flush()  # <- flushed
+            await session.flush()
     except IntegrityError:
         note()
     await session.scalars(select(Author))
@@ -345,7 +351,7 @@ async def catch_around_a_transactions_block(session: Any) -> None:
 async def roll_back_later(session: Any) -> None:
     session.add(Author(name=None))
     with suppress(IntegrityError):
-        await session.flush()  # <- flushed
+        await session.flush()
     session.add(Author(name="new"))
     session.expunge_all()
     await session.rollback()
@@ -356,7 +362,7 @@ async def roll_back_later(session: Any) -> None:
 async def close_and_use_again(session: Any) -> None:
     session.add(Author(name=None))
     with suppress(IntegrityError):
-        await session.flush()  # <- flushed
+        await session.flush()
     await session.rollback()
     await session.close()
 
@@ -373,10 +379,6 @@ async def close_and_use_again(session: Any) -> None:
 )
 def test_a_failure_that_is_rolled_back(twin: Twin, how: Any) -> None:
     async def story() -> None:
-        awaited = "await " if twin.is_async else ""
-        first = (
-            AROUND if how is catch_around_a_savepoints_block else CAUGHT.format(awaited or "call ")
-        )
-        assert_found(await tell(twin, how), failed(marked(how, "<- flushed"), first))
+        assert_found(await tell(twin, how))
 
     twin.run(story)

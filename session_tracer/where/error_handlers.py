@@ -1,0 +1,71 @@
+"""Recognises code outside of a session's block that handles an error without an `except`."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+from session_tracer.where.running import running_frame
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from types import FrameType
+
+__all__ = ["is_handled"]
+
+_MOST_FRAMES: Final = 200
+# Packages whose decorators call a function again if it raises an error.
+_RETRYING: Final = frozenset({"backoff", "retry", "retrying", "stamina", "tenacity"})
+_STARLETTE: Final = frozenset({"fastapi", "starlette"})
+# Below these, an application's handler is for errors that it knows.
+_ANY_ERROR: Final = frozenset({Exception, BaseException, object})
+
+
+def is_handled(error: BaseException) -> bool:
+    """Return whether a retry decorator or the web framework's error handler takes the error.
+
+    Starlette's and FastAPI's handlers are found through their frames, on the stack or in the
+    error's traceback, those of Flask and Quart through the current application. A handler of
+    `Exception` does not count: it reports what was not expected.
+    """
+    kinds = [kind for kind in type(error).__mro__ if kind not in _ANY_ERROR]
+    return _is_flasks(kinds) or any(_handles(frame, kinds) for frame in _frames(error))
+
+
+def _frames(error: BaseException) -> Iterator[FrameType]:
+    passed = error.__traceback__
+    while passed is not None:
+        yield passed.tb_frame
+        passed = passed.tb_next
+    frame = running_frame(2)
+    for _ in range(_MOST_FRAMES):
+        if frame is None:
+            return
+        yield frame
+        frame = frame.f_back
+
+
+def _handles(frame: FrameType, kinds: list[type]) -> bool:
+    package = str(frame.f_globals.get("__name__")).partition(".")[0]
+    if package in _RETRYING:
+        return True
+    if package not in _STARLETTE:
+        return False
+    values = frame.f_locals
+    scope = values.get("scope") or getattr(values.get("request"), "scope", None)
+    handlers, *_ = scope.get("starlette.exception_handlers", ({},)) if scope else ({},)
+    return any(kind in handlers for kind in kinds)
+
+
+def _is_flasks(kinds: list[type]) -> bool:
+    return any(_has_handler(name, kinds) for name in ("flask", "quart") if name in sys.modules)
+
+
+def _has_handler(framework: str, kinds: list[type]) -> bool:
+    module: Any = sys.modules[framework]
+    if not module.has_request_context():
+        return False
+    specified: Mapping[Any, Any] = module.current_app.error_handler_spec
+    names = (None, *module.request.blueprints)
+    registered = [specified.get(name, {}).get(None, {}) for name in names]
+    return any(kind in handlers for handlers in registered for kind in kinds)
