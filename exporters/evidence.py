@@ -52,6 +52,7 @@ LABELS: Final = (
     ("last_statement_at", "last statement"),
     ("last_activity_at", "last used"),
     ("closed_at", "closed at"),
+    ("dropped_at", "generator dropped at"),
     ("ended_at", "ended at"),
     ("other_opened_at", "other session opened at"),
     ("other_acquired_at", "it took its connection at"),

@@ -75,7 +75,8 @@ class SessionOpened(_Value):
     """A scope began: the Session was made, or used again after it was closed.
 
     If it was used again, `last_ending` and `last_closed_site` are how and where the scope before
-    ended, and `same_owner` is whether the same thread or task had ended it.
+    ended, and `same_owner` is whether the same thread or task had ended it. Where a generator that
+    closed it was dropped, `last_dropped_site` is the line that had taken a value from it.
     """
 
     at: int
@@ -84,6 +85,7 @@ class SessionOpened(_Value):
     last_ending: Ending | Literal[""] = ""
     last_closed_site: CallSite | None = None
     same_owner: bool = False
+    last_dropped_site: CallSite | None = None
 
 
 @dataclass(slots=True, eq=False, repr=False)

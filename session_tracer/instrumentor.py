@@ -37,6 +37,7 @@ from session_tracer.runtime import environment, process, threads
 from session_tracer.settings import Settings
 from session_tracer.tracer import Tracer
 from session_tracer.where import owner as owners
+from session_tracer.where.application import packages_of
 from session_tracer.where.running import running_frame
 from session_tracer.where.work import BLOCKS
 
@@ -161,7 +162,13 @@ def instrument(
     if settings is not None:
         written.update(option.name for option in fields(settings))
     return _INSTRUMENTOR.add(
-        resolved, name or "default", named, chosen, tuple(detectors), written=written
+        resolved,
+        name or "default",
+        named,
+        chosen,
+        tuple(detectors),
+        written=written,
+        packages=packages_of(target),
     )
 
 
@@ -183,9 +190,12 @@ def capture(
     exporter: Exporter,
     settings: Settings,
     detectors: Iterable[Detector],
+    packages: frozenset[str] = frozenset(),
 ) -> Instrumentation:
     """Trace `target` in addition to the tracers that trace it already."""
-    return _INSTRUMENTOR.add(target, name, exporter, settings, tuple(detectors), capture=True)
+    return _INSTRUMENTOR.add(
+        target, name, exporter, settings, tuple(detectors), packages=packages, capture=True
+    )
 
 
 class Instrumentor:
@@ -211,6 +221,7 @@ class Instrumentor:
         detectors: tuple[Detector, ...],
         *,
         written: Collection[str] = (),
+        packages: frozenset[str] = frozenset(),
         capture: bool = False,
     ) -> Instrumentation:
         """Trace a target. Invalid arguments are rejected before SQLAlchemy is changed."""
@@ -232,6 +243,7 @@ class Instrumentor:
             except BaseException:
                 choice.close()
                 raise
+            tracer.locator.adopt(packages)
             instrumentation = Instrumentation(target, tracer, capture=capture)
             self._instrumentations.append(instrumentation)
             process.at_end(watchdog.at_end, process.SESSIONS)

@@ -11,6 +11,7 @@ from session_tracer.hooks.targets import resolve
 from session_tracer.instrumentor import capture as _instrument
 from session_tracer.ledger import watchdog
 from session_tracer.settings import Settings
+from session_tracer.where.application import packages_of
 
 try:
     from opentelemetry.sdk.metrics import MeterProvider
@@ -145,9 +146,12 @@ def capture(
     """
     settings = Settings.from_env().override({"log_level": "debug", **overrides})
     meant = resolve(target)  # before anything has to be shut down
+    packages = packages_of(target)
     captured = Captured()
     try:
-        instrumentation = _instrument(meant, name, captured._exporter(), settings, detectors)
+        instrumentation = _instrument(
+            meant, name, captured._exporter(), settings, detectors, packages
+        )
     except BaseException:
         captured._close()
         raise

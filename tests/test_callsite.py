@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
+import sys
 import sysconfig
 import threading
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
@@ -23,7 +25,7 @@ from sqlalchemy.ext.asyncio import (
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from sqlalchemy.pool import StaticPool
 
-from session_tracer import CallSite, facts
+from session_tracer import CallSite, Exporter, facts
 from session_tracer.testing import Captured, capture
 from session_tracer.where.callsite import Locator
 from tests.library import Author, Base, Book, Item
@@ -987,3 +989,106 @@ def test_a_site_shows_its_file_from_where_one_stands(
     below, beside = tmp_path / "app" / "views.py", tmp_path.parent / "views.py"
     assert str(CallSite(str(below), 41, "index")) == f"{Path('app/views.py')}:41 in index()"
     assert str(CallSite(str(beside), 41, "index")) == f"{beside}:41 in index()"
+
+
+# An application that is installed.
+
+SHOP = """\
+from sqlalchemy import text
+from session_tracer import instrument
+
+def find(session):
+    return session.execute(text("SELECT 1"))
+
+def trace(exporter):
+    return instrument(exporter=exporter)
+"""
+
+
+@pytest.fixture
+def installed_shop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factory: Factory
+) -> Iterator[Any]:
+    """An application's package in site-packages, which defines the factory."""
+    package = tmp_path / "site-packages" / "installed_shop"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "orders.py").write_text(SHOP)
+    monkeypatch.syspath_prepend(package.parent)
+    orders = importlib.import_module("installed_shop.orders")
+    orders.SessionLocal = factory  # type: ignore[attr-defined] # a module as an application has it
+    yield orders
+    for name in ("installed_shop.orders", "installed_shop"):
+        del sys.modules[name]
+
+
+def found_in(orders: Any) -> list[CallSite | None]:
+    return [CallSite(orders.__file__, 5, "find")]
+
+
+def test_the_package_that_defines_the_factory_is_the_application(
+    installed_shop: Any, factory: Factory
+) -> None:
+    with capture(factory) as captured, factory() as session:
+        installed_shop.find(session)
+    assert executed(captured) == found_in(installed_shop)
+
+
+def test_the_package_that_instruments_is_the_application(
+    installed_shop: Any, factory: Factory
+) -> None:
+    happened: list[Fact] = []
+    with installed_shop.trace(Exporter(on_fact=happened.append)), factory() as session:
+        installed_shop.find(session)
+    found = [fact.site for fact in happened if isinstance(fact, facts.StatementExecuted)]
+    assert found == found_in(installed_shop)
+
+
+def test_a_package_that_neither_instruments_nor_defines_anything_is_a_library(
+    installed_shop: Any, factory: Factory
+) -> None:
+    with capture(None) as captured, factory() as session:
+        installed_shop.find(session)  # <- calls what is installed
+    name = "test_a_package_that_neither_instruments_nor_defines_anything_is_a_library"
+    assert executed(captured) == [marked("calls what is installed", name)]
+
+
+def test_application_packages_may_be_a_list(installed_shop: Any, factory: Factory) -> None:
+    packages = ["installed_shop"]
+    with capture(None, application_packages=packages) as captured, factory() as session:
+        installed_shop.find(session)
+    assert executed(captured) == found_in(installed_shop)
+
+
+async def test_the_end_of_an_async_dependency_that_begins_is_its_own_line(
+    async_factory: AsyncFactory,
+) -> None:
+    @asynccontextmanager
+    async def get_transaction() -> AsyncIterator[AsyncSession]:
+        async with async_factory.begin() as session:  # <- begins for others
+            yield session
+
+    with capture(async_factory) as captured:
+        async with get_transaction() as session:
+            await session.execute(ONE)
+    line = marked("begins for others", "get_transaction")
+    assert sites(captured, facts.TransactionEnded, facts.SessionClosed) == [line, line]
+
+
+async def test_the_end_of_an_async_dependency_that_fails_is_its_own_line(
+    async_factory: AsyncFactory,
+) -> None:
+    @asynccontextmanager
+    async def get_transaction() -> AsyncIterator[AsyncSession]:
+        async with async_factory.begin() as session:  # <- rolls back for others
+            yield session
+
+    async def fail() -> None:
+        async with get_transaction() as session:
+            await session.execute(ONE)
+            raise LookupError
+
+    with capture(async_factory) as captured, pytest.raises(LookupError):
+        await fail()
+    line = marked("rolls back for others", "get_transaction")
+    assert sites(captured, facts.TransactionEnded, facts.SessionClosed) == [line, line]

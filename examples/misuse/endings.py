@@ -47,10 +47,9 @@ def raise_price(book_id: int = 1) -> int:
 
 
 def count_twice() -> int:
-    """Uses a session again that it has closed, which begins a new transaction."""
-    session = SessionLocal()
-    authors = session.scalars(select(Author)).all()
-    session.close()
+    """Uses a session after the end of its block, which begins a transaction that no block ends."""
+    with SessionLocal() as session:
+        authors = session.scalars(select(Author)).all()
     books = session.scalars(select(Book)).all()
     session.close()
     return len(authors) + len(books)

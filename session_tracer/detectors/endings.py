@@ -14,6 +14,7 @@ from session_tracer.facts import (
     TransactionCancelled,
     TransactionEnded,
 )
+from session_tracer.where.blocks import is_end_of_block, is_inside_block
 from session_tracer.where.frameworks import is_test_teardown
 
 if TYPE_CHECKING:
@@ -220,7 +221,11 @@ class _Reopening:
 
 
 class ReusedAfterClose(BuiltIn):
-    """`reused-after-close`: the thread or task that closed a session uses it again."""
+    """`reused-after-close`: a session that a block or generator has closed is used outside of one.
+
+    The thread or task that closed it uses it again, and nothing is left to close it. A session that
+    is closed explicitly and then used for another unit of work, or in another block, is a pattern.
+    """
 
     candidates = (SessionOpened, TransactionBegan)
     memory = _Reopening
@@ -234,12 +239,24 @@ class ReusedAfterClose(BuiltIn):
                 memory.fact = fact
             return
         opened, memory.fact = memory.fact, None
-        if opened is not None and not fact.nested:
-            yield report.finding(
-                "reused-after-close",
-                "info",
-                "this session was used again after close(), in a new transaction",
-                with_block(report, "one for each unit of work"),
-                fact.site or opened.site,
-                evidence=known(closed_at=opened.last_closed_site),
-            )
+        if opened is None or fact.nested or not _is_left_open(opened, report):
+            return
+        dropped = opened.last_dropped_site
+        end = "its generator was dropped" if dropped else "the end of its block"
+        yield report.finding(
+            "reused-after-close",
+            "info",
+            f"this session was used again after {end}, which had closed it",
+            with_block(report, "around all uses of the session"),
+            fact.site or opened.site,
+            evidence=known(closed_at=opened.last_closed_site, dropped_at=dropped),
+        )
+
+
+def _is_left_open(opened: SessionOpened, report: Report) -> bool:
+    closed = opened.last_closed_site
+    return (
+        closed is not None
+        and is_end_of_block(closed)
+        and not is_inside_block(report.tracer.locator.lines(), closed)
+    )

@@ -17,6 +17,7 @@ from session_tracer.ledger.in_progress import SLOT
 from session_tracer.ledger.ledger import Closing, Ledger, Opening, new_tuple, type_name
 from session_tracer.ledger.origin import Origin
 from session_tracer.verdicts.misuse import raise_due
+from session_tracer.where.blocks import took_from_generator
 from session_tracer.where.frameworks import CLOSING, error_of_request, is_by_transaction_manager
 from session_tracer.where.running import running_frame
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from session_tracer.facts import Counts, Ending
     from session_tracer.hooks.patching import Patches
+    from session_tracer.where.callsite import CallSite, Locator
 
 
 __all__ = ["wrap_async_session", "wrap_session"]
@@ -70,6 +72,8 @@ def _closing(ending: Ending) -> Callable[..., Ledger | None]:
                     ledger.is_joined = ledger.is_managed = True
                 handled = handled or error_of_request()
             ledger.departing(session, ending, handled)
+            if type(handled) is GeneratorExit:
+                ledger.dropped_site = _dropped_at(ledger.locator)
             if ledger.identity_map_size and session.identity_map.check_modified():
                 ledger.modified = _modified(session)
         except Exception as error:
@@ -94,11 +98,25 @@ def _close_unused(session: Session, opening: Opening, ending: Ending) -> None:
     wrapper = running_frame(2)
     if wrapper is not None and (caller := wrapper.f_back) is not None:
         site = nearest.locator.known.get((id(caller.f_code), caller.f_lasti))
+    dropped_site = _dropped_at(nearest.locator) if sys.exception() is not None else None
     # No other thread or task has used it.
-    closing = new_tuple(Closing, (ending, site or nearest.locator.locate(3), owner))
+    closing = new_tuple(Closing, (ending, site or nearest.locator.locate(3), owner, dropped_site))
     session.__dict__[SLOT] = new_tuple(
         Opening, (tracers, 0, None, owner, None, None, is_async, closing, ())
     )
+
+
+def _dropped_at(locator: Locator) -> CallSite | None:
+    """The line that drops the generator which closes the session, such as `next(get_db())`.
+
+    A generator that is dropped ends there and then. The garbage collector may end one anywhere.
+    """
+    if not isinstance(sys.exception(), GeneratorExit):
+        return None
+    lines = locator.lines()
+    if len(lines) < 2 or not took_from_generator(lines[1], lines[0]):
+        return None
+    return lines[1]
 
 
 def _modified(session: Session) -> Counts:

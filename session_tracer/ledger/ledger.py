@@ -77,11 +77,15 @@ _EXPIRING: Final = frozenset({"expired", "relationship", "deferred"})
 
 
 class Closing(NamedTuple):
-    """How a session was closed that is used again: where, and by which thread or task."""
+    """How a session was closed that is used again: where, and by which thread or task.
+
+    `dropped_site` is the line that took it from a generator and kept no reference to that.
+    """
 
     ending: Ending | Literal[""]
     site: CallSite | None
     owner: Owner
+    dropped_site: CallSite | None
 
 
 class Opening(NamedTuple):
@@ -147,6 +151,8 @@ class Ledger(Use):
     closed_at = 0
     closed_site: CallSite | None = None
     ending: Ending | Literal[""] = ""
+    # The line that dropped the generator which closed the session.
+    dropped_site: CallSite | None = None
     # The exception that is handled while the session is closed.
     closed_during: BaseException | None = None
     outcome: Outcome | None = None
@@ -370,7 +376,7 @@ class Ledger(Use):
         """How the scope ended."""
         # A session whose transactions are managed is meant to be used again.
         ending: Ending | Literal[""] = "reset" if self.is_managed else self.ending
-        return Closing(ending, self.closed_site, self.owner)
+        return Closing(ending, self.closed_site, self.owner, self.dropped_site)
 
     def _reopened(self, closing: Closing) -> None:
         self.is_reopened = True
@@ -381,6 +387,7 @@ class Ledger(Use):
             last_ending=closing.ending,
             last_closed_site=closing.site,
             same_owner=closing.owner == self.owner,
+            last_dropped_site=closing.dropped_site,
         )
         self.suspect(fact)
 

@@ -16,7 +16,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from types import CodeType, FrameType
 
-__all__ = ["CallSite", "Callers", "Locator", "is_in", "whole_stack"]
+__all__ = [
+    "MACHINERY_PACKAGES",
+    "CallSite",
+    "Callers",
+    "Locator",
+    "is_in",
+    "is_installed",
+    "whole_stack",
+]
 
 # Functions that called one another, the innermost first, each with its instruction (`f_lasti`).
 Callers: TypeAlias = "tuple[tuple[CodeType, int], ...]"
@@ -71,7 +79,7 @@ _TEMPLATE: Final = 1  # a Jinja template, whose compiled line is not its written
 _LIBRARY: Final = 2  # another package: never a site
 _MACHINERY: Final = 3  # what is between a statement and its caller
 
-_MACHINERY_PACKAGES: Final = frozenset(
+MACHINERY_PACKAGES: Final = frozenset(
     {
         "anyio",
         "asyncio",
@@ -124,6 +132,12 @@ _STANDARD, _INSTALLED = _folders()
 _PACKAGED: Final = frozenset({"site-packages", "dist-packages"})
 
 
+def is_installed(file: str) -> bool:
+    """Return whether the file is one of an installed package, or an installed script."""
+    path = os.path.abspath(file)
+    return path.startswith(_INSTALLED) or not _PACKAGED.isdisjoint(path.split(os.sep))
+
+
 class Locator:
     """Finds the application's line, from the running frame outwards.
 
@@ -174,6 +188,10 @@ class Locator:
         # By a line that opened a session and one that used it.
         self._at_work: dict[tuple[CallSite, CallSite], bool] = {}
         self._kept: list[CodeType] = []
+
+    def adopt(self, packages: frozenset[str]) -> None:
+        """Treat these installed packages as the application's, too."""
+        self._application |= packages
 
     def locate(self, depth: int = 1) -> CallSite | None:
         """Return the innermost application line among the caller's frames and those outwards.
@@ -358,6 +376,17 @@ class Locator:
         """Return every application line from `frame` outwards, the innermost first."""
         return self.sites(_outwards(frame))
 
+    def lines(self) -> list[CallSite]:
+        """Return every application line, and the library's lines inside of the innermost one."""
+        lines: list[CallSite] = []
+        is_application = False
+        for frame in _outwards(_frame(1)):
+            kind = self._kind(frame)
+            is_application = is_application or kind == _APPLICATION
+            if kind == _APPLICATION or (kind == _LIBRARY and not is_application):
+                lines.append(self._site(frame, kind))
+        return lines
+
     def sites(self, frames: Iterable[FrameType]) -> list[CallSite]:
         """Return the application's lines among these frames, the innermost first."""
         sites: list[CallSite] = []
@@ -484,7 +513,7 @@ class Locator:
         package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
         if package in self._application:
             return _APPLICATION
-        if package in _MACHINERY_PACKAGES:
+        if package in MACHINERY_PACKAGES:
             return _MACHINERY
         file = frame.f_code.co_filename
         if file.startswith(("<frozen", _HERE)):
@@ -493,10 +522,11 @@ class Locator:
             return _TEMPLATE
         if file.startswith("<") and package != "__main__":
             return _LIBRARY  # generated, such as a dataclass's __init__: there is no file
-        path = os.path.abspath(file)
-        if path.startswith(_INSTALLED) or not _PACKAGED.isdisjoint(path.split(os.sep)):
+        if is_installed(file):
             return _LIBRARY
-        if path.startswith(_STANDARD):  # after packages: site-packages lies below the library
+        if os.path.abspath(file).startswith(
+            _STANDARD
+        ):  # after packages: site-packages lies below the library
             return _MACHINERY
         return _APPLICATION
 

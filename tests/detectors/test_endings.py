@@ -318,46 +318,20 @@ def test_there_are_reasons_to_discard(end: SessionClosed) -> None:
     assert discarded(flushed(new={"Order": 1}), ON_CLOSE, end) == []
 
 
-# Reuse after close.
-
-REOPENED = SessionOpened(
-    9 * SECOND, USED, reopened=True, last_ending="close", last_closed_site=CLOSED, same_owner=True
-)
-
-
-def test_a_session_is_used_again_after_close() -> None:
-    assert reported(ReusedAfterClose(), REOPENED, BEGUN, BEGUN) == [
-        Finding(
-            id="reused-after-close",
-            severity="info",
-            message="this session was used again after close(), in a new transaction",
-            remedy="with SessionLocal() as session:  # one for each unit of work",
-            site=USED,
-            session_id="9b21e0456789abcd",
-            session_name="orders-db",
-            session_site=USED,
-            evidence={"closed_at": str(CLOSED)},
-        )
-    ]
-
-
-def test_a_savepoint_is_not_what_a_session_is_used_again_for() -> None:
-    assert reported(ReusedAfterClose(), REOPENED, SAVEPOINT) == []
+# Reuse after close: whether it was in a block or generator, the sources say, in
+# tests/stories/findings/test_reused_sessions.py.
 
 
 @pytest.mark.parametrize(
     "opening",
     [
         SessionOpened(9, USED),
+        SessionOpened(9, USED, True, "close", CLOSED, True),
         SessionOpened(9, USED, True, "reset", CLOSED, True),
         SessionOpened(9, USED, True, "invalidate", CLOSED, True),
         SessionOpened(9, USED, True, "close", CLOSED, False),
     ],
-    ids=["new", "reset", "invalidated", "handed on"],
+    ids=["new", "closed explicitly", "reset", "invalidated", "handed on"],
 )
-def test_a_session_that_is_new_reset_or_handed_on_is_not_reused(opening: SessionOpened) -> None:
+def test_a_session_that_no_block_has_closed_is_not_reused(opening: SessionOpened) -> None:
     assert reported(ReusedAfterClose(), opening, BEGUN) == []
-
-
-def test_a_session_that_is_reopened_and_does_nothing_is_not_reused() -> None:
-    assert reported(ReusedAfterClose(), REOPENED, closed()) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,17 +18,9 @@ from tests.stories.findings.due import Due, assert_found
 from tests.stories.lines import marked
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable, Generator
 
     from tests.twins import Twin
-
-
-async def use_after_close(twin: Twin) -> None:
-    session = twin.session()
-    (await session.scalars(select(Author))).all()
-    await session.close()  # <- closed
-    (await session.scalars(select(Author))).all()  # <- used
-    await session.close()
 
 
 async def use_after_the_block(twin: Twin) -> None:
@@ -38,14 +31,26 @@ async def use_after_the_block(twin: Twin) -> None:
     await session.close()
 
 
-async def use_after_close_for_the_first_time(twin: Twin) -> None:
-    session = twin.session()
-    await session.close()  # <- closed
+async def use_after_the_block_for_the_first_time(twin: Twin) -> None:
+    async with twin.session() as session:  # <- closed
+        pass
     (await session.scalars(select(Author))).all()  # <- used
     await session.close()
 
 
-REUSED = (use_after_close, use_after_the_block, use_after_close_for_the_first_time)
+async def use_after_the_block_in_a_block_around_it(twin: Twin) -> None:
+    with suppress(LookupError):
+        async with twin.session() as session:  # <- closed
+            (await session.scalars(select(Author))).all()
+        (await session.scalars(select(Author))).all()  # <- used
+    await session.close()
+
+
+REUSED = (
+    use_after_the_block,
+    use_after_the_block_for_the_first_time,
+    use_after_the_block_in_a_block_around_it,
+)
 
 
 @pytest.mark.parametrize("reuse", REUSED, ids=lambda story: story.__name__)
@@ -61,13 +66,74 @@ def test_a_session_that_is_used_again(twin: Twin, reuse: Callable[[Twin], Any]) 
                 id="reused-after-close",
                 site=used,
                 opened=used,
-                remedy=f"{block} SessionLocal() as session:  # one for each unit of work",
+                remedy=f"{block} SessionLocal() as session:  # around all uses of the session",
                 evidence={"closed_at": str(marked(reuse, "<- closed"))},
             ),
         )
         assert [finding.session_id for finding in captured.findings] == [captured.sessions[1].id]
 
     twin.run(story)
+
+
+async def use_after_close(twin: Twin) -> None:
+    session = twin.session()
+    for _ in range(3):
+        (await session.scalars(select(Author))).all()
+        await session.close()
+
+
+async def use_in_one_block_after_the_other(twin: Twin) -> None:
+    session = twin.session()
+    for _ in range(3):
+        async with session:
+            (await session.scalars(select(Author))).all()
+
+
+async def use_in_a_block_of_the_caller(twin: Twin) -> None:
+    session = twin.session()
+
+    async def read() -> None:
+        (await session.scalars(select(Author))).all()
+
+    async def read_in_a_block() -> None:
+        async with session:
+            await read()
+
+    for _ in range(3):
+        await read_in_a_block()
+
+
+async def use_with_a_finally(twin: Twin) -> None:
+    async with twin.session() as session:
+        (await session.scalars(select(Author))).all()
+    try:
+        (await session.scalars(select(Author))).all()
+    finally:
+        await session.close()
+
+
+async def use_in_a_transactions_block(twin: Twin) -> None:
+    async with twin.session() as session:
+        (await session.scalars(select(Author))).all()
+    async with session.begin():
+        session.add(Author(name="Ada"))
+
+
+async def use_in_the_generator_that_closes_it(twin: Twin) -> None:
+    session = twin.session()
+
+    @asynccontextmanager
+    async def unit_of_work() -> AsyncIterator[Any]:
+        try:
+            yield session
+            await session.commit()
+        finally:
+            await session.close()
+
+    for number in range(3):
+        async with unit_of_work():
+            if number:
+                session.add(Author(name=f"Ada {number}"))
 
 
 async def close_twice(twin: Twin) -> None:
@@ -115,6 +181,12 @@ async def only_look_after_close(twin: Twin) -> None:
 
 
 GOOD = (
+    use_after_close,
+    use_in_one_block_after_the_other,
+    use_in_a_block_of_the_caller,
+    use_with_a_finally,
+    use_in_a_transactions_block,
+    use_in_the_generator_that_closes_it,
     close_twice,
     use_after_reset,
     use_after_invalidate,
@@ -129,6 +201,50 @@ def test_a_session_that_is_not_used_after_its_close(twin: Twin, use: Callable[[T
     async def story() -> None:
         with capture(twin.factory) as captured:
             await use(twin)
+        assert_found(captured)
+
+    twin.run(story)
+
+
+def a_session(twin: Twin) -> Generator[Any]:
+    session = twin.factory()
+    try:
+        yield session
+    finally:
+        session.close()  # <- closed
+
+
+@only_sync
+def test_a_session_whose_generator_is_dropped(twin: Twin) -> None:
+    def take_one() -> Any:
+        return next(a_session(twin))  # <- dropped
+
+    def use() -> None:
+        session = take_one()
+        session.scalars(select(Author)).all()  # <- used
+        session.close()
+
+    async def story() -> None:
+        with capture(twin.factory) as captured:
+            use()
+        (finding,) = captured.findings
+        assert (finding.id, finding.site) == ("reused-after-close", marked(use, "<- used"))
+        assert finding.evidence == {
+            "closed_at": str(marked(a_session, "<- closed")),
+            "dropped_at": str(marked(take_one, "<- dropped")),
+        }
+
+    twin.run(story)
+
+
+@only_sync
+def test_a_session_whose_generator_is_kept(twin: Twin) -> None:
+    async def story() -> None:
+        with capture(twin.factory) as captured:
+            generator = a_session(twin)
+            session = next(generator)
+            session.scalars(select(Author)).all()
+            generator.close()
         assert_found(captured)
 
     twin.run(story)

@@ -1,0 +1,109 @@
+"""Reads in the source whether a line ends a block, and whether code runs inside of one."""
+
+from __future__ import annotations
+
+import ast
+import linecache
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from session_tracer.where.callsite import CallSite
+
+__all__ = ["is_end_of_block", "is_inside_block", "took_from_generator"]
+
+# session_tracer's own blocks, in which sessions are traced.
+_OWN: Final = frozenset({"capture", "instrument", "silence"})
+_FUNCTIONS: Final = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+
+
+class _Block(NamedTuple):
+    """The lines of a `with`, or of a `try` with a `finally`; and those of the `with` itself."""
+
+    lines: range
+    head: range
+
+
+_Source: TypeAlias = tuple[tuple[_Block, ...], tuple[range, ...]]
+
+
+def is_end_of_block(site: CallSite) -> bool:
+    """Return whether what ends at the line is a `with` block or a generator."""
+    blocks, generators = _read(site.file)
+    return any(site.line in block.head for block in blocks) or _is_in(site.line, generators)
+
+
+def is_inside_block(lines: Sequence[CallSite], closed: CallSite) -> bool:
+    """Return whether code runs in a block or generator that was begun after a line had closed one.
+
+    Args:
+        lines: The lines that are executed now, the innermost first.
+        closed: The line that closed the block. What its function is in, was begun before.
+    """
+    for site in lines:
+        blocks, generators = _read(site.file)
+        if _is_in(site.line, generators):
+            return True
+        is_closer = (site.file, site.function) == (closed.file, closed.function)
+        for block in blocks:
+            was_begun = is_closer and closed.line in block.lines and closed.line not in block.head
+            if site.line in block.lines and not was_begun:
+                return True
+        if is_closer:
+            return False
+    return False
+
+
+def took_from_generator(site: CallSite, generator: CallSite) -> bool:
+    """Return whether the line takes a value from that generator, and no more of it."""
+    line = linecache.getline(site.file, site.line)
+    return "next(" in line or generator.function.rpartition(".")[2] in line
+
+
+def _is_in(line: int, functions: tuple[range, ...]) -> bool:
+    return any(line in function for function in functions)
+
+
+@lru_cache(maxsize=64)
+def _read(file: str) -> _Source:
+    """Return the blocks and the generator functions of a file; none if it cannot be read."""
+    try:
+        tree = ast.parse("".join(linecache.getlines(file)))
+    except (SyntaxError, ValueError):
+        return (), ()
+    blocks, generators = [], []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.With | ast.AsyncWith) and not _is_own(node):
+            head = range(node.lineno, node.body[0].lineno)
+            blocks.append(_Block(_lines(node), head or range(node.lineno, node.lineno + 1)))
+        elif isinstance(node, ast.Try | ast.TryStar) and node.finalbody:
+            blocks.append(_Block(_lines(node), range(0)))
+        elif isinstance(node, _FUNCTIONS) and any(map(_yields, _own_nodes(node))):
+            generators.append(_lines(node))
+    return tuple(blocks), tuple(generators)
+
+
+def _is_own(node: ast.With | ast.AsyncWith) -> bool:
+    calls = [item.context_expr for item in node.items]
+    names = [ast.unparse(call.func) for call in calls if isinstance(call, ast.Call)]
+    return any(name.rpartition(".")[2] in _OWN for name in names)
+
+
+def _yields(node: ast.AST) -> bool:
+    return isinstance(node, ast.Yield | ast.YieldFrom)
+
+
+def _own_nodes(function: ast.AST) -> Iterator[ast.AST]:
+    """Yield what is in a function and not in one that it defines."""
+    nodes = [*ast.iter_child_nodes(function)]
+    for node in nodes:  # which grows as it is read
+        yield node
+        if not isinstance(node, _FUNCTIONS):
+            nodes.extend(ast.iter_child_nodes(node))
+
+
+def _lines(node: ast.AST) -> range:
+    line: int = getattr(node, "lineno", 0)
+    return range(line, (getattr(node, "end_lineno", None) or line) + 1)
