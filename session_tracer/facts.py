@@ -469,6 +469,24 @@ class ObjectCrossed(_Value):
 
 
 @dataclass(slots=True, eq=False, repr=False)
+class LinkLost(_Value):
+    """A transaction was committed, and a flush had left out a link to an object of `entity`.
+
+    SQLAlchemy warned that the object is not in the session. The relationship is `attribute` of the
+    class `holder`, and `cascades` is whether it adds what is assigned to it. `removed` is whether
+    the object was to be taken out of the relationship. `site` is the line of the flush.
+    """
+
+    at: int
+    site: CallSite | None
+    entity: str
+    holder: str
+    attribute: str
+    removed: bool = False
+    cascades: bool = True
+
+
+@dataclass(slots=True, eq=False, repr=False)
 class RowGone(_Value):
     """An object without a row was loaded again (`call` is empty), refreshed or expired.
 
@@ -632,6 +650,7 @@ Fact: TypeAlias = (
     | RollbackPending
     | TransactionRefused
     | ObjectCrossed
+    | LinkLost
     | RowGone
     | SessionUsedConcurrently
     | EventLoopChanged

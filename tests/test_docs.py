@@ -21,7 +21,11 @@ ROOT = Path(__file__).parent.parent
 HEAD, SECTIONS = read()
 
 # SQLAlchemy 2.1 drops a coroutine of aiosqlite where it raises MissingGreenlet.
-pytestmark = pytest.mark.filterwarnings("ignore:coroutine 'Connection.cursor' was never awaited")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:coroutine 'Connection.cursor' was never awaited"),
+    # What `lost-link` is about.
+    pytest.mark.filterwarnings("ignore:Object of type <Author> not in session"),
+]
 
 
 def settings_of(finding: str) -> list[str]:

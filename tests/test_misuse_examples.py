@@ -18,7 +18,11 @@ from session_tracer.testing import capture
 ROOT = Path(__file__).parent.parent
 
 # SQLAlchemy 2.1 drops a coroutine of aiosqlite where it raises MissingGreenlet.
-pytestmark = pytest.mark.filterwarnings("ignore:coroutine 'Connection.cursor' was never awaited")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:coroutine 'Connection.cursor' was never awaited"),
+    # What `lost-link` is about.
+    pytest.mark.filterwarnings("ignore:Object of type <Author> not in session"),
+]
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 
 from sqlalchemy import NullPool, create_engine
+from sqlalchemy.exc import SAWarning
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import sessionmaker
 
@@ -29,6 +30,8 @@ NarrowSessionLocal = sessionmaker(narrow_engine)
 
 # SQLAlchemy 2.1 drops a coroutine of aiosqlite where it raises MissingGreenlet.
 warnings.filterwarnings("ignore", "coroutine 'Connection.cursor' was never awaited", RuntimeWarning)
+# The scene of `lost-link` is what SQLAlchemy warns of.
+warnings.filterwarnings("ignore", "Object of type <Author> not in session", SAWarning)
 
 
 def open_shop() -> None:

@@ -55,3 +55,11 @@ def copy_authors() -> None:
     with SessionLocal.begin() as session:
         for name in NAMES[:60]:
             session.execute(insert(Author).values(name=name))
+
+
+def change_author(book_id: int = 1) -> None:
+    """Gives a book to a new author, who is not added to the session."""
+    with SessionLocal() as session:
+        book = session.get_one(Book, book_id)
+        Author(name="New author", books=[book])
+        session.commit()

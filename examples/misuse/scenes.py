@@ -58,6 +58,7 @@ SCENES: Final = (
     Scene("large-flush", flushes.import_authors),
     Scene("unchanged-dirty", flushes.tidy_names),
     Scene("row-by-row-writes", flushes.copy_authors),
+    Scene("lost-link", flushes.change_author),
     Scene("n-plus-one", loading.count_books),
     Scene("get-in-loop", loading.total_of),
     Scene("repeated-select", loading.label_books),

@@ -49,6 +49,7 @@ DEFAULT_DETECTORS: Final[tuple[Suspecting, ...]] = (
     flushes.LargeFlush(),
     flushes.UnchangedDirty(),
     single_rows.RowByRowWrites(),
+    rows.LostLink(),
     loading.NPlusOne(),
     loading.GetInLoop(),
     loading.RepeatedSelect(),

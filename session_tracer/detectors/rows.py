@@ -1,4 +1,4 @@
-"""Finds objects that are not as the database's rows are."""
+"""Finds objects and links that differ from the database's rows."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from session_tracer.detectors.evidence import known
 from session_tracer.detectors.memory import Once
 from session_tracer.detectors.protocol import BuiltIn
-from session_tracer.detectors.wording import awaited, expiry, maker, variable
-from session_tracer.facts import RowGone
+from session_tracer.detectors.wording import awaited, dotted, expiry, maker, variable
+from session_tracer.facts import LinkLost, RowGone
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,6 +16,34 @@ if TYPE_CHECKING:
     from session_tracer.ledger.report import Report
     from session_tracer.model.findings import Finding
     from session_tracer.where.callsite import CallSite
+
+
+class LostLink(BuiltIn):
+    """`lost-link`: a flush leaves out a link to an object that is not in the session."""
+
+    candidates = (LinkLost,)
+    memory = Once
+
+    def judge(self, fact: LinkLost, report: Report, memory: Once) -> Iterator[Finding]:
+        """Report each line, relationship and mapped class once."""
+        if not memory.first((fact.site, fact.entity, fact.holder, fact.attribute, fact.removed)):
+            return
+        name = dotted(fact.holder, fact.attribute)
+        what = "its removal from" if fact.removed else "its link in"
+        cascade = f'relationship(cascade="save-update, merge") for {name}'
+        yield report.finding(
+            "lost-link",
+            "warning",
+            f"the {fact.entity} object was not in the session, so {what} {name} was not written",
+            f"session.add({variable(fact.entity)}) before {fact.site or 'the flush'}",
+            fact.site,
+            entity=fact.holder,
+            attribute=fact.attribute,
+            evidence=known(
+                missing=fact.entity,
+                alternatives=None if fact.cascades or fact.removed else [cascade],
+            ),
+        )
 
 
 class RowGoneAway(BuiltIn):

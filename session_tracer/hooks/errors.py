@@ -11,7 +11,7 @@ from sqlalchemy import exc
 from sqlalchemy.orm.exc import DetachedInstanceError, ObjectDeletedError
 
 from session_tracer import facts
-from session_tracer.hooks import boundaries, error_frames, loader_options, rows
+from session_tracer.hooks import boundaries, error_frames, links, loader_options, rows
 from session_tracer.hooks.scopes import ledger_of, resumed
 from session_tracer.ledger import object_counter, registry
 from session_tracer.ledger.in_progress import SLOT
@@ -296,6 +296,15 @@ _BY_ERROR: Final[dict[type, Callable[..., tuple[Ledger | None, Fact | None]]]] =
 }
 
 
+def _warned(warning: Any, frame: FrameType) -> None:
+    """SQLAlchemy warns, perhaps of a link that is not written; never raises."""
+    del warning
+    try:
+        links.left_out(frame)
+    except Exception as failure:
+        _failed(failure, frame)
+
+
 # Errors about a session that is gone.
 
 
@@ -368,4 +377,5 @@ _SEEN: Final = (
     (DetachedInstanceError, _detached),
     (exc.InvalidRequestError, _refused),
     (exc.TimeoutError, _timed_out),
+    (exc.SAWarning, _warned),
 )

@@ -170,6 +170,14 @@ RELIANCES: Final = (
         "reported",
     ),
     Reliance(
+        "UOWTransaction.register_object",
+        _function(
+            "sqlalchemy.orm.unitofwork:UOWTransaction.register_object",
+            *("self", "state", "operation", "prop"),
+        ),
+        "a link to an object that is not in the session is not reported",
+    ),
+    Reliance(
         "Session._validate_persistent",
         _function("sqlalchemy.orm.session:Session._validate_persistent", "self", "state"),
         "the refresh() of an object that is not persistent is not reported",

@@ -148,6 +148,10 @@ def _transaction_ends(
         elif outcome == "rolled_back":
             ledger.last_outcome = outcome
             ledger.scope.swept("rollback", site)
+        if ledger.when_ended:
+            asked, ledger.when_ended = ledger.when_ended, ()
+            for ask in asked:
+                ask(ledger, session, outcome, site)
     ledger.transaction_ended(ended, now, site, len(session.identity_map))
     if ledger.written and not nested:
         if outcome == "committed":

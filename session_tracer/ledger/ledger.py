@@ -179,6 +179,8 @@ class Ledger(Use):
     statements_before = 0
     sql_before = 0
     database: Database | None = None
+    # What is called as the open transaction ends, with how and where that was.
+    when_ended: tuple[Callable[[Ledger, Session, Outcome, CallSite | None], None], ...] = ()
     # Whether a transaction manager ends its transactions.
     is_managed = False
     held = 0

@@ -37,6 +37,7 @@ FINDING_IDS: Final[tuple[str, ...]] = (
     "large-flush",
     "unchanged-dirty",
     "row-by-row-writes",
+    "lost-link",
     "n-plus-one",
     "get-in-loop",
     "repeated-select",
