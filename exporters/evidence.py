@@ -22,6 +22,7 @@ __all__ = ["LABELS", "alternatives", "evidence_rows", "places", "source_line"]
 # The keys of evidence that have a row, in this order, and their labels. Some rows combine several
 # keys. The other keys are for programs.
 LABELS: Final = (
+    ("loop", "in the loop at"),
     ("why", "why"),
     ("loaded_at", "loaded at"),
     ("departure", "left its session"),
@@ -134,6 +135,14 @@ def _doing(label: str, evidence: Evidence, site: CallSite | None) -> Iterator[Ro
         label = "called from" if label == "now at" else ""
 
 
+def _loop(label: str, evidence: Evidence, site: CallSite | None) -> Iterator[Row]:
+    loop = str(evidence.get("loop", ""))
+    if loop and loop != str(site):
+        found = _SITE.fullmatch(loop)
+        source = source_line(found["file"], int(found["line"])) if found else ""
+        yield Row(label, f"{plain(loop)}  {source}" if source else plain(loop), hangs=True)
+
+
 def _holders(label: str, evidence: Evidence, _site: CallSite | None) -> Iterator[Row]:
     holders = list(evidence.get("holders", ()))
     for holder in holders[:_MOST_HOLDERS]:
@@ -148,6 +157,7 @@ _SEVERAL: Final[Mapping[str, Callable[[str, Evidence, CallSite | None], Iterator
     "departure": _departure,
     "doing": _doing,
     "holders": _holders,
+    "loop": _loop,
 }
 
 

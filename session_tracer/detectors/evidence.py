@@ -11,10 +11,20 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from session_tracer.facts import Counts, FlushCompleted, FlushFailed
+    from session_tracer.ledger.loads import Passed
     from session_tracer.ledger.report import Report
     from session_tracer.model.live_session import LiveSession
 
-__all__ = ["added_up", "known", "largest", "life_site", "live_evidence", "ms", "written"]
+__all__ = [
+    "added_up",
+    "known",
+    "largest",
+    "life_site",
+    "live_evidence",
+    "looping",
+    "ms",
+    "written",
+]
 
 _MOST_FRAMES: Final = 5
 
@@ -26,6 +36,15 @@ def known(**values: Any) -> dict[str, Any]:
         for key, value in values.items()
         if value is not None
     }
+
+
+def looping(passed: Passed, report: Report) -> CallSite | None:
+    """Return the application's line that loops, because the same happens again.
+
+    `passed` is what `locator.passed()` returned as it happened before.
+    """
+    ledger = report.ledger
+    return ledger.locator.loop(passed, ledger.opened_site) if passed else None
 
 
 def ms(nanoseconds: float) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from session_tracer.detectors.evidence import added_up, known, largest, written
+from session_tracer.detectors.evidence import added_up, known, largest, looping, written
 from session_tracer.detectors.memory import Recent
 from session_tracer.detectors.protocol import BuiltIn
 from session_tracer.detectors.wording import (
@@ -12,6 +12,7 @@ from session_tracer.detectors.wording import (
     bulk_write,
     counted,
     duration,
+    elsewhere,
     objects,
     opening,
 )
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from session_tracer.facts import Counts, FlushFailed, Trigger
+    from session_tracer.ledger.loads import Passed
     from session_tracer.ledger.report import Report
     from session_tracer.model.findings import Finding
     from session_tracer.where.callsite import CallSite
@@ -169,6 +171,7 @@ class _Autoflushes:
         self._transaction = 0
         self.count = 0
         self.written: dict[str, Counts] = {}
+        self.passed: Passed = frozenset()
 
     def add(self, contents: dict[str, Counts], transaction: int, enough: int) -> None:
         if transaction != self._transaction:
@@ -199,19 +202,23 @@ class AutoflushStorm(BuiltIn):
         ledger, enough = report.ledger, report.settings.autoflushes_from_one_site
         autoflushes = memory.of(fact.site)
         autoflushes.add(contents, ledger.transactions, enough)
+        if autoflushes.count == enough - 1:
+            autoflushes.passed = ledger.locator.passed()
         if autoflushes.count != enough:
             return
         objects_by_class = added_up(autoflushes.written)
+        loop = looping(autoflushes.passed, report)
         yield report.finding(
             "autoflush-storm",
             "warning",
             f"reads at one line caused at least {enough} autoflushes in one transaction "
             f"({counted(objects_by_class)})",
-            "load what the loop needs before the loop",
+            f"load what the loop needs before the loop{elsewhere(loop, fact.site)}",
             fact.site,
             entity=largest(objects_by_class),
             count=enough,
             evidence=known(
+                loop=loop,
                 **{kind: dict(counts) for kind, counts in autoflushes.written.items()},
                 began_at=ledger.transaction_began_site,
                 alternatives=["with session.no_autoflush:"],

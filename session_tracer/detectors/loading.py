@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from session_tracer.detectors.evidence import known
+from session_tracer.detectors.evidence import known, looping
 from session_tracer.detectors.memory import Recent
 from session_tracer.detectors.protocol import BuiltIn
 from session_tracer.detectors.selecting import selecting
-from session_tracer.detectors.wording import awaited, dotted_each, expired_by, expiry, listed
+from session_tracer.detectors.wording import (
+    awaited,
+    dotted_each,
+    elsewhere,
+    expired_by,
+    expiry,
+    listed,
+)
 from session_tracer.facts import AttributeLoaded, StatementExecuted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+    from session_tracer.ledger.loads import Passed
     from session_tracer.ledger.report import Report
     from session_tracer.model.findings import Finding
     from session_tracer.where.callsite import CallSite
@@ -50,6 +59,7 @@ class NPlusOne(BuiltIn):
             attribute=fact.attribute or None if len(names) == 1 else None,
             count=enough,
             evidence=known(
+                loop=looping(loads.passed, report),
                 loaded_at=fact.loaded_site,
                 expired_at=fact.expired_site,
                 attributes=names if len(names) > 1 else None,
@@ -81,20 +91,37 @@ def _is_lookup(fact: StatementExecuted) -> bool:
     return fact.by_key and fact.fingerprint != 0 and not fact.error
 
 
+class _Lookups:
+    """The keys that one line looked up, up to the threshold."""
+
+    __slots__ = ("keys", "passed")
+
+    def __init__(self) -> None:
+        self.keys: set[int] = set()
+        self.passed: Passed = frozenset()
+
+    def add(self, key: int, most: int) -> bool:
+        """Return whether the key is another one."""
+        is_new = key not in self.keys and len(self.keys) < most
+        if is_new:
+            self.keys.add(key)
+        return is_new
+
+
 class GetInLoop(BuiltIn):
     """`get-in-loop`: objects are looked up by primary key one by one."""
 
     candidates = (StatementExecuted,)
 
-    def memory(self) -> Recent[tuple[CallSite | None, str], set[int]]:
-        """Return the keys that each line looked up of each mapped class, up to the threshold."""
-        return Recent(set)
+    def memory(self) -> Recent[tuple[CallSite | None, str], _Lookups]:
+        """Return the keys that each line looked up of each mapped class."""
+        return Recent(_Lookups)
 
     def judge(
         self,
         fact: StatementExecuted,
         report: Report,
-        memory: Recent[tuple[CallSite | None, str], set[int]],
+        memory: Recent[tuple[CallSite | None, str], _Lookups],
     ) -> Iterator[Finding]:
         """Report each mapped class and line once."""
         ledger, enough = report.ledger, report.settings.gets_from_one_site
@@ -102,19 +129,21 @@ class GetInLoop(BuiltIn):
         if ledger.last_load is not None or not _is_lookup(fact):
             return
         earlier = ledger.first_selects if memory.begin() else ()
-        is_reached = False
+        is_new, lookups = False, _Lookups()
         for select in filter(_is_lookup, (*earlier, fact)):
-            keys = memory.of((select.site, select.entity))
-            is_new = select.fingerprint not in keys and len(keys) < enough
-            if is_new:
-                keys.add(select.fingerprint)
-            is_reached = is_new and len(keys) == enough
-        if not is_reached:
+            lookups = memory.of((select.site, select.entity))
+            is_new = lookups.add(select.fingerprint, enough)
+        if is_new and len(lookups.keys) == enough - 1:
+            lookups.passed = ledger.locator.passed()
+        if not is_new or len(lookups.keys) != enough:
             return
-        entity = fact.entity or fact.collection
-        remedy = f"run one select({entity}) for all keys before the loop"
+        loop = looping(lookups.passed, report)
+        entity, place = fact.entity or fact.collection, elsewhere(loop, fact.site)
+        remedy = f"run one select({entity}) for all keys before the loop{place}"
         if fact.entity and fact.key:
             remedy = f"select({entity}).where({entity}.{fact.key}.in_(keys))"
+            if place:
+                remedy += f"  # before the loop{place}"
         yield report.finding(
             "get-in-loop",
             "warning",
@@ -123,6 +152,7 @@ class GetInLoop(BuiltIn):
             fact.site,
             entity=fact.entity or None,
             count=enough,
+            evidence=known(loop=loop),
         )
 
 
@@ -140,23 +170,24 @@ def _is_counted(fact: StatementExecuted) -> bool:
 class _Repeats:
     """The last runs of one SELECT with the same parameters, by their numbers and lines."""
 
-    __slots__ = ("_runs", "is_reported")
+    __slots__ = ("_runs", "is_reported", "passed")
 
     def __init__(self) -> None:
         self.is_reported = False
+        self.passed: Passed = frozenset()
         self._runs: tuple[tuple[int, CallSite | None], ...] = ()
 
     def add(self, fact: StatementExecuted, most: int) -> None:
-        if not self.is_reported:
-            self._runs = (*self._runs[1 - most :], (fact.number, fact.site))
+        self._runs = (*self._runs[1 - most :], (fact.number, fact.site))
+
+    def forget(self, is_current: Callable[[int], bool]) -> None:
+        """Forget the first runs that do not count any more."""
+        while self._runs and not is_current(self._runs[0][0]):
+            self._runs = self._runs[1:]
 
     @property
     def count(self) -> int:
         return len(self._runs)
-
-    @property
-    def first_number(self) -> int:
-        return self._runs[0][0]
 
     @property
     def sites(self) -> list[CallSite | None]:
@@ -191,7 +222,11 @@ class RepeatedSelect(BuiltIn):
         if repeats.is_reported:
             return
         repeats.add(fact, enough)
-        if repeats.count == enough and ledger.reads_the_same(fact.reads, repeats.first_number):
+        if repeats.count == enough:
+            repeats.forget(partial(ledger.reads_the_same, fact.reads))
+        if repeats.count == enough - 1:
+            repeats.passed = ledger.locator.passed()
+        elif repeats.count == enough:
             repeats.is_reported = True
             yield _repeated(fact, repeats, report)
 
@@ -212,16 +247,22 @@ def _repeated(fact: StatementExecuted, repeats: _Repeats, report: Report) -> Fin
         of = f" of {subject}" if subject else ""
         what = f"the same SELECT{of} with the same parameters ran at least {repeats.count} times"
         why = "the identity map is not a query cache: only get() can return without a SELECT"
+    loop = looping(repeats.passed, report)
     commit = f"{awaited(report)}session.commit()"
     return report.finding(
         "repeated-select",
         "warning",
         what + where,
-        "run it once and keep the result",
+        f"run it once{elsewhere(loop, fact.site, 'before the loop at')} and keep the result",
         fact.site,
         entity=fact.entity or None,
         count=repeats.count,
-        evidence={"why": why, **evidence, "alternatives": [f"{commit}{_EACH}"]},
+        evidence={
+            **known(loop=loop),
+            "why": why,
+            **evidence,
+            "alternatives": [f"{commit}{_EACH}"],
+        },
     )
 
 

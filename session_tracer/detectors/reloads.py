@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from session_tracer.detectors.evidence import known, largest
+from session_tracer.detectors.evidence import known, largest, looping
 from session_tracer.detectors.memory import Once, Recent
 from session_tracer.detectors.protocol import BuiltIn
 from session_tracer.detectors.wording import dotted_each, maker, objects
@@ -13,7 +13,7 @@ from session_tracer.facts import AttributeLoaded, StatementExecuted
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from session_tracer.ledger.loads import Loads
+    from session_tracer.ledger.loads import Loads, Passed
     from session_tracer.ledger.report import Report
     from session_tracer.model.findings import Finding
     from session_tracer.where.callsite import CallSite
@@ -50,6 +50,7 @@ def _reloaded(fact: AttributeLoaded, reloads: Loads, count: int, report: Report)
         attribute=fact.attribute if is_one else None,
         count=count,
         evidence=known(
+            loop=looping(reloads.passed, report),
             committed_at=fact.expired_site,
             reloaded=dict(reloads.entities),
             attributes=list(attributes) or None,
@@ -62,6 +63,7 @@ class _Refreshes:
     """How often one line has refreshed what was just written."""
 
     count = 0
+    passed: Passed = frozenset()
 
 
 class _Refreshing(Recent["CallSite | None", _Refreshes]):
@@ -99,14 +101,19 @@ class RefreshAfterWrite(BuiltIn):
         memory.write = write
         refreshes = memory.last = memory.of(fact.site)
         refreshes.count += 1
+        if refreshes.count == report.settings.refreshes_from_one_site - 1:
+            refreshes.passed = report.ledger.locator.passed()
         if refreshes.count == report.settings.refreshes_from_one_site:
-            yield _refreshed(fact, refreshes.count, write, report)
+            yield _refreshed(fact, refreshes, write, report)
 
 
 def _refreshed(
-    fact: AttributeLoaded, count: int, write: tuple[str, CallSite | None], report: Report
+    fact: AttributeLoaded,
+    refreshes: _Refreshes,
+    write: tuple[str, CallSite | None],
+    report: Report,
 ) -> Finding:
-    what, site = write
+    (what, site), count = write, refreshes.count
     if what == "commit":
         remedy, where = f"remove refresh(), and use {maker(report)}", known(committed_at=site)
     else:
@@ -121,6 +128,7 @@ def _refreshed(
         entity=fact.entity or None,
         count=count,
         evidence={
+            **known(loop=looping(refreshes.passed, report)),
             **where,
             "why": "an INSERT returns generated values if the database supports RETURNING",
             "alternatives": [

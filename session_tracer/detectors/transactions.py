@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from session_tracer.detectors.evidence import known, ms
+from session_tracer.detectors.evidence import known, looping, ms
 from session_tracer.detectors.memory import Once, Recent
 from session_tracer.detectors.protocol import BuiltIn
 from session_tracer.detectors.wording import (
@@ -14,6 +14,7 @@ from session_tracer.detectors.wording import (
     awaited,
     counted,
     duration,
+    elsewhere,
     opening,
     with_block,
 )
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from session_tracer.facts import Counts, Outcome
+    from session_tracer.ledger.loads import Passed
     from session_tracer.ledger.report import Report
     from session_tracer.model.findings import Finding
     from session_tracer.where.callsite import CallSite
@@ -40,6 +42,7 @@ class _Commits:
 
     def __init__(self) -> None:
         self.is_reported = False
+        self.passed: Passed = frozenset()
         self._begin_anew()
 
     def _begin_anew(self) -> None:
@@ -86,6 +89,8 @@ class CommitInLoop(BuiltIn):
             if commits is not None:
                 commits.add(rows, entities, at - (fact.took if at == fact.at else 0), at, gap)
         enough = report.settings.commits_from_one_site
+        if commits and commits.number == enough - 1:
+            commits.passed = ledger.locator.passed()
         if commits and commits.number == enough and not (commits.is_reported or ledger.is_joined):
             commits.is_reported = True
             yield _commits(fact.site, commits, report)
@@ -95,15 +100,17 @@ def _commits(site: CallSite | None, commits: _Commits, report: Report) -> Findin
     rows = commits.rows / commits.number
     each = "1 row" if rows == 1 else f"{rows:.3g} rows"
     written = f" ({counted(commits.written)})" if commits.written else ""
+    loop = looping(commits.passed, report)
+    after = f"once after the loop{elsewhere(loop, site)}, or once for each batch"
     return report.finding(
         "commit-in-loop",
         "warning",
         f"one line committed at least {commits.number} times, {each} each{written}",
-        f"{awaited(report)}session.commit()  # once after the loop, or once for each batch",
+        f"{awaited(report)}session.commit()  # {after}",
         site,
         entity=next(iter(commits.written)) if len(commits.written) == 1 else None,
         count=commits.number,
-        evidence={"rows_per_commit": round(rows, 2), "written": dict(commits.written)},
+        evidence=known(loop=loop, rows_per_commit=round(rows, 2), written=dict(commits.written)),
     )
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     )
     from session_tracer.ledger.report import Report
     from session_tracer.model.live_session import LiveSession
+    from session_tracer.where.callsite import CallSite
 
 __all__ = [
     "ENDED",
@@ -30,6 +31,7 @@ __all__ = [
     "dotted",
     "dotted_each",
     "duration",
+    "elsewhere",
     "expired_by",
     "expiry",
     "listed",
@@ -128,6 +130,11 @@ def expiry(fact: DetachedLoadFailed | ImplicitLoadFailed | AttributeLoaded | Row
     """Return what expired the object and where, such as `the commit at app/shop.py:92`."""
     what = expired_by(fact)
     return f"{what} at {fact.expired_site}" if what and fact.expired_site is not None else what
+
+
+def elsewhere(loop: CallSite | None, site: CallSite | None, text: str = "at") -> str:
+    """Return ` at jobs.py:9 in run()` for a loop that is not at the finding's own line."""
+    return "" if loop is None or loop == site else f" {text} {loop}"
 
 
 def session(report: Report) -> str:

@@ -22,6 +22,9 @@ class Gates:
 
     loads: frozenset[int]
     reloads: frozenset[int]
+    # One less: then it is noted which functions are at work, to find the one that loops.
+    nearly_loads: frozenset[int]
+    nearly_reloads: frozenset[int]
     most_loads: int
     most_reloads: int
     selects: int
@@ -39,12 +42,15 @@ class Gates:
         reloads = frozenset(one.reloads_after_commit for one in every)
         rows = frozenset(one.single_row_writes for one in every)
         gets = min(one.gets_from_one_site for one in every)
+        repeats = min(one.repeats_of_one_select for one in every)
         return cls(
             loads=loads,
             reloads=reloads,
+            nearly_loads=frozenset(number - 1 for number in loads),
+            nearly_reloads=frozenset(number - 1 for number in reloads),
             most_loads=max(loads),
             most_reloads=max(reloads),
-            selects=min(gets, min(one.repeats_of_one_select for one in every), _SELECTS_KEPT),
+            selects=max(1, min(gets - 1, repeats - 1, _SELECTS_KEPT)),
             single_rows=rows,
             least_single_rows=min(rows),
             large_flush=min(one.large_flush_objects for one in every),

@@ -1210,12 +1210,22 @@ class Ledger(Use):
         if loads is None:
             loads = self.loads = Loads()
         if expired_by == "commit" and kind in _EXPIRING:
-            loads.count = loads.reloaded(load, parent, gates.most_reloads)
-            return loads.count in gates.reloads
+            count = loads.count = loads.reloaded(load, parent, gates.most_reloads)
+            return self._is_reached(
+                loads, None, count in gates.nearly_reloads, count in gates.reloads
+            )
         if kind == "expired":
             return False
-        loads.count = loads.loaded(site, load, parent, gates.most_loads)
-        return loads.count in gates.loads
+        count = loads.count = loads.loaded(site, load, parent, gates.most_loads)
+        is_nearly, is_reached = count in gates.nearly_loads, count in gates.loads
+        return self._is_reached(loads, (site, load), is_nearly, is_reached)
+
+    def _is_reached(self, loads: Loads, key: object, is_nearly: bool, is_reached: bool) -> bool:
+        if is_reached:
+            loads.recall(key)
+        if is_nearly:
+            loads.note(key, self.locator.passed())
+        return is_reached
 
     # What is loaded.
 

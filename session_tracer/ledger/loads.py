@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     from session_tracer.facts import Counts, LoadKind
     from session_tracer.where.callsite import CallSite
 
-__all__ = ["Load", "Loads"]
+__all__ = ["Load", "Loads", "Passed"]
+
+# The frames that were at work, by the ids of each and of its code.
+Passed: TypeAlias = frozenset[tuple[int, int]]
 
 _MOST_LINES: Final = 1_000
 
@@ -29,12 +32,15 @@ class Loads:
     forgotten.
     """
 
-    __slots__ = ("_by_line", "_reloaded", "attributes", "count", "entities")
+    __slots__ = ("_by_line", "_passed", "_reloaded", "attributes", "count", "entities", "passed")
 
     def __init__(self) -> None:
         self._by_line: dict[tuple[CallSite | None, str, str], set[int]] = {}
-        # How many objects the candidate that is judged now stands for.
+        # How many objects the candidate that is judged now stands for, and what was at work at the
+        # one before.
         self.count = 0
+        self.passed: Passed = frozenset()
+        self._passed: dict[object, Passed] = {}
         self.committed()
 
     def committed(self) -> None:
@@ -43,6 +49,16 @@ class Loads:
         self.entities: Counts = {}
         # As `entity, attribute`, in the order of their coming.
         self.attributes: dict[tuple[str, str], None] = {}
+
+    def note(self, key: object, passed: Passed) -> None:
+        """Note what is at work at the load before the one that is judged."""
+        if len(self._passed) >= _MOST_LINES:
+            self._passed.clear()
+        self._passed[key] = passed
+
+    def recall(self, key: object) -> None:
+        """Have `passed` be what was noted."""
+        self.passed = self._passed.pop(key, frozenset())
 
     def loaded(self, site: CallSite | None, load: Load, parent: int, most: int) -> int:
         """How many objects the line has loaded it for, if this is another one; else 0."""

@@ -9,6 +9,7 @@ import sysconfig
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from session_tracer.where.loops import is_in_loop
 from session_tracer.where.running import running_frame
 from session_tracer.where.tasks import awaiting_tasks, current_task, suspended
 
@@ -345,6 +346,43 @@ class Locator:
             middle = _frame(depth + distance // 2).f_code
             self._callers[key] = (*known, (distance, inner.f_code, middle, answer))
         return answer
+
+    def passed(self) -> frozenset[tuple[int, int]]:
+        """Return the frames that are at work now, by the ids of each and of its code.
+
+        To find out which are still at work when the same happens again. They are not kept alive.
+        """
+        return frozenset((id(frame), id(frame.f_code)) for frame in _outwards(_frame(1)))
+
+    def loop(
+        self, before: frozenset[tuple[int, int]], opened: CallSite | None = None
+    ) -> CallSite | None:
+        """Return the innermost application line that loops, and None where a library does.
+
+        The id of a frame that is gone is given to the next one, mostly of the same function. That
+        the frame's instruction lies in a loop excludes helper functions without loops. A helper
+        that itself has a loop, and is called again before that goes round, cannot be told apart.
+
+        Args:
+            before: What `passed()` returned when the same happened before.
+            opened: Where the session was opened. What called that function again opened another
+                session.
+        """
+        for frame in _outwards(_frame(1)):
+            kind = self._kind(frame)
+            if kind == _MACHINERY:
+                continue
+            code = frame.f_code
+            if (id(frame), id(code)) in before and is_in_loop(code, frame.f_lasti):
+                return None if kind == _LIBRARY else self._site(frame, kind)
+            if (
+                opened is not None
+                and code.co_filename == opened.file
+                and _written_name(code) == opened.function
+                and code.co_name not in _COMPREHENSIONS
+            ):
+                return None
+        return None
 
     def is_at_work(self, opened: CallSite, used: CallSite) -> bool:
         """Return whether the function of `opened` is on the stack from the line `used` outwards.

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from session_tracer.model.timeline import Timeline
     from session_tracer.where.owner import Owner
 
+# What plays the facts is no line of the application's.
+__session_tracer_hide__ = True
+
 MS = 1_000_000
 SECOND = 1_000 * MS
 

@@ -64,7 +64,7 @@ async def ask(
     with capture(twin.factory, **settings) as captured:
         async with twin.session() as session:  # <- opened
             kept = [] if before is None else (await session.scalars(before)).all()
-            kept += [await how(session, key) for key in keys]
+            kept += [await how(session, key) for key in keys]  # <- loops
     return captured
 
 
@@ -73,12 +73,14 @@ def looked_up(how: Any, entity: str, count: int, remedy: str) -> Due:
         id="get-in-loop",
         site=marked(how, "<- asked"),
         opened=marked(ask, "<- opened"),
-        remedy=remedy,
+        remedy=f"{remedy}{'' if remedy.endswith('loop') else BEFORE} at {marked(ask, '<- loops')}",
         entity=entity,
         count=count,
+        evidence={"loop": str(marked(ask, "<- loops"))},
     )
 
 
+BEFORE = "  # before the loop"
 IN_ONE = "select(Author).where(Author.id.in_(keys))"
 
 

@@ -27,7 +27,7 @@ async def ask(
     with capture(twin.factory, **settings) as captured:
         async with twin.session() as session:  # <- opened
             for number in range(times):
-                await how(session, number)
+                await how(session, number)  # <- loops
     return captured
 
 
@@ -36,7 +36,7 @@ def repeated(how: Any, entity: str | None, count: int) -> Due:
         id="repeated-select",
         site=marked(how, "<- asked"),
         opened=marked(ask, "<- opened"),
-        remedy="run it once and keep the result",
+        remedy=f"run it once before the loop at {marked(ask, '<- loops')} and keep the result",
         entity=entity,
         count=count,
     )

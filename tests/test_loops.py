@@ -1,0 +1,260 @@
+"""Tests which line loops, where something happens again and again."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from session_tracer.where.callsite import Locator
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+
+class Watcher:
+    """Asks at its second last and its last call which line loops."""
+
+    def __init__(self, last: int = 3, opened: Any = None) -> None:
+        self.locator, self.last, self.opened = Locator(), last, opened
+        self.calls, self.before = 0, frozenset[tuple[int, int]]()
+        self.loop = ""
+
+    def __call__(self, *_: object) -> int:
+        self.calls += 1
+        if self.calls == self.last - 1:
+            self.before = self.locator.passed()
+        elif self.calls == self.last:
+            loop = self.locator.loop(self.before, self.opened)
+            if loop is not None:
+                self.loop = inspect.getsource(inspect.getmodule(type(self)) or pytest).splitlines()[
+                    loop.line - 1
+                ]
+        return 1
+
+
+def helper(watch: Watcher) -> None:
+    watch()
+
+
+def helper_with_a_loop_before(watch: Watcher) -> None:
+    for _ in range(3):
+        pass
+    watch()
+
+
+def helper_with_a_handler(watch: Watcher) -> None:
+    with suppress(ValueError):
+        int("1")
+    try:
+        int("x")
+    except ValueError:
+        int("2")
+    watch()
+
+
+def for_loop(watch: Watcher) -> None:
+    for _ in range(5):
+        watch()  # loops
+
+
+def while_loop(watch: Watcher) -> None:
+    while watch.calls < 5:
+        helper(watch)  # loops
+
+
+def comprehension(watch: Watcher) -> None:
+    assert [watch() for _ in range(5)]  # loops
+
+
+def generator_expression(watch: Watcher) -> None:
+    assert sum(watch() for _ in range(5)) == 5  # loops
+
+
+def generator(watch: Watcher) -> None:
+    def numbers() -> Iterator[int]:
+        for _ in range(5):
+            yield watch()  # loops
+
+    assert sum(numbers()) == 5
+
+
+def through_a_helper(watch: Watcher) -> None:
+    for _ in range(5):
+        helper_with_a_loop_before(watch)  # loops
+
+
+def through_a_helper_with_a_handler(watch: Watcher) -> None:
+    for _ in range(5):
+        helper_with_a_handler(watch)  # loops
+
+
+def in_a_handler(watch: Watcher) -> None:
+    for _ in range(5):
+        try:
+            int("x")
+        except ValueError:
+            helper(watch)  # loops
+    int("0")
+
+
+def in_a_block(watch: Watcher) -> None:
+    @contextmanager
+    def block() -> Iterator[None]:
+        yield
+        watch()
+
+    for _ in range(5):
+        with block():  # loops
+            pass
+
+
+def nested(watch: Watcher) -> None:
+    for _ in range(5):
+        for _ in range(2):
+            helper(watch)  # loops
+
+
+def recursive(watch: Watcher) -> None:
+    def walk(depth: int) -> None:
+        watch()
+        for _ in range(2 if depth else 0):
+            walk(depth - 1)  # loops
+
+    walk(3)
+
+
+def unrolled(watch: Watcher) -> None:
+    helper(watch)
+    helper(watch)
+    helper(watch)
+
+
+def after_a_loop(watch: Watcher) -> None:
+    for _ in range(3):
+        pass
+    watch()
+    watch()
+    watch()
+
+
+def after_a_handler(watch: Watcher) -> None:
+    for _ in range(3):
+        try:
+            int("x")
+        except ValueError:
+            int("0")
+    watch()
+    watch()
+    watch()
+
+
+def loop_of_the_interpreter(watch: Watcher) -> None:
+    assert list(map(watch, range(5)))
+
+
+LOOPS = [
+    for_loop,
+    while_loop,
+    comprehension,
+    generator_expression,
+    generator,
+    through_a_helper,
+    through_a_helper_with_a_handler,
+    in_a_handler,
+    in_a_block,
+    nested,
+    recursive,
+]
+
+
+@pytest.mark.parametrize("story", LOOPS, ids=lambda story: story.__name__)
+def test_the_line_that_loops(story: Callable[[Watcher], None]) -> None:
+    watch = Watcher(last=4)
+    story(watch)
+    assert watch.loop.endswith("# loops"), watch.loop
+    assert watch.loop.strip() in inspect.getsource(story)
+
+
+@pytest.mark.parametrize(
+    "story",
+    [unrolled, after_a_loop, after_a_handler, loop_of_the_interpreter],
+    ids=lambda story: story.__name__,
+)
+def test_where_no_line_loops(story: Callable[[Watcher], None]) -> None:
+    watch = Watcher(last=3)
+    story(watch)
+    assert (watch.loop, watch.calls >= 3) == ("", True)
+
+
+async def save(watch: Watcher) -> None:
+    await asyncio.sleep(0)
+    watch()
+
+
+async def awaited(watch: Watcher) -> None:
+    for _ in range(5):
+        await save(watch)  # loops
+
+
+async def iterated(watch: Watcher) -> None:
+    async def numbers() -> Any:
+        for number in range(5):
+            await asyncio.sleep(0)
+            yield number
+
+    async for _ in numbers():
+        await save(watch)  # loops
+
+
+async def awaited_in_tasks(watch: Watcher) -> None:
+    for _ in range(5):
+        await asyncio.create_task(save(watch))  # loops
+
+
+async def awaited_one_after_the_other(watch: Watcher) -> None:
+    await save(watch)
+    await save(watch)
+    await save(watch)
+    await save(watch)
+
+
+@pytest.mark.parametrize(
+    "story", [awaited, iterated, awaited_in_tasks], ids=lambda story: story.__name__
+)
+def test_the_line_that_loops_and_awaits(story: Callable[[Watcher], Awaitable[None]]) -> None:
+    watch = Watcher(last=4)
+    asyncio.run(story(watch))  # type: ignore[arg-type] # they are coroutines
+    assert watch.loop.endswith("# loops"), watch.loop
+
+
+def test_an_await_is_no_loop() -> None:
+    watch = Watcher(last=4)
+    asyncio.run(awaited_one_after_the_other(watch))
+    assert watch.loop == ""
+
+
+def test_the_function_that_opened_the_session_is_the_last_one_that_is_asked() -> None:
+    """What calls it again opens another session."""
+
+    def handle() -> None:
+        watch.opened = opened
+        list(map(watch, range(5)))
+
+    watch = Watcher(last=4)
+    locator = Locator()
+    for _ in range(2):
+        opened = locator.locate()
+        watch.calls = 0
+        handle()
+    assert watch.loop.strip() == "handle()"
+    # Where handle() has opened it:
+    opened = type(opened)(opened.file, 1, "handle") if opened else None
+    watch.loop = ""
+    for _ in range(2):
+        watch.calls = 0
+        handle()
+    assert watch.loop == ""
