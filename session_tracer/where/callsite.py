@@ -361,7 +361,7 @@ class Locator:
 
         The id of a frame that is gone is given to the next one, mostly of the same function. That
         the frame's instruction lies in a loop excludes helper functions without loops. A helper
-        that itself has a loop, and is called again before that goes round, cannot be told apart.
+        that itself has a loop, and is called again while that is at its first item, looks the same.
 
         Args:
             before: What `passed()` returned when the same happened before.
