@@ -52,6 +52,7 @@ LABELS: Final = (
     ("pending", "not flushed"),
     ("last_statement_at", "last statement"),
     ("last_activity_at", "last used"),
+    ("used_at", "used at"),
     ("closed_at", "closed at"),
     ("dropped_at", "generator dropped at"),
     ("ended_at", "ended at"),

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Hashable
 
     from session_tracer.model.live_session import LiveSession
     from session_tracer.where.callsite import CallSite
@@ -96,7 +96,8 @@ class SessionClosed(_Value):
     generator was closed early. `detached` counts the objects that left the session. `added`,
     `modified` and `removed` count the objects whose changes were never flushed, and `added_site` is
     where the last new one was added. `joined` is whether the connection was in an outer
-    transaction, which decides whether the changes are committed.
+    transaction, which decides whether the changes are committed. `changed_by_another` is whether
+    the changes are those of another request or task than the one that closed the session.
     """
 
     at: int
@@ -113,6 +114,7 @@ class SessionClosed(_Value):
     removed: Counts = field(default_factory=dict)
     added_site: CallSite | None = None
     joined: bool = False
+    changed_by_another: bool = False
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -525,6 +527,31 @@ class SessionUsedConcurrently(_Value):
 
 
 @dataclass(slots=True, eq=False, repr=False)
+class SessionPassed(_Value):
+    """Another task than before uses the session.
+
+    `root` is the outermost task that awaits it, `request` is not 0 if it serves an ASGI request.
+    The other fields are those of the user before. `pieces` is what each of them works at:
+    its request if there is one, else its outermost task.
+    """
+
+    at: int
+    site: CallSite | None
+    owner: Owner
+    root: Owner
+    request: int
+    other_owner: Owner
+    other_root: Owner
+    other_request: int
+    trace: int = 0
+
+    @property
+    def pieces(self) -> tuple[Hashable, Hashable]:
+        """What the user before works at, and what this one works at."""
+        return self.other_request or self.other_root.key, self.request or self.root.key
+
+
+@dataclass(slots=True, eq=False, repr=False)
 class EventLoopChanged(_Value):
     """The session is used on another event loop than the one on which its scope was first used.
 
@@ -653,6 +680,7 @@ Fact: TypeAlias = (
     | LinkLost
     | RowGone
     | SessionUsedConcurrently
+    | SessionPassed
     | EventLoopChanged
     | ConnectionOnOtherLoop
     | TransactionCancelled

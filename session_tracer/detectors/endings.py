@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from session_tracer.detectors.evidence import known, life_site, ms
 from session_tracer.detectors.protocol import BuiltIn
-from session_tracer.detectors.wording import NEVER_CLOSED, awaited, duration, session, with_block
+from session_tracer.detectors.wording import (
+    NEVER_CLOSED,
+    awaited,
+    duration,
+    own_session,
+    session,
+    with_block,
+)
 from session_tracer.facts import (
     SessionClosed,
     SessionOpened,
@@ -113,14 +120,18 @@ class DiscardedChanges(BuiltIn):
         if not lost or is_test_teardown():
             return
         work = lost.last_at or ledger.left_site
-        is_own = _is_own(fact.site, work, report)
+        is_own = _is_own(fact.site, work, report) and not fact.changed_by_another
         site = fact.site if is_own or work is None else work
         when = "before the session is closed" if is_own else "after the last change"
+        remedy = f"{awaited(report)}session.commit()  # {when}"
+        if fact.changed_by_another:
+            # A commit there would be that of the others.
+            remedy = own_session(report)
         yield report.finding(
             "discarded-changes",
             "warning",
             f"{fact.ending}() discarded {lost}",
-            f"{awaited(report)}session.commit()  # {when}",
+            remedy,
             site,
             entity=lost.entity(),
             count=lost.count(),

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from session_tracer.detectors.evidence import known
+from session_tracer.detectors.evidence import known, life_site
 from session_tracer.detectors.memory import Once
 from session_tracer.detectors.protocol import BuiltIn
-from session_tracer.detectors.wording import awaited, variable, with_block
+from session_tracer.detectors.wording import awaited, own_session, variable, with_block
 from session_tracer.facts import (
     ConnectionOnOtherLoop,
     EventLoopChanged,
     ObjectCrossed,
+    SessionPassed,
     SessionUsedConcurrently,
     TransactionBegan,
 )
+from session_tracer.where.requests import is_of_test
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Hashable, Iterator
 
     from session_tracer.ledger.report import Report
     from session_tracer.model.findings import Finding
@@ -161,13 +163,20 @@ class ForeignLoop(BuiltIn):
 
 
 class _Users:
-    """The traces and tasks in which a session began transactions, up to the threshold."""
+    """The traces, tasks and requests that used a session, up to the threshold."""
 
     def __init__(self) -> None:
         self.traces: set[int] = set()
         self.tasks: set[Owner] = set()
-        # In the order of their first transactions.
+        # The task that was first seen in a request, by what the request has alone while it runs.
+        self.requests: dict[int, Owner] = {}
+        self.served = 0
+        # What has used the session in turns in this transaction.
+        self.transaction = 0
+        self.turns: list[Hashable] = []
+        # In the order of their first use.
         self.names: dict[str, None] = {}
+        self.is_reported = False
 
     def add(self, trace: int, root: Owner | None, user: Owner | None, most: int) -> None:
         if trace:
@@ -175,8 +184,36 @@ class _Users:
         if root is not None and root.is_task:
             self.tasks.add(root)
         owner = root or user
-        if owner is not None and len(self.names) < most:
+        if owner is not None:
+            self.name(owner, most)
+
+    def serve(self, request: int, user: Owner, most: int) -> None:
+        """A task that works at a request uses the session, which may have done so before."""
+        known = self.requests.get(request)
+        if request and (known is None or (known != user and known.has_ended)):
+            if len(self.requests) < most:
+                self.requests[request] = user
+            self.served += 1
+            self.name(user, most)
+
+    def take_turns(self, transaction: int, pieces: tuple[Hashable, Hashable]) -> int:
+        """Return how many take turns in one transaction; 0 while each has had one turn."""
+        before, now = pieces
+        if transaction != self.transaction:
+            self.transaction, self.turns = transaction, [before]
+        if now == self.turns[-1]:
+            return 0
+        number = len(set(self.turns)) if now in self.turns else 0
+        if len(self.turns) < _MOST_TURNS:
+            self.turns.append(now)
+        return number
+
+    def name(self, owner: Owner, most: int) -> None:
+        if len(self.names) < most:
             self.names[owner.name] = None
+
+
+_MOST_TURNS: Final = 100
 
 
 class SharedSession(BuiltIn):
@@ -185,29 +222,75 @@ class SharedSession(BuiltIn):
     Several threads alone are no mistake: a thread pool may run one session's work in any of them.
     """
 
-    candidates = (TransactionBegan,)
+    candidates = (TransactionBegan, SessionPassed)
     memory = _Users
 
-    def judge(self, fact: TransactionBegan, report: Report, memory: _Users) -> Iterator[Finding]:
-        """Report a scope once, when its traces or its tasks reach the threshold."""
-        most, first = report.settings.traces_per_session, report.ledger.first_began
-        if fact.nested or first is None or most in (len(memory.traces), len(memory.tasks)):
+    def judge(
+        self, fact: TransactionBegan | SessionPassed, report: Report, memory: _Users
+    ) -> Iterator[Finding]:
+        """Report a scope once, when its traces, its requests or its tasks reach the threshold."""
+        if memory.is_reported:
             return
-        if not memory.names:
-            memory.add(*first, most)
-        memory.add(fact.trace, fact.root, fact.owner, most)
-        if len(memory.traces) == most:
-            users, each = f"{most} different traces", "request"
-        elif len(memory.tasks) == most:
-            users, each = f"{most} unrelated tasks", "task"
+        if isinstance(fact, SessionPassed):
+            found = self._passed(fact, report, memory)
         else:
+            found = self._began(fact, report, memory)
+        if found is None:
             return
+        number, users, each = found
+        if each != "trace" and is_of_test(report.ledger.opened_by, report.ledger.opened_site):
+            return
+        memory.is_reported = True
         yield report.finding(
             "shared-session",
             "warning",
-            f"this session began transactions in {users}",
-            with_block(report, f"one for each {each}"),
-            report.ledger.opened_site,
-            count=most,
-            evidence=known(owners=list(memory.names), began_at=fact.site),
+            f"this session {users}",
+            self._remedy(each, report),
+            life_site(report),
+            count=number,
+            evidence=known(
+                owners=list(memory.names),
+                began_at=fact.site if isinstance(fact, TransactionBegan) else None,
+                used_at=fact.site if isinstance(fact, SessionPassed) else None,
+            ),
         )
+
+    def _passed(
+        self, fact: SessionPassed, report: Report, memory: _Users
+    ) -> tuple[int, str, str] | None:
+        most, ledger = report.settings.traces_per_session, report.ledger
+        memory.serve(fact.other_request, fact.other_owner, most)
+        memory.serve(fact.request, fact.owner, most)
+        if memory.served >= most:
+            return memory.served, f"was used by {memory.served} different requests", "request"
+        if not ledger.transactions_open:
+            return None
+        memory.name(fact.other_owner, most)
+        memory.name(fact.owner, most)
+        # A sync Session under asyncio is most often a scoped_session's, one for a whole thread.
+        enough = most if ledger.is_async else 2
+        number = memory.take_turns(ledger.transactions, fact.pieces)
+        if number < enough:
+            return None
+        return number, f"was used by {number} unrelated tasks in turns, in one transaction", "task"
+
+    def _began(
+        self, fact: TransactionBegan, report: Report, memory: _Users
+    ) -> tuple[int, str, str] | None:
+        most, first = report.settings.traces_per_session, report.ledger.first_began
+        if fact.nested or first is None:
+            return None
+        if not memory.names:
+            memory.add(*first, most)
+        memory.add(fact.trace, fact.root, fact.owner, most)
+        if len(memory.traces) >= most:
+            return most, f"began transactions in {most} different traces", "trace"
+        if len(memory.tasks) >= most:
+            return most, f"began transactions in {most} unrelated tasks", "task"
+        return None
+
+    def _remedy(self, each: str, report: Report) -> str:
+        each = "request" if each == "trace" else each
+        if report.ledger.is_async or not report.ledger.owner.is_task:
+            return with_block(report, f"one for each {each}")
+        return own_session(report)

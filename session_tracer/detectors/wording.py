@@ -38,6 +38,7 @@ __all__ = [
     "maker",
     "objects",
     "opening",
+    "own_session",
     "session",
     "variable",
     "with_block",
@@ -172,6 +173,14 @@ def with_block(report: Report, comment: str = "") -> str:
     """Return the code that closes a session in all cases."""
     head = f"{opening(report)} SessionLocal() as session:"
     return f"{head}  # {comment}" if comment else f"{head}\n    ..."
+
+
+def own_session(report: Report, each: str = "task") -> str:
+    """Return the code that gives each request or task a session of its own."""
+    if report.ledger.is_async:
+        return with_block(report, f"one for each {each}")
+    # A scoped_session has one for each thread, which all tasks of an event loop share.
+    return "scoped_session(SessionLocal, scopefunc=asyncio.current_task)  # one for each task"
 
 
 def variable(entity: str) -> str:

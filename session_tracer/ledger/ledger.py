@@ -165,7 +165,6 @@ class Ledger(Use):
     # Transactions and connections; a time is 0 while there is none.
     is_used = False
     last_outcome: Outcome = "closed"
-    transactions = 0
     savepoints = 0
     open_savepoints = 0
     # How many transactions and savepoints have ended, and the last one of them.
@@ -259,7 +258,6 @@ class Ledger(Use):
     deleted: Counts = NOTHING
     lazy_loads: Counts = NOTHING
     # What was added and is not flushed, by mapped class, and where the last of it was.
-    pending_by_class: dict[type, int]
     added_site: CallSite | None = None
     # How many were added before those; the transitions that no total covers, by name.
     added_before = 0
@@ -514,6 +512,7 @@ class Ledger(Use):
             removed=self.removed or {},
             added_site=self.added_site,
             joined=self.is_joined,
+            changed_by_another=bool(loses) and self.is_changed_by_another(),
         )
         is_judged = self.is_suspect or loses or self.ending in _TAKEN
         self._publish_and_judge(fact, judged=bool(is_judged))

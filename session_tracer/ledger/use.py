@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, Final
 from session_tracer import facts
 from session_tracer.ledger import same_owner
 from session_tracer.where import owner
+from session_tracer.where.requests import request_of, running_request
 from session_tracer.where.running import running_frame
 from session_tracer.where.tasks import running_loop
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Hashable
 
     from session_tracer.facts import Fact
     from session_tracer.ledger.in_progress import Flush, Holding, OpenTransaction
@@ -48,6 +49,12 @@ class Use:
     # The thread or task that used it last.
     owner: Owner = NO_OWNER
     was_handed_on = False
+    # The ASGI request that the task works at which uses it, and what had left changes when another
+    # one began to use it: in which transaction, and the request or the task.
+    request = 0
+    changed_by: tuple[int, Hashable] | None = None
+    transactions = 0
+    pending_by_class: dict[type, int]
     # The thread or task that is inside an operation of the session, and where.
     at_work: Owner | None = None
     at_work_site: CallSite | None = None
@@ -173,11 +180,43 @@ class Use:
             self.owner = user
             self.was_handed_on = True
             same_owner.hand_on(self, before)
+            if user.is_task:
+                self._passed(site, before, user)
         elif self.at_work is not None or (self.flush is not None and self.flush.owner is not user):
             self._check_worker(site, user)
         if self.is_async and not self.loop_changed:
             self._check_loop(site)
         return user
+
+    def _passed(self, site: CallSite | None, before: Owner, user: Owner) -> None:
+        """A task uses the session that another one, or a thread, has used before."""
+        fact = facts.SessionPassed(
+            at=self.clock(),
+            site=site,
+            owner=user,
+            root=owner.root_of(user),
+            request=running_request(),
+            other_owner=before,
+            other_root=owner.root_of(before),
+            other_request=self.request if self.request else request_of(before),
+            trace=self.tracers[0].caller()[0],
+        )
+        self.request = fact.request
+        if self.pending_by_class or self.has_uncommitted:
+            self.changed_by = self.transactions, fact.pieces[0]
+        self.suspect(fact)
+
+    def is_changed_by_another(self) -> bool:
+        """Whether another request or task has left the changes that are not committed."""
+        if self.changed_by is None or self.changed_by[0] != self.transactions:
+            return False
+        user = owner.current()
+        return self.changed_by[1] != (running_request() or owner.root_of(user).key)
+
+    @property
+    def has_uncommitted(self) -> bool:
+        """Whether anything was flushed whose transaction was not committed or rolled back."""
+        raise NotImplementedError
 
     def check_use(self, site: CallSite | None) -> None:
         """Report another thread or task that is inside an operation, and another event loop."""

@@ -137,6 +137,12 @@ class Owner:
         children = [] if task is None else in_group(task)
         return [frame for child in children if not _runs(child) for frame in suspended(child)]
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether it is no task that goes on."""
+        task = None if self._task is None else self._task()
+        return task is None or task.done()
+
     def frames(self) -> list[FrameType]:
         """Return its current stack, the innermost frame first.
 

@@ -323,7 +323,11 @@ def test_a_session_of_three_traces(people: People) -> None:
     ]
 
 
-def test_a_session_of_three_unrelated_tasks(people: People) -> None:
+def test_a_session_of_three_unrelated_tasks(
+    people: People, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Else it would be a test's.
+    monkeypatch.delenv("PYTEST_CURRENT_TEST")
     roots = [people.task(f"request-{number}") for number in range(3)]
     inner = people.task("inner")
     facts = [began(None, owner=inner, root=root) for root in roots]

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import unittest
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
+from sqlalchemy import text
+from sqlalchemy.orm import scoped_session
 
 from session_tracer.testing import capture
 from tests.good_code.silence import assert_silent, only_async, only_sync
-from tests.library import Author
+from tests.library import Author, Base
 from tests.stories.findings.due import Due, assert_found
 from tests.stories.lines import marked
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Coroutine, Iterator
 
     from opentelemetry.trace import Tracer
 
@@ -34,6 +37,17 @@ def tracer() -> Iterator[Tracer]:
 
 # Nobody selects the same twice.
 KEYS = itertools.count(1)
+
+
+def run(twin: Twin, story: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run a story under asyncio that may use a plain Session, as scoped_session may."""
+    twin.drive(twin.execute(Base.metadata.create_all))
+    asyncio.run(_dispose_after(twin, story))
+
+
+async def _dispose_after(twin: Twin, story: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    await story()
+    await twin.dispose()
 
 
 async def unit(session: Any) -> None:
@@ -235,6 +249,254 @@ def test_a_session_that_one_task_opens_and_its_children_use(twin: Twin) -> None:
         assert_silent(captured, sessions=2)
 
     twin.run(story)
+
+
+# Requests, by use: none of them commits.
+
+
+async def serve_request(
+    scope: dict[str, Any],
+    receive: Any,
+    send: Any,
+    *,
+    session: Any,
+    is_done: asyncio.Event | None = None,
+) -> None:
+    """An ASGI application."""
+    assert (scope["type"], receive, send) == ("http", None, None)
+    await session.get(Author, next(KEYS))  # <- uses
+    if is_done is not None:
+        is_done.set()
+
+
+async def answer(session: Any, requests: int) -> None:
+    """Answer requests one after the other, each in a task that the caller awaits."""
+    for _ in range(requests):
+        serving = serve_request({"type": "http"}, None, None, session=session)
+        await asyncio.create_task(serving, name="a request's")
+
+
+async def middleware(scope: dict[str, Any], receive: Any, send: Any, *, twin: Twin) -> None:
+    """It runs the rest of the request in tasks of their own, which it does not await."""
+    async with twin.session() as session:
+        await session.get(Author, next(KEYS))
+        for _ in range(6):
+            is_done = asyncio.Event()
+            serving = serve_request(scope, receive, send, session=session, is_done=is_done)
+            task = asyncio.create_task(serving)
+            await is_done.wait()
+            await session.get(Author, next(KEYS))
+        await task
+
+
+async def answer_with_one_session(twin: Twin, requests: int) -> None:
+    async with twin.session() as session:  # <- opened
+        await answer(session, requests)
+
+
+def test_a_session_of_several_asgi_requests(twin: Twin) -> None:
+    async def story() -> None:
+        with capture(twin.factory) as captured:
+            await answer_with_one_session(twin, 6)
+        (finding,) = captured.findings
+        assert (finding.id, finding.count) == ("shared-session", 3)
+        assert finding.message == "this session was used by 3 different requests"
+        assert finding.site == marked(answer_with_one_session, "<- opened")
+        assert finding.evidence == {
+            "owners": ['task "a request\'s"'],
+            "used_at": str(marked(serve_request, "<- uses")),
+        }
+        with capture(twin.factory) as captured:
+            await answer_with_one_session(twin, 2)
+        assert captured.findings == []
+
+    run(twin, story)
+
+
+def test_each_request_has_a_session_of_its_own(twin: Twin) -> None:
+    async def story() -> None:
+        with capture(twin.factory) as captured:
+            for _ in range(6):
+                async with twin.session() as session:
+                    await answer(session, 1)
+        assert captured.findings == []
+
+    run(twin, story)
+
+
+def test_many_tasks_of_one_request(twin: Twin) -> None:
+    async def story() -> None:
+        with capture(twin.factory) as captured:
+            await middleware({"type": "http"}, None, None, twin=twin)
+        assert captured.findings == []
+
+    run(twin, story)
+
+
+# Tasks that interleave in one transaction, as with a scoped_session of the event loop's thread.
+
+
+async def order(session: Any, paid: asyncio.Event, flushed: asyncio.Event | None = None) -> None:
+    session.add(Author(name=f"order {next(KEYS)}"))
+    await session.flush()
+    if flushed is not None:
+        flushed.set()
+    await paid.wait()
+    await session.flush()  # <- again
+    await session.execute(text("SELECT 1"))  # <- returns
+
+
+async def take_turns(twin: Twin) -> None:
+    session = twin.session()  # <- opened
+    paid = asyncio.Event()
+    first = asyncio.create_task(order(session, paid), name="first")
+    await asyncio.sleep(0)
+    second = asyncio.create_task(order(session, paid), name="second")
+    await asyncio.sleep(0)
+    paid.set()
+    await asyncio.sleep(0)
+    await asyncio.gather(first, second)
+    await session.commit()
+    await session.close()
+
+
+async def pass_it_on(twin: Twin) -> None:
+    """Each of three tasks does its part of the work, and hands the session on."""
+    first: asyncio.Queue[Any] = asyncio.Queue()
+    second: asyncio.Queue[Any] = asyncio.Queue()
+    done = asyncio.Event()
+
+    async def read() -> None:
+        session = twin.session()
+        await session.get(Author, next(KEYS))
+        await first.put(session)
+        await done.wait()
+
+    async def change() -> None:
+        session = await first.get()
+        session.add(Author(name="new"))
+        await session.flush()
+        await second.put(session)
+        await done.wait()
+
+    async def write() -> None:
+        session = await second.get()
+        await session.commit()
+        await session.close()
+        done.set()
+
+    tasks = [asyncio.create_task(one()) for one in (read, change, write)]
+    await done.wait()
+    await asyncio.gather(*tasks)
+
+
+@only_sync
+def test_tasks_that_take_turns_in_one_transaction(twin: Twin) -> None:
+    async def story() -> None:
+        with capture(twin.factory) as captured:
+            await take_turns(twin)
+        (finding,) = captured.findings
+        assert finding.id == "shared-session"
+        assert finding.message == (
+            "this session was used by 2 unrelated tasks in turns, in one transaction"
+        )
+        assert finding.site == marked(take_turns, "<- opened")
+        assert finding.remedy == (
+            "scoped_session(SessionLocal, scopefunc=asyncio.current_task)  # one for each task"
+        )
+
+    run(twin, story)
+
+
+def test_a_session_that_is_handed_from_task_to_task(twin: Twin) -> None:
+    async def story() -> None:
+        with capture(twin.factory) as captured:
+            await pass_it_on(twin)
+        assert captured.findings == []
+
+    run(twin, story)
+
+
+@only_sync
+def test_the_remedy_for_tasks_that_share_a_thread(twin: Twin) -> None:
+    async def work(session: Any) -> None:
+        session.add(Author(name=f"order {next(KEYS)}"))
+        session.flush()
+        await asyncio.sleep(0)
+        session.execute(text("SELECT 1"))
+        session.commit()
+        session.remove()
+
+    async def story() -> None:
+        session = scoped_session(twin.factory, scopefunc=asyncio.current_task)
+        with capture(twin.factory) as captured:
+            for _ in range(2):
+                await asyncio.create_task(work(session))
+        assert captured.findings == []
+
+    run(twin, story)
+
+
+# What one request has changed is lost because another one closes the session.
+
+
+async def lose_another_ones(twin: Twin) -> None:
+    session = twin.session()
+    paid = asyncio.Event()
+    flushed = asyncio.Event()
+    task = asyncio.create_task(order(session, paid, flushed))
+    await flushed.wait()
+
+    async def look() -> None:
+        await session.execute(text("SELECT 1"))
+        await session.close()
+
+    await asyncio.gather(asyncio.create_task(look()))
+    task.cancel()
+
+
+def test_a_commit_is_no_remedy_for_what_another_task_has_changed(twin: Twin) -> None:
+    async def story() -> None:
+        with capture(twin.factory) as captured:
+            await lose_another_ones(twin)
+        (finding,) = captured.findings
+        assert finding.id == "discarded-changes"
+        assert "commit" not in finding.remedy
+        assert "one for each task" in finding.remedy
+
+    run(twin, story)
+
+
+# Tests and their fixtures.
+
+
+@only_async
+def test_a_fixtures_session_that_a_test_uses(twin: Twin) -> None:
+    class OfUnittest(unittest.IsolatedAsyncioTestCase):
+        """Each of its methods is run in a task of its own."""
+
+        async def asyncSetUp(self) -> None:
+            self.session = twin.session()
+            await unit(self.session)
+
+        async def test(self) -> None:
+            await unit(self.session)
+
+        async def asyncTearDown(self) -> None:
+            await unit(self.session)
+            await self.session.close()
+
+    run(twin, _nothing)
+    with capture(twin.factory) as captured:
+        result = unittest.TestResult()
+        OfUnittest("test").run(result)
+        asyncio.run(twin.dispose())
+    assert (result.errors, result.failures) == ([], [])
+    assert captured.findings == []
+
+
+async def _nothing() -> None:
+    """There is a database with empty tables after this."""
 
 
 # Threads.
