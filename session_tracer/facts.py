@@ -30,6 +30,23 @@ Departure: TypeAlias = Literal[
 ]
 # Why a failed flush is not handled: its error left the scope, or the session was used on.
 Unhandled: TypeAlias = Literal["", "left", "used_again"]
+# Why a flush failed: a constraint, among them a row that exists (duplicate), an object with the key
+# of another one of the session (same_key), a column that is NULL (null) and a key that the flush
+# has set to NULL because its parent is gone (blank_key); a row that was changed or deleted
+# elsewhere; a lock; a lost or failed transaction; a listener that uses the session.
+FlushProblem: TypeAlias = Literal[
+    "",
+    "constraint",
+    "duplicate",
+    "same_key",
+    "null",
+    "blank_key",
+    "stale",
+    "locked",
+    "lost",
+    "aborted",
+    "listener",
+]
 # Why an attribute was not there when it was read.
 # The last is a column of a subclass whose object was selected by its base class.
 Missing: TypeAlias = Literal["relationship", "deferred", "expired", "dynamic", "left_out"]
@@ -302,7 +319,12 @@ class FlushCompleted(_Value):
 
 @dataclass(slots=True, eq=False, repr=False)
 class FlushFailed(_Value):
-    """The unit of work could not be written; the transaction was rolled back."""
+    """The unit of work could not be written; the transaction was rolled back.
+
+    `code` is the database's name or number of the error. `listener` is the line of the
+    application's event listener that raised it, `added_site` where the one new object was added,
+    `existing_site` where the object was loaded that has its key.
+    """
 
     at: int
     site: CallSite | None
@@ -314,6 +336,13 @@ class FlushFailed(_Value):
     deleted: Counts = field(default_factory=dict)
     constraint: str = ""
     in_savepoint: bool = False
+    problem: FlushProblem = ""
+    code: str = ""
+    column: str = ""
+    relationship: str = ""
+    listener: CallSite | None = None
+    added_site: CallSite | None = None
+    existing_site: CallSite | None = None
 
 
 @dataclass(slots=True, eq=False, repr=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from session_tracer.detectors.evidence import added_up, known, largest, looping, written
+from session_tracer.detectors.flush_remedies import remedies, what_failed
 from session_tracer.detectors.memory import Recent
 from session_tracer.detectors.protocol import BuiltIn
 from session_tracer.detectors.wording import (
@@ -14,7 +15,6 @@ from session_tracer.detectors.wording import (
     duration,
     elsewhere,
     objects,
-    opening,
 )
 from session_tracer.facts import (
     FlushCompleted,
@@ -27,7 +27,7 @@ from session_tracer.model.counts import add_counts, total
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from session_tracer.facts import Counts, FlushFailed, Trigger
+    from session_tracer.facts import Counts, Trigger
     from session_tracer.ledger.loads import Passed
     from session_tracer.ledger.report import Report
     from session_tracer.model.findings import Finding
@@ -78,18 +78,26 @@ class FailedFlush(BuiltIn):
             return
         contents = added_up(written(fact))
         error = _class_name(fact.error)
-        remedy, *others = _handle(fact, error, report)
+        remedy, *others = remedies(fact, error, report)
+        often = "" if decided.unhandled else f", for the {decided.repeats}th time in a minute"
         yield report.finding(
             "failed-flush",
             "warning",
-            f"{_FLUSHES[fact.trigger]} of {counted(contents) or 'no objects'} failed with {error}",
+            f"{_FLUSHES[fact.trigger]} of {counted(contents) or 'no objects'} "
+            f"{what_failed(fact, error)}{often}",
             remedy,
-            fact.site,
+            fact.listener or fact.site,
             entity=largest(contents),
             evidence=known(
-                error=fact.error,
+                error=None if error == "an error" else fact.error,
+                code=fact.code or None,
                 constraint=fact.constraint or None,
+                column=fact.column or None,
+                relationship=fact.relationship or None,
                 trigger=fact.trigger,
+                flushed_at=None if fact.listener is None else fact.site,
+                added_at=fact.added_site,
+                loaded_at=fact.existing_site,
                 **written(fact),
                 duration_ms=fact.duration / 1e6,
                 alternatives=others or None,
@@ -97,16 +105,13 @@ class FailedFlush(BuiltIn):
         )
 
 
-def _handle(fact: FlushFailed, error: str, report: Report) -> Iterator[str]:
-    if fact.in_savepoint:
-        yield f"catch {error} outside of the savepoint's block: only the savepoint is rolled back"
-        return
-    yield f"{awaited(report) or 'call '}session.rollback() where {error} is caught"
-    yield f"{opening(report)} session.begin_nested(): around the code that may fail"
-
-
 def _class_name(error: str) -> str:
-    return error.rpartition(".")[2] or "an error"
+    name = error.rpartition(".")[2]
+    return "an error" if name in _UNKNOWN else name
+
+
+# OpenTelemetry's word for an error without a type is not for people.
+_UNKNOWN: Final = frozenset({"", "_OTHER"})
 
 
 class _Reported:

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.orm.session import SessionTransactionOrigin
 
 from session_tracer import facts
-from session_tracer.hooks import flush_contents, statements
+from session_tracer.hooks import flush_contents, flush_failures, statements
 from session_tracer.hooks.scopes import begin_scope, ledger_failed, opening_now, resumed
 from session_tracer.hooks.targets import live_sessions
 from session_tracer.ledger import first_use, object_counter, same_owner
@@ -343,7 +343,7 @@ def _flush_ends(
         ledger.identity_map_peak = size
     is_undone = sys.exc_info()[1] is not None and _is_undone(transaction)
     if is_undone or flush.failed or not flush.executed or ledger.is_closing:
-        _flush_fails(ledger, flush, now)
+        _flush_fails(ledger, flush, session, now)
         return
     if ledger.pending_by_class:
         ledger.nothing_pending()
@@ -362,7 +362,7 @@ def _is_undone(transaction: SessionTransaction) -> bool:
     return transaction.parent is None or not transaction.parent.is_active
 
 
-def _flush_fails(ledger: Ledger, flush: Flush, now: int) -> None:
+def _flush_fails(ledger: Ledger, flush: Flush, session: Session, now: int) -> None:
     unit_of_work = flush.unit_of_work()
     if not flush.failed and unit_of_work is not None:
         # What failed is the rollback itself: no event came of one.
@@ -370,6 +370,7 @@ def _flush_fails(ledger: Ledger, flush: Flush, now: int) -> None:
     new, dirty, deleted, _ = flush.counts
     error = sys.exc_info()[1]
     ledger.failure = failure(error, ledger.locator.frames(running_frame(1)))
+    cause = flush_failures.cause_of(error, flush, session, ledger.locator)
     ledger.flush_failed(
         facts.FlushFailed(
             at=now,
@@ -382,6 +383,13 @@ def _flush_fails(ledger: Ledger, flush: Flush, now: int) -> None:
             deleted=dict(deleted),
             constraint=flush_contents.constraint(error),
             in_savepoint=ledger.open_savepoints > 0,
+            problem=cause.problem,
+            code=cause.code,
+            column=cause.column,
+            relationship=cause.relationship,
+            listener=cause.listener,
+            added_site=ledger.added_site if sum(new.values()) == 1 else None,
+            existing_site=cause.existing_site,
         ),
         error,
     )

@@ -25,6 +25,8 @@ _MINUTE: Final = 60 * 1_000_000_000
 _MOST_UNDECIDED: Final = 100
 _MOST_LINES: Final = 1_000
 _MOST_CAUSES: Final = 16
+# What an application may let the database find out.
+_EXPECTED: Final = frozenset({"", "constraint", "duplicate", "null"})
 
 
 class _Undecided:
@@ -99,10 +101,12 @@ class Failures:
         """The session is closed while this error is handled, or leaves the session's block."""
         if not self._undecided or error_handlers.is_handled(error):
             return
+        causes = list(_causes(error))
         for one in self._undecided:
-            if one.is_same(error) and not (
-                one.failure is not None and is_caught(one.failure, here)
-            ):
+            # An error that the application raises for a constraint is its way to handle it.
+            same = causes[:1] if one.fact.problem in _EXPECTED else causes
+            is_leaving = any(map(one.is_same, same))
+            if is_leaving and not (one.failure is not None and is_caught(one.failure, here)):
                 self._decide(ledger, one, "left")
 
     def scope_ended(self, ledger: Ledger) -> None:

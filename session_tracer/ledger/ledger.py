@@ -1005,7 +1005,7 @@ class Ledger(Use):
         self.last_activity_site = fact.site
         if self.failures is None:
             self.failures = Failures()
-        is_same = _is_unknown if error is None else recognising(error)
+        is_same = _is_any if error is None else recognising(error)
         self.failures.flush_failed(self, fact, self.failure, is_same)
         self.publish(fact)
         for report in self.reports:
@@ -1443,8 +1443,9 @@ def _collected(ref: Any) -> None:
             lost(ledger)
 
 
-def _is_unknown(_: BaseException) -> bool:
-    return False
+def _is_any(_: BaseException) -> bool:
+    """What a flush raises that had no error when its transaction ended, is its error."""
+    return True
 
 
 def recognising(error: BaseException) -> Callable[[BaseException], bool]:

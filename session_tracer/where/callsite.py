@@ -450,14 +450,18 @@ class Locator:
 
     def raised_at(self, error: BaseException) -> CallSite | None:
         """Return the innermost application line in an exception's traceback."""
-        found = None
+        return next(reversed(self.raised_through(error)), None)
+
+    def raised_through(self, error: BaseException) -> list[CallSite]:
+        """Return every application line in an exception's traceback, the outermost first."""
+        sites = []
         passed = error.__traceback__
         while passed is not None:
             kind = self._kind(passed.tb_frame)
             if kind <= _TEMPLATE:
-                found = self._at(passed.tb_frame, passed.tb_lineno, kind)
+                sites.append(self._at(passed.tb_frame, passed.tb_lineno, kind))
             passed = passed.tb_next
-        return found
+        return sites
 
     def _search_outwards(self, start: FrameType) -> CallSite | None:
         """Return the application's line across greenlets, coroutines, tasks and packages."""

@@ -1,0 +1,131 @@
+"""What prevents a failed flush, by what was wrong."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from session_tracer.detectors.wording import awaited, opening, variable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from session_tracer.facts import FlushFailed, FlushProblem
+    from session_tracer.ledger.report import Report
+
+__all__ = ["remedies", "what_failed"]
+
+_RETRY: Final = "roll back and repeat the whole transaction, at most a few times"
+
+# What an error means, as the end of a sentence.
+_MEANS: Final[Mapping[FlushProblem, str]] = {
+    "stale": "another transaction has changed or deleted the row",
+    "locked": "the database is locked by another transaction",
+    "lost": "the connection was lost",
+    "same_key": "the session has another object with this primary key",
+    "blank_key": "the key of a child was set to NULL",
+    "listener": "an event listener used the session during the flush",
+}
+
+
+def what_failed(fact: FlushFailed, error: str) -> str:
+    """Return the error and, if it is known, what it means."""
+    meaning = _MEANS.get(fact.problem, "")
+    if fact.problem == "null" and fact.column:
+        meaning = f"{fact.column} was not set"
+    return f"failed with {error}: {meaning}" if meaning else f"failed with {error}"
+
+
+def remedies(fact: FlushFailed, error: str, report: Report) -> Iterator[str]:
+    """Yield what to do, the best first."""
+    if fact.trigger == "autoflush" and fact.problem == "null":
+        yield from _half_made(fact)
+    yield from _BY_PROBLEM.get(fact.problem, _handle)(fact, error, report)
+
+
+def _handle(fact: FlushFailed, error: str, report: Report) -> Iterator[str]:
+    if fact.in_savepoint:
+        yield f"catch {error} outside of the savepoint's block: only the savepoint is rolled back"
+        return
+    yield f"{awaited(report) or 'call '}session.rollback() where {error} is caught"
+    yield f"{opening(report)} session.begin_nested(): around the code that may fail"
+
+
+def _half_made(fact: FlushFailed) -> Iterator[str]:
+    yield "with session.no_autoflush: around the query, which flushed an incomplete object"
+    where = "" if fact.added_site is None else f" at {fact.added_site}"
+    yield f"call session.add(){where} only after the object is complete"
+
+
+def _null(fact: FlushFailed, error: str, report: Report) -> Iterator[str]:
+    if fact.column:
+        yield f"set {fact.column} before the flush"
+    yield from _handle(fact, error, report)
+
+
+def _blank_key(fact: FlushFailed, error: str, report: Report) -> Iterator[str]:
+    del error, report
+    yield (
+        f'relationship(cascade="all, delete-orphan") for {fact.relationship}: a child is deleted '
+        "with its parent, or when it is taken out of the collection"
+    )
+    if fact.column:
+        yield (
+            'relationship(cascade="all, delete", passive_deletes=True) and '
+            'ForeignKey(..., ondelete="CASCADE"): the database deletes the children'
+        )
+        yield f"allow NULL in {fact.column}, if a child may be without a parent"
+
+
+def _same_key(fact: FlushFailed, error: str, report: Report) -> Iterator[str]:
+    del error
+    entity = next(iter(fact.new), "")
+    loaded = "" if fact.existing_site is None else f", which was loaded at {fact.existing_site}"
+    name = variable(entity) if entity else "..."
+    yield f"{awaited(report)}session.merge({name}) in place of session.add({name})"
+    yield f"change the object that the session has{loaded}"
+
+
+def _duplicate(fact: FlushFailed, error: str, report: Report) -> Iterator[str]:
+    yield from _handle(fact, error, report)
+    yield "insert(...).on_conflict_do_nothing(), if the row may exist"
+
+
+def _stale(fact: FlushFailed, error: str, report: Report) -> Iterator[str]:
+    del fact
+    yield (
+        f"{awaited(report) or 'call '}session.rollback() where {error} is caught, then load the "
+        "object again: another transaction has changed or deleted its row"
+    )
+    yield "load it with with_for_update=True, so that no other transaction can change the row"
+    yield "version_id_col, if the change of another transaction must not be overwritten"
+
+
+def _locked(fact: FlushFailed, error: str, report: Report) -> Iterator[str]:
+    del fact, report
+    yield f"{_RETRY}, where {error} is caught"
+    yield "keep transactions short: commit before waiting, and write at their end"
+
+
+def _lost(fact: FlushFailed, error: str, report: Report) -> Iterator[str]:
+    del fact, report
+    yield f"{_RETRY}, where {error} is caught"
+    yield "create_engine(..., pool_pre_ping=True), if the connection was lost in the pool"
+
+
+def _listener(fact: FlushFailed, error: str, report: Report) -> Iterator[str]:
+    del error, report
+    where = "" if fact.listener is None else f" at {fact.listener}"
+    yield f"use the connection that the listener{where} is given, and not the session"
+    yield "use the session in a before_flush listener, which runs before the flush begins"
+
+
+_BY_PROBLEM: Final[Mapping[FlushProblem, Callable[[FlushFailed, str, Report], Iterator[str]]]] = {
+    "null": _null,
+    "blank_key": _blank_key,
+    "same_key": _same_key,
+    "duplicate": _duplicate,
+    "stale": _stale,
+    "locked": _locked,
+    "lost": _lost,
+    "listener": _listener,
+}
