@@ -108,7 +108,7 @@ class _Burst:
     def line(self) -> str:
         opened = f" · opened {self.like.opened_site}" if self.like.opened_site else ""
         return (
-            f"… {self.held_back} more like it: session {self.like.name} · "
+            f"… {self.held_back} more like it: {_work(self.like.work)}session {self.like.name} · "
             f"{self.like.outcome.replace('_', ' ')} · {duration(self.shortest)} to "
             f"{duration(self.longest)}{opened}"
         )
@@ -288,19 +288,24 @@ def _grouped(findings: Sequence[Finding]) -> list[tuple[Finding, int]]:
     return [(first[key], number) for key, number in times.items()]
 
 
+def _work(name: str) -> str:
+    return f"{name} · " if name else ""
+
+
 def _more(times: int) -> str:
     return "once more" if times == 1 else f"{times} more times"
 
 
 def _key(finding: Finding) -> _Key:
-    """Return what makes two findings equal for a reader: the same place and the same remedy."""
-    return (finding.id, finding.session_name, finding.site, finding.remedy)
+    """Return what makes two findings equal for a reader: the same place, work and remedy."""
+    return (finding.id, finding.session_name, finding.site, finding.work, finding.remedy)
 
 
 def _kind(summary: SessionSummary) -> _Key:
     """Return what makes two sessions similar for a reader."""
     findings = tuple(_key(finding) for finding in summary.findings)
-    return (summary.name, summary.opened_site, summary.outcome, summary.error, findings)
+    opened = (summary.name, summary.work, summary.opened_site)
+    return (*opened, summary.outcome, summary.error, findings)
 
 
 def _remember(memory: OrderedDict[K, V], key: K, value: V) -> None:

@@ -102,7 +102,7 @@ def _session_rows(finding: Finding) -> Iterator[Row]:
     """Yield the session, unless the message and the site contain it."""
     is_used_above = not finding.evidence.get("first_used_site")
     opened_above = finding.session_site in (None, finding.site) and is_used_above
-    if not (opened_above and finding.session_id[:6] in finding.message):
+    if finding.work or not (opened_above and finding.session_id[:6] in finding.message):
         yield _session_row(finding)
 
 
@@ -110,8 +110,9 @@ def _session_row(finding: Finding) -> Row:
     opened = f", opened {finding.session_site}" if finding.session_site else ""
     used = finding.evidence.get("first_used_site")
     first_used = f", first used {used}" if used else ""
+    work = f"{finding.work} · " if finding.work else ""
     name = f"{finding.session_name} {finding.session_id[:6]}"
-    return Row("session", plain(f"{name}{opened}{first_used}"))
+    return Row("session", plain(f"{work}{name}{opened}{first_used}"))
 
 
 def _change_rows(label: str, change: str, style: str = "") -> Iterator[Row]:

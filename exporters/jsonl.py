@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["open_exporter"]
 
-_FIRST_KEYS: Final = ("timestamp", "level", "event", "session_id", "session_name")
+_FIRST_KEYS: Final = ("timestamp", "level", "event", "session_id", "session_name", "work")
 _MOST_WAITING: Final = 10_000
 _DROPPED: Final = "session_tracer.dropped"
 

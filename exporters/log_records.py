@@ -45,7 +45,11 @@ _UNKNOWN_LEVEL: Final = (0, "")
 # The fields for which a log record has attributes of its own.
 _PLACED: Final = frozenset({"event", "level", "logger", "timestamp", "trace_id", "span_id"})
 # The fields that logs share with the other signals, and their names there.
-_ALSO_KNOWN_AS: Final = {"session_id": names.SESSION_ID, "session_name": names.SESSION_NAME}
+_ALSO_KNOWN_AS: Final = {
+    "session_id": names.SESSION_ID,
+    "session_name": names.SESSION_NAME,
+    "work": names.SESSION_WORK,
+}
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)

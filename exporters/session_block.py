@@ -102,13 +102,12 @@ def timeline_lines(summary: SessionSummary, width: int) -> list[Text]:
 
 def _verdict(summary: SessionSummary, slow_ms: float, *, short: bool = False) -> Iterator[Text]:
     bad = _BAD if summary.outcome in _BAD_OUTCOMES else ""
-    yield Text.assemble(
-        ("● ", bad),
-        "session ",
-        (plain(summary.name), "bold"),
-        " ",
-        (plain(summary.id[:6]), _FAINT),
-    )
+    session = ("session ", (plain(summary.name), "bold"), " ", (plain(summary.id[:6]), _FAINT))
+    if summary.work:
+        yield Text.assemble(("● ", bad), (plain(summary.work), "bold"))
+        yield Text.assemble(*session)
+    else:
+        yield Text.assemble(("● ", bad), *session)
     outcome = summary.outcome.replace("_", " ") if summary.ending else "still open"
     yield Text(f"{outcome} with {error_name(summary.error)}" if summary.error else outcome, bad)
     slow = _SLOW if summary.duration_ms >= slow_ms else ""

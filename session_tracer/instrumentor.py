@@ -322,6 +322,7 @@ class Instrumentor:
                     owner is not None,
                     None,
                     BLOCKS.get(),
+                    environment.bound_context() if "structlog" in sys.modules else None,
                 ),
             )
             for tracer in tracers:

@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import io
+import json
 import threading
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import structlog
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
 from sqlalchemy import create_engine, select
 from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm.exc import DetachedInstanceError
+from structlog.contextvars import bound_contextvars
 
-from session_tracer import live_sessions, work
+from session_tracer import Exporter, instrument, live_sessions, work
+from session_tracer.exporters.console import console_exporter
 from session_tracer.testing import capture
 from tests.library import Author, Base, authors
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
     from pathlib import Path
+
+    from opentelemetry.sdk.trace.sampling import Sampler
+
+    from session_tracer.exporter import LogEvent
 
 Factory = sessionmaker[Session]
 
@@ -32,6 +48,23 @@ def factory(tmp_path: Path) -> Iterator[Factory]:
     engine.dispose()
 
 
+@pytest.fixture(autouse=True)
+def _structlog_stays_unconfigured() -> Iterator[None]:
+    yield
+    structlog.reset_defaults()
+
+
+def configured_structlog() -> io.StringIO:
+    """The stream that a structlog with the usual processors writes lines of JSON to."""
+    stream = io.StringIO()
+    structlog.configure(
+        processors=[structlog.contextvars.merge_contextvars, structlog.processors.JSONRenderer()],
+        logger_factory=structlog.PrintLoggerFactory(stream),
+        cache_logger_on_first_use=False,
+    )
+    return stream
+
+
 def works_now() -> list[str]:
     """What the open sessions work for."""
     return [one.work for one in live_sessions()]
@@ -41,9 +74,9 @@ def read(session: Session) -> None:
     session.scalars(select(Author)).all()
 
 
-def lose(session: Session) -> None:
+def lose(session: Session, name: str = "lost") -> None:
     """A mistake that is found as the session closes."""
-    session.add(Author(name="lost"))
+    session.add(Author(name=name))
     session.flush()
 
 
@@ -215,3 +248,165 @@ def test_a_name_is_a_string_or_a_function(name: Any) -> None:
 def test_a_name_is_not_empty() -> None:
     with pytest.raises(ValueError, match="expected a name that is not empty"):
         work("")
+
+
+# In every signal.
+
+
+def test_every_signal_has_it(factory: Factory) -> None:
+    with capture(factory) as captured, work("GET /authors"):
+        with factory() as session:
+            for author in session.scalars(select(Author)):
+                author.books  # noqa: B018 - reading it is the point
+            session.expire(author)
+        with pytest.raises(DetachedInstanceError):
+            author.books  # noqa: B018 - reading it is the point
+    assert {event["work"] for event in captured.logs} == {"GET /authors"}
+    assert {one.work for one in captured.findings} == {"GET /authors"}
+    named = {
+        span.name: span.attributes.get("sqlalchemy.session.work")
+        for span in captured.spans
+        if span.attributes is not None
+    }
+    assert named == {
+        "session default": "GET /authors",
+        "transaction": None,
+        "detached_load": "GET /authors",
+    }
+    for metric in ("sqlalchemy.lazy_loads", "sqlalchemy.findings"):
+        points = captured.metrics[metric]
+        assert {one.attributes["sqlalchemy.session.work"] for one in points} == {"GET /authors"}
+
+
+def test_spans_that_are_started_and_ended_by_opentelemetry_have_it(factory: Factory) -> None:
+    spans = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    exporter = Exporter(tracer_provider=provider)
+    with instrument(factory, exporter=exporter), work("GET /authors"):
+        with factory() as session:
+            author = session.scalars(select(Author)).first()
+        with pytest.raises(DetachedInstanceError):
+            author.books  # type: ignore[union-attr]  # noqa: B018 - reading it is the point
+    named = {
+        span.name: span.attributes.get("sqlalchemy.session.work")
+        for span in spans.get_finished_spans()
+        if span.attributes is not None
+    }
+    assert named == {
+        "session default": "GET /authors",
+        "transaction": None,
+        "detached_load": "GET /authors",
+    }
+
+
+def test_the_console_begins_with_it(factory: Factory) -> None:
+    stream = io.StringIO()
+    with instrument(factory, exporter=console_exporter(stream, width=100, colour=False)):
+        with work("POST /orders"), factory() as session:
+            lose(session)
+        with factory() as session:
+            lose(session)
+    heads = [line for line in stream.getvalue().splitlines() if line.startswith("●")]
+    assert [" · ".join(line.split(" · ")[:2])[:33] for line in heads] == [
+        "● POST /orders · session default ",
+        heads[1][:33],
+    ]
+    assert heads[1].startswith("● session default ")
+
+
+def test_mistakes_of_two_works_at_one_line_are_two(factory: Factory) -> None:
+    events: list[LogEvent] = []
+    with instrument(factory, exporter=Exporter(on_log=events.append)):
+        for name in ("POST /author", "POST /order", "POST /author"):
+            with work(name), factory() as session:
+                lose(session)
+    found = [(one["work"], one["suppressed"]) for one in events if one["event"] == "finding"]
+    # The last one was held back until the end.
+    assert found == [("POST /author", 0), ("POST /order", 0), ("POST /author", 0)]
+
+
+# The context in which a session was opened.
+
+
+def test_what_was_bound_as_the_session_was_opened_is_logged_later(factory: Factory) -> None:
+    """A request clears its context before it closes the session; a thread has none."""
+    lines = configured_structlog()
+    with instrument(factory, exporter=Exporter()):
+        with bound_contextvars(request_id="r-42"):
+            session = factory()
+        lose(session)
+        with bound_contextvars(request_id="r-43", user="jane"):
+            lose(session, "as well")
+        thread = threading.Thread(target=session.close)
+        thread.start()
+        thread.join()
+    events = [json.loads(line) for line in lines.getvalue().splitlines()]
+    assert [(one["event"], one["request_id"], one.get("user")) for one in events] == [
+        ("session.opened", "r-42", None),
+        ("flush.completed", "r-42", None),
+        ("flush.completed", "r-43", "jane"),
+        ("transaction.ended", "r-42", None),
+        ("finding", "r-42", None),
+        ("session.closed", "r-42", None),
+    ]
+
+
+def test_an_object_that_is_bound_is_not_kept(factory: Factory) -> None:
+    class Request:
+        pass
+
+    configured_structlog()
+    request = Request()
+    gone = weakref.ref(request)
+    with capture(factory):
+        with bound_contextvars(request=request):
+            session = factory()
+            read(session)
+        del request
+        gc.collect()
+        assert gone() is None
+        session.close()
+
+
+@pytest.mark.parametrize("sampler", [ALWAYS_ON, ALWAYS_OFF])
+def test_the_trace_of_the_caller_is_logged_sampled_or_not(
+    factory: Factory, sampler: Sampler
+) -> None:
+    tracer = TracerProvider(sampler=sampler).get_tracer("application")
+    events: list[LogEvent] = []
+    exporter = Exporter(tracer_provider=TracerProvider(sampler=ALWAYS_OFF), on_log=events.append)
+    with instrument(factory, exporter=exporter):
+        with tracer.start_as_current_span("GET /authors") as span:
+            session = factory()
+            lose(session)
+        session.close()
+    context = span.get_span_context()
+    ids = (f"{context.trace_id:032x}", f"{context.span_id:016x}")
+    assert [(one["event"], (one["trace_id"], one["span_id"])) for one in events] == [
+        ("finding", ids),
+        ("session.closed", ids),
+    ]
+
+
+def test_each_event_names_the_thread_or_task(factory: Factory) -> None:
+    def use() -> None:
+        with factory() as session:
+            lose(session)
+
+    async def use_in_a_task() -> None:
+        use()
+
+    async def main() -> None:
+        await asyncio.create_task(use_in_a_task(), name="import")
+
+    with capture(factory) as captured:
+        thread = threading.Thread(target=use, name="export-3")
+        thread.start()
+        thread.join()
+        asyncio.run(main())
+    closed = [one for one in captured.logs if one["event"] == "session.closed"]
+    assert [(one.get("thread"), one.get("task")) for one in closed] == [
+        ("export-3", None),
+        (None, "import"),
+    ]

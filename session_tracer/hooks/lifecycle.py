@@ -86,7 +86,7 @@ def _closing(ending: Ending) -> Callable[..., Ledger | None]:
 
 def _close_unused(session: Session, opening: Opening, ending: Ending) -> None:
     """Count a session that is closed unused. Its next use begins a new scope."""
-    tracers, at, _, owner, _, _, is_async, _, _ = opening
+    tracers, at, _, owner, _, _, is_async, *_ = opening
     nearest = tracers[0]
     duration = nearest.clock() - at
     for tracer in tracers:
@@ -102,7 +102,7 @@ def _close_unused(session: Session, opening: Opening, ending: Ending) -> None:
     # No other thread or task has used it.
     closing = new_tuple(Closing, (ending, site or nearest.locator.locate(3), owner, dropped_site))
     session.__dict__[SLOT] = new_tuple(
-        Opening, (tracers, 0, None, owner, None, None, is_async, closing, ())
+        Opening, (tracers, 0, None, owner, None, None, is_async, closing, (), None)
     )
 
 

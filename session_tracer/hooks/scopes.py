@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from session_tracer.ledger.in_progress import SLOT
 from session_tracer.ledger.ledger import Ledger, Opening, recognising
+from session_tracer.runtime import environment
 from session_tracer.where import owner
 from session_tracer.where.work import BLOCKS
 
@@ -48,6 +49,7 @@ def opening_now(
         is_async=is_async,
         closing=closing,
         blocks=BLOCKS.get(),
+        bound=environment.bound_context(),
     )
 
 

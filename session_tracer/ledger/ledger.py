@@ -32,9 +32,10 @@ from session_tracer.model.counts import NOTHING, by_name, difference, total, wit
 from session_tracer.runtime import process, threads
 from session_tracer.where import owner
 from session_tracer.where.running import running_frame
+from session_tracer.where.work import BLOCKS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from sqlalchemy.engine import Connection
     from sqlalchemy.orm import Session
@@ -93,7 +94,8 @@ class Opening(NamedTuple):
 
     `at` is 0 if the opening was not seen, or if the session was closed since (`closing`).
     `handled` recognises the exception that was being handled at the opening: it is not one that
-    propagates from the session's block. `blocks` are the `work()` blocks it was in.
+    propagates from the session's block. `blocks` are the `work()` blocks it was in,
+    `bound` is what was bound to structlog's context variables.
     """
 
     tracers: tuple[Tracer, ...]
@@ -105,6 +107,7 @@ class Opening(NamedTuple):
     is_async: bool = False
     closing: Closing | None = None
     blocks: Blocks = ()
+    bound: Mapping[str, Any] | None = None
 
 
 # Makes a named tuple for a third of what its class takes.
@@ -139,6 +142,8 @@ class Ledger(Use):
     handled: Callable[[BaseException], bool] | None = None
     # The blocks of `work()` in which it was opened, the innermost last.
     blocks: Blocks = ()
+    # What was bound to structlog's context variables as it was opened.
+    bound: Mapping[str, Any] = NOTHING
     opened_at = 0
     opened_site: CallSite | None = None
     # The line of the first use. The session is lent if what opened it (a dependency's generator, a
@@ -292,7 +297,10 @@ class Ledger(Use):
         ledger.opened_site = scope.opened_site
         ledger.epoch = epoch
         ledger.gates = tracer.gates
+        # It is reported as the work of the code that is refused the load.
         ledger.context = tracer.context()
+        ledger.owner = ledger.opened_by = owner.current()
+        ledger.blocks = BLOCKS.get()
         return ledger
 
     @property
@@ -306,6 +314,9 @@ class Ledger(Use):
 
         It is not kept: a request's route, for example, may be known only later.
         """
+        # In the main thread only these two could name it.
+        if not self.blocks and not self.context and self.opened_by.is_plain:
+            return ""
         for tracer in self.tracers[:1]:
             return tracer.work_of(self)
         return ""
@@ -320,9 +331,13 @@ class Ledger(Use):
     def begin(self, session: Session, opening: Opening) -> None:
         """A scope begins on the session."""
         tracers = self.tracers
-        _, at, site, opened_by, self.context, self.handled, is_async, closing, blocks = opening
+        _, at, site, opened_by, self.context, self.handled, is_async, closing, blocks, bound = (
+            opening
+        )
         if blocks:
             self.blocks = blocks
+        if bound:
+            self.bound = bound
         id_ = self.id = f"{_IDS.getrandbits(64):016x}"
         self.opened_site = self.last_activity_site = self.last_site = site
         self.opened_at = self.last_activity_at = at

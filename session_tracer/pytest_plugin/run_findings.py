@@ -59,7 +59,7 @@ class RunFindings:
 
     def _add(self, one: Entry) -> None:
         finding = one.finding
-        key = (finding.id, finding.site, finding.entity, finding.attribute)
+        key = (finding.id, finding.site, finding.entity, finding.attribute, finding.work)
         entry = self._entries.setdefault(key, Entry(finding, one.known))
         entry.count = max(entry.count, one.count)
         entry.tests = {**one.tests, **entry.tests}

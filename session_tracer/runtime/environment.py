@@ -6,6 +6,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
+from uuid import UUID
 
 from opentelemetry import metrics, trace
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 __all__ = [
+    "bound_context",
     "has_providers",
     "has_structlog",
     "is_sdk_disabled",
@@ -24,6 +26,8 @@ __all__ = [
 _OTLP_ENDPOINTS: Final = tuple(
     f"OTEL_EXPORTER_OTLP_{signal}ENDPOINT" for signal in ("", "TRACES_", "METRICS_", "LOGS_")
 )
+_KEPT: Final = frozenset({str, int, float, bool, UUID})
+_NOTHING: Final[dict[str, Any]] = {}
 # What the SDK calls a service without a name.
 _UNNAMED: Final = "unknown_service"
 
@@ -45,6 +49,18 @@ def has_structlog() -> bool:
     """
     structlog = sys.modules.get("structlog")
     return structlog is not None and structlog.is_configured()
+
+
+def bound_context() -> dict[str, Any]:
+    """Return what is bound to structlog's context variables now, such as a request's id.
+
+    Only values that cannot change and hold nothing else are returned, because they are kept for as
+    long as a session is open.
+    """
+    if not has_structlog():
+        return _NOTHING
+    bound = sys.modules["structlog.contextvars"].get_contextvars()
+    return {key: value for key, value in bound.items() if type(value) in _KEPT}
 
 
 def is_sdk_disabled() -> bool:

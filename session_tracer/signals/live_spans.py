@@ -166,6 +166,8 @@ class LiveSpans(Attaching):
         later[names.CONNECTION_HELD] = ledger.held / 1e9
         later[names.IDENTITY_MAP_SIZE] = ledger.identity_map_size
         later[names.IDENTITY_MAP_PEAK] = ledger.identity_map_peak
+        if work := ledger.work:
+            later[names.SESSION_WORK] = work
         self._end(one, at, (ledger.error or outcome) if outcome in _FAILED else "")
 
     def detached_load_failed(self, fact: facts.DetachedLoadFailed) -> None:
@@ -177,6 +179,8 @@ class LiveSpans(Attaching):
         later[names.SESSION_ASYNC] = self._ledger.is_async
         later[names.ENTITY] = fact.entity
         later[names.ATTRIBUTE] = fact.attribute
+        if work := self._ledger.work:
+            later[names.SESSION_WORK] = work
         add_site(later, fact.site)
         self._end(one, time.time_ns() - self._ledger.epoch, DETACHED_LOAD_ERROR)
 

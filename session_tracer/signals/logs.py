@@ -87,12 +87,14 @@ class LogSignal:
 
     def finding(self, finding: Finding, report: Report) -> None:
         """Log a finding at its severity; its repeats are held back and counted."""
-        repeated = (finding.id, finding.entity, finding.attribute, finding.site)
-        identity = _identity(report)
-        if not self._limiter.hold(repeated, (finding, identity)):
-            self._log_finding(finding, identity, 0)
+        repeated = (finding.id, finding.entity, finding.attribute, finding.site, finding.work)
+        identity, bound = _identity(report), report.ledger.bound
+        if not self._limiter.hold(repeated, (finding, identity, bound)):
+            self._log_finding(finding, identity, bound, 0)
 
-    def _log_finding(self, finding: Finding, identity: LogEvent, suppressed: int) -> None:
+    def _log_finding(
+        self, finding: Finding, identity: LogEvent, bound: Mapping[str, Any], suppressed: int
+    ) -> None:
         fields = {
             "finding_id": finding.id,
             "severity": finding.severity,
@@ -109,7 +111,7 @@ class LogSignal:
         }
         flat = _flat(identity, fields)
         flat["suppressed"] = suppressed
-        self._log(finding.severity, names.FINDING, flat, self._of_findings)
+        self._log(finding.severity, names.FINDING, flat, self._of_findings, bound)
 
     def flush(self) -> None:
         """Log what is held back."""
@@ -127,10 +129,10 @@ class LogSignal:
                 fields = {"suppressed_event": latest.event, "suppressed": held.count}
                 sums = {key: _rounded(number) for key, number in held.sums.items()}
                 flat = _flat(latest.identity, fields | latest.fields | sums)
-                self._log(latest.level, names.SUPPRESSED, flat, self._of_all)
+                self._log(latest.level, names.SUPPRESSED, flat, self._of_all, {})
             else:
-                finding, identity = latest
-                self._log_finding(finding, identity, held.count - 1)
+                finding, identity, bound = latest
+                self._log_finding(finding, identity, bound, held.count - 1)
         except Exception as error:
             self._failed(type(self).__name__, error)
 
@@ -138,7 +140,7 @@ class LogSignal:
         """Whether such an event was logged just now. Code that asked for all of them gets all."""
         if self.least <= _DEBUG or self._heard(_DEBUG):
             return False
-        key = (summed.event, summed.level, *summed.fields.items())
+        key = (summed.event, summed.level, summed.identity["work"], *summed.fields.items())
         return self._limiter.hold(key, summed, numbers())
 
     def retracted(self, retraction: Retraction, report: Report) -> None:
@@ -195,7 +197,7 @@ class LogSignal:
         summed = _Summed(
             level,
             names.FLUSH_FAILED,
-            {"session_name": report.name},
+            {"session_name": report.name, "work": report.ledger.work},
             {"error_type": fact.error, "constraint": fact.constraint, "site": site},
         )
         if self._is_repeated(summed, lambda: _numbers_of_flush(fact)):
@@ -262,7 +264,7 @@ class LogSignal:
                 fields["db_system"] = database.system
             if database.namespace:
                 fields["db_namespace"] = database.namespace
-        self._log(level, names.SESSION_CLOSED, fields, self._of_all)
+        self._log(level, names.SESSION_CLOSED, fields, self._of_all, ledger.bound)
 
     def _heard(self, number: int) -> bool:
         """Whether an event of the level of that number reaches anything."""
@@ -278,16 +280,19 @@ class LogSignal:
         fields: Mapping[str, Any],
         sinks: _Sinks | None = None,
     ) -> None:
-        self._log(level, event, _flat(_identity(report), fields), sinks or self._of_all)
+        flat = _flat(_identity(report), fields)
+        self._log(level, event, flat, sinks or self._of_all, report.ledger.bound)
 
-    def _log(self, level: str, event: str, fields: LogEvent, sinks: _Sinks) -> None:
+    def _log(
+        self, level: str, event: str, fields: LogEvent, sinks: _Sinks, bound: Mapping[str, Any]
+    ) -> None:
         number = LEVELS[level]
         fields |= self._process()
         has_configured = self._uses_structlog and has_structlog()
         if has_configured:
             logger = _logger()
             if _enabled(number, logger):
-                getattr(logger, level)(event, **fields)
+                _log_to(logger, level, event, fields, bound)
         if number >= sinks.least:
             log_event = {
                 "timestamp": timestamp(time.time_ns()),
@@ -320,17 +325,18 @@ class _Sinks:
 
 
 def _identity(report: Report) -> LogEvent:
-    """What each event begins with: the session, and the span where one is recording."""
-    span = report.span_context
-    if span is None:
-        return {"session_id": report.ledger.id, "session_name": report.name}
-    trace_id, span_id, *_ = span
-    return {
-        "session_id": report.ledger.id,
-        "session_name": report.name,
-        "trace_id": f"{trace_id:032x}",
-        "span_id": f"{span_id:016x}",
-    }
+    """What each event begins with: the session, for whom it works, and the span."""
+    ledger = report.ledger
+    fields: LogEvent = {"session_id": ledger.id, "session_name": report.name}
+    if work := ledger.work:
+        fields["work"] = work
+    fields[ledger.owner.kind] = ledger.owner.given_name
+    # A session's span that is not sampled is nowhere: its caller's is, or at least the trace is.
+    trace_id, span_id, *_ = report.span_context or report.tracer.caller(ledger.context or None)
+    if trace_id and span_id:
+        fields["trace_id"] = f"{trace_id:032x}"
+        fields["span_id"] = f"{span_id:016x}"
+    return fields
 
 
 _name_and_number: Final = "%s=%s".__mod__
@@ -361,7 +367,8 @@ def _closed(report: Report) -> _Summed:
         "opened_site": _site(ledger.opened_site),
         "site": _site(ledger.closed_site),
     }
-    return _Summed("info", names.SESSION_CLOSED, {"session_name": report.name}, fields)
+    identity = {"session_name": report.name, "work": ledger.work}
+    return _Summed("info", names.SESSION_CLOSED, identity, fields)
 
 
 def _numbers_of_session(report: Report) -> Numbers:
@@ -391,7 +398,7 @@ def _rounded(number: float) -> float:
 
 def _flat(identity: LogEvent, fields: Mapping[str, Any]) -> LogEvent:
     """The session's identity, then every field that has a value."""
-    flat = dict(identity)
+    flat = {key: value for key, value in identity.items() if value}
     for key, value in fields.items():
         if isinstance(value, dict):
             _flatten(flat, key, value)
@@ -422,6 +429,37 @@ _counts: Final = attrgetter(*COUNTS)
 
 def _logger() -> Any:
     return sys.modules[_STRUCTLOG].get_logger(names.SCOPE)
+
+
+def _log_to(
+    logger: Any, level: str, event: str, fields: LogEvent, bound: Mapping[str, Any]
+) -> None:
+    """Log to structlog, in the context in which the session was opened.
+
+    The watchdog's thread has none of its own, and a request may have cleared its context before it
+    closes the session. What the running code has bound comes first.
+    """
+    log = getattr(logger, level)
+    if bound:
+        contextvars = sys.modules["structlog.contextvars"]
+        now = contextvars.get_contextvars()
+        missing = {key: value for key, value in bound.items() if key not in now}
+        if missing:
+            with contextvars.bound_contextvars(**missing):
+                _log_all(log, event, fields)
+            return
+    _log_all(log, event, fields)
+
+
+def _log_all(log: Callable[..., Any], event: str, fields: LogEvent) -> None:
+    try:
+        log(event, **fields)
+    except KeyError as error:
+        # With `render_to_log_kwargs`, Python's logging gets every key, and refuses those that its
+        # records have: they know their thread.
+        if "LogRecord" not in str(error):
+            raise
+        log(event, **{key: value for key, value in fields.items() if key != "thread"})
 
 
 def _enabled(number: int, logger: Any = None) -> bool:

@@ -216,7 +216,7 @@ class MetricSignal:
         self._collections: set[str] = set()
         self._series: dict[tuple[Any, ...], Series] = {}
         self._objects: dict[str, dict[str, Total]] = {state: {} for state in _STATES}
-        self._loads: dict[str, Total] = {}
+        self._loads: dict[tuple[str, str], Total] = {}
         instruments.join(self)
 
     def ages(self) -> list[Ages]:
@@ -235,6 +235,7 @@ class MetricSignal:
                 names.SESSION_NAME: self._name,
                 names.FINDING_ID: finding.id,
                 names.FINDING_SEVERITY: finding.severity,
+                **_work(finding.work),
             },
         )
 
@@ -297,7 +298,10 @@ class MetricSignal:
         span = report.span_context
         if span is None and report.may_be_traced and get_current():
             span = _sampled_span()
-        row = (MetricSignal._take_session, _totals(report.ledger))
+        ledger = report.ledger
+        # A name is only needed where loads are counted by it.
+        work = ledger.work if ledger.lazy_loads else ""
+        row = (MetricSignal._take_session, _totals(ledger), work)
         waiting = self._waiting
         waiting.append((self._take, row, span, time_ns() if span else 0))
         if len(waiting) >= waiting.limit:
@@ -367,6 +371,7 @@ class MetricSignal:
         span: Span | None,
         at: int,
         totals: tuple[Any, ...],
+        work: str,
     ) -> None:
         outcome, opened_at, closed_at, peak, statements, lazy_loads, *objects = totals
         series = self._series_of(names.SESSION_DURATION, names.SESSION_OUTCOME, outcome or "closed")
@@ -380,7 +385,7 @@ class MetricSignal:
                 if counts:
                     self._count_objects(state, counts)
             for kind, number in lazy_loads.items():
-                self._count_loads(kind, number)
+                self._count_loads(kind, work, number)
 
     def _take_unused(self, span: Span | None, at: int, duration: int) -> None:
         series = self._series_of(names.SESSION_DURATION, names.SESSION_OUTCOME, _UNUSED)
@@ -389,7 +394,7 @@ class MetricSignal:
     def load_refused(self, report: Report) -> None:
         """A detached object was refused a load."""
         with _LOCK.value:
-            self._count_loads("detached", 1)
+            self._count_loads("detached", report.ledger.work, 1)
 
     def _count_objects(self, state: str, counts: Counts) -> None:
         totals = self._objects[state]
@@ -409,11 +414,12 @@ class MetricSignal:
             self._objects[state][entity] = total
         return total
 
-    def _count_loads(self, kind: str, number: int) -> None:
-        total = self._loads.get(kind)
+    def _count_loads(self, kind: str, work: str, number: int) -> None:
+        total = self._loads.get((kind, work))
         if total is None:
-            total = self._loads[kind] = self._instruments.total(
-                names.LAZY_LOADS, {names.SESSION_NAME: self._name, names.KIND: kind}
+            total = self._loads[kind, work] = self._instruments.total(
+                names.LAZY_LOADS,
+                {names.SESSION_NAME: self._name, names.KIND: kind, **_work(work)},
             )
         total.number += number
 
@@ -435,6 +441,11 @@ class MetricSignal:
             named |= zip(map(str, attributes[::2]), attributes[1::2], strict=True)
             series = self._series[key] = self._instruments.series(metric, named)
         return series
+
+
+def _work(name: str) -> dict[str, str]:
+    """The attribute of what a session works for, if it is known: at most `max_works` names."""
+    return {names.SESSION_WORK: name} if name else {}
 
 
 def _sampled_span() -> Span | None:

@@ -27,6 +27,7 @@ from session_tracer.signals.names import (
     SESSION_ID,
     SESSION_NAME,
     SESSION_OUTCOME,
+    SESSION_WORK,
     STATEMENT_DURATION,
     STATEMENTS,
     TRANSACTION_NESTED,
@@ -165,6 +166,8 @@ class RecordedSpans(Attaching):
             IDENTITY_MAP_SIZE: ledger.identity_map_size,
             IDENTITY_MAP_PEAK: ledger.identity_map_peak,
         }
+        if work := ledger.work:
+            totals[SESSION_WORK] = work
         error = (ledger.error or outcome) if outcome in _FAILED else ""
         self._end(self._open[0].name, at, totals, error)
 
@@ -178,6 +181,8 @@ class RecordedSpans(Attaching):
             names.ENTITY: fact.entity,
             names.ATTRIBUTE: fact.attribute,
         }
+        if work := ledger.work:
+            attributes[SESSION_WORK] = work
         add_site(attributes, fact.site)
         one.attributes = attributes
         one.fail(DETACHED_LOAD_ERROR)

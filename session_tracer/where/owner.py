@@ -100,6 +100,16 @@ class Owner:
         return task is None if self._task is None else self._task() is task
 
     @property
+    def given_name(self) -> str:
+        """The name of the thread or task itself."""
+        return self.name[len(self.kind) + 2 : -1]
+
+    @property
+    def kind(self) -> str:
+        """The word for what it is: `thread` or `task`."""
+        return "thread" if self._task is None else "task"
+
+    @property
     def is_task(self) -> bool:
         """Whether this is a task of an event loop."""
         return self._task is not None

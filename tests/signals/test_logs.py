@@ -42,7 +42,9 @@ def _structlog_stays_unconfigured() -> Iterator[None]:
 def masked(event: LogEvent) -> LogEvent:
     """The event, where what differs from run to run is right but left out."""
     assert (event["process_pid"], event["host"]) == (os.getpid(), os.uname().nodename)
-    rest = {key: value for key, value in event.items() if key not in ("process_pid", "host")}
+    assert event.get("thread") == "MainThread" or re.fullmatch(r"Task-\d+", event["task"])
+    same = ("process_pid", "host", "thread", "task")
+    rest = {key: value for key, value in event.items() if key not in same}
     return {key: _mask(key, value) for key, value in rest.items()}
 
 

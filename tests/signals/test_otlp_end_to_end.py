@@ -221,6 +221,7 @@ def test_the_log_records_arrive(received: Callable[[str], str]) -> None:
     assert re.fullmatch(r"Int\(\d+\)", told.pop("process_pid"))
     assert told.pop("host") == f"Str({os.uname().nodename})"
     assert told.pop("service").startswith("Str(service-")
+    assert told.pop("thread") == "Str(MainThread)"
     assert told == {
         **OURS,
         "suppressed": "Int(0)",
