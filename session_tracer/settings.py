@@ -20,6 +20,7 @@ from typing import (
 
 from session_tracer.runtime.degraded import warn_once
 from session_tracer.runtime.nearest import did_you_mean
+from session_tracer.where.expected import CLIENT_ERRORS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -101,6 +102,13 @@ def _are_severities(value: Any) -> bool:
     )
 
 
+def _is_exception(value: Any) -> bool:
+    """Whether the value is an exception class, or can be the name of one."""
+    if isinstance(value, str):
+        return re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", value) is not None
+    return isinstance(value, type) and issubclass(value, BaseException)
+
+
 _SWITCH: Final = _Rule("true or false", lambda value: isinstance(value, bool), _boolean)
 _SECONDS: Final = _Rule(
     "a positive number of seconds",
@@ -113,6 +121,13 @@ _LEVEL: Final = _Rule(
     f"one of {', '.join(get_args(LogLevel))}",
     lambda value: isinstance(value, str) and value in get_args(LogLevel),
 )
+_EXCEPTIONS: Final = _Rule(
+    'exception classes, or their names with their modules, for example ("shop.stock.OutOfStock",)',
+    lambda value: (
+        isinstance(value, set | frozenset | tuple | list) and all(map(_is_exception, value))
+    ),
+    _names,
+)
 _PACKAGES: Final = _names_like(
     r"[A-Za-z_]\w*", 'the names of top-level packages, for example ("shop", "shop_jobs") or "shop"'
 )
@@ -124,6 +139,10 @@ _RAISE_ON: Final = _names_like(_ID, "a set of severities (info, warning, error) 
 _SEVERITY_OF: Final = _Rule(
     "a mapping of finding ids to severities (info, warning, error)", _are_severities, _pairs
 )
+
+
+def _name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _option(default: T, rule: _Rule) -> T:
@@ -187,6 +206,16 @@ class Settings:
     """Installed packages whose lines belong to the application. Code that is not installed does.
 
     A tuple or list of package names, or one text in which commas separate them.
+    """
+
+    expected_exceptions: str | Collection[str | type[BaseException]] = _option(
+        CLIENT_ERRORS, _EXCEPTIONS
+    )
+    """Exceptions that are no failure of the session that they leave: its outcome is not `failed`.
+
+    Classes, or their names with their modules, and their subclasses. By default the exceptions of
+    Starlette, FastAPI and Werkzeug whose status is below 500. To add one, use
+    `(*Settings.expected_exceptions, OutOfStock)`.
     """
 
     slow_session_seconds: float = _option(1.0, _SECONDS)
@@ -326,6 +355,8 @@ class Settings:
             object.__setattr__(self, option.name, value)
         # Copied: the caller may change its set or dictionary later.
         object.__setattr__(self, "application_packages", tuple(self.application_packages))
+        expected = [one if isinstance(one, str) else _name(one) for one in self.expected_exceptions]
+        object.__setattr__(self, "expected_exceptions", tuple(expected))
         object.__setattr__(self, "ignore", frozenset(self.ignore))
         object.__setattr__(self, "raise_on", frozenset(self.raise_on))
         object.__setattr__(self, "severities", dict(self.severities))
@@ -397,6 +428,7 @@ class Overrides(TypedDict, total=False):
     max_works: int
     site_frames: int
     application_packages: str | Collection[str]
+    expected_exceptions: str | Collection[str | type[BaseException]]
     slow_session_seconds: float
     log_level: LogLevel
     repeat_finding_seconds: float

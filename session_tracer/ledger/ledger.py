@@ -31,6 +31,7 @@ from session_tracer.ledger.use import NO_OWNER, Use
 from session_tracer.model.counts import NOTHING, by_name, difference, total, with_counts
 from session_tracer.runtime import process, threads
 from session_tracer.where import owner
+from session_tracer.where.expected import is_expected
 from session_tracer.where.running import running_frame
 from session_tracer.where.work import BLOCKS
 
@@ -552,8 +553,10 @@ class Ledger(Use):
         if error is not None:
             self.is_cancellation(error)
             # A generator that is closed early has done what it was asked for.
-            is_ordinary = isinstance(error, GeneratorExit) or (
-                self.handled is not None and self.handled(error)
+            is_ordinary = (
+                isinstance(error, GeneratorExit)
+                or (self.handled is not None and self.handled(error))
+                or is_expected(error, self.tracers[0].settings.expected_exceptions)
             )
             name = "" if is_ordinary else type_name(error)
         site = self.site()
