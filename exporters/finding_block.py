@@ -48,7 +48,8 @@ def finding_block(
     rows += _change_rows(remedy_label(finding.remedy), finding.remedy, _REMEDY)
     for other in alternatives(finding.evidence):
         rows += _change_rows("or", other)
-    return [*_finding_head(finding, width, indent), *table(rows, width, indent + 4)]
+    head = _finding_head(finding, width, indent, finding.work if session else "")
+    return [*head, *table(rows, width, indent + 4)]
 
 
 def finding_reminder(finding: Finding, width: int, *, indent: int, note: str) -> list[Text]:
@@ -75,8 +76,9 @@ def retraction_note(retraction: Retraction, width: int, *, indent: int) -> list[
     return list(_head(_RETRACTED, "retracted", retraction.message, width, indent))
 
 
-def _finding_head(finding: Finding, width: int, indent: int) -> Iterator[Text]:
-    return _head(SIGNS[finding.severity], finding.id, finding.message, width, indent)
+def _finding_head(finding: Finding, width: int, indent: int, work: str = "") -> Iterator[Text]:
+    message = f"{work} · {finding.message}" if work else finding.message
+    return _head(SIGNS[finding.severity], finding.id, message, width, indent)
 
 
 def _head(
@@ -102,7 +104,7 @@ def _session_rows(finding: Finding) -> Iterator[Row]:
     """Yield the session, unless the message and the site contain it."""
     is_used_above = not finding.evidence.get("first_used_site")
     opened_above = finding.session_site in (None, finding.site) and is_used_above
-    if finding.work or not (opened_above and finding.session_id[:6] in finding.message):
+    if not (opened_above and finding.session_id[:6] in finding.message):
         yield _session_row(finding)
 
 
@@ -110,9 +112,8 @@ def _session_row(finding: Finding) -> Row:
     opened = f", opened {finding.session_site}" if finding.session_site else ""
     used = finding.evidence.get("first_used_site")
     first_used = f", first used {used}" if used else ""
-    work = f"{finding.work} · " if finding.work else ""
     name = f"{finding.session_name} {finding.session_id[:6]}"
-    return Row("session", plain(f"{work}{name}{opened}{first_used}"))
+    return Row("session", plain(f"{name}{opened}{first_used}"))
 
 
 def _change_rows(label: str, change: str, style: str = "") -> Iterator[Row]:

@@ -39,7 +39,7 @@ from session_tracer.tracer import Tracer
 from session_tracer.where import owner as owners
 from session_tracer.where.application import packages_of
 from session_tracer.where.running import running_frame
-from session_tracer.where.work import BLOCKS
+from session_tracer.where.work import BLOCKS, blocks_now
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
@@ -321,7 +321,7 @@ class Instrumentor:
                     None if error is None else recognising(error),
                     owner is not None,
                     None,
-                    BLOCKS.get(),
+                    blocks_now() if "celery" in sys.modules else BLOCKS.get(),
                     environment.bound_context() if "structlog" in sys.modules else None,
                 ),
             )

@@ -27,12 +27,12 @@ from session_tracer.runtime.degraded import warn_once
 from session_tracer.signals.logs import LEVELS, LogSignal
 from session_tracer.signals.metrics import MetricSignal
 from session_tracer.signals.reports import ReportSignal
-from session_tracer.signals.spans import NOT_DRAWN, SpanSignal, caller
+from session_tracer.signals.spans import NOT_DRAWN, SpanSignal, caller, server_span_name
 from session_tracer.verdicts.policy import Policy
 from session_tracer.verdicts.silencing import silenced_now
 from session_tracer.version import VERSION
 from session_tracer.where.callsite import Locator
-from session_tracer.where.work import Works
+from session_tracer.where.work import Works, given_by_a_person
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -266,13 +266,27 @@ class Tracer:
         return self.begin(Ledger.of_ended(scope, self, epoch))
 
     def work_of(self, ledger: Ledger) -> str:
-        """What the session works for; never raises."""
+        """What the session works for, an empty string if it is not known; never raises.
+
+        In this order: what the application named, the span of the request or message, Celery's
+        task, and the thread or task if a person named it.
+        """
+        blocks, works = ledger.blocks[-1:], self._works
         try:
-            for block in ledger.blocks[-1:]:
-                return self._works.name(block.name)
+            for block in blocks:
+                if block.is_named:
+                    return works.name(block.name)
         except Exception as error:
             self._could_not_name(block, error)
-        return ""
+            return ""
+        try:
+            name = server_span_name(ledger.context)
+            for block in blocks:
+                name = name or str(block)
+            return works.name(name or given_by_a_person(ledger.opened_by.given_name))
+        except Exception as error:
+            self.failed("work", error)
+            return ""
 
     def _could_not_name(self, block: Work, error: Exception) -> None:
         """Count that a function of the application's could not name the work, and log it once."""

@@ -26,7 +26,7 @@ LEVELS: list[set[str]] = [
     {"exporter_choice"},
     {"tracer", "hooks"},
     {"instrumentor"},
-    {"exporters"},
+    {"exporters", "asgi", "celery", "wsgi"},
     {"testing"},
     {"pytest_plugin"},
     {""},  # the package itself has the public names
@@ -46,6 +46,7 @@ THEIRS: dict[str, set[str]] = {
     },
     "opentelemetry.sdk": {"exporters.*", "testing"},
     "structlog": {"signals.logs"},
+    "celery": {"celery"},
     "rich": {"exporters.*"},
     "pytest": {"pytest_plugin", "pytest_plugin.*"},
 }  # fmt: skip

@@ -21,8 +21,9 @@ from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.orm.exc import DetachedInstanceError
 from structlog.contextvars import bound_contextvars
 
-from session_tracer import Exporter, instrument, live_sessions, work
+from session_tracer import Exporter, Finding, instrument, live_sessions, work
 from session_tracer.exporters.console import console_exporter
+from session_tracer.exporters.finding_block import finding_block
 from session_tracer.testing import capture
 from tests.library import Author, Base, authors
 
@@ -304,15 +305,32 @@ def test_the_console_begins_with_it(factory: Factory) -> None:
     stream = io.StringIO()
     with instrument(factory, exporter=console_exporter(stream, width=100, colour=False)):
         with work("POST /orders"), factory() as session:
-            lose(session)
+            read(session)
         with factory() as session:
-            lose(session)
+            read(session)
     heads = [line for line in stream.getvalue().splitlines() if line.startswith("●")]
-    assert [" · ".join(line.split(" · ")[:2])[:33] for line in heads] == [
-        "● POST /orders · session default ",
-        heads[1][:33],
-    ]
-    assert heads[1].startswith("● session default ")
+    named, unnamed = heads
+    assert named.startswith("● POST /orders · session default ")
+    assert unnamed.startswith("● session default ")
+
+
+def test_a_finding_about_an_open_session_begins_with_it() -> None:
+    finding = Finding(
+        id="leaked-session",
+        severity="error",
+        message="session 9b21e0 (orders-db) has done nothing for 60 s",
+        remedy="with SessionLocal() as session:",
+        site=None,
+        session_id="9b21e0",
+        session_name="orders-db",
+        session_site=None,
+        work="GET /export",
+    )
+    whole, *_ = finding_block(finding, 100, session=True)
+    below_its_session, *_ = finding_block(finding, 100)
+    about = "session 9b21e0 (orders-db) has done nothing for 60 s"
+    assert whole.plain == f"✖ leaked-session  GET /export · {about}"
+    assert below_its_session.plain == f"✖ leaked-session  {about}"
 
 
 def test_mistakes_of_two_works_at_one_line_are_two(factory: Factory) -> None:

@@ -9,7 +9,7 @@ from session_tracer.ledger.in_progress import SLOT
 from session_tracer.ledger.ledger import Ledger, Opening, recognising
 from session_tracer.runtime import environment
 from session_tracer.where import owner
-from session_tracer.where.work import BLOCKS
+from session_tracer.where.work import blocks_now
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -48,7 +48,7 @@ def opening_now(
         handled=None if error is None else recognising(error),
         is_async=is_async,
         closing=closing,
-        blocks=BLOCKS.get(),
+        blocks=blocks_now(),
         bound=environment.bound_context(),
     )
 

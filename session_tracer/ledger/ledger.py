@@ -33,7 +33,7 @@ from session_tracer.runtime import process, threads
 from session_tracer.where import owner
 from session_tracer.where.expected import is_expected
 from session_tracer.where.running import running_frame
-from session_tracer.where.work import BLOCKS
+from session_tracer.where.work import blocks_now
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -301,7 +301,7 @@ class Ledger(Use):
         # It is reported as the work of the code that is refused the load.
         ledger.context = tracer.context()
         ledger.owner = ledger.opened_by = owner.current()
-        ledger.blocks = BLOCKS.get()
+        ledger.blocks = blocks_now()
         return ledger
 
     @property

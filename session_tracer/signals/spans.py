@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from opentelemetry import context as context_api
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.trace import Link, SpanContext
+from opentelemetry.trace import Link, SpanContext, SpanKind
 
 from session_tracer.signals import names
 from session_tracer.signals.attached import Attaching
@@ -29,9 +29,10 @@ if TYPE_CHECKING:
     from session_tracer.signals.span_attributes import Attributes
     from session_tracer.signals.span_recorder import SpanRecorder
 
-__all__ = ["NOT_DRAWN", "SpanSignal", "caller"]
+__all__ = ["NOT_DRAWN", "SpanSignal", "caller", "server_span_name"]
 
 _NOWHERE: Final = (0, 0)
+_HANDLING: Final = (SpanKind.SERVER, SpanKind.CONSUMER)
 # In place of the context of a session's span that was never begun, because it is not sampled. Only
 # a link to it shows its ids.
 NOT_DRAWN: Final = SpanContext(0, 0, is_remote=False)
@@ -47,6 +48,21 @@ def caller(current: Context | None = None) -> tuple[int, int]:
         return _NOWHERE
     context = trace.get_current_span(current).get_span_context()
     return context.trace_id, context.span_id
+
+
+def server_span_name(current: Context | None) -> str:
+    """The name of the current span if it is that of a request or a message that is handled.
+
+    Of an inner span only the ids of its parent can be read, and not the parent's name.
+    """
+    if not current:
+        return ""
+    span = trace.get_current_span(current)
+    # A span of the API alone has neither.
+    if getattr(span, "kind", None) not in _HANDLING:
+        return ""
+    name = getattr(span, "name", "")
+    return name if isinstance(name, str) else ""
 
 
 class SpanSignal:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from contextvars import ContextVar
+from functools import lru_cache
 from types import FunctionType
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -12,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-__all__ = ["BLOCKS", "Blocks", "Work", "Works", "work"]
+__all__ = ["BLOCKS", "Blocks", "Work", "Works", "blocks_now", "given_by_a_person", "work"]
 
 # A name, or what makes it when it is read: a request's route is often known only later.
 Name: TypeAlias = "str | Callable[[], str]"
@@ -21,6 +24,7 @@ Name: TypeAlias = "str | Callable[[], str]"
 OTHER: Final = "_other"
 # Number of characters to which longer names are shortened.
 _LONGEST: Final = 200
+_MOST_OWNERS: Final = 1_000
 
 
 def work(name: Name) -> Work:
@@ -60,6 +64,9 @@ class Work:
 
     __slots__ = ("name",)
 
+    # Whether the application named it.
+    is_named = True
+
     def __init__(self, name: Name) -> None:
         self.name = name
 
@@ -93,6 +100,47 @@ Blocks: TypeAlias = "tuple[Work, ...]"
 # another thread may report it. What is set is never changed, so contexts may share it.
 BLOCKS: Final[ContextVar[Blocks]] = ContextVar("session_tracer_work", default=())
 
+
+class _CeleryTask(Work):
+    """A task that Celery runs now, which the application has not named."""
+
+    __slots__ = ()
+
+    is_named = False
+
+
+def blocks_now() -> Blocks:
+    """Return the blocks that the running code is in; without one, the task that Celery runs."""
+    blocks = BLOCKS.get()
+    if not blocks and (celery := sys.modules.get("celery")) is not None:
+        # A proxy, which has the attributes of None where no task runs.
+        name = getattr(getattr(celery, "current_task", None), "name", None)
+        if isinstance(name, str) and name:
+            return (_CeleryTask(name),)
+    return blocks
+
+
+# Names that no person gave: those of Python, its executors and asyncio, of anyio, gevent and
+# servers, each perhaps with a number. An executor with a prefix adds a number to it.
+_UNNAMED: Final = re.compile(
+    r"MainThread|(Thread|Task|Dummy|Greenlet|DummyThread|ThreadPoolExecutor|asyncio|waitress"
+    r"|AnyIO worker thread|CP Server Thread|asyncio-waitpid|QueueFeederThread|uWSGIWorker)"
+    r"([-_ ]?\d.*)?"
+)
+_NUMBER: Final = re.compile(r"_\d+$")
+
+
+@lru_cache(maxsize=_MOST_OWNERS)
+def given_by_a_person(name: str) -> str:
+    """Return the name of a thread or task if a person gave it, else an empty string."""
+    if not name or _UNNAMED.fullmatch(name):
+        return ""
+    # anyio names a task by the function that it runs: not a name of the work if it is a library's.
+    if "." in name and name.partition(".")[0] in sys.modules:
+        return ""
+    return _NUMBER.sub("", name)
+
+
 # Reentrant: the garbage collector may close a session anywhere.
 _LOCK: Final = process.PerProcess(threads.RLock)
 
@@ -113,7 +161,7 @@ class Works:
         name = named if isinstance(named, str) else named()
         if not isinstance(name, str):
             raise TypeError(f"A name of work is of type {type(name).__qualname__}, not a string.")
-        return self.bounded(name[:_LONGEST])
+        return self.bounded(name[:_LONGEST].strip())
 
     def bounded(self, name: str) -> str:
         """Return the name, or `_other` if there are too many."""
