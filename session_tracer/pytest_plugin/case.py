@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
@@ -57,8 +58,11 @@ class Scope:
 class Case:
     """One test. What sessions do in its setup and teardown is not counted."""
 
-    def __init__(self, nodeid: str, budgets: dict[str, int], settle: Callable[[], None]) -> None:
+    def __init__(
+        self, nodeid: str, path: str, budgets: dict[str, int], settle: Callable[[], None]
+    ) -> None:
         self.nodeid = nodeid
+        self._path = path
         self.budgets = budgets
         self.settle = settle
         self.phase: Phase = "setup"
@@ -83,6 +87,14 @@ class Case:
                 session = self._sessions[id_] = SessionCounts(report, fact.at)
             session.add(fact)
             self.counts.add(fact, id_)
+
+    def loops_by_itself(self, finding: Finding) -> bool:
+        """Return whether the test's own code repeats what the finding is about.
+
+        A test may create or check many objects one by one: the application does not.
+        """
+        file, _, _ = str(finding.evidence.get("loop", "")).rpartition(" in ")[0].rpartition(":")
+        return bool(file) and os.path.realpath(file) == os.path.realpath(self._path)
 
     def add_finding(self, reported: Reported) -> None:
         """Add a finding."""

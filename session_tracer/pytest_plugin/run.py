@@ -48,15 +48,15 @@ class Run:
 
     # For one test.
 
-    def begin(self, nodeid: str, budgets: dict[str, int]) -> Case:
-        """Begin a test.
+    def begin(self, nodeid: str, path: str, budgets: dict[str, int]) -> Case:
+        """Begin a test, which is written in that file.
 
         Raises:
             ValueError: a setting in the environment is invalid.
         """
         if not self.tracing.is_on:
             self.tracing.start()
-        case = Case(nodeid, budgets, self.tracing.settle)
+        case = Case(nodeid, path, budgets, self.tracing.settle)
         self.tracing.begin(case)
         return case
 

@@ -192,6 +192,8 @@ class Tracing:
 
     def _found(self, finding: Finding) -> None:
         """Report a finding in the running test, or in the test whose session was collected."""
+        if self.case is not None and self.case.loops_by_itself(finding):
+            return
         scope = self._current.scope
         if scope is None or not self._current.by_itself:
             self._report(finding, self.case)

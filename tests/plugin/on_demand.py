@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from session_tracer.facts import SessionOpened
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from session_tracer.ledger.report import Report
     from session_tracer.model.findings import Finding, Severity
@@ -40,3 +40,9 @@ class OnDemand:
             yield report.finding(
                 f"demo-{severity}", severity, "it was requested", "request less", fact.site
             )
+
+
+def each(things: Iterable[Any], do: Callable[[Any], object]) -> None:
+    """Do something with each of several things: the loop is not the test's own."""
+    for thing in things:
+        do(thing)

@@ -73,7 +73,7 @@ import pytest
 from sqlalchemy import select, text
 from sqlalchemy.orm.exc import DetachedInstanceError
 from tests.library import Author, Book
-from tests.plugin.on_demand import requesting
+from tests.plugin.on_demand import each, requesting
 
 def request_finding(SessionLocal, severity):
     with requesting(severity):
@@ -90,8 +90,8 @@ def read_too_late(SessionLocal):
 
 def read_one_by_one(session, count):
     authors = select(Author).order_by(Author.id).limit(count)
-    for author in session.scalars(authors).all():  # selects some
-        author.books  # reads lazily
+    found = session.scalars(authors).all()  # selects some
+    each(found, lambda author: author.books)  # reads lazily
 
 def commit(session):
     session.execute(text("SELECT 1"))

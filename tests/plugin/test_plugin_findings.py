@@ -339,8 +339,7 @@ def test_what_several_tests_do_with_one_session_is_not_added_up(suites: Suites) 
     run = suites.run_source(
         """
 def read(session, times):
-    for _ in range(times):
-        session.scalars(select(Author)).all()
+    each(range(times), lambda _: session.scalars(select(Author)).all())
 
 @pytest.mark.parametrize("_", range(3))
 def test_reads_few(shared_session, _):
@@ -358,6 +357,36 @@ def test_reads_many(shared_session):
         "test_reads_many": "failed",
     }
     assert [line for line in run.summary if "repeated-select" in line]
+
+
+def test_what_the_test_itself_repeats_is_no_finding(suites: Suites) -> None:
+    run = suites.run_source(
+        """
+def test_creates_many(session):
+    for number in range(10):
+        session.add(Author(name=str(number)))
+        session.commit()
+
+def test_checks_many(session):
+    assert [session.scalar(select(Author).limit(1)) for _ in range(5)]
+
+def test_checks_in_a_helper(session):
+    def check():
+        assert session.scalar(select(Author).limit(1))
+    for _ in range(5):
+        check()
+
+def test_of_code_that_repeats(session):
+    read_one_by_one(session, 5)
+""",
+        "--session-tracer=info",
+    )
+    assert run.outcomes == {
+        "test_creates_many": "passed",
+        "test_checks_many": "passed",
+        "test_checks_in_a_helper": "passed",
+        "test_of_code_that_repeats": "failed",
+    }
 
 
 def test_counting_begins_with_the_first_thing_that_a_test_does(
