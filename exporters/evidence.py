@@ -180,6 +180,21 @@ def _objects(evidence: Evidence) -> str:
     return " ".join(flush_contents(*kinds))
 
 
+# What an owner does that is not at work with the session.
+_OWNER_STATES: Final = {
+    "suspended": "the generator that opened the session is not resumed",
+    "returned": "goes on with other work",
+    "ended": "has ended",
+    "cancelled": "was cancelled",
+    "failed": "has failed",
+}
+
+
+def _owner(evidence: Evidence) -> str:
+    state = _OWNER_STATES.get(str(evidence.get("owner_state")), "")
+    return _listed(_in_words("owner", evidence.get("owner")), state)
+
+
 def _held(evidence: Evidence) -> str:
     held = _in_words("held_ms", evidence.get("held_ms"))
     process = evidence.get("process_id")
@@ -224,6 +239,7 @@ def _growth(evidence: Evidence) -> str:
 _COMBINED: Final[Mapping[str, Callable[[Evidence], str]]] = {
     "trigger": _trigger,
     "new": _objects,
+    "owner": _owner,
     "held_ms": _held,
     "sql_ms": _sql,
     "pending": _unflushed,

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
+import os
+import sysconfig
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from session_tracer import LiveSession
 
 ONE = text("SELECT 1")
+PACKAGES = sysconfig.get_paths()["purelib"]
 # More than a machine with other work ever needs.
 LONG = 20
 
@@ -397,4 +401,36 @@ def test_the_stack_of_a_task_goes_through_asynchronous_generators(tmp_path: Path
         marked(AsyncShop.wait, "<- waits"),
         marked(streams, "<- called"),
         marked(reads, "<- reads"),
+    )
+
+
+async def stream(shop: AsyncShop) -> None:
+    async for _ in streams(shop):  # <- streams
+        pass
+
+
+async def respond(work: Any) -> None:
+    """As Starlette streams a response: in a task, while it waits for the client to go away."""
+    async with asyncio.TaskGroup() as group:
+        streaming = group.create_task(work)
+        await asyncio.wait({streaming})
+
+
+def test_a_response_that_is_streamed_is_the_sessions(tmp_path: Path) -> None:
+    framework: dict[str, Any] = {"__name__": "starlette.responses", "asyncio": asyncio}
+    code = compile(inspect.getsource(respond), os.path.join(PACKAGES, "responses.py"), "exec")
+    exec(code, framework)
+
+    async def request(shop: AsyncShop) -> None:
+        async with shop.factory() as session:
+            await session.execute(ONE)
+            await framework["respond"](stream(shop))  # <- responds
+
+    live = in_loop(tmp_path, request)
+    assert live.owner_state == "waiting"
+    assert live.owner_stack == (
+        marked(AsyncShop.wait, "<- waits"),
+        marked(streams, "<- called"),
+        marked(stream, "<- streams"),
+        marked(request, "<- responds"),
     )

@@ -86,6 +86,7 @@ def live_evidence(live: LiveSession) -> dict[str, Any]:
     is_open = live.transaction != "none"
     evidence = known(
         owner=live.owner,
+        owner_state=live.owner_state or None,
         doing=[str(site) for site in live.owner_stack[:_MOST_FRAMES]],
         transaction=live.transaction,
         statements=live.statements,

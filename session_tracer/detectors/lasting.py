@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from session_tracer.detectors.evidence import known, live_evidence, ms
+from session_tracer.detectors.evidence import known, life_site, live_evidence, ms
 from session_tracer.detectors.protocol import BuiltIn
 from session_tracer.detectors.wording import (
     ENDED,
@@ -15,10 +15,11 @@ from session_tracer.detectors.wording import (
     with_block,
 )
 from session_tracer.facts import SessionClosed, TimePassed, TransactionEnded
+from session_tracer.ledger.owner_state import GONE
 from session_tracer.model.findings import Retraction
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from session_tracer.ledger.report import Report
     from session_tracer.model.findings import Finding
@@ -28,10 +29,13 @@ if TYPE_CHECKING:
 
 class _Leak:
     reported: Finding | None = None
+    # How many objects had been added at the last look, -1 before the first: the time at which
+    # an object was added is not known.
+    added = -1
 
 
 class LeakedSession(BuiltIn):
-    """`leaked-session`: a scope that has begun a transaction is open for too long."""
+    """`leaked-session`: a scope in which nothing happens, or that no code is left to close."""
 
     candidates = (TimePassed, SessionClosed)
     memory = _Leak
@@ -43,12 +47,13 @@ class LeakedSession(BuiltIn):
         ledger = report.ledger
         age = fact.at - ledger.opened_at
         if isinstance(fact, TimePassed):
-            is_leaked = ledger.transactions and age > report.settings.leak_after_seconds * 1e9
-            if memory.reported or not is_leaked:
+            is_inactive = _is_inactive(fact, report, memory)
+            is_old = ledger.transactions and age > report.settings.leak_after_seconds * 1e9
+            if memory.reported or not is_old:
                 return
             live = fact.look()
-            if ledger.closed_at:
-                return  # it was closed meanwhile
+            if ledger.closed_at or not (is_inactive or live.owner_state in GONE):
+                return  # it is at work, or it was closed meanwhile
             memory.reported = _leak(age, fact, live, report)
             ledger.is_suspect = True
             yield memory.reported
@@ -60,7 +65,23 @@ class LeakedSession(BuiltIn):
             )
 
 
+def _is_inactive(fact: TimePassed, report: Report, memory: _Leak) -> bool:
+    ledger = report.ledger
+    before, memory.added = memory.added, ledger.added_before + sum(ledger.pending_by_class.values())
+    return (
+        not fact.running
+        and before in (-1, memory.added)
+        and fact.at - ledger.last_activity_at > report.settings.leak_after_seconds * 1e9
+    )
+
+
 def _leak(age: int, fact: TimePassed, live: LiveSession, report: Report) -> Finding:
+    if live.owner_state in GONE:
+        since = f"has been open for {duration(age)}"
+        why = f"; no code is left to close it: {_gone(live, report)}"
+    else:
+        since = f"has done nothing for {duration(fact.at - report.ledger.last_activity_at)}"
+        why = ""
     if live.holds_connection:
         state = f"and holds {connection(live, report)}"
     elif live.transaction == "none":
@@ -72,20 +93,43 @@ def _leak(age: int, fact: TimePassed, live: LiveSession, report: Report) -> Find
     ]
     return report.finding(
         "leaked-session",
-        "error",
-        f"{session(report)} has been open for {duration(age)} {state}",
+        "error" if live.holds_connection else "warning",
+        f"{session(report)} {since} {state}{why}",
         _end_it(fact, live, report),
-        report.ledger.opened_site,
+        life_site(report),
         evidence={"age_ms": ms(age), **live_evidence(live), **known(earlier=earlier or None)},
     )
 
 
+_ENDINGS: Final[Mapping[str, str]] = {
+    "ended": "has ended",
+    "cancelled": "was cancelled",
+    "failed": "has failed",
+}
+
+
+def _gone(live: LiveSession, report: Report) -> str:
+    """Return why the owner cannot close the session any more."""
+    if live.owner_state in _ENDINGS:
+        return f"{live.owner} {_ENDINGS[live.owner_state]}"
+    if live.owner_state == "suspended":
+        opened = report.ledger.opened_site
+        return f"{_function(opened)} is a generator that is not resumed"
+    return f"{_function(life_site(report))} has returned"
+
+
+def _function(site: CallSite | None) -> str:
+    return "the function" if site is None else f"{site.function}()"
+
+
 def _end_it(fact: TimePassed, live: LiveSession, report: Report) -> str:
+    with_line = _with_line(report)
+    if live.owner_state == "suspended":
+        return f"yield inside `{with_line}`, and close the generator when its caller is done"
     if live.holds_connection and live.owner_stack and not fact.running:
         return f"commit before the wait at {live.owner_stack[0]}, or open the session after it"
     unsaved = any(live.objects.get(state) for state in ("pending", "modified", "deleted"))
     if unsaved or (live.transaction != "none" and report.ledger.wrote):
-        with_line = with_block(report).partition("\n")[0]
         return f"commit or roll back, then close the session; `{with_line}` always closes it"
     return with_block(report)
 
@@ -98,6 +142,7 @@ class _Watched:
 
     idle_began_at = 0
     long_began_at = 0
+    idle: Finding | None = None
     long: Finding | None = None
 
 
@@ -113,18 +158,15 @@ class IdleOrLongTransaction(BuiltIn):
     def judge(
         self, fact: TransactionEnded | TimePassed, report: Report, memory: _Watched
     ) -> Iterator[Finding | Retraction]:
-        """Report a transaction once, and retract `long-transaction` when it ends."""
+        """Report a transaction once, and retract the finding when it ends."""
         if isinstance(fact, TimePassed):
             yield from self._passed(fact, report, memory)
-        elif memory.long is not None and not fact.nested:
-            reported, memory.long = memory.long, None
-            age = fact.at - memory.long_began_at
-            how = ENDED.get(fact.outcome, "ended")
-            yield Retraction(
-                finding=reported,
-                message=f"the transaction of {session(report)} was {how} after {duration(age)}",
-                evidence=known(transaction_ms=ms(age), outcome=fact.outcome, ended_at=fact.site),
-            )
+        elif not fact.nested:
+            if memory.idle is not None:
+                yield _retraction(memory.idle, memory.idle_began_at, fact, report)
+            if memory.long is not None:
+                yield _retraction(memory.long, memory.long_began_at, fact, report)
+            memory.idle = memory.long = None
 
     def _passed(self, fact: TimePassed, report: Report, memory: _Watched) -> Iterator[Finding]:
         ledger = report.ledger
@@ -144,7 +186,9 @@ class IdleOrLongTransaction(BuiltIn):
             return  # it ended meanwhile
         if is_idle:
             memory.idle_began_at = began_at
-            yield _idle(idle, live, report)
+            ledger.is_suspect = True
+            memory.idle = _idle(idle, live, report)
+            yield memory.idle
         else:
             memory.long_began_at = began_at
             ledger.is_suspect = True
@@ -169,19 +213,45 @@ def _idle_for(fact: TimePassed, report: Report) -> int:
     return fact.at - max(held_since, report.ledger.last_statement_at)
 
 
+def _retraction(
+    finding: Finding, began_at: int, fact: TransactionEnded, report: Report
+) -> Retraction:
+    age, how = fact.at - began_at, ENDED.get(fact.outcome, "ended")
+    return Retraction(
+        finding=finding,
+        message=f"the transaction of {session(report)} was {how} after {duration(age)}",
+        evidence=known(transaction_ms=ms(age), outcome=fact.outcome, ended_at=fact.site),
+    )
+
+
 def _idle(idle: int, live: LiveSession, report: Report) -> Finding:
+    ledger = report.ledger
     wait = live.owner_stack[0] if live.owner_stack else None
+    if wait is not None:
+        remedy = "commit or close before this wait, or wait outside the transaction"
+        if ledger.is_lent:
+            remedy = f"commit or close before the wait at {wait}, or wait outside the transaction"
+    elif live.owner_state in GONE:
+        remedy = f"close the session: {_gone(live, report)}; `{_with_line(report)}` closes it"
+    else:
+        remedy = "commit or close as soon as the last statement's result is read"
+    if ledger.is_lent:
+        site = life_site(report)
+    else:
+        site = wait or ledger.last_statement_site or ledger.transaction_began_site
     return report.finding(
         "idle-in-transaction",
         "warning",
         f"{session(report)} holds {connection(live, report)} "
         f"and has run no statement for {duration(idle)}",
-        "commit or close before this wait, or wait outside the transaction"
-        if wait
-        else "commit or close as soon as the last statement's result is read",
-        wait or report.ledger.last_statement_site or report.ledger.transaction_began_site,
+        remedy,
+        site,
         evidence={"idle_ms": ms(idle), **live_evidence(live), **_of_transaction(report)},
     )
+
+
+def _with_line(report: Report) -> str:
+    return with_block(report).partition("\n")[0]
 
 
 def _long(age: int, site: CallSite | None, live: LiveSession, report: Report) -> Finding:

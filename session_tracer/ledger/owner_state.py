@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import dis
 import functools
-from itertools import pairwise
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from session_tracer.where.callsite import is_in
@@ -73,23 +72,12 @@ def _of_living(ledger: Use, owner: Owner, locator: Locator, *, stack: bool) -> O
     ):
         if not stack:
             return OwnerState(at_work)
-        return OwnerState(at_work, locator.sites([*_children(owner, frames, locator), *frames]))
+        # A framework streams a response in another task.
+        children = owner.frames_of_groups(locator.is_application)
+        return OwnerState(at_work, locator.sites([*children, *frames]))
     if is_in_generator:
         return OwnerState("suspended")
     return OwnerState("returned" if _has_returned(ledger, frames, locator) else "")
-
-
-def _children(owner: Owner, frames: Sequence[FrameType], locator: Locator) -> list[FrameType]:
-    """Return the stacks of the tasks for which a library waits in the owner's place.
-
-    A framework streams a response in a task of a task group.
-    """
-    for frame, outer in pairwise(frames):
-        if locator.is_application(outer):
-            break  # it waits for its own tasks at this line
-        if frame.f_code.co_qualname == "TaskGroup.__aexit__":
-            return owner.frames_of_group()
-    return []
 
 
 def _is_its_own(ledger: Use, owner: Owner, frames: Sequence[FrameType], locator: Locator) -> bool:

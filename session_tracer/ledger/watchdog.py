@@ -41,8 +41,8 @@ class Watch:
     def look(self) -> float | None:
         """Return the seconds until the next look, or None if no session has to be looked at.
 
-        A scope gets the fact as each of its time thresholds passes (leak, long transaction, idle
-        connection), and again every `leak_after_seconds` from then on.
+        A scope gets the fact as each of its time thresholds passes (leak, inactivity, long
+        transaction, idle connection), and again every `leak_after_seconds` from then on.
         """
         now, last = self._clock(), self._last
         soonest: int | None = None
@@ -87,6 +87,7 @@ def _moments(ledger: Ledger, patience: tuple[int, int, int], now: int) -> Iterat
     times = max(1, (now - ledger.opened_at - 1) // leak)
     yield ledger.opened_at + times * leak
     yield ledger.opened_at + (times + 1) * leak
+    yield ledger.last_activity_at + leak
     if ledger.transaction_began_at:
         yield ledger.transaction_began_at + long
     if ledger.held_since:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from session_tracer.runtime import process
 from session_tracer.where.running import running_frame
-from session_tracer.where.tasks import awaiting_tasks, in_group, running_loop, suspended
+from session_tracer.where.tasks import awaiting_tasks, in_groups, running_loop, suspended
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator
@@ -141,11 +141,13 @@ class Owner:
             return "ended"
         return "returned" if self.piece is not None and self.piece() is None else ""
 
-    def frames_of_group(self) -> list[FrameType]:
-        """Return the stacks of the tasks in the group that this task waits for."""
+    def frames_of_groups(self, is_application: Callable[[FrameType], bool]) -> list[FrameType]:
+        """Return the stacks of the tasks that a library runs for this task, as it waits."""
         task = None if self._task is None else self._task()
-        children = [] if task is None else in_group(task)
-        return [frame for child in children if not _runs(child) for frame in suspended(child)]
+        if task is None or _runs(task):
+            return []
+        children = [one for one in in_groups(task, is_application) if not _runs(one)]
+        return [frame for child in children for frame in suspended(child)]
 
     @property
     def has_ended(self) -> bool:

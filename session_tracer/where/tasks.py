@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import gc
 from inspect import isasyncgen
+from types import CellType
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import FrameType
 
-__all__ = ["awaiting_tasks", "current_task", "in_group", "running_loop", "suspended"]
+__all__ = ["awaiting_tasks", "current_task", "in_groups", "running_loop", "suspended"]
 
 # How many tasks outwards are looked at: two that wait for each other must not hang us.
 _MOST_HOPS: Final = 32
@@ -39,39 +40,51 @@ def current_task() -> asyncio.Task[Any] | None:
 
 def suspended(task: asyncio.Task[Any]) -> list[FrameType]:
     """Return the frames of a waiting task, the innermost first."""
-    frames: list[FrameType] = []
+    frames = [frame for _, frame in _coroutines(task) if frame is not None]
+    frames.reverse()
+    return frames
+
+
+# What an `async for` awaits, and of each kind of coroutine its frame and what it awaits.
+_STEPS: Final = frozenset({"async_generator_asend", "async_generator_athrow"})
+_KINDS: Final = (("cr_frame", "cr_await"), ("gi_frame", "gi_yieldfrom"), ("ag_frame", "ag_await"))
+
+
+def _coroutines(task: asyncio.Task[Any]) -> Iterator[tuple[Any, FrameType | None]]:
+    """Yield the task's coroutine, what that awaits and so on, each with its frame."""
     awaited: Any = task.get_coro()
     while awaited is not None:
         if type(awaited).__name__ in _STEPS:  # it has the generator, and no attribute for it
             awaited = next(filter(isasyncgen, gc.get_referents(awaited)), None)
         for frame, inner in _KINDS:
             if hasattr(awaited, frame):
-                if (own := getattr(awaited, frame)) is not None:
-                    frames.append(own)
+                yield awaited, getattr(awaited, frame)
                 awaited = getattr(awaited, inner, None)
                 break
         else:
+            return
+
+
+def in_groups(
+    task: asyncio.Task[Any], is_application: Callable[[FrameType], bool]
+) -> Iterator[asyncio.Task[Any]]:
+    """Yield the tasks that a library runs for the task, in task groups (asyncio's or anyio's).
+
+    A group that the application itself has made is not the library's.
+    """
+    groups: dict[int, Any] = {}
+    for awaited, frame in reversed(list(_coroutines(task))):
+        if frame is None or frame.f_code.co_qualname.startswith("TaskGroup."):
+            continue
+        if is_application(frame):
             break
-    frames.reverse()
-    return frames
-
-
-# What is awaited in an `async for`, and of each kind of coroutine its frame and what it awaits.
-_STEPS: Final = frozenset({"async_generator_asend", "async_generator_athrow"})
-_KINDS: Final = (("cr_frame", "cr_await"), ("gi_frame", "gi_yieldfrom"), ("ag_frame", "ag_await"))
-
-
-def in_group(task: asyncio.Task[Any]) -> list[asyncio.Task[Any]]:
-    """Return the tasks of the group (asyncio's or anyio's) that the task waits for at its end."""
-    awaited: Any = task.get_coro()
-    while awaited is not None:
-        if getattr(getattr(awaited, "cr_code", None), "co_qualname", "") == "TaskGroup.__aexit__":
-            # By referents: `f_locals` would keep what it returns for as long as the frame lives.
-            for group in gc.get_referents(awaited):
-                if type(group).__name__ == "TaskGroup":
-                    return [one for one in tuple(group._tasks) if isinstance(one, asyncio.Task)]
-        awaited = getattr(awaited, "cr_await", None) or getattr(awaited, "gi_yieldfrom", None)
-    return []
+        # By referents: `f_locals` would keep what it returns for as long as the frame lives.
+        held = gc.get_referents(awaited)
+        # What an inner function uses as well is in a cell.
+        held += gc.get_referents(*(one for one in held if isinstance(one, CellType)))
+        groups |= {id(one): one for one in held if type(one).__name__ == "TaskGroup"}
+    for group in groups.values():
+        yield from (one for one in tuple(group._tasks) if isinstance(one, asyncio.Task))
 
 
 def _awaiting_task(future: asyncio.Future[Any], depth: int = 0) -> asyncio.Task[Any] | None:

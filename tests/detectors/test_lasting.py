@@ -45,6 +45,7 @@ LIVE = LiveSession(
     age_seconds=252.0,
     opened_site=OPENED,
     owner='thread "export-3"',
+    owner_state="running",
     owner_stack=(WAITING, SELECTED),
     transaction="open",
     transaction_seconds=251.5,
@@ -62,6 +63,7 @@ LIVE = LiveSession(
 )
 SEEN: dict[str, Any] = {
     "owner": 'thread "export-3"',
+    "owner_state": "running",
     "doing": [str(WAITING), str(SELECTED)],
     "transaction": "open",
     "transaction_ms": 251_500.0,
@@ -116,7 +118,7 @@ def test_a_session_that_is_not_closed_leaks() -> None:
         Finding(
             id="leaked-session",
             severity="error",
-            message="session 9b21e0 (orders-db) has been open for 4 min 12 s "
+            message="session 9b21e0 (orders-db) has done nothing for 4 min 12 s "
             "and holds a connection (PostgreSQL process 31877)",
             remedy=f"commit before the wait at {WAITING}, or open the session after it",
             site=OPENED,
@@ -151,8 +153,9 @@ def leak(live: LiveSession, *facts: Fact, running: bool = False) -> Finding:
 def test_a_leak_may_hold_no_connection() -> None:
     finding = leak(ALONE)
     assert finding.message == (
-        "session 9b21e0 (orders-db) has been open for 1 min 1 s and has an open transaction"
+        "session 9b21e0 (orders-db) has done nothing for 1 min 1 s and has an open transaction"
     )
+    assert finding.severity == "warning"
     assert finding.remedy == BLOCK
     assert finding.evidence == {
         "age_ms": 61_000.0,
@@ -170,9 +173,11 @@ def but(live: LiveSession, **changes: Any) -> LiveSession:
 
 
 def test_a_leak_may_have_no_transaction_open_any_more() -> None:
-    finding = leak(but(ALONE, transaction="none"), RELEASED, COMMITTED)
+    story = (*OPEN, RELEASED, COMMITTED, passed(106, but(ALONE, transaction="none")))
+    [finding] = reported(LeakedSession(), *story)
+    assert isinstance(finding, Finding)
     assert finding.message == (
-        "session 9b21e0 (orders-db) has been open for 1 min 1 s and has no open transaction"
+        "session 9b21e0 (orders-db) has done nothing for 1 min 1 s and has no open transaction"
     )
     assert "transaction_ms" not in finding.evidence
 
@@ -202,11 +207,70 @@ def test_what_to_do_about_a_leak_depends_on_what_it_holds() -> None:
     flush = FlushCompleted(START + 1, SELECTED, "explicit", 1, new={"Order": 1})
     idle_stack = but(LIVE, owner_stack=())
     assert leak(idle_stack).remedy == SAVE
-    assert leak(LIVE, running=True).remedy == SAVE  # it does not wait
     assert leak(but(idle_stack, objects={})).remedy == BLOCK
     assert leak(but(idle_stack, objects={"persistent": 4})).remedy == BLOCK
     assert leak(but(idle_stack, objects={}), flush).remedy == SAVE
     assert leak(but(idle_stack, objects={}, transaction="none"), flush).remedy == BLOCK
+
+
+def left(state: str, **changes: Any) -> Finding:
+    """The finding about a session whose owner is in this state, 2 s after its last statement."""
+    live = but(LIVE, owner_state=state, owner_stack=(), **changes)
+    [finding] = reported(LeakedSession(), *OPEN, executed(59), passed(61, live))
+    assert isinstance(finding, Finding)
+    return finding
+
+
+@pytest.mark.parametrize(
+    ("state", "why"),
+    [
+        ("returned", "get_db() has returned"),
+        ("suspended", "get_db() is a generator that is not resumed"),
+        ("ended", 'thread "export-3" has ended'),
+        ("cancelled", 'thread "export-3" was cancelled'),
+        ("failed", 'thread "export-3" has failed'),
+    ],
+)
+def test_a_session_that_no_code_is_left_to_close_leaks(state: str, why: str) -> None:
+    finding = left(state)
+    assert finding.message == (
+        "session 9b21e0 (orders-db) has been open for 1 min 1 s "
+        f"and holds a connection (PostgreSQL process 31877); no code is left to close it: {why}"
+    )
+    assert finding.severity == "error"
+    assert (finding.evidence["owner_state"], finding.evidence["doing"]) == (state, [])
+
+
+def test_a_session_that_no_code_is_left_to_close_is_closed_by_a_block() -> None:
+    assert left("returned", objects={}).remedy == BLOCK
+    assert left("returned").remedy == SAVE
+    assert left("suspended").remedy == (
+        "yield inside `with SessionLocal() as session:`, "
+        "and close the generator when its caller is done"
+    )
+
+
+@pytest.mark.parametrize("state", ["running", "waiting", ""])
+def test_a_session_that_works_all_the_time_is_no_leak(state: str) -> None:
+    live = but(LIVE, owner_state=state)
+    work = [one for when in range(50, 600, 50) for one in (executed(when), passed(when + 9, live))]
+    assert reported(LeakedSession(), *OPEN, *work) == []
+    assert len(reported(LeakedSession(), *OPEN, *work, passed(611, live))) == 1
+
+
+def test_a_statement_that_runs_is_activity() -> None:
+    assert reported(LeakedSession(), *OPEN, passed(252, running=True)) == []
+
+
+def test_objects_that_are_added_are_activity() -> None:
+    scope = PlayedScope([LeakedSession()])
+    scope.play(*OPEN, passed(30))
+    for when in (61, 121, 181):
+        scope.ledger.pending_by_class[LiveSession] += 1
+        scope.play(passed(when))
+    assert scope.reported == []
+    scope.play(passed(241))
+    assert len(scope.reported) == 1
 
 
 def test_five_lines_of_the_owners_stack_are_enough() -> None:
@@ -310,6 +374,25 @@ def test_a_transaction_without_a_connection_is_not_idle() -> None:
 
 def test_an_idle_transaction_is_reported_once() -> None:
     assert idle(*BUSY, passed(9), passed(10), executed(11), passed(29)) == 1
+
+
+def test_an_idle_transaction_is_taken_back_when_it_ends() -> None:
+    finding, retraction = reported(IdleOrLongTransaction(), *BUSY, passed(9), RELEASED, COMMITTED)
+    assert retraction == Retraction(
+        finding=finding,  # type: ignore[arg-type] # it is one
+        message="the transaction of session 9b21e0 (orders-db) was committed after 45.0 s",
+        evidence={"transaction_ms": 45_000.0, "outcome": "committed", "ended_at": str(CLOSED)},
+    )
+
+
+def test_an_idle_transaction_of_a_session_that_was_left_open() -> None:
+    live = but(LIVE, owner_state="returned", owner_stack=())
+    [finding] = reported(IdleOrLongTransaction(), *BUSY, passed(9, live))
+    assert isinstance(finding, Finding)
+    assert finding.site == SELECTED
+    assert finding.remedy == (
+        "close the session: get_db() has returned; `with SessionLocal() as session:` closes it"
+    )
 
 
 def test_each_transaction_may_be_idle() -> None:
@@ -440,7 +523,7 @@ def test_a_suspicion_escalates_and_names_the_earlier_one() -> None:
 
 
 def test_a_long_transaction_that_leaks_is_still_taken_back_at_its_end() -> None:
-    assert ids(*OPEN, executed(29), passed(31), passed(61), RELEASED, COMMITTED, closed(70)) == [
+    assert ids(*OPEN, executed(29), passed(31), passed(90), RELEASED, COMMITTED, closed(95)) == [
         "long-transaction",
         "leaked-session",
         "no long-transaction",
@@ -449,10 +532,10 @@ def test_a_long_transaction_that_leaks_is_still_taken_back_at_its_end() -> None:
 
 
 def test_a_leaked_session_is_neither_idle_nor_long() -> None:
-    assert ids(*BUSY, passed(61), passed(62)) == ["leaked-session"]
+    assert ids(*BUSY, passed(62), passed(63)) == ["leaked-session"]
     again = TransactionBegan(START + 70 * SECOND, BEGAN)
     held = ConnectionAcquired(START + 70 * SECOND, POSTGRESQL)
-    assert ids(*BUSY, passed(61), RELEASED, COMMITTED, again, held, passed(120)) == [
+    assert ids(*BUSY, passed(62), RELEASED, COMMITTED, again, held, passed(120)) == [
         "leaked-session"
     ]
 

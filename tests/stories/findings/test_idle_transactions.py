@@ -63,6 +63,7 @@ def test_a_transaction_that_waits_after_reading(twin: Twin) -> None:
                     "last_statement_at": str(marked(read_and_wait, "<- reads")),
                 },
             ),
+            retracted=("idle-in-transaction",),
         )
 
     twin.run(story)
@@ -81,6 +82,7 @@ def test_a_transaction_that_waits_after_writing(twin: Twin) -> None:
                 remedy=OUTSIDE,
                 evidence={"last_statement_at": str(marked(write_and_wait, "<- writes"))},
             ),
+            retracted=("idle-in-transaction",),
         )
 
     twin.run(story)
@@ -200,6 +202,7 @@ def assert_waits_at(
             opened=opened or marked(read_and, "<- opened"),
             remedy=OUTSIDE,
         ),
+        retracted=("idle-in-transaction",),
     )
     assert captured.findings[0].evidence["doing"][0] == str(marked(wait, "<- waits"))
 
@@ -317,6 +320,7 @@ def test_a_task_that_waits_after_another_one_has_used_its_session(twin: Twin) ->
                 opened=marked(read_in_a_task_and, "<- opened"),
                 remedy=OUTSIDE,
             ),
+            retracted=("idle-in-transaction",),
         )
 
     twin.run(story)
