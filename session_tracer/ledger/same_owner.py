@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, cast
 
 from session_tracer import facts
+from session_tracer.ledger.owner_state import owner_state
+from session_tracer.where.callsite import is_in
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from session_tracer.ledger.in_progress import Holding
     from session_tracer.ledger.origin import Scope
     from session_tracer.ledger.report import Report, Tracer
+    from session_tracer.ledger.use import Use
     from session_tracer.where.callsite import CallSite
     from session_tracer.where.owner import Owner
 
@@ -58,6 +61,9 @@ _TOGETHER: Final[dict[Hashable, dict[Member, None]]] = {}
 # A session that lives as long as the process must not remember every other one's commit.
 _MOST_COMMITS: Final = 16
 _MOST_LINES: Final = 100
+# How many sessions that were left behind are looked at.
+_MOST_LEFT_BEHIND: Final = 8
+_AT_WORK: Final = frozenset({"running", "waiting"})
 _ALONE: Final[dict[Member, None]] = {}
 
 
@@ -104,25 +110,25 @@ def nested_in(member: Member, connection: Connection, now: int) -> facts.Connect
     """What to report if this thread or task holds another connection of the engine already.
 
     Of several, it is that of the session that was opened first. It remembers the pairs of lines
-    that were reported: each session that takes a second one may be new.
+    that were reported: each session that takes a second one may be new. A session that was left
+    behind is not nested in: this thread does other work now.
     """
-    owner = member.owner
-    together = _TOGETHER.get(owner.key, _ALONE)
+    together = _TOGETHER.get(member.owner.key, _ALONE)
     if len(together) <= 1:
         return None
-    first: Member | None = None
-    for other in tuple(together):
-        # Most are compared by their age alone: a thread may have ten thousand sessions open.
-        if other is not member and (first is None or other.opened_at < first.opened_at):
-            for taken in other.connections:
-                if taken.owner == owner and taken.is_beside(connection):
-                    first, holding = other, taken
-                    break
-    if first is None:
-        return None
-    lines = (member.last_site, holding.site)
-    if lines in first.nested_lines or len(first.nested_lines) >= _MOST_LINES:
-        return None
+    left_behind: set[Member] = set()
+    while True:
+        first, holding = _first_next_to(member, connection, together, left_behind)
+        if first is None or holding is None:
+            return None
+        lines = (member.last_site, holding.site)
+        if lines in first.nested_lines or len(first.nested_lines) >= _MOST_LINES:
+            return None
+        if _is_at_work(first, member):
+            break
+        left_behind.add(first)
+        if len(left_behind) >= _MOST_LEFT_BEHIND:
+            return None
     first.nested_lines |= {lines}
     return facts.ConnectionNested(
         at=now,
@@ -134,6 +140,41 @@ def nested_in(member: Member, connection: Connection, now: int) -> facts.Connect
         held=now - holding.since,
         is_leaked=any(one.was_reported("leaked-session") for one in first.reports),
     )
+
+
+def _is_at_work(first: Member, member: Member) -> bool:
+    """Whether the code that has the other session is still at work with it.
+
+    One line that opens both may be in a function that was called again, after it left one open. It
+    is not, if that function has called itself.
+    """
+    site = first.scope.opened_site
+    if site is not None and site == member.scope.opened_site:
+        frames = member.owner.frames()
+        return sum(is_in(site, frame.f_code) for frame in frames) > 1
+    return owner_state(cast("Use", first), stack=False).state in _AT_WORK
+
+
+def _first_next_to(
+    member: Member,
+    connection: Connection,
+    together: dict[Member, None],
+    left_behind: set[Member],
+) -> tuple[Member | None, Holding | None]:
+    """The first session to be opened that holds another connection, and what it holds."""
+    first, holding = None, None
+    for other in tuple(together):
+        # Most are compared by their age alone: a thread may have ten thousand sessions open.
+        if (
+            other is not member
+            and (first is None or other.opened_at < first.opened_at)
+            and other not in left_behind
+        ):
+            for taken in other.connections:
+                if taken.owner == member.owner and taken.is_beside(connection):
+                    first, holding = other, taken
+                    break
+    return first, holding
 
 
 def committed(member: Member, commit: Commit, now: int) -> Sequence[facts.WritesSplit]:

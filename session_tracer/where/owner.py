@@ -8,10 +8,11 @@ import sys
 import threading
 import weakref
 from contextvars import ContextVar
+from itertools import dropwhile
 from typing import TYPE_CHECKING, Any, Final
 
 from session_tracer.runtime import process
-from session_tracer.where.running import running_frame
+from session_tracer.where.callsite import whole_stack
 from session_tracer.where.tasks import awaiting_tasks, in_groups, running_loop, suspended
 
 if TYPE_CHECKING:
@@ -174,8 +175,12 @@ class Owner:
             return []
         if self.piece is not None and self.piece() is None:
             return []  # the thread does other work now
+        if self.ident == threading.get_ident():
+            # One of session_tracer's own frames would be kept alive. Not by the module: some of
+            # them stand in for SQLAlchemy's. A task of asyncio's waits for a greenlet.
+            return list(dropwhile(_is_ours, whole_stack()))
         frames: list[FrameType] = []
-        frame = _asking() if self.ident == threading.get_ident() else _standing(self.ident)
+        frame = _standing(self.ident)
         while frame is not None:
             frames.append(frame)
             frame = frame.f_back
@@ -188,13 +193,8 @@ def _standing(ident: int) -> FrameType | None:
     return None if frames is None else frames().get(ident)
 
 
-def _asking() -> FrameType | None:
-    """Return the frame that called session_tracer. One of its own frames would be kept alive."""
-    frame = running_frame(1)
-    # Not by the module: some of our frames stand in for SQLAlchemy's.
-    while frame is not None and frame.f_code.co_filename.startswith(_OUR_FOLDER):
-        frame = frame.f_back
-    return frame
+def _is_ours(frame: FrameType) -> bool:
+    return frame.f_code.co_filename.startswith(_OUR_FOLDER)
 
 
 def current() -> Owner:

@@ -90,7 +90,8 @@ def test_every_holder_is_reported(twin: Twin) -> None:
                 await session.close()
         found = captured.findings[-1]
         assert (found.id, found.count, len(found.evidence["holders"])) == ("pool-exhausted", 3, 3)
-        assert [one.id for one in captured.findings[:-1]] == ["nested-sessions"]
+        # One line that opens several sessions may be a function that was called again.
+        assert len(captured.findings) == 1
 
     twin.run(story)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -196,6 +197,64 @@ def test_another_tasks_connection_is_its_own(twin: Twin) -> None:
                 await read(session)
                 await asyncio.create_task(look_up(twin))
         assert_found(captured)
+
+    twin.run(story)
+
+
+async def call_itself(twin: Twin, depth: int) -> None:
+    async with twin.session() as session:
+        (await session.scalars(select(Author))).all()  # <- calls itself
+        if depth:
+            await call_itself(twin, depth - 1)
+
+
+def test_a_function_that_calls_itself_with_its_session_open(twin: Twin) -> None:
+    async def story() -> None:
+        with capture(twin.factory) as captured:
+            await call_itself(twin, 3)
+        (finding,) = captured.findings
+        assert (finding.id, finding.site) == (
+            "nested-sessions",
+            marked(call_itself, "<- calls itself"),
+        )
+
+    twin.run(story)
+
+
+KEPT: list[Any] = []
+
+
+def leave_open(twin: Twin) -> None:
+    session = twin.factory()
+    KEPT.append(session)
+    session.scalars(select(Author)).all()
+
+
+def close_its_own(twin: Twin) -> None:
+    with twin.factory() as session:
+        session.scalars(select(Author)).all()
+
+
+def nest(twin: Twin) -> None:
+    with twin.factory() as session:
+        session.scalars(select(Author)).all()  # <- nests
+        close_its_own(twin)
+
+
+@only_sync
+def test_a_session_that_was_left_open_on_a_threads_pool_is_not_nested_in(twin: Twin) -> None:
+    """Each piece of work of a server's thread is another request's."""
+
+    async def story() -> None:
+        with capture(twin.factory) as captured, ThreadPoolExecutor(1) as pool:
+            for view in (leave_open, close_its_own, leave_open, close_its_own, nest):
+                pool.submit(view, twin).result()
+        (finding,) = captured.findings
+        assert finding.id == "nested-sessions"
+        assert finding.evidence["other_acquired_at"] == str(marked(nest, "<- nests"))
+        for session in KEPT:
+            session.close()
+        KEPT.clear()
 
     twin.run(story)
 
