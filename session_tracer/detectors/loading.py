@@ -94,9 +94,11 @@ def _is_lookup(fact: StatementExecuted) -> bool:
 class _Lookups:
     """The keys that one line looked up, up to the threshold."""
 
-    __slots__ = ("keys", "passed")
+    __slots__ = ("is_listed", "keys", "passed")
 
     def __init__(self) -> None:
+        # Whether a finding about another mapped class of the line lists this one.
+        self.is_listed = False
         self.keys: set[int] = set()
         self.passed: Passed = frozenset()
 
@@ -123,7 +125,7 @@ class GetInLoop(BuiltIn):
         report: Report,
         memory: Recent[tuple[CallSite | None, str], _Lookups],
     ) -> Iterator[Finding]:
-        """Report each mapped class and line once."""
+        """Report each mapped class and line once; of several classes in one loop, all together."""
         ledger, enough = report.ledger, report.settings.gets_from_one_site
         # This comes before begin(): facts of other kinds are judged before the first SELECTs end.
         if ledger.last_load is not None or not _is_lookup(fact):
@@ -135,8 +137,14 @@ class GetInLoop(BuiltIn):
             is_new = lookups.add(select.fingerprint, enough)
         if is_new and len(lookups.keys) == enough - 1:
             lookups.passed = ledger.locator.passed()
-        if not is_new or len(lookups.keys) != enough:
+        if not is_new or len(lookups.keys) != enough or lookups.is_listed:
             return
+        # In a loop that looks up several classes, the others are one round behind.
+        counts = {fact.entity: enough}
+        for (site, other), more in memory.items():
+            if site == fact.site and other not in counts and len(more.keys) == enough - 1:
+                more.is_listed = True
+                counts[other] = enough - 1
         loop = looping(lookups.passed, report)
         entity, place = fact.entity or fact.collection, elsewhere(loop, fact.site)
         remedy = f"run one select({entity}) for all keys before the loop{place}"
@@ -147,12 +155,14 @@ class GetInLoop(BuiltIn):
         yield report.finding(
             "get-in-loop",
             "warning",
-            f"{entity} was looked up by at least {enough} different primary keys, one SELECT each",
+            f"{listed(list(counts)) if len(counts) > 1 else entity} "
+            f"{'were' if len(counts) > 1 else 'was'} looked up by at least "
+            f"{min(counts.values())} different primary keys, one SELECT each",
             remedy,
             fact.site,
             entity=fact.entity or None,
             count=enough,
-            evidence=known(loop=loop),
+            evidence=known(loop=loop, entities=counts if len(counts) > 1 else None),
         )
 
 

@@ -207,6 +207,26 @@ def test_what_is_no_lookup_in_a_loop(what: str) -> None:
     assert reported(GetInLoop(), *facts) == []
 
 
+def both(times: int) -> list[Fact]:
+    return [get(key, entity=entity) for key in range(1, times + 1) for entity in ("Author", "Book")]
+
+
+def test_several_classes_that_one_loop_looks_up_are_one_finding() -> None:
+    found = one(reported(GetInLoop(), *both(30)))
+    assert found.message == (
+        "Author and Book were looked up by at least 9 different primary keys, one SELECT each"
+    )
+    assert (found.entity, found.evidence["entities"]) == ("Author", {"Author": 10, "Book": 9})
+
+
+def test_classes_that_are_looked_up_in_two_loops_are_two_findings() -> None:
+    loops = [get(key, entity=entity) for entity in ("Author", "Book") for key in range(1, 11)]
+    assert [one(reported(GetInLoop(), *loops[:10])).entity, len(reported(GetInLoop(), *loops))] == [
+        "Author",
+        2,
+    ]
+
+
 def test_nine_lookups_are_nothing() -> None:
     assert reported(GetInLoop(), *map(get, range(1, 10))) == []
 

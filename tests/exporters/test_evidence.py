@@ -24,7 +24,7 @@ FOR_MACHINES = frozenset(
         "written", "other_written", "rows_per_commit", "from_one_site", "commits", "flushes",
         "table", "kind", "unchanged", "unchanged_attributes", "reloaded", "loaded", "error",
         "failed_ms_ago", "age_ms", "idle_ms", "timeout_ms", "other_held_ms", "outcome", "ending",
-        "used_by", "in_use_by", "loop_thread", "first_loop_thread",
+        "entities", "used_by", "in_use_by", "loop_thread", "first_loop_thread",
         # Its age is shown where there is one.
         "transaction",
     }
