@@ -450,7 +450,10 @@ class LoadRefused(_Value):
 
 @dataclass(slots=True, eq=False, repr=False)
 class RollbackPending(_Value):
-    """The session was used after a failed flush without a rollback (`PendingRollbackError`).
+    """The session was used after a failure without a rollback.
+
+    SQLAlchemy refuses that with `PendingRollbackError`, and PostgreSQL because the transaction is
+    aborted. What failed may have been a flush, a statement, or the connection.
 
     `swallowed` is the line of the `except` that caught the failure, if it is known. `in_block` is
     whether all of it happened in the block of a transaction or savepoint, which has to be left

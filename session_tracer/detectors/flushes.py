@@ -74,8 +74,8 @@ class FailedFlush(BuiltIn):
     ) -> Iterator[Finding]:
         fact = decided.failed
         is_refused = memory.at is not None and memory.at >= fact.at - fact.duration
-        if fact.trigger == "autoflush" and is_refused:
-            return
+        if fact.problem == "aborted" or (fact.trigger == "autoflush" and is_refused):
+            return  # `pending-rollback` is reported, or `implicit-async-io`
         contents = added_up(written(fact))
         error = _class_name(fact.error)
         remedy, *others = remedies(fact, error, report)
@@ -121,7 +121,7 @@ class _Reported:
 
 
 class PendingRollback(BuiltIn):
-    """`pending-rollback`: a session is used after a failed flush without `rollback()`."""
+    """`pending-rollback`: a session is used after a failure without `rollback()`."""
 
     candidates = (RollbackPending,)
     memory = _Reported
@@ -137,11 +137,12 @@ class PendingRollback(BuiltIn):
             error, what, evidence = "the error", "after its transaction had failed", {}
         else:
             error = _class_name(failed.error)
-            what = f"{duration(fact.at - failed.at)} after a flush failed with {error}"
+            what = f"{duration(fact.at - failed.at)} after {failed.what} failed with {error}"
             evidence = known(
                 error=failed.error,
                 failed_ms_ago=(fact.at - failed.at) / 1e6,
                 failed_at=failed.site,
+                code=failed.code or None,
                 constraint=failed.constraint or None,
             )
         yield report.finding(

@@ -142,7 +142,9 @@ def _closed_in_block(error: Any, frame: FrameType) -> tuple[Ledger | None, Fact 
 
 def _used_after_failure(ledger: Ledger, frame: FrameType, *, in_block: bool) -> Fact:
     here = ledger.locator.frames(frame)
-    swallowed = handler_of(ledger.failure, here) if ledger.failure is not None else None
+    first = None if ledger.failures is None else ledger.failures.first
+    caught = None if first is None else first.failure
+    swallowed = None if caught is None else handler_of(caught, here)
     return facts.RollbackPending(ledger.clock(), ledger.site(), swallowed, in_block)
 
 

@@ -22,6 +22,7 @@ from sqlalchemy.exc import InvalidRequestError
 from session_tracer import facts
 from session_tracer.facts import StatementExecuted
 from session_tracer.hooks import load_reason, loops, sql
+from session_tracer.hooks.failed_statements import statement_failed
 from session_tracer.hooks.loader_options import primary_key
 from session_tracer.hooks.patching import as_sqlalchemys
 from session_tracer.hooks.sql import fingerprint as fingerprint_of
@@ -334,6 +335,9 @@ def _executing(name: str) -> Callable[..., bool | None]:
                 else:
                     if failed is not None and not ledger.is_cancellation(failed):
                         loops.refused(ledger, context.root_connection, failed)
+                    if failed is not None:
+                        in_flush = flush is not None and flush.began
+                        statement_failed(ledger, failed, site, in_flush=in_flush)
                     shape = _known_shape(statement) or sql.shape(statement)
                     if shape.operation == "SELECT":
                         _selected(

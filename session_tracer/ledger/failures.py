@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from session_tracer import facts
 from session_tracer.where import error_handlers
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from session_tracer.where.callsite import CallSite
     from session_tracer.where.except_finder import Failure
 
-__all__ = ["Failures", "forget_repeats"]
+__all__ = ["Failures", "First", "forget_repeats"]
 
 _MINUTE: Final = 60 * 1_000_000_000
 # A session that is never rolled back may fail for ever.
@@ -27,6 +27,18 @@ _MOST_LINES: Final = 1_000
 _MOST_CAUSES: Final = 16
 # What an application may let the database find out.
 _EXPECTED: Final = frozenset({"", "constraint", "duplicate", "null"})
+
+
+class First(NamedTuple):
+    """What failed first in a transaction, before which nothing had."""
+
+    what: str
+    at: int
+    site: CallSite | None
+    error: str
+    code: str = ""
+    constraint: str = ""
+    failure: Failure | None = None
 
 
 class _Undecided:
@@ -57,8 +69,8 @@ class Failures:
     __slots__ = ("_undecided", "first")
 
     def __init__(self) -> None:
-        # The first flush that failed since a transaction or savepoint ended.
-        self.first: facts.FlushFailed | None = None
+        # What failed first since a transaction or savepoint ended.
+        self.first: First | None = None
         self._undecided: tuple[_Undecided, ...] = ()
 
     def flush_failed(
@@ -70,7 +82,15 @@ class Failures:
     ) -> None:
         """A flush failed."""
         if self.first is None:
-            self.first = fact
+            self.first = First(
+                what="a flush",
+                at=fact.at,
+                site=fact.site,
+                error=fact.error,
+                code=fact.code,
+                constraint=fact.constraint,
+                failure=failure,
+            )
         if len(self._undecided) >= _MOST_UNDECIDED:
             self._decide(ledger, self._undecided[0])
         self._undecided += (_Undecided(fact, failure, is_same, ended=ledger.ended),)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from session_tracer import facts
 from session_tracer.ledger import first_use, object_counter, same_owner
-from session_tracer.ledger.failures import Failures
+from session_tracer.ledger.failures import Failures, First
 from session_tracer.ledger.gates import Gates
 from session_tracer.ledger.guard import reporting
 from session_tracer.ledger.in_progress import OpenTransaction
@@ -1032,6 +1032,15 @@ class Ledger(Use):
         for report, spans in self.recording:
             sizes = (total(fact.new), total(fact.dirty), total(fact.deleted))
             report.emit(spans.flush_ended, fact.at, *sizes, None, fact.error)
+
+    def note_failure(self, first: First) -> None:
+        """A statement failed: what follows may be refused because of it."""
+        if reporting.now:
+            return
+        if self.failures is None:
+            self.failures = Failures()
+        if self.failures.first is None:
+            self.failures.first = first
 
     def flush_failure_decided(self, fact: facts.FlushFailureDecided) -> None:
         """It is known whether the application has handled a failed flush."""

@@ -1,0 +1,41 @@
+"""The statements that fail, as far as the session's transaction depends on them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from session_tracer import facts
+from session_tracer.hooks import sql
+from session_tracer.ledger.failures import First
+from session_tracer.ledger.ledger import type_name
+from session_tracer.where.except_finder import failure, handler_of
+from session_tracer.where.running import running_frame
+
+if TYPE_CHECKING:
+    from session_tracer.ledger.ledger import Ledger
+    from session_tracer.where.callsite import CallSite
+
+__all__ = ["statement_failed"]
+
+# PostgreSQL: the transaction is aborted, because an earlier statement has failed.
+_ABORTED: Final = "25P02"
+# The classes in which SQLAlchemy wraps a driver's error, beside the one of the error's own name.
+_WRAPPED_IN: Final = frozenset({"DBAPIError", "StatementError", "SQLAlchemyError"})
+
+
+def statement_failed(
+    ledger: Ledger, error: BaseException, site: CallSite | None, *, in_flush: bool
+) -> None:
+    """Note the statement that fails first, or report that the session is used after it."""
+    code = sql.status_code(error)
+    here = ledger.locator.frames(running_frame(1))
+    if code == _ABORTED:
+        first = None if ledger.failures is None else ledger.failures.first
+        caught = None if first is None or first.failure is None else first.failure
+        swallowed = None if caught is None else handler_of(caught, here)
+        ledger.rollback_pending(facts.RollbackPending(ledger.clock(), site, swallowed))
+    elif not in_flush:
+        passes = failure(error, here)
+        passes = passes._replace(names=passes.names | _WRAPPED_IN)
+        first = First("a statement", ledger.clock(), site, type_name(error), code, failure=passes)
+        ledger.note_failure(first)
