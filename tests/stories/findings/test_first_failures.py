@@ -34,8 +34,8 @@ async def insert_twice(session: Any) -> None:
     for _ in range(2):
         try:
             await session.execute(insert(Author).values(name="same"))  # <- failed
-        except IntegrityError:  # <- caught
-            pass
+        except IntegrityError as error:  # <- caught
+            del error
     await session.scalars(select(Author))  # <- used
 
 
