@@ -384,6 +384,30 @@ def test_a_task_that_was_cancelled(tmp_path: Path) -> None:
     assert (live.owner_state, live.owner_stack) == ("cancelled", ())
 
 
+def test_a_task_that_is_inside_of_a_greenlet_has_not_returned(tmp_path: Path) -> None:
+    seen: list[LiveSession] = []
+
+    def look_inside(session: Session) -> None:
+        session.execute(ONE)
+        seen.append(oldest())
+
+    async def works(shop: AsyncShop) -> None:
+        async with shop.factory() as session:
+            await session.execute(ONE)
+            async with shop.factory() as other:
+                await other.run_sync(look_inside)
+
+    in_loop(tmp_path, lambda shop: works_and_waits(shop, works))
+    assert seen[0].owner_state in ("running", "")
+
+
+async def works_and_waits(shop: AsyncShop, works: Callable[[AsyncShop], Any]) -> None:
+    await works(shop)
+    async with shop.factory() as session:
+        await session.execute(ONE)
+        await shop.wait()
+
+
 async def streams(shop: AsyncShop) -> AsyncIterator[int]:
     await shop.wait()  # <- called
     yield 1

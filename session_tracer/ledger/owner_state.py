@@ -75,6 +75,9 @@ def _of_living(ledger: Use, owner: Owner, locator: Locator, *, stack: bool) -> O
         # A framework streams a response in another task.
         children = owner.frames_of_groups(locator.is_application)
         return OwnerState(at_work, locator.sites([*children, *frames]))
+    if owner.is_task and owner.is_at_work():
+        # Its coroutines may stand on the stack of another greenlet, which is not seen from here.
+        return OwnerState("")
     if is_in_generator:
         return OwnerState("suspended")
     return OwnerState("returned" if _has_returned(ledger, frames, locator) else "")
