@@ -29,6 +29,8 @@ LABELS: Final = (
     ("expired_at", "expired at"),
     ("committed_at", "committed at"),
     ("began_at", "transaction began at"),
+    ("streamed_at", "streamed at"),
+    ("read_at", "read at"),
     ("failed_at", "first failed at"),
     ("swallowed_at", "caught at"),
     ("constraint", "constraint"),

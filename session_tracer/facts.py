@@ -487,6 +487,22 @@ class TransactionRefused(_Value):
 
 
 @dataclass(slots=True, eq=False, repr=False)
+class StreamInterrupted(_Value):
+    """A streamed result was read on, at `read_site`, after its transaction had ended at `site`.
+
+    `streamed_site` is the line of its statement, and `rows` the number of rows that had been
+    fetched before.
+    """
+
+    at: int
+    site: CallSite | None
+    outcome: Outcome
+    streamed_site: CallSite | None = None
+    read_site: CallSite | None = None
+    rows: int = 0
+
+
+@dataclass(slots=True, eq=False, repr=False)
 class ObjectCrossed(_Value):
     """An object of another session was refused ("already attached to session").
 
@@ -708,6 +724,7 @@ Fact: TypeAlias = (
     | LoadRefused
     | RollbackPending
     | TransactionRefused
+    | StreamInterrupted
     | ObjectCrossed
     | LinkLost
     | RowGone

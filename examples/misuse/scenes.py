@@ -51,6 +51,7 @@ SCENES: Final = (
     Scene("savepoint-churn", transactions.import_authors_carefully),
     Scene("cancelled-transaction", transactions.order_within_a_moment),
     Scene("refused-transaction", transactions.rename_author),
+    Scene("interrupted-stream", transactions.raise_prices),
     Scene("failed-flush", flushes.sell),
     # The failed flush is another finding.
     Scene("pending-rollback", flushes.sell_basket, {"ignore": {"failed-flush"}}),

@@ -111,3 +111,11 @@ def rename_author(name: str = "Author 1") -> None:
         author = session.scalars(select(Author).where(Author.name == name)).one()
         with session.begin():
             author.name = name.upper()
+
+
+def raise_prices() -> None:
+    """Streams the books, and commits after each of them."""
+    with SessionLocal() as session:
+        for book in session.scalars(select(Book).limit(6).execution_options(yield_per=2)):
+            book.price += 1
+            session.commit()

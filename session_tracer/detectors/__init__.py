@@ -37,6 +37,7 @@ DEFAULT_DETECTORS: Final[tuple[Suspecting, ...]] = (
     transactions.SavepointChurn(),
     transactions.CancelledTransaction(),
     boundaries.RefusedTransaction(),
+    boundaries.InterruptedStream(),
     refused.DetachedLazyLoad(),
     refused.ImplicitAsyncIO(),
     sharing.CrossedSessions(),

@@ -8,7 +8,7 @@ from session_tracer.detectors.evidence import known
 from session_tracer.detectors.memory import Once
 from session_tracer.detectors.protocol import BuiltIn
 from session_tracer.detectors.wording import awaited, opening
-from session_tracer.facts import TransactionRefused
+from session_tracer.facts import StreamInterrupted, TransactionRefused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -92,3 +92,46 @@ def _ended(fact: TransactionRefused, report: Report) -> tuple[str, list[str]]:
 
 def _at(site: CallSite | None) -> str:
     return "" if site is None else f" at {site}"
+
+
+class InterruptedStream(BuiltIn):
+    """`interrupted-stream`: a streamed result is read on after its transaction has ended."""
+
+    candidates = (StreamInterrupted,)
+    memory = Once
+
+    def judge(self, fact: StreamInterrupted, report: Report, memory: Once) -> Iterator[Finding]:
+        """Report each pair of lines once."""
+        if not memory.first((fact.site, fact.streamed_site)):
+            return
+        end = f"{_ENDS.get(fact.outcome, 'the end of the session')}{_at(fact.site)}"
+        rows = f"{fact.rows} row{'' if fact.rows == 1 else 's'}"
+        remedy, *others = _read_first(fact, report)
+        yield report.finding(
+            "interrupted-stream",
+            "warning",
+            f"{end} ended the transaction of the result that is streamed"
+            f"{_at(fact.streamed_site)} after {rows}, and the result was read on",
+            remedy,
+            fact.site,
+            evidence=known(
+                streamed_at=fact.streamed_site,
+                read_at=fact.read_site,
+                outcome=fact.outcome,
+                rows=fact.rows,
+                alternatives=others or None,
+            ),
+        )
+
+
+def _read_first(fact: StreamInterrupted, report: Report) -> Iterator[str]:
+    pages = "select pages by key, .where(E.id > last_id).limit(n), and commit after each page"
+    match fact.outcome:
+        case "committed":
+            yield f"{awaited(report) or 'call '}session.commit() after the last row is read"
+            yield pages
+        case "rolled_back":
+            yield f"{opening(report)} session.begin_nested():  # around what may fail, for each row"
+            yield pages
+        case _:
+            yield "read the rows before the session is closed"

@@ -170,6 +170,11 @@ RELIANCES: Final = (
         "reported",
     ),
     Reliance(
+        "DefaultExecutionContext._setup_result_proxy",
+        _function("sqlalchemy.engine.default:DefaultExecutionContext._setup_result_proxy", "self"),
+        "a streamed result that is read after its transaction has ended is not reported",
+    ),
+    Reliance(
         "UOWTransaction.register_object",
         _function(
             "sqlalchemy.orm.unitofwork:UOWTransaction.register_object",

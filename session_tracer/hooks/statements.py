@@ -21,7 +21,7 @@ from sqlalchemy.exc import InvalidRequestError
 
 from session_tracer import facts
 from session_tracer.facts import StatementExecuted
-from session_tracer.hooks import load_reason, loops, sql
+from session_tracer.hooks import load_reason, loops, sql, streams
 from session_tracer.hooks.failed_statements import statement_failed
 from session_tracer.hooks.loader_options import primary_key
 from session_tracer.hooks.patching import as_sqlalchemys
@@ -289,7 +289,7 @@ def _executing(name: str) -> Callable[..., bool | None]:
                 worker = ledger.executing(site)
                 options = context.execution_options
                 if "yield_per" in options or "stream_results" in options:
-                    _stream(ledger, options)
+                    _stream(ledger, options, context, site)
                 if ledger.announces_statements:
                     _announce(ledger, context, statement, size)
                 attached = ledger.attach() if ledger.attaches or is_shared else None
@@ -409,11 +409,12 @@ def _attach(ledger: Ledger, attached: Attached) -> None:
         ledger.failed("statements", error)
 
 
-def _stream(ledger: Ledger, options: Any) -> None:
+def _stream(ledger: Ledger, options: Any, context: Any, site: CallSite | None) -> None:
     """A statement is about to run whose rows may be fetched in portions."""
     at_once = options.get("yield_per", 0) or 0
     if at_once or options.get("stream_results"):
         ledger.streaming(at_once)
+        streams.follow(ledger, context, site)
 
 
 def _announce(ledger: Ledger, context: Any, statement: str, size: int) -> None:

@@ -31,6 +31,7 @@ FINDING_IDS: Final[tuple[str, ...]] = (
     "savepoint-churn",
     "cancelled-transaction",
     "refused-transaction",
+    "interrupted-stream",
     "failed-flush",
     "pending-rollback",
     "autoflush-storm",

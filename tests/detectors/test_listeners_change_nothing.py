@@ -233,6 +233,7 @@ class Program:
             what.TransactionCancelled(now, site, OWNERS[1]),
             what.ImplicitLoadFailed(now, site, "Author", "books", "expired"),
             what.TransactionRefused(now, site),
+            what.StreamInterrupted(now, site, "committed"),
             what.LinkLost(now, site, "Book", "Author", "books"),
             what.RowGone(now, site, "Author", "gone"),
         ]
