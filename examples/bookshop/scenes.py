@@ -99,11 +99,11 @@ SCENES = (
     Scene("A customer searches (nothing wrong here)", search),
     Scene("A customer orders four books: several entities, one commit (nothing wrong here)", order),
     Scene(
-        "An order asks for more than the stock, fails and is rolled back (failed-flush)",
+        "An order asks for more than the stock, fails and is rolled back (nothing wrong here)",
         order_too_many,
     ),
     Scene(
-        "A delivery adds each title in a savepoint; two are known already (failed-flush)",
+        "A delivery adds each title in a savepoint; two are known already (nothing wrong here)",
         accept_delivery,
     ),
     Scene("The monthly report reads author.books in a loop (n-plus-one)", report),
