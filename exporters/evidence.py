@@ -33,7 +33,10 @@ LABELS: Final = (
     ("read_at", "read at"),
     ("failed_at", "first failed at"),
     ("swallowed_at", "caught at"),
+    ("code", "error code"),
     ("constraint", "constraint"),
+    ("column", "column"),
+    ("relationship", "relationship"),
     ("trigger", "flushed by"),
     ("new", "objects"),
     ("duration_ms", "took"),
@@ -55,6 +58,7 @@ LABELS: Final = (
     ("last_statement_at", "last statement"),
     ("last_activity_at", "last used"),
     ("used_at", "used at"),
+    ("cause_at", "caused at"),
     ("closed_at", "closed at"),
     ("dropped_at", "generator dropped at"),
     ("ended_at", "ended at"),
@@ -220,6 +224,11 @@ def _unflushed(evidence: Evidence) -> str:
     )
 
 
+def _closed(evidence: Evidence) -> str:
+    by = _in_words("closed_by", evidence.get("closed_by"))
+    return _listed(_in_words("closed_at", evidence.get("closed_at")), f"by {by}" if by else "")
+
+
 def _last_statement(evidence: Evidence) -> str:
     return _last(evidence.get("last_statement_ms_ago"), evidence.get("last_statement_at"))
 
@@ -245,6 +254,7 @@ _COMBINED: Final[Mapping[str, Callable[[Evidence], str]]] = {
     "held_ms": _held,
     "sql_ms": _sql,
     "pending": _unflushed,
+    "closed_at": _closed,
     "last_statement_at": _last_statement,
     "last_activity_at": _last_activity,
     "sizes_after_commits": _growth,

@@ -23,6 +23,7 @@ FOR_MACHINES = frozenset(
         "added", "modified", "removed", "flushed_new", "flushed_dirty", "flushed_deleted",
         "written", "other_written", "rows_per_commit", "from_one_site", "commits", "flushes",
         "table", "kind", "unchanged", "unchanged_attributes", "reloaded", "loaded", "error",
+        "error_type", "missing", "reason", "rows", "other_findings",
         "failed_ms_ago", "age_ms", "idle_ms", "timeout_ms", "other_held_ms", "outcome", "ending",
         "entities", "used_by", "in_use_by", "loop_thread", "first_loop_thread",
         # Its age is shown where there is one.
@@ -139,6 +140,8 @@ def test_what_belongs_together_is_shown_together() -> None:
         pending={"Invoice": 412, "Line": 2},
         modified_objects=3,
         deleted_objects=1,
+        closed_at="/srv/shop/db.py:15 in get_db()",
+        closed_by='task "export"',
         last_statement_at="/srv/shop/jobs.py:31 in export()",
         last_statement_ms_ago=1_500.0,
         last_activity_ms_ago=35.0,
@@ -156,6 +159,7 @@ def test_what_belongs_together_is_shown_together() -> None:
         ("not flushed", "412 Invoice, 2 Line added, 3 modified, 1 deleted"),
         ("last statement", "1.50 s ago at /srv/shop/jobs.py:31 in export()"),
         ("last used", "35.0 ms ago"),
+        ("closed at", '/srv/shop/db.py:15 in get_db(), by task "export"'),
     ]
 
 
@@ -171,6 +175,11 @@ def test_the_longest_holders_of_a_connection_are_shown() -> None:
     rows = rows_of(holders=[f"orders-db {n}" for n in range(9)])
     assert rows[:2] == [("held by", "orders-db 0"), ("", "orders-db 1")]
     assert rows[5:] == [("", "orders-db 5"), ("", "… 3 more")]
+
+
+def test_what_the_database_refused_is_shown() -> None:
+    labels = rows_of(code="23505", constraint="uq_email", column="email", relationship="orders")
+    assert [label for label, _ in labels] == ["error code", "constraint", "column", "relationship"]
 
 
 def test_how_an_object_left_its_session() -> None:
