@@ -559,6 +559,22 @@ class RowGone(_Value):
 
 
 @dataclass(slots=True, eq=False, repr=False)
+class StaleLocked(_Value):
+    """SELECT ... FOR UPDATE returned objects whose values were loaded before, and left them.
+
+    `counts` is their number by mapped class, and `loaded_site` the line that loaded the first of
+    them, if it is known. The statement is one of `get()` if it is `by_key`.
+    """
+
+    at: int
+    site: CallSite | None
+    counts: Counts
+    by_key: bool = False
+    loaded_site: CallSite | None = None
+    began_site: CallSite | None = None
+
+
+@dataclass(slots=True, eq=False, repr=False)
 class SessionUsedConcurrently(_Value):
     """A thread or task was inside an operation of the session, and another one began one.
 
@@ -728,6 +744,7 @@ Fact: TypeAlias = (
     | ObjectCrossed
     | LinkLost
     | RowGone
+    | StaleLocked
     | SessionUsedConcurrently
     | SessionPassed
     | EventLoopChanged

@@ -70,6 +70,16 @@ def dearest() -> str:
         return max(books, key=lambda book: book.price).title
 
 
+def sell_one(book_id: int = 1) -> None:
+    """Locks a book that it has loaded before, and counts on from the old number of copies."""
+    with SessionLocal() as session:
+        book = session.get_one(Book, book_id)
+        if book.copies:
+            session.scalars(select(Book).where(Book.id == book_id).with_for_update()).one()
+            book.copies -= 1
+            session.commit()
+
+
 def title_of_a_book_that_goes(book_id: int = 1) -> str:
     """Reads a book that a commit has expired, when its row is deleted."""
     with SessionLocal() as session:

@@ -67,6 +67,7 @@ SCENES: Final = (
     Scene("refresh-after-write", loading.take_orders),
     Scene("large-identity-map", loading.import_files, {"large_identity_map_objects": 1_000}),
     Scene("large-result", loading.dearest, {"large_result_objects": 20}),
+    Scene("stale-lock", loading.sell_one),
     Scene("row-gone", loading.title_of_a_book_that_goes),
     Scene("detached-lazy-load", detached.author_page),
     Scene("implicit-async-io", detached.book_page),

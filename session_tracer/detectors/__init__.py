@@ -58,5 +58,6 @@ DEFAULT_DETECTORS: Final[tuple[Suspecting, ...]] = (
     reloads.RefreshAfterWrite(),
     sizes.LargeIdentityMap(),
     sizes.LargeResult(),
+    rows.StaleLock(),
     rows.RowGoneAway(),
 )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from session_tracer.detectors.evidence import known
 from session_tracer.detectors.memory import Once
 from session_tracer.detectors.protocol import BuiltIn
-from session_tracer.detectors.wording import awaited, dotted, expiry, maker, variable
-from session_tracer.facts import LinkLost, RowGone
+from session_tracer.detectors.wording import awaited, dotted, expiry, maker, objects, variable
+from session_tracer.facts import LinkLost, RowGone, StaleLocked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from session_tracer.ledger.report import Report
     from session_tracer.model.findings import Finding
     from session_tracer.where.callsite import CallSite
+
+
+_ONE: Final = ("was", "its row", "keeps")
+_SEVERAL: Final = ("were", "their rows", "keep")
 
 
 class LostLink(BuiltIn):
@@ -42,6 +46,45 @@ class LostLink(BuiltIn):
             evidence=known(
                 missing=fact.entity,
                 alternatives=None if fact.cascades or fact.removed else [cascade],
+            ),
+        )
+
+
+class StaleLock(BuiltIn):
+    """`stale-lock`: SELECT ... FOR UPDATE returns objects with values from before the lock."""
+
+    candidates = (StaleLocked,)
+    memory = Once
+
+    def judge(self, fact: StaleLocked, report: Report, memory: Once) -> Iterator[Finding]:
+        """Report each line and list of mapped classes once."""
+        if not memory.first((fact.site, tuple(fact.counts))):
+            return
+        entity, count = next(iter(fact.counts)), sum(fact.counts.values())
+        were, them, keep = _ONE if count == 1 else _SEVERAL
+        one = variable(entity)
+        again = f"{awaited(report)}session.refresh({one}, with_for_update=True) in its place"
+        if fact.by_key:
+            remedy = (
+                f"{awaited(report)}session.get({entity}, ..., with_for_update=True, "
+                "populate_existing=True)"
+            )
+        else:
+            remedy = "add .execution_options(populate_existing=True) to this SELECT"
+        yield report.finding(
+            "stale-lock",
+            "warning",
+            f"{objects(fact.counts)} {were} in the session before SELECT ... FOR UPDATE locked "
+            f"{them}, and {keep} the values from before the lock",
+            remedy,
+            fact.site,
+            entity=entity,
+            count=count,
+            evidence=known(
+                loaded_at=fact.loaded_site,
+                began_at=None if fact.loaded_site is not None else fact.began_site,
+                objects=fact.counts if len(fact.counts) > 1 else None,
+                alternatives=[again] if count == 1 else None,
             ),
         )
 

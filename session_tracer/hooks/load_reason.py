@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from session_tracer.ledger.origin import Route
     from session_tracer.where.callsite import CallSite
 
-__all__ = ["Reason", "is_by_key", "reason", "report_load", "subject"]
+__all__ = ["Reason", "is_by_key", "is_locking", "reason", "report_load", "subject"]
 
 # immediateload() asks the lazy loader for each object as the objects are loaded.
 _IMMEDIATE: Final = frozenset({"_load_for_path"})
@@ -153,6 +153,11 @@ def subject(context: Any) -> Any:
         return context.invoked_statement._propagate_attrs.get("plugin_subject")
     except AttributeError:  # of no ORM
         return None
+
+
+def is_locking(context: Any) -> bool:
+    """Whether the ORM's statement has FOR UPDATE, also where the database has no such clause."""
+    return getattr(context.invoked_statement, "_for_update_arg", None) is not None
 
 
 def is_by_key(context: Any) -> bool:

@@ -89,6 +89,15 @@ def _load_options() -> bool:
     )
 
 
+def _makes_objects() -> bool:
+    """Whether the function that makes an object of a row has the variables that are read there."""
+    made_in = _found("sqlalchemy.orm.loading:_instance_processor").__code__
+    read = {"context", "mapper", "populate_existing", "version_check"}
+    return callable(_found("sqlalchemy.orm.identity:WeakInstanceDict.get")) and read <= {
+        *made_in.co_cellvars
+    }
+
+
 RELIANCES: Final = (
     Reliance(
         "sys._getframe",
@@ -173,6 +182,25 @@ RELIANCES: Final = (
         "DefaultExecutionContext._setup_result_proxy",
         _function("sqlalchemy.engine.default:DefaultExecutionContext._setup_result_proxy", "self"),
         "a streamed result that is read after its transaction has ended is not reported",
+    ),
+    Reliance(
+        "IdentityMap.get",
+        _makes_objects,
+        "objects that SELECT ... FOR UPDATE returns with values from before the lock are not "
+        "reported",
+    ),
+    Reliance(
+        "SessionTransaction._new",
+        lambda: (
+            {"_new", "_dirty"}
+            <= {
+                *_found(
+                    "sqlalchemy.orm.session:SessionTransaction._take_snapshot"
+                ).__code__.co_names
+            }
+        ),
+        "objects that SELECT ... FOR UPDATE returns with values from before the lock are not "
+        "reported",
     ),
     Reliance(
         "UOWTransaction.register_object",

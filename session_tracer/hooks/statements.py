@@ -21,7 +21,7 @@ from sqlalchemy.exc import InvalidRequestError
 
 from session_tracer import facts
 from session_tracer.facts import StatementExecuted
-from session_tracer.hooks import load_reason, loops, sql, streams
+from session_tracer.hooks import load_reason, locks, loops, sql, streams
 from session_tracer.hooks.failed_statements import statement_failed
 from session_tracer.hooks.loader_options import primary_key
 from session_tracer.hooks.patching import as_sqlalchemys
@@ -463,6 +463,8 @@ def _selected(
         if ledger.route is not None:
             ledger.come_by(None)
         subject = load_reason.subject(context)
+        if subject is not None and load_reason.is_locking(context):
+            locks.follow(ledger, context, site)
         entity = "" if subject is None else subject.class_.__name__
         in_flush = ledger.flush is not None
         ledger.executed(at, site, duration, "SELECT", entity, "", in_flush, None)
@@ -502,6 +504,8 @@ def _selected(
         ledger.executed(at, site, duration, "SELECT", "", eager, in_flush, load)
         return
     subject = load_reason.subject(context)
+    if why is None and error is None and subject is not None and load_reason.is_locking(context):
+        locks.follow(ledger, context, site)
     entity = "" if subject is None else subject.class_.__name__
     ledger.executed(at, site, duration, "SELECT", entity, eager, in_flush, load)
     if is_quiet and not ledger.is_refreshing:

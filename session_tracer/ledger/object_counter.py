@@ -184,6 +184,7 @@ def unwatch(identity_map: Any) -> None:
         plain = identity_map._wr = weakref.ref(identity_map)
         if "_add_unpresent" in identity_map.__dict__:
             del identity_map._add_unpresent
+        identity_map.__dict__.pop("get", None)
         for state in identity_map.all_states():
             if isinstance(state._instance_dict, OriginRef):
                 state._instance_dict = plain

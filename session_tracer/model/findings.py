@@ -46,6 +46,7 @@ FINDING_IDS: Final[tuple[str, ...]] = (
     "refresh-after-write",
     "large-identity-map",
     "large-result",
+    "stale-lock",
     "row-gone",
     "detached-lazy-load",
     "implicit-async-io",

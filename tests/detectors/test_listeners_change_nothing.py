@@ -235,6 +235,7 @@ class Program:
             what.TransactionRefused(now, site),
             what.StreamInterrupted(now, site, "committed"),
             what.LinkLost(now, site, "Book", "Author", "books"),
+            what.StaleLocked(now, site, {"Author": 1}),
             what.RowGone(now, site, "Author", "gone"),
         ]
         yield self.rng.choice(facts)
