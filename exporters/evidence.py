@@ -65,6 +65,7 @@ LABELS: Final = (
     ("other_opened_at", "other session opened at"),
     ("other_acquired_at", "it took its connection at"),
     ("other_committed_at", "it committed at"),
+    ("pool_size", "pool"),
     ("holders", "held by"),
     ("earlier", "reported before"),
     ("identity", "primary key"),
@@ -151,12 +152,45 @@ def _loop(label: str, evidence: Evidence, site: CallSite | None) -> Iterator[Row
 
 
 def _holders(label: str, evidence: Evidence, _site: CallSite | None) -> Iterator[Row]:
-    holders = list(evidence.get("holders", ()))
-    for holder in holders[:_MOST_HOLDERS]:
-        yield Row(label, plain(str(holder)), hangs=True)
+    """Yield one row for each line whose sessions hold connections; the longest are first."""
+    lines: dict[str, list[Mapping[str, Any]]] = {}
+    for holder in evidence.get("holders", ()):
+        lines.setdefault(_held_at(holder), []).append(holder)
+    for line, holders in list(lines.items())[:_MOST_HOLDERS]:
+        yield Row(label, f"{line}: {_held_by(holders)}", hangs=True)
         label = ""
-    if len(holders) > _MOST_HOLDERS:
-        yield Row("", f"… {len(holders) - _MOST_HOLDERS} more")
+    if len(lines) > _MOST_HOLDERS:
+        yield Row("", f"… {len(lines) - _MOST_HOLDERS} more lines")
+    if others := evidence.get("other_holders"):
+        yield Row("", f"… {counted(others, 'more session')}")
+    if untraced := evidence.get("untraced"):
+        yield Row(label, f"no traced session: {counted(untraced, 'connection')}")
+
+
+def _held_at(holder: Mapping[str, Any]) -> str:
+    line = holder.get("first_used_at") or holder.get("opened_at") or holder["session_name"]
+    return plain(str(line))
+
+
+def _held_by(holders: list[Mapping[str, Any]]) -> str:
+    """Return how many they are and what is known of the first, which has held one the longest."""
+    first, number = holders[0], len(holders)
+    held = _in_words("held_ms", first.get("held_ms"))
+    processes = [str(one["process_id"]) for one in holders if "process_id" in one]
+    return _listed(
+        f"1 for {held}" if number == 1 else f"{number}, the first for {held}",
+        _in_words("work", first.get("work")),
+        _owner(first),
+        f"now at {plain(str(first['now_at']))}" if "now_at" in first else "",
+        f"server process {' '.join(processes)}" if processes else "",
+    )
+
+
+def _pool(evidence: Evidence) -> str:
+    used, size = evidence.get("checked_out"), evidence.get("pool_size")
+    if used is None or size is None:
+        return ""
+    return f"{used} in use, size {size}, overflow {evidence.get('pool_overflow', 0)}"
 
 
 # The keys that have rows of their own.
@@ -257,6 +291,7 @@ _COMBINED: Final[Mapping[str, Callable[[Evidence], str]]] = {
     "closed_at": _closed,
     "last_statement_at": _last_statement,
     "last_activity_at": _last_activity,
+    "pool_size": _pool,
     "sizes_after_commits": _growth,
 }
 

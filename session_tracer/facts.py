@@ -693,13 +693,19 @@ class WritesSplit(_Value):
 class CheckoutTimedOut(_Value):
     """The pool had no connection for the session in time; `holders` are the scopes that hold one.
 
-    `timeout` is in nanoseconds.
+    `timeout` is in nanoseconds. `size` is the pool's size, `overflow` how many connections it has
+    beyond that, and `checked_out` how many are in use; -1 if this kind of pool does not know it.
+    `untraced` is how many of those no traced session holds.
     """
 
     at: int
     site: CallSite | None
     holders: tuple[LiveSession, ...]
     timeout: int = 0
+    size: int = -1
+    overflow: int = -1
+    checked_out: int = -1
+    untraced: int = 0
 
 
 @dataclass(slots=True, eq=False, repr=False)

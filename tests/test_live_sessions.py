@@ -100,6 +100,7 @@ def test_every_field_of_an_open_session(twin: Twin) -> None:
         )
         read = replace(
             at_first,
+            first_used_site=selects,
             transaction="open",
             transaction_seconds=1.0,
             holds_connection=True,
@@ -133,6 +134,7 @@ def test_every_field_of_an_open_session(twin: Twin) -> None:
         committed = steady(seen["committed"])
         assert committed == replace(
             at_first,
+            first_used_site=selects,
             statements=committed.statements,
             sql_seconds=1.0,
             objects={"persistent": 3},

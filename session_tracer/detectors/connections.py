@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from session_tracer.detectors.evidence import known, ms
 from session_tracer.detectors.protocol import BuiltIn
 from session_tracer.detectors.wording import duration
 from session_tracer.facts import CheckoutTimedOut, ConnectionNested
+from session_tracer.ledger.owner_state import GONE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,15 +63,15 @@ class PoolExhausted(BuiltIn):
     candidates = (CheckoutTimedOut,)
 
     def judge(self, fact: CheckoutTimedOut, report: Report, memory: None) -> Iterator[Finding]:
-        """Report each timeout, with the sessions that hold a connection, the longest first."""
+        """Report a timeout, with the sessions that hold a connection, the longest first."""
         del memory
         holders = sorted(fact.holders, key=lambda live: -live.held_seconds)
         waited = f" for {duration(fact.timeout)}" if fact.timeout else ""
         number = len(holders)
         hold = f"{number or 'no'} traced session{' holds' if number < 2 else 's hold'} one"
-        lines = [_holder(live) for live in holders[:_MOST_HOLDERS]]
-        if number > _MOST_HOLDERS:
-            lines.append(f"and {number - _MOST_HOLDERS} more")
+        if fact.untraced:
+            # A session that gets or returns its connection at this moment does not hold it.
+            hold += f", no traced session holds {fact.untraced} of the {fact.checked_out} in use"
         yield report.finding(
             "pool-exhausted",
             "error",
@@ -78,8 +79,20 @@ class PoolExhausted(BuiltIn):
             _remedy(holders),
             fact.site,
             count=max(number, 1),
-            evidence={"timeout_ms": ms(fact.timeout), "holders": lines},
+            evidence=known(
+                timeout_ms=ms(fact.timeout),
+                pool_size=_if_known(fact.size),
+                pool_overflow=_if_known(fact.overflow),
+                checked_out=_if_known(fact.checked_out),
+                untraced=fact.untraced or None,
+                holders=[_holder(live) for live in holders[:_MOST_HOLDERS]],
+                other_holders=number - _MOST_HOLDERS if number > _MOST_HOLDERS else None,
+            ),
         )
+
+
+def _if_known(number: int) -> int | None:
+    return number if number >= 0 else None
 
 
 def _remedy(holders: list[LiveSession]) -> str:
@@ -88,22 +101,31 @@ def _remedy(holders: list[LiveSession]) -> str:
             "look for connections that are not closed and sessions that are not traced; "
             "if there are none, increase pool_size"
         )
-    longest = holders[0]
-    where = f" opened at {longest.opened_site}" if longest.opened_site is not None else ""
+    left = [live for live in holders if live.owner_state in GONE]
+    first = (left or holders)[0]
+    where = f" opened at {first.opened_site}" if first.opened_site is not None else ""
+    if left:
+        number = f"{len(left)} sessions are" if len(left) > 1 else "a session is"
+        return f"{number} left open: close session {first.id[:6]}{where} where its work ends"
     return (
-        f"commit or close sooner, first of all session {longest.id[:6]}{where}: it has held "
-        f"a connection for {duration(longest.held_seconds * 1e9)}"
+        f"commit or close sooner, first of all session {first.id[:6]}{where}: it has held "
+        f"a connection for {duration(first.held_seconds * 1e9)}"
     )
 
 
-def _holder(live: LiveSession) -> str:
-    """Return one line about a session that holds a connection."""
-    opened = f" opened {live.opened_site}" if live.opened_site is not None else ""
-    parts = [
-        f"{live.name} {live.id[:6]}{opened}",
-        f"has held a connection for {duration(live.held_seconds * 1e9)}",
-    ]
-    if live.last_statement_site is not None:
-        parts.append(f"last statement {live.last_statement_site}")
-    now = f" now at {live.owner_stack[0]}" if live.owner_stack else ""
-    return ", ".join([*parts, f"{live.owner}{now}"])
+def _holder(live: LiveSession) -> dict[str, Any]:
+    """Return what is known of a session that holds a connection."""
+    return known(
+        session_id=live.id,
+        session_name=live.name,
+        work=live.work or None,
+        opened_at=live.opened_site,
+        first_used_at=live.first_used_site,
+        last_statement_at=live.last_statement_site,
+        held_ms=ms(live.held_seconds * 1e9),
+        owner=live.owner,
+        owner_state=live.owner_state or None,
+        now_at=live.owner_stack[0] if live.owner_stack else None,
+        process_id=live.process_id,
+        findings=[finding.id for finding in live.findings] or None,
+    )

@@ -11,9 +11,16 @@ from sqlalchemy import exc
 from sqlalchemy.orm.exc import DetachedInstanceError, ObjectDeletedError
 
 from session_tracer import facts
-from session_tracer.hooks import boundaries, error_frames, links, loader_options, rows
+from session_tracer.hooks import (
+    boundaries,
+    error_frames,
+    exhausted_pools,
+    links,
+    loader_options,
+    rows,
+)
 from session_tracer.hooks.scopes import ledger_of, resumed
-from session_tracer.ledger import object_counter, registry
+from session_tracer.ledger import object_counter
 from session_tracer.ledger.in_progress import SLOT
 from session_tracer.runtime.degraded import without
 from session_tracer.where import owner
@@ -257,14 +264,9 @@ def _timed_out(error: Any, frame: FrameType) -> None:
         ledger = _ledger_near(frame)
         if ledger is None or not ledger.is_open:
             return
-        pool = frame.f_locals["self"]
-        timeout = getattr(pool, "timeout", None)
-        seconds = timeout() if callable(timeout) else 0
-        ledger.suspect(
-            facts.CheckoutTimedOut(
-                ledger.clock(), ledger.site(), registry.holders_of(pool), int(seconds * 1e9)
-            )
-        )
+        fact = exhausted_pools.timed_out(frame.f_locals["self"], ledger)
+        if fact is not None:
+            ledger.suspect(fact)
     except Exception as failure:
         _failed(failure, frame)
 

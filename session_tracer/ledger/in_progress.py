@@ -79,9 +79,11 @@ class Holding:
         return self._connection() is connection
 
     def is_of(self, pool: object) -> bool:
-        """Whether the connection is one of that pool."""
+        """Whether the connection is one of that pool, and not back in it."""
         connection = self._connection()
-        return connection is not None and connection.engine.pool is pool
+        if connection is None or connection.engine.pool is not pool:
+            return False
+        return not (connection.closed or connection.invalidated)
 
     @property
     def is_given_back(self) -> bool:

@@ -15,7 +15,17 @@ if TYPE_CHECKING:
     from session_tracer.ledger.ledger import Ledger
     from session_tracer.ledger.report import Report, Tracer
 
-__all__ = ["LIVE", "Ages", "LedgerRef", "ages", "end_all", "holders_of", "live_sessions", "look"]
+__all__ = [
+    "LIVE",
+    "Ages",
+    "LedgerRef",
+    "ages",
+    "connections_held",
+    "end_all",
+    "holders_of",
+    "live_sessions",
+    "look",
+]
 
 # The name of a factory, and the ages in seconds of its open sessions and open transactions.
 Ages: TypeAlias = "tuple[str, list[float], list[float]]"
@@ -55,6 +65,11 @@ def holders_of(pool: object) -> tuple[LiveSession, ...]:
     )
 
 
+def connections_held(pool: object) -> int:
+    """How many of the pool's connections the open sessions hold."""
+    return sum(holding.is_of(pool) for ledger in list(LIVE) for holding in ledger.connections)
+
+
 def look(report: Report, now: int = 0, *, stack: bool = True) -> LiveSession:
     """An open session as one tracer knows it. Its own thread may be changing it meanwhile."""
     ledger = report.ledger
@@ -67,6 +82,7 @@ def look(report: Report, now: int = 0, *, stack: bool = True) -> LiveSession:
         work=ledger.work,
         age_seconds=_seconds(ledger.opened_at, now),
         opened_site=ledger.opened_site,
+        first_used_site=ledger.first_used_site,
         owner=ledger.owner.name,
         owner_state=state.state,
         owner_stack=tuple(state.sites),

@@ -23,6 +23,7 @@ class LiveSession:
         work: What it works for, such as `GET /orders/{id}`. Empty if it is not known.
         age_seconds: Time since the scope began.
         opened_site: The line that opened the session.
+        first_used_site: The line that used the session first.
         owner: The thread or task that used it last, such as `thread "export-3"`.
         owner_state: What the owner does: `running` (the function that opened or used the session is
             on its stack), `waiting` (that function awaits), `suspended` (it is a generator that no
@@ -54,6 +55,7 @@ class LiveSession:
     opened_site: CallSite | None
     owner: str
     work: str = ""
+    first_used_site: CallSite | None = None
     owner_state: str = ""
     owner_stack: tuple[CallSite, ...] = ()
     transaction: str = "none"

@@ -80,13 +80,22 @@ def holder(id_: str, held: float, **more: Any) -> LiveSession:
     )
 
 
-LONG_HOLDER = (
-    f"orders-db 4f1c9a opened {OTHER_OPENED}, has held a connection for 12.0 s, "
-    f'last statement {OTHER_TAKEN}, thread "export-3" now at {WAITING}'
-)
-SHORT_HOLDER = (
-    f'orders-db 0a1b2c opened {OTHER_OPENED}, has held a connection for 250 ms, thread "export-3"'
-)
+LONG_HOLDER = {
+    "session_id": "4f1c9a0000000000",
+    "session_name": "orders-db",
+    "opened_at": str(OTHER_OPENED),
+    "last_statement_at": str(OTHER_TAKEN),
+    "held_ms": 12_000.0,
+    "owner": 'thread "export-3"',
+    "now_at": str(WAITING),
+}
+SHORT_HOLDER = {
+    "session_id": "0a1b2c0000000000",
+    "session_name": "orders-db",
+    "opened_at": str(OTHER_OPENED),
+    "held_ms": 250.0,
+    "owner": 'thread "export-3"',
+}
 
 
 def test_a_pool_has_no_connection_left() -> None:
@@ -139,16 +148,32 @@ def test_no_traced_session_may_hold_one() -> None:
 def test_twenty_holders_are_named() -> None:
     holders = [holder(f"{number:016x}", number) for number in range(1, 24)]
     holding = exhausted(*holders[:20]).evidence["holders"]
-    assert (len(holding), holding[-1]) == (
-        20,
-        (
-            f"orders-db 000000 opened {OTHER_OPENED}, has held a connection for 1.0 s, "
-            'thread "export-3"'
-        ),
-    )
+    assert (len(holding), holding[-1]["session_id"]) == (20, f"{1:016x}")
     finding = exhausted(*holders)
-    assert (len(finding.evidence["holders"]), finding.count) == (21, 23)
-    assert finding.evidence["holders"][-1] == "and 3 more"
+    assert (len(finding.evidence["holders"]), finding.count) == (20, 23)
+    assert finding.evidence["other_holders"] == 3
+
+
+def test_what_no_session_holds_is_counted() -> None:
+    timeout = CheckoutTimedOut(
+        40, TAKEN, (holder("4f1c9a0000000000", 1),), size=2, overflow=0, checked_out=2, untraced=1
+    )
+    [finding] = reported(PoolExhausted(), OPENING, timeout)
+    assert isinstance(finding, Finding)
+    assert finding.message == (
+        "the pool had no free connection: 1 traced session holds one, "
+        "no traced session holds 1 of the 2 in use"
+    )
+    numbers = ("pool_size", "pool_overflow", "checked_out", "untraced")
+    assert [finding.evidence[name] for name in numbers] == [2, 0, 2, 1]
+
+
+def test_a_session_that_was_left_open_is_named_first() -> None:
+    left = holder("0a1b2c0000000000", 0.25, owner_state="returned")
+    finding = exhausted(holder("4f1c9a0000000000", 12.0), left)
+    assert finding.remedy == (
+        f"a session is left open: close session 0a1b2c opened at {OTHER_OPENED} where its work ends"
+    )
 
 
 def test_each_timeout_is_reported() -> None:

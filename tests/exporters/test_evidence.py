@@ -32,11 +32,20 @@ FOR_MACHINES = frozenset(
 )  # fmt: skip
 
 
-def evidence_keys(source: str) -> set[str]:
-    """The keys of the dictionaries that a module's functions make, however they make them."""
+# What makes or shows one object in a list of evidence: the object has keys of its own.
+OF_HOLDERS = frozenset({"_holder", "_held_at", "_held_by"})
+
+
+def evidence_keys(source: str, of: frozenset[str] = frozenset()) -> set[str]:
+    """The keys of the dictionaries that a module's functions make, however they make them.
+
+    Without a name, these are all its functions but those of holders.
+    """
     keys: set[str] = set()
     for function in ast.walk(ast.parse(source)):
-        if isinstance(function, ast.FunctionDef):
+        if isinstance(function, ast.FunctionDef) and (
+            function.name in of if of else function.name not in OF_HOLDERS
+        ):
             for node in ast.walk(function):
                 keys |= _keys_of(node)
     return keys
@@ -64,16 +73,36 @@ KEYS = {
 }
 
 
+def texts(node: ast.AST) -> set[Any]:
+    return {inner.value for inner in ast.walk(node) if isinstance(inner, ast.Constant)}
+
+
 # The keys that the rows are made of.
+ROWS = ast.parse((ROOT / "exporters" / "evidence.py").read_text())
+IN_HOLDERS = {
+    text
+    for node in ROWS.body
+    if isinstance(node, ast.FunctionDef) and node.name in OF_HOLDERS
+    for text in texts(node)
+}
 SHOWN = {
-    node.value
-    for node in ast.walk(ast.parse((ROOT / "exporters" / "evidence.py").read_text()))
-    if isinstance(node, ast.Constant) and node.value in KEYS
+    text
+    for node in ROWS.body
+    if not isinstance(node, ast.FunctionDef) or node.name not in OF_HOLDERS
+    for text in texts(node)
+    if text in KEYS
 }
 
 
 def test_all_evidence_is_shown_or_meant_for_machines() -> None:
     assert {key: file for key, file in KEYS.items() if key not in SHOWN | FOR_MACHINES} == {}
+
+
+def test_what_is_known_of_a_holder_is_shown_or_meant_for_machines() -> None:
+    source = (DETECTORS / "connections.py").read_text()
+    keys = evidence_keys(source, frozenset({"_holder"}))
+    by_owner = {"owner", "owner_state"}  # the row of an owner shows them
+    assert keys - IN_HOLDERS - by_owner == {"session_id", "last_statement_at", "findings"}
 
 
 def test_what_is_shown_is_not_for_machines_alone() -> None:
@@ -171,10 +200,43 @@ def test_what_stands_alone_is_shown_alone() -> None:
     assert rows_of(deleted={"Cart": 3}) == [("objects", "−3 Cart")]
 
 
-def test_the_longest_holders_of_a_connection_are_shown() -> None:
-    rows = rows_of(holders=[f"orders-db {n}" for n in range(9)])
-    assert rows[:2] == [("held by", "orders-db 0"), ("", "orders-db 1")]
-    assert rows[5:] == [("", "orders-db 5"), ("", "… 3 more")]
+def test_the_holders_of_connections_are_shown_by_line() -> None:
+    line, page = "/srv/shop/export.py:58 in export()", "/srv/shop/views.py:7 in page()"
+    held = {"first_used_at": line, "held_ms": 2.0, "owner": "thread 1", "owner_state": "returned"}
+    other = {
+        "opened_at": page,
+        "held_ms": 1.0,
+        "work": "GET /orders",
+        "owner": "thread 2",
+        "now_at": page,
+        "process_id": 31877,
+    }
+    assert rows_of(holders=[held, held, other]) == [
+        ("held by", f"{line}: 2, the first for 2.0 ms, thread 1, goes on with other work"),
+        (
+            "",
+            f"{page}: 1 for 1.0 ms, GET /orders, thread 2, now at {page}, server process 31877",
+        ),
+    ]
+
+
+def test_the_lines_that_hold_connections_the_longest_are_shown() -> None:
+    lines = [{"opened_at": f"app.py:{line}", "held_ms": 1.0} for line in range(9)]
+    rows = rows_of(holders=lines, other_holders=2, untraced=1)
+    assert rows[:2] == [("held by", "app.py:0: 1 for 1.0 ms"), ("", "app.py:1: 1 for 1.0 ms")]
+    assert rows[5:] == [
+        ("", "app.py:5: 1 for 1.0 ms"),
+        ("", "… 3 more lines"),
+        ("", "… 2 more sessions"),
+        ("", "no traced session: 1 connection"),
+    ]
+    assert rows_of(holders=[], untraced=2) == [("held by", "no traced session: 2 connections")]
+
+
+def test_the_numbers_of_a_pool_are_shown_together() -> None:
+    rows = rows_of(checked_out=7, pool_size=5, pool_overflow=2)
+    assert rows == [("pool", "7 in use, size 5, overflow 2")]
+    assert rows_of(checked_out=7) == []
 
 
 def test_what_the_database_refused_is_shown() -> None:

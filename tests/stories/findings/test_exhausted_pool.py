@@ -6,12 +6,13 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import create_engine, select
+from sqlalchemy import Engine, create_engine, select
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import sessionmaker
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 
+from session_tracer.hooks import exhausted_pools
 from session_tracer.testing import capture
 from tests.good_code.silence import only_sync
 from tests.library import Author
@@ -70,9 +71,11 @@ def test_who_holds_the_connections_is_reported(twin: Twin) -> None:
         assert found.remedy.startswith(
             f"commit or close sooner, first of all session {holder} opened at {opened}: "
         )
-        (line,) = found.evidence["holders"]
-        assert line.startswith(f"shop-db {holder} opened {opened}, has held a connection for ")
-        assert f", last statement {marked(hold, '<- holds')}, " in line
+        (held,) = found.evidence["holders"]
+        assert held["opened_at"] == str(opened)
+        assert held["last_statement_at"] == str(marked(hold, "<- holds"))
+        numbers = ("pool_size", "pool_overflow", "checked_out")
+        assert [found.evidence[name] for name in numbers] == [1, 0, 1]
 
     twin.run(story)
 
@@ -114,8 +117,127 @@ def test_a_holder_that_is_no_session_is_reported_to_be_one(twin: Twin) -> None:
                 opened=marked(wait_in_vain, "<- waiter"),
                 remedy="look for connections that are not closed and sessions that are not traced; "
                 "if there are none, increase pool_size",
-                evidence={"holders": []},
+                evidence={"holders": [], "checked_out": 1, "untraced": 1},
             ),
+        )
+
+    twin.run(story)
+
+
+async def wait_elsewhere(twin: Twin) -> None:
+    with pytest.raises(PoolTimeoutError):
+        async with twin.session() as session:
+            await session.connection()
+
+
+def test_all_that_suffer_within_a_minute_are_one_finding(twin: Twin) -> None:
+    async def story() -> None:
+        await shrink_pool(twin)
+        with capture(twin.factory) as captured:
+            async with twin.session() as session:
+                await session.connection()
+                with pytest.raises(PoolTimeoutError):
+                    await wait_in_vain(twin)
+                await wait_elsewhere(twin)
+        (found,) = captured.findings
+        assert found.site == marked(wait_in_vain, "<- waits")
+
+    twin.run(story)
+
+
+def test_the_next_minute_has_a_finding_of_its_own(
+    twin: Twin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        await shrink_pool(twin)
+        with capture(twin.factory) as captured:
+            async with twin.session() as session:
+                await session.connection()
+                await wait_elsewhere(twin)
+                monkeypatch.setattr(exhausted_pools, "_ONE_MINUTE", 0)
+                await wait_elsewhere(twin)
+        assert [found.id for found in captured.findings] == ["pool-exhausted"] * 2
+
+    twin.run(story)
+
+
+def test_another_pool_and_another_tracer_have_findings_of_their_own(twin: Twin) -> None:
+    async def story() -> None:
+        for is_new in (True, False, True):
+            if is_new:
+                await shrink_pool(twin)
+            with capture(twin.factory) as captured:
+                async with twin.session() as session:
+                    await session.connection()
+                    await wait_elsewhere(twin)
+            assert [found.id for found in captured.findings] == ["pool-exhausted"]
+
+    twin.run(story)
+
+
+def sync_engine(twin: Twin) -> Engine:
+    return twin.engine.sync_engine if isinstance(twin.engine, AsyncEngine) else twin.engine
+
+
+def test_two_connections_of_one_session_are_both_held_by_it(twin: Twin) -> None:
+    async def story() -> None:
+        await shrink_pool(twin, 2)
+        autocommit = sync_engine(twin).execution_options(isolation_level="AUTOCOMMIT")
+        with capture(twin.factory) as captured:
+            async with twin.session() as session:
+                await session.connection()
+                await session.connection(bind_arguments={"bind": autocommit})
+                await wait_elsewhere(twin)
+        (found,) = captured.findings
+        assert (len(found.evidence["holders"]), found.evidence["checked_out"]) == (1, 2)
+        assert "untraced" not in found.evidence
+
+    twin.run(story)
+
+
+def test_a_session_that_was_given_its_connection_holds_none(twin: Twin) -> None:
+    async def story() -> None:
+        await shrink_pool(twin)
+        connecting: Any = twin.engine.connect()
+        connection = await connecting if twin.is_async else connecting
+        with capture(twin.factory) as captured:
+            async with twin.session(bind=connection) as session:
+                await session.execute(select(1))
+                await wait_elsewhere(twin)
+        closing = connection.close()
+        if twin.is_async:
+            await closing
+        (found,) = captured.findings
+        assert (found.evidence["holders"], found.evidence["untraced"]) == ([], 1)
+
+    twin.run(story)
+
+
+@only_sync
+def test_a_session_that_was_left_open_is_to_be_closed_first(twin: Twin) -> None:
+    kept: list[Any] = []
+
+    def leak(factory: Any) -> None:
+        kept.append(factory())
+        kept[0].connection()  # <- leaks
+
+    async def story() -> None:
+        await shrink_pool(twin, 2)
+        with capture(twin.factory) as captured:
+            async with twin.session() as session:
+                await session.connection()  # has held one for longer
+                other = threading.Thread(target=leak, args=(twin.factory,))
+                other.start()
+                other.join()
+                await wait_elsewhere(twin)
+                kept[0].close()
+                await wait_in_vain(twin)  # what the remedy advises is enough
+        (found,) = [one for one in captured.findings if one.id == "pool-exhausted"]
+        first, left = found.evidence["holders"]
+        assert (first["owner_state"], left["owner_state"]) == ("running", "ended")
+        assert left["first_used_at"] == str(marked(leak, "<- leaks"))
+        assert found.remedy.startswith(
+            f"a session is left open: close session {left['session_id'][:6]} "
         )
 
     twin.run(story)
