@@ -256,6 +256,10 @@ OPEN = LiveSession(
 )
 
 
+# Their root is a task; the root of the others is a mapped class.
+_OF_TASKS = (what.TransactionBegan, what.SessionPassed)
+
+
 def made(kind: type[Any], rng: random.Random) -> Fact:
     """A fact of that kind with whatever its fields may hold."""
     values: dict[str, Any] = {
@@ -294,19 +298,22 @@ def made(kind: type[Any], rng: random.Random) -> Fact:
         "swallowed": rng.choice([None, SITE]),
         "expired_by": rng.choice(["", "commit", "rollback", "expire"]),
         "owner": rng.choice(OWNERS),
-        "root": rng.choice(OWNERS) if kind is what.TransactionBegan else "Author",
+        "root": rng.choice(OWNERS) if kind in _OF_TASKS else "Author",
         "other_owner": rng.choice(OWNERS),
+        "other_root": rng.choice(OWNERS),
+        "why": rng.choice(["gone", "pending", "merged", "detached"]),
+        "counts": rng.choice([{"Author": 1}, {"Author": 3, "Book": 1}]),
         "holders": rng.choice([(), (OPEN,)]),
         "look": lambda: OPEN,
         "failed": what.FlushFailed(1, SITE, "commit", 1, "word"),
         "unhandled": rng.choice(["", "left", "used_again"]),
     }
-    given = {}
+    given: dict[str, Any] = {}
     for field in fields(kind):
-        if field.name in values:
-            given[field.name] = values[field.name]
-        elif str(field.type).startswith("bool"):
+        if str(field.type).startswith("bool"):
             given[field.name] = rng.random() < 0.5
+        elif field.name in values:
+            given[field.name] = values[field.name]
         elif str(field.type).startswith("int"):
             given[field.name] = rng.randrange(3)
         elif str(field.type).startswith("str"):

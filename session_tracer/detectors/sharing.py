@@ -172,7 +172,7 @@ class _Users:
         self.requests: dict[int, Owner] = {}
         self.served = 0
         # What has used the session in turns in this transaction.
-        self.transaction = 0
+        self.transaction = -1
         self.turns: list[Hashable] = []
         # In the order of their first use.
         self.names: dict[str, None] = {}
