@@ -61,7 +61,8 @@ def test_what_a_flush_repeats_is_counted_the_same_with_and_without_facts(
     published: list[facts.Fact] = []
     quiet = story()
     assert quiet == story(on_fact=published.append)
-    assert [one[0] for one in quiet].count("finding") == 2
+    # The second session writes row by row; the first one's error is handled.
+    assert [one[0] for one in quiet].count("finding") == 1
     executed = [one for one in published if isinstance(one, facts.StatementExecuted)]
     assert len([one for one in executed if one.operation == "INSERT"]) == 13
 

@@ -24,6 +24,7 @@ from sqlalchemy.pool import StaticPool
 from session_tracer import CallSite, SessionMisuse, Settings, uninstrument
 from session_tracer.signals import names
 from session_tracer.testing import capture
+from session_tracer.where.expected import CLIENT_ERRORS
 from tests.library import Author, Base, authors
 
 if TYPE_CHECKING:
@@ -245,6 +246,8 @@ def test_the_settings_table_has_every_setting_and_its_default() -> None:
 def in_a_table(default: object) -> str:
     if isinstance(default, bool):
         return str(default).lower()
+    if default == CLIENT_ERRORS:
+        return "client errors of web frameworks"
     return "" if default in ((), {}, frozenset()) else str(default)
 
 

@@ -16,7 +16,7 @@ from tests.servers.lifeline import Lifeline, Server, ServerFailed, free_port
 
 START_SECONDS = 20.0
 
-# The attributes without the factory's name, and the count of a histogram or the value of a counter.
+# The attributes without the factory's name and the work, and the count of a histogram or the value of a counter.
 Points: TypeAlias = "Counter[tuple[str, ...]]"
 
 
@@ -97,8 +97,8 @@ _NAME = re.compile(r"-> Name: (\S+)")
 _ATTRIBUTE = re.compile(r"^     -> (\S+): Str\((.*)\)$", re.MULTILINE)
 _NUMBER = re.compile(r"^(?:Count|Value): (-?[\d.]+)$", re.MULTILINE)
 _SUM = re.compile(r"^Sum: ([\d.]+)$", re.MULTILINE)
-# The attributes that distinguish factories; their values are added up.
-_LEFT_OUT = frozenset({"sqlalchemy.session.name"})
+# The attributes that distinguish factories and their work; their values are added up.
+_LEFT_OUT = frozenset({"sqlalchemy.session.name", "sqlalchemy.session.work"})
 
 
 def points(text: str) -> dict[str, Points]:

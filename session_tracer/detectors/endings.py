@@ -149,12 +149,13 @@ def _is_own(closed: CallSite | None, work: CallSite | None, report: Report) -> b
     """Whether the code that works with the session closes it itself.
 
     A dependency's generator, a decorator or a framework closes the sessions of many functions at
-    one line. Where a framework does, the last line known of the session stands for its own.
+    one line. Where a framework does, the last line known of the session stands for its own; a
+    `with` statement that opened the session and ended a savepoint in it as well is its own.
     """
     ledger = report.ledger
-    return closed is not None and not (
-        ledger.is_lent or closed.distance or closed in (work, ledger.left_site)
-    )
+    if closed is None or ledger.is_lent or closed.distance:
+        return False
+    return closed == ledger.opened_site or closed not in (work, ledger.left_site)
 
 
 class _Lost:

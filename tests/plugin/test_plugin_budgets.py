@@ -61,7 +61,7 @@ lazy_loads 12 > 11 (lazy Author.books ×12 at {suites.at("# reads lazily")})
   opened {suites.at("# opens its own")} in test_totals() · 13 statements · identity map peak 36
     0.0  begin {suites.at("# selects some")} in read_one_by_one()
     1.0  select Author 12 loaded 1 ms {suites.at("# selects some")} in read_one_by_one()
-    2.0  lazy Author.books ×12 24 loaded 1 ms {suites.at("# reads lazily")} in read_one_by_one()
+    2.0  lazy Author.books ×12 24 loaded 1 ms {suites.at("# reads lazily")} in <lambda>
     3.0  close {suites.at("# opens its own")} in test_totals()
 
 ● session default ID · closed · 1 ms · connection held 1 ms, 5 % of it in SQL

@@ -29,7 +29,7 @@ instrument(
     name="shop",
     exporter=os.environ.get("SHOP_EXPORTER", "jsonl"),
     jsonl_path=str(SHOP / "events.jsonl"),
-    slow_session_seconds=1e-9,
+    log_level="debug",  # each session is logged
 )
 
 

@@ -43,7 +43,7 @@ tracing = instrument(
     exporter=EXPORTER,
     jsonl_path=LOG,
     idle_in_transaction_seconds=0.05,
-    slow_session_seconds=1e-9,
+    log_level="debug",  # each session is logged
 )
 
 
