@@ -16,7 +16,8 @@ from tests.servers.lifeline import Lifeline, Server, ServerFailed, free_port
 
 START_SECONDS = 20.0
 
-# The attributes without the factory's name and the work, and the count of a histogram or the value of a counter.
+# The attributes without the factory's name and the work, and the count of a histogram or the value
+# of a counter.
 Points: TypeAlias = "Counter[tuple[str, ...]]"
 
 
