@@ -87,6 +87,9 @@ class LogSignal:
 
     def finding(self, finding: Finding, report: Report) -> None:
         """Log a finding at its severity; its repeats are held back and counted."""
+        number = LEVELS[finding.severity]
+        if number < self._of_findings.least and not self._is_enabled(number):
+            return
         repeated = (finding.id, finding.entity, finding.attribute, finding.site, finding.work)
         identity, bound = _identity(report), report.ledger.bound
         if not self._limiter.hold(repeated, (finding, identity, bound)):
@@ -268,8 +271,10 @@ class LogSignal:
 
     def _heard(self, number: int) -> bool:
         """Whether an event of the level of that number reaches anything."""
-        if number >= self.least:
-            return True
+        return number >= self.least or self._is_enabled(number)
+
+    def _is_enabled(self, number: int) -> bool:
+        """Whether structlog takes an event of the level of that number."""
         return self._uses_structlog and has_structlog() and _enabled(number)
 
     def _emit(
