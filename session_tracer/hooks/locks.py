@@ -78,6 +78,8 @@ class _Locks:
         # The identity keys of the rows. What is locked once, no other transaction changes.
         self._rows: set[Any] = set()
         self._stale: facts.StaleLocked | None = None
+        # The objects that it left as they were: state, last load, mapped class, line of the load.
+        self._left: list[tuple[weakref.ref[Any], Any, str, CallSite | None]] = []
         self._is_silenced = False
         self._map: weakref.ref[Any] | None = None
         self._read: weakref.ref[Any] | None = None
@@ -132,20 +134,25 @@ class _Locks:
             if state in transaction._new or state in transaction._dirty:
                 return  # its row has been locked since this transaction wrote it
             transaction = transaction.parent
-        stale, entity = self._stale, state.class_.__name__
-        if stale is None:
-            return
-        if not stale.counts and state.runid is not None:  # else it was added, and never loaded
-            mark = mark_of(state)
-            stale.loaded_site = None if mark is None else mark.site
-        stale.counts[entity] = stale.counts.get(entity, 0) + 1
+        mark = mark_of(state)
+        loaded = None if mark is None or state.runid is None else mark.site  # else it was added
+        self._left.append((weakref.ref(state), state.runid, state.class_.__name__, loaded))
 
     def conclude(self, ledger: Ledger) -> None:
         """No more rows of the statement are looked at: report what it has returned."""
         _put_back(self._map)
         self._map = self._read = None
         stale, self._stale = self._stale, None
-        if stale is not None and stale.counts and not self._is_silenced:
+        left, self._left = self._left, []
+        if stale is None or self._is_silenced:
+            return
+        for known, runid, entity, loaded in left:
+            state = known()
+            if state is None or state.runid == runid:  # else it was loaded again after the lock
+                if not stale.counts:
+                    stale.loaded_site = loaded
+                stale.counts[entity] = stale.counts.get(entity, 0) + 1
+        if stale.counts:
             ledger.suspect(stale)
 
     def ended(

@@ -203,6 +203,19 @@ async def after_expire(session: Any) -> Any:
     return await by_select(session)
 
 
+async def and_refresh(session: Any) -> Any:
+    book = await by_select(session)
+    await session.refresh(book)
+    return book
+
+
+async def and_expire(session: Any) -> Any:
+    book = await by_select(session)
+    session.expire(book)
+    await session.get(Book, LEAST)
+    return book
+
+
 async def after_rollback(session: Any) -> Any:
     await session.rollback()
     return await by_select(session)
@@ -219,6 +232,8 @@ RIGHT = [
     by_refresh,
     after_expire_all,
     after_expire,
+    and_refresh,
+    and_expire,
     after_rollback,
     twice,
 ]
