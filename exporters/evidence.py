@@ -33,7 +33,7 @@ LABELS: Final = (
     ("read_at", "read at"),
     ("failed_at", "first failed at"),
     ("swallowed_at", "caught at"),
-    ("code", "error code"),
+    ("error_code", "error code"),
     ("constraint", "constraint"),
     ("column", "column"),
     ("relationship", "relationship"),
@@ -120,7 +120,7 @@ def _departure(_label: str, evidence: Evidence, _site: CallSite | None) -> Itera
     label = _DEPARTURES.get(str(evidence.get("departure", "")))
     if label is None:
         return
-    ago = _in_words("departed_ms_ago", evidence.get("departed_ms_ago"))
+    ago = _in_words("departed_ago_ms", evidence.get("departed_ago_ms"))
     site = _in_words("departed_at", evidence.get("departed_at"))
     text = _listed(site, f"{ago} before" if ago else "")
     if text:
@@ -264,11 +264,11 @@ def _closed(evidence: Evidence) -> str:
 
 
 def _last_statement(evidence: Evidence) -> str:
-    return _last(evidence.get("last_statement_ms_ago"), evidence.get("last_statement_at"))
+    return _last(evidence.get("last_statement_ago_ms"), evidence.get("last_statement_at"))
 
 
 def _last_activity(evidence: Evidence) -> str:
-    return _last(evidence.get("last_activity_ms_ago"), evidence.get("last_activity_at"))
+    return _last(evidence.get("last_activity_ago_ms"), evidence.get("last_activity_at"))
 
 
 def _last(ms_ago: object, at: object) -> str:

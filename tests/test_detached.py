@@ -193,7 +193,6 @@ def test_what_is_read_after_the_session_is_closed(twin: Twin, what: str) -> None
                 attribute=late.attribute,
                 evidence={
                     "why": late.why.format(**sites),
-                    "session": summary.id,
                     "departure": "close",
                     "loaded_at": str(sites["loaded"]),
                     "opened_at": str(sites["opened"]),
@@ -249,7 +248,6 @@ def test_each_way_an_object_leaves_its_session(twin: Twin, departure: str) -> No
                 attribute="text",
                 evidence={
                     "why": "the column is deferred and was never loaded",
-                    "session": summary.id,
                     "departure": departure.partition(" ")[0],
                     "loaded_at": str(marked(leave, "loaded")),
                     "opened_at": str(marked(leave, "opened")),

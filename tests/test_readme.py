@@ -22,7 +22,6 @@ from sqlalchemy.orm import sessionmaker
 from sqlalchemy.pool import StaticPool
 
 from session_tracer import CallSite, SessionMisuse, Settings, uninstrument
-from session_tracer.signals import names
 from session_tracer.testing import capture
 from session_tracer.where.expected import CLIENT_ERRORS
 from tests.library import Author, Base, authors
@@ -259,19 +258,6 @@ def test_the_exporters_table_has_every_exporter() -> None:
         if entry.value.startswith("session_tracer.")
     }
     assert sorted(told) == sorted(installed)
-
-
-def test_the_exporters_page_names_every_log_event() -> None:
-    (sentence,) = re.findall(r"The events are: (.*?)\.\n", PAGES["exporters.md"], re.DOTALL)
-    assert set(re.findall(r"`([a-z.]+)`", sentence)) == {
-        names.SESSION_OPENED,
-        names.SESSION_CLOSED,
-        names.TRANSACTION_ENDED,
-        names.FLUSH_COMPLETED,
-        names.FLUSH_FAILED,
-        names.FINDING,
-        names.FINDING_RETRACTED,
-    }
 
 
 @pytest.mark.parametrize("page", EVERY_PAGE)

@@ -47,7 +47,7 @@ class NestedSessions(BuiltIn):
             _CLOSE_IT.format(fact.other_opened_site) if fact.is_leaked else _PASS_IT,
             fact.site,
             evidence=known(
-                other_session=fact.other,
+                other_session_id=fact.other,
                 other_session_name=fact.other_name,
                 other_held_ms=ms(fact.held),
                 other_opened_at=fact.other_opened_site,

@@ -95,7 +95,7 @@ def _abandoned(fact: SessionClosed, report: Report, memory: _LastTransaction) ->
             held_ms=ms(held) if held else None,
             **lost.evidence(),
             last_activity_at=memory.last_site,
-            last_activity_ms_ago=ms(fact.at - memory.last_at),
+            last_activity_ago_ms=ms(fact.at - memory.last_at),
         ),
     )
 

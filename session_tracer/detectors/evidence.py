@@ -101,11 +101,11 @@ def live_evidence(live: LiveSession) -> dict[str, Any]:
     if live.last_statement_seconds:
         evidence |= known(
             last_statement_at=live.last_statement_site,
-            last_statement_ms_ago=ms(live.last_statement_seconds * 1e9),
+            last_statement_ago_ms=ms(live.last_statement_seconds * 1e9),
         )
     if live.last_activity_site != live.last_statement_site:
         evidence |= known(
             last_activity_at=live.last_activity_site,
-            last_activity_ms_ago=ms(live.last_activity_seconds * 1e9),
+            last_activity_ago_ms=ms(live.last_activity_seconds * 1e9),
         )
     return evidence

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from session_tracer.detectors.evidence import added_up, known, largest, looping, written
+from session_tracer.detectors.evidence import added_up, known, largest, looping, ms, written
 from session_tracer.detectors.flush_remedies import remedies, what_failed
 from session_tracer.detectors.memory import Recent
 from session_tracer.detectors.protocol import BuiltIn
@@ -89,8 +89,8 @@ class FailedFlush(BuiltIn):
             fact.listener or fact.site,
             entity=largest(contents),
             evidence=known(
-                error=None if error == "an error" else fact.error,
-                code=fact.code or None,
+                error_type=None if error == "an error" else fact.error,
+                error_code=fact.code or None,
                 constraint=fact.constraint or None,
                 column=fact.column or None,
                 relationship=fact.relationship or None,
@@ -99,7 +99,7 @@ class FailedFlush(BuiltIn):
                 added_at=fact.added_site,
                 loaded_at=fact.existing_site,
                 **written(fact),
-                duration_ms=fact.duration / 1e6,
+                duration_ms=ms(fact.duration),
                 alternatives=others or None,
             ),
         )
@@ -139,10 +139,10 @@ class PendingRollback(BuiltIn):
             error = _class_name(failed.error)
             what = f"{duration(fact.at - failed.at)} after {failed.what} failed with {error}"
             evidence = known(
-                error=failed.error,
-                failed_ms_ago=(fact.at - failed.at) / 1e6,
+                error_type=failed.error,
+                failed_ago_ms=ms(fact.at - failed.at),
                 failed_at=failed.site,
-                code=failed.code or None,
+                error_code=failed.code or None,
                 constraint=failed.constraint or None,
             )
         yield report.finding(
@@ -260,7 +260,7 @@ class LargeFlush(BuiltIn):
             evidence=known(
                 trigger=fact.trigger,
                 **contents,
-                duration_ms=fact.duration / 1e6,
+                duration_ms=ms(fact.duration),
                 alternatives=["flush after each batch of objects"],
             ),
         )

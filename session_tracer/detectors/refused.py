@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from session_tracer.detectors.evidence import known
+from session_tracer.detectors.evidence import known, ms
 from session_tracer.detectors.memory import Once
 from session_tracer.detectors.protocol import BuiltIn
 from session_tracer.detectors.selecting import selecting
@@ -81,9 +81,8 @@ class DetachedLazyLoad(BuiltIn):
             attribute=fact.attribute or None,
             evidence=known(
                 why=_reason(fact),
-                session=report.ledger.id if fact.departure else None,
                 departure=fact.departure or None,
-                departed_ms_ago=round(ago / 1e6, 3) if fact.departed_at else None,
+                departed_ago_ms=ms(ago) if fact.departed_at else None,
                 loaded_at=fact.loaded_site,
                 opened_at=report.ledger.opened_site,
                 departed_at=fact.departed_site,

@@ -46,7 +46,7 @@ class CrossedSessions(BuiltIn):
             fact.site,
             entity=fact.entity or None,
             evidence=known(
-                other_session=fact.other or None,
+                other_session_id=fact.other or None,
                 other_session_name=fact.other_name if fact.other else None,
                 other_opened_at=fact.other_opened_site,
                 loaded_at=fact.loaded_site,

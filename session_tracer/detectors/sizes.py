@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from session_tracer.detectors.evidence import known, largest
+from session_tracer.detectors.evidence import known, largest, ms
 from session_tracer.detectors.memory import Once
 from session_tracer.detectors.protocol import BuiltIn
 from session_tracer.detectors.wording import objects
@@ -50,7 +50,7 @@ class LargeIdentityMap(BuiltIn):
             entity=largest(came),
             count=size,
             evidence=known(
-                age_ms=(fact.at - ledger.opened_at) / 1e6,
+                age_ms=ms(fact.at - ledger.opened_at),
                 came={entity: came[entity] for entity in most},
                 commits=commits,
                 sizes_after_commits=list(ledger.sizes) or None,

@@ -242,7 +242,7 @@ class SplitWrites(BuiltIn):
             fact.site,
             evidence=known(
                 written=dict(fact.written),
-                other_session=fact.other,
+                other_session_id=fact.other,
                 other_written=dict(fact.other_written),
                 other_opened_at=fact.other_opened_site,
                 other_committed_at=fact.other_site,

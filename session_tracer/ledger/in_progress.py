@@ -5,6 +5,8 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING, Any, Final
 
+from sqlalchemy.exc import ResourceClosedError
+
 from session_tracer.model.counts import NOTHING
 
 if TYPE_CHECKING:
@@ -131,7 +133,10 @@ def _driver_of(connection: Connection) -> Any:
     """
     if connection.closed or connection.invalidated:
         return None
-    return connection.connection.dbapi_connection
+    try:
+        return connection.connection.dbapi_connection
+    except ResourceClosedError:  # another thread has closed it since
+        return None
 
 
 def _process_id(driver: Any) -> int | None:

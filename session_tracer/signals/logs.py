@@ -258,7 +258,7 @@ class LogSignal:
         if ledger.error:
             fields["error_type"] = ledger.error
         if ledger.opened_site is not None:
-            fields["opened_site"] = _site(ledger.opened_site)
+            fields["session_site"] = _site(ledger.opened_site)
         if ledger.closed_site is not None:
             fields["site"] = _site(ledger.closed_site)
         database = ledger.database
@@ -369,7 +369,7 @@ def _closed(report: Report) -> _Summed:
     fields = {
         "outcome": ledger.outcome,
         "error_type": ledger.error,
-        "opened_site": _site(ledger.opened_site),
+        "session_site": _site(ledger.opened_site),
         "site": _site(ledger.closed_site),
     }
     identity = {"session_name": report.name, "work": ledger.work}

@@ -38,7 +38,7 @@ def test_a_session_takes_a_second_connection() -> None:
             site=TAKEN,
             **OF_SESSION,
             evidence={
-                "other_session": "4f1c9a0000000000",
+                "other_session_id": "4f1c9a0000000000",
                 "other_session_name": "reports",
                 "other_held_ms": 35.0,
                 "other_opened_at": str(OTHER_OPENED),

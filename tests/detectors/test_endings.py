@@ -92,7 +92,7 @@ def test_a_session_is_collected_with_what_it_had_not_saved() -> None:
                 "added_at": str(ADDED),
                 "flushed_at": str(FLUSHED),
                 "last_activity_at": str(FLUSHED),
-                "last_activity_ms_ago": 56_001.0,
+                "last_activity_ago_ms": 56_001.0,
             },
         )
     ]
@@ -109,7 +109,7 @@ def test_a_session_that_the_end_of_the_process_takes_held_its_connection() -> No
         "age_ms": 60_000.0,
         "held_ms": 57_000.0,
         "last_activity_at": str(USED),
-        "last_activity_ms_ago": 59_000.0,
+        "last_activity_ago_ms": 59_000.0,
     }
 
 

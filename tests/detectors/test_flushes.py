@@ -91,7 +91,7 @@ def test_a_failed_flush_is_reported_with_its_contents() -> None:
             site=COMMIT,
             entity="Author",
             evidence={
-                "error": INTEGRITY,
+                "error_type": INTEGRITY,
                 "constraint": "authors_name_key",
                 "trigger": "commit",
                 "new": {"Author": 2},
@@ -181,8 +181,8 @@ def test_a_session_used_after_a_failed_flush_names_both_lines() -> None:
             remedy=f"session.rollback() at {EXCEPT}",
             site=USE,
             evidence={
-                "error": INTEGRITY,
-                "failed_ms_ago": 35.0,
+                "error_type": INTEGRITY,
+                "failed_ago_ms": 35.0,
                 "failed_at": str(COMMIT),
                 "constraint": "authors_name_key",
                 "swallowed_at": str(EXCEPT),

@@ -73,9 +73,9 @@ SEEN: dict[str, Any] = {
     "modified_objects": 2,
     "deleted_objects": 1,
     "last_statement_at": str(SELECTED),
-    "last_statement_ms_ago": 250_000.0,
+    "last_statement_ago_ms": 250_000.0,
     "last_activity_at": str(BEGAN),
-    "last_activity_ms_ago": 249_000.0,
+    "last_activity_ago_ms": 249_000.0,
 }
 ALONE = LiveSession(
     id=LIVE.id,

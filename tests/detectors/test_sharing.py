@@ -104,7 +104,7 @@ def test_an_object_of_another_session() -> None:
             site=FIRST,
             entity="Author",
             evidence={
-                "other_session": "7f3a2b4567890abc",
+                "other_session_id": "7f3a2b4567890abc",
                 "other_session_name": "stock-db",
                 "other_opened_at": str(at(30, "audit")),
                 "loaded_at": str(at(33, "audit")),

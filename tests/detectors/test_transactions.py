@@ -281,7 +281,7 @@ def test_writes_are_committed_by_two_sessions() -> None:
             **OF_SESSION,
             evidence={
                 "written": {"OrderLine": 3, "Order": 1},
-                "other_session": "4f1c9a0000000000",
+                "other_session_id": "4f1c9a0000000000",
                 "other_written": {"Stock": 3},
                 "other_opened_at": str(BEGAN),
                 "other_committed_at": str(ELSEWHERE),

@@ -80,7 +80,7 @@ def reported(one: Finding | Retraction) -> Reported:
         re.sub(r"Task-\d+", "Task", str({
             key: value
             for key, value in one.evidence.items()
-            if "_ms" not in key and key not in ("session", "other_session", "holders")
+            if "_ms" not in key and key not in ("other_session_id", "holders")
         })),
     )  # fmt: skip
 

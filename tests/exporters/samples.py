@@ -102,9 +102,8 @@ def detached_lazy_load(**changes: Any) -> Finding:
         attribute="books",
         evidence={
             "why": "the relationship was never loaded",
-            "session": "7f3a2b5c6d7e",
             "departure": "close",
-            "departed_ms_ago": 35.2,
+            "departed_ago_ms": 35.2,
             "loaded_at": "app/repo.py:18 in author()",
             "opened_at": "app/db.py:12 in get_db()",
             "departed_at": "app/db.py:15 in get_db()",
@@ -143,7 +142,7 @@ def leaked_session(**changes: Any) -> Finding:
             "pending": {"Invoice": 412},
             "modified_objects": 2,
             "last_statement_at": "app/jobs/export.py:71 in run_export()",
-            "last_statement_ms_ago": 250_000.0,
+            "last_statement_ago_ms": 250_000.0,
             "earlier": ["idle-in-transaction"],
         },
     )

@@ -18,13 +18,13 @@ DETECTORS = ROOT / "session_tracer" / "detectors"
 FOR_MACHINES = frozenset(
     {
         # The block shows the session, and where it was opened.
-        "session", "opened_at", "other_session", "other_session_name",
+        "opened_at", "other_session_id", "other_session_name",
         # The message contains it.
         "added", "modified", "removed", "flushed_new", "flushed_dirty", "flushed_deleted",
         "written", "other_written", "rows_per_commit", "from_one_site", "commits", "flushes",
-        "table", "kind", "unchanged", "unchanged_attributes", "reloaded", "loaded", "error",
+        "table", "kind", "unchanged", "unchanged_attributes", "reloaded", "loaded",
         "error_type", "missing", "reason", "rows", "other_findings",
-        "failed_ms_ago", "age_ms", "idle_ms", "timeout_ms", "other_held_ms", "outcome", "ending",
+        "failed_ago_ms", "age_ms", "idle_ms", "timeout_ms", "other_held_ms", "outcome", "ending",
         "entities", "used_by", "in_use_by", "loop_thread", "first_loop_thread",
         # Its age is shown where there is one.
         "transaction",
@@ -172,8 +172,8 @@ def test_what_belongs_together_is_shown_together() -> None:
         closed_at="/srv/shop/db.py:15 in get_db()",
         closed_by='task "export"',
         last_statement_at="/srv/shop/jobs.py:31 in export()",
-        last_statement_ms_ago=1_500.0,
-        last_activity_ms_ago=35.0,
+        last_statement_ago_ms=1_500.0,
+        last_activity_ago_ms=35.0,
         trigger="savepoint",
         new={"Order": 2},
         dirty={"Stock": 1},
@@ -240,16 +240,17 @@ def test_the_numbers_of_a_pool_are_shown_together() -> None:
 
 
 def test_what_the_database_refused_is_shown() -> None:
-    labels = rows_of(code="23505", constraint="uq_email", column="email", relationship="orders")
+    refused = {"constraint": "uq_email", "column": "email", "relationship": "orders"}
+    labels = rows_of(error_code="23505", **refused)
     assert [label for label, _ in labels] == ["error code", "constraint", "column", "relationship"]
 
 
 def test_how_an_object_left_its_session() -> None:
     where = "/srv/shop/db.py:15 in get_db()"
-    assert rows_of(departure="expunge", departed_at=where, departed_ms_ago=35.0) == [
+    assert rows_of(departure="expunge", departed_at=where, departed_ago_ms=35.0) == [
         ("expunged at", f"{where}, 35.0 ms before")
     ]
-    assert rows_of(departure="collected", departed_ms_ago=35.0) == [
+    assert rows_of(departure="collected", departed_ago_ms=35.0) == [
         ("session collected", "35.0 ms before")
     ]
     assert rows_of(departure="close") == []

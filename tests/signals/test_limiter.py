@@ -238,7 +238,7 @@ def test_failed_flushes_and_closed_sessions_of_one_line_are_summed_up(
     assert (sums["session.closed"]["suppressed"], sums["flush.failed"]["suppressed"]) == (9, 9)
     of_sessions = sums["session.closed"]
     assert (of_sessions["failed_flushes"], of_sessions["transactions"]) == (9, 9)
-    assert of_sessions["opened_site"] == closed[0]["opened_site"]
+    assert of_sessions["session_site"] == closed[0]["session_site"]
     assert of_sessions["error_type"] == closed[0]["error_type"]
     assert of_sessions["duration_ms"] > 0
     assert "session_id" not in of_sessions

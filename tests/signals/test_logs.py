@@ -52,7 +52,7 @@ def _mask(key: str, value: Any) -> Any:
     for name, pattern in _PATTERNS.items():
         if key == name and re.fullmatch(pattern, value):
             return f"<{name}>"
-    if (key.endswith("_ms") or key == "departed_ms_ago") and 0 <= value < 60_000:
+    if (key.endswith("_ms") or key == "departed_ago_ms") and 0 <= value < 60_000:
         return "<ms>"
     if isinstance(value, str):
         return re.sub(r"[^ ]*test_logs\.py:\d+ in (\w+)", r"test_logs.py in \1", value)
@@ -173,7 +173,7 @@ def test_what_the_events_of_a_session_say(twin: Twin) -> None:
                 "transitions_by_event": captured.logs[6]["transitions_by_event"],
                 "identity_map_size": 1,
                 "identity_map_peak": 3,
-                "opened_site": HERE,
+                "session_site": HERE,
                 "site": HERE,
                 "db_system": twin.database,
                 "db_namespace": twin.url.database,
@@ -249,9 +249,8 @@ def test_a_finding_is_logged_with_its_remedy(twin: Twin) -> None:
             "attribute": "books",
             "count": 1,
             "why": "the relationship was never loaded",
-            "session": said["session_id"],
             "departure": "close",
-            "departed_ms_ago": "<ms>",
+            "departed_ago_ms": "<ms>",
             "loaded_at": HERE,
             "opened_at": HERE,
             "departed_at": HERE,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def steady(finding: Finding) -> Finding:
     """The finding without what differs from run to run: how long ago the object left."""
     evidence = dict(finding.evidence)
-    assert evidence.pop("departed_ms_ago") >= 0
+    assert evidence.pop("departed_ago_ms") >= 0
     message = re.sub(r"read .* after", "read a moment after", finding.message)
     return replace(finding, message=message, evidence=evidence)
 

@@ -72,7 +72,7 @@ def due(twin: Twin, give: Any, other: str, entity: str = "Author", **changes: An
         "remedy": f"{one} = {'await ' if twin.is_async else ''}session.merge({one})",
         "entity": entity,
         "evidence": {
-            "other_session": other,
+            "other_session_id": other,
             "other_session_name": "default",
             "other_opened_at": str(marked(cross, "<- first")),
             "loaded_at": str(marked(cross, "<- loaded")),
@@ -120,7 +120,7 @@ def test_an_object_of_this_session_that_the_other_one_takes(twin: Twin) -> None:
             await cross(twin, append)
         first, second = captured.sessions
         evidence = {
-            "other_session": second.id,
+            "other_session_id": second.id,
             "other_opened_at": str(marked(cross, "<- second")),
             "loaded_at": None,
         }

@@ -127,7 +127,7 @@ def test_a_flush_that_fails_by(twin: Twin, what: str) -> None:
             others.insert(0, rollback)
             rollback = "set Author.name before the flush"
         evidence = {
-            "error": "sqlalchemy.exc.IntegrityError",
+            "error_type": "sqlalchemy.exc.IntegrityError",
             **held,
             "duration_ms": Above(0),
             "alternatives": others,

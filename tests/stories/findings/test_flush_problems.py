@@ -198,7 +198,7 @@ def test_an_incomplete_object_that_a_query_flushes(maker: sessionmaker[Session])
         f"call session.add() at {added} only after the object is complete"
     )
     assert finding.evidence["added_at"] == str(added)
-    assert finding.evidence["code"] == "SQLITE_CONSTRAINT_NOTNULL"
+    assert finding.evidence["error_code"] == "SQLITE_CONSTRAINT_NOTNULL"
     assert findings(maker, add_without_autoflush) == []
     assert findings(maker, add_when_complete) == []
 
@@ -302,7 +302,7 @@ def test_a_database_that_is_locked(maker: sessionmaker[Session], work: Any) -> N
     assert finding.message.endswith(
         "OperationalError: the database is locked by another transaction"
     )
-    assert finding.evidence["code"] == "SQLITE_BUSY"
+    assert finding.evidence["error_code"] == "SQLITE_BUSY"
     assert finding.remedy.startswith("roll back and repeat the whole transaction")
     assert findings(maker, work) == []
 

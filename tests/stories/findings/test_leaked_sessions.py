@@ -70,7 +70,7 @@ def test_a_session_that_stays_open_with_a_connection(twin: Twin) -> None:
                     "statements": 1,
                     "sql_ms": Above(0),
                     "last_statement_at": str(marked(read_and_wait, "<- reads")),
-                    "last_statement_ms_ago": Above(0),
+                    "last_statement_ago_ms": Above(0),
                     "pending": None,
                     "earlier": None,
                 },

@@ -183,8 +183,8 @@ def test_a_failure_that_is_swallowed(twin: Twin, how: str) -> None:
             opened=marked(tell, "<- opened"),
             remedy=f"{rollback} {where}",
             evidence={
-                "error": "sqlalchemy.exc.IntegrityError",
-                "failed_ms_ago": Above(0),
+                "error_type": "sqlalchemy.exc.IntegrityError",
+                "failed_ago_ms": Above(0),
                 "failed_at": str(marked(flushed, "<- flushed")),
                 "swallowed_at": swallowed,
             },

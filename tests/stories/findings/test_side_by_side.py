@@ -58,7 +58,7 @@ def test_a_session_inside_another_ones_transaction(twin: Twin) -> None:
             opened=marked(look_up, "<- inner"),
             remedy=PASS_IT,
             evidence={
-                "other_session": outer.id,
+                "other_session_id": outer.id,
                 "other_session_name": "shop-db",
                 "other_held_ms": Above(0),
                 "other_opened_at": str(marked(look_up_while_reading, "<- outer")),
