@@ -118,7 +118,15 @@ def report_load(ledger: Ledger, load: Load, why: Reason, at: int, site: CallSite
         by, expired_site = object_counter.expiry_of(state, ledger.scope)
     parent = id(state) if state.key is None else hash(state.key)
 
-    is_judged = ledger.attribute_loaded(load, site=site, parent=parent, expired_by=by)
+    is_judged = ledger.attribute_loaded(
+        load,
+        site=site,
+        parent=parent,
+        select=loader_options.brought_by(state),
+        expired_by=by,
+    )
+    if load.kind != "relationship":
+        object_counter.keep_brought_by(state)
     if not (is_judged or ledger.publishers):
         return
     mark = object_counter.mark_of(state)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Selection",
     "are_generated",
+    "brought_by",
     "is_left_out",
     "load_path",
     "loader",
@@ -146,6 +147,17 @@ def selection(state: InstanceState[Any], attribute: str) -> Selection:
         return alone
 
 
+def brought_by(state: InstanceState[Any]) -> int | None:
+    """A number that is equal for objects that came by the same SELECT.
+
+    Of objects that came by lazy loads it is the SELECT from which these began.
+    """
+    mark = object_counter.mark_of(state)
+    if mark is not None and mark.route is not None:
+        return mark.route.select
+    return object_counter.brought_by(state)
+
+
 def route_to(parent: InstanceState[Any], prop: Any) -> Route | None:
     """How the objects come that a lazy load of the parent's relationship is about to bring."""
     try:
@@ -155,7 +167,7 @@ def route_to(parent: InstanceState[Any], prop: Any) -> Route | None:
     except Exception:  # as above
         _without_path()
         return None
-    return Route(route.root, steps, route.site) if len(steps) <= _DEEPEST else None
+    return route._replace(steps=steps) if len(steps) <= _DEEPEST else None
 
 
 def _route(state: InstanceState[Any], mark: object_counter.Mark | OriginRef | None) -> Route:
@@ -169,10 +181,11 @@ def _route(state: InstanceState[Any], mark: object_counter.Mark | OriginRef | No
     before = None if mark is None else mark.route
     if before is not None and steps:
         if steps[: len(before.steps)] == before.steps:
-            return Route(root, steps, before.site)
+            return Route(root, steps, before.site, before.select)
         if steps[0] is before.steps[-1]:
-            return Route(before.root, before.steps + steps[1:], before.site)
-    return Route(root, steps, None if mark is None else mark.site)
+            return Route(before.root, before.steps + steps[1:], before.site, before.select)
+    site = None if mark is None else mark.site
+    return Route(root, steps, site, object_counter.brought_by(state))
 
 
 def _along(route: Route, mapper: Mapper[Any], attribute: str) -> Selection | None:

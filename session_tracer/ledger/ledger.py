@@ -1214,11 +1214,18 @@ class Ledger(Use):
                 report.emit(spans.statement_executed, fact)
 
     def attribute_loaded(
-        self, load: Load, *, site: CallSite | None, parent: int, expired_by: Expiry | Literal[""]
+        self,
+        load: Load,
+        *,
+        site: CallSite | None,
+        parent: int,
+        select: int | None,
+        expired_by: Expiry | Literal[""],
     ) -> bool:
         """A statement ran because an attribute of one object was read or refreshed.
 
-        `parent` is equal for two loads for the same object. Return whether it is to be judged.
+        `parent` is equal for two loads for the same object, `select` for objects that one SELECT
+        has brought. Return whether it is to be judged.
         """
         if reporting.now:
             return False
@@ -1242,7 +1249,7 @@ class Ledger(Use):
             )
         if kind == "expired":
             return False
-        count = loads.count = loads.loaded(site, load, parent, gates.most_loads)
+        count = loads.count = loads.loaded(site, load, parent, select, gates.most_loads)
         is_nearly, is_reached = count in gates.nearly_loads, count in gates.loads
         return self._is_reached(loads, (site, load), is_nearly, is_reached)
 

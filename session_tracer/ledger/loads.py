@@ -14,6 +14,7 @@ __all__ = ["Load", "Loads", "Passed"]
 Passed: TypeAlias = frozenset[tuple[int, int]]
 
 _MOST_LINES: Final = 1_000
+_MOST_SELECTS: Final = 100
 
 
 class Load(NamedTuple):
@@ -30,12 +31,17 @@ class Loads:
     An object is known by a hash, never kept. Of a line that has reached the highest threshold, no
     more objects are remembered; of more than a thousand lines, those not seen for longest are
     forgotten.
+
+    What counts is how many statements a loader option would save. Each object counts that one
+    SELECT has brought with others. Of objects that came one by one, each with its own SELECT, only
+    one counts.
     """
 
     __slots__ = ("_by_line", "_passed", "_reloaded", "attributes", "count", "entities", "passed")
 
     def __init__(self) -> None:
-        self._by_line: dict[tuple[CallSite | None, str, str], set[int]] = {}
+        # The objects, and the numbers of the SELECTs that brought them.
+        self._by_line: dict[tuple[CallSite | None, str, str], tuple[set[int], set[int | None]]] = {}
         # How many objects the candidate that is judged now stands for, and what was at work at the
         # one before.
         self.count = 0
@@ -60,19 +66,31 @@ class Loads:
         """Have `passed` be what was noted."""
         self.passed = self._passed.pop(key, frozenset())
 
-    def loaded(self, site: CallSite | None, load: Load, parent: int, most: int) -> int:
-        """How many objects the line has loaded it for, if this is another one; else 0."""
+    def loaded(
+        self, site: CallSite | None, load: Load, parent: int, select: int | None, most: int
+    ) -> int:
+        """How many objects the line has loaded it for, if this is another one; else 0.
+
+        `select` is equal for objects that one SELECT has brought.
+        """
         key = (site, load.entity, load.attribute)
-        parents = self._by_line.pop(key, None)
-        if parents is None:
-            parents = set()
+        known = self._by_line.pop(key, None)
+        if known is None:
+            known = (set(), set())
             if len(self._by_line) >= _MOST_LINES:
                 del self._by_line[next(iter(self._by_line))]
-        self._by_line[key] = parents
-        if len(parents) >= most or parent in parents:
+        self._by_line[key] = known
+        parents, selects = known
+        before = len(parents) - len(selects) + 1 if selects else 0
+        if before >= most or parent in parents:
             return 0
+        if len(selects) >= _MOST_SELECTS:
+            parents.clear()
+            selects.clear()
         parents.add(parent)
-        return len(parents)
+        selects.add(select)
+        count = len(parents) - len(selects) + 1
+        return count if count > before else 0
 
     def reloaded(self, load: Load, parent: int, most: int) -> int:
         """How many objects were reloaded since the commit, if this is another one; else 0."""

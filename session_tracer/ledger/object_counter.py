@@ -29,8 +29,10 @@ __all__ = [
     "Counter",
     "MapCounter",
     "Mark",
+    "brought_by",
     "expire",
     "expiry_of",
+    "keep_brought_by",
     "mark_of",
     "note_merged",
     "note_undone",
@@ -162,6 +164,20 @@ def expiry_of(state: Any, scope: Scope) -> tuple[Expiry | Literal[""], CallSite 
     return scope.swept_by, scope.swept_site
 
 
+def brought_by(state: Any) -> int | None:
+    """A number that is equal for all objects that one SELECT has brought; None for a new object.
+
+    SQLAlchemy gives an object another number when a column of it is loaded.
+    """
+    number: int | None = state.__dict__.get("_session_tracer_select", getattr(state, "runid", None))
+    return number
+
+
+def keep_brought_by(state: Any) -> None:
+    """Keep that number, because a column of the object is about to be loaded."""
+    state.__dict__.setdefault("_session_tracer_select", getattr(state, "runid", None))
+
+
 def note_merged(state: Any, site: CallSite | None) -> None:
     """Mark an object that was given to `merge()`, which returns another one."""
     state._session_tracer_merged = site
@@ -196,6 +212,7 @@ _MARKS: Final = (
     "_session_tracer",
     "_session_tracer_expired",
     "_session_tracer_merged",
+    "_session_tracer_select",
     "_session_tracer_undone",
 )
 

@@ -82,12 +82,14 @@ class Origin:
 class Route(NamedTuple):
     """How objects come: `root`, a mapper, was selected at `site`, the rest through relationships.
 
-    `steps` are the relationships' properties, outermost first.
+    `steps` are the relationships' properties, outermost first. `select` is equal for what began
+    with the same SELECT.
     """
 
     root: Any
     steps: tuple[Any, ...]
     site: CallSite | None
+    select: int | None = None
 
 
 class OriginRef(weakref.ref[Any]):

@@ -185,7 +185,11 @@ class PlayedScope:
     def _attribute_loaded(self, fact: facts.AttributeLoaded) -> None:
         self._load = Load(fact.kind, fact.entity, fact.attribute)
         is_judged = self.ledger.attribute_loaded(
-            self._load, site=fact.site, parent=fact.parent, expired_by=fact.expired_by
+            self._load,
+            site=fact.site,
+            parent=fact.parent,
+            select=0,
+            expired_by=fact.expired_by,
         )
         self.ledger.publish(fact)
         if is_judged:

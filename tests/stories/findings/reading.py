@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def each(session: Session, query: Select[Any], read: Callable[[Any], object]) -> None:
     for one in session.scalars(query).unique().all():  # <- selected
-        read(one)
+        read(one)  # <- reads
 
 
 async def read_each(
@@ -43,6 +43,7 @@ async def tell(twin: Twin, work: Callable[[Session], object], **settings: Any) -
 
 OPENED = marked(read_each, "<- opened")
 SELECTED = marked(each, "<- selected")
+READING = marked(each, "<- reads")
 
 
 def line_of(read: Callable[..., object]) -> CallSite:

@@ -24,7 +24,7 @@ from tests.stories.findings.mappings import (
     Student,
     tables,
 )
-from tests.stories.findings.reading import OPENED, SELECTED, line_of, read_each
+from tests.stories.findings.reading import OPENED, READING, SELECTED, line_of, read_each, tell
 from tests.stories.findings.remedies import pasted, to_write
 from tests.stories.lines import marked
 
@@ -63,7 +63,7 @@ def test_the_books_of_five_authors(twin: Twin) -> None:
                 entity="Author",
                 attribute="books",
                 count=5,
-                evidence={"loaded_at": str(SELECTED), "loop": str(READ)},
+                evidence={"loaded_at": str(SELECTED), "loop": str(READING)},
             )
         ]
         assert_found(await read_each(twin, pasted(to_write(captured.findings[0])), books_of))
@@ -230,5 +230,54 @@ def test_what_is_selected_by(twin: Twin, what: str) -> None:
             (finding,) = captured.findings
             assert (finding.site, finding.remedy) == (line_of(read), f"{write} at {SELECTED}")
             assert_found(await read_each(twin, pasted(write), read))
+
+    twin.run(story)
+
+
+# Objects that came one by one: an option at the SELECT of one of them saves no statement.
+
+
+def _one_by_one(session: Session) -> None:
+    for key in range(1, 11):
+        books_of(session.scalars(select(Author).where(Author.id == key)).one())
+
+
+def _by_their_keys(session: Session) -> None:
+    for key in range(1, 9):
+        author = session.get(Author, key)
+        assert author is not None
+        assert author.biography == ""  # deferred
+        books_of(author)
+
+
+def _in_pages_of_two(session: Session) -> None:
+    for first in range(1, 11, 2):
+        for author in session.scalars(select(Author).where(Author.id.in_((first, first + 1)))):
+            books_of(author)
+
+
+def _at_once(session: Session) -> None:
+    for author in session.scalars(select(Author)).all():
+        assert author.biography == ""  # deferred
+        books_of(author)
+
+
+@pytest.mark.parametrize(
+    ("work", "attributes"),
+    [
+        (_one_by_one, []),
+        (_by_their_keys, []),
+        (_in_pages_of_two, ["books"]),
+        (_at_once, ["biography", "books"]),
+    ],
+    ids=lambda value: getattr(value, "__name__", "").strip("_"),
+)
+def test_only_objects_that_came_together_count(
+    twin: Twin, work: Callable[[Session], None], attributes: list[str]
+) -> None:
+    async def story() -> None:
+        await keep(twin, *authors(10, books_each=1))
+        captured = await tell(twin, work)
+        assert [one.attribute for one in captured.findings if one.id == "n-plus-one"] == attributes
 
     twin.run(story)
