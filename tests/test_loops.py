@@ -20,7 +20,7 @@ class Watcher:
 
     def __init__(self, last: int = 3, opened: Any = None) -> None:
         self.locator, self.last, self.opened = Locator(), last, opened
-        self.calls, self.before = 0, frozenset[tuple[int, int]]()
+        self.calls, self.before = 0, dict[tuple[int, int], int]()
         self.loop = ""
 
     def __call__(self, *_: object) -> int:

@@ -43,6 +43,7 @@ def looping(passed: Passed, report: Report) -> CallSite | None:
 
     `passed` is what `locator.passed()` returned as it happened before.
     """
+    report.passed = passed
     ledger = report.ledger
     return ledger.locator.loop(passed, ledger.opened_site) if passed else None
 

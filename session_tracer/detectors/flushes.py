@@ -177,7 +177,7 @@ class _Autoflushes:
         self._transaction = 0
         self.count = 0
         self.written: dict[str, Counts] = {}
-        self.passed: Passed = frozenset()
+        self.passed: Passed = {}
 
     def add(self, contents: dict[str, Counts], transaction: int, enough: int) -> None:
         if transaction != self._transaction:

@@ -100,7 +100,7 @@ class _Lookups:
         # Whether a finding about another mapped class of the line lists this one.
         self.is_listed = False
         self.keys: set[int] = set()
-        self.passed: Passed = frozenset()
+        self.passed: Passed = {}
 
     def add(self, key: int, most: int) -> bool:
         """Return whether the key is another one."""
@@ -184,7 +184,7 @@ class _Repeats:
 
     def __init__(self) -> None:
         self.is_reported = False
-        self.passed: Passed = frozenset()
+        self.passed: Passed = {}
         self._runs: tuple[tuple[int, CallSite | None], ...] = ()
 
     def add(self, fact: StatementExecuted, most: int) -> None:

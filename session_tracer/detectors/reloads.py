@@ -62,8 +62,11 @@ def _reloaded(fact: AttributeLoaded, reloads: Loads, count: int, report: Report)
 class _Refreshes:
     """How often one line has refreshed what was just written."""
 
-    count = 0
-    passed: Passed = frozenset()
+    __slots__ = ("count", "passed")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.passed: Passed = {}
 
 
 class _Refreshing(Recent["CallSite | None", _Refreshes]):

@@ -42,7 +42,7 @@ class _Commits:
 
     def __init__(self) -> None:
         self.is_reported = False
-        self.passed: Passed = frozenset()
+        self.passed: Passed = {}
         self._begin_anew()
 
     def _begin_anew(self) -> None:

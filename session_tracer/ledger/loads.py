@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from session_tracer.facts import Counts, LoadKind
     from session_tracer.where.callsite import CallSite
 
 __all__ = ["Load", "Loads", "Passed"]
 
-# The frames that were at work, by the ids of each and of its code.
-Passed: TypeAlias = frozenset[tuple[int, int]]
+# The instructions of the frames that were at work, by the ids of each frame and of its code.
+Passed: TypeAlias = "Mapping[tuple[int, int], int]"
 
 _MOST_LINES: Final = 1_000
 _MOST_SELECTS: Final = 100
@@ -45,7 +47,7 @@ class Loads:
         # How many objects the candidate that is judged now stands for, and what was at work at the
         # one before.
         self.count = 0
-        self.passed: Passed = frozenset()
+        self.passed: Passed = {}
         self._passed: dict[object, Passed] = {}
         self.committed()
 
@@ -64,7 +66,7 @@ class Loads:
 
     def recall(self, key: object) -> None:
         """Have `passed` be what was noted."""
-        self.passed = self._passed.pop(key, frozenset())
+        self.passed = self._passed.pop(key, {})
 
     def loaded(
         self, site: CallSite | None, load: Load, parent: int, select: int | None, most: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from operator import attrgetter
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from session_tracer import facts
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from session_tracer.facts import Fact, Outcome, Trigger
     from session_tracer.ledger.gates import Gates
     from session_tracer.ledger.ledger import Ledger
+    from session_tracer.ledger.loads import Passed
     from session_tracer.ledger.origin import Scope
     from session_tracer.model.findings import Severity
     from session_tracer.model.timeline import Timeline
@@ -224,6 +226,8 @@ class Report:
     repeats = True
     # What is to be raised as `SessionMisuse`.
     misuses: tuple[Finding, ...] = ()
+    # What was at work when what the last finding is about happened before.
+    passed: Passed = MappingProxyType({})
     _memories: dict[int, Any] | None = None
     _muted: frozenset[int] = frozenset()
 

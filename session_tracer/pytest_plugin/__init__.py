@@ -151,7 +151,7 @@ def _begin(item: pytest.Item) -> str:
     """Begin to trace the test, and return an error message or an empty string."""
     try:
         budgets = read_budgets(item.iter_markers(MARKER))
-        item.stash[_CASE] = _run_of(item.config).begin(item.nodeid, str(item.path), budgets)
+        item.stash[_CASE] = _run_of(item.config).begin(item.nodeid, item.path, budgets)
     except ValueError as error:  # in a setting, or in a marker that parametrize() sets
         return str(error)
     return ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
@@ -15,10 +14,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from session_tracer.facts import Fact
+    from session_tracer.ledger.loads import Passed
     from session_tracer.ledger.report import Report
     from session_tracer.model.findings import Finding, Severity
     from session_tracer.model.live_session import LiveSession
     from session_tracer.model.summary import SessionSummary
+    from session_tracer.pytest_plugin.own_files import OwnFiles
 
 __all__ = ["Case", "Phase", "Reported", "Scope"]
 
@@ -59,10 +60,14 @@ class Case:
     """One test. What sessions do in its setup and teardown is not counted."""
 
     def __init__(
-        self, nodeid: str, path: str, budgets: dict[str, int], settle: Callable[[], None]
+        self,
+        nodeid: str,
+        own_files: OwnFiles,
+        budgets: dict[str, int],
+        settle: Callable[[], None],
     ) -> None:
         self.nodeid = nodeid
-        self._path = path
+        self.own_files = own_files
         self.budgets = budgets
         self.settle = settle
         self.phase: Phase = "setup"
@@ -88,13 +93,13 @@ class Case:
             session.add(fact)
             self.counts.add(fact, id_)
 
-    def loops_by_itself(self, finding: Finding) -> bool:
-        """Return whether the test's own code repeats what the finding is about.
+    def repeats(self, report: Report, passed: Passed) -> bool:
+        """Return whether the test's own code repeats what happens now.
 
-        A test may create or check many objects one by one: the application does not.
+        A test, a fixture or a helper may create or check many objects one by one: the application
+        does not.
         """
-        file, _, _ = str(finding.evidence.get("loop", "")).rpartition(" in ")[0].rpartition(":")
-        return bool(file) and os.path.realpath(file) == os.path.realpath(self._path)
+        return self.own_files.has(report.ledger.locator.repeated_in(passed, self.own_files.begins))
 
     def add_finding(self, reported: Reported) -> None:
         """Add a finding."""

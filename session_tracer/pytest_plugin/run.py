@@ -12,12 +12,14 @@ from session_tracer.model.findings import LEFT_OPEN
 from session_tracer.pytest_plugin import wording
 from session_tracer.pytest_plugin.annotations import is_github_actions, workflow_commands
 from session_tracer.pytest_plugin.case import Case
+from session_tracer.pytest_plugin.own_files import OwnFiles
 from session_tracer.pytest_plugin.run_findings import RunFindings
 from session_tracer.pytest_plugin.tracing import Tracing
 from session_tracer.verdicts import baseline
 
 if TYPE_CHECKING:
     from collections.abc import Generator
+    from pathlib import Path
 
     from session_tracer.ledger.report import Report
     from session_tracer.model.findings import Finding, Severity
@@ -48,7 +50,7 @@ class Run:
 
     # For one test.
 
-    def begin(self, nodeid: str, path: str, budgets: dict[str, int]) -> Case:
+    def begin(self, nodeid: str, path: Path, budgets: dict[str, int]) -> Case:
         """Begin a test, which is written in that file.
 
         Raises:
@@ -56,7 +58,8 @@ class Run:
         """
         if not self.tracing.is_on:
             self.tracing.start()
-        case = Case(nodeid, path, budgets, self.tracing.settle)
+        own_files = OwnFiles(path, self._config.rootpath)
+        case = Case(nodeid, own_files, budgets, self.tracing.settle)
         self.tracing.begin(case)
         return case
 

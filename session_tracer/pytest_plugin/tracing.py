@@ -192,8 +192,6 @@ class Tracing:
 
     def _found(self, finding: Finding) -> None:
         """Report a finding in the running test, or in the test whose session was collected."""
-        if self.case is not None and self.case.loops_by_itself(finding):
-            return
         scope = self._current.scope
         if scope is None or not self._current.by_itself:
             self._report(finding, self.case)
@@ -234,7 +232,19 @@ class _PerTest:
             self._tracing.is_of_a_fixture(report.ledger.id, fact.other)
         ):
             return ()
-        return self._detector.judge(fact, report, memory.of_detector)
+        return self._of_the_application(
+            self._detector.judge(fact, report, memory.of_detector), report
+        )
+
+    def _of_the_application(
+        self, found: Iterable[Finding | Retraction], report: Report
+    ) -> Iterator[Finding | Retraction]:
+        """Leave out the findings about what the running test itself repeats."""
+        for one in found:
+            passed, report.passed = report.passed, {}
+            case = self._tracing.case
+            if not (passed and case is not None and case.repeats(report, passed)):
+                yield one
 
 
 class _Memory:

@@ -14,7 +14,7 @@ from session_tracer.where.running import running_frame
 from session_tracer.where.tasks import awaiting_tasks, current_task, suspended
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from types import CodeType, FrameType
 
 __all__ = [
@@ -347,15 +347,15 @@ class Locator:
             self._callers[key] = (*known, (distance, inner.f_code, middle, answer))
         return answer
 
-    def passed(self) -> frozenset[tuple[int, int]]:
-        """Return the frames that are at work now, by the ids of each and of its code.
+    def passed(self) -> dict[tuple[int, int], int]:
+        """Return the instructions of the frames that are at work now, by their ids.
 
         To find out which are still at work when the same happens again. They are not kept alive.
         """
-        return frozenset((id(frame), id(frame.f_code)) for frame in _outwards(_frame(1)))
+        return {(id(frame), id(frame.f_code)): frame.f_lasti for frame in _outwards(_frame(1))}
 
     def loop(
-        self, before: frozenset[tuple[int, int]], opened: CallSite | None = None
+        self, before: Mapping[tuple[int, int], int], opened: CallSite | None = None
     ) -> CallSite | None:
         """Return the innermost application line that loops, and None where a library does.
 
@@ -383,6 +383,41 @@ class Locator:
             ):
                 return None
         return None
+
+    def repeated_in(
+        self, before: Mapping[tuple[int, int], int], is_first: Callable[[FrameType], bool | None]
+    ) -> str:
+        """Return the file of the function because of which the same happens again, or "".
+
+        Looking from outside in, it is the first one that is at another instruction than before: it
+        makes calls in a row. If there is none, it is the innermost one that loops.
+
+        Args:
+            before: What `passed()` returned when the same happened before.
+            is_first: Whether a frame may be the outermost one to look at. None ends the search.
+        """
+        inside: list[FrameType] = []
+        count = 0
+        for frame in _outwards(_frame(1)):
+            first = is_first(frame)
+            if first is None:
+                break
+            if self._kind(frame) != _MACHINERY:
+                inside.append(frame)
+                count = len(inside) if first else count
+        caller = looping = ""
+        for frame in reversed(inside[:count]):
+            code, at = frame.f_code, frame.f_lasti
+            was_at = before.get((id(frame), id(code)))
+            loops = is_in_loop(code, at)
+            # An instruction that was passed is not reached again: it is another call's frame.
+            if was_at is None or (at < was_at and not loops):
+                return looping or caller or code.co_filename
+            if at != was_at:
+                return code.co_filename
+            caller = code.co_filename
+            looping = caller if loops else looping
+        return looping
 
     def is_at_work(self, opened: CallSite, used: CallSite) -> bool:
         """Return whether the function of `opened` is on the stack from the line `used` outwards.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import pytest
 
@@ -386,6 +386,142 @@ def test_of_code_that_repeats(session):
         "test_checks_many": "passed",
         "test_checks_in_a_helper": "passed",
         "test_of_code_that_repeats": "failed",
+    }
+
+
+SERVICE: Final = """
+from sqlalchemy import select
+from tests.library import Author
+
+def find(session):
+    return session.scalar(select(Author).limit(1))
+
+def find_again(session):
+    for _ in range(5):
+        find(session)
+
+def find_in_a_row(session):
+    find(session)
+    find(session)
+    find(session)
+    find(session)
+    find(session)
+
+async def find_later(session):
+    return await session.scalar(select(Author).limit(1))
+
+async def find_again_later(session):
+    for _ in range(5):
+        await find_later(session)
+"""
+
+
+def test_the_repeats_of_a_test_its_fixtures_and_helpers_are_no_finding(suites: Suites) -> None:
+    folder = suites.folder / "test"
+    folder.mkdir()
+    (suites.folder / "service.py").write_text(SERVICE)
+    (folder / "helpers.py").write_text(
+        "from service import find\n\n"
+        "def check_all(session):\n"
+        "    for _ in range(5):\n"
+        "        find(session)\n"
+    )
+    (folder / "test_service.py").write_text(
+        """
+import pytest
+from helpers import check_all
+from service import find, find_again, find_in_a_row
+
+@pytest.fixture
+def found(session):
+    for _ in range(5):
+        find(session)
+
+def test_calls_in_a_row(session):
+    find(session)
+    find(session)
+    find(session)
+    find(session)
+    find(session)
+
+def test_loop(session):
+    for _ in range(5):
+        find(session)
+
+def test_fixture(found):
+    pass
+
+def test_helper(session):
+    check_all(session)
+
+def test_fixture_and_test(session, request):
+    request.getfixturevalue("found")
+    find(session)
+
+def test_of_a_loop(session):
+    find_again(session)
+
+def test_of_calls_in_a_row(session):
+    find_in_a_row(session)
+
+def test_of_a_loop_in_a_loop(session):
+    for _ in range(2):
+        find_again(session)
+"""
+    )
+    suites.configure("pythonpath = .")
+    run = suites.run("--session-tracer=warning")
+    assert run.outcomes == {
+        "test_calls_in_a_row": "passed",
+        "test_loop": "passed",
+        "test_fixture": "passed",
+        "test_helper": "passed",
+        "test_fixture_and_test": "passed",
+        "test_of_a_loop": "failed",
+        "test_of_calls_in_a_row": "failed",
+        "test_of_a_loop_in_a_loop": "failed",
+    }
+
+
+def test_the_repeats_of_an_asynchronous_test_are_no_finding(suites: Suites) -> None:
+    (suites.folder / "service.py").write_text(SERVICE)
+    suites.configure("pythonpath = .")
+    run = suites.run_source(
+        """
+from service import find_again_later, find_later
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.pool import StaticPool
+from tests.library import Base
+
+@pytest.fixture
+async def session():
+    engine = create_async_engine("sqlite+aiosqlite://", poolclass=StaticPool)
+    async with engine.begin() as connection:
+        await connection.run_sync(Base.metadata.create_all)
+    async with AsyncSession(engine) as session:
+        yield session
+    await engine.dispose()
+
+async def test_calls_in_a_row(session):
+    await find_later(session)
+    await find_later(session)
+    await find_later(session)
+    await find_later(session)
+    await find_later(session)
+
+async def test_loop(session):
+    for _ in range(5):
+        await find_later(session)
+
+async def test_of_a_loop(session):
+    await find_again_later(session)
+""",
+        "--session-tracer=warning",
+    )
+    assert run.outcomes == {
+        "test_calls_in_a_row": "passed",
+        "test_loop": "passed",
+        "test_of_a_loop": "failed",
     }
 
 
