@@ -119,9 +119,15 @@ class Case:
         return [live for live in live_sessions() if live.id in self._opened]
 
     def left_open(self) -> Iterator[tuple[Report, Scope]]:
-        """The sessions that this test opened and that are still in a transaction."""
+        """The sessions that this test opened and that are still in a transaction.
+
+        The code that opened a connection gives it back: a session that is bound to one, and has no
+        other, holds nothing.
+        """
         for report, scope in list(self._opened.values()):
-            if report.ledger.outcome is None and report.ledger.transaction_began_at:
+            ledger = report.ledger
+            is_bound = bool(ledger.borrowed) and not ledger.connections
+            if ledger.outcome is None and ledger.transaction_began_at and not is_bound:
                 yield report, scope
 
     def findings_to_fail_for(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
+from session_tracer.detectors.evidence import life_site
 from session_tracer.exporters.wording import counted
 from session_tracer.model.findings import LEFT_OPEN
 from session_tracer.pytest_plugin import wording
@@ -182,7 +183,7 @@ def _left_open(report: Report) -> Finding:
         "warning",
         f"a session was still open after its test, in a transaction{where}",
         f"{factory} as session:",
-        report.ledger.opened_site,
+        life_site(report),
         evidence={} if began is None else {"began_at": str(began)},
     )
 

@@ -105,6 +105,62 @@ def test_it_is_reported_with_where_it_was_opened(suites: Suites) -> None:
     ]
 
 
+def test_a_session_that_is_bound_to_a_connection_is_not_left_open(suites: Suites) -> None:
+    run = suites.run_source(
+        """
+from sqlalchemy import create_engine
+from sqlalchemy.orm import Session
+from sqlalchemy.pool import StaticPool
+
+KEPT = []
+
+def test_binds_one_to_another_ones(session):
+    KEPT.append(Session(bind=session.connection()))
+    KEPT[-1].scalars(select(Author)).all()
+
+def test_binds_one_to_a_connection(SessionLocal):
+    with SessionLocal.kw["bind"].connect() as connection:
+        KEPT.append(Session(bind=connection))
+        KEPT[-1].scalars(select(Author)).all()
+
+def test_binds_one_to_an_engine(SessionLocal):
+    KEPT.append(Session(bind=SessionLocal.kw["bind"]))
+    KEPT[-1].scalars(select(Author)).all()
+
+def test_binds_one_to_a_connection_and_an_engine(session):
+    KEPT.append(create_engine("sqlite://", poolclass=StaticPool))
+    KEPT.append(Session(binds={Author: session.connection(), Book: KEPT[-1]}))
+    KEPT[-1].scalars(select(Author)).all()
+    KEPT[-1].connection(bind_arguments={"mapper": Book})
+""",
+        "--session-tracer=warning",
+    )
+    assert run.outcomes == {
+        "test_binds_one_to_another_ones": "passed",
+        "test_binds_one_to_a_connection": "passed",
+        "test_binds_one_to_an_engine": "teardown error",
+        "test_binds_one_to_a_connection_and_an_engine": "teardown error",
+    }
+
+
+def test_it_is_at_the_line_that_first_used_what_a_generator_opened(suites: Suites) -> None:
+    run = suites.run_source(
+        """
+KEPT = []
+
+def get_db(SessionLocal):
+    yield SessionLocal()
+
+def test_leaves_it(SessionLocal):
+    KEPT.append(get_db(SessionLocal))
+    session = next(KEPT[-1])
+    session.connection()  # used first
+""",
+        "--session-tracer=report",
+    )
+    assert run.summary[0].startswith(f"left-open   {suites.at('# used first')}   ")
+
+
 def test_it_fails_the_teardown_where_warnings_do(suites: Suites) -> None:
     run = suites.run_source(LEAVES, "--session-tracer=warning")
     assert run.outcomes == {
