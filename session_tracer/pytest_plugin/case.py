@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from session_tracer import facts
@@ -48,12 +48,14 @@ class Scope:
         shared: Whether it was opened by a fixture with a wider scope than one test.
         left_open: Whether it was reported that its test left it open.
         last: The test that used it last.
+        commits: What was at work at the last commit of each line, by the line's text.
     """
 
     case: Case | None
     shared: bool
     left_open: bool = False
     last: Case | None = None
+    commits: dict[str, Passed] = field(default_factory=dict)
 
 
 class Case:
@@ -94,10 +96,10 @@ class Case:
             self.counts.add(fact, id_)
 
     def repeats(self, report: Report, passed: Passed) -> bool:
-        """Return whether the test's own code repeats what happens now.
+        """Return whether the test's own code repeats what happens now, or led to both.
 
-        A test, a fixture or a helper may create or check many objects one by one: the application
-        does not.
+        A test, a fixture or a helper may create or check many objects one by one, or read in the
+        session in which it has committed what it needs: the application does not.
         """
         return self.own_files.has(report.ledger.locator.repeated_in(passed, self.own_files.begins))
 

@@ -12,6 +12,7 @@ from session_tracer.exporter import Exporter
 from session_tracer.hooks.targets import resolve
 from session_tracer.instrumentor import capture
 from session_tracer.ledger import failures, watchdog
+from session_tracer.model.findings import Finding
 from session_tracer.pytest_plugin.case import Case, Reported, Scope
 from session_tracer.settings import Settings
 from session_tracer.verdicts.policy import Policy
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
     from session_tracer.detectors import Detector
     from session_tracer.facts import Fact
     from session_tracer.instrumentor import Instrumentation
+    from session_tracer.ledger.loads import Passed
     from session_tracer.ledger.report import Report
-    from session_tracer.model.findings import Finding, Retraction
+    from session_tracer.model.findings import Retraction
     from session_tracer.verdicts.baseline import Baseline
 
 __all__ = ["Tracing"]
@@ -146,6 +148,8 @@ class Tracing:
     def judge(self, fact: Fact, report: Report, memory: Scope) -> tuple[()]:
         """Add the fact to the running test."""
         self._note(fact, memory)
+        if isinstance(fact, facts.TransactionEnded) and fact.outcome == "committed":
+            memory.commits[str(fact.site)] = report.ledger.locator.passed()
         self._reset_counts(report, memory)
         with self._lock:
             if isinstance(fact, facts.SessionOpened):
@@ -183,6 +187,13 @@ class Tracing:
     def outlives_tests(self) -> bool:
         """Return whether the session that this thread reports now belongs to no test."""
         return self._current.scope is None or self._current.scope.case is None
+
+    def commit_of(self, found: Finding | Retraction) -> Passed:
+        """Return what was at work at the commit after which objects were loaded again."""
+        scope = self._current.scope
+        if scope is None or not isinstance(found, Finding) or found.id != "reload-after-commit":
+            return {}
+        return scope.commits.get(found.evidence.get("committed_at", ""), {})
 
     def conclude(self, finding: Finding, report: Report, case: Case) -> None:
         """Report a finding of the plugin, unless the settings or `silence()` suppress it."""
@@ -239,11 +250,13 @@ class _PerTest:
     def _of_the_application(
         self, found: Iterable[Finding | Retraction], report: Report
     ) -> Iterator[Finding | Retraction]:
-        """Leave out the findings about what the running test itself repeats."""
+        """Leave out what the running test itself repeats, or committed as its set-up."""
         for one in found:
-            passed, report.passed = report.passed, {}
+            earlier, report.passed = [report.passed, self._tracing.commit_of(one)], {}
             case = self._tracing.case
-            if not (passed and case is not None and case.repeats(report, passed)):
+            if case is None or not any(
+                case.repeats(report, passed) for passed in earlier if passed
+            ):
                 yield one
 
 

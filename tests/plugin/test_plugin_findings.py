@@ -525,6 +525,73 @@ async def test_of_a_loop(session):
     }
 
 
+def test_what_a_test_commits_before_it_calls_the_application_is_no_finding(suites: Suites) -> None:
+    (suites.folder / "service.py").write_text(
+        """
+from sqlalchemy import select
+from tests.library import Author
+
+def load(session):
+    return session.scalars(select(Author).order_by(Author.id).limit(5)).all()
+
+def save(session, author):
+    session.add(author)
+    session.commit()
+
+def names(authors):
+    return [author.name for author in authors]
+
+def save_and_name(session):
+    authors = load(session)
+    save(session, authors[0])
+    return names(authors)
+
+def save_and_name_each(session):
+    return [save_and_name(session) for _ in range(2)]
+"""
+    )
+    suites.configure("pythonpath = .")
+    run = suites.run_source(
+        """
+from service import load, names, save, save_and_name, save_and_name_each
+
+@pytest.fixture
+def saved(session):
+    authors = load(session)
+    session.commit()
+    return authors
+
+def test_commits(session):
+    authors = load(session)
+    session.commit()
+    names(authors)
+
+def test_has_it_committed(session):
+    authors = load(session)
+    save(session, authors[0])
+    names(authors)
+
+def test_has_a_fixture_that_commits(saved):
+    names(saved)
+
+def test_of_code_that_commits_and_reloads(session):
+    save_and_name(session)
+
+def test_of_code_that_does_it_again(session):
+    session.commit()
+    save_and_name_each(session)
+""",
+        "--session-tracer=warning",
+    )
+    assert run.outcomes == {
+        "test_commits": "passed",
+        "test_has_it_committed": "passed",
+        "test_has_a_fixture_that_commits": "passed",
+        "test_of_code_that_commits_and_reloads": "failed",
+        "test_of_code_that_does_it_again": "failed",
+    }
+
+
 def test_counting_begins_with_the_first_thing_that_a_test_does(
     suites: Suites, monkeypatch: pytest.MonkeyPatch
 ) -> None:
