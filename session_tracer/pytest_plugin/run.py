@@ -144,10 +144,10 @@ class Run:
         new, known = self._found.new, self._found.known
         if new or known:
             terminalreporter.section("session findings")
-        for entry, (id_, rest, remedy) in zip(new, wording.rows(new), strict=True):
-            terminalreporter.write(id_, **{_COLOURS[entry.finding.severity]: True})
-            terminalreporter.write_line(f"   {rest}")
-            if remedy:
+        for row in wording.rows(new):
+            terminalreporter.write(row.id_, **{_COLOURS[row.severity]: True})
+            terminalreporter.write_line(f"   {row.rest}")
+            for remedy in row.remedies:
                 terminalreporter.write_line(f"    {remedy}")
         terminalreporter.write_line(self._last_line(len(new), known))
         if is_github_actions():

@@ -30,6 +30,8 @@ __all__ = [
 _NEVER_SLOW: Final = float("inf")
 # Number of sessions of one test that are shown.
 _MOST_SESSIONS: Final = 5
+# Number of findings of one line that are listed by what they are about.
+_MOST_SUBJECTS: Final = 8
 _NARROWEST: Final = 50
 
 
@@ -88,21 +90,48 @@ def timelines(summaries: Sequence[SessionSummary]) -> str:
     return "\n\n".join(shown)
 
 
-def rows(entries: Sequence[Entry]) -> Iterator[tuple[str, str, str]]:
-    """Yield for each finding its id, padded, the rest of its line, and its remedy."""
-    table = [
-        (entry.finding.id, _where(entry.finding), _subject(entry.finding, entry.count))
-        for entry in entries
-    ]
+class Row(NamedTuple):
+    """What the summary has of the findings of one id and line: the id is padded."""
+
+    severity: Severity
+    id_: str
+    rest: str
+    remedies: list[str]
+
+
+def rows(entries: Iterable[Entry]) -> Iterator[Row]:
+    """Yield a row for each line's findings of one id, which lists their entities."""
+    groups = _of_one_line(entries)
+    table = [(group[0].finding.id, _where(group[0].finding), _subjects(group)) for group in groups]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for entry, cells in zip(entries, table, strict=True):
+    for group, cells in zip(groups, table, strict=True):
+        finding = group[0].finding
         id_, where, subject = map(str.ljust, cells, widths)
         columns = [where, subject] if widths[2] else [where]
-        rest = "   ".join([*columns, _tests(entry.tests)])
-        if not (entry.finding.entity or entry.finding.attribute):
-            rest = f"{rest}\n    {entry.finding.message}"
-        remedy = entry.finding.remedy.partition("\n")[0]
-        yield id_, rest, f"{remedy_label(entry.finding.remedy)} {remedy}" if remedy else ""
+        tests = {nodeid: phase for entry in group for nodeid, phase in entry.tests.items()}
+        rest = "   ".join([*columns, _tests(tests)])
+        if not (finding.entity or finding.attribute):
+            rest = f"{rest}\n    {finding.message}"
+        remedies = dict.fromkeys(entry.finding.remedy for entry in group if entry.finding.remedy)
+        shown = [f"{remedy_label(remedy)} {remedy.partition(chr(10))[0]}" for remedy in remedies]
+        yield Row(finding.severity, id_, rest, shown)
+
+
+def _of_one_line(entries: Iterable[Entry]) -> list[list[Entry]]:
+    """Return the findings that differ in nothing but what they are about, together."""
+    groups: dict[tuple[object, ...], list[Entry]] = {}
+    for entry in entries:
+        one = entry.finding
+        # Without an entity, what it is about is in its message.
+        alone = None if one.entity and one.site else id(entry)
+        groups.setdefault((one.id, one.severity, one.site, one.work, alone), []).append(entry)
+    return list(groups.values())
+
+
+def _subjects(group: Sequence[Entry]) -> str:
+    shown = [_subject(entry.finding, entry.count) for entry in group[:_MOST_SUBJECTS]]
+    more = len(group) - len(shown)
+    return ", ".join([*shown, f"… {more} more"] if more else shown)
 
 
 def _tests(tests: dict[str, str]) -> str:

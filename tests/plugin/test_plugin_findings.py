@@ -592,6 +592,42 @@ def test_of_code_that_does_it_again(session):
     }
 
 
+def test_the_classes_that_one_line_is_about_are_in_one_row(suites: Suites) -> None:
+    (suites.folder / "service.py").write_text(
+        """
+def create(session, thing):
+    session.add(thing)
+    session.commit()
+    session.refresh(thing)  # refreshes each
+
+def create_all(session, things):
+    for thing in things:
+        create(session, thing)
+    for thing in things:
+        session.refresh(thing)
+"""
+    )
+    suites.configure("pythonpath = .")
+    run = suites.run_source(
+        """
+from service import create_all
+
+def test_creates_authors(session):
+    create_all(session, [Author(name=str(uuid4())) for _ in range(5)])
+
+def test_creates_books(session):
+    create_all(session, [Book(title=str(uuid4()), author_id=1) for _ in range(6)])
+""",
+        "--session-tracer=report",
+    )
+    rows = [line for line in run.summary if line.startswith("refresh-after-write")]
+    assert rows == [
+        "refresh-after-write   service.py:5    Author ×5, Book ×5   2 tests",
+        "refresh-after-write   service.py:11   Author ×5, Book ×5   2 tests",
+    ]
+    assert run.summary[-1] == "4 findings in 3 sessions"
+
+
 def test_counting_begins_with_the_first_thing_that_a_test_does(
     suites: Suites, monkeypatch: pytest.MonkeyPatch
 ) -> None:
