@@ -5,8 +5,6 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy.exc import ResourceClosedError
-
 from session_tracer.model.counts import NOTHING
 
 if TYPE_CHECKING:
@@ -135,8 +133,10 @@ def _driver_of(connection: Connection) -> Any:
         return None
     try:
         return connection.connection.dbapi_connection
-    except ResourceClosedError:  # another thread has closed it since
-        return None
+    except Exception:
+        if connection.closed:  # another thread has closed it since
+            return None
+        raise
 
 
 def _process_id(driver: Any) -> int | None:
