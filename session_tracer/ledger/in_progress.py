@@ -129,14 +129,18 @@ def _driver_of(connection: Connection) -> Any:
 
     Asking an invalidated connection for it would take a new one from the pool.
     """
-    if connection.closed or connection.invalidated:
+    if _is_gone(connection):
         return None
     try:
         return connection.connection.dbapi_connection
     except Exception:
-        if connection.closed:  # another thread has closed it since
+        if _is_gone(connection):  # another thread has closed it since
             return None
         raise
+
+
+def _is_gone(connection: Connection) -> bool:
+    return connection.closed or connection.invalidated
 
 
 def _process_id(driver: Any) -> int | None:
