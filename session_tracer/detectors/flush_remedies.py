@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 __all__ = ["remedies", "what_failed"]
 
 _RETRY: Final = "roll back and repeat the whole transaction, at most a few times"
+_UPSERT: Final = "insert(...).on_conflict_do_nothing(), if the row may exist"
+_LOCK: Final = "load it with with_for_update=True, so that no other transaction can change the row"
+_SHORTER: Final = "keep transactions short: commit before waiting, and write at their end"
+_PING: Final = "create_engine(..., pool_pre_ping=True), if the connection was lost in the pool"
 
 # What an error means, as the end of a sentence.
 _MEANS: Final[Mapping[FlushProblem, str]] = {
@@ -35,11 +39,19 @@ def what_failed(fact: FlushFailed, error: str) -> str:
     return f"failed with {error}: {meaning}" if meaning else f"failed with {error}"
 
 
-def remedies(fact: FlushFailed, error: str, report: Report) -> Iterator[str]:
-    """Yield what to do, the best first."""
+def remedies(
+    fact: FlushFailed, error: str, report: Report, *, is_handled: bool = False
+) -> Iterator[str]:
+    """Yield what to do, the best first.
+
+    Where the application handles the error, it rolls back already: what prevents the error helps.
+    """
     if fact.trigger == "autoflush" and fact.problem == "null":
         yield from _half_made(fact)
-    yield from _BY_PROBLEM.get(fact.problem, _handle)(fact, error, report)
+    if is_handled and fact.problem in _PREVENTED:
+        yield from _PREVENTED[fact.problem](fact, error)
+    else:
+        yield from _BY_PROBLEM.get(fact.problem, _handle)(fact, error, report)
 
 
 def _handle(fact: FlushFailed, error: str, report: Report) -> Iterator[str]:
@@ -87,7 +99,7 @@ def _same_key(fact: FlushFailed, error: str, report: Report) -> Iterator[str]:
 
 def _duplicate(fact: FlushFailed, error: str, report: Report) -> Iterator[str]:
     yield from _handle(fact, error, report)
-    yield "insert(...).on_conflict_do_nothing(), if the row may exist"
+    yield _UPSERT
 
 
 def _stale(fact: FlushFailed, error: str, report: Report) -> Iterator[str]:
@@ -96,20 +108,20 @@ def _stale(fact: FlushFailed, error: str, report: Report) -> Iterator[str]:
         f"{awaited(report) or 'call '}session.rollback() where {error} is caught, then load the "
         "object again: another transaction has changed or deleted its row"
     )
-    yield "load it with with_for_update=True, so that no other transaction can change the row"
+    yield _LOCK
     yield "version_id_col, if the change of another transaction must not be overwritten"
 
 
 def _locked(fact: FlushFailed, error: str, report: Report) -> Iterator[str]:
     del fact, report
     yield f"{_RETRY}, where {error} is caught"
-    yield "keep transactions short: commit before waiting, and write at their end"
+    yield _SHORTER
 
 
 def _lost(fact: FlushFailed, error: str, report: Report) -> Iterator[str]:
     del fact, report
     yield f"{_RETRY}, where {error} is caught"
-    yield "create_engine(..., pool_pre_ping=True), if the connection was lost in the pool"
+    yield _PING
 
 
 def _listener(fact: FlushFailed, error: str, report: Report) -> Iterator[str]:
@@ -128,4 +140,51 @@ _BY_PROBLEM: Final[Mapping[FlushProblem, Callable[[FlushFailed, str, Report], It
     "locked": _locked,
     "lost": _lost,
     "listener": _listener,
+}
+
+
+# What prevents an error that the application handles each time.
+
+
+def _refused_values(fact: FlushFailed, error: str) -> Iterator[str]:
+    yield f"check the values before the flush, which {fact.constraint or error} refuses"
+
+
+def _missing_value(fact: FlushFailed, error: str) -> Iterator[str]:
+    if fact.column:
+        yield f"set {fact.column} before the flush"
+    else:
+        yield from _refused_values(fact, error)
+
+
+def _existing_row(fact: FlushFailed, error: str) -> Iterator[str]:
+    del fact, error
+    yield _UPSERT
+    yield "SELECT the row first, and add an object only if there is no row"
+
+
+def _changed_row(fact: FlushFailed, error: str) -> Iterator[str]:
+    del fact, error
+    yield _LOCK
+
+
+def _lock(fact: FlushFailed, error: str) -> Iterator[str]:
+    del fact, error
+    yield _SHORTER
+    yield "take locks in the same order in all transactions"
+
+
+def _lost_again(fact: FlushFailed, error: str) -> Iterator[str]:
+    del fact, error
+    yield _PING
+
+
+_PREVENTED: Final[Mapping[FlushProblem, Callable[[FlushFailed, str], Iterator[str]]]] = {
+    "": _refused_values,
+    "constraint": _refused_values,
+    "null": _missing_value,
+    "duplicate": _existing_row,
+    "stale": _changed_row,
+    "locked": _lock,
+    "lost": _lost_again,
 }

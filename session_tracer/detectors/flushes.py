@@ -78,8 +78,9 @@ class FailedFlush(BuiltIn):
             return  # `pending-rollback` is reported, or `implicit-async-io`
         contents = added_up(written(fact))
         error = _class_name(fact.error)
-        remedy, *others = remedies(fact, error, report)
-        often = "" if decided.unhandled else f", for the {decided.repeats}th time in a minute"
+        is_handled = not decided.unhandled
+        remedy, *others = remedies(fact, error, report, is_handled=is_handled)
+        often = f", for the {decided.repeats}th time in a minute" if is_handled else ""
         yield report.finding(
             "failed-flush",
             "warning",

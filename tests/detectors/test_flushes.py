@@ -26,7 +26,7 @@ from session_tracer.facts import (
 from tests.detectors.feeding import MS, at, reported
 
 if TYPE_CHECKING:
-    from session_tracer.facts import Fact, Trigger
+    from session_tracer.facts import Fact, FlushProblem, Trigger
     from session_tracer.model.findings import Retraction
     from session_tracer.where.callsite import CallSite
 
@@ -152,6 +152,35 @@ def test_a_failed_flush_that_is_handled_is_reported_where_it_repeats() -> None:
     assert len(reported(FailedFlush(), *flushes)) == 1
     assert len(reported(FailedFlush(), *flushes, failed_flushes_from_one_site=2)) == 1
     assert reported(FailedFlush(), *flushes[:9]) == []
+
+
+@pytest.mark.parametrize(
+    ("problem", "more", "remedy"),
+    [
+        ("constraint", {}, "check the values before the flush, which authors_name_key refuses"),
+        ("duplicate", {}, "insert(...).on_conflict_do_nothing(), if the row may exist"),
+        ("null", {"column": "Author.name"}, "set Author.name before the flush"),
+        ("null", {}, "check the values before the flush, which authors_name_key refuses"),
+        (
+            "stale",
+            {},
+            "load it with with_for_update=True, so that no other transaction can change the row",
+        ),
+        ("locked", {}, "keep transactions short: commit before waiting, and write at their end"),
+        (
+            "lost",
+            {},
+            "create_engine(..., pool_pre_ping=True), if the connection was lost in the pool",
+        ),
+        ("same_key", {}, "session.merge(author) in place of session.add(author)"),
+    ],
+)
+def test_what_prevents_an_error_that_is_rolled_back_each_time(
+    problem: FlushProblem, more: dict[str, Any], remedy: str
+) -> None:
+    found = reported(FailedFlush(), handled(failed(problem=problem, **more), 10))
+    assert remedies(found) == [remedy]
+    assert not any("rollback" in str(one) or "roll back" in str(one) for one in found)
 
 
 def test_a_session_that_is_used_on_has_not_handled_its_failed_flush() -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import insert, select, text
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from session_tracer.testing import Captured, capture
@@ -386,6 +387,53 @@ def test_what_fails_again_and_again_is_reported_though_it_is_handled(twin: Twin)
         with capture(twin.factory) as captured:
             await answer(twin)
         assert_found(captured)
+
+    twin.run(story)
+
+
+async def get_or_add(twin: Twin, name: str) -> None:
+    async with twin.session() as session:
+        session.add(Author(name=name))
+        try:
+            await session.commit()
+        except IntegrityError:
+            await session.rollback()
+            await session.scalars(select(Author).where(Author.name == name))
+
+
+async def insert_or_leave(twin: Twin, name: str) -> None:
+    insert: Any = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}[twin.database]
+    async with twin.session() as session, session.begin():
+        await session.execute(insert(Author).values(name=name).on_conflict_do_nothing())
+
+
+async def look_first(twin: Twin, name: str) -> None:
+    async with twin.session() as session, session.begin():
+        if (await session.scalars(select(Author).where(Author.name == name))).first() is None:
+            session.add(Author(name=name))
+
+
+@on_each_database
+def test_the_remedy_for_what_is_rolled_back_each_time_is_not_a_rollback(twin: Twin) -> None:
+    async def story() -> None:
+        await keep(twin, Author(name="there"))
+        with capture(twin.factory) as captured:
+            for _ in range(10):
+                await get_or_add(twin, "there")
+        (finding,) = captured.findings
+        assert finding.message.endswith(", for the 10th time in a minute")
+        assert finding.remedy == "insert(...).on_conflict_do_nothing(), if the row may exist"
+        assert finding.evidence["alternatives"] == [
+            "SELECT the row first, and add an object only if there is no row"
+        ]
+        for remedy in (insert_or_leave, look_first):
+            with capture(twin.factory) as captured:
+                for name in ("there", remedy.__name__) * 6:
+                    await remedy(twin, name)
+            assert_found(captured)
+        async with twin.session() as session:
+            names = sorted(await session.scalars(select(Author.name)))
+        assert names == ["insert_or_leave", "look_first", "there"]
 
     twin.run(story)
 
