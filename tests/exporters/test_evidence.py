@@ -240,8 +240,9 @@ def test_the_numbers_of_a_pool_are_shown_together() -> None:
 
 
 def test_what_the_database_refused_is_shown() -> None:
-    refused = {"constraint": "uq_email", "column": "email", "relationship": "orders"}
-    labels = rows_of(error_code="23505", **refused)
+    labels = rows_of(
+        error_code="23505", constraint="uq_email", column="email", relationship="orders"
+    )
     assert [label for label, _ in labels] == ["error code", "constraint", "column", "relationship"]
 
 
