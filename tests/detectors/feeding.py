@@ -393,6 +393,8 @@ class _Tracer(Tracer):
             lambda tracer: (tracer.name, [], []),
         )
         self.trace = 0
+        for logs in self._logs:
+            logs.close()  # or the thread that logs repeats would outlive the test
 
     def caller(self, context: Any = None) -> tuple[int, int]:
         del context
