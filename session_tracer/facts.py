@@ -617,9 +617,10 @@ class SessionPassed(_Value):
 
 @dataclass(slots=True, eq=False, repr=False)
 class EventLoopChanged(_Value):
-    """The session is used on another event loop than the one on which its scope was first used.
+    """The session's connection was used on another event loop than the session before, and failed.
 
-    `thread` and `other_thread` are the names of the threads in which the two loops run.
+    `thread` and `other_thread` are the names of the threads in which the two loops run. `error` is
+    the type of the error.
     """
 
     at: int
@@ -627,6 +628,7 @@ class EventLoopChanged(_Value):
     thread: str
     other_thread: str
     other_site: CallSite | None = None
+    error: str = ""
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -634,7 +636,8 @@ class ConnectionOnOtherLoop(_Value):
     """The driver refused a pooled connection, which was opened on another event loop.
 
     `thread` and `other_thread` are the names of the threads in which the two loops run; a loop
-    that has ended has none. `error` is the type of the error.
+    that has ended has none. `error` is the type of the error. `in_pool` is whether the pool itself
+    failed, before it gave out a connection.
     """
 
     at: int
@@ -642,6 +645,7 @@ class ConnectionOnOtherLoop(_Value):
     thread: str
     other_thread: str
     error: str
+    in_pool: bool = False
 
 
 @dataclass(slots=True, eq=False, repr=False)

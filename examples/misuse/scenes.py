@@ -73,6 +73,6 @@ SCENES: Final = (
     Scene("implicit-async-io", detached.book_page),
     Scene("crossed-sessions", sharing.rename_and_log),
     Scene("concurrent-use", sharing.front_page),
-    Scene("foreign-loop", sharing.open_and_close),
+    Scene("foreign-loop", sharing.count_on_two_loops),
     Scene("shared-session", sharing.serve_from_one_session),
 )

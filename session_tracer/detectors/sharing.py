@@ -102,7 +102,7 @@ class ConcurrentUse(BuiltIn):
 
 
 class ForeignLoop(BuiltIn):
-    """`foreign-loop`: an AsyncSession, or a pooled connection, is used on another event loop."""
+    """`foreign-loop`: the driver refuses a session, or a connection, of another event loop."""
 
     candidates = (EventLoopChanged, ConnectionOnOtherLoop)
     memory = Once
@@ -125,10 +125,11 @@ class ForeignLoop(BuiltIn):
         yield report.finding(
             "foreign-loop",
             "error",
-            message,
+            f"{message}, and the driver refused it ({fact.error})",
             with_block(report, "one for each event loop"),
             fact.site,
             evidence=known(
+                error_type=fact.error,
                 loop_thread=fact.thread,
                 first_loop_thread=fact.other_thread,
                 first_used_at=fact.other_site,
@@ -143,11 +144,19 @@ class ForeignLoop(BuiltIn):
         where = ""
         if fact.other_thread not in (fact.thread, ""):
             where = f', that of thread "{fact.other_thread}"'
+        message = (
+            "the engine's pool gave this session a connection that was opened on another event "
+            f"loop{where}, and the driver refused it ({fact.error})"
+        )
+        if fact.in_pool:
+            message = (
+                "the engine's pool was first used on another event loop, and failed on this one "
+                f"({fact.error})"
+            )
         return report.finding(
             "foreign-loop",
             "error",
-            "the engine's pool gave this session a connection that was opened on another event "
-            f"loop{where}, and the driver refused it ({fact.error})",
+            message,
             "create_async_engine(url, poolclass=NullPool)  # if several event loops use the engine",
             fact.site,
             evidence=known(

@@ -242,6 +242,7 @@ def _committed(ledger: Ledger) -> None:
         transaction, error = ledger.transactions_open[-1], sys.exc_info()[1]
         if transaction.committing_at and error is not None:
             transaction.error = type_name(error)
+            loops.left_with(ledger, error)
     if ledger.has_misuses:
         raise_due(ledger.reports)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from session_tracer.facts import ConnectionOnOtherLoop
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
     from session_tracer.ledger.ledger import Ledger
+    from session_tracer.where.callsite import CallSite
 
 __all__ = ["left_with", "refused"]
 
@@ -38,19 +40,11 @@ def refused(ledger: Ledger, connection: Connection, error: BaseException) -> Non
     is_elsewhere = opened_on is not None and opened_on is not loop
     if not (_is_about_loops(error) or (is_elsewhere and type(error).__name__ in _CONFUSED)):
         return
-    ledger.suspect(
-        ConnectionOnOtherLoop(
-            at=ledger.clock(),
-            site=ledger.site(),
-            thread=threading.current_thread().name,
-            other_thread=_thread_of(opened_on),
-            error=type_name(error),
-        )
-    )
+    _report(ledger, error, ledger.site(), _thread_of(opened_on))
 
 
 def left_with(ledger: Ledger, error: BaseException | None) -> None:
-    """An error leaves the session's block: report it if SQLAlchemy's pool has raised it.
+    """An error leaves the session's block, or its commit: report it if SQLAlchemy has raised it.
 
     No statement fails where the pool pings a connection before it gives it out.
     """
@@ -59,17 +53,37 @@ def left_with(ledger: Ledger, error: BaseException | None) -> None:
     passed = error.__traceback__
     while passed is not None:
         if is_sqlalchemys(passed.tb_frame):
-            ledger.suspect(
-                ConnectionOnOtherLoop(
-                    at=ledger.clock(),
-                    site=ledger.locator.raised_at(error) or ledger.site(),
-                    thread=threading.current_thread().name,
-                    other_thread="",
-                    error=type_name(error),
-                )
-            )
+            site = ledger.locator.raised_at(error) or ledger.site()
+            _report(ledger, error, site, "", in_pool=True)
             return
         passed = passed.tb_next
+
+
+def _report(
+    ledger: Ledger,
+    error: BaseException,
+    site: CallSite | None,
+    other_thread: str,
+    *,
+    in_pool: bool = False,
+) -> None:
+    """The session has taken its connection to another loop, or has got one of another loop."""
+    if ledger.loop_change is None:
+        ledger.check_loop(site)  # a COMMIT fails before its transaction ends
+    now, change = ledger.clock(), ledger.loop_change
+    if change is not None:
+        ledger.suspect(replace(change, at=now, site=site, error=type_name(error)))
+        return
+    ledger.suspect(
+        ConnectionOnOtherLoop(
+            at=now,
+            site=site,
+            thread=threading.current_thread().name,
+            other_thread=other_thread,
+            error=type_name(error),
+            in_pool=in_pool,
+        )
+    )
 
 
 def _is_about_loops(error: BaseException) -> bool:

@@ -58,10 +58,11 @@ class Use:
     # The thread or task that is inside an operation of the session, and where.
     at_work: Owner | None = None
     at_work_site: CallSite | None = None
-    # The first use under asyncio, and whether it was used on another event loop since.
+    # The first use under asyncio, and the use of its connection on another event loop since, which
+    # is reported only if the driver does not allow it.
     loop_owner: Owner | None = None
     loop_site: CallSite | None = None
-    loop_changed = False
+    loop_change: facts.EventLoopChanged | None = None
     cancelled = False
     # Whether something happened that a detector wants to know the end of.
     is_suspect = False
@@ -184,8 +185,8 @@ class Use:
                 self._passed(site, before, user)
         elif self.at_work is not None or (self.flush is not None and self.flush.owner is not user):
             self._check_worker(site, user)
-        if self.is_async and not self.loop_changed:
-            self._check_loop(site)
+        if self.is_async and self.loop_change is None:
+            self.check_loop(site)
         return user
 
     def _passed(self, site: CallSite | None, before: Owner, user: Owner) -> None:
@@ -219,11 +220,11 @@ class Use:
         raise NotImplementedError
 
     def check_use(self, site: CallSite | None) -> None:
-        """Report another thread or task that is inside an operation, and another event loop."""
+        """Report another thread or task that is inside an operation; note another event loop."""
         if self.at_work is not None or self.flush is not None:
             self._check_worker(site, self.owner if self.owner.is_current() else owner.current())
-        if self.is_async and not self.loop_changed:
-            self._check_loop(site)
+        if self.is_async and self.loop_change is None:
+            self.check_loop(site)
 
     def _check_worker(self, site: CallSite | None, user: Owner) -> None:
         worker, other_site = self.at_work, self.at_work_site
@@ -257,26 +258,27 @@ class Use:
             )
         )
 
-    def _check_loop(self, site: CallSite | None) -> None:
+    def check_loop(self, site: CallSite | None) -> None:
+        """Note the use of the connection on another event loop than the first use."""
         loop = running_loop()
         if loop is None:
             return
         first = self.loop_owner
-        if first is None:
+        if first is not None and first.loop() is loop:
+            return
+        held = self.connections + self.borrowed
+        if first is None or all(one.is_given_back for one in held):
             # Most sessions are used by the task that opened them.
             is_owner = self.owner.is_current()
             self.loop_owner, self.loop_site = self.owner if is_owner else owner.current(), site
-        elif first.loop() is not loop:
-            self.loop_changed = True
-            self.suspect(
-                facts.EventLoopChanged(
-                    at=self.clock(),
-                    site=site,
-                    thread=owner.current().thread_name,
-                    other_thread=first.thread_name,
-                    other_site=self.loop_site,
-                )
-            )
+            return
+        self.loop_change = facts.EventLoopChanged(
+            at=self.clock(),
+            site=site,
+            thread=owner.current().thread_name,
+            other_thread=first.thread_name,
+            other_site=self.loop_site,
+        )
 
     def note_cancelled(self, error: BaseException) -> None:
         """A task is being cancelled, which leaves a transaction open if there is one."""

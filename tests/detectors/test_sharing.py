@@ -215,7 +215,7 @@ def test_hand_over_is_no_concurrent_use(people: People) -> None:
 def moved(**changes: Any) -> EventLoopChanged:
     values: dict[str, Any] = {
         "at": 2, "site": SECOND, "thread": "loop-2", "other_thread": "loop-1",
-        "other_site": FIRST, **changes,
+        "other_site": FIRST, "error": "RuntimeError", **changes,
     }  # fmt: skip
     return EventLoopChanged(**values)
 
@@ -226,10 +226,11 @@ def test_the_loop_of_another_thread() -> None:
             id="foreign-loop",
             severity="error",
             message='this session was used on the event loop of thread "loop-2", '
-            'but it began on that of thread "loop-1"',
+            'but it began on that of thread "loop-1", and the driver refused it (RuntimeError)',
             remedy="with SessionLocal() as session:  # one for each event loop",
             site=SECOND,
             evidence={
+                "error_type": "RuntimeError",
                 "loop_thread": "loop-2",
                 "first_loop_thread": "loop-1",
                 "first_used_at": str(FIRST),
@@ -246,7 +247,8 @@ def test_a_second_loop_of_the_same_thread() -> None:
     (finding,) = reported(ForeignLoop(), moved(thread="MainThread", other_thread="MainThread"))
     assert isinstance(finding, Finding)
     assert finding.message == (
-        "this session was used on an event loop other than the one it began on"
+        "this session was used on an event loop other than the one it began on, "
+        "and the driver refused it (RuntimeError)"
     )
 
 
@@ -287,6 +289,15 @@ def test_the_loop_of_a_pooled_connection_may_be_gone() -> None:
     assert isinstance(finding, Finding)
     assert "on another event loop, and the driver" in finding.message
     assert "first_loop_thread" not in finding.evidence
+
+
+def test_a_pool_that_fails_before_it_gives_out_a_connection() -> None:
+    (finding,) = reported(ForeignLoop(), OPENING, refused(other_thread="", in_pool=True))
+    assert isinstance(finding, Finding)
+    assert finding.message == (
+        "the engine's pool was first used on another event loop, and failed on this one "
+        "(RuntimeError)"
+    )
 
 
 def test_another_loop_is_reported_once_for_a_scope() -> None:

@@ -90,72 +90,117 @@ def on_two_loops(maker: Any, second: str, again: Callable[[Any], Any]) -> Captur
     return captured
 
 
-def due(site: Any, loop: str) -> Due:
-    return Due(
+async def begin(session: AsyncSession) -> None:
+    await session.execute(text("SELECT 1"))  # <- begun
+
+
+async def execute_too_late(session: AsyncSession) -> None:
+    with pytest.raises(Exception, match="loop"):
+        await session.execute(text("SELECT 2"))  # <- too late
+
+
+async def commit_too_late(session: AsyncSession) -> None:
+    with pytest.raises(Exception, match="loop"):
+        await session.commit()  # <- too late
+
+
+async def leave_too_late(session: AsyncSession) -> None:
+    with pytest.raises(Exception, match="loop"):
+        async with session:
+            await session.commit()  # <- too late
+
+
+def begin_on_one_and_go_on_on_another(maker: Any, again: Any, thread: str = "") -> Captured:
+    """The connection is given back on its own loop, which goes on running."""
+    with capture(maker) as captured:
+        session = maker()  # <- opened
+        with asyncio.Runner() as first:
+            first.run(begin(session))
+            run(again(session), thread)
+            first.run(session.invalidate())
+    return captured
+
+
+@on_postgresql
+@only_async
+@leaves_connections
+@pytest.mark.parametrize("again", [execute_too_late, commit_too_late, leave_too_late])
+@pytest.mark.parametrize("thread", ["", "other loop"])
+def test_a_session_whose_driver_refuses_another_loop(
+    twin: Twin, maker: Any, again: Any, thread: str
+) -> None:
+    captured = begin_on_one_and_go_on_on_another(maker, again, thread)
+    due = Due(
         id="foreign-loop",
-        site=site,
-        opened=marked(on_two_loops, "<- opened"),
+        site=marked(again, "<- too late"),
+        opened=marked(begin_on_one_and_go_on_on_another, "<- opened"),
         remedy="async with SessionLocal() as session:  # one for each event loop",
         evidence={
-            "loop_thread": loop,
+            "loop_thread": thread or "MainThread",
             "first_loop_thread": "MainThread",
-            "first_used_at": str(marked(use_first, "<- first")),
+            "first_used_at": str(marked(begin, "<- begun")),
             "alternatives": [
                 "create_async_engine(url, poolclass=NullPool), if several loops use the engine"
             ],
         },
     )
-
-
-@on_each_database
-@only_async
-def test_a_second_run_of_the_same_thread(twin: Twin, maker: Any) -> None:
-    captured = on_two_loops(maker, "", use_again)
-    assert_found(captured, due(marked(use_again, "<- again"), "MainThread"))
-    assert (captured.findings[0].message, captured.findings[0].severity) == (ALONE, "error")
-
-
-@on_each_database
-@only_async
-def test_a_loop_of_another_thread(twin: Twin, maker: Any) -> None:
-    captured = on_two_loops(maker, "other loop", use_again)
-    assert_found(captured, due(marked(use_again, "<- again"), "other loop"))
-    assert captured.findings[0].message == (
+    assert_found(captured, due)
+    (finding,) = captured.findings
+    refused = f"and the driver refused it ({finding.evidence['error_type']})"
+    moved = (
         'this session was used on the event loop of thread "other loop", '
         'but it began on that of thread "MainThread"'
     )
-
-
-@on_each_database
-@only_async
-def test_a_session_that_is_closed_on_another_loop(twin: Twin, maker: Any) -> None:
-    captured = on_two_loops(maker, "", close)
-    assert_found(captured, due(marked(close, "<- closes"), "MainThread"))
-
-
-@on_each_database
-@only_async
-def test_a_connection_of_another_loop_is_refused_by_the_driver(twin: Twin) -> None:
-    if twin.database == "sqlite":
-        pytest.skip("aiosqlite has a thread for each connection, whatever loop asks for it")
-
-    async def begin(session: AsyncSession) -> None:
-        await session.execute(text("SELECT 1"))
-
-    async def use_too_late(session: AsyncSession) -> None:
-        with pytest.raises(Exception, match="loop"):
-            await session.execute(text("SELECT 2"))
-
-    with capture(twin.factory) as captured:
-        session = twin.factory()
-        with asyncio.Runner() as first, asyncio.Runner() as second:
-            first.run(begin(session))
-            second.run(use_too_late(session))
-            first.run(session.invalidate())
-        assert [one.id for one in captured.findings] == ["foreign-loop"]
+    assert finding.message == f"{moved if thread else ALONE}, {refused}"
+    assert finding.severity == "error"
 
 
 # Beside it.
+
+
+@on_each_database
+@only_async
+@pytest.mark.parametrize("thread", ["", "other loop"])
+@pytest.mark.parametrize("again", [use_again, close])
+def test_a_session_whose_connections_were_given_back(
+    twin: Twin, maker: Any, again: Any, thread: str
+) -> None:
+    assert_silent(on_two_loops(maker, thread, again), sessions=1)
+
+
+async def execute(session: AsyncSession) -> None:
+    await session.execute(text("SELECT 2"))
+
+
+async def commit(session: AsyncSession) -> None:
+    await session.commit()
+
+
+async def fail(session: AsyncSession) -> None:
+    with pytest.raises(SQLAlchemyError):
+        await session.execute(text("SELECT no_such_column"))
+
+
+@only_async
+@pytest.mark.parametrize("again", [execute, commit, close, fail])
+@pytest.mark.parametrize("thread", ["", "other loop"])
+def test_a_driver_that_allows_another_loop(twin: Twin, maker: Any, again: Any, thread: str) -> None:
+    with capture(maker) as captured:
+        session = maker()
+        run(begin(session))
+        run(again(session), thread)
+        run(close(session))
+    assert captured.findings == []
+
+
+@only_async
+def test_one_session_for_tests_that_have_a_loop_each(twin: Twin, maker: Any) -> None:
+    """What a fixture of a class does whose session is shared by the tests of the class."""
+    with capture(maker) as captured:
+        session = maker()
+        for work in (begin, execute, commit, use_again, begin, fail, close):
+            run(work(session))
+    assert captured.findings == []
 
 
 @only_async
@@ -229,6 +274,35 @@ def test_a_session_without_asyncio_knows_no_loop(twin: Twin) -> None:
 async def use_pooled(factory: Any) -> None:
     async with factory() as session:
         await session.execute(text("SELECT 1"))  # <- pooled
+
+
+async def wait_for_each_other(factory: Any) -> list[BaseException | None]:
+    both = use_pooled(factory), use_pooled(factory)
+    return list(await asyncio.gather(*both, return_exceptions=True))
+
+
+@only_async
+def test_a_pool_whose_waiters_are_on_another_loop(twin: Twin) -> None:
+    factory = pooled(twin, pool_size=1, max_overflow=0)
+    with capture(factory) as captured:
+        assert asyncio.run(wait_for_each_other(factory)) == [None, None]
+        assert captured.findings == []
+        assert [type(one) for one in asyncio.run(wait_for_each_other(factory)) if one] == [
+            RuntimeError
+        ]
+    asyncio.run(factory.kw["bind"].dispose())
+    (finding,) = captured.findings
+    assert (finding.id, finding.site) == ("foreign-loop", marked(use_pooled, "<- pooled"))
+    assert finding.message == (
+        "the engine's pool was first used on another event loop, and failed on this one "
+        "(RuntimeError)"
+    )
+    assert finding.remedy.startswith("create_async_engine(url, poolclass=NullPool)")
+    without_pool = pooled(twin, poolclass=NullPool)
+    with capture(without_pool) as captured:
+        for _ in range(2):
+            assert asyncio.run(wait_for_each_other(without_pool)) == [None, None]
+    assert_silent(captured, sessions=4)
 
 
 def pooled(twin: Twin, **options: Any) -> Any:
