@@ -112,6 +112,39 @@ def in_a_block(watch: Watcher) -> None:
             pass
 
 
+def handled_in_the_loop(watch: Watcher) -> None:
+    for _ in range(5):
+        try:
+            helper(watch)  # loops
+        except ValueError:
+            int("0")
+
+
+def retried_in_a_loop(watch: Watcher) -> None:
+    def create() -> int:
+        for _ in range(3):
+            try:
+                return watch()
+            except ValueError:
+                int("0")
+        return 0
+
+    for _ in range(5):
+        create()  # loops
+
+
+def consumed_line_by_line(watch: Watcher) -> None:
+    def numbers() -> Iterator[int]:
+        for _ in range(5):
+            yield watch()  # loops
+
+    each = numbers()
+    next(each)
+    next(each)
+    next(each)
+    next(each)
+
+
 def nested(watch: Watcher) -> None:
     for _ in range(5):
         for _ in range(2):
@@ -152,6 +185,48 @@ def after_a_handler(watch: Watcher) -> None:
     watch()
 
 
+def retried(watch: Watcher) -> None:
+    def create() -> int:
+        for _ in range(3):
+            try:
+                return watch()
+            except ValueError:
+                int("0")
+        return 0
+
+    create()
+    create()
+    create()
+    create()
+
+
+def retried_with_more_in_the_block(watch: Watcher) -> None:
+    def create() -> None:
+        while True:
+            try:
+                helper(watch)
+                int("0")
+                break
+            except ValueError:
+                continue
+
+    create()
+    create()
+    create()
+    create()
+
+
+def loops_of_one_turn(watch: Watcher) -> None:
+    def remove() -> None:
+        for _ in range(1):
+            helper(watch)
+
+    remove()
+    remove()
+    remove()
+    remove()
+
+
 def loop_of_the_interpreter(watch: Watcher) -> None:
     assert list(map(watch, range(5)))
 
@@ -166,6 +241,9 @@ LOOPS = [
     through_a_helper_with_a_handler,
     in_a_handler,
     in_a_block,
+    handled_in_the_loop,
+    retried_in_a_loop,
+    consumed_line_by_line,
     nested,
     recursive,
 ]
@@ -181,7 +259,15 @@ def test_the_line_that_loops(story: Callable[[Watcher], None]) -> None:
 
 @pytest.mark.parametrize(
     "story",
-    [unrolled, after_a_loop, after_a_handler, loop_of_the_interpreter],
+    [
+        unrolled,
+        after_a_loop,
+        after_a_handler,
+        retried,
+        retried_with_more_in_the_block,
+        loops_of_one_turn,
+        loop_of_the_interpreter,
+    ],
     ids=lambda story: story.__name__,
 )
 def test_where_no_line_loops(story: Callable[[Watcher], None]) -> None:
@@ -246,8 +332,8 @@ def test_the_function_that_opened_the_session_is_the_last_one_that_is_asked() ->
 
     watch = Watcher(last=4)
     locator = Locator()
+    opened = locator.locate()
     for _ in range(2):
-        opened = locator.locate()
         watch.calls = 0
         handle()
     assert watch.loop.strip() == "handle()"
@@ -258,3 +344,33 @@ def test_the_function_that_opened_the_session_is_the_last_one_that_is_asked() ->
         watch.calls = 0
         handle()
     assert watch.loop == ""
+
+
+def test_a_loop_around_the_line_that_opened_the_session_is_none() -> None:
+    """Its next turn opens another session."""
+    watch, locator = Watcher(last=4), Locator()
+
+    def work() -> None:
+        while watch.calls < 5:
+            watch.opened = locator.locate()
+            helper(watch)
+            helper(watch)
+            helper(watch)
+            helper(watch)
+            helper(watch)
+
+    work()
+    assert watch.loop == ""
+
+
+def test_a_loop_behind_the_line_that_opened_the_session() -> None:
+    watch, locator = Watcher(last=4), Locator()
+
+    def work() -> None:
+        while watch.calls < 5:
+            watch.opened = locator.locate()
+            for _ in range(5):
+                helper(watch)  # loops
+
+    work()
+    assert watch.loop.endswith("# loops")

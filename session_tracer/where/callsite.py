@@ -360,29 +360,46 @@ class Locator:
         """Return the innermost application line that loops, and None where a library does.
 
         The id of a frame that is gone is given to the next one, mostly of the same function. That
-        the frame's instruction lies in a loop excludes helper functions without loops. A helper
-        that itself has a loop, and is called again while that is at its first item, looks the same.
+        the frame's instruction lies in a loop excludes helper functions without loops. Where a
+        function has gone on to its next line, what it calls has been called again: a loop there
+        may have had a single turn. A helper that itself has a loop, and is called again while that
+        is at its first item, looks the same.
 
         Args:
             before: What `passed()` returned when the same happened before.
             opened: Where the session was opened. What called that function again opened another
-                session.
+                session, and so does a loop around the line.
         """
-        for frame in _outwards(_frame(1)):
+        called_again = self._called_again(before, _frame(1))
+        for number, frame in enumerate(_outwards(_frame(1))):
             kind = self._kind(frame)
             if kind == _MACHINERY:
                 continue
             code = frame.f_code
-            if (id(frame), id(code)) in before and is_in_loop(code, frame.f_lasti):
-                return None if kind == _LIBRARY else self._site(frame, kind)
-            if (
+            is_opening = (
                 opened is not None
                 and code.co_filename == opened.file
                 and _written_name(code) == opened.function
                 and code.co_name not in _COMPREHENSIONS
+            )
+            line = opened.line if opened is not None and is_opening else 0
+            if (
+                (id(frame), id(code)) in before
+                and (number >= called_again or code.co_flags & _CO_GENERATOR)
+                and is_in_loop(code, frame.f_lasti, line)
             ):
+                return None if kind == _LIBRARY else self._site(frame, kind)
+            if is_opening:
                 return None
         return None
+
+    def _called_again(self, before: Mapping[tuple[int, int], int], start: FrameType | None) -> int:
+        """Return how many frames lie inside of the outermost one that has gone on."""
+        called_again = 0
+        for number, frame in enumerate(_stack(start)):
+            if before.get((id(frame), id(frame.f_code))) != frame.f_lasti:
+                called_again = number
+        return called_again
 
     def repeated_in(
         self, before: Mapping[tuple[int, int], int], is_first: Callable[[FrameType], bool | None]
