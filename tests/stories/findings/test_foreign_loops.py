@@ -346,10 +346,14 @@ def test_the_thread_whose_loop_opened_the_connection_is_named(twin: Twin) -> Non
     loop = asyncio.new_event_loop()
     first = threading.Thread(target=loop.run_forever, name="first")
     first.start()
+    over = threading.Event()
     with capture(factory) as captured:
         asyncio.run_coroutine_threadsafe(use_pooled(factory), loop).result(20)
+        # The loop runs and does nothing: two threads must not use asyncpg's connection at once.
+        loop.call_soon_threadsafe(over.wait, 20)
         with pytest.raises((RuntimeError, InterfaceError)):
             asyncio.run(use_pooled(factory))
+        over.set()
     asyncio.run_coroutine_threadsafe(factory.kw["bind"].dispose(), loop).result(20)
     collect(factory.kw["bind"])
     loop.call_soon_threadsafe(loop.stop)
@@ -357,7 +361,6 @@ def test_the_thread_whose_loop_opened_the_connection_is_named(twin: Twin) -> Non
     loop.close()
     (finding,) = captured.findings
     assert finding.evidence["first_loop_thread"] == "first"
-    # asyncpg's error depends on what the first loop does with the connection meanwhile.
     assert 'loop, that of thread "first", and the driver refused it' in finding.message
 
 
