@@ -94,6 +94,11 @@ class _Fetching:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._found, name)
 
+    # For `isinstance()` it is the strategy whose place it takes.
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        return self._found.__class__
+
     @as_sqlalchemys
     def fetchone(self, result: Any, *rest: Any, **options: Any) -> Any:
         if self.interrupted is not None:

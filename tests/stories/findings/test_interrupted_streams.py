@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import func, select, text
+from sqlalchemy.engine.cursor import BufferedRowCursorFetchStrategy
 from sqlalchemy.exc import SQLAlchemyError
 
 from session_tracer.testing import Captured, capture
@@ -18,6 +19,8 @@ from tests.twins import on_each_database
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+
+    from sqlalchemy.orm import Session
 
     from tests.twins import Twin
 
@@ -248,6 +251,26 @@ def test_a_streamed_result_gives_the_same_rows_as_untraced(twin: Twin) -> None:
         untraced = await read()
         with capture(twin.factory) as captured:
             assert await read() == untraced
+        assert captured.findings == []
+
+    twin.run(story)
+
+
+def strategy_of(session: Session) -> object:
+    """What fetches the rows of a streamed result, as SQLAlchemy knows it."""
+    result: Any = session.execute(select(Author).execution_options(yield_per=2))
+    strategy: object = result.raw.cursor_strategy
+    result.close()
+    return strategy
+
+
+def test_what_fetches_a_streamed_result_is_still_of_sqlalchemys_class(twin: Twin) -> None:
+    async def story() -> None:
+        await keep(twin, *authors(3))
+        with capture(twin.factory) as captured:
+            async with twin.session() as session:
+                strategy = await session.run_sync(strategy_of)
+        assert isinstance(strategy, BufferedRowCursorFetchStrategy)
         assert captured.findings == []
 
     twin.run(story)
