@@ -227,10 +227,10 @@ class Settings:
     repeat_finding_seconds: float = _option(60.0, _SECONDS)
     """Seconds in which repeats of a log event are held back.
 
-    A repeat of a finding has the same id, entity, attribute and site. `flush.failed` and
-    `session.closed` at the level info are repeats if they have the same site and error or outcome;
-    with `log_level="debug"` they are all logged. At the end of the seconds, at a flush and at the
-    end of the process, what was held back is logged with its number. The metrics count each.
+    A repeat of a finding has the same id, entity, attribute, site and work. `flush.failed` and
+    `session.closed` at the level info are repeats if they have the same site, work and error or
+    outcome; with `log_level="debug"` they are all logged. At the end of the seconds, at a flush and
+    at the end of the process, what was held back is logged with its number. The metrics count each.
     """
 
     timeline_steps: int = _option(60, _whole(4, 10_000))
