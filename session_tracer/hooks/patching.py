@@ -8,7 +8,6 @@ the innermost line of a module that is not its own. A wrapper that takes `*args`
 
 from __future__ import annotations
 
-import ast
 import functools
 import inspect
 from types import FunctionType
@@ -163,8 +162,8 @@ def _wrapper(name: str, found: Any, names: dict[str, Any], *, inherited: bool) -
     namespace: dict[str, Any] = {"__name__": found.__module__ if by_sqlalchemy else __name__}
     # Under this file's name, so that error trackers see where the package is installed, and with
     # the template's own lines, so that tracebacks show them.
-    code = ast.increment_lineno(ast.parse(source), _BEFORE_AROUND if is_around else _BEFORE_MADE)
-    exec(compile(code, __file__, "exec"), namespace)
+    lines_before = "\n" * (_BEFORE_AROUND if is_around else _BEFORE_MADE)
+    exec(compile(lines_before + source, __file__, "exec"), namespace)
     wrapper = namespace["make"](**names)
     functools.update_wrapper(wrapper, found)
     # `inspect.signature` reads the wrapper's own, or follows what a decorator has left.

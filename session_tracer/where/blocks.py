@@ -7,6 +7,8 @@ import linecache
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
+from session_tracer.where.syntax import parsed, source_of
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -69,9 +71,8 @@ def _is_in(line: int, functions: tuple[range, ...]) -> bool:
 @lru_cache(maxsize=64)
 def _read(file: str) -> _Source:
     """Return the blocks and the generator functions of a file; none if it cannot be read."""
-    try:
-        tree = ast.parse("".join(linecache.getlines(file)))
-    except (SyntaxError, ValueError):
+    tree = parsed(source_of(file))
+    if tree is None:
         return (), ()
     blocks, generators = [], []
     for node in ast.walk(tree):

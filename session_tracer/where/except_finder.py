@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ast
-import linecache
 import os
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from session_tracer.where.callsite import CallSite
+from session_tracer.where.syntax import parsed, source_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -206,10 +206,8 @@ _EVERYWHERE: Final = range(1, 1_000_000_000)
 def _read(file: str, changed_at: float) -> _Source:
     """Return the functions of a file, and their blocks, the outermost first."""
     del changed_at  # of the key alone: a file may change while the process runs
-    linecache.checkcache(file)
-    try:
-        tree = ast.parse("".join(linecache.getlines(file)))
-    except (SyntaxError, ValueError):
+    tree = parsed(source_of(file))
+    if tree is None:
         return (_EVERYWHERE,), ()
     functions, blocks = [_EVERYWHERE], []
     nodes: list[tuple[ast.AST, range]] = [(tree, _EVERYWHERE)]

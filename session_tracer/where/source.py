@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ast
-import linecache
 from functools import lru_cache
 from typing import TYPE_CHECKING
+
+from session_tracer.where.syntax import parsed, source_of
 
 if TYPE_CHECKING:
     from session_tracer.where.callsite import CallSite
@@ -19,16 +20,14 @@ def calls_at(site: CallSite) -> frozenset[str] | None:
     Returns:
         The names without what they are attributes of, or None if the source cannot be read.
     """
-    linecache.checkcache(site.file)
-    source = "".join(linecache.getlines(site.file))
+    source = source_of(site.file)
     return _calls(source, site.line) if source else None
 
 
 @lru_cache(maxsize=64)
 def _calls(source: str, line: int) -> frozenset[str] | None:
-    try:
-        tree = ast.parse(source)
-    except (SyntaxError, ValueError):
+    tree = parsed(source)
+    if tree is None:
         return None
     names: set[str] = set()
     for node in ast.walk(tree):

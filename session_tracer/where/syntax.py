@@ -1,0 +1,36 @@
+"""Parses the source of a file of the application."""
+
+from __future__ import annotations
+
+import ast
+import linecache
+from typing import Final
+
+__all__ = ["parsed", "source_of"]
+
+# Enough that another failure is not by chance: each needs a garbage collection at the wrong moment.
+_ATTEMPTS: Final = 5
+
+
+def source_of(file: str) -> str:
+    """Return the present source of a file, or an empty text if it cannot be read."""
+    linecache.checkcache(file)
+    return "".join(linecache.getlines(file))
+
+
+def parsed(source: str) -> ast.Module | None:
+    """Return the syntax tree of a source, or None if it cannot be parsed.
+
+    Python 3.11 counts the depth of the tree that it builds in a variable of the whole interpreter.
+    A garbage collection can run another thread, or a finalizer, that parses meanwhile; `ast.parse`
+    then raises SystemError for a right source. A lock would not help: the other one may be the
+    application, or the same thread.
+    """
+    for _ in range(_ATTEMPTS):
+        try:
+            return ast.parse(source)
+        except SystemError:
+            continue
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            return None
+    return None
