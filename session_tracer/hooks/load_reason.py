@@ -26,6 +26,9 @@ __all__ = ["Reason", "is_by_key", "is_locking", "reason", "report_load", "subjec
 
 # immediateload() asks the lazy loader for each object as the objects are loaded.
 _IMMEDIATE: Final = frozenset({"_load_for_path"})
+# A flush that inserts a row loads an expired object of the same key, to learn whether its row is
+# still there. Without the expiry it would not look, and the two objects would conflict.
+_LOOKING: Final = frozenset({"was_already_deleted"})
 # What the mapper calls the parameter of its own SELECT by primary key.
 _KEY: Final = "pk_1"
 
@@ -116,6 +119,9 @@ def report_load(ledger: Ledger, load: Load, why: Reason, at: int, site: CallSite
         by = "flush"
     elif load.kind != "refresh":
         by, expired_site = object_counter.expiry_of(state, ledger.scope)
+    counts_as = by
+    if by == "commit" and ledger.flush is not None and ledger.locator.called_by(_LOOKING):
+        counts_as = ""
     parent = id(state) if state.key is None else hash(state.key)
 
     is_judged = ledger.attribute_loaded(
@@ -123,7 +129,7 @@ def report_load(ledger: Ledger, load: Load, why: Reason, at: int, site: CallSite
         site=site,
         parent=parent,
         select=loader_options.brought_by(state),
-        expired_by=by,
+        expired_by=counts_as,
     )
     if load.kind != "relationship":
         object_counter.keep_brought_by(state)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, text
 from sqlalchemy.orm import selectinload
 
 from session_tracer.facts import TransactionEnded
@@ -180,6 +180,17 @@ def read_after_a_savepoint_alone(session: Session) -> None:
     session.commit()
 
 
+def replace_each_row(session: Session) -> None:
+    kept = session.scalars(select(Author)).all()
+    session.execute(text("DELETE FROM authors"))
+    session.commit()
+    for number in range(1, 4):
+        session.add(Author(id=number, name=f"new {number}"))
+        session.flush()  # which looks whether the old object's row is still there
+    assert len(kept) == 3
+    session.commit()
+
+
 def commit_and_read_nothing(session: Session) -> None:
     kept = session.scalars(select(Author)).all()
     session.commit()
@@ -200,6 +211,7 @@ def read_one_of_them_often(session: Session) -> None:
         read_after_a_rollback,
         read_what_was_expired,
         read_after_a_savepoint_alone,
+        replace_each_row,
         commit_and_read_nothing,
         read_one_of_them_often,
     ],
