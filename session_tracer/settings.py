@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from session_tracer.model.findings import Severity
 
-__all__ = ["LogLevel", "Overrides", "Settings"]
+__all__ = ["IGNORED", "LogLevel", "Overrides", "Settings", "read_setting"]
 
 LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
 
@@ -39,7 +39,8 @@ _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 _FALSE: Final = frozenset({"0", "false", "no", "off"})
 _SEVERITIES: Final = frozenset({"info", "warning", "error"})
 _ID: Final = r"[a-z0-9]+(?:-[a-z0-9]+)*"
-_IGNORED: Final = rf"(?:{_ID}|\*)(?:@.+|:[A-Za-z_]\w*(?:\.\w+)?)?"
+# An entry of `ignore`.
+IGNORED: Final = rf"(?:{_ID}|\*)(?:@.+|:[A-Za-z_]\w*(?:\.\w+)?)?"
 # The key of a field's metadata.
 _RULE: Final = "rule"
 
@@ -132,7 +133,7 @@ _PACKAGES: Final = _names_like(
     r"[A-Za-z_]\w*", 'the names of top-level packages, for example ("shop", "shop_jobs") or "shop"'
 )
 _IGNORE: Final = _names_like(
-    _IGNORED,
+    IGNORED,
     "a set of finding ids, each optionally followed by @glob, :Entity or :Entity.attribute",
 )
 _RAISE_ON: Final = _names_like(_ID, "a set of severities (info, warning, error) and finding ids")
@@ -416,6 +417,22 @@ class Settings:
                 f"{', '.join(sorted(known))}."
             )
         return replace(self, **overrides)
+
+
+def read_setting(name: str, text: str) -> Any:
+    """Return the value of a setting that is written as text.
+
+    Raises:
+        ValueError: it is invalid. The message is what is expected.
+    """
+    (rule,) = (_rule_of(option) for option in fields(Settings) if option.name == name)
+    try:
+        value = rule.parse(text.strip())
+    except ValueError:
+        raise ValueError(rule.expected) from None
+    if not rule.holds(value):
+        raise ValueError(rule.expected)
+    return value
 
 
 class Overrides(TypedDict, total=False):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 import session_tracer
+from session_tracer.pytest_plugin.configured import SETTINGS
 
 SOURCE = ast.parse(Path(str(session_tracer.__file__)).read_text())
 
@@ -37,3 +39,9 @@ def test_a_star_import_has_them_all() -> None:
     namespace: dict[str, object] = {}
     exec("from session_tracer import *", namespace)
     assert set(session_tracer.__all__) <= set(namespace)
+
+
+def test_every_threshold_is_an_option_of_the_pytest_plugin() -> None:
+    names = [option.name for option in fields(session_tracer.Settings)]
+    first, last = names.index("baseline_path") + 1, names.index("jsonl_path")
+    assert set(SETTINGS) == {"ignore", "severities", *names[first:last]}

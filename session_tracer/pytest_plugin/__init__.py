@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from session_tracer.pytest_plugin.budgets import BUDGETS, MARKER, read_budgets
+from session_tracer.pytest_plugin.allowances import ALLOW
+from session_tracer.pytest_plugin.budgets import BUDGETS, MARKER
+from session_tracer.pytest_plugin.limits import read_limits
 from session_tracer.pytest_plugin.options import Options, add_options, read_options, separate_path
 from session_tracer.pytest_plugin.trace import SessionTrace
 
@@ -42,14 +44,21 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", f"{MARKER}({budgets}): limits of what the test's sessions do."
     )
+    config.addinivalue_line(
+        "markers", f"{ALLOW}(*ids, reason=...): findings that are not reported, and why."
+    )
     options = config.stash[_OPTIONS] = read_options(config)
     if options.on:
-        config.pluginmanager.register(_run_of(config), "session_tracer_run")
+        try:
+            run = _run_of(config)
+        except ValueError as error:
+            raise pytest.UsageError(f"session_tracer: {error}") from None
+        config.pluginmanager.register(run, "session_tracer_run")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     try:
-        read_budgets(metafunc.definition.iter_markers(MARKER))
+        read_limits(metafunc.definition, {})
     except ValueError as error:
         raise pytest.Collector.CollectError(f"{metafunc.definition.nodeid}: {error}") from None
 
@@ -150,8 +159,7 @@ def _is_traced(item: pytest.Item) -> bool:
 def _begin(item: pytest.Item) -> str:
     """Begin to trace the test, and return an error message or an empty string."""
     try:
-        budgets = read_budgets(item.iter_markers(MARKER))
-        item.stash[_CASE] = _run_of(item.config).begin(item.nodeid, item.path, budgets)
+        item.stash[_CASE] = _run_of(item.config).begin(item)
     except ValueError as error:  # in a setting, or in a marker that parametrize() sets
         return str(error)
     return ""

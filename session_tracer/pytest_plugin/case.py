@@ -19,11 +19,14 @@ if TYPE_CHECKING:
     from session_tracer.model.findings import Finding, Severity
     from session_tracer.model.live_session import LiveSession
     from session_tracer.model.summary import SessionSummary
+    from session_tracer.pytest_plugin.limits import Limits
     from session_tracer.pytest_plugin.own_files import OwnFiles
 
-__all__ = ["Case", "Phase", "Reported", "Scope"]
+__all__ = ["Case", "Phase", "Reported", "Scope", "State"]
 
 Phase: TypeAlias = Literal["setup", "call", "teardown"]
+# Known ones are in the baseline; the test's marker has allowed the allowed ones.
+State: TypeAlias = Literal["new", "known", "allowed"]
 
 _SEVERITIES: Final[tuple[Severity, ...]] = ("info", "warning", "error")
 # Facts that are not something that the session does.
@@ -32,11 +35,12 @@ _NOTHING_DONE: Final = (facts.DetachedLoadFailed, facts.TimePassed)
 
 @dataclass(frozen=True, slots=True)
 class Reported:
-    """A finding, the test's phase in which it was reported, and whether the baseline has it."""
+    """A finding, the test's phase in which it was reported, and whether it is a new one."""
 
     finding: Finding
     phase: Phase
-    known: bool
+    state: State
+    reason: str = ""
 
 
 @dataclass(slots=True)
@@ -65,12 +69,12 @@ class Case:
         self,
         nodeid: str,
         own_files: OwnFiles,
-        budgets: dict[str, int],
+        limits: Limits,
         settle: Callable[[], None],
     ) -> None:
         self.nodeid = nodeid
         self.own_files = own_files
-        self.budgets = budgets
+        self.limits = limits
         self.settle = settle
         self.phase: Phase = "setup"
         self.counts = BudgetCounts()
@@ -103,10 +107,19 @@ class Case:
         """
         return self.own_files.has(report.ledger.locator.repeated_in(passed, self.own_files.begins))
 
+    def allowed(self, finding: Finding) -> str:
+        """Return the reason for which the test may have this finding, or an empty string."""
+        for allowance in self.limits.allowances:
+            if allowance.holds(finding):
+                return allowance.reason
+        return ""
+
     def add_finding(self, reported: Reported) -> None:
         """Add a finding."""
+        if reported.state == "allowed":
+            return
         self.reported.append(reported)
-        if not reported.known:
+        if reported.state == "new":
             self.unlisted.append(reported.finding)
         session = self._sessions.get(reported.finding.session_id)
         if session is not None:
@@ -142,14 +155,14 @@ class Case:
         return [
             one.finding
             for one in self.reported
-            if one.phase in phases and not one.known and one.finding.severity in severe
+            if one.phase in phases and one.state == "new" and one.finding.severity in severe
         ]
 
     def exceeded(self) -> list[str]:
         """Return the exceeded budgets: `statements 15 > 6 (lazy Author.books ×12 at ...)`."""
         return [
             f"{budget} {self.counts[budget]} > {most} ({self.counts.main_cause(budget)})"
-            for budget, most in self.budgets.items()
+            for budget, most in self.limits.budgets.items()
             if self.counts[budget] > most
         ]
 
@@ -161,5 +174,5 @@ class Case:
         for reported in self.reported:
             site = reported.finding.site
             where = "" if site is None else f" {site.path}:{site.line}"
-            if not reported.known:
+            if reported.state == "new":
                 yield "session_tracer.finding", reported.finding.id + where

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
+
+from session_tracer.pytest_plugin.configured import add_settings, given_settings
 
 if TYPE_CHECKING:
     from session_tracer.model.findings import Severity
@@ -33,12 +35,14 @@ class Options:
         fail_from: The lowest severity of findings for which a test fails; None for none.
         baseline: The file of known findings.
         update: Whether new findings are added to that file.
+        settings: The settings in the configuration file, as they are written there.
     """
 
     on: bool = False
     fail_from: Severity | None = None
     baseline: Path | None = None
     update: bool = False
+    settings: dict[str, str] = field(default_factory=dict)
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -68,6 +72,7 @@ def add_options(parser: pytest.Parser) -> None:
         "default of --session-tracer-baseline, relative to the configuration file",
         default="",
     )
+    add_settings(parser)
 
 
 def separate_path(config: pytest.Config, args: list[str]) -> None:
@@ -87,13 +92,14 @@ def read_options(config: pytest.Config) -> Options:
         pytest.UsageError: a value is invalid, or the baseline to update is not named.
     """
     given = config.getoption("--session-tracer")
+    settings = given_settings(config)
     update = bool(config.getoption("--session-tracer-update-baseline"))
     baseline = _baseline(config)
     has_option = config.getoption("--session-tracer-baseline") is not None or update
     value = given or config.getini("session_tracer")
     if value == "off":
         if given or not has_option:
-            return Options()
+            return Options(settings=settings)
         value = "report"  # an option names a baseline, so the new findings are reported
     if value not in _FAIL_FROM:
         option = "--session-tracer" if given else "session_tracer"
@@ -103,7 +109,13 @@ def read_options(config: pytest.Config) -> Options:
         raise pytest.UsageError(
             "--session-tracer-update-baseline needs a file: add --session-tracer-baseline=FILE."
         )
-    return Options(on=True, fail_from=_FAIL_FROM[value], baseline=baseline, update=update)
+    return Options(
+        on=True,
+        fail_from=_FAIL_FROM[value],
+        baseline=baseline,
+        update=update,
+        settings=settings,
+    )
 
 
 def _baseline(config: pytest.Config) -> Path | None:

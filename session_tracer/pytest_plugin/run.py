@@ -13,14 +13,16 @@ from session_tracer.model.findings import LEFT_OPEN
 from session_tracer.pytest_plugin import wording
 from session_tracer.pytest_plugin.annotations import is_github_actions, workflow_commands
 from session_tracer.pytest_plugin.case import Case
+from session_tracer.pytest_plugin.configured import settings_for_tests
+from session_tracer.pytest_plugin.limits import read_limits
 from session_tracer.pytest_plugin.own_files import OwnFiles
 from session_tracer.pytest_plugin.run_findings import RunFindings
+from session_tracer.pytest_plugin.summary import rows
 from session_tracer.pytest_plugin.tracing import Tracing
 from session_tracer.verdicts import baseline
 
 if TYPE_CHECKING:
     from collections.abc import Generator
-    from pathlib import Path
 
     from session_tracer.ledger.report import Report
     from session_tracer.model.findings import Finding, Severity
@@ -40,6 +42,7 @@ class Run:
 
     Raises:
         pytest.UsageError: the baseline cannot be read.
+        ValueError: a setting is invalid.
     """
 
     def __init__(self, config: pytest.Config, options: Options) -> None:
@@ -47,20 +50,22 @@ class Run:
         self._options = options
         self._baseline = _load(options)
         self._found = RunFindings()
-        self.tracing = Tracing(self._baseline, self._found.add)
+        settings = settings_for_tests(options.settings)
+        self.tracing = Tracing(settings, self._baseline, self._found.add)
 
     # For one test.
 
-    def begin(self, nodeid: str, path: Path, budgets: dict[str, int]) -> Case:
-        """Begin a test, which is written in that file.
+    def begin(self, item: pytest.Item) -> Case:
+        """Begin a test.
 
         Raises:
-            ValueError: a setting in the environment is invalid.
+            ValueError: a marker of the test is invalid.
         """
+        limits = read_limits(item, {})
         if not self.tracing.is_on:
             self.tracing.start()
-        own_files = OwnFiles(path, self._config.rootpath)
-        case = Case(nodeid, own_files, budgets, self.tracing.settle)
+        own_files = OwnFiles(item.path, self._config.rootpath)
+        case = Case(item.nodeid, own_files, limits, self.tracing.settle)
         self.tracing.begin(case)
         return case
 
@@ -110,10 +115,7 @@ class Run:
     def pytest_sessionstart(self) -> None:
         # xdist's controller runs no tests.
         if not self._config.pluginmanager.has_plugin("dsession"):
-            try:
-                self.tracing.start()
-            except ValueError as error:
-                raise pytest.UsageError(f"session_tracer: {error}") from None
+            self.tracing.start()
 
     # Innermost: after the teardown of every fixture, and before xdist's worker sends its output.
     @pytest.hookimpl(wrapper=True, trylast=True)
@@ -144,24 +146,25 @@ class Run:
         new, known = self._found.new, self._found.known
         if new or known:
             terminalreporter.section("session findings")
-        for row in wording.rows(new):
+        for row in rows(new):
             terminalreporter.write(row.id_, **{_COLOURS[row.severity]: True})
             terminalreporter.write_line(f"   {row.rest}")
-            for remedy in row.remedies:
-                terminalreporter.write_line(f"    {remedy}")
+            for line in row.below:
+                terminalreporter.write_line(f"    {line}")
         terminalreporter.write_line(self._last_line(len(new), known))
         if is_github_actions():
             for line in workflow_commands(entry.finding for entry in new):
                 terminalreporter.write_line(line)
 
     def _last_line(self, new: int, known: int) -> str:
-        file = self._options.baseline
+        file, allowed = self._options.baseline, self._found.allowed
+        also = f", {allowed} allowed" if allowed else ""
         if self._options.update and file is not None:
-            return f"{new} new, {known} known; updated {os.path.relpath(file)}"
+            return f"{new} new, {known} known{also}; updated {os.path.relpath(file)}"
         if file is not None:
-            return f"{new} new, {known} known (baseline)"
+            return f"{new} new, {known} known (baseline){also}"
         sessions = counted(self._found.sessions, "session")
-        return f"{counted(new, 'finding') if new else 'no findings'} in {sessions}"
+        return f"{counted(new, 'finding') if new else 'no findings'} in {sessions}{also}"
 
 
 def _load(options: Options) -> Baseline:

@@ -12,7 +12,7 @@ from session_tracer.where.callsite import CallSite
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
-    from session_tracer.pytest_plugin.case import Reported
+    from session_tracer.pytest_plugin.case import Reported, State
 
 __all__ = ["Entry", "RunFindings"]
 
@@ -24,13 +24,13 @@ class Entry:
     """One finding at one site, in one or more tests.
 
     Attributes:
-        known: Whether the baseline contains it.
+        state: Whether it is new, in the baseline, or allowed by the tests' markers.
         count: The highest count of these tests.
         tests: The phase of each test by the test's id.
     """
 
     finding: Finding
-    known: bool
+    state: State
     count: int = 0
     tests: dict[str, str] = field(default_factory=dict)
 
@@ -45,22 +45,30 @@ class RunFindings:
     @property
     def new(self) -> list[Entry]:
         """The entries that the baseline does not contain, the most severe first."""
-        return sorted((entry for entry in self._entries.values() if not entry.known), key=_rank)
+        return sorted(self._of("new"), key=_rank)
 
     @property
     def known(self) -> int:
         """Number of entries that the baseline contains."""
-        return sum(entry.known for entry in self._entries.values())
+        return len(self._of("known"))
+
+    @property
+    def allowed(self) -> int:
+        """Number of entries that the markers of tests allow."""
+        return len(self._of("allowed"))
+
+    def _of(self, state: State) -> list[Entry]:
+        return [entry for entry in self._entries.values() if entry.state == state]
 
     def add(self, reported: Reported, nodeid: str) -> None:
         """Add a finding of a test. The id is empty if it was reported outside of tests."""
         tests = {nodeid: str(reported.phase)} if nodeid else {}
-        self._add(Entry(reported.finding, reported.known, reported.finding.count, tests))
+        self._add(Entry(reported.finding, reported.state, reported.finding.count, tests))
 
     def _add(self, one: Entry) -> None:
         finding = one.finding
-        key = (finding.id, finding.site, finding.entity, finding.attribute, finding.work)
-        entry = self._entries.setdefault(key, Entry(finding, one.known))
+        about = (finding.id, finding.site, finding.entity, finding.attribute, finding.work)
+        entry = self._entries.setdefault((*about, one.state), Entry(finding, one.state))
         entry.count = max(entry.count, one.count)
         entry.tests = {**one.tests, **entry.tests}
 

@@ -14,7 +14,6 @@ from session_tracer.instrumentor import capture
 from session_tracer.ledger import failures, watchdog
 from session_tracer.model.findings import Finding
 from session_tracer.pytest_plugin.case import Case, Reported, Scope
-from session_tracer.settings import Settings
 from session_tracer.verdicts.policy import Policy
 
 if TYPE_CHECKING:
@@ -26,6 +25,8 @@ if TYPE_CHECKING:
     from session_tracer.ledger.loads import Passed
     from session_tracer.ledger.report import Report
     from session_tracer.model.findings import Retraction
+    from session_tracer.pytest_plugin.case import State
+    from session_tracer.settings import Settings
     from session_tracer.verdicts.baseline import Baseline
 
 __all__ = ["Tracing"]
@@ -52,15 +53,22 @@ class Tracing:
     It is a detector that receives every fact and reports nothing.
 
     Args:
+        settings: The settings.
         baseline: The known findings.
         on_finding: Called with each finding of the other detectors, and the id of its test.
     """
 
     facts: Final[tuple[type[Fact], ...]] = get_args(facts.Fact)
 
-    def __init__(self, baseline: Baseline, on_finding: Callable[[Reported, str], None]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        baseline: Baseline,
+        on_finding: Callable[[Reported, str], None],
+    ) -> None:
         self.case: Case | None = None
         self.sessions = 0
+        self._settings = settings
         self._baseline = baseline
         self._on_finding = on_finding
         self._instrumentation: Instrumentation | None = None
@@ -80,13 +88,8 @@ class Tracing:
         return self._instrumentation is not None
 
     def start(self) -> None:
-        """Trace every session.
-
-        Raises:
-            ValueError: a setting in the environment is invalid.
-        """
-        # The plugin counts the known findings, so the tracer must not drop them.
-        settings = Settings.from_env().override({"baseline_path": ""})
+        """Trace every session."""
+        settings = self._settings
         exporter = Exporter(on_finding=self._found, structlog=False)
         per_test = [_PerTest(detector, self) for detector in detectors.DEFAULT_DETECTORS]
         judges: tuple[Detector, ...] = (self, *per_test)
@@ -213,7 +216,11 @@ class Tracing:
 
     def _report(self, finding: Finding, case: Case | None) -> None:
         phase = "teardown" if case is None else case.phase
-        reported = Reported(finding, phase, self._baseline.knows(finding))
+        reason = "" if case is None else case.allowed(finding)
+        state: State = "allowed" if reason else "new"
+        if not reason and self._baseline.knows(finding):
+            state = "known"
+        reported = Reported(finding, phase, state, reason)
         if case is not None:
             case.add_finding(reported)
         self._on_finding(reported, "" if case is None else case.nodeid)

@@ -5,33 +5,31 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from session_tracer.exporters.finding_block import finding_block, remedy_label
+from session_tracer.exporters.finding_block import finding_block
 from session_tracer.exporters.session_block import session_head, timeline_lines
 from session_tracer.exporters.wording import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
     from rich.text import Text
 
     from session_tracer.model.findings import Finding, Severity
     from session_tracer.model.summary import SessionSummary
     from session_tracer.pytest_plugin.case import Case, Phase
-    from session_tracer.pytest_plugin.run_findings import Entry
 
 __all__ = [
     "Failure",
     "blocks",
     "failure_of",
-    "rows",
+    "place_of",
+    "subject_of",
     "timelines",
 ]
 
 _NEVER_SLOW: Final = float("inf")
 # Number of sessions of one test that are shown.
 _MOST_SESSIONS: Final = 5
-# Number of findings of one line that are listed by what they are about.
-_MOST_SUBJECTS: Final = 8
 _NARROWEST: Final = 50
 
 
@@ -62,7 +60,7 @@ def _listed(findings: Sequence[Finding]) -> str:
 
 
 def _subject_and_site(finding: Finding) -> str:
-    subject, where = _subject(finding, finding.count), _where(finding)
+    subject, where = subject_of(finding, finding.count), place_of(finding)
     return " at ".join(filter(None, [subject, where])) or finding.message
 
 
@@ -90,65 +88,14 @@ def timelines(summaries: Sequence[SessionSummary]) -> str:
     return "\n\n".join(shown)
 
 
-class Row(NamedTuple):
-    """What the summary has of the findings of one id and line: the id is padded."""
-
-    severity: Severity
-    id_: str
-    rest: str
-    remedies: list[str]
-
-
-def rows(entries: Iterable[Entry]) -> Iterator[Row]:
-    """Yield a row for each line's findings of one id, which lists their entities."""
-    groups = _of_one_line(entries)
-    table = [(group[0].finding.id, _where(group[0].finding), _subjects(group)) for group in groups]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for group, cells in zip(groups, table, strict=True):
-        finding = group[0].finding
-        id_, where, subject = map(str.ljust, cells, widths)
-        columns = [where, subject] if widths[2] else [where]
-        tests = {nodeid: phase for entry in group for nodeid, phase in entry.tests.items()}
-        rest = "   ".join([*columns, _tests(tests)])
-        if not (finding.entity or finding.attribute):
-            rest = f"{rest}\n    {finding.message}"
-        remedies = dict.fromkeys(entry.finding.remedy for entry in group if entry.finding.remedy)
-        shown = [f"{remedy_label(remedy)} {remedy.partition(chr(10))[0]}" for remedy in remedies]
-        yield Row(finding.severity, id_, rest, shown)
-
-
-def _of_one_line(entries: Iterable[Entry]) -> list[list[Entry]]:
-    """Return the findings that differ in nothing but what they are about, together."""
-    groups: dict[tuple[object, ...], list[Entry]] = {}
-    for entry in entries:
-        one = entry.finding
-        # Without an entity, what it is about is in its message.
-        alone = None if one.entity and one.site else id(entry)
-        groups.setdefault((one.id, one.severity, one.site, one.work, alone), []).append(entry)
-    return list(groups.values())
-
-
-def _subjects(group: Sequence[Entry]) -> str:
-    shown = [_subject(entry.finding, entry.count) for entry in group[:_MOST_SUBJECTS]]
-    more = len(group) - len(shown)
-    return ", ".join([*shown, f"… {more} more"] if more else shown)
-
-
-def _tests(tests: dict[str, str]) -> str:
-    if not tests:
-        return "outside of tests"
-    if len(tests) > 1:
-        return counted(len(tests), "test")
-    ((nodeid, phase),) = tests.items()
-    return f"1 test ({nodeid}{'' if phase == 'call' else f', {phase}'})"
-
-
-def _subject(finding: Finding, count: int) -> str:
+def subject_of(finding: Finding, count: int) -> str:
+    """Return what it is about, and how often: `Author.books ×5`."""
     name = ".".join(filter(None, [finding.entity, finding.attribute]))
     return f"{name} ×{count}".strip() if count > 1 else name
 
 
-def _where(finding: Finding) -> str:
+def place_of(finding: Finding) -> str:
+    """Return its line: `app/report.py:8`."""
     return "" if finding.site is None else f"{finding.site.path}:{finding.site.line}"
 
 

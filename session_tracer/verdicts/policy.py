@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
-from fnmatch import fnmatch
-from typing import TYPE_CHECKING, Final, NamedTuple, get_args
+from typing import TYPE_CHECKING, Final, get_args
 
 from session_tracer.detectors import DEFAULT_DETECTORS
-from session_tracer.model.findings import FINDING_IDS, LEFT_OPEN, Severity
-from session_tracer.runtime.nearest import did_you_mean
+from session_tracer.model.findings import Severity
 from session_tracer.verdicts import baseline
+from session_tracer.verdicts.ignoring import ANY, Ignored, check_ids
 from session_tracer.verdicts.silencing import silenced_now
 
 if TYPE_CHECKING:
@@ -21,14 +19,12 @@ if TYPE_CHECKING:
     from session_tracer.model.findings import Finding
     from session_tracer.settings import Settings
     from session_tracer.verdicts.baseline import Baseline
-    from session_tracer.where.callsite import CallSite
 
 __all__ = ["Policy"]
 
 _SEVERITIES: Final = get_args(Severity)
 # The severities that a finding of each has reached.
 _REACHED: Final = {severity: _SEVERITIES[: rank + 1] for rank, severity in enumerate(_SEVERITIES)}
-_ANY: Final = "*"
 
 
 class Policy:
@@ -44,14 +40,14 @@ class Policy:
     """
 
     def __init__(self, settings: Settings, detectors: Iterable[Detector]) -> None:
-        self._ignored = tuple(_Ignored.parse(entry) for entry in settings.ignore)
+        self._ignored = tuple(Ignored.parse(entry) for entry in settings.ignore)
         self._severities = dict(settings.severities)
         self._raise_on = frozenset(settings.raise_on)
         ours = {type(detector) for detector in DEFAULT_DETECTORS}
         if all(type(detector) in ours for detector in detectors):
-            _check("ignore", [ignored.id for ignored in self._ignored], (_ANY,))
-            _check("severities", self._severities)
-            _check("raise_on", self._raise_on, _SEVERITIES)
+            check_ids("ignore", [ignored.id for ignored in self._ignored], (ANY,))
+            check_ids("severities", self._severities)
+            check_ids("raise_on", self._raise_on, _SEVERITIES)
         self._baseline = _known(settings.baseline_path)
 
     def rule(self, finding: Finding, report: Report) -> Finding | None:
@@ -77,39 +73,6 @@ class Policy:
         return not self._raise_on.isdisjoint((finding.id, *_REACHED.get(finding.severity, ())))
 
 
-class _Ignored(NamedTuple):
-    """One entry of `Settings.ignore`: `id`, `id@glob`, `id:Entity` or `id:Entity.attribute`."""
-
-    id: str
-    glob: str = ""
-    entity: str = ""
-    attribute: str = ""
-
-    @classmethod
-    def parse(cls, entry: str) -> _Ignored:
-        id_, at, glob = entry.partition("@")
-        if at:
-            return cls(id_, glob)
-        id_, _, name = entry.partition(":")
-        entity, _, attribute = name.partition(".")
-        return cls(id_, "", entity, attribute)
-
-    def holds(self, finding: Finding) -> bool:
-        """Return whether the entry matches the finding."""
-        return (
-            self.id in (finding.id, _ANY)
-            and (not self.glob or _lies_in(finding.site, self.glob))
-            and self.entity in ("", finding.entity)
-            and self.attribute in ("", finding.attribute)
-        )
-
-
-def _lies_in(site: CallSite | None, glob: str) -> bool:
-    if site is None:
-        return False
-    return fnmatch(site.path, glob) or fnmatch(os.path.abspath(site.file), glob)
-
-
 def _known(path: str) -> Baseline:
     if not path:
         return baseline.NOTHING_KNOWN
@@ -117,13 +80,3 @@ def _known(path: str) -> Baseline:
         return baseline.load(path)
     except ValueError as error:
         raise ValueError(f"Invalid baseline_path. {error}") from None
-
-
-def _check(option: str, ids: Iterable[str], besides: tuple[str, ...] = ()) -> None:
-    possible = (*besides, *FINDING_IDS, LEFT_OPEN)
-    for id_ in sorted(ids):
-        if id_ not in possible:
-            raise ValueError(
-                f"Invalid {option}={id_!r}: expected the id of a finding."
-                f"{did_you_mean(id_, possible, cutoff=0.0)}"
-            )

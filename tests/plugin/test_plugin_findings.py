@@ -40,12 +40,15 @@ def test_a_test_fails_for_findings_of_that_severity_or_above(suites: Suites, opt
         f"demo-error     {site}   1 test (test_library.py::test_requests[error])",
         "    it was requested",
         "    do request less",
+        '    allow @pytest.mark.session_allow("demo-error@test_library.py", reason="...")',
         f"demo-warning   {site}   1 test (test_library.py::test_requests[warning])",
         "    it was requested",
         "    do request less",
+        '    allow @pytest.mark.session_allow("demo-warning@test_library.py", reason="...")',
         f"demo-info      {site}   1 test (test_library.py::test_requests[info])",
         "    it was requested",
         "    do request less",
+        '    allow @pytest.mark.session_allow("demo-info@test_library.py", reason="...")',
         "3 findings in 5 sessions",
     ]
 
@@ -71,7 +74,7 @@ def test_two(SessionLocal, session):
         f"{headline}\n\n✖ detached-lazy-load  Author.books was read "
     )
     assert two.longrepr.reprcrash.message == (
-        f"session findings: n-plus-one (Author.books ×5 at {lazily}), "
+        f"session findings: n-plus-one (Author.books ×2 at {lazily}), "
         f"detached-lazy-load (Author.books at {late})"
     )
     assert "\n\n▲ n-plus-one  Author.books was lazily" in two.longreprtext
@@ -622,8 +625,8 @@ def test_creates_books(session):
     )
     rows = [line for line in run.summary if line.startswith("refresh-after-write")]
     assert rows == [
-        "refresh-after-write   service.py:5    Author ×5, Book ×5   2 tests",
-        "refresh-after-write   service.py:11   Author ×5, Book ×5   2 tests",
+        "refresh-after-write   service.py:5    Author ×3, Book ×3   2 tests",
+        "refresh-after-write   service.py:11   Author ×3, Book ×3   2 tests",
     ]
     assert run.summary[-1] == "4 findings in 3 sessions"
 

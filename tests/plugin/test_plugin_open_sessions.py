@@ -92,6 +92,7 @@ def test_it_is_reported_with_where_it_was_opened(suites: Suites) -> None:
             f"{suites.at('# begun by a fixture')} in left_by_a_fixture()"
         ),
         "    write with SessionLocal() as session:",
+        '    allow @pytest.mark.session_allow("left-open@test_library.py", reason="...")',
         (
             f"left-open   {suites.at('# opened by a test')}   "
             "1 test (test_library.py::test_leaves_it, teardown)"
@@ -101,6 +102,7 @@ def test_it_is_reported_with_where_it_was_opened(suites: Suites) -> None:
             f"{suites.at('# begun by a test')} in test_leaves_it()"
         ),
         "    write with SessionLocal() as session:",
+        '    allow @pytest.mark.session_allow("left-open@test_library.py", reason="...")',
         "2 findings in 4 sessions",
     ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
+from session_tracer.pytest_plugin.configured import SMALL
 from tests.plugin.suites import ROOT
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 PAGE: Final = (ROOT / "docs" / "testing.md").read_text()
 SECTION: Final = PAGE.partition("## The pytest plugin\n")[2].partition("\n## ")[0]
-OPTIONS, SUMMARY, BUDGETS, FAILED, TRACE, *_ = re.findall(
+OPTIONS, SUMMARY, BUDGETS, FAILED, TRACE, ALLOW, *_ = re.findall(
     r"```(?:python)?\n(.*?)```", SECTION, re.DOTALL
 )
 
@@ -75,6 +76,8 @@ def test_report():
 
 {BUDGETS}
 {TRACE}
+
+{ALLOW}
 """
 
 
@@ -95,6 +98,7 @@ def test_the_plugin_does_what_the_page_shows(
         "test_report": "passed",
         "test_totals": "failed",
         "test_totals_are_read_at_once": "passed",
+        "test_totals_of_all": "passed",
     }, run.text
     assert [steady(line) for line in run.summary] == [
         steady(line) for line in SUMMARY.splitlines()[1:]
@@ -103,6 +107,11 @@ def test_the_plugin_does_what_the_page_shows(
 
     run = suites.run(failing, "tests")
     assert run.outcomes["test_render"] == "failed"
+
+
+def test_the_page_lists_the_thresholds_for_tests() -> None:
+    listed = re.findall(r"^\| `session_tracer_(\w+)` \| `(\d+)` \|$", SECTION, re.MULTILINE)
+    assert {name: int(number) for name, number in listed} == SMALL
 
 
 def steady(text: str) -> str:

@@ -1,0 +1,99 @@
+"""Formats the findings of a whole run as rows: what, where, how often, and what to do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from session_tracer.exporters.finding_block import remedy_label
+from session_tracer.exporters.wording import counted
+from session_tracer.pytest_plugin.allowances import ALLOW
+from session_tracer.pytest_plugin.configured import PREFIX
+from session_tracer.pytest_plugin.wording import place_of, subject_of
+from session_tracer.verdicts.ignoring import Ignored
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from session_tracer.model.findings import Finding, Severity
+    from session_tracer.pytest_plugin.run_findings import Entry
+
+__all__ = ["Row", "allowing", "rows"]
+
+# Number of findings of one line that are listed by what they are about.
+_MOST_SUBJECTS: Final = 8
+
+
+class Row(NamedTuple):
+    """What the summary has of the findings of one id and line: the id is padded.
+
+    The lines below end with the one that would have these findings ignored.
+    """
+
+    severity: Severity
+    id_: str
+    rest: str
+    below: list[str]
+
+
+def rows(entries: Iterable[Entry]) -> Iterator[Row]:
+    """Yield a row for each line's findings of one id, which lists their entities."""
+    groups = _of_one_line(entries)
+    table = [
+        (group[0].finding.id, place_of(group[0].finding), _subjects(group)) for group in groups
+    ]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for group, cells in zip(groups, table, strict=True):
+        finding = group[0].finding
+        id_, where, subject = map(str.ljust, cells, widths)
+        columns = [where, subject] if widths[2] else [where]
+        tests = {nodeid: phase for entry in group for nodeid, phase in entry.tests.items()}
+        rest = "   ".join([*columns, _tests(tests)])
+        yield Row(finding.severity, id_, rest, list(_below(group, tests)))
+
+
+def allowing(findings: Iterable[Finding], *, in_tests: bool) -> str:
+    """Return the line that would have these findings ignored.
+
+    It is a marker of their tests, or a setting if they were reported outside of tests.
+    """
+    entries = dict.fromkeys(str(Ignored.of(finding)) for finding in findings)
+    if not in_tests:
+        return f"{PREFIX}ignore = {', '.join(entries)}"
+    ids = ", ".join(f'"{entry}"' for entry in entries)
+    return f'@pytest.mark.{ALLOW}({ids}, reason="...")'
+
+
+def _below(group: Sequence[Entry], tests: dict[str, str]) -> Iterator[str]:
+    finding = group[0].finding
+    if not (finding.entity or finding.attribute):
+        yield finding.message
+    remedies = dict.fromkeys(entry.finding.remedy for entry in group if entry.finding.remedy)
+    for remedy in remedies:
+        yield f"{remedy_label(remedy)} {remedy.partition(chr(10))[0]}"
+    yield f"allow {allowing((entry.finding for entry in group), in_tests=bool(tests))}"
+
+
+def _of_one_line(entries: Iterable[Entry]) -> list[list[Entry]]:
+    """Return the findings that differ in nothing but what they are about, together."""
+    groups: dict[tuple[object, ...], list[Entry]] = {}
+    for entry in entries:
+        one = entry.finding
+        # Without an entity, what it is about is in its message.
+        alone = None if one.entity and one.site else id(entry)
+        groups.setdefault((one.id, one.severity, one.site, one.work, alone), []).append(entry)
+    return list(groups.values())
+
+
+def _subjects(group: Sequence[Entry]) -> str:
+    shown = [subject_of(entry.finding, entry.count) for entry in group[:_MOST_SUBJECTS]]
+    more = len(group) - len(shown)
+    return ", ".join([*shown, f"… {more} more"] if more else shown)
+
+
+def _tests(tests: dict[str, str]) -> str:
+    if not tests:
+        return "outside of tests"
+    if len(tests) > 1:
+        return counted(len(tests), "test")
+    ((nodeid, phase),) = tests.items()
+    return f"1 test ({nodeid}{'' if phase == 'call' else f', {phase}'})"
