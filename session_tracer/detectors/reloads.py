@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from session_tracer.detectors.evidence import known, largest, looping
 from session_tracer.detectors.memory import Once, Recent
 from session_tracer.detectors.protocol import BuiltIn
-from session_tracer.detectors.wording import dotted_each, maker, objects
+from session_tracer.detectors.wording import dotted_each, expiry, listed, maker, objects
 from session_tracer.facts import AttributeLoaded, StatementExecuted
 
 if TYPE_CHECKING:
@@ -40,11 +40,18 @@ class ReloadAfterCommit(BuiltIn):
 def _reloaded(fact: AttributeLoaded, reloads: Loads, count: int, report: Report) -> Finding:
     attributes = {name: None for one in reloads.attributes for name in dotted_each(*one)}
     is_one = len(reloads.entities) == 1 and len(attributes) == 1
+    remedy, other = maker(report), "select them again with one statement after the commit"
+    if attributes:
+        # Nothing knows whether these were loaded before the commit, and would be kept.
+        names = list(attributes)
+        were = "were" if len(names) > 1 else "was"
+        other = f"{remedy}  # if {listed(names)} {were} loaded before the commit"
+        remedy = _selected_again(fact, reloads, names)
     return report.finding(
         "reload-after-commit",
         "warning",
         f"at least {objects(reloads.entities)} expired by a commit were reloaded, one SELECT each",
-        maker(report),
+        remedy,
         fact.site,
         entity=largest(reloads.entities),
         attribute=fact.attribute if is_one else None,
@@ -54,9 +61,29 @@ def _reloaded(fact: AttributeLoaded, reloads: Loads, count: int, report: Report)
             committed_at=fact.expired_site,
             reloaded=dict(reloads.entities),
             attributes=list(attributes) or None,
-            alternatives=["select them again with one statement after the commit"],
+            alternatives=[other],
         ),
     )
+
+
+def _selected_again(fact: AttributeLoaded, reloads: Loads, names: list[str]) -> str:
+    """Return the statements that bring objects that have expired, with what was read of them."""
+    selects: dict[str, list[str]] = {}
+    of: set[str] = set()
+    if fact.attribute and fact.options:
+        selects[fact.root or fact.entity] = [fact.options]
+    for (entity, attribute), (root, option) in reloads.attributes.items():
+        of |= {entity, root}
+        if (entity, attribute) == (fact.entity, fact.attribute) and fact.options:
+            continue
+        if not option:
+            return f"load {listed(names)} for all objects with one SELECT after {expiry(fact)}"
+        options = selects.setdefault(root, [])
+        if not any(longer.startswith(option) for longer in options):
+            options.append(option)
+    statements = [f"select({root}).options({', '.join(them)})" for root, them in selects.items()]
+    statements += [f"select({entity})" for entity in reloads.entities if entity not in of]
+    return f"{' and '.join(statements)} after {expiry(fact)}"
 
 
 class _Refreshes:

@@ -95,7 +95,9 @@ def _relationship(path: Any, parent: Any, ledger: Ledger) -> Reason:
 
 def _column_load(state: Any, wanted: Any, ledger: Ledger) -> Reason:
     is_left_out = False
-    if state.expired_attributes.intersection(wanted):
+    # A commit marks a deferred column as expired, whether it was loaded before or not.
+    is_expired = state.expired_attributes.intersection(wanted)
+    if is_expired and not loader_options.are_deferred(state, wanted):
         # SQLAlchemy calls expired what a SELECT of the base class has not brought, too.
         is_left_out = (
             loader_options.is_left_out(state, wanted)
@@ -141,6 +143,8 @@ def report_load(ledger: Ledger, load: Load, why: Reason, at: int, site: CallSite
     root, options, root_site = (
         loader_options.selection(state, load.attribute) if load.attribute else ("", "", None)
     )
+    if counts_as == "commit" and ledger.loads is not None:
+        loader_options.add_loaders(state.manager.mapper, ledger.loads.attributes)
     fact = facts.AttributeLoaded(
         at=at,
         site=site,

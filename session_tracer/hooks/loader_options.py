@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Selection",
+    "add_loaders",
+    "are_deferred",
     "are_generated",
     "brought_by",
     "is_left_out",
@@ -66,6 +68,20 @@ def loader(mapper: Mapper[Any], attribute: str) -> str:
     Columns that are loaded together, `notes, text`, are one attribute here.
     """
     return _option(mapper, attribute)[0]
+
+
+def add_loaders(mapper: Mapper[Any], attributes: dict[tuple[str, str], tuple[str, str]]) -> None:
+    """Add the class to select and the option, for each attribute of the mapper or its registry.
+
+    The class is the mapper's own for attributes that are mapped on a base of it.
+    """
+    named = {one.class_.__name__: one for one in mapper.registry.mappers}
+    named |= {one.class_.__name__: one for one in mapper.iterate_to_root()}
+    for entity, attribute in attributes:
+        of = named.get(entity)
+        if of is not None:
+            root = mapper if mapper.isa(of) else of
+            attributes[entity, attribute] = (root.class_.__name__, loader(of, attribute))
 
 
 def owner(mapper: Mapper[Any], attribute: str) -> str:
@@ -277,6 +293,11 @@ def are_generated(state: InstanceState[Any], names: Iterable[str]) -> bool:
     known = _known(state.manager.mapper)
     columns = known.columns.intersection(names)
     return bool(columns) and columns <= known.generated
+
+
+def are_deferred(state: InstanceState[Any], names: Iterable[str]) -> bool:
+    """Whether all of these are deferred columns."""
+    return _known(state.manager.mapper).columns.isdisjoint(names)
 
 
 def _is_generated(prop: Any) -> bool:

@@ -55,8 +55,9 @@ class Loads:
         """Count again from zero what a commit has expired."""
         self._reloaded: set[int] = set()
         self.entities: Counts = {}
-        # As `entity, attribute`, in the order of their coming.
-        self.attributes: dict[tuple[str, str], None] = {}
+        # As `entity, attribute`, in the order of their coming; when enough objects were reloaded,
+        # the class to select and the option that brings the attribute are added.
+        self.attributes: dict[tuple[str, str], tuple[str, str]] = {}
 
     def note(self, key: object, passed: Passed) -> None:
         """Note what is at work at the load before the one that is judged."""
@@ -97,10 +98,12 @@ class Loads:
     def reloaded(self, load: Load, parent: int, most: int) -> int:
         """How many objects were reloaded since the commit, if this is another one; else 0."""
         parents = self._reloaded
-        if len(parents) >= most or parent in parents:
+        if len(parents) >= most:
+            return 0
+        if load.attribute:
+            self.attributes[load.entity, load.attribute] = ("", "")
+        if parent in parents:
             return 0
         parents.add(parent)
         self.entities[load.entity] = self.entities.get(load.entity, 0) + 1
-        if load.attribute:
-            self.attributes[load.entity, load.attribute] = None
         return len(parents)

@@ -56,6 +56,19 @@ def test_a_relationship_that_a_commit_expired_counts_as_a_reload() -> None:
     found = one(reported(ReloadAfterCommit(), *[lazy(parent, **EXPIRED) for parent in range(5)]))
     assert (found.entity, found.attribute) == ("Author", "books")
     assert found.evidence["attributes"] == ["Author.books"]
+    assert found.remedy == (
+        f"select(Author).options(selectinload(Author.books)) after the commit at {COMMIT}"
+    )
+    assert found.evidence["alternatives"] == [
+        "sessionmaker(expire_on_commit=False)  # if Author.books was loaded before the commit"
+    ]
+
+
+def test_a_relationship_for_which_no_option_is_known() -> None:
+    loads = [lazy(parent, options="", **EXPIRED) for parent in range(5)]
+    assert one(reported(ReloadAfterCommit(), *loads)).remedy == (
+        f"load Author.books for all objects with one SELECT after the commit at {COMMIT}"
+    )
 
 
 def test_an_object_whose_columns_and_relationship_are_reloaded_counts_once() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,13 +14,11 @@ from tests.library import Author, Book, authors, keep
 from tests.stories.findings.due import Due, assert_found
 from tests.stories.findings.mappings import Manager, tables
 from tests.stories.findings.reading import tell
-from tests.stories.findings.remedies import unexpiring, use
+from tests.stories.findings.remedies import pasted, unexpiring, use
 from tests.stories.lines import marked
 from tests.twins import Twin, on_postgresql
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from sqlalchemy.orm import Session
 
 
@@ -142,6 +141,117 @@ def test_five_objects_and_four(twin: Twin) -> None:
         assert_found(told, reloaded(read_names, "Author", unexpiring(twin), 5))
         assert told.findings[0].message == (
             "at least 5 Author objects expired by a commit were reloaded, one SELECT each"
+        )
+
+    twin.run(story)
+
+
+# What a commit expires of relationships and deferred columns may never have been loaded. Then
+# expire_on_commit=False keeps nothing, and another SELECT is what helps.
+
+
+Loop = Callable[[list[Any]], object]
+
+
+def then_read(read: Loop, entity: type[Any], *statements: Any) -> Callable[[Session], None]:
+    """Read something of what a commit expired; in between, run these statements."""
+
+    def work(session: Session) -> None:
+        kept = session.scalars(select(entity)).all()
+        session.commit()  # <- ended
+        again = [session.scalars(statement).unique().all() for statement in statements]
+        read([*kept])
+        assert len(again) == len(statements)
+
+    return work
+
+
+def names_and_books(kept: list[Any]) -> None:
+    for author in kept:
+        assert author.name
+        assert len(author.books) == 1
+
+
+def all_but_letters(kept: list[Any]) -> None:
+    assert {(author.biography, len(author.books)) for author in kept} == {("", 1)}
+
+
+def biographies(kept: list[Any]) -> None:
+    assert {author.biography for author in kept} == {""}
+
+
+def authors_of_books(kept: list[Any]) -> None:
+    assert {book.author.biography for book in kept} == {""}
+
+
+SELECTED_AGAIN: dict[str, tuple[Loop, type[Any], str]] = {
+    "columns and a relationship": (
+        names_and_books,
+        Author,
+        "select(Author).options(selectinload(Author.books))",
+    ),
+    "a deferred column": (
+        biographies,
+        Author,
+        "select(Author).options(undefer(Author.biography))",
+    ),
+    "a deferred column and a relationship": (
+        all_but_letters,
+        Author,
+        "select(Author).options(undefer(Author.biography), selectinload(Author.books))",
+    ),
+    "a relationship": (authors_of_books, Book, "select(Book).options(joinedload(Book.author))"),
+}
+
+
+@pytest.mark.parametrize("what", SELECTED_AGAIN)
+def test_what_may_not_have_been_loaded_before_is_selected_again(twin: Twin, what: str) -> None:
+    read, entity, statement = SELECTED_AGAIN[what]
+    rarely = {"lazy_loads_from_one_site": 99}  # what comes of the reloads is not in question
+
+    async def story() -> None:
+        await keep(twin, *authors(3, books_each=1))
+        told = await tell(twin, then_read(read, entity), reloads_after_commit=3, **rarely)
+        (finding,) = told.findings
+        assert (finding.id, finding.entity) == ("reload-after-commit", entity.__name__)
+        code, _, where = finding.remedy.partition(" after ")
+        assert code == statement
+        assert where.startswith(
+            f"the commit at {marked(then_read, '<- ended')}".partition(" in")[0]
+        )
+        cured = await tell(
+            twin, then_read(read, entity, pasted(code)), reloads_after_commit=2, **rarely
+        )
+        assert_found(cured)
+
+    twin.run(story)
+
+
+def read_two_classes(session: Session, *statements: Any) -> None:
+    kept = [*session.scalars(select(Author)), *session.scalars(select(Book))]
+    session.commit()
+    again = [session.scalars(statement).unique().all() for statement in statements]
+    assert [one.biography if isinstance(one, Author) else one.copies for one in kept] == [
+        "",
+        "",
+        1,
+        1,
+    ]
+    assert len(again) == len(statements)
+
+
+def test_objects_of_two_classes_are_selected_again(twin: Twin) -> None:
+    async def story() -> None:
+        await keep(twin, *authors(2, books_each=1))
+        told = await tell(twin, read_two_classes, reloads_after_commit=4)
+        (finding,) = told.findings
+        assert finding.message == (
+            "at least 2 Author, 2 Book expired by a commit were reloaded, one SELECT each"
+        )
+        both = [pasted(one) for one in finding.remedy.partition(" after ")[0].split(" and ")]
+        assert len(both) == 2
+        assert_found(
+            await tell(twin, lambda one: read_two_classes(one, *both), reloads_after_commit=2)
         )
 
     twin.run(story)
