@@ -20,7 +20,7 @@ from session_tracer.exporters.finding_block import (
 from session_tracer.exporters.screen import Screen
 from session_tracer.exporters.session_block import is_quiet, session_head, timeline_lines
 from session_tracer.exporters.wording import cropped, duration, plain
-from session_tracer.model.findings import Finding, Retraction
+from session_tracer.model.findings import Finding, Retraction, ranked
 from session_tracer.runtime.background_queue import BackgroundQueue
 from session_tracer.settings import Settings
 
@@ -167,7 +167,7 @@ class _Writer:
     def _session(self, summary: SessionSummary) -> None:
         _remember(self._ended, summary.id, None)
         retracted = self._take_waiting(summary)
-        findings = _grouped(summary.findings)
+        findings = _grouped(ranked(summary.findings))
         printed = [self._printed_as(finding, summary.id) for finding, _ in findings]
         if None not in printed and self._is_one_of_many(summary):
             return
@@ -177,7 +177,7 @@ class _Writer:
         if not quiet:
             lines += timeline_lines(summary, width)
         for (finding, times), before in zip(findings, printed, strict=True):
-            lines += [Text(), *self._full_or_short(finding, before, width)]
+            lines += [Text(), *self._full_or_short(finding, before, width, summary.duration_ms)]
             if times > 1:
                 lines.append(Text(f"      … {_more(times - 1)} in this session", "dim"))
             for retraction in retracted:
@@ -185,13 +185,16 @@ class _Writer:
                     lines += retraction_note(retraction, width, indent=6)
         self._screen.write(lines, apart=not quiet)
 
-    def _full_or_short(self, finding: Finding, before: _Printed | None, width: int) -> list[Text]:
+    def _full_or_short(
+        self, finding: Finding, before: _Printed | None, width: int, scope_ms: float
+    ) -> list[Text]:
         if before is None:
             self._remember_printed(finding)
-            return finding_block(finding, width, indent=2)
+            return finding_block(finding, width, indent=2, scope_ms=scope_ms)
         is_same = before.finding.session_id == finding.session_id
         session = "" if is_same else f", session {before.finding.session_id[:6]}"
-        return finding_reminder(finding, width, indent=2, note=f"shown in full above{session}")
+        note = f"shown in full above{session}"
+        return finding_reminder(finding, width, indent=2, note=note, scope_ms=scope_ms)
 
     def _take_waiting(self, summary: SessionSummary) -> list[Retraction]:
         """Remove the waiting findings that the session's own block shows; return retractions."""

@@ -23,6 +23,7 @@ __all__ = ["LABELS", "alternatives", "evidence_rows", "places", "source_line"]
 # keys. The other keys are for programs.
 LABELS: Final = (
     ("loop", "in the loop at"),
+    ("statement", "statement"),
     ("why", "why"),
     ("loaded_at", "loaded at"),
     ("departure", "left its session"),

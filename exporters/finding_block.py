@@ -10,7 +10,7 @@ from rich.text import Text
 
 from session_tracer.exporters.evidence import alternatives, evidence_rows, places, source_line
 from session_tracer.exporters.rows import Row, table
-from session_tracer.exporters.wording import fitted_site, plain, wrapped
+from session_tracer.exporters.wording import fitted_site, in_all, plain, wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,26 +39,37 @@ _FAINT: Final = "dim"
 
 
 def finding_block(
-    finding: Finding, width: int, *, indent: int = 0, session: bool = False
+    finding: Finding,
+    width: int,
+    *,
+    indent: int = 0,
+    session: bool = False,
+    scope_ms: float | None = None,
 ) -> list[Text]:
-    """Return the finding in full; with `session`, also its session."""
+    """Return the finding in full; with `session`, also its session.
+
+    If `scope_ms` is given, which is how long the scope lasted, it has the finding's total.
+    """
     rows = [*_site_rows(finding.site), *evidence_rows(finding.evidence, finding.site)]
     if session:
         rows += _session_rows(finding)
     rows += _change_rows(remedy_label(finding.remedy), finding.remedy, _REMEDY)
     for other in alternatives(finding.evidence):
         rows += _change_rows("or", other)
-    head = _finding_head(finding, width, indent, finding.work if session else "")
+    work = finding.work if session else ""
+    head = _finding_head(finding, width, indent, work=work, scope_ms=scope_ms)
     return [*head, *table(rows, width, indent + 4)]
 
 
-def finding_reminder(finding: Finding, width: int, *, indent: int, note: str) -> list[Text]:
+def finding_reminder(
+    finding: Finding, width: int, *, indent: int, note: str, scope_ms: float
+) -> list[Text]:
     """Return the finding in short, with a note where it was shown in full."""
     if finding.site is not None:
         room = width - indent - cell_len(note) - 7
         note = f"{fitted_site(finding.site, room)} · {note}"
     return [
-        *_finding_head(finding, width, indent),
+        *_finding_head(finding, width, indent, scope_ms=scope_ms),
         Text.assemble(" " * (indent + 4), (note, _FAINT)),
     ]
 
@@ -76,8 +87,11 @@ def retraction_note(retraction: Retraction, width: int, *, indent: int) -> list[
     return list(_head(_RETRACTED, "retracted", retraction.message, width, indent))
 
 
-def _finding_head(finding: Finding, width: int, indent: int, work: str = "") -> Iterator[Text]:
-    message = f"{work} · {finding.message}" if work else finding.message
+def _finding_head(
+    finding: Finding, width: int, indent: int, *, work: str = "", scope_ms: float | None = None
+) -> Iterator[Text]:
+    message = finding.message if scope_ms is None else in_all(finding, scope_ms)
+    message = f"{work} · {message}" if work else message
     return _head(SIGNS[finding.severity], finding.id, message, width, indent)
 
 

@@ -14,6 +14,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from session_tracer.model.findings import Finding
     from session_tracer.where.callsite import CallSite
 
 __all__ = [
@@ -25,7 +26,9 @@ __all__ = [
     "error_name",
     "fitted_site",
     "flush_contents",
+    "in_all",
     "plain",
+    "total",
     "wrapped",
     "wrapped_code",
 ]
@@ -80,6 +83,27 @@ def duration(milliseconds: float) -> str:
         return f"{minutes} min {rest} s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min"
+
+
+# What the message of a finding has of the number at which it was reported.
+_SO_FAR: Final = re.compile(r"\bat least \d+ (times\b)?| \(\d+ [^()]*\)")
+
+
+def in_all(finding: Finding, scope_ms: float) -> str:
+    """Return the message of a finding after its scope, which lasted that long: with its total."""
+    if finding.total is None:
+        return finding.message
+    times = f"{finding.total.count} times"
+    message = _SO_FAR.sub(lambda match: times if match[1] else "", finding.message)
+    number = total(finding.total.count, finding.total.noun, finding.total.ms, scope_ms)
+    return f"{message}: {number}"
+
+
+def total(count: int, noun: str, ms: float, scope_ms: float) -> str:
+    """Return a total and its time: `500 SELECTs, 812 ms of 1.10 s`."""
+    plural = "" if count == 1 else "es" if noun.endswith("sh") else "s"
+    of = f" of {duration(scope_ms)}" if scope_ms >= ms else ""
+    return f"{count} {noun}{plural}, {duration(ms)}{of}"
 
 
 def entities(counts: Mapping[str, int]) -> str:

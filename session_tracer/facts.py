@@ -225,6 +225,7 @@ class StatementExecuted(_Value):
     `number` is how many statements the scope had run with this one. `reads` has the tables that a
     SELECT reads, in lower case and without their schemas. It is empty if the result may differ
     although none of them is written to: the SELECT locks rows, or calls a volatile function.
+    `sql` is the text of a SELECT without its values, shortened.
     """
 
     at: int
@@ -246,6 +247,7 @@ class StatementExecuted(_Value):
     text: int = 0
     number: int = 0
     reads: frozenset[str] = frozenset()
+    sql: str = ""
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -258,7 +260,7 @@ class AttributeLoaded(_Value):
     and `root_site` where the SELECT of `root` is. `expired_by` and `expired_site` are the commit,
     rollback or `expire()` of this scope that expired, or may have expired, the attribute.
     `left_out` is whether it is a column of a subclass, which a SELECT of the base class does not
-    read.
+    read. `sql` is the text of the statement without its values, shortened.
     """
 
     at: int
@@ -274,6 +276,8 @@ class AttributeLoaded(_Value):
     expired_site: CallSite | None = None
     root_site: CallSite | None = None
     left_out: bool = False
+    duration: int = 0
+    sql: str = ""
 
 
 @dataclass(slots=True, eq=False, repr=False)

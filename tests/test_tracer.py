@@ -108,7 +108,7 @@ def test_its_findings_are_in_every_signal(maker: Any) -> None:
         finding.id,
     )
     (closed,) = [event for event in told.logs if event["event"] == "session.closed"]
-    assert closed["findings"] == [finding.id]
+    assert [one["finding_id"] for one in closed["findings"]] == [finding.id]
 
 
 def test_what_a_detector_takes_back_goes_out_in_its_place(maker: Any) -> None:

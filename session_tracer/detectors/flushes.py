@@ -23,6 +23,7 @@ from session_tracer.facts import (
     RollbackPending,
 )
 from session_tracer.model.counts import add_counts, total
+from session_tracer.model.totals import Tally, Total
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -34,10 +35,12 @@ if TYPE_CHECKING:
     from session_tracer.where.callsite import CallSite
 
 
-class _Refused:
-    """When the last load was refused because it could not be awaited."""
+class _Failed:
+    """The failed flushes of each line, and when a load was last refused under asyncio."""
 
-    at: int | None = None
+    def __init__(self) -> None:
+        self.refused_at: int | None = None
+        self.by_site: Recent[CallSite | None, Tally] = Recent(Tally)
 
 
 _FLUSHES: Final[Mapping[Trigger, str]] = {
@@ -52,28 +55,30 @@ class FailedFlush(BuiltIn):
     """`failed-flush`: a flush raises, and the application does not handle that, or too often."""
 
     candidates = (ImplicitLoadFailed, FlushFailureDecided)
-    memory = _Refused
+    memory = _Failed
 
     def judge(
-        self, fact: ImplicitLoadFailed | FlushFailureDecided, report: Report, memory: _Refused
+        self, fact: ImplicitLoadFailed | FlushFailureDecided, report: Report, memory: _Failed
     ) -> Iterator[Finding]:
         """Report each failed flush that is not handled, and one that fails again and again.
 
         An autoflush for an attribute that could not be awaited is reported as `implicit-async-io`.
         """
         if isinstance(fact, ImplicitLoadFailed):
-            memory.at = fact.at
+            memory.refused_at = fact.at
             return
+        memory.by_site.of(fact.failed.site).add(fact.failed.duration)
         is_enough = fact.repeats == report.settings.failed_flushes_from_one_site
         if not (fact.unhandled or is_enough):
             return
         yield from self._failed(fact, report, memory)
 
     def _failed(
-        self, decided: FlushFailureDecided, report: Report, memory: _Refused
+        self, decided: FlushFailureDecided, report: Report, memory: _Failed
     ) -> Iterator[Finding]:
         fact = decided.failed
-        is_refused = memory.at is not None and memory.at >= fact.at - fact.duration
+        refused_at = memory.refused_at
+        is_refused = refused_at is not None and refused_at >= fact.at - fact.duration
         if fact.problem == "aborted" or (fact.trigger == "autoflush" and is_refused):
             return  # `pending-rollback` is reported, or `implicit-async-io`
         contents = added_up(written(fact))
@@ -89,6 +94,7 @@ class FailedFlush(BuiltIn):
             remedy,
             fact.listener or fact.site,
             entity=largest(contents),
+            total=Total("flush", memory.by_site.of(fact.site)) if is_handled else None,
             evidence=known(
                 error_type=None if error == "an error" else fact.error,
                 error_code=fact.code or None,
@@ -176,17 +182,23 @@ class _Autoflushes:
 
     def __init__(self) -> None:
         self._transaction = 0
-        self.count = 0
+        self.tally = Tally()
         self.written: dict[str, Counts] = {}
         self.passed: Passed = {}
 
-    def add(self, contents: dict[str, Counts], transaction: int, enough: int) -> None:
+    @property
+    def count(self) -> int:
+        return self.tally.count
+
+    def add(
+        self, contents: dict[str, Counts], duration: int, transaction: int, enough: int
+    ) -> None:
         if transaction != self._transaction:
             self._transaction = transaction
             if self.count < enough:
-                self.count = 0
+                self.tally = Tally()
                 self.written = {}
-        self.count += 1
+        self.tally.add(duration)
         for kind, counts in contents.items():
             add_counts(self.written.setdefault(kind, {}), counts)
 
@@ -208,7 +220,7 @@ class AutoflushStorm(BuiltIn):
             return
         ledger, enough = report.ledger, report.settings.autoflushes_from_one_site
         autoflushes = memory.of(fact.site)
-        autoflushes.add(contents, ledger.transactions, enough)
+        autoflushes.add(contents, fact.duration, ledger.transactions, enough)
         if autoflushes.count == enough - 1:
             autoflushes.passed = ledger.locator.passed()
         if autoflushes.count != enough:
@@ -224,6 +236,7 @@ class AutoflushStorm(BuiltIn):
             fact.site,
             entity=largest(objects_by_class),
             count=enough,
+            total=Total("autoflush", autoflushes.tally),
             evidence=known(
                 loop=loop,
                 **{kind: dict(counts) for kind, counts in autoflushes.written.items()},

@@ -18,6 +18,7 @@ from session_tracer.detectors.wording import (
     listed,
 )
 from session_tracer.facts import AttributeLoaded, StatementExecuted
+from session_tracer.model.totals import Tally, Total
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -58,8 +59,10 @@ class NPlusOne(BuiltIn):
             entity=fact.entity or None,
             attribute=fact.attribute or None if len(names) == 1 else None,
             count=enough,
+            total=Total("SELECT", loads.tally),
             evidence=known(
                 loop=looping(loads.passed, report),
+                statement=fact.sql or None,
                 loaded_at=fact.loaded_site,
                 expired_at=fact.expired_site,
                 attributes=names if len(names) > 1 else None,
@@ -94,16 +97,18 @@ def _is_lookup(fact: StatementExecuted) -> bool:
 class _Lookups:
     """The keys that one line looked up, up to the threshold."""
 
-    __slots__ = ("is_listed", "keys", "passed")
+    __slots__ = ("is_listed", "keys", "passed", "tally")
 
     def __init__(self) -> None:
         # Whether a finding about another mapped class of the line lists this one.
         self.is_listed = False
         self.keys: set[int] = set()
         self.passed: Passed = {}
+        self.tally = Tally()
 
-    def add(self, key: int, most: int) -> bool:
+    def add(self, key: int, duration: int, most: int) -> bool:
         """Return whether the key is another one."""
+        self.tally.add(duration)
         is_new = key not in self.keys and len(self.keys) < most
         if is_new:
             self.keys.add(key)
@@ -134,17 +139,18 @@ class GetInLoop(BuiltIn):
         is_new, lookups = False, _Lookups()
         for select in filter(_is_lookup, (*earlier, fact)):
             lookups = memory.of((select.site, select.entity))
-            is_new = lookups.add(select.fingerprint, enough)
+            is_new = lookups.add(select.fingerprint, select.duration, enough)
         if is_new and len(lookups.keys) == enough - 1:
             lookups.passed = ledger.locator.passed()
         if not is_new or len(lookups.keys) != enough or lookups.is_listed:
             return
         # In a loop that looks up several classes, the others are one round behind.
-        counts = {fact.entity: enough}
+        counts, tallies = {fact.entity: enough}, [lookups.tally]
         for (site, other), more in memory.items():
             if site == fact.site and other not in counts and len(more.keys) == enough - 1:
                 more.is_listed = True
                 counts[other] = enough - 1
+                tallies.append(more.tally)
         loop = looping(lookups.passed, report)
         entity, place = fact.entity or fact.collection, elsewhere(loop, fact.site)
         remedy = f"run one select({entity}) for all keys before the loop{place}"
@@ -162,6 +168,7 @@ class GetInLoop(BuiltIn):
             fact.site,
             entity=fact.entity or None,
             count=enough,
+            total=Total("SELECT", *tallies),
             evidence=known(loop=loop, entities=counts if len(counts) > 1 else None),
         )
 
@@ -178,17 +185,32 @@ def _is_counted(fact: StatementExecuted) -> bool:
 
 
 class _Repeats:
-    """The last runs of one SELECT with the same parameters, by their numbers and lines."""
+    """The last runs of one SELECT with the same parameters: numbers, lines and durations."""
 
-    __slots__ = ("_runs", "is_reported", "passed")
+    __slots__ = ("_last", "_runs", "_tally", "is_reported", "passed")
 
     def __init__(self) -> None:
         self.is_reported = False
         self.passed: Passed = {}
-        self._runs: tuple[tuple[int, CallSite | None], ...] = ()
+        self._runs: tuple[tuple[int, CallSite | None, int], ...] = ()
+        self._last = 0
+        self._tally = Tally()
 
     def add(self, fact: StatementExecuted, most: int) -> None:
-        self._runs = (*self._runs[1 - most :], (fact.number, fact.site))
+        self._runs = (*self._runs[1 - most :], (fact.number, fact.site, fact.duration))
+
+    def total(self) -> Total:
+        """Return a total of the runs, which `again()` adds to."""
+        for number, _, duration in self._runs:
+            self._last = number
+            self._tally.add(duration)
+        return Total("SELECT", self._tally)
+
+    def again(self, fact: StatementExecuted, is_current: Callable[[int], bool]) -> None:
+        """Count a run after the finding, if the one before would have been enough."""
+        if is_current(self._last):
+            self._tally.add(fact.duration)
+        self._last = fact.number
 
     def forget(self, is_current: Callable[[int], bool]) -> None:
         """Forget the first runs that do not count any more."""
@@ -201,7 +223,7 @@ class _Repeats:
 
     @property
     def sites(self) -> list[CallSite | None]:
-        return list(dict.fromkeys(site for _, site in self._runs))
+        return list(dict.fromkeys(site for _, site, _ in self._runs))
 
 
 class RepeatedSelect(BuiltIn):
@@ -229,11 +251,13 @@ class RepeatedSelect(BuiltIn):
             for earlier in filter(_is_counted, ledger.first_selects):
                 memory.of(earlier.fingerprint).add(earlier, enough)
         repeats = memory.of(fact.fingerprint)
+        is_current = partial(ledger.reads_the_same, fact.reads)
         if repeats.is_reported:
+            repeats.again(fact, is_current)
             return
         repeats.add(fact, enough)
         if repeats.count == enough:
-            repeats.forget(partial(ledger.reads_the_same, fact.reads))
+            repeats.forget(is_current)
         if repeats.count == enough - 1:
             repeats.passed = ledger.locator.passed()
         elif repeats.count == enough:
@@ -267,8 +291,9 @@ def _repeated(fact: StatementExecuted, repeats: _Repeats, report: Report) -> Fin
         fact.site,
         entity=fact.entity or None,
         count=repeats.count,
+        total=repeats.total(),
         evidence={
-            **known(loop=loop),
+            **known(loop=loop, statement=fact.sql or None),
             "why": why,
             **evidence,
             "alternatives": [f"{commit}{_EACH}"],

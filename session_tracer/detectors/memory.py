@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Final, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
-__all__ = ["Once", "Recent"]
+__all__ = ["MOST_REPORTED", "Once", "Recent"]
 
 Key = TypeVar("Key", bound="Hashable")
 Value = TypeVar("Value")
 
-_MOST_REPORTED: Final = 100
+MOST_REPORTED: Final = 100
 _MOST_KEYS: Final = 1_000
 
 
@@ -21,7 +21,7 @@ class Once(set["Hashable"]):
 
     def first(self, key: Hashable) -> bool:
         """Return whether a finding is to be reported for the key, which is true once."""
-        if key in self or len(self) >= _MOST_REPORTED:
+        if key in self or len(self) >= MOST_REPORTED:
             return False
         self.add(key)
         return True

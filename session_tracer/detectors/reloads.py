@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from session_tracer.detectors.evidence import known, largest, looping
-from session_tracer.detectors.memory import Once, Recent
+from session_tracer.detectors.memory import MOST_REPORTED, Recent
 from session_tracer.detectors.protocol import BuiltIn
 from session_tracer.detectors.wording import dotted_each, expiry, listed, maker, objects
 from session_tracer.facts import AttributeLoaded, StatementExecuted
+from session_tracer.model.totals import Tally, Total
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,24 +21,36 @@ if TYPE_CHECKING:
 
 _EXPIRING: Final = frozenset({"expired", "relationship", "deferred"})
 
+# By the line of the commit and the line of the reload.
+_Reported: TypeAlias = "dict[tuple[CallSite | None, CallSite | None], Total]"
+
 
 class ReloadAfterCommit(BuiltIn):
     """`reload-after-commit`: objects that a commit expired are reloaded one by one."""
 
     candidates = (AttributeLoaded,)
-    memory = Once
 
-    def judge(self, fact: AttributeLoaded, report: Report, memory: Once) -> Iterator[Finding]:
+    def memory(self) -> _Reported:
+        """Return the total of each pair of lines that was reported."""
+        return {}
+
+    def judge(self, fact: AttributeLoaded, report: Report, memory: _Reported) -> Iterator[Finding]:
         """Report each pair of a commit's line and a reload's line once."""
         loads, enough = report.ledger.loads, report.settings.reloads_after_commit
         is_reload = fact.expired_by == "commit" and fact.kind in _EXPIRING
         if loads is None or loads.count != enough or not is_reload:
             return
-        if memory.first((fact.expired_site, fact.site)):
-            yield _reloaded(fact, loads, enough, report)
+        total = memory.get((fact.expired_site, fact.site))
+        if total is not None:
+            total.follow(loads.reloads)
+        elif len(memory) < MOST_REPORTED:
+            total = memory[fact.expired_site, fact.site] = Total("SELECT", loads.reloads)
+            yield _reloaded(fact, loads, enough, total, report)
 
 
-def _reloaded(fact: AttributeLoaded, reloads: Loads, count: int, report: Report) -> Finding:
+def _reloaded(
+    fact: AttributeLoaded, reloads: Loads, count: int, total: Total, report: Report
+) -> Finding:
     attributes = {name: None for one in reloads.attributes for name in dotted_each(*one)}
     is_one = len(reloads.entities) == 1 and len(attributes) == 1
     remedy, other = maker(report), "select them again with one statement after the commit"
@@ -47,15 +60,19 @@ def _reloaded(fact: AttributeLoaded, reloads: Loads, count: int, report: Report)
         were = "were" if len(names) > 1 else "was"
         other = f"{remedy}  # if {listed(names)} {were} loaded before the commit"
         remedy = _selected_again(fact, reloads, names)
+    what = objects(reloads.entities)
+    if len(reloads.entities) > 1:
+        what = f"{count} objects ({listed(list(reloads.entities))})"
     return report.finding(
         "reload-after-commit",
         "warning",
-        f"at least {objects(reloads.entities)} expired by a commit were reloaded, one SELECT each",
+        f"at least {what} expired by a commit were reloaded, one SELECT each",
         remedy,
         fact.site,
         entity=largest(reloads.entities),
         attribute=fact.attribute if is_one else None,
         count=count,
+        total=total,
         evidence=known(
             loop=looping(reloads.passed, report),
             committed_at=fact.expired_site,
@@ -89,11 +106,25 @@ def _selected_again(fact: AttributeLoaded, reloads: Loads, names: list[str]) -> 
 class _Refreshes:
     """How often one line has refreshed what was just written."""
 
-    __slots__ = ("count", "passed")
+    __slots__ = ("last", "passed", "tally")
 
     def __init__(self) -> None:
-        self.count = 0
+        self.tally = Tally()
+        self.last = 0
         self.passed: Passed = {}
+
+    @property
+    def count(self) -> int:
+        return self.tally.count
+
+    def add(self, duration: int) -> None:
+        self.tally.add(duration)
+        self.last = duration
+
+    def take_back(self) -> None:
+        """Do not count the last one."""
+        self.tally.count -= 1
+        self.tally.ns -= self.last
 
 
 class _Refreshing(Recent["CallSite | None", _Refreshes]):
@@ -122,7 +153,7 @@ class RefreshAfterWrite(BuiltIn):
             if last is not None and fact.eager and not fact.in_flush:
                 # refresh(author, ["books"]) loads what no write returns.
                 if write is memory.write:
-                    last.count -= 1
+                    last.take_back()
                 memory.last = None
             return
         memory.last = None
@@ -130,7 +161,7 @@ class RefreshAfterWrite(BuiltIn):
             return
         memory.write = write
         refreshes = memory.last = memory.of(fact.site)
-        refreshes.count += 1
+        refreshes.add(fact.duration)
         if refreshes.count == report.settings.refreshes_from_one_site - 1:
             refreshes.passed = report.ledger.locator.passed()
         if refreshes.count == report.settings.refreshes_from_one_site:
@@ -157,6 +188,7 @@ def _refreshed(
         fact.site,
         entity=fact.entity or None,
         count=count,
+        total=Total("SELECT", refreshes.tally),
         evidence={
             **known(loop=looping(refreshes.passed, report)),
             **where,

@@ -8,6 +8,7 @@ from session_tracer.detectors.evidence import known
 from session_tracer.detectors.protocol import BuiltIn
 from session_tracer.detectors.wording import awaited, bulk_write
 from session_tracer.facts import StatementExecuted
+from session_tracer.model.totals import Total
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -48,6 +49,7 @@ class RowByRowWrites(BuiltIn):
             fact.site,
             entity=fact.entity or None,
             count=rows.count,
+            total=Total(fact.operation, rows.tally),
             evidence=known(
                 table=fact.collection,
                 kind=fact.operation,

@@ -26,6 +26,7 @@ from session_tracer.facts import (
     WritesSplit,
 )
 from session_tracer.model.counts import add_counts
+from session_tracer.model.totals import Tally, Total
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,15 +44,22 @@ class _Commits:
     def __init__(self) -> None:
         self.is_reported = False
         self.passed: Passed = {}
+        self.tally = Tally()
         self._begin_anew()
 
     def _begin_anew(self) -> None:
         self.number = self.rows = self._at = 0
         self.written: Counts = {}
+        if not self.is_reported:
+            self.tally = Tally()
 
-    def add(self, rows: int, entities: Counts, began_at: int, at: int, gap: float) -> None:
+    def add(
+        self, rows: int, entities: Counts, began_at: int, at: int, gap: float, took: int
+    ) -> None:
         if began_at - self._at > gap:
             self._begin_anew()
+        if self.number or not self.is_reported:  # the first after a pause is in no loop
+            self.tally.add(took)
         self._at = at
         self.number += 1
         self.rows += rows
@@ -83,11 +91,11 @@ class CommitInLoop(BuiltIn):
         gap = report.settings.commit_loop_gap_seconds * 1e9
         # The ledger keeps the first commit, which is judged with the second.
         first = (ledger.first_commit,) if memory.begin() else ()
-        this = (fact.site, ledger.committing_rows, ledger.committing, fact.at)
-        for site, rows, entities, at in (*first, this):
+        this = (fact.site, ledger.committing_rows, ledger.committing, fact.at, fact.took)
+        for site, rows, entities, at, took in (*first, this):
             commits = memory.of(site) if site and 0 < rows < batch else None
             if commits is not None:
-                commits.add(rows, entities, at - (fact.took if at == fact.at else 0), at, gap)
+                commits.add(rows, entities, at - took, at, gap, took)
         enough = report.settings.commits_from_one_site
         if commits and commits.number == enough - 1:
             commits.passed = ledger.locator.passed()
@@ -110,6 +118,7 @@ def _commits(site: CallSite | None, commits: _Commits, report: Report) -> Findin
         site,
         entity=next(iter(commits.written)) if len(commits.written) == 1 else None,
         count=commits.number,
+        total=Total("commit", commits.tally),
         evidence=known(loop=loop, rows_per_commit=round(rows, 2), written=dict(commits.written)),
     )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from session_tracer import facts
-from session_tracer.hooks import loader_options
+from session_tracer.hooks import loader_options, sql
 from session_tracer.ledger import object_counter
 from session_tracer.ledger.ledger import new_tuple
 from session_tracer.ledger.loads import Load
@@ -112,7 +112,15 @@ def _column_load(state: Any, wanted: Any, ledger: Ledger) -> Reason:
     return Reason(load, state=state, is_left_out=is_left_out)
 
 
-def report_load(ledger: Ledger, load: Load, why: Reason, at: int, site: CallSite | None) -> None:
+def report_load(
+    ledger: Ledger,
+    load: Load,
+    why: Reason,
+    at: int,
+    site: CallSite | None,
+    duration: int,
+    statement: str,
+) -> None:
     """A statement has loaded something of one object."""
     state = why.state
     by: Expiry | Literal[""] = ""
@@ -132,6 +140,7 @@ def report_load(ledger: Ledger, load: Load, why: Reason, at: int, site: CallSite
         parent=parent,
         select=loader_options.brought_by(state),
         expired_by=counts_as,
+        duration=duration,
     )
     if load.kind != "relationship":
         object_counter.keep_brought_by(state)
@@ -159,6 +168,8 @@ def report_load(ledger: Ledger, load: Load, why: Reason, at: int, site: CallSite
         expired_site=expired_site,
         root_site=root_site,
         left_out=why.is_left_out,
+        duration=duration,
+        sql=sql.shown(statement, ledger.system),
     )
     ledger.publish(fact)
     if is_judged:

@@ -21,6 +21,7 @@ __all__ = [
     "fingerprint",
     "reads",
     "shape",
+    "shown",
     "status_code",
     "without_values",
 ]
@@ -208,6 +209,23 @@ def _shown(piece: re.Match[str]) -> str:
     if piece.lastgroup == "kept":
         return piece[0]
     return "" if piece.lastgroup == "comment" else "?"
+
+
+# Of the text of a statement in evidence: what it selects, and what it depends on.
+_MOST_SHOWN: Final = 400
+_BEGINNING: Final = 150
+
+
+@functools.lru_cache(maxsize=_MOST_REMEMBERED)
+def shown(statement: str, system: str) -> str:
+    """The statement on one line, without its values, with at most 400 characters.
+
+    Of a longer one, the beginning and the end are shown.
+    """
+    text = " ".join(without_values(statement, system).split())
+    if len(text) <= _MOST_SHOWN:
+        return text
+    return f"{text[:_BEGINNING]} ... {text[_BEGINNING + 5 - _MOST_SHOWN :]}"
 
 
 def fingerprint(statement: str, parameters: Any) -> int:

@@ -329,6 +329,7 @@ def _executing(name: str) -> Callable[..., bool | None]:
                     ledger.last_statement_at = ledger.last_activity_at = ended
                     if flush.repeats_rows:
                         ledger.row_count += 1
+                        ledger.row_ns += duration
                         if ledger.row_count in ledger.gates.single_rows:
                             ledger.fold_rows()
                             ledger.judge(_row(ledger, context, statement, ended, duration))
@@ -495,7 +496,7 @@ def _selected(
         if error is not None:
             load = None
         elif load is not None:
-            load_reason.report_load(ledger, load, why, at, site)
+            load_reason.report_load(ledger, load, why, at, site, duration, statement)
     if route is not ledger.route and (route is not None or not eager):
         ledger.come_by(route)
     in_flush = ledger.flush is not None
@@ -520,14 +521,16 @@ def _selected(
 
 
 def _publish_select(ledger: Ledger, select: Any, eager: str, error: BaseException | None) -> None:
-    fact = _select(select, eager, error)
+    fact = _select(select, ledger, eager, error)
     ledger.statement_executed(fact)
     if ledger.is_refreshing and eager and not fact.in_flush:
         ledger.is_refreshing = False
         ledger.judge(fact)
 
 
-def _select(select: Any, eager: str = "", error: BaseException | None = None) -> StatementExecuted:
+def _select(
+    select: Any, ledger: Ledger, eager: str = "", error: BaseException | None = None
+) -> StatementExecuted:
     """The fact of a SELECT, made of what is kept of it."""
     (
         at,
@@ -561,6 +564,7 @@ def _select(select: Any, eager: str = "", error: BaseException | None = None) ->
         text=hash(statement),
         number=number,
         reads=sql.reads(statement),
+        sql=sql.shown(statement, ledger.system),
     )
 
 
@@ -611,7 +615,8 @@ def _written(
     ledger.executed_by_flush(at, site, duration, operation, shape.collection)
     if size == 1 and operation in _ONE_ROW:
         is_row = _rows(context, operation, 1) == 1
-        if is_row and ledger.wrote_row(site, operation, shape.collection, statement, flush):
+        run = (site, operation, shape.collection, statement, flush, duration)
+        if is_row and ledger.wrote_row(*run):
             ledger.judge(_row(ledger, context, statement, at, duration))
         if is_row or operation == "INSERT":
             # Others of this text, for other rows, need no more than be counted.
@@ -638,7 +643,7 @@ def _executed(
         eager = why.eager
         if error is None and why.load is not None:
             load = why.load
-            load_reason.report_load(ledger, load, why, at, site)
+            load_reason.report_load(ledger, load, why, at, site, duration, statement)
     is_write = operation in _WRITES
     entity = _entity(context, flush if is_write else None)
     in_flush = flush is not None
@@ -651,7 +656,8 @@ def _executed(
         if rows and flush is None:
             ledger.wrote_rows(entity, shape.collection, rows)
         if rows == 1 and operation in _ONE_ROW and not reporting.now:
-            has_crossed = ledger.wrote_row(site, operation, shape.collection, statement, flush)
+            run = (site, operation, shape.collection, statement, flush, duration)
+            has_crossed = ledger.wrote_row(*run)
     if not (has_crossed or ledger.publishers or ledger.announces_statements):
         return
     fact = StatementExecuted(

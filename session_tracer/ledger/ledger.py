@@ -213,10 +213,11 @@ class Ledger(Use):
     is_refreshing = False
     single_rows: SingleRows | None = None
     # The last row that was written by a statement of its own, and how many there are of its kind;
-    # `single_rows` has the first `row_folded` of them.
+    # `single_rows` has the first `row_folded` of them; the others took `row_ns`.
     row_run: Run | None = None
     row_count = 0
     row_folded = 0
+    row_ns = 0
     # Whether code that runs during a statement could see which context is in force.
     attaches = False
 
@@ -235,8 +236,9 @@ class Ledger(Use):
     written: Counts = NOTHING
     committing_rows = 0
     committing: Counts = NOTHING
-    # The first commit of writes: its line, its rows, its objects, and when it was done.
-    first_commit: tuple[CallSite | None, int, Counts, int] | None = None
+    # The first commit of writes: its line, its rows, its objects, when it was done, and how long
+    # it took.
+    first_commit: tuple[CallSite | None, int, Counts, int, int] | None = None
     # The last flush or commit, and its line, as long as nothing but refreshes has run since.
     last_write: tuple[str, CallSite | None] | None = None
     flushed_site: CallSite | None = None
@@ -321,6 +323,11 @@ class Ledger(Use):
         for tracer in self.tracers[:1]:
             return tracer.work_of(self)
         return ""
+
+    @property
+    def system(self) -> str:
+        """What the database is, by OpenTelemetry's name; empty if it is not known."""
+        return "" if self.database is None else self.database.system
 
     @property
     def wrote(self) -> bool:
@@ -460,6 +467,8 @@ class Ledger(Use):
             self.settle(self.clock())
         if self.transactions_open:
             self._give_up_transactions(self.clock(), site)
+        if self.single_rows is not None:
+            self.fold_rows()
         is_taken = ending in _TAKEN
         if self.failures is not None:
             self.failures.scope_ended(self)
@@ -774,7 +783,7 @@ class Ledger(Use):
                 self._publish_ended(ended, now, site, size)
             if rows:
                 if self.first_commit is None:
-                    self.first_commit = (site, rows, self.committing, now)
+                    self.first_commit = (site, rows, self.committing, now, ended.took)
                 self.committing_rows = 0
                 self.committing = NOTHING
         else:
@@ -1089,7 +1098,7 @@ class Ledger(Use):
         # What began it, not what ended it, is when the session did something.
         self.last_activity_at = at - duration
 
-    def selected(self, select: Any, make: Callable[[Any], facts.StatementExecuted]) -> None:
+    def selected(self, select: Any, make: Callable[[Any, Ledger], facts.StatementExecuted]) -> None:
         """A SELECT of the application's own is one of the first few, or is judged.
 
         `make` makes the fact of `select`, a tuple.
@@ -1102,8 +1111,8 @@ class Ledger(Use):
             return
         if first and type(first[0]) is tuple:
             # The detectors' memories begin with those before.
-            first = self.first_selects = tuple(map(make, first))
-        fact = make(select)
+            first = self.first_selects = tuple([make(one, self) for one in first])
+        fact = make(select, self)
         self.judge(fact)
         if len(first) < self.gates.selects:
             self.first_selects = (*first, fact)
@@ -1133,6 +1142,7 @@ class Ledger(Use):
         collection: str,
         statement: str,
         flush: Flush | None,
+        duration: int,
     ) -> bool:
         """Count a row that was written by a statement of its own; whether they are enough now."""
         if self.row_run is not None:
@@ -1148,6 +1158,7 @@ class Ledger(Use):
         before = 0 if rows is None else rows.before(run, self.gates.least_single_rows)
         self.row_folded = before
         count = self.row_count = before + 1
+        self.row_ns = duration
         if count not in self.gates.single_rows:
             return False
         self.fold_rows()
@@ -1163,8 +1174,9 @@ class Ledger(Use):
             if not run[3] and run[2] != self.flush_number and self.row_count < least:
                 return  # a flush that a commit or a read asked for, and that has ended
             rows = self.single_rows = SingleRows()
-        rows.add(run, self.row_count - self.row_folded, least)
+        rows.add(run, self.row_count - self.row_folded, self.row_ns, least)
         self.row_folded = self.row_count
+        self.row_ns = 0
 
     def wrote_rows(self, entity: str, collection: str, rows: int) -> None:
         """A statement of the application's own wrote rows, -1 where it is not known how many."""
@@ -1221,6 +1233,7 @@ class Ledger(Use):
         parent: int,
         select: int | None,
         expired_by: Expiry | Literal[""],
+        duration: int,
     ) -> bool:
         """A statement ran because an attribute of one object was read or refreshed.
 
@@ -1243,13 +1256,13 @@ class Ledger(Use):
         if loads is None:
             loads = self.loads = Loads()
         if expired_by == "commit" and kind in _EXPIRING:
-            count = loads.count = loads.reloaded(load, parent, gates.most_reloads)
+            count = loads.count = loads.reloaded(load, parent, duration, gates.most_reloads)
             return self._is_reached(
                 loads, None, count in gates.nearly_reloads, count in gates.reloads
             )
         if kind == "expired":
             return False
-        count = loads.count = loads.loaded(site, load, parent, select, gates.most_loads)
+        count = loads.count = loads.loaded(site, load, parent, select, duration, gates.most_loads)
         is_nearly, is_reached = count in gates.nearly_loads, count in gates.loads
         return self._is_reached(loads, (site, load), is_nearly, is_reached)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
+from session_tracer.model.totals import Tally
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -39,14 +41,27 @@ class Loads:
     one counts.
     """
 
-    __slots__ = ("_by_line", "_passed", "_reloaded", "attributes", "count", "entities", "passed")
+    __slots__ = (
+        "_by_line",
+        "_passed",
+        "_reloaded",
+        "attributes",
+        "count",
+        "entities",
+        "passed",
+        "reloads",
+        "tally",
+    )
 
     def __init__(self) -> None:
-        # The objects, and the numbers of the SELECTs that brought them.
-        self._by_line: dict[tuple[CallSite | None, str, str], tuple[set[int], set[int | None]]] = {}
-        # How many objects the candidate that is judged now stands for, and what was at work at the
-        # one before.
+        # The objects, the numbers of the SELECTs that brought them, and all loads.
+        self._by_line: dict[
+            tuple[CallSite | None, str, str], tuple[set[int], set[int | None], Tally]
+        ] = {}
+        # How many objects the candidate that is judged now stands for, all loads of its line, and
+        # what was at work at the one before.
         self.count = 0
+        self.tally = Tally()
         self.passed: Passed = {}
         self._passed: dict[object, Passed] = {}
         self.committed()
@@ -54,6 +69,7 @@ class Loads:
     def committed(self) -> None:
         """Count again from zero what a commit has expired."""
         self._reloaded: set[int] = set()
+        self.reloads = Tally()
         self.entities: Counts = {}
         # As `entity, attribute`, in the order of their coming; when enough objects were reloaded,
         # the class to select and the option that brings the attribute are added.
@@ -70,7 +86,13 @@ class Loads:
         self.passed = self._passed.pop(key, {})
 
     def loaded(
-        self, site: CallSite | None, load: Load, parent: int, select: int | None, most: int
+        self,
+        site: CallSite | None,
+        load: Load,
+        parent: int,
+        select: int | None,
+        duration: int,
+        most: int,
     ) -> int:
         """How many objects the line has loaded it for, if this is another one; else 0.
 
@@ -79,11 +101,14 @@ class Loads:
         key = (site, load.entity, load.attribute)
         known = self._by_line.pop(key, None)
         if known is None:
-            known = (set(), set())
+            known = (set(), set(), Tally())
             if len(self._by_line) >= _MOST_LINES:
                 del self._by_line[next(iter(self._by_line))]
         self._by_line[key] = known
-        parents, selects = known
+        parents, selects, tally = known
+        self.tally = tally
+        tally.count += 1
+        tally.ns += duration
         before = len(parents) - len(selects) + 1 if selects else 0
         if before >= most or parent in parents:
             return 0
@@ -95,9 +120,11 @@ class Loads:
         count = len(parents) - len(selects) + 1
         return count if count > before else 0
 
-    def reloaded(self, load: Load, parent: int, most: int) -> int:
+    def reloaded(self, load: Load, parent: int, duration: int, most: int) -> int:
         """How many objects were reloaded since the commit, if this is another one; else 0."""
-        parents = self._reloaded
+        parents, tally = self._reloaded, self.reloads
+        tally.count += 1
+        tally.ns += duration
         if len(parents) >= most:
             return 0
         if load.attribute:

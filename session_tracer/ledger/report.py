@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from session_tracer.ledger.origin import Scope
     from session_tracer.model.findings import Severity
     from session_tracer.model.timeline import Timeline
+    from session_tracer.model.totals import Total
     from session_tracer.settings import Settings
     from session_tracer.where.callsite import CallSite, Locator
 
@@ -273,8 +274,9 @@ class Report:
         attribute: str | None = None,
         count: int = 1,
         evidence: Mapping[str, Any] | None = None,
+        total: Total | None = None,
     ) -> Finding:
-        """A finding about this scope."""
+        """A finding about this scope; `total` counts on what repeats."""
         evidence, ledger = evidence or {}, self.ledger
         opened_site, used_site = ledger.opened_site, ledger.first_used_site
         if opened_site is None or opened_site.distance > 1:
@@ -295,6 +297,7 @@ class Report:
             attribute=attribute,
             count=count,
             evidence=evidence,
+            total=total,
         )
 
     def was_reported(self, id_: str) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from session_tracer.model.totals import Tally
+
 if TYPE_CHECKING:
     from session_tracer.where.callsite import CallSite
 
@@ -25,18 +27,24 @@ class Rows:
     many flushes they were.
     """
 
-    __slots__ = ("_flush", "_text", "count", "differing", "flushes")
+    __slots__ = ("_flush", "_text", "differing", "flushes", "tally")
 
     def __init__(self) -> None:
-        self.count = 0
+        self.tally = Tally()
         self.flushes = 0
         self.differing = 0
         self._text = 0
         self._flush = 0
 
-    def add(self, text: int, flush: int, count: int) -> None:
-        """Take more rows of one text into account."""
-        self.count += count
+    @property
+    def count(self) -> int:
+        """How many rows there are."""
+        return self.tally.count
+
+    def add(self, text: int, flush: int, count: int, ns: int) -> None:
+        """Take more rows of one text into account, which took that many nanoseconds."""
+        self.tally.count += count
+        self.tally.ns += ns
         if flush != self._flush:
             self._flush = flush
             self.flushes += 1
@@ -66,7 +74,7 @@ class SingleRows:
         rows = self._known(run, least).get(run[0])
         return 0 if rows is None else rows.count
 
-    def add(self, run: Run, count: int, least: int) -> None:
+    def add(self, run: Run, count: int, ns: int, least: int) -> None:
         """Take more rows into account."""
         known, key = self._known(run, least), run[0]
         rows = known.get(key)
@@ -74,7 +82,7 @@ class SingleRows:
             if len(known) >= _MOST:
                 del known[next(iter(known))]
             rows = known[key] = Rows()
-        rows.add(run[1], run[2], count)
+        rows.add(run[1], run[2], count, ns)
         self.last = rows
 
     def _known(self, run: Run, least: int) -> dict[_Key, Rows]:

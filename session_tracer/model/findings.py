@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
+    from session_tracer.model.totals import Total
     from session_tracer.where.callsite import CallSite
 
-__all__ = ["FINDING_IDS", "LEFT_OPEN", "Finding", "Retraction", "Severity"]
+__all__ = ["FINDING_IDS", "LEFT_OPEN", "Finding", "Retraction", "Severity", "ranked"]
 
 Severity: TypeAlias = Literal["info", "warning", "error"]
 
@@ -76,6 +77,8 @@ class Finding:
         entity: The name of the mapped class.
         attribute: The name of the mapped attribute.
         count: Number of occurrences when the finding was reported.
+        total: Number of occurrences so far, and their time; complete when the session has ended.
+            None if the finding is not about something that repeats.
         evidence: More facts as JSON-ready values, never the value of a column. Keys that end in
             `_ms` are milliseconds.
     """
@@ -93,6 +96,8 @@ class Finding:
     attribute: str | None = None
     count: int = 1
     evidence: Mapping[str, Any] = field(default_factory=dict)
+    # Two findings are equal whatever has happened since.
+    total: Total | None = field(default=None, compare=False, repr=False)
 
     @property
     def help(self) -> str:
@@ -113,3 +118,16 @@ class Retraction:
     finding: Finding
     message: str
     evidence: Mapping[str, Any] = field(default_factory=dict)
+
+
+_MOST_SEVERE_FIRST: Final[tuple[Severity, ...]] = ("error", "warning", "info")
+
+
+def ranked(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Return the most severe first, and of these the ones that took the most time."""
+    return tuple(sorted(findings, key=_rank))
+
+
+def _rank(finding: Finding) -> tuple[int, float]:
+    lost = 0.0 if finding.total is None else finding.total.ms
+    return _MOST_SEVERE_FIRST.index(finding.severity), -lost

@@ -52,7 +52,8 @@ class SessionSummary:
         pending: Number of objects that were added and never flushed.
         timeline: The first and the last steps.
         timeline_left_out: Number of the other steps.
-        findings: The findings.
+        findings: The findings, in the order in which they were reported. Their totals are those of
+            the scope.
     """
 
     id: str

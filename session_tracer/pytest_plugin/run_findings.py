@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from session_tracer.model.findings import Finding
@@ -74,7 +74,10 @@ class RunFindings:
 
     def dump(self) -> str:
         """Return everything as JSON, for the process that reports the findings of all workers."""
-        entries = [asdict(entry) for entry in self._entries.values()]
+        entries = [
+            asdict(replace(entry, finding=replace(entry.finding, total=None)))
+            for entry in self._entries.values()
+        ]
         return json.dumps({"sessions": self.sessions, "entries": entries}, default=str)
 
     def merge(self, dumped: str) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 from opentelemetry import trace
 
 from session_tracer import facts
+from session_tracer.model.findings import ranked
 from session_tracer.model.summary import COUNTS, NUMBERS
 from session_tracer.runtime import process
 from session_tracer.runtime.environment import has_structlog, service
@@ -33,6 +34,8 @@ __all__ = ["LEVELS", "LogSignal"]
 
 LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _MOST_SITES: Final = 1_000
+# Of one session, in `session.closed`.
+_MOST_FINDINGS: Final = 20
 _NEVER: Final = 1_000
 _DEBUG: Final = LEVELS["debug"]
 _STRUCTLOG: Final = "structlog"
@@ -254,7 +257,7 @@ class LogSignal:
         for (key, by), count in compress(zip(_BY.items(), counts, strict=True), counts):
             _count(fields, key, by, count)
         if report.findings:
-            fields["findings"] = [finding.id for finding in report.findings]
+            fields["findings"] = _totals(report.findings, duration)
         if ledger.error:
             fields["error_type"] = ledger.error
         if ledger.opened_site is not None:
@@ -384,6 +387,24 @@ def _numbers_of_session(report: Report) -> Numbers:
     yield from zip(_ADDED_UP, _added_up(ledger), strict=True)
     for key, counts in zip(COUNTS, _counts(ledger), strict=True):
         yield key, sum(counts.values())
+
+
+def _totals(findings: tuple[Finding, ...], duration: int) -> list[LogEvent]:
+    """The findings of a scope, the worst first, with the totals of what repeats."""
+    totals: list[LogEvent] = []
+    for finding in ranked(findings)[:_MOST_FINDINGS]:
+        fields: LogEvent = {
+            "finding_id": finding.id,
+            "site": _site(finding.site),
+            "entity": finding.entity,
+            "attribute": finding.attribute,
+        }
+        if (total := finding.total) is not None:
+            fields["total"] = total.count
+            fields["total_ms"] = total.ms
+            fields["share"] = round(min(total.ms * 1e6 / max(duration, 1), 1.0), 3)
+        totals.append(_flat({}, fields))
+    return totals
 
 
 def _numbers_of_flush(fact: facts.FlushFailed) -> Numbers:

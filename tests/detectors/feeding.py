@@ -190,6 +190,7 @@ class PlayedScope:
             parent=fact.parent,
             select=0,
             expired_by=fact.expired_by,
+            duration=fact.duration,
         )
         self.ledger.publish(fact)
         if is_judged:
@@ -226,19 +227,14 @@ class PlayedScope:
             is_own = load is None and fact.fingerprint and not (fact.eager or fact.error)
             if is_own:
                 numbered = replace(fact, number=ledger.statements)
-                ledger.selected((numbered,), lambda select: select[0])
+                ledger.selected((numbered,), lambda select, _: select[0])
             return
         ledger.wrote_to(fact.collection)
         is_write = fact.operation in _WRITES and not fact.error
         if is_write and not fact.in_flush and fact.rows:
             ledger.wrote_rows(fact.entity, fact.collection, fact.rows)
         has_crossed = (
-            is_write
-            and fact.rows == 1
-            and fact.operation in _ONE_ROW
-            and ledger.wrote_row(
-                fact.site, fact.operation, fact.collection, _text(fact), ledger.flush
-            )
+            is_write and fact.rows == 1 and fact.operation in _ONE_ROW and self._wrote_row(fact)
         )
         if has_crossed or not is_quiet:
             ledger.statement_executed(fact)
@@ -249,10 +245,12 @@ class PlayedScope:
         ledger = self.ledger
         ledger.executed_by_flush(fact.at, fact.site, fact.duration, fact.operation, fact.collection)
         is_row = fact.batch_size == 1 and fact.operation in _ONE_ROW and fact.rows == 1
-        if is_row and ledger.wrote_row(
-            fact.site, fact.operation, fact.collection, _text(fact), ledger.flush
-        ):
+        if is_row and self._wrote_row(fact):
             ledger.judge(fact)
+
+    def _wrote_row(self, fact: facts.StatementExecuted) -> bool:
+        where = (fact.site, fact.operation, fact.collection)
+        return self.ledger.wrote_row(*where, _text(fact), self.ledger.flush, fact.duration)
 
     def _objects_loaded(self, fact: facts.ObjectsLoaded) -> None:
         ledger = self.ledger

@@ -82,7 +82,7 @@ def test_objects_of_several_classes_are_reloaded() -> None:
     books = [reload_(10 + n, entity="Book") for n in range(2)]
     found = one(reported(ReloadAfterCommit(), COMMITTED, *map(reload_, range(3)), *books))
     assert found.message == (
-        "at least 3 Author, 2 Book expired by a commit were reloaded, one SELECT each"
+        "at least 5 objects (Author and Book) expired by a commit were reloaded, one SELECT each"
     )
     assert (found.entity, found.attribute) == ("Author", None)
 

@@ -63,7 +63,11 @@ def test_the_books_of_five_authors(twin: Twin) -> None:
                 entity="Author",
                 attribute="books",
                 count=5,
-                evidence={"loaded_at": str(SELECTED), "loop": str(READING)},
+                evidence={
+                    "loaded_at": str(SELECTED),
+                    "loop": str(READING),
+                    "statement": captured.findings[0].evidence["statement"],
+                },
             )
         ]
         assert_found(await read_each(twin, pasted(to_write(captured.findings[0])), books_of))
