@@ -106,12 +106,12 @@ class Loads:
                 del self._by_line[next(iter(self._by_line))]
         self._by_line[key] = known
         parents, selects, tally = known
-        self.tally = tally
         tally.count += 1
         tally.ns += duration
         before = len(parents) - len(selects) + 1 if selects else 0
         if before >= most or parent in parents:
             return 0
+        self.tally = tally
         if len(selects) >= _MOST_SELECTS:
             parents.clear()
             selects.clear()
