@@ -246,7 +246,8 @@ def test_objects_of_two_classes_are_selected_again(twin: Twin) -> None:
         told = await tell(twin, read_two_classes, reloads_after_commit=4)
         (finding,) = told.findings
         assert finding.message == (
-            "at least 4 objects (Author and Book) expired by a commit were reloaded, one SELECT each"
+            "at least 4 objects (Author and Book) expired by a commit were reloaded, "
+            "one SELECT each"
         )
         both = [pasted(one) for one in finding.remedy.partition(" after ")[0].split(" and ")]
         assert len(both) == 2
