@@ -61,6 +61,11 @@ class Scope:
     last: Case | None = None
     commits: dict[str, Passed] = field(default_factory=dict)
 
+    @property
+    def is_in_a_traceback(self) -> bool:
+        """Whether its test has ended with an exception, whose traceback may hold the session."""
+        return self.case is not None and self.case.has_raised
+
 
 class Case:
     """One test. What sessions do in its setup and teardown is not counted."""
@@ -80,6 +85,8 @@ class Case:
         self.counts = BudgetCounts()
         self.reported: list[Reported] = []
         self.failed = False
+        # Whether an exception of its own has left it or one of its fixtures, as a skip does too.
+        self.has_raised = False
         # The findings that are in no test report yet, and the failure that this plugin raised.
         self.unlisted: list[Finding] = []
         self.raised: BaseException | None = None
@@ -136,10 +143,11 @@ class Case:
     def left_open(self) -> Iterator[tuple[Report, Scope]]:
         """The sessions that this test opened and that are still in a transaction.
 
+        If an exception has left it, there are none: it could not close them.
         The code that opened a connection gives it back: a session that is bound to one, and has no
         other, holds nothing.
         """
-        for report, scope in list(self._opened.values()):
+        for report, scope in [] if self.has_raised else list(self._opened.values()):
             ledger = report.ledger
             is_bound = bool(ledger.borrowed) and not ledger.connections
             if ledger.outcome is None and ledger.transaction_began_at and not is_bound:

@@ -100,6 +100,8 @@ class Run:
         case.failed = case.failed or report.failed
         if call.excinfo is not None and call.excinfo.value is case.raised:
             _point_to(report, item, case.headline)
+        elif call.excinfo is not None:
+            case.has_raised = True
         if case.unlisted and (report.failed or report.when != "setup"):
             report.sections.append(("session findings", wording.blocks(case.unlisted)))
             case.unlisted.clear()

@@ -14,6 +14,7 @@ from session_tracer.instrumentor import capture
 from session_tracer.ledger import failures, watchdog
 from session_tracer.model.findings import Finding
 from session_tracer.pytest_plugin.case import Case, Reported, Scope
+from session_tracer.pytest_plugin.client_threads import ClientThreads
 from session_tracer.verdicts.policy import Policy
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ class Tracing:
         # The open sessions by their ids.
         self._open: dict[str, tuple[Report, Scope]] = {}
         self._current = _Current()
+        self._clients = ClientThreads()
         # Sessions of several threads may be reported at the same time.
         self._lock = threading.Lock()
 
@@ -95,10 +97,12 @@ class Tracing:
         judges: tuple[Detector, ...] = (self, *per_test)
         self._policy = Policy(settings, judges)
         self._instrumentation = capture(resolve(None), "default", exporter, settings, judges)
+        self._clients.start()
 
     def stop(self) -> None:
         """Stop tracing."""
         if self._instrumentation is not None:
+            self._clients.stop()
             self._instrumentation.uninstrument()
             self._instrumentation = None
             # A scope refers to its test, and the test to the facts of all its sessions.
@@ -111,6 +115,7 @@ class Tracing:
         the test's first statement.
         """
         self.case = case
+        self._clients.begin()
         failures.forget_repeats()
         for report, scope in self._of_this_thread():
             self._reset_counts(report, scope)
@@ -209,7 +214,7 @@ class Tracing:
         scope = self._current.scope
         if scope is None or not self._current.by_itself:
             self._report(finding, self.case)
-        elif not (scope.shared or scope.left_open):
+        elif not (scope.shared or scope.left_open or scope.is_in_a_traceback):
             # The fixture decides how long a shared session is open. A session that was left open
             # has its finding already.
             self._report(finding, scope.case)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MACHINERY_PACKAGES",
+    "WAITING",
     "CallSite",
     "Callers",
     "Locator",
@@ -29,6 +30,10 @@ __all__ = [
 
 # Functions that called one another, the innermost first, each with its instruction (`f_lasti`).
 Callers: TypeAlias = "tuple[tuple[CodeType, int], ...]"
+
+# What returns the frames of the thread that waits for what this one does. The pytest plugin adds a
+# function, because a test's client runs the application in another thread.
+WAITING: Final[list[Callable[[], Iterable[FrameType]]]] = []
 
 # An application that makes code as it runs must not fill the memory with its sites.
 _MOST_SITES: Final = 10_000
@@ -352,7 +357,7 @@ class Locator:
 
         To find out which are still at work when the same happens again. They are not kept alive.
         """
-        return {(id(frame), id(frame.f_code)): frame.f_lasti for frame in _outwards(_frame(1))}
+        return {(id(frame), id(frame.f_code)): frame.f_lasti for frame in _callers(_frame(1))}
 
     def loop(
         self, before: Mapping[tuple[int, int], int], opened: CallSite | None = None
@@ -415,7 +420,7 @@ class Locator:
         """
         inside: list[FrameType] = []
         count = 0
-        for frame in _outwards(_frame(1)):
+        for frame in _callers(_frame(1)):
             first = is_first(frame)
             if first is None:
                 break
@@ -637,6 +642,13 @@ def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
     yield from _stack(frame)
     for task in awaiting_tasks(current_task()):
         yield from suspended(task)
+
+
+def _callers(frame: FrameType | None) -> Iterator[FrameType]:
+    """Yield what `_outwards` does, and then the frames of the thread that waits for this one."""
+    yield from _outwards(frame)
+    for waiting in WAITING:
+        yield from waiting()
 
 
 def whole_stack() -> Iterator[FrameType]:

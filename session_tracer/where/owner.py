@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator
     from types import FrameType
 
-__all__ = ["Owner", "current", "leaver_for", "others", "root_of"]
+__all__ = ["Owner", "current", "leaver_for", "others", "root_of", "standing"]
 
 # A thread of a pool does one piece of work after another, and those of several requests in turn.
 # Each piece that runs in a context of its own, as anyio's and `asyncio.to_thread()`'s do, is an
@@ -180,14 +180,14 @@ class Owner:
             # them stand in for SQLAlchemy's. A task of asyncio's waits for a greenlet.
             return list(dropwhile(_is_ours, whole_stack()))
         frames: list[FrameType] = []
-        frame = _standing(self.ident)
+        frame = standing(self.ident)
         while frame is not None:
             frames.append(frame)
             frame = frame.f_back
         return frames
 
 
-def _standing(ident: int) -> FrameType | None:
+def standing(ident: int) -> FrameType | None:
     """Return the running frame of another thread, or None if this Python does not provide it."""
     frames: Callable[[], dict[int, FrameType]] | None = getattr(sys, "_current_frames", None)
     return None if frames is None else frames().get(ident)

@@ -528,6 +528,85 @@ async def test_of_a_loop(session):
     }
 
 
+CLIENT: Final = """
+from fastapi import Depends, FastAPI
+from service import find, find_again
+
+app = FastAPI()
+
+def get_session(): ...
+
+@app.get("/one")
+def one(session=Depends(get_session)):
+    find(session)
+
+@app.get("/one_later")
+async def one_later(session=Depends(get_session)):
+    find(session)
+
+@app.get("/many")
+def many(session=Depends(get_session)):
+    find_again(session)
+
+@app.get("/many_later")
+async def many_later(session=Depends(get_session)):
+    find_again(session)
+"""
+
+
+def test_the_requests_of_a_test_client_are_the_tests_repeats(suites: Suites) -> None:
+    (suites.folder / "service.py").write_text(SERVICE)
+    (suites.folder / "application.py").write_text(CLIENT)
+    suites.configure("pythonpath = .")
+    run = suites.run_source(
+        """
+import threading
+from application import app, get_session
+from fastapi.testclient import TestClient
+from service import find_again
+
+@pytest.fixture
+def client(session):
+    app.dependency_overrides[get_session] = lambda: session
+    with TestClient(app) as client:
+        yield client
+
+@pytest.mark.parametrize("path", ["/one", "/one_later"])
+def test_in_a_row(client, path):
+    client.get(path)
+    client.get(path)
+    client.get(path)
+    client.get(path)
+    client.get(path)
+
+@pytest.mark.parametrize("path", ["/one", "/one_later"])
+def test_in_a_loop(client, path):
+    for _ in range(5):
+        client.get(path)
+
+@pytest.mark.parametrize("path", ["/many", "/many_later"])
+def test_of_the_applications_loop(client, path):
+    client.get(path)
+
+def test_of_a_thread(session):
+    working = threading.Thread(target=find_again, args=(session,))
+    working.start()
+    working.join()
+""",
+        *("-W", "ignore"),  # what the client warns of
+        "--session-tracer=warning",
+    )
+    assert run.outcomes == {
+        "test_in_a_row[/one]": "passed",
+        "test_in_a_row[/one_later]": "passed",
+        "test_in_a_loop[/one]": "passed",
+        "test_in_a_loop[/one_later]": "passed",
+        "test_of_the_applications_loop[/many]": "failed",
+        "test_of_the_applications_loop[/many_later]": "failed",
+        "test_of_a_thread": "failed",
+    }
+
+
 def test_what_a_test_commits_before_it_calls_the_application_is_no_finding(suites: Suites) -> None:
     (suites.folder / "service.py").write_text(
         """

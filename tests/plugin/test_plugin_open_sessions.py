@@ -201,6 +201,54 @@ def test_collects():
     ]
 
 
+def test_what_a_failed_test_could_not_close_is_not_reported(suites: Suites) -> None:
+    run = suites.run_source(
+        """
+import gc
+from tests.stories.findings.due import look_ahead
+
+@pytest.fixture
+def broken(SessionLocal):
+    session = SessionLocal()
+    session.connection()
+    raise LookupError
+
+def test_fails(SessionLocal):
+    session = SessionLocal()
+    session.connection()
+    assert session is None
+
+def test_whose_fixture_fails(broken): ...
+
+@pytest.mark.xfail
+def test_is_expected_to_fail(SessionLocal):
+    session = SessionLocal()
+    session.connection()
+    assert session is None
+
+def test_later(SessionLocal):
+    look_ahead(3600)
+
+def test_leaves_it(SessionLocal):
+    session = SessionLocal()
+    session.connection()  # left
+    globals()["kept"] = session
+
+def test_later_again():
+    look_ahead(3600)
+    globals().pop("kept")
+    gc.collect()
+""",
+        "--session-tracer=report",
+    )
+    assert set(run.outcomes.values()) == {"failed", "setup error", "xfailed", "passed"}
+    assert [line.split()[0] for line in run.summary if not line.startswith(" ")] == [
+        "left-open",
+        "1",
+    ]
+    assert "test_leaves_it" in run.summary[0]
+
+
 def test_nothing_is_reported_without_an_option(suites: Suites) -> None:
     run = suites.run_source(
         LEAVES.replace("def test_leaves_it(", "def test_leaves_it(session_trace, ")
