@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 Counts: TypeAlias = "dict[str, int]"
 Outcome: TypeAlias = Literal["committed", "rolled_back", "closed", "failed", "abandoned", "unused"]
 Trigger: TypeAlias = Literal["explicit", "autoflush", "commit", "savepoint"]
+# Which part of a larger result a SELECT reads: a page by OFFSET, the rows that come next after a
+# bound, a window between bounds, or those of a list.
+Part: TypeAlias = Literal["", "page", "next", "window", "list"]
 LoadKind: TypeAlias = Literal["relationship", "deferred", "expired", "refresh", "detached"]
 Ending: TypeAlias = Literal["close", "reset", "invalidate", "collected", "exit"]
 # A flush expires what the database generates, where it could not read that back with the write.
@@ -247,6 +250,9 @@ class StatementExecuted(_Value):
     text: int = 0
     number: int = 0
     reads: frozenset[str] = frozenset()
+    query: int = 0
+    part: Part = ""
+    part_of: int = 0
     sql: str = ""
 
 

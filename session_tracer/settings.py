@@ -319,6 +319,9 @@ class Settings:
     gets_from_one_site: int = _option(10, _whole(2))
     """Number of loads of one entity by primary key, from one line (`get-in-loop`)."""
 
+    queries_from_one_site: int = _option(10, _whole(2))
+    """Number of different parameters with which one line runs a SELECT (`query-in-loop`)."""
+
     repeats_of_one_select: int = _option(5, _whole(2))
     """Number of times the same SELECT runs with the same parameters (`repeated-select`)."""
 
@@ -468,6 +471,7 @@ class Overrides(TypedDict, total=False):
     single_row_writes: int
     lazy_loads_from_one_site: int
     gets_from_one_site: int
+    queries_from_one_site: int
     repeats_of_one_select: int
     reloads_after_commit: int
     refreshes_from_one_site: int

@@ -1,6 +1,6 @@
 """Objects that are loaded one by one, repeatedly, or all at once."""
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from examples.misuse.db import SessionLocal
@@ -18,6 +18,16 @@ def total_of(book_ids: tuple[int, ...] = tuple(range(1, 13))) -> int:
     """Loads each book of a basket by its key."""
     with SessionLocal() as session:
         return sum(session.get_one(Book, book_id).price for book_id in book_ids)
+
+
+def count_orders() -> dict[str, int]:
+    """Counts the orders of each book separately."""
+    with SessionLocal() as session:
+        counts = {}
+        for book in session.scalars(select(Book)).all():
+            orders = select(func.count()).select_from(Order).where(Order.book_id == book.id)
+            counts[book.title] = session.scalars(orders).one()
+        return counts
 
 
 def label_books() -> list[str]:

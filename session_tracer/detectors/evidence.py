@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "added_up",
+    "is_reported_at",
     "known",
     "largest",
     "life_site",
@@ -36,6 +37,11 @@ def known(**values: Any) -> dict[str, Any]:
         for key, value in values.items()
         if value is not None
     }
+
+
+def is_reported_at(id_: str, site: CallSite | None, report: Report) -> bool:
+    """Return whether a finding of that id was reported of this scope at the line."""
+    return any(finding.id == id_ and finding.site == site for finding in report.findings)
 
 
 def looping(passed: Passed, report: Report) -> CallSite | None:

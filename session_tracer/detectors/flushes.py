@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from session_tracer.detectors.evidence import added_up, known, largest, looping, ms, written
+from session_tracer.detectors.evidence import (
+    added_up,
+    is_reported_at,
+    known,
+    largest,
+    looping,
+    ms,
+    written,
+)
 from session_tracer.detectors.flush_remedies import remedies, what_failed
 from session_tracer.detectors.memory import Recent
 from session_tracer.detectors.protocol import BuiltIn
@@ -223,7 +231,8 @@ class AutoflushStorm(BuiltIn):
         autoflushes.add(contents, fact.duration, ledger.transactions, enough)
         if autoflushes.count == enough - 1:
             autoflushes.passed = ledger.locator.passed()
-        if autoflushes.count != enough:
+        # A query of each item that flushes is reported as the query: without it nothing flushes.
+        if autoflushes.count != enough or is_reported_at("query-in-loop", fact.site, report):
             return
         objects_by_class = added_up(autoflushes.written)
         loop = looping(autoflushes.passed, report)

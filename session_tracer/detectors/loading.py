@@ -1,16 +1,14 @@
-"""Finds objects that are loaded one by one, or repeatedly."""
+"""Finds objects and attributes that are loaded one by one."""
 
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
 
 from session_tracer.detectors.evidence import known, looping
 from session_tracer.detectors.memory import Recent
 from session_tracer.detectors.protocol import BuiltIn
 from session_tracer.detectors.selecting import selecting
 from session_tracer.detectors.wording import (
-    awaited,
     dotted_each,
     elsewhere,
     expired_by,
@@ -21,7 +19,7 @@ from session_tracer.facts import AttributeLoaded, StatementExecuted
 from session_tracer.model.totals import Tally, Total
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from session_tracer.ledger.loads import Passed
     from session_tracer.ledger.report import Report
@@ -171,134 +169,3 @@ class GetInLoop(BuiltIn):
             total=Total("SELECT", *tallies),
             evidence=known(loop=loop, entities=counts if len(counts) > 1 else None),
         )
-
-
-def _is_counted(fact: StatementExecuted) -> bool:
-    # The SELECTs of an eager loader belong to the SELECT before. Those of a flush without a mapped
-    # class read, for example, the next value of a sequence.
-    return (
-        fact.operation == "SELECT"
-        and fact.fingerprint != 0
-        and bool(fact.reads)
-        and not (fact.eager or fact.error or (fact.in_flush and not fact.entity))
-    )
-
-
-class _Repeats:
-    """The last runs of one SELECT with the same parameters: numbers, lines and durations."""
-
-    __slots__ = ("_last", "_runs", "_tally", "is_reported", "passed")
-
-    def __init__(self) -> None:
-        self.is_reported = False
-        self.passed: Passed = {}
-        self._runs: tuple[tuple[int, CallSite | None, int], ...] = ()
-        self._last = 0
-        self._tally = Tally()
-
-    def add(self, fact: StatementExecuted, most: int) -> None:
-        self._runs = (*self._runs[1 - most :], (fact.number, fact.site, fact.duration))
-
-    def total(self) -> Total:
-        """Return a total of the runs, which `again()` adds to."""
-        for number, _, duration in self._runs:
-            self._last = number
-            self._tally.add(duration)
-        return Total("SELECT", self._tally)
-
-    def again(self, fact: StatementExecuted, is_current: Callable[[int], bool]) -> None:
-        """Count a run after the finding, if the one before would have been enough."""
-        if is_current(self._last):
-            self._tally.add(fact.duration)
-        self._last = fact.number
-
-    def forget(self, is_current: Callable[[int], bool]) -> None:
-        """Forget the first runs that do not count any more."""
-        while self._runs and not is_current(self._runs[0][0]):
-            self._runs = self._runs[1:]
-
-    @property
-    def count(self) -> int:
-        return len(self._runs)
-
-    @property
-    def sites(self) -> list[CallSite | None]:
-        return list(dict.fromkeys(site for _, site, _ in self._runs))
-
-
-class RepeatedSelect(BuiltIn):
-    """`repeated-select`: the same SELECT runs with the same parameters again and again."""
-
-    candidates = (StatementExecuted,)
-
-    def memory(self) -> Recent[int, _Repeats]:
-        """Return the repeats of each SELECT, by its fingerprint."""
-        return Recent(_Repeats)
-
-    def judge(
-        self, fact: StatementExecuted, report: Report, memory: Recent[int, _Repeats]
-    ) -> Iterator[Finding]:
-        """Report each SELECT with its parameters once.
-
-        It has to run in one transaction, which has not written to what the SELECT reads: a poll
-        commits between its reads, and a queue's consumer changes the row that it has read.
-        """
-        ledger, enough = report.ledger, report.settings.repeats_of_one_select
-        # This comes before begin(): facts of other kinds are judged before the first SELECTs end.
-        if ledger.last_load is not None or not _is_counted(fact):
-            return
-        if memory.begin():
-            for earlier in filter(_is_counted, ledger.first_selects):
-                memory.of(earlier.fingerprint).add(earlier, enough)
-        repeats = memory.of(fact.fingerprint)
-        is_current = partial(ledger.reads_the_same, fact.reads)
-        if repeats.is_reported:
-            repeats.again(fact, is_current)
-            return
-        repeats.add(fact, enough)
-        if repeats.count == enough:
-            repeats.forget(is_current)
-        if repeats.count == enough - 1:
-            repeats.passed = ledger.locator.passed()
-        elif repeats.count == enough:
-            repeats.is_reported = True
-            yield _repeated(fact, repeats, report)
-
-
-def _repeated(fact: StatementExecuted, repeats: _Repeats, report: Report) -> Finding:
-    subject = fact.entity or fact.collection
-    where = " from one line" if fact.site is not None else ""
-    evidence: dict[str, Any] = {}
-    if len(repeats.sites) > 1:
-        where, evidence = " from several lines", known(first_at=repeats.sites[0])
-    if fact.by_key:
-        what = f"{subject} was looked up by the same primary key at least {repeats.count} times"
-        why = (
-            "the row does not exist, or the application kept no reference to the object: "
-            "the identity map refers to it weakly"
-        )
-    else:
-        of = f" of {subject}" if subject else ""
-        what = f"the same SELECT{of} with the same parameters ran at least {repeats.count} times"
-        why = "the identity map is not a query cache: only get() can return without a SELECT"
-    loop = looping(repeats.passed, report)
-    commit = f"{awaited(report)}session.commit()"
-    return report.finding(
-        "repeated-select",
-        "warning",
-        what + where,
-        f"run it once{elsewhere(loop, fact.site, 'before the loop at')} and keep the result",
-        fact.site,
-        entity=fact.entity or None,
-        count=repeats.count,
-        total=repeats.total(),
-        evidence={
-            **known(loop=loop, statement=fact.sql or None),
-            "why": why,
-            **evidence,
-            "alternatives": [f"{commit}{_EACH}"],
-        },
-    )
-
-
-_EACH: Final = "  # before each read, to see what others have committed"

@@ -21,7 +21,7 @@ from sqlalchemy.exc import InvalidRequestError
 
 from session_tracer import facts
 from session_tracer.facts import StatementExecuted
-from session_tracer.hooks import load_reason, locks, loops, sql, streams
+from session_tracer.hooks import load_reason, locks, loops, parts, sql, streams
 from session_tracer.hooks.failed_statements import statement_failed
 from session_tracer.hooks.loader_options import primary_key
 from session_tracer.hooks.patching import as_sqlalchemys
@@ -487,6 +487,7 @@ def _selected(
                     ledger.statements,
                 ),
                 _select,
+                parameters,
             )
         return
     load = route = None
@@ -515,13 +516,15 @@ def _selected(
     key = fingerprint_of(statement, parameters)
     number = ledger.statements
     select = (at, site, statement, subject, duration, by_key, key, streamed, in_flush, size, number)
-    _publish_select(ledger, select, eager, error)
+    _publish_select(ledger, select, parameters, eager, error)
     if why is None and error is None and key:
-        ledger.selected(select, _select)
+        ledger.selected(select, _select, parameters)
 
 
-def _publish_select(ledger: Ledger, select: Any, eager: str, error: BaseException | None) -> None:
-    fact = _select(select, ledger, eager, error)
+def _publish_select(
+    ledger: Ledger, select: Any, parameters: Any, eager: str, error: BaseException | None
+) -> None:
+    fact = _select(select, ledger, parameters, eager, error)
     ledger.statement_executed(fact)
     if ledger.is_refreshing and eager and not fact.in_flush:
         ledger.is_refreshing = False
@@ -529,9 +532,13 @@ def _publish_select(ledger: Ledger, select: Any, eager: str, error: BaseExceptio
 
 
 def _select(
-    select: Any, ledger: Ledger, eager: str = "", error: BaseException | None = None
+    select: Any,
+    ledger: Ledger,
+    parameters: Any = None,
+    eager: str = "",
+    error: BaseException | None = None,
 ) -> StatementExecuted:
-    """The fact of a SELECT, made of what is kept of it."""
+    """The fact of a SELECT, made of what is kept of it, and of its parameters if they are there."""
     (
         at,
         site,
@@ -545,6 +552,10 @@ def _select(
         size,
         number,
     ) = select
+    query = parts.query(statement)
+    part_of, part = fingerprint, parts.WHOLE
+    if fingerprint and query.has_parts:
+        part_of, part = query.part(parameters)
     return StatementExecuted(
         at=at,
         site=site,
@@ -564,6 +575,9 @@ def _select(
         text=hash(statement),
         number=number,
         reads=sql.reads(statement),
+        query=query.id,
+        part=part,
+        part_of=part_of,
         sql=sql.shown(statement, ledger.system),
     )
 

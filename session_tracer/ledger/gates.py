@@ -42,6 +42,7 @@ class Gates:
         reloads = frozenset(one.reloads_after_commit for one in every)
         rows = frozenset(one.single_row_writes for one in every)
         gets = min(one.gets_from_one_site for one in every)
+        queries = min(one.queries_from_one_site for one in every)
         repeats = min(one.repeats_of_one_select for one in every)
         return cls(
             loads=loads,
@@ -50,7 +51,7 @@ class Gates:
             nearly_reloads=frozenset(number - 1 for number in reloads),
             most_loads=max(loads),
             most_reloads=max(reloads),
-            selects=max(1, min(gets - 1, repeats - 1, _SELECTS_KEPT)),
+            selects=max(1, min(gets - 1, queries - 1, repeats - 1, _SELECTS_KEPT)),
             single_rows=rows,
             least_single_rows=min(rows),
             large_flush=min(one.large_flush_objects for one in every),

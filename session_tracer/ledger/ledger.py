@@ -1098,10 +1098,12 @@ class Ledger(Use):
         # What began it, not what ended it, is when the session did something.
         self.last_activity_at = at - duration
 
-    def selected(self, select: Any, make: Callable[[Any, Ledger], facts.StatementExecuted]) -> None:
+    def selected(
+        self, select: Any, make: Callable[..., facts.StatementExecuted], parameters: Any
+    ) -> None:
         """A SELECT of the application's own is one of the first few, or is judged.
 
-        `make` makes the fact of `select`, a tuple.
+        `make` makes the fact of `select`, a tuple, and of the parameters, which are not kept.
         """
         if reporting.now:
             return
@@ -1112,7 +1114,7 @@ class Ledger(Use):
         if first and type(first[0]) is tuple:
             # The detectors' memories begin with those before.
             first = self.first_selects = tuple([make(one, self) for one in first])
-        fact = make(select, self)
+        fact = make(select, self, parameters)
         self.judge(fact)
         if len(first) < self.gates.selects:
             self.first_selects = (*first, fact)

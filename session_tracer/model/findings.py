@@ -42,6 +42,7 @@ FINDING_IDS: Final[tuple[str, ...]] = (
     "lost-link",
     "n-plus-one",
     "get-in-loop",
+    "query-in-loop",
     "repeated-select",
     "reload-after-commit",
     "refresh-after-write",

@@ -35,6 +35,7 @@ SETTINGS: Final = (
     "single_row_writes",
     "lazy_loads_from_one_site",
     "gets_from_one_site",
+    "queries_from_one_site",
     "repeats_of_one_select",
     "reloads_after_commit",
     "refreshes_from_one_site",
@@ -46,6 +47,7 @@ SETTINGS: Final = (
 SMALL: Final[Mapping[str, int]] = {
     "lazy_loads_from_one_site": 2,
     "gets_from_one_site": 3,
+    "queries_from_one_site": 3,
     "reloads_after_commit": 3,
     "refreshes_from_one_site": 3,
 }

@@ -375,10 +375,43 @@ class Locator:
             opened: Where the session was opened. What called that function again opened another
                 session, and so does a loop around the line.
         """
-        called_again = self._called_again(before, _frame(1))
-        for number, frame in enumerate(_outwards(_frame(1))):
-            kind = self._kind(frame)
-            if kind == _MACHINERY:
+        frame = self._looping(before, opened, _frame(1))
+        if frame is None or (kind := self._kind(frame)) == _LIBRARY:
+            return None
+        return self._site(frame, kind)
+
+    def is_repeated(
+        self, before: Mapping[tuple[int, int], int], opened: CallSite | None = None
+    ) -> bool | None:
+        """Return whether a loop, of the application or a library, makes the same happen again.
+
+        It is False if a function makes one call after the other, and None if neither is seen: the
+        calls may be in tasks of their own, or made by a function that is not written in Python. A
+        server and pytest have loops too, in which a function makes calls.
+
+        Args:
+            before: As for `loop()`.
+            opened: As for `loop()`.
+        """
+        start = _frame(1)
+        loop = self._looping(before, opened, start)
+        if loop is not None and self._kind(loop) != _LIBRARY:
+            return True
+        for frame in _stack(start):
+            was_at = before.get((id(frame), id(frame.f_code)), frame.f_lasti)
+            if was_at != frame.f_lasti and self._kind(frame) != _MACHINERY:
+                return False
+        return None if loop is None else True
+
+    def _looping(
+        self,
+        before: Mapping[tuple[int, int], int],
+        opened: CallSite | None,
+        start: FrameType | None,
+    ) -> FrameType | None:
+        called_again = self._called_again(before, start)
+        for number, frame in enumerate(_outwards(start)):
+            if self._kind(frame) == _MACHINERY:
                 continue
             code = frame.f_code
             is_opening = (
@@ -393,7 +426,7 @@ class Locator:
                 and (number >= called_again or code.co_flags & _CO_GENERATOR)
                 and is_in_loop(code, frame.f_lasti, line)
             ):
-                return None if kind == _LIBRARY else self._site(frame, kind)
+                return frame
             if is_opening:
                 return None
         return None

@@ -227,7 +227,7 @@ class PlayedScope:
             is_own = load is None and fact.fingerprint and not (fact.eager or fact.error)
             if is_own:
                 numbered = replace(fact, number=ledger.statements)
-                ledger.selected((numbered,), lambda select, _: select[0])
+                ledger.selected((numbered,), lambda select, *_: select[0], ())
             return
         ledger.wrote_to(fact.collection)
         is_write = fact.operation in _WRITES and not fact.error

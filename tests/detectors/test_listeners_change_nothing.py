@@ -42,6 +42,7 @@ COUNTED = (
     "single_row_writes",
     "lazy_loads_from_one_site",
     "gets_from_one_site",
+    "queries_from_one_site",
     "repeats_of_one_select",
     "reloads_after_commit",
     "refreshes_from_one_site",
@@ -289,6 +290,7 @@ NOT_MADE = {
     "foreign-loop",
     "nested-sessions",
     "pool-exhausted",
+    "query-in-loop",  # no loop is at work
     "reused-after-close",  # its source is read
     "split-writes",
 }

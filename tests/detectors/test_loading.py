@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from session_tracer import Finding
-from session_tracer.detectors.loading import GetInLoop, NPlusOne, RepeatedSelect
+from session_tracer.detectors.loading import GetInLoop, NPlusOne
+from session_tracer.detectors.selects import RepeatedSelects
 from session_tracer.facts import ObjectsExpired, TransactionBegan
 from tests.detectors.feeding import at, reported
 from tests.detectors.reading import (
@@ -240,7 +241,7 @@ def test_two_lines_that_look_up_nine_are_nothing() -> None:
 
 
 def test_the_same_select_again_and_again() -> None:
-    assert reported(RepeatedSelect(), OPENING, *[select() for _ in range(9)]) == [
+    assert reported(RepeatedSelects(), OPENING, *[select() for _ in range(9)]) == [
         Finding(
             id="repeated-select",
             severity="warning",
@@ -263,13 +264,13 @@ def test_the_same_select_again_and_again() -> None:
 
 
 def test_the_same_select_from_several_lines_is_reported_at_the_last() -> None:
-    found = one(reported(RepeatedSelect(), *[select(site=OTHER)] * 4, select()))
+    found = one(reported(RepeatedSelects(), *[select(site=OTHER)] * 4, select()))
     assert (found.site, found.evidence["first_at"]) == (LOOP, str(OTHER))
     assert found.message.endswith("ran at least 5 times from several lines")
 
 
 def test_a_row_that_is_looked_up_and_is_not_there() -> None:
-    found = one(reported(RepeatedSelect(), *[get(7)] * 5))
+    found = one(reported(RepeatedSelects(), *[get(7)] * 5))
     assert found.message == (
         "Author was looked up by the same primary key at least 5 times from one line"
     )
@@ -277,7 +278,7 @@ def test_a_row_that_is_looked_up_and_is_not_there() -> None:
 
 
 def test_four_times_is_nothing() -> None:
-    assert reported(RepeatedSelect(), *[select()] * 4) == []
+    assert reported(RepeatedSelects(), *[select()] * 4) == []
 
 
 def began() -> Fact:
@@ -289,13 +290,13 @@ def wrote(table: str) -> Fact:
 
 
 def test_a_select_that_is_repeated_after_writes_to_other_tables() -> None:
-    assert len(reported(RepeatedSelect(), *[select(), wrote("books")] * 5)) == 1
+    assert len(reported(RepeatedSelects(), *[select(), wrote("books")] * 5)) == 1
 
 
 def test_the_repeats_after_a_write_are_enough() -> None:
     before = [select(), wrote("authors")] * 3
-    assert reported(RepeatedSelect(), *before, *[select()] * 4) == []
-    assert len(reported(RepeatedSelect(), *before, *[select()] * 5)) == 1
+    assert reported(RepeatedSelects(), *before, *[select()] * 4) == []
+    assert len(reported(RepeatedSelects(), *before, *[select()] * 5)) == 1
 
 
 REPEATS: dict[str, list[Fact]] = {
@@ -318,22 +319,22 @@ REPEATS: dict[str, list[Fact]] = {
 
 @pytest.mark.parametrize("what", REPEATS)
 def test_what_is_no_repeated_select(what: str) -> None:
-    assert reported(RepeatedSelect(), *REPEATS[what]) == []
+    assert reported(RepeatedSelects(), *REPEATS[what]) == []
 
 
 def test_a_select_after_a_lazy_load_counts() -> None:
-    assert len(reported(RepeatedSelect(), *[lazy(1), select(8), select(9)] * 5)) == 1
+    assert len(reported(RepeatedSelects(), *[lazy(1), select(8), select(9)] * 5)) == 1
 
 
 def test_a_select_that_is_run_in_a_flush_by_the_application_counts() -> None:
-    assert len(reported(RepeatedSelect(), *[select(in_flush=True)] * 5)) == 1
+    assert len(reported(RepeatedSelects(), *[select(in_flush=True)] * 5)) == 1
 
 
 def test_what_was_forgotten_is_what_was_seen_least_recently() -> None:
     kept = [fact for n in range(4) for fact in (select(1), *map(select, range(10, 900)))]
-    assert len(reported(RepeatedSelect(), *kept, select(1), repeats_of_one_select=5)) == 1
+    assert len(reported(RepeatedSelects(), *kept, select(1), repeats_of_one_select=5)) == 1
     lost = [fact for n in range(4) for fact in (select(1), *map(select, range(9, 1_100)))]
-    assert reported(RepeatedSelect(), *lost, select(1), repeats_of_one_select=5) == []
+    assert reported(RepeatedSelects(), *lost, select(1), repeats_of_one_select=5) == []
 
 
 def unrelated() -> list[Fact]:
@@ -346,7 +347,7 @@ def unrelated() -> list[Fact]:
 def test_what_else_is_judged_before_the_first_selects_does_not_hide_them() -> None:
     settings: dict[str, Any] = {"single_row_writes": 2}
     selects, gets = [select() for _ in range(5)], [get(number) for number in range(1, 11)]
-    assert len(reported(RepeatedSelect(), *unrelated(), *selects, **settings)) == 1
+    assert len(reported(RepeatedSelects(), *unrelated(), *selects, **settings)) == 1
     assert len(reported(GetInLoop(), *unrelated(), *gets, **settings)) == 1
     early = [selects[0], *unrelated(), *selects[1:]]
-    assert len(reported(RepeatedSelect(), *early, **settings)) == 1
+    assert len(reported(RepeatedSelects(), *early, **settings)) == 1

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from session_tracer.detectors.flushes import AutoflushStorm
-from session_tracer.detectors.loading import GetInLoop, NPlusOne, RepeatedSelect
+from session_tracer.detectors.loading import GetInLoop, NPlusOne
 from session_tracer.detectors.reloads import RefreshAfterWrite, ReloadAfterCommit
+from session_tracer.detectors.selects import RepeatedSelects
 from session_tracer.detectors.single_rows import RowByRowWrites
 from session_tracer.facts import FlushBegan, FlushCompleted
 from tests.detectors.feeding import PlayedScope, at
@@ -38,7 +39,9 @@ LINES: dict[str, tuple[Detector, Callable[[int], Iterable[Fact]]]] = {
     ),
     "get-in-loop": (GetInLoop(), lambda n: [get(n, at(n))]),
     "get-in-one-loop": (GetInLoop(), lambda n: [get(n)]),
-    "repeated-select": (RepeatedSelect(), lambda n: [select(n)]),
+    "repeated-select": (RepeatedSelects(), lambda n: [select(n)]),
+    "query-in-loop": (RepeatedSelects(), lambda n: [select(n, at(n), query=1, part_of=n)]),
+    "query-in-one-loop": (RepeatedSelects(), lambda n: [select(n, query=1, part_of=n)]),
     "refresh-after-write": (RefreshAfterWrite(), lambda n: [FLUSHED, *refresh(at(n))]),
     "autoflush-storm": (
         AutoflushStorm(),

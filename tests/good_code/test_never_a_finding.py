@@ -241,7 +241,8 @@ def test_autoflush_with_nothing_to_flush(twin: Twin) -> None:
                 session.add(Author(name="Ada"))
                 await session.flush()
                 for number in range(20):
-                    await session.scalar(select(Author).where(Author.id == number))
+                    page = select(Author).order_by(Author.id).limit(5).offset(5 * number)
+                    await session.scalars(page)
                 await session.commit()
         (summary,) = captured.sessions
         assert summary.flushes == 1

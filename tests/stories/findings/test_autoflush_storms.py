@@ -96,7 +96,7 @@ def test_ten_autoflushes_from_one_line(twin: Twin) -> None:
         )
 
         def loop(session: Session) -> None:
-            add_and_select(session, range(40, 60))
+            add_and_select(session, range(40, 49))
 
         assert_found(await tell(twin, lambda session: without_autoflush(session, loop)))
 

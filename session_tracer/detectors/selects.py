@@ -1,0 +1,279 @@
+"""Finds SELECTs that run again and again, with the same parameters or with others."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from session_tracer.detectors.evidence import is_reported_at, known, looping
+from session_tracer.detectors.memory import Recent
+from session_tracer.detectors.protocol import BuiltIn
+from session_tracer.detectors.wording import awaited, elsewhere, listed
+from session_tracer.facts import StatementExecuted
+from session_tracer.model.totals import Tally, Total
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from session_tracer.ledger.loads import Passed
+    from session_tracer.ledger.report import Report
+    from session_tracer.model.findings import Finding
+    from session_tracer.where.callsite import CallSite
+
+# A SELECT after such a pause waited for something: a message, or the next round of a poll.
+_PAUSE: Final = 1_000_000_000
+# If no loop is seen, the number has to be at least this one.
+_ENOUGH_WITHOUT_LOOP: Final = 10
+_MOST_SELECTS: Final = 1_000
+
+
+def _is_counted(fact: StatementExecuted) -> bool:
+    # The SELECTs of an eager loader belong to the SELECT before. Those of a flush without a mapped
+    # class read, for example, the next value of a sequence.
+    return (
+        fact.operation == "SELECT"
+        and fact.fingerprint != 0
+        and not (fact.eager or fact.error or (fact.in_flush and not fact.entity))
+    )
+
+
+class _Repeats:
+    """The last runs of one SELECT with the same parameters: numbers, lines and durations."""
+
+    __slots__ = ("_last", "_runs", "_tally", "is_reported", "passed")
+
+    def __init__(self) -> None:
+        self.is_reported = False
+        self.passed: Passed = {}
+        self._runs: tuple[tuple[int, CallSite | None, int], ...] = ()
+        self._last = 0
+        self._tally = Tally()
+
+    def add(self, fact: StatementExecuted, most: int) -> None:
+        self._runs = (*self._runs[1 - most :], (fact.number, fact.site, fact.duration))
+
+    def total(self) -> Total:
+        """Return a total of the runs, which `again()` adds to."""
+        for number, _, duration in self._runs:
+            self._last = number
+            self._tally.add(duration)
+        return Total("SELECT", self._tally)
+
+    def again(self, fact: StatementExecuted, is_current: Callable[[int], bool]) -> None:
+        """Count a run after the finding, if the one before would have been enough."""
+        if is_current(self._last):
+            self._tally.add(fact.duration)
+        self._last = fact.number
+
+    def forget(self, is_current: Callable[[int], bool]) -> None:
+        """Forget the first runs that do not count any more."""
+        while self._runs and not is_current(self._runs[0][0]):
+            self._runs = self._runs[1:]
+
+    @property
+    def count(self) -> int:
+        return len(self._runs)
+
+    @property
+    def sites(self) -> list[CallSite | None]:
+        return list(dict.fromkeys(site for _, site, _ in self._runs))
+
+
+class _Asked:
+    """What one line asked with one SELECT and different parameters, in one transaction."""
+
+    __slots__ = ("_at", "_transaction", "due", "found", "parts", "passed", "subject", "tally")
+
+    def __init__(self) -> None:
+        # The id of the finding about it, or about another SELECT that lists this one.
+        self.found = ""
+        self.subject = ""
+        # At which number it is judged, and what was at work one before.
+        self.due = 0
+        self.passed: Passed = {}
+        self.parts: set[int] = set()
+        self.tally = Tally()
+        self._transaction = 0
+        self._at = 0
+
+    def is_reported(self, report: Report) -> bool:
+        """Whether that finding was reported: it may be ignored, or silenced."""
+        return bool(self.found) and report.was_reported(self.found)
+
+    def add(self, fact: StatementExecuted, transaction: int) -> bool:
+        """Take a SELECT into account. Return whether it is another one."""
+        if transaction != self._transaction or fact.at - fact.duration > self._at + _PAUSE:
+            self._transaction = transaction
+            self.parts.clear()
+            if not self.found:
+                self.tally = Tally()
+        self._at = fact.at
+        self.tally.add(fact.duration)
+        self.subject = fact.entity or fact.collection
+        before = len(self.parts)
+        if fact.part_of and before < _MOST_SELECTS:
+            self.parts.add(fact.part_of)
+        return len(self.parts) > before
+
+
+class _Selects:
+    """The SELECTs of one scope: by their parameters, and by their line and text."""
+
+    def __init__(self) -> None:
+        self.repeats: Recent[int, _Repeats] = Recent(_Repeats)
+        self.asked: Recent[tuple[CallSite | None, int], _Asked] = Recent(_Asked)
+
+
+class RepeatedSelects(BuiltIn):
+    """`repeated-select` and `query-in-loop`: the same SELECT runs again and again.
+
+    The former has the same parameters each time, the latter others.
+    """
+
+    candidates = (StatementExecuted,)
+    memory = _Selects
+
+    def judge(self, fact: StatementExecuted, report: Report, memory: _Selects) -> Iterator[Finding]:
+        """Report each SELECT and its parameters once, or each line and SELECT once."""
+        ledger = report.ledger
+        # This comes before begin(): facts of other kinds are judged before the first SELECTs end.
+        if ledger.last_load is not None or not _is_counted(fact):
+            return
+        first = ledger.first_selects if memory.repeats.begin() else ()
+        earlier = tuple(filter(_is_counted, first))
+        if fact.reads:
+            yield from _same(fact, earlier, report, memory)
+        yield from _different(fact, earlier, report, memory)
+
+
+def _same(
+    fact: StatementExecuted,
+    earlier: tuple[StatementExecuted, ...],
+    report: Report,
+    memory: _Selects,
+) -> Iterator[Finding]:
+    """Yield the finding about a SELECT that has run with the same parameters often enough."""
+    ledger, enough = report.ledger, report.settings.repeats_of_one_select
+    for one in earlier:
+        if one.reads:
+            memory.repeats.of(one.fingerprint).add(one, enough)
+    repeats = memory.repeats.of(fact.fingerprint)
+    is_current = partial(ledger.reads_the_same, fact.reads)
+    if repeats.is_reported:
+        repeats.again(fact, is_current)
+        return
+    repeats.add(fact, enough)
+    if repeats.count == enough:
+        repeats.forget(is_current)
+    if repeats.count == enough - 1:
+        repeats.passed = ledger.locator.passed()
+    elif repeats.count == enough:
+        repeats.is_reported = True
+        asked = memory.asked.of((fact.site, fact.query))
+        # What runs with different parameters, too, is reported as one of both.
+        if asked.found != "query-in-loop" or not asked.is_reported(report):
+            asked.found = "repeated-select"
+            yield _repeated(fact, repeats, report)
+
+
+def _repeated(fact: StatementExecuted, repeats: _Repeats, report: Report) -> Finding:
+    subject = fact.entity or fact.collection
+    where = " from one line" if fact.site is not None else ""
+    evidence: dict[str, Any] = {}
+    if len(repeats.sites) > 1:
+        where, evidence = " from several lines", known(first_at=repeats.sites[0])
+    if fact.by_key:
+        what = f"{subject} was looked up by the same primary key at least {repeats.count} times"
+        why = (
+            "the row does not exist, or the application kept no reference to the object: "
+            "the identity map refers to it weakly"
+        )
+    else:
+        of = f" of {subject}" if subject else ""
+        what = f"the same SELECT{of} with the same parameters ran at least {repeats.count} times"
+        why = "the identity map is not a query cache: only get() can return without a SELECT"
+    loop = looping(repeats.passed, report)
+    commit = f"{awaited(report)}session.commit()"
+    return report.finding(
+        "repeated-select",
+        "warning",
+        what + where,
+        f"run it once{elsewhere(loop, fact.site, 'before the loop at')} and keep the result",
+        fact.site,
+        entity=fact.entity or None,
+        count=repeats.count,
+        total=repeats.total(),
+        evidence={
+            **known(loop=loop, statement=fact.sql or None),
+            "why": why,
+            **evidence,
+            "alternatives": [f"{commit}{_EACH}"],
+        },
+    )
+
+
+_EACH: Final = "  # before each read, to see what others have committed"
+
+
+def _is_query(fact: StatementExecuted) -> bool:
+    """Whether it is a query of the application's own for rows of a table; `get()` is another."""
+    return bool(fact.query and fact.collection) and not fact.by_key
+
+
+def _different(
+    fact: StatementExecuted,
+    earlier: tuple[StatementExecuted, ...],
+    report: Report,
+    memory: _Selects,
+) -> Iterator[Finding]:
+    """Yield the finding about a SELECT that has run with different parameters often enough."""
+    ledger, enough = report.ledger, report.settings.queries_from_one_site
+    for one in earlier:
+        if _is_query(one) and one.number > ledger.statements_before:
+            memory.asked.of((one.site, one.query)).add(one, ledger.transactions)
+    if not _is_query(fact):
+        return
+    asked = memory.asked.of((fact.site, fact.query))
+    if not asked.add(fact, ledger.transactions) or asked.found == "query-in-loop":
+        return
+    number = len(asked.parts)
+    asked.due = max(asked.due, enough)
+    if number == asked.due - 1:
+        asked.passed = ledger.locator.passed()
+    if number != asked.due or asked.is_reported(report):
+        return
+    if is_reported_at("autoflush-storm", fact.site, report):
+        return
+    is_loop = ledger.locator.is_repeated(asked.passed, ledger.opened_site)
+    if is_loop or (is_loop is None and number >= _ENOUGH_WITHOUT_LOOP):
+        yield _in_loop(fact, number, report, memory)
+    else:
+        # There may be a loop later.
+        asked.due = _ENOUGH_WITHOUT_LOOP if number < _ENOUGH_WITHOUT_LOOP else 2 * number
+
+
+def _in_loop(fact: StatementExecuted, number: int, report: Report, memory: _Selects) -> Finding:
+    asked = memory.asked.of((fact.site, fact.query))
+    asked.found = "query-in-loop"
+    # In a loop that runs several SELECTs at this line, the others are one round behind.
+    subjects, tallies = {asked.subject: None}, [asked.tally]
+    for (site, _), other in memory.asked.items():
+        if site == fact.site and not other.found and len(other.parts) == number - 1:
+            other.found = "query-in-loop"
+            subjects[other.subject] = None
+            tallies.append(other.tally)
+    loop = looping(asked.passed, report)
+    what = listed(list(subjects))
+    return report.finding(
+        "query-in-loop",
+        "warning",
+        f"the same SELECT of {what} ran with at least {number} different parameters"
+        + (" from one line" if fact.site is not None else ""),
+        f"run one SELECT of {what} with .in_(...) or a join"
+        f"{elsewhere(loop, fact.site, 'before the loop at') or ' before the loop'}",
+        fact.site,
+        entity=fact.entity or None,
+        count=number,
+        total=Total("SELECT", *tallies),
+        evidence=known(loop=loop, table=fact.collection or None, statement=fact.sql or None),
+    )

@@ -1,0 +1,249 @@
+"""Which of a SELECT's values choose a part of its rows: a page, a window, or a chunk of a list."""
+
+from __future__ import annotations
+
+import functools
+import re
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from session_tracer.facts import Part
+
+__all__ = ["WHOLE", "Query", "query"]
+
+_MOST_REMEMBERED: Final = 2_000
+# What reads no part of a larger result.
+WHOLE: Final[Part] = ""
+
+_NAME: Final = r'(?:[A-Za-z_][\w$]*|"[^"]+"|`[^`]+`|\[[^\]]+\])'
+# `?`, `%s`, `%(name)s`, `$1` and `:name`, which is no cast.
+_PLACEHOLDER: Final = r"\?|%s|%\((?P<key>\w+)\)s|\$(?P<number>\d+)|(?<!:):(?P<name>\w+)"
+_TOKEN: Final = rf"""
+    (?P<left_out>--[^\n]*|/\*.*?\*/|::{_NAME})
+    |(?P<placeholder>{_PLACEHOLDER})
+    |(?P<literal>'(?:[^']|'')*'|\d[\w.]*)
+    |(?P<word>{_NAME}(?:\.{_NAME})*)
+    |(?P<sign>->>?|\#>>?|@>|<@|<<|>>|<=|>=|<>|!=|[(),<>=])
+"""
+_RANGES: Final = ("<", ">", "<=", ">=")
+_BOUNDED: Final = (*_RANGES, "BETWEEN")
+_LIMITS: Final = frozenset({"LIMIT", "TOP", "FIRST", "NEXT"})
+
+
+class _Value(NamedTuple):
+    """A value in the text: a literal, or the key of a parameter."""
+
+    literal: str
+    key: int | str
+
+    def of(self, parameters: Any) -> Any:
+        return self.literal or parameters[self.key]
+
+
+class Query(NamedTuple):
+    """A SELECT without its values.
+
+    Attributes:
+        id: Equal for two SELECTs that differ in their values only: in parameters, literals, and the
+            number of values in a list.
+        chosen: The values that choose the rows, apart from the following.
+        listed: The values of lists with more than one.
+        ranged: The values that a column is compared with as the bound of a range.
+        offset: The value of OFFSET.
+        limit: The value of LIMIT.
+    """
+
+    id: int
+    chosen: tuple[_Value, ...]
+    listed: tuple[_Value, ...]
+    ranged: tuple[_Value, ...]
+    offset: _Value | None
+    limit: _Value | None
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether such a SELECT may read a part of a larger result."""
+        return bool(self.listed or self.ranged or self.offset)
+
+    def part(self, parameters: Any) -> tuple[int, Part]:
+        """Return a hash that is equal for the parts of one result, and what kind of part is read.
+
+        A SELECT that reads one row reads no part. Nor does one whose OFFSET is no multiple of its
+        LIMIT: pages do not overlap. The hash is 0 if these are not the parameters of the text.
+        """
+        try:
+            return self._part(parameters)
+        except (LookupError, TypeError):
+            return 0, WHOLE
+
+    def _part(self, parameters: Any) -> tuple[int, Part]:
+        limit, offset = _whole(self.limit, parameters), _whole(self.offset, parameters)
+        chosen = list(self.chosen)
+        part = WHOLE
+        if limit == 1:
+            chosen += self.ranged
+        elif self.ranged:
+            part = "window" if limit is None else "next"
+        if offset:
+            if limit == 1 or (limit and offset % limit):
+                chosen.append(_Value(str(offset), 0))
+            else:
+                part = "page"
+        if self.listed:
+            part = "list"
+        return hash((self.id, repr([value.of(parameters) for value in chosen]))) or 1, part
+
+
+def _whole(value: _Value | None, parameters: Any) -> int | None:
+    """Return the number of a LIMIT or an OFFSET; None if there is none. SQLite has -1 for none."""
+    found = None if value is None else value.of(parameters)
+    if isinstance(found, str) and found.isdecimal():
+        return int(found)
+    return found if type(found) is int and found >= 0 else None
+
+
+@functools.lru_cache(maxsize=_MOST_REMEMBERED)
+def query(statement: str) -> Query:
+    """Return the SELECT of a text, worked out once for each text."""
+    return _Reader(statement).read()
+
+
+class _Bracket:
+    """An open bracket: whether a list of IN is in it, and what that has so far."""
+
+    __slots__ = ("is_list", "is_range", "size", "values")
+
+    def __init__(self, *, is_list: bool, is_range: bool) -> None:
+        self.is_list = is_list
+        self.is_range = is_range
+        self.size = 1
+        self.values: list[_Value] = []
+
+
+class _Reader:
+    """Reads a text once."""
+
+    def __init__(self, statement: str) -> None:
+        self._pieces = list(_pieces(statement))
+        self._brackets: list[_Bracket] = []
+        # The text without its values, and the values with the columns they are compared with.
+        self._frame: list[str] = []
+        self._chosen: list[tuple[_Value, str]] = []
+        self._listed: list[_Value] = []
+        self._ranged: list[_Value] = []
+        self._columns: set[str] = set()
+        self._limit: _Value | None = None
+        self._offset: _Value | None = None
+
+    def read(self) -> Query:
+        """Return what was read."""
+        for number, piece in enumerate(self._pieces):
+            if isinstance(piece, _Value):
+                self._value(piece, number)
+            elif piece == "(":
+                self._open(number)
+            elif piece == ")":
+                self._close()
+            elif piece == "," and self._list is not None:
+                self._list.size += self._brackets[-1] is self._list
+            else:
+                self._keep(piece)
+        chosen = [value for value, column in self._chosen if column not in self._columns]
+        # Keyset pages of several columns: `a > 1 OR (a = 1 AND b > 2)`.
+        equal = [value for value, column in self._chosen if column in self._columns]
+        return Query(
+            id=hash(tuple(self._frame)) or 1,
+            chosen=tuple(chosen),
+            listed=tuple(self._listed),
+            ranged=(*self._ranged, *equal),
+            offset=self._offset,
+            limit=self._limit,
+        )
+
+    @property
+    def _list(self) -> _Bracket | None:
+        """The list of IN that is being read."""
+        return next((one for one in self._brackets if one.is_list), None)
+
+    def _keep(self, piece: str) -> None:
+        if self._list is None:
+            self._frame.append(piece)
+
+    def _word(self, number: int) -> str:
+        """Return the piece of that number in capitals if it is text."""
+        piece = self._pieces[number] if 0 <= number < len(self._pieces) else ""
+        return piece.upper() if isinstance(piece, str) else ""
+
+    def _open(self, number: int) -> None:
+        self._keep("(")
+        before = self._word(number - 1)
+        is_list = before == "IN" and self._word(number + 1) not in _QUERIES
+        # A bound may be a row of several values, or the result of a function.
+        is_range = before in _RANGES or self._word(number - 2) in _RANGES
+        self._brackets.append(_Bracket(is_list=is_list, is_range=is_range))
+
+    def _close(self) -> None:
+        bracket = self._brackets.pop() if self._brackets else None
+        self._keep(")")
+        if bracket is None or not bracket.is_list:
+            return
+        if bracket.size > 1:
+            self._listed += bracket.values
+        else:
+            self._chosen += [(value, "") for value in bracket.values]
+
+    def _value(self, value: _Value, number: int) -> None:
+        self._keep("?")
+        if self._list is not None:
+            self._list.values.append(value)
+            return
+        # SQL Server and FETCH FIRST have it in brackets.
+        at = number - 2 if self._word(number - 1) == "(" else number - 1
+        before, column = self._word(at), self._word(at - 1)
+        if before == "OFFSET":
+            self._offset = value
+        elif before in _LIMITS:
+            self._limit = value
+        elif before == "," and self._word(number - 3) == "LIMIT":
+            self._offset, self._limit = self._limit, value  # MySQL: LIMIT offset, limit
+        elif before in _BOUNDED or (self._brackets and self._brackets[-1].is_range):
+            self._bound(value, column)
+        elif before == "AND" and self._word(number - 3) == "BETWEEN":
+            self._bound(value, self._word(number - 4))
+        elif self._word(number + 1) in _RANGES:
+            self._bound(value, self._word(number + 2))
+        else:
+            self._chosen.append((value, column if before == "=" else ""))
+
+    def _bound(self, value: _Value, column: str) -> None:
+        self._ranged.append(value)
+        self._columns.add(column)
+        self._columns.discard("")
+
+
+_QUERIES: Final = frozenset({"SELECT", "WITH"})
+
+
+def _pieces(statement: str) -> Iterator[str | _Value]:
+    """Yield the words, signs and values of a text, without its comments and casts."""
+    placeholders = 0
+    for found in _compiled().finditer(statement):
+        kind = found.lastgroup
+        if found["placeholder"] is not None:
+            key = found["key"] or found["name"] or found["number"] or ""
+            if found["number"]:
+                yield _Value("", int(key) - 1)
+            else:
+                yield _Value("", key or placeholders)
+                placeholders += not key
+        elif kind == "literal":
+            yield _Value(found[0], 0)
+        elif kind != "left_out":
+            yield found[0]
+
+
+@functools.cache
+def _compiled() -> re.Pattern[str]:
+    return re.compile(_TOKEN, re.DOTALL | re.VERBOSE)

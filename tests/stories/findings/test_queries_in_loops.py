@@ -1,0 +1,328 @@
+"""Stories of one SELECT that a loop runs for each of its items, and of its remedies."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import func, select, text
+from sqlalchemy.orm import with_parent
+
+from session_tracer.testing import Captured, capture
+from tests.library import Author, Book, Letter, authors, keep
+from tests.stories.findings.due import Due, assert_found
+from tests.stories.findings.mappings import Company, Visit, tables
+from tests.stories.findings.reading import tell
+from tests.stories.lines import marked
+from tests.twins import on_each_database
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from tests.twins import Twin
+
+
+async def by_key(session: Any, author: Author) -> Any:
+    return await session.scalar(select(Author.name).where(Author.id == author.id))  # <- asked
+
+
+async def by_filter(session: Any, author: Author) -> Any:
+    query = select(Author.name).filter_by(id=author.id)
+    return (await session.execute(query)).all()  # <- asked
+
+
+async def by_foreign_key(session: Any, author: Author) -> Any:
+    query = select(Book).where(Book.author_id == author.id)
+    return (await session.scalars(query)).all()  # <- asked
+
+
+async def of_its_parent(session: Any, author: Author) -> Any:
+    query = select(Book).where(with_parent(author, Author.books))
+    return (await session.scalars(query)).all()  # <- asked
+
+
+async def count(session: Any, author: Author) -> Any:
+    books = select(func.count()).select_from(Book).where(Book.author_id == author.id)
+    return await session.scalar(books)  # <- asked
+
+
+async def in_a_list_of_one(session: Any, author: Author) -> Any:
+    query = select(Book).where(Book.author_id.in_([author.id]))
+    return (await session.scalars(query)).all()  # <- asked
+
+
+async def to_lock_it(session: Any, author: Author) -> Any:
+    query = select(Book).where(Book.author_id == author.id).with_for_update()
+    return (await session.scalars(query)).all()  # <- asked
+
+
+async def as_text(session: Any, author: Author) -> Any:
+    query = text("SELECT title FROM books WHERE author_id = :id").bindparams(id=author.id)
+    return (await session.execute(query)).all()  # <- asked
+
+
+async def as_text_with_its_value(session: Any, author: Author) -> Any:
+    query = text(f"SELECT title FROM books WHERE author_id = {author.id}")
+    return (await session.execute(query)).all()  # <- asked
+
+
+async def from_a_table(session: Any, author: Author) -> Any:
+    books = Book.__table__
+    query = select(books.c.title).where(books.c.author_id == author.id)
+    return (await session.execute(query)).all()  # <- asked
+
+
+async def one_row_after_the_other(session: Any, author: Author) -> Any:
+    row = select(Book).order_by(Book.id).limit(1).offset(author.id)
+    return (await session.scalars(row)).all()  # <- asked
+
+
+async def the_first_page_of_each(session: Any, author: Author) -> Any:
+    page = select(Book).where(Book.author_id == author.id).order_by(Book.id).limit(3)
+    return (await session.scalars(page)).all()  # <- asked
+
+
+async def windows_that_overlap(session: Any, author: Author) -> Any:
+    page = select(Book).order_by(Book.id).limit(40).offset(author.id)
+    return (await session.scalars(page)).all()  # <- asked
+
+
+async def of_a_dynamic_relationship(session: Any, author: Author) -> Any:
+    return await session.run_sync(lambda _: author.letters.count())  # <- asked
+
+
+async def of_the_legacy_query(session: Any, author: Author) -> Any:
+    return await session.run_sync(
+        lambda plain: plain.query(Book).filter_by(author_id=author.id).first()  # <- asked
+    )
+
+
+SPELLINGS: dict[str, tuple[Callable[[Any, Author], Awaitable[Any]], str | None]] = {
+    "by primary key": (by_key, "Author"),
+    "by filter_by()": (by_filter, "Author"),
+    "by foreign key": (by_foreign_key, "Book"),
+    "by with_parent()": (of_its_parent, "Book"),
+    "a count for each": (count, "Book"),
+    "a list of one": (in_a_list_of_one, "Book"),
+    "FOR UPDATE": (to_lock_it, "Book"),
+    "text": (as_text, None),
+    "text that contains the value": (as_text_with_its_value, None),
+    "a table": (from_a_table, None),
+    "LIMIT 1 OFFSET n": (one_row_after_the_other, "Book"),
+    "the first page of each": (the_first_page_of_each, "Book"),
+    "windows that overlap": (windows_that_overlap, "Book"),
+}
+
+
+async def ask(
+    twin: Twin, how: Callable[[Any, Author], Awaitable[Any]], times: int, **settings: Any
+) -> Captured:
+    """What is reported of a session that asks about each of a few authors."""
+    with capture(twin.factory, **settings) as captured:
+        async with twin.session() as session:  # <- opened
+            for author in (await session.scalars(select(Author).limit(times))).all():
+                await how(session, author)  # <- loops
+    return captured
+
+
+def queried(how: Any, entity: str | None, count: int, loop: Any = None) -> Due:
+    loop = marked(ask, "<- loops") if loop is None else loop
+    of = entity or "books"
+    return Due(
+        id="query-in-loop",
+        site=marked(how, "<- asked"),
+        opened=marked(ask, "<- opened"),
+        remedy=f"run one SELECT of {of} with .in_(...) or a join before the loop at {loop}",
+        entity=entity,
+        count=count,
+        evidence={"loop": str(loop)},
+    )
+
+
+@pytest.mark.parametrize("what", SPELLINGS)
+def test_the_same_select_with_ten_different_parameters(twin: Twin, what: str) -> None:
+    how, entity = SPELLINGS[what]
+
+    async def story() -> None:
+        await keep(twin, *authors(12, books_each=2))
+        assert_found(await ask(twin, how, 9))
+        assert_found(await ask(twin, how, 12), queried(how, entity, 10))
+
+    twin.run(story)
+
+
+@on_each_database
+@pytest.mark.parametrize("what", SPELLINGS)
+def test_three_are_enough_for_a_test(twin: Twin, what: str) -> None:
+    how, entity = SPELLINGS[what]
+
+    async def story() -> None:
+        await keep(twin, *authors(4, books_each=2))
+        assert_found(await ask(twin, how, 2, queries_from_one_site=3))
+        captured = await ask(twin, how, 4, queries_from_one_site=3)
+        assert_found(captured, queried(how, entity, 3))
+
+    twin.run(story)
+
+
+def test_what_it_reports(twin: Twin) -> None:
+    async def story() -> None:
+        await keep(twin, *authors(12))
+        (finding,) = (await ask(twin, count, 12)).findings
+        assert finding.message == (
+            "the same SELECT of Book ran with at least 10 different parameters from one line"
+        )
+        assert finding.evidence == {
+            "loop": str(marked(ask, "<- loops")),
+            "table": "books",
+            "statement": "SELECT count(*) AS count_1 FROM books WHERE books.author_id = ?",
+        }
+        assert finding.total is not None
+        assert (finding.total.count, finding.total.noun) == (12, "SELECT")
+        assert "author 1" not in str(finding)
+
+    twin.run(story)
+
+
+@pytest.mark.parametrize("how", [of_a_dynamic_relationship, of_the_legacy_query])
+def test_what_only_a_plain_session_has(twin: Twin, how: Any) -> None:
+    async def story() -> None:
+        await keep(twin, *authors(4))
+        (finding,) = (await ask(twin, how, 4, queries_from_one_site=3)).findings
+        assert (finding.id, finding.count) == ("query-in-loop", 3)
+        assert finding.evidence["loop"] == str(marked(ask, "<- loops"))
+
+    twin.run(story)
+
+
+def test_a_write_only_relationship(twin: Twin) -> None:
+    async def story() -> None:
+        async with tables(twin):
+            async with twin.session() as session:
+                session.add_all(Company() for _ in range(3))
+                await session.commit()
+            with capture(twin.factory, queries_from_one_site=3) as captured:
+                async with twin.session() as session:
+                    for company in (await session.scalars(select(Company))).all():
+                        await session.scalars(company.visits.select())
+            (finding,) = captured.findings
+            assert (finding.id, finding.entity) == ("query-in-loop", Visit.__name__)
+
+    twin.run(story)
+
+
+def each_of_a_stream(session: Any) -> None:
+    for author in session.scalars(select(Author).execution_options(yield_per=2)):
+        session.scalar(select(Book).where(Book.author_id == author.id))  # <- asked
+
+
+def test_the_query_of_each_streamed_object(twin: Twin) -> None:
+    async def story() -> None:
+        await keep(twin, *authors(4, books_each=2))
+        (finding,) = (await tell(twin, each_of_a_stream, queries_from_one_site=3)).findings
+        assert (finding.id, finding.site) == ("query-in-loop", marked(each_of_a_stream, "<- asked"))
+
+    twin.run(story)
+
+
+def test_pages_of_each_of_many(twin: Twin) -> None:
+    """The pages of one author are one result; those of another are another one."""
+
+    async def all_pages(session: Any, author: Author) -> None:
+        for number in range(2):
+            page = select(Book).where(Book.author_id == author.id).order_by(Book.id).limit(2)
+            await session.scalars(page.offset(2 * number))  # <- asked
+
+    async def story() -> None:
+        await keep(twin, *authors(4, books_each=3))
+        captured = await ask(twin, all_pages, 3, queries_from_one_site=4)
+        assert_found(captured)
+        (finding,) = (await ask(twin, all_pages, 4, queries_from_one_site=4)).findings
+        assert (finding.id, finding.site) == ("query-in-loop", marked(all_pages, "<- asked"))
+
+    twin.run(story)
+
+
+async def two_at_once(session: Any, author: Author) -> Any:
+    for entity in (Book, Letter):
+        of_author = select(entity).where(entity.author_id == author.id)
+        await session.scalars(of_author)  # <- asked
+
+
+def test_two_queries_of_one_line_are_one_finding(twin: Twin) -> None:
+    async def story() -> None:
+        await keep(twin, *authors(5))
+        (finding,) = (await ask(twin, two_at_once, 5, queries_from_one_site=3)).findings
+        assert "the same SELECT of Book and Letter ran " in finding.message
+        assert finding.remedy.startswith("run one SELECT of Book and Letter with .in_(...) or ")
+
+    twin.run(story)
+
+
+async def one_of_twelve(session: Any, author: Author) -> Any:
+    return await session.scalar(select(Book).where(Book.id == author.id % 12))  # <- asked
+
+
+async def one_of_three(session: Any, author: Author) -> Any:
+    return await session.scalar(select(Book).where(Book.id == author.id % 3))  # <- asked
+
+
+def test_what_repeats_some_of_its_parameters_is_one_finding(twin: Twin) -> None:
+    async def story() -> None:
+        await keep(twin, *authors(100))
+        assert_found(await ask(twin, one_of_twelve, 100), queried(one_of_twelve, "Book", 10))
+        told = await ask(twin, one_of_three, 100, queries_from_one_site=4)
+        assert {finding.id for finding in told.findings} == {"repeated-select"}
+        told = await ask(twin, one_of_twelve, 100, ignore={"query-in-loop"})
+        assert {finding.id for finding in told.findings} == {"repeated-select"}
+
+    twin.run(story)
+
+
+def get_or_create(session: Any, names: list[str]) -> None:
+    for name in names:
+        if session.scalar(select(Author).where(Author.name == name)) is None:  # <- asked
+            session.add(Author(name=name))
+    session.commit()
+
+
+def test_a_query_that_flushes_is_one_finding(twin: Twin) -> None:
+    names = [f"author {number}" for number in range(15)]
+
+    async def story() -> None:
+        told = await tell(twin, lambda session: get_or_create(session, names))
+        (finding,) = told.findings
+        assert (finding.id, finding.site) == ("query-in-loop", marked(get_or_create, "<- asked"))
+        assert finding.count == 10
+
+    twin.run(story)
+
+
+# What it tells to do.
+
+
+async def all_before_the_loop(session: Any) -> dict[int, list[Book]]:
+    keys = (await session.scalars(select(Author.id))).all()
+    by_author: dict[int, list[Book]] = {key: [] for key in keys}
+    for book in await session.scalars(select(Book).where(Book.author_id.in_(keys))):
+        by_author[book.author_id].append(book)
+    return by_author
+
+
+async def a_join(session: Any) -> dict[int, int]:
+    books = func.count(Book.id)
+    query = select(Author.id, books).outerjoin(Author.books).group_by(Author.id)
+    return {row[0]: row[1] for row in await session.execute(query)}
+
+
+@pytest.mark.parametrize("cure", [all_before_the_loop, a_join])
+def test_its_remedies(twin: Twin, cure: Any) -> None:
+    async def story() -> None:
+        await keep(twin, *authors(12, books_each=2))
+        assert [one.id for one in (await ask(twin, count, 12)).findings] == ["query-in-loop"]
+        with capture(twin.factory, queries_from_one_site=2) as captured:
+            async with twin.session() as session:
+                assert len(await cure(session)) == 12
+        assert_found(captured)
+
+    twin.run(story)

@@ -1,0 +1,108 @@
+"""Tests which values of a SELECT choose a part of its rows, in the SQL of each database."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from session_tracer.hooks.parts import query
+
+
+def asked(statement: str, parameters: Any) -> tuple[int, str]:
+    return query(statement).part(parameters)
+
+
+@pytest.mark.parametrize(
+    ("statement", "one", "another", "part"),
+    [
+        ("SELECT id FROM a LIMIT ? OFFSET ?", (4, 4), (4, 8), "page"),
+        ("SELECT id FROM a LIMIT 4 OFFSET ?", (4,), (8,), "page"),
+        ("SELECT id FROM a LIMIT $1::INTEGER OFFSET $2::INTEGER", (4, 4), (4, 8), "page"),
+        ("SELECT id FROM a LIMIT %s, %s", (4, 4), (8, 4), "page"),
+        (
+            "SELECT id FROM a OFFSET ? ROWS FETCH NEXT ? ROWS ONLY",
+            (4, 4),
+            (8, 4),
+            "page",
+        ),
+        (
+            "SELECT id FROM a OFFSET (%(o)s) ROWS FETCH FIRST (%(l)s) ROWS ONLY",
+            {"o": 4, "l": 4},
+            {"o": 8, "l": 4},
+            "page",
+        ),
+        ("SELECT id FROM (SELECT id FROM a LIMIT ? OFFSET ?) AS b", (4, 4), (4, 8), "page"),
+        ("SELECT id FROM a WHERE id > ? ORDER BY id LIMIT ?", (1, 4), (9, 4), "next"),
+        ("SELECT TOP 4 id FROM a WHERE id > ? ORDER BY id", (1,), (9,), "next"),
+        ("SELECT id FROM a WHERE ? < id ORDER BY id LIMIT 4", (1,), (9,), "next"),
+        ("SELECT id FROM a WHERE (b, id) > (?, ?) LIMIT 4", (1, 2), (3, 4), "next"),
+        (
+            "SELECT id FROM a WHERE b > ? OR b = ? AND id > ? LIMIT 4",
+            (1, 1, 2),
+            (3, 3, 4),
+            "next",
+        ),
+        ("SELECT id FROM a WHERE b >= ? AND b < ?", (1, 3), (3, 5), "window"),
+        ("SELECT id FROM a WHERE b BETWEEN ? AND ?", (1, 3), (4, 6), "window"),
+        ("SELECT id FROM a WHERE date(b) >= date(?)", ("x",), ("y",), "window"),
+        ("SELECT id FROM a WHERE id IN (?, ?)", (1, 2), (3, 4), "list"),
+        ("SELECT id FROM a WHERE (b, id) IN ((?, ?), (?, ?))", (1, 2, 3, 4), (5, 6, 7, 8), "list"),
+        (
+            "SELECT id FROM a WHERE (b, id) IN (VALUES (?, ?), (?, ?))",
+            (1, 2, 3, 4),
+            (5,) * 4,
+            "list",
+        ),
+    ],
+)
+def test_the_parts_of_one_result(statement: str, one: Any, another: Any, part: str) -> None:
+    assert asked(statement, one) == asked(statement, another)
+    assert asked(statement, one)[1] == part
+
+
+@pytest.mark.parametrize(
+    ("statement", "one", "another"),
+    [
+        ("SELECT id FROM a WHERE id = ?", (1,), (2,)),
+        ("SELECT id FROM a WHERE id = %(id_1)s::INTEGER", {"id_1": 1}, {"id_1": 2}),
+        ("SELECT id FROM a WHERE id IN (?)", (1,), (2,)),
+        ("SELECT id FROM a WHERE (b, id) IN ((?, ?))", (1, 2), (1, 3)),
+        ("SELECT id FROM a WHERE b IN (?, ?) AND c = ?", (1, 2, 3), (1, 2, 4)),
+        ("SELECT id FROM a WHERE id IN (SELECT b FROM c WHERE d = ?)", (1,), (2,)),
+        ("SELECT id FROM a LIMIT ? OFFSET ?", (1, 4), (1, 5)),
+        ("SELECT id FROM a LIMIT ? OFFSET ?", (3, 4), (3, 5)),
+        ("SELECT id FROM a WHERE c = ? LIMIT ? OFFSET ?", (1, 4, 4), (2, 4, 4)),
+        ("SELECT id FROM a WHERE b > ? ORDER BY b LIMIT ?", (1, 1), (2, 1)),
+        ("SELECT id FROM a WHERE b > ? AND c = ?", (1, 1), (1, 2)),
+        ("SELECT id FROM a WHERE b ->> ? = 'x'", ("k",), ("l",)),
+        ("SELECT id FROM a WHERE b @> ?", ("k",), ("l",)),
+    ],
+)
+def test_other_results(statement: str, one: Any, another: Any) -> None:
+    assert asked(statement, one)[0] != asked(statement, another)[0]
+
+
+def test_values_in_the_text_count_like_parameters() -> None:
+    named, other = (
+        "SELECT id FROM a WHERE b = 'it''s' AND c > 1",
+        "SELECT id FROM a WHERE b = 'x' AND c > 20",
+    )
+    assert query(named).id == query(other).id
+    assert asked(named, ())[0] != asked(other, ())[0]
+    assert asked(named, ())[0] == asked(named.replace("c > 1", "c > 3"), ())[0]
+
+
+def test_a_list_is_the_same_whatever_its_length() -> None:
+    ids = {query(f"SELECT id FROM a WHERE id IN ({', '.join('?' * n)})").id for n in (1, 2, 500)}
+    assert len(ids) == 1
+
+
+def test_comments_and_casts_are_no_part_of_the_query() -> None:
+    plain = query("SELECT id FROM a WHERE id = $1")
+    assert query("/* traceparent=1 */ SELECT id FROM a WHERE id = $1::UUID -- 2").id == plain.id
+
+
+@pytest.mark.parametrize("parameters", [(), None, {}])
+def test_what_cannot_be_known_of_a_part(parameters: Any) -> None:
+    assert asked("SELECT id FROM a LIMIT ? OFFSET ?", parameters) == (0, "")
