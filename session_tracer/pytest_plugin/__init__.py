@@ -151,6 +151,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 def _is_traced(item: pytest.Item) -> bool:
     return (
         item.config.stash[_OPTIONS].on
+        or bool(item.config.stash[_OPTIONS].budgets)
         or item.get_closest_marker(MARKER) is not None
         or "session_trace" in getattr(item, "fixturenames", ())
     )

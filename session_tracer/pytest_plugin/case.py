@@ -169,7 +169,7 @@ class Case:
     def exceeded(self) -> list[str]:
         """Return the exceeded budgets: `statements 15 > 6 (lazy Author.books ×12 at ...)`."""
         return [
-            f"{budget} {self.counts[budget]} > {most} ({self.counts.main_cause(budget)})"
+            f"{budget} {self.counts.shown(budget)} > {most:g} ({self.counts.main_cause(budget)})"
             for budget, most in self.limits.budgets.items()
             if self.counts[budget] > most
         ]
@@ -178,7 +178,7 @@ class Case:
         """The properties for a JUnit file: counts and findings."""
         if self._sessions:
             for budget in BUDGETS:
-                yield f"session_tracer.{budget}", self.counts[budget]
+                yield f"session_tracer.{budget}", self.counts.shown(budget)
         for reported in self.reported:
             site = reported.finding.site
             where = "" if site is None else f" {site.path}:{site.line}"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Final
+from operator import itemgetter
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from session_tracer import facts
 from session_tracer.model.summary import SessionSummary
 from session_tracer.model.timeline import Timeline
 from session_tracer.publisher.steps import Steps
-from session_tracer.pytest_plugin.budgets import BUDGETS
+from session_tracer.pytest_plugin.budgets import COUNTS, TIMES
 
 if TYPE_CHECKING:
     from session_tracer.facts import Database, Fact
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from session_tracer.where.callsite import CallSite
 
 __all__ = ["BudgetCounts", "SessionCounts"]
+
+# What was done, and where.
+_Cause: TypeAlias = "tuple[str, CallSite | None]"
 
 _FLUSHES: Final = {
     "explicit": "flush",
@@ -135,17 +139,25 @@ class SessionCounts:
 
 
 class BudgetCounts:
-    """One count for each budget, with what caused it."""
+    """One number for each budget, with what caused it."""
 
     def __init__(self) -> None:
-        self._causes: dict[str, Counter[tuple[str, CallSite | None]]] = {
-            budget: Counter() for budget in BUDGETS
-        }
+        self._causes: dict[str, Counter[_Cause]] = {budget: Counter() for budget in COUNTS}
+        # Nanoseconds in statements: added up, and of the slowest one.
+        self._sql: Counter[_Cause] = Counter()
+        self._slowest: tuple[int, _Cause] = (0, ("", None))
         # The load that the next statement of a session makes, by the session's id.
         self._loads: dict[str, str] = {}
 
-    def __getitem__(self, budget: str) -> int:
-        return self._causes[budget].total()
+    def __getitem__(self, budget: str) -> float:
+        """Return a count, or milliseconds."""
+        if budget not in TIMES:
+            return self._causes[budget].total()
+        return (self._sql.total() if budget == "sql_ms" else self._slowest[0]) / 1e6
+
+    def shown(self, budget: str) -> str:
+        """Return the number as text: a count, or milliseconds such as `81.2`."""
+        return f"{self[budget]:.1f}" if budget in TIMES else f"{self[budget]}"
 
     def add(self, fact: Fact, session_id: str) -> None:
         """Count a fact of a session."""
@@ -163,17 +175,27 @@ class BudgetCounts:
                 if fact.kind != "refresh":
                     self._count("lazy_loads", load, fact.site)
             case facts.StatementExecuted():
-                load = self._loads.pop(session_id, "")
-                self._count("statements", load or _statement(fact), fact.site)
+                cause = self._loads.pop(session_id, "") or _statement(fact)
+                self._count("statements", cause, fact.site)
+                self._sql[cause, fact.site] += fact.duration
+                self._slowest = max(
+                    self._slowest, (fact.duration, (cause, fact.site)), key=itemgetter(0)
+                )
             case facts.ObjectsLoaded():
                 for entity, number in fact.loaded.items():
                     self._count("loaded", entity, fact.site, number)
 
     def main_cause(self, budget: str) -> str:
-        """Return what contributes most to a count: `lazy Author.books ×12 at app/report.py:33`."""
-        ((cause, site), number), *_ = self._causes[budget].most_common(1)
-        times = f" ×{number}" if number > 1 else ""
-        return cause + times + ("" if site is None else f" at {site.path}:{site.line}")
+        """Return what contributes most to a number: `lazy Author.books ×12 at app/report.py:33`."""
+        if budget == "slowest_statement_ms":
+            return _at(*self._slowest[1])
+        if budget == "sql_ms":
+            ((cause, took),) = self._sql.most_common(1)
+            times = f"{_times(self._causes['statements'][cause])}, {took / 1e6:.1f} ms"
+        else:
+            ((cause, number),) = self._causes[budget].most_common(1)
+            times = _times(number)
+        return _at(cause[0] + times, cause[1])
 
     def _count(self, budget: str, cause: str, site: CallSite | None, number: int = 1) -> None:
         self._causes[budget][cause, site] += number
@@ -183,3 +205,11 @@ def _statement(fact: facts.StatementExecuted) -> str:
     if fact.eager:
         return f"eager {fact.eager}"
     return f"{fact.operation.lower()} {fact.entity or fact.collection}".strip() or "statement"
+
+
+def _times(number: int) -> str:
+    return f" ×{number}" if number > 1 else ""
+
+
+def _at(cause: str, site: CallSite | None) -> str:
+    return cause if site is None else f"{cause} at {site.path}:{site.line}"

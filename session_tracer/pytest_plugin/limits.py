@@ -35,5 +35,5 @@ def read_limits(item: pytest.Item, defaults: Mapping[str, float]) -> Limits:
     Raises:
         ValueError: a mark is invalid.
     """
-    budgets = {**defaults, **read_budgets(item.iter_markers(MARKER))}
+    budgets = read_budgets(item.iter_markers(MARKER), defaults)
     return Limits(budgets, read_allowances(item.iter_markers(ALLOW)))

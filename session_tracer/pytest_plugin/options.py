@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from session_tracer.pytest_plugin.budgets import BUDGETS, OPTION, read_default_budgets
 from session_tracer.pytest_plugin.configured import add_settings, given_settings
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class Options:
         baseline: The file of known findings.
         update: Whether new findings are added to that file.
         settings: The settings in the configuration file, as they are written there.
+        budgets: The budgets of tests whose markers do not set them.
     """
 
     on: bool = False
@@ -43,6 +45,7 @@ class Options:
     baseline: Path | None = None
     update: bool = False
     settings: dict[str, str] = field(default_factory=dict)
+    budgets: dict[str, float] = field(default_factory=dict)
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -72,6 +75,7 @@ def add_options(parser: pytest.Parser) -> None:
         "default of --session-tracer-baseline, relative to the configuration file",
         default="",
     )
+    parser.addini(OPTION, f"budgets of every test: {', '.join(BUDGETS)}", default="")
     add_settings(parser)
 
 
@@ -93,13 +97,17 @@ def read_options(config: pytest.Config) -> Options:
     """
     given = config.getoption("--session-tracer")
     settings = given_settings(config)
+    try:
+        budgets = read_default_budgets(config.getini(OPTION))
+    except ValueError as error:
+        raise pytest.UsageError(f"session_tracer: {error}") from None
     update = bool(config.getoption("--session-tracer-update-baseline"))
     baseline = _baseline(config)
     has_option = config.getoption("--session-tracer-baseline") is not None or update
     value = given or config.getini("session_tracer")
     if value == "off":
         if given or not has_option:
-            return Options(settings=settings)
+            return Options(settings=settings, budgets={} if given else budgets)
         value = "report"  # an option names a baseline, so the new findings are reported
     if value not in _FAIL_FROM:
         option = "--session-tracer" if given else "session_tracer"
@@ -115,6 +123,7 @@ def read_options(config: pytest.Config) -> Options:
         baseline=baseline,
         update=update,
         settings=settings,
+        budgets=budgets,
     )
 
 

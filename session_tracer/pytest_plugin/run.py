@@ -61,7 +61,7 @@ class Run:
         Raises:
             ValueError: a marker of the test is invalid.
         """
-        limits = read_limits(item, {})
+        limits = read_limits(item, self._options.budgets)
         if not self.tracing.is_on:
             self.tracing.start()
         own_files = OwnFiles(item.path, self._config.rootpath)

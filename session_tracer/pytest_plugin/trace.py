@@ -79,6 +79,19 @@ class SessionTrace:
         """Number of objects that were loaded and were not in the identity map before."""
         return self._count("loaded")
 
+    @property
+    def sql_ms(self) -> float:
+        """Milliseconds in statements."""
+        return self._number("sql_ms")
+
+    @property
+    def slowest_statement_ms(self) -> float:
+        """Milliseconds in the statement that took longest."""
+        return self._number("slowest_statement_ms")
+
     def _count(self, budget: str) -> int:
+        return int(self._number(budget))
+
+    def _number(self, budget: str) -> float:
         self._case.settle()
         return self._case.counts[budget]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -158,16 +159,23 @@ def test_by_the_parameter(SessionLocal, times):
     }
 
 
-ALL = "sessions, commits, flushes, statements, lazy_loads, loaded"
+ALL = "sessions, commits, flushes, statements, lazy_loads, loaded, sql_ms, slowest_statement_ms"
 UNKNOWN = f"Unknown budget 'rows' in session_budget(). Available: {ALL}."
-BAD = {
-    "statments=6": "Unknown budget 'statments' in session_budget(). Did you mean 'statements'? "
-    f"Available: {ALL}.",
-    "rows=6": UNKNOWN,
-} | {
-    budget: f"Invalid session_budget({budget}): expected an integer of at least 0."
-    for budget in ("statements=-1", "statements=True", "statements=1.5", "statements=None")
-}
+BAD = (
+    {
+        "statments=6": "Unknown budget 'statments' in session_budget(). Did you mean 'statements'? "
+        f"Available: {ALL}.",
+        "rows=6": UNKNOWN,
+    }
+    | {
+        budget: f"Invalid session_budget({budget}): expected an integer of at least 0."
+        for budget in ("statements=-1", "statements=True", "statements=1.5", "statements=None")
+    }
+    | {
+        budget: f"Invalid session_budget({budget}): expected milliseconds of at least 0."
+        for budget in ("sql_ms=-0.5", "sql_ms='9'", "slowest_statement_ms=True")
+    }
+)
 
 
 @pytest.mark.parametrize("budget", BAD)
@@ -275,3 +283,160 @@ class Case(unittest.TestCase):
     assert "session budget" not in message["Case::test_subtest_fails"]
     assert message["test_is_known_to_be_greedy"].startswith("session budget: sessions 1 > 0")
     assert message["Case::test_method_is_greedy"].startswith("session budget: sessions 1 > 0")
+
+
+SLOW = """
+from sqlalchemy import event
+
+@pytest.fixture(autouse=True)
+def sleeps(SessionLocal):
+    engine = SessionLocal.kw["bind"]
+    event.listen(engine, "connect", lambda connection, _: connection.create_function(
+        "sleep_ms", 1, lambda ms: __import__("time").sleep(ms / 1000)
+    ))
+    engine.dispose()
+
+def wait(session, ms, times=1):
+    for _ in range(times):
+        session.execute(text(f"SELECT sleep_ms({ms})"))  # waits
+"""
+
+
+def test_a_budget_of_time_is_of_all_statements_together(suites: Suites) -> None:
+    run = suites.run_source(
+        SLOW
+        + """
+@pytest.mark.session_budget(sql_ms=59.5)
+def test_waits_too_long(session):
+    wait(session, 20, times=3)
+    session.execute(text("SELECT 1"))
+
+@pytest.mark.session_budget(sql_ms=60_000)
+def test_waits(session):
+    wait(session, 20, times=3)
+"""
+    )
+    assert run.outcomes == {"test_waits_too_long": "failed", "test_waits": "passed"}
+    message = run.reports["test_waits_too_long"]["call"].longrepr.reprcrash.message
+    where = re.escape(suites.at("# waits"))
+    assert re.fullmatch(
+        rf"session budget: sql_ms \d+\.\d > 59\.5 \(select ×3, \d+\.\d ms at {where}\)", message
+    )
+
+
+def test_a_budget_of_the_slowest_statement_is_of_each(suites: Suites) -> None:
+    run = suites.run_source(
+        SLOW
+        + """
+@pytest.mark.session_budget(slowest_statement_ms=150)
+def test_has_a_slow_one(session):
+    session.execute(text("SELECT 1"))
+    wait(session, 200)
+
+@pytest.mark.session_budget(slowest_statement_ms=150)
+def test_has_many(session):
+    wait(session, 10, times=20)
+"""
+    )
+    assert run.outcomes == {"test_has_a_slow_one": "failed", "test_has_many": "passed"}
+    message = run.reports["test_has_a_slow_one"]["call"].longrepr.reprcrash.message
+    where = re.escape(suites.at("# waits"))
+    assert re.fullmatch(
+        rf"session budget: slowest_statement_ms 2\d\d\.\d > 150 \(select at {where}\)", message
+    )
+
+
+def test_the_configuration_file_has_budgets_for_every_test(suites: Suites) -> None:
+    suites.configure("session_tracer_budget = statements=1, sessions=1\n    sql_ms=60e3")
+    run = suites.run_source("""
+def test_once(SessionLocal):
+    first(SessionLocal)
+
+def test_twice(session):
+    session.execute(text("SELECT 1"))
+    session.execute(text("SELECT 2"))
+
+@pytest.mark.session_budget(statements=2)
+def test_may_twice(session):
+    session.execute(text("SELECT 1"))
+    session.execute(text("SELECT 2"))
+
+@pytest.mark.session_budget(statements=2)
+def test_has_the_other_default(SessionLocal):
+    first(SessionLocal)
+    first(SessionLocal)
+
+class Case(unittest.TestCase):
+    @pytest.fixture(autouse=True)
+    def library(self, SessionLocal):
+        self.SessionLocal = SessionLocal
+
+    def test_twice(self):
+        first(self.SessionLocal)
+        first(self.SessionLocal)
+""")
+    assert run.outcomes == {
+        "test_once": "passed",
+        "test_twice": "failed",
+        "test_may_twice": "passed",
+        "test_has_the_other_default": "failed",
+        "Case::test_twice": "failed",
+    }
+    # No findings are reported that were not asked for.
+    assert run.summary == []
+    assert set(suites.run("--session-tracer=off").outcomes.values()) == {"passed"}
+
+
+def test_a_wide_marker_and_a_default_give_way_to_a_nearer_one(suites: Suites) -> None:
+    suites.configure("session_tracer_budget = statements=0")
+    run = suites.run_source("""
+@pytest.mark.session_budget(statements=1)
+class TestReading:
+    def test_by_the_class(self, SessionLocal):
+        first(SessionLocal)
+
+    @pytest.mark.session_budget(statements=2)
+    def test_by_its_own(self, SessionLocal):
+        first(SessionLocal)
+        first(SessionLocal)
+""")
+    assert set(run.outcomes.values()) == {"passed"}
+
+
+BAD_DEFAULTS = {
+    "statements=many": "Invalid 'statements=many' in session_tracer_budget of pytest's "
+    "configuration file: expected an integer of at least 0.",
+    "statements": "Invalid 'statements' in session_tracer_budget of pytest's configuration file: "
+    "expected an integer of at least 0.",
+    "statements=1.5": "Invalid 'statements=1.5' in session_tracer_budget of pytest's "
+    "configuration file: expected an integer of at least 0.",
+    "sql_ms=nan": "Invalid 'sql_ms=nan' in session_tracer_budget of pytest's configuration file: "
+    "expected milliseconds of at least 0.",
+    "commits=1, statments=6": "Unknown budget 'statments' in session_tracer_budget of pytest's "
+    f"configuration file. Did you mean 'statements'? Available: {ALL}.",
+}
+
+
+@pytest.mark.parametrize("options", [(), ("--session-tracer",)], ids=["off", "on"])
+@pytest.mark.parametrize("text", BAD_DEFAULTS)
+def test_an_impossible_default_is_refused_at_the_start(
+    suites: Suites, text: str, options: tuple[str, ...]
+) -> None:
+    suites.configure(f"session_tracer_budget = {text}")
+    run = suites.run_source("def test_never_begins(): pass", *options)
+    assert run.exit_code == pytest.ExitCode.USAGE_ERROR
+    assert run.has(f"session_tracer: {BAD_DEFAULTS[text]}")
+
+
+def test_the_fixture_has_the_times(suites: Suites) -> None:
+    run = suites.run_source(
+        SLOW
+        + """
+def test_waits(session, session_trace):
+    assert (session_trace.sql_ms, session_trace.slowest_statement_ms) == (0, 0)
+    wait(session, 20, times=2)
+    assert session_trace.sql_ms >= 40
+    assert 20 <= session_trace.slowest_statement_ms < session_trace.sql_ms
+"""
+    )
+    assert run.outcomes == {"test_waits": "passed"}, run.text

@@ -866,9 +866,13 @@ def test_a_junit_file_has_counts_and_findings(suites: Suites) -> None:
         "lazy_loads": 0,
         "loaded": 12,
     }
-    assert properties["test_is_quiet"] == [
-        (f"session_tracer.{name}", str(count)) for name, count in counts.items()
-    ]
+    *numbers, sql, slowest = properties["test_is_quiet"]
+    assert numbers == [(f"session_tracer.{name}", str(count)) for name, count in counts.items()]
+    assert (sql[0], slowest[0]) == (
+        "session_tracer.sql_ms",
+        "session_tracer.slowest_statement_ms",
+    )
+    assert float(str(sql[1])) >= float(str(slowest[1])) >= 0
     assert properties["test_requests[info]"][-1] == (
         "session_tracer.finding",
         f"demo-info {suites.at('# requests')}",
