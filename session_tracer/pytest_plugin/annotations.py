@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from session_tracer.model.findings import Finding
 
-__all__ = ["is_github_actions", "workflow_commands"]
+__all__ = ["below", "is_github_actions", "repository", "workflow_commands"]
 
 _COMMANDS: Final = {"error": "error", "warning": "warning", "info": "notice"}
 
@@ -24,18 +24,23 @@ def workflow_commands(
     findings: Iterable[Finding], environ: Mapping[str, str] = os.environ
 ) -> Iterator[str]:
     """Yield a line for each finding: `::warning file=report.py,line=33,title=n-plus-one::...`."""
-    root = environ.get("GITHUB_WORKSPACE") or os.getcwd()
+    root = repository(os.getcwd(), environ)
     for finding in findings:
         properties = {"title": finding.id}
         if finding.site is not None:
-            file = _below(finding.site.file, root)
+            file = below(finding.site.file, root)
             properties = {"file": file, "line": str(finding.site.line), **properties}
         listed = ",".join(f"{name}={_property(value)}" for name, value in properties.items())
         message = _data(f"{finding.message}\n{finding.remedy}")
         yield f"::{_COMMANDS[finding.severity]} {listed}::{message}"
 
 
-def _below(file: str, root: str) -> str:
+def repository(otherwise: str, environ: Mapping[str, str] = os.environ) -> str:
+    """Return the folder of the repository on GitHub Actions, or another one elsewhere."""
+    return environ.get("GITHUB_WORKSPACE") or otherwise
+
+
+def below(file: str, root: str) -> str:
     """Return the path relative to the repository, or the path as it is if it is outside."""
     real, home = os.path.realpath(file), os.path.realpath(root)
     if not real.startswith(home + os.sep):

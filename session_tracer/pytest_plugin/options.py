@@ -36,6 +36,8 @@ class Options:
         fail_from: The lowest severity of findings for which a test fails; None for none.
         baseline: The file of known findings.
         update: Whether new findings are added to that file.
+        json: The file to which all findings are written.
+        sarif: The file to which new findings are written for code scanning.
         settings: The settings in the configuration file, as they are written there.
         budgets: The budgets of tests whose markers do not set them.
     """
@@ -44,6 +46,8 @@ class Options:
     fail_from: Severity | None = None
     baseline: Path | None = None
     update: bool = False
+    json: Path | None = None
+    sarif: Path | None = None
     settings: dict[str, str] = field(default_factory=dict)
     budgets: dict[str, float] = field(default_factory=dict)
 
@@ -68,6 +72,14 @@ def add_options(parser: pytest.Parser) -> None:
         "--session-tracer-update-baseline",
         action="store_true",
         help="add the findings of this run to the baseline",
+    )
+    group.addoption(
+        "--session-tracer-json", metavar="FILE", help="write the findings to FILE as JSON"
+    )
+    group.addoption(
+        "--session-tracer-sarif",
+        metavar="FILE",
+        help="write the new findings to FILE as SARIF, for code scanning",
     )
     parser.addini("session_tracer", f"default of --session-tracer: {_ALLOWED}", default="off")
     parser.addini(
@@ -103,12 +115,13 @@ def read_options(config: pytest.Config) -> Options:
         raise pytest.UsageError(f"session_tracer: {error}") from None
     update = bool(config.getoption("--session-tracer-update-baseline"))
     baseline = _baseline(config)
-    has_option = config.getoption("--session-tracer-baseline") is not None or update
+    json, sarif = _path(config, "--session-tracer-json"), _path(config, "--session-tracer-sarif")
+    has_option = bool(config.getoption("--session-tracer-baseline") or update or json or sarif)
     value = given or config.getini("session_tracer")
     if value == "off":
         if given or not has_option:
             return Options(settings=settings, budgets={} if given else budgets)
-        value = "report"  # an option names a baseline, so the new findings are reported
+        value = "report"  # an option names a file, so findings are reported
     if value not in _FAIL_FROM:
         option = "--session-tracer" if given else "session_tracer"
         where = "" if given else " in pytest's configuration file"
@@ -122,15 +135,22 @@ def read_options(config: pytest.Config) -> Options:
         fail_from=_FAIL_FROM[value],
         baseline=baseline,
         update=update,
+        json=json,
+        sarif=sarif,
         settings=settings,
         budgets=budgets,
     )
 
 
+def _path(config: pytest.Config, option: str) -> Path | None:
+    given = config.getoption(option)
+    return Path(config.invocation_params.dir, given) if given else None
+
+
 def _baseline(config: pytest.Config) -> Path | None:
-    given = config.getoption("--session-tracer-baseline")
+    given = _path(config, "--session-tracer-baseline")
     if given:
-        return Path(config.invocation_params.dir, given)
+        return given
     default = config.getini("session_tracer_baseline")
     if default:
         home = config.rootpath if config.inipath is None else config.inipath.parent

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -11,11 +12,16 @@ from session_tracer.detectors.evidence import life_site
 from session_tracer.exporters.wording import counted
 from session_tracer.model.findings import LEFT_OPEN
 from session_tracer.pytest_plugin import wording
-from session_tracer.pytest_plugin.annotations import is_github_actions, workflow_commands
+from session_tracer.pytest_plugin.annotations import (
+    is_github_actions,
+    repository,
+    workflow_commands,
+)
 from session_tracer.pytest_plugin.case import Case
 from session_tracer.pytest_plugin.configured import settings_for_tests
 from session_tracer.pytest_plugin.limits import read_limits
 from session_tracer.pytest_plugin.own_files import OwnFiles
+from session_tracer.pytest_plugin.reports import check_writable, write_json, write_sarif
 from session_tracer.pytest_plugin.run_findings import RunFindings
 from session_tracer.pytest_plugin.summary import rows
 from session_tracer.pytest_plugin.tracing import Tracing
@@ -42,13 +48,15 @@ class Run:
 
     Raises:
         pytest.UsageError: the baseline cannot be read.
-        ValueError: a setting is invalid.
+        ValueError: a setting is invalid, or a file cannot be written.
     """
 
     def __init__(self, config: pytest.Config, options: Options) -> None:
         self._config = config
         self._options = options
         self._baseline = _load(options)
+        if not hasattr(config, "workerinput"):  # xdist's controller writes
+            _check_files(options)
         self._found = RunFindings()
         settings = settings_for_tests(options.settings)
         self.tracing = Tracing(settings, self._baseline, self._found.add)
@@ -130,9 +138,19 @@ class Run:
             output: dict[str, Any] | None = getattr(self._config, "workeroutput", None)
             if output is not None:
                 output[_OUTPUT] = self._found.dump()
-            elif self._options.update and self._options.baseline is not None:
-                new = [entry.finding for entry in self._found.new]
-                baseline.write(self._options.baseline, new, self._baseline)
+            elif not self._config.getoption("collectonly"):
+                self._write_files()
+
+    def _write_files(self) -> None:
+        options, found = self._options, self._found
+        if options.update and options.baseline is not None:
+            new = [entry.finding for entry in found.new]
+            baseline.write(options.baseline, new, self._baseline)
+        root = Path(repository(str(self._config.rootpath)))
+        if options.json is not None:
+            write_json(options.json, found, root)
+        if options.sarif is not None:
+            write_sarif(options.sarif, found, root)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
@@ -177,6 +195,17 @@ def _load(options: Options) -> Baseline:
         return baseline.load(path)
     except ValueError as error:
         raise pytest.UsageError(f"--session-tracer-baseline: {error}") from None
+
+
+def _check_files(options: Options) -> None:
+    """Refuse files that cannot be written, before tests run."""
+    for option, path in {
+        "--session-tracer-baseline": options.baseline if options.update else None,
+        "--session-tracer-json": options.json,
+        "--session-tracer-sarif": options.sarif,
+    }.items():
+        if path is not None:
+            check_writable(option, path)
 
 
 def _left_open(report: Report) -> Finding:

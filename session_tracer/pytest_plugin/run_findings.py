@@ -25,12 +25,14 @@ class Entry:
 
     Attributes:
         state: Whether it is new, in the baseline, or allowed by the tests' markers.
+        reason: Why it is allowed.
         count: The highest count of these tests.
         tests: The phase of each test by the test's id.
     """
 
     finding: Finding
     state: State
+    reason: str = ""
     count: int = 0
     tests: dict[str, str] = field(default_factory=dict)
 
@@ -48,6 +50,11 @@ class RunFindings:
         return sorted(self._of("new"), key=_rank)
 
     @property
+    def all(self) -> list[Entry]:
+        """Every entry, the most severe first."""
+        return sorted(self._entries.values(), key=_rank)
+
+    @property
     def known(self) -> int:
         """Number of entries that the baseline contains."""
         return len(self._of("known"))
@@ -63,12 +70,13 @@ class RunFindings:
     def add(self, reported: Reported, nodeid: str) -> None:
         """Add a finding of a test. The id is empty if it was reported outside of tests."""
         tests = {nodeid: str(reported.phase)} if nodeid else {}
-        self._add(Entry(reported.finding, reported.state, reported.finding.count, tests))
+        finding = reported.finding
+        self._add(Entry(finding, reported.state, reported.reason, finding.count, tests))
 
     def _add(self, one: Entry) -> None:
         finding = one.finding
         about = (finding.id, finding.site, finding.entity, finding.attribute, finding.work)
-        entry = self._entries.setdefault((*about, one.state), Entry(finding, one.state))
+        entry = self._entries.setdefault((*about, one.state), Entry(finding, one.state, one.reason))
         entry.count = max(entry.count, one.count)
         entry.tests = {**one.tests, **entry.tests}
 

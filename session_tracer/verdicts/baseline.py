@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from session_tracer.model.findings import Finding
 
-__all__ = ["Baseline", "load", "write"]
+__all__ = ["Baseline", "Known", "load", "write"]
 
 _HEADING: Final = """\
 # Known findings, which are not reported. Line numbers do not matter.
@@ -40,6 +40,18 @@ class Known(NamedTuple):
     entity: str = ""
     attribute: str = ""
 
+    @classmethod
+    def of(cls, finding: Finding, folder: str) -> Known:
+        """Return the identity of a finding, with its file as seen from the folder."""
+        site = finding.site
+        return cls(
+            finding.id,
+            "" if site is None else _relative(site.file, folder),
+            "" if site is None else site.function,
+            finding.entity or "",
+            finding.attribute or "",
+        )
+
 
 class Baseline:
     """The known findings of a file.
@@ -58,7 +70,7 @@ class Baseline:
 
     def knows(self, finding: Finding) -> bool:
         """Return whether the finding is a known one."""
-        return bool(self._known) and _key(finding, self._folder) in self._known
+        return bool(self._known) and Known.of(finding, self._folder) in self._known
 
 
 NOTHING_KNOWN: Final = Baseline("")
@@ -103,20 +115,9 @@ def write(
         known: Known findings to write as well, from a file in the same folder.
     """
     folder = _folder(path)
-    keys = sorted({*known._known, *(_key(finding, folder) for finding in findings)})
+    keys = sorted({*known._known, *(Known.of(finding, folder) for finding in findings)})
     text = _HEADING + "".join(f"{_line(key)}\n" for key in keys)
     Path(path).write_text(text, encoding="utf-8", newline="\n")
-
-
-def _key(finding: Finding, folder: str) -> Known:
-    site = finding.site
-    return Known(
-        finding.id,
-        "" if site is None else _relative(site.file, folder),
-        "" if site is None else site.function,
-        finding.entity or "",
-        finding.attribute or "",
-    )
 
 
 def _folder(path: str | os.PathLike[str]) -> str:
