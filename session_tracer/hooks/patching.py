@@ -4,17 +4,25 @@ Wrappers are made from source. Only a function with the method's own parameters 
 TypeError of a wrong call at the caller's line, has the method's `__defaults__`, stays a coroutine
 function where the method is one, and belongs to the method's module: SQLAlchemy lays a warning to
 the innermost line of a module that is not its own. A wrapper that takes `*args` has none of these.
+
+Their frames lie between the application's and SQLAlchemy's. Another tool that looks for the
+application's line leaves out SQLAlchemy's files by their folder: so the code names a file in it.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
+import os
+from pathlib import Path
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
+import sqlalchemy
+
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import CodeType
 
 __all__ = ["Patches", "as_sqlalchemys"]
 
@@ -159,11 +167,13 @@ def _wrapper(name: str, found: Any, names: dict[str, Any], *, inherited: bool) -
         source = source.replace("def " + name, "async def " + name)
         source = source.replace("return " + call, "return await " + call)
     by_sqlalchemy = str(found.__module__).startswith("sqlalchemy.")
-    namespace: dict[str, Any] = {"__name__": found.__module__ if by_sqlalchemy else __name__}
-    # Under this file's name, so that error trackers see where the package is installed, and with
-    # the template's own lines, so that tracebacks show them.
+    namespace: dict[str, Any] = {
+        "__name__": found.__module__ if by_sqlalchemy else __name__,
+        "__loader__": _Source(__file__),
+    }
+    # With the template's own lines, so that tracebacks show them.
     lines_before = "\n" * (_BEFORE_AROUND if is_around else _BEFORE_MADE)
-    exec(compile(lines_before + source, __file__, "exec"), namespace)
+    exec(compile(lines_before + source, _in_sqlalchemy(__file__), "exec"), namespace)
     wrapper = namespace["make"](**names)
     functools.update_wrapper(wrapper, found)
     # `inspect.signature` reads the wrapper's own, or follows what a decorator has left.
@@ -191,6 +201,34 @@ def _parameters(parameters: Any) -> str:
     return str(inspect.Signature(bare)).strip("()")
 
 
+_PACKAGE: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_SQLALCHEMY: Final = os.path.join(os.path.dirname(sqlalchemy.__file__), "session_tracer")
+
+
+def _in_sqlalchemy(file: str) -> str:
+    """The file in SQLAlchemy's folder by whose name others know that a frame is no application's.
+
+    There is no such file; its lines come from `_Source`.
+    """
+    return os.path.join(_SQLALCHEMY, os.path.relpath(os.path.abspath(file), _PACKAGE))
+
+
+class _Source:
+    """Has the lines of a file of session_tracer's, which tracebacks show."""
+
+    def __init__(self, file: str) -> None:
+        self._file = file
+
+    def get_source(self, name: str) -> str:
+        """Return the source of the file, as `linecache` asks a module's loader for it."""
+        del name
+        return Path(self._file).read_text(encoding="utf-8")
+
+
+# By the id of each function's own code, which lives as long as its module.
+_CODES: Final[dict[int, CodeType]] = {}
+
+
 def as_sqlalchemys(function: C) -> C:
     """The function, as if a module of SQLAlchemy's had it; its frame lies below SQLAlchemy's.
 
@@ -198,9 +236,16 @@ def as_sqlalchemys(function: C) -> C:
     session_tracer's between two of its own would be taken for the application's.
     """
     found: Any = function
-    named = {**found.__globals__, "__name__": "sqlalchemy.engine.base"}
-    again: Any = FunctionType(
-        found.__code__, named, found.__name__, found.__defaults__, found.__closure__
-    )
+    code = found.__code__
+    named = {
+        **found.__globals__,
+        "__name__": "sqlalchemy.engine.base",
+        "__loader__": _Source(code.co_filename),
+    }
+    moved = _CODES.get(id(code))
+    if moved is None:
+        moved = code.replace(co_filename=_in_sqlalchemy(code.co_filename))
+        _CODES[id(code)] = moved
+    again: Any = FunctionType(moved, named, found.__name__, found.__defaults__, found.__closure__)
     again.__qualname__ = found.__qualname__
     return again  # type: ignore[no-any-return] # a copy of what was given

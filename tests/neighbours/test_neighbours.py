@@ -1,4 +1,4 @@
-"""Tests that Logfire and Sentry work as ever beside session_tracer, and get what they should.
+"""Tests that other tools work as ever beside session_tracer, and get what they should.
 
 They reach into the process that imports them, so they are installed apart: `tasks.py test` names
 the Python of that environment in `SESSION_TRACER_TEST_NEIGHBOURS`.
@@ -33,8 +33,10 @@ def work():
 
 def run(program: str, folder: Path) -> Any:
     """What a program that begins with SHOP and WORK prints as JSON, in a folder of its own."""
+    file = folder / "program.py"
+    file.write_text(SHOP + WORK + program)
     done = subprocess.run(
-        [PYTHON, "-c", SHOP + WORK + program],
+        [PYTHON, str(file)],
         cwd=folder,
         env={name: value for name, value in os.environ.items() if not name.startswith("OTEL_")},
         capture_output=True,
@@ -114,6 +116,17 @@ print(json.dumps([
             if "session_tracer" in path.removeprefix(str(ROOT))
         ]
         assert ours
-        assert all(Path(path).is_file() and not in_app for path, in_app in ours)
+        assert not any(in_app for _, in_app in ours)
         # Sentry groups issues by the innermost frames.
         assert "sqlalchemy" in frames[-1][0]
+
+
+def test_a_spy_names_the_line_of_the_application(tmp_path: Path) -> None:
+    program = """
+from sqlalchemy_spy import Profiler
+instrument(SessionLocal, exporter="logging")
+with Profiler(engine, capture_stack=True) as profiler:
+    work()
+print(json.dumps([query.stack[-1].name for query in profiler.queries]))
+"""
+    assert run(program, tmp_path) == ["work", "work"]
