@@ -266,7 +266,8 @@ class AttributeLoaded(_Value):
     and `root_site` where the SELECT of `root` is. `expired_by` and `expired_site` are the commit,
     rollback or `expire()` of this scope that expired, or may have expired, the attribute.
     `left_out` is whether it is a column of a subclass, which a SELECT of the base class does not
-    read. `sql` is the text of the statement without its values, shortened.
+    read. `sql` is the text of the statement without its values, shortened. `key` is the attribute
+    of the primary key of an object that is refreshed, if it is one.
     """
 
     at: int
@@ -284,6 +285,7 @@ class AttributeLoaded(_Value):
     left_out: bool = False
     duration: int = 0
     sql: str = ""
+    key: str = ""
 
 
 @dataclass(slots=True, eq=False, repr=False)

@@ -329,7 +329,9 @@ class Settings:
     """Number of objects that one commit expired and that are reloaded (`reload-after-commit`)."""
 
     refreshes_from_one_site: int = _option(5, _whole(2))
-    """Number of `refresh()` calls from one line after a flush or commit (`refresh-after-write`)."""
+    """Number of `refresh()` calls from one line, after a flush or commit (`refresh-after-write`) or
+    of different objects (`refresh-in-loop`).
+    """
 
     large_identity_map_objects: int = _option(10_000, _whole(1))
     """Number of objects above which an identity map is reported (`large-identity-map`)."""

@@ -374,3 +374,64 @@ def test_a_loop_behind_the_line_that_opened_the_session() -> None:
 
     work()
     assert watch.loop.endswith("# loops")
+
+
+def test_a_loop_whose_line_opened_the_session() -> None:
+    """A scoped session is opened by its first use."""
+    watch = Watcher(last=4)
+
+    def rows() -> list[int]:
+        return [1, 2, 3, 4, 5]
+
+    def work() -> None:
+        watch.opened = Locator().locate()
+        watch.opened = type(watch.opened)(
+            watch.opened.file, watch.opened.line + 4, watch.opened.function
+        )
+        for _ in rows():
+            helper(watch)  # loops
+
+    work()
+    assert watch.loop.endswith("# loops")
+
+
+def repeated(how: Callable[[Callable[..., bool | None]], None]) -> bool | None:
+    """Whether it is a loop by which a function is called for the third time."""
+    locator, known = Locator(), dict[tuple[int, int], int]()
+    calls: list[bool | None] = []
+    asked: list[Callable[[], Any]] = [
+        lambda: None,
+        lambda: known.update(locator.passed()),
+        lambda: locator.is_repeated(known),
+    ]
+
+    def call(*_: object) -> bool | None:
+        calls.append(asked[len(calls)]())
+        return False
+
+    how(call)
+    return calls[2]
+
+
+def each(call: Callable[..., bool | None]) -> None:
+    for _ in range(3):
+        call()
+
+
+def in_a_row(call: Callable[..., bool | None]) -> None:
+    call()
+    call()
+    call()
+
+
+def by_a_function_in_c(call: Callable[..., bool | None]) -> None:
+    assert sorted([3, 1, 2], key=call)
+
+
+@pytest.mark.parametrize(("how", "answer"), [(each, True), (in_a_row, False)])
+def test_whether_a_loop_or_a_row_of_calls_repeats(how: Any, answer: bool) -> None:
+    assert repeated(how) is answer
+
+
+def test_a_loop_that_is_not_written_in_python() -> None:
+    assert repeated(by_a_function_in_c) is not False

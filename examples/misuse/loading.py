@@ -30,6 +30,15 @@ def count_orders() -> dict[str, int]:
         return counts
 
 
+def count_copies() -> dict[str, int]:
+    """Reads each book again by itself."""
+    with SessionLocal() as session:
+        books = session.scalars(select(Book)).all()
+        for book in books:
+            session.refresh(book)
+        return {book.title: book.copies for book in books}
+
+
 def label_books() -> list[str]:
     """Selects the same author again for each of his books."""
     with SessionLocal() as session:

@@ -63,6 +63,7 @@ SCENES: Final = (
     Scene("n-plus-one", loading.count_books),
     Scene("get-in-loop", loading.total_of),
     Scene("query-in-loop", loading.count_orders),
+    Scene("refresh-in-loop", loading.count_copies),
     Scene("repeated-select", loading.label_books),
     Scene("reload-after-commit", loading.raise_prices),
     Scene("refresh-after-write", loading.take_orders),

@@ -57,6 +57,7 @@ DEFAULT_DETECTORS: Final[tuple[Suspecting, ...]] = (
     selects.RepeatedSelects(),
     reloads.ReloadAfterCommit(),
     reloads.RefreshAfterWrite(),
+    reloads.RefreshInLoop(),
     sizes.LargeIdentityMap(),
     sizes.LargeResult(),
     rows.StaleLock(),

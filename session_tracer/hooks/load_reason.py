@@ -170,6 +170,7 @@ def report_load(
         left_out=why.is_left_out,
         duration=duration,
         sql=sql.shown(statement, ledger.system),
+        key=loader_options.primary_key(state.manager.mapper) if load.kind == "refresh" else "",
     )
     ledger.publish(fact)
     if is_judged:

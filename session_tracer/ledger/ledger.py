@@ -1251,7 +1251,7 @@ class Ledger(Use):
         self.is_refreshing = False
         if kind == "refresh":
             self.is_refreshing = self.last_write is not None
-            return self.is_refreshing
+            return True
         if kind == "detached":
             return False
         loads, gates = self.loads, self.gates

@@ -43,6 +43,7 @@ FINDING_IDS: Final[tuple[str, ...]] = (
     "n-plus-one",
     "get-in-loop",
     "query-in-loop",
+    "refresh-in-loop",
     "repeated-select",
     "reload-after-commit",
     "refresh-after-write",

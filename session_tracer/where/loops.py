@@ -23,6 +23,8 @@ _ENDS: Final = frozenset(
 )
 # An `await` goes back to itself until it has its result: it is no loop of the source.
 _AWAITS: Final = "JUMP_BACKWARD_NO_INTERRUPT"
+# What may run a function that opens a session.
+_OPENING: Final = ("CALL", "LOAD_ATTR", "LOAD_METHOD", "BEFORE_", "LOAD_SPECIAL", "GET_ITER")
 
 
 def is_in_loop(code: CodeType, offset: int, without: int = 0) -> bool:
@@ -56,7 +58,11 @@ def _is_reached_again(code: CodeType, offset: int, without: int) -> bool:
     following = _following(instructions)
     reached: set[int] = set()
     passing = {
-        one.offset: one.positions is None or one.positions.lineno != without or not without
+        one.offset: not without
+        or one.positions is None
+        or one.positions.lineno != without
+        # `for book in session.scalars(...)` goes on without opening the session again.
+        or not one.opname.startswith(_OPENING)
         for one in instructions
     }
     to_do = list(following[start])

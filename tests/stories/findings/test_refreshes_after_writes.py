@@ -97,11 +97,6 @@ def test_what_is_refreshed_after(twin: Twin, what: str) -> None:
     twin.run(story)
 
 
-def refresh_what_was_read(session: Session) -> None:
-    for author in session.scalars(select(Author)).all():
-        session.refresh(author)
-
-
 def refresh_books(session: Session) -> None:
     for number in range(3):
         author = Author(name=f"new {number}")
@@ -117,12 +112,6 @@ def refresh_after_a_rollback(session: Session) -> None:
         author.name = f"new {number}"
         session.flush()
         session.rollback()
-        session.refresh(author)
-
-
-def refresh_after_a_flush_of_nothing(session: Session) -> None:
-    for author in session.scalars(select(Author)).all():
-        session.flush()
         session.refresh(author)
 
 
@@ -150,10 +139,8 @@ def refresh_at_two_lines(session: Session) -> None:
 @pytest.mark.parametrize(
     "how",
     [
-        refresh_what_was_read,
         refresh_books,
         refresh_after_a_rollback,
-        refresh_after_a_flush_of_nothing,
         refresh_after_another_select,
         refresh_at_two_lines,
     ],
