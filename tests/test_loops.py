@@ -425,7 +425,7 @@ def in_a_row(call: Callable[..., bool | None]) -> None:
 
 
 def by_a_function_in_c(call: Callable[..., bool | None]) -> None:
-    assert sorted([3, 1, 2], key=call)
+    assert list(map(call, range(3)))
 
 
 @pytest.mark.parametrize(("how", "answer"), [(each, True), (in_a_row, False)])
