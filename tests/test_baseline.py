@@ -7,15 +7,24 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from session_tracer import CallSite, Finding
-from session_tracer.verdicts.baseline import load, write
+from session_tracer.verdicts import baseline as baselines
+from session_tracer.verdicts.baseline import Baseline, empty, load
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
     from pathlib import Path
 
 HEADING = """\
 # Known findings, which are not reported. Line numbers do not matter.
-# Delete a line when its cause is fixed.
+# "tests" are the files of the tests that have a finding.
+# pytest --session-tracer-update-baseline removes the ones that no longer occur.
 """
+
+
+def write(path: Path, findings: Iterable[Finding], known: Baseline | None = None) -> None:
+    """Write these findings, and the known ones, of which the run has seen nothing."""
+    update = (known or empty(path)).updated(((one, ()) for one in findings), lambda _: False)
+    baselines.write(path, update.baseline)
 
 
 def found(id_: str, site: CallSite | None, **fields: Any) -> Finding:
@@ -199,6 +208,8 @@ def test_an_empty_file_knows_nothing(path: Path) -> None:
         '{"id": 7}',
         '{"id": "n-plus-one", "entity": null}',
         '{"id": "n-plus-one", "line": "33"}',
+        '{"id": "n-plus-one", "tests": "tests/test_app.py"}',
+        '{"id": "n-plus-one", "tests": [7]}',
     ],
 )
 def test_a_line_that_is_no_finding_is_named(path: Path, line: str) -> None:
@@ -207,7 +218,7 @@ def test_a_line_that_is_no_finding_is_named(path: Path, line: str) -> None:
         load(path)
     assert str(refused.value) == (
         f"Invalid line {path}:3: {line!r}. Expected a JSON object of strings with the key id and "
-        "optionally file, function, entity, attribute."
+        "optionally file, function, entity, attribute, and a list of tests."
     )
 
 
@@ -224,3 +235,75 @@ def test_a_file_that_is_no_text_is_named(path: Path) -> None:
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="it is not UTF-8"):
         load(path)
+
+
+def test_an_update_keeps_what_the_run_could_not_see(path: Path, tmp_path: Path) -> None:
+    here, there, nowhere = (found(id_, in_report(tmp_path)) for id_ in ("here", "there", "nowhere"))
+    first = empty(path).updated(
+        [(here, {"test_a.py"}), (there, {"test_b.py"}), (nowhere, ())], lambda _: True
+    )
+    assert (first.removed, first.unseen) == ([], [])
+
+    def has_seen(files: Collection[str]) -> bool:
+        return set(files) == {"test_a.py"}
+
+    second = first.baseline.updated([], has_seen)
+    assert [known.id for known in second.removed] == ["here"]
+    assert [known.id for known in second.unseen] == ["nowhere", "there"]
+    baselines.write(path, second.baseline)
+    assert [load(path).knows(one) for one in (here, there, nowhere)] == [False, True, True]
+
+
+def test_an_update_brings_the_files_of_tests_up_to_date(path: Path, tmp_path: Path) -> None:
+    one = found("n-plus-one", in_report(tmp_path), entity="Author")
+    first = empty(path).updated([(one, {"test_a.py", "test_b.py"})], lambda _: True)
+    after_all = first.baseline.updated([(one, {"test_c.py"})], lambda _: True)
+    after_some = first.baseline.updated([(one, {"test_c.py"})], lambda _: False)
+    assert [list(tests) for _, tests in after_all.baseline] == [["test_c.py"]]
+    assert [sorted(tests) for _, tests in after_some.baseline] == [
+        ["test_a.py", "test_b.py", "test_c.py"]
+    ]
+    baselines.write(path, after_some.baseline)
+    assert '"tests": ["test_a.py", "test_b.py", "test_c.py"]}' in path.read_text()
+
+
+@pytest.mark.parametrize("is_there", [True, False], ids=["installed", "elsewhere"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "../.venv/lib/python3.11/site-packages/shop/orders/views.py",
+        "../../usr/lib/python3.13/dist-packages/shop/orders/views.py",
+    ],
+)
+def test_an_older_file_is_read_and_written_in_the_new_form(
+    tmp_path: Path, file: str, is_there: bool
+) -> None:
+    """It has paths of an environment, which may be another machine's, and no tests."""
+    project = tmp_path / "project" / "tests"
+    project.mkdir(parents=True)
+    (project.parent / "pyproject.toml").touch()
+    path = project / "known.jsonl"
+    path.write_text(
+        "# Findings that are known and are not said, wherever in the function they are.\n"
+        f'{{"id": "n-plus-one", "file": "{file}", "function": "index"}}\n'
+        '{"id": "large-flush", "file": "../app/report.py", "function": "totals"}\n'
+    )
+    views = (project / file).resolve()
+    if is_there:
+        views.parent.mkdir(parents=True)
+        for package in (views.parent, views.parent.parent):
+            (package / "__init__.py").touch()
+        assert load(path).knows(found("n-plus-one", CallSite(str(views), 7, "index")))
+    report = CallSite(str(project.parent / "app" / "report.py"), 33, "totals")
+    assert load(path).knows(found("large-flush", report))
+    baselines.write(path, load(path))
+    assert path.read_text() == HEADING + (
+        '{"id": "large-flush", "file": "../app/report.py", "function": "totals"}\n'
+        '{"id": "n-plus-one", "file": "shop/orders/views.py", "function": "index"}\n'
+    )
+
+
+def test_a_folder_whose_name_ends_like_that_of_packages_is_no_environment(path: Path) -> None:
+    path.write_text('{"id": "large-flush", "file": "my-packages/app.py"}\n')
+    baselines.write(path, load(path))
+    assert '"file": "my-packages/app.py"' in path.read_text()

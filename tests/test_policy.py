@@ -27,7 +27,7 @@ from session_tracer import (
 from session_tracer import facts as what
 from session_tracer.model.findings import FINDING_IDS, Severity
 from session_tracer.testing import capture
-from session_tracer.verdicts.baseline import write
+from session_tracer.verdicts.baseline import empty, write
 from session_tracer.verdicts.policy import Policy
 from tests.detectors.feeding import PlayedScope
 
@@ -142,7 +142,7 @@ def test_what_is_silenced_here_or_where_the_session_was_opened_is_not_reported()
 
 def test_what_the_baseline_knows_is_not_reported(tmp_path: Path) -> None:
     path = tmp_path / "known.jsonl"
-    write(path, [found()])
+    write(path, empty(path).updated([(found(), ())], lambda _: False).baseline)
     assert ruled(found(), baseline_path=str(path)) is None
     assert ruled(found("large-flush"), baseline_path=str(path)) == found("large-flush")
 

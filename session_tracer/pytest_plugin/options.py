@@ -35,7 +35,7 @@ class Options:
         on: Whether every test is traced.
         fail_from: The lowest severity of findings for which a test fails; None for none.
         baseline: The file of known findings.
-        update: Whether new findings are added to that file.
+        update: Whether that file is brought up to date.
         json: The file to which all findings are written.
         sarif: The file to which new findings are written for code scanning.
         settings: The settings in the configuration file, as they are written there.
@@ -71,7 +71,7 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption(
         "--session-tracer-update-baseline",
         action="store_true",
-        help="add the findings of this run to the baseline",
+        help="add the findings of this run to the baseline, and remove known ones that are gone",
     )
     group.addoption(
         "--session-tracer-json", metavar="FILE", help="write the findings to FILE as JSON"

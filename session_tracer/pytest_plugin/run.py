@@ -18,12 +18,13 @@ from session_tracer.pytest_plugin.annotations import (
     workflow_commands,
 )
 from session_tracer.pytest_plugin.case import Case
+from session_tracer.pytest_plugin.completeness import Completeness
 from session_tracer.pytest_plugin.configured import settings_for_tests
 from session_tracer.pytest_plugin.limits import read_limits
 from session_tracer.pytest_plugin.own_files import OwnFiles
 from session_tracer.pytest_plugin.reports import check_writable, write_json, write_sarif
 from session_tracer.pytest_plugin.run_findings import RunFindings
-from session_tracer.pytest_plugin.summary import rows
+from session_tracer.pytest_plugin.summary import rows, update_lines
 from session_tracer.pytest_plugin.tracing import Tracing
 from session_tracer.verdicts import baseline
 
@@ -38,8 +39,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Run"]
 
-# The key of xdist's worker output.
+# The keys of xdist's worker output.
 _OUTPUT: Final = "session_tracer"
+_COMPLETENESS: Final = "session_tracer_completeness"
 _COLOURS: Final = {"error": "red", "warning": "yellow", "info": "cyan"}
 
 
@@ -58,6 +60,8 @@ class Run:
         if not hasattr(config, "workerinput"):  # xdist's controller writes
             _check_files(options)
         self._found = RunFindings()
+        self._completeness = Completeness(config)
+        self._update: baseline.Update | None = None
         settings = settings_for_tests(options.settings)
         self.tracing = Tracing(settings, self._baseline, self._found.add)
 
@@ -123,6 +127,8 @@ class Run:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionstart(self) -> None:
+        if self._options.update:
+            self._config.pluginmanager.register(self._completeness, "session_tracer_completeness")
         # xdist's controller runs no tests.
         if not self._config.pluginmanager.has_plugin("dsession"):
             self.tracing.start()
@@ -138,14 +144,16 @@ class Run:
             output: dict[str, Any] | None = getattr(self._config, "workeroutput", None)
             if output is not None:
                 output[_OUTPUT] = self._found.dump()
+                output[_COMPLETENESS] = self._completeness.dump()
             elif not self._config.getoption("collectonly"):
                 self._write_files()
 
     def _write_files(self) -> None:
         options, found = self._options, self._found
         if options.update and options.baseline is not None:
-            new = [entry.finding for entry in found.new]
-            baseline.write(options.baseline, new, self._baseline)
+            has_seen = self._completeness.conclude()
+            self._update = self._baseline.updated(found.not_allowed(), has_seen)
+            baseline.write(options.baseline, self._update.baseline)
         root = Path(repository(str(self._config.rootpath)))
         if options.json is not None:
             write_json(options.json, found, root)
@@ -158,6 +166,7 @@ class Run:
         dumped = getattr(node, "workeroutput", {}).get(_OUTPUT)
         if dumped is not None:
             self._found.merge(dumped)
+            self._completeness.merge(node.workeroutput[_COMPLETENESS])
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if self._config.getoption("collectonly"):
@@ -171,6 +180,8 @@ class Run:
             terminalreporter.write_line(f"   {row.rest}")
             for line in row.below:
                 terminalreporter.write_line(f"    {line}")
+        for line in update_lines(self._update):
+            terminalreporter.write_line(line)
         terminalreporter.write_line(self._last_line(len(new), known))
         if is_github_actions():
             for line in workflow_commands(entry.finding for entry in new):
@@ -180,6 +191,8 @@ class Run:
         file, allowed = self._options.baseline, self._found.allowed
         also = f", {allowed} allowed" if allowed else ""
         if self._options.update and file is not None:
+            removed = 0 if self._update is None else len(self._update.removed)
+            also += f", {removed} removed" if removed else ""
             return f"{new} new, {known} known{also}; updated {os.path.relpath(file)}"
         if file is not None:
             return f"{new} new, {known} known (baseline){also}"
@@ -189,8 +202,10 @@ class Run:
 
 def _load(options: Options) -> Baseline:
     path = options.baseline
-    if path is None or (options.update and not path.exists()):
+    if path is None:
         return baseline.NOTHING_KNOWN
+    if options.update and not path.exists():
+        return baseline.empty(path)
     try:
         return baseline.load(path)
     except ValueError as error:

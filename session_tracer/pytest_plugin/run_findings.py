@@ -10,7 +10,7 @@ from session_tracer.model.findings import Finding
 from session_tracer.where.callsite import CallSite
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Iterator
 
     from session_tracer.pytest_plugin.case import Reported, State
 
@@ -53,6 +53,12 @@ class RunFindings:
     def all(self) -> list[Entry]:
         """Every entry, the most severe first."""
         return sorted(self._entries.values(), key=_rank)
+
+    def not_allowed(self) -> Iterator[tuple[Finding, set[str]]]:
+        """The new and the known findings, each with the files of its tests."""
+        for entry in self._entries.values():
+            if entry.state != "allowed":
+                yield entry.finding, {nodeid.partition("::")[0] for nodeid in entry.tests}
 
     @property
     def known(self) -> int:

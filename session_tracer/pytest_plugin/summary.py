@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
     from session_tracer.model.findings import Finding, Severity
     from session_tracer.pytest_plugin.run_findings import Entry
+    from session_tracer.verdicts.baseline import Update
 
-__all__ = ["Row", "allowing", "rows"]
+__all__ = ["Row", "allowing", "rows", "update_lines"]
 
 # Number of findings of one line that are listed by what they are about.
 _MOST_SUBJECTS: Final = 8
@@ -61,6 +62,19 @@ def allowing(findings: Iterable[Finding], *, in_tests: bool) -> str:
         return f"{PREFIX}ignore = {', '.join(entries)}"
     ids = ", ".join(f'"{entry}"' for entry in entries)
     return f'@pytest.mark.{ALLOW}({ids}, reason="...")'
+
+
+def update_lines(update: Update | None) -> Iterator[str]:
+    """Yield what an update has removed from the baseline, and what it has not."""
+    if update is None:
+        return
+    for known in update.removed:
+        yield f"removed from the baseline: {known}"
+    if update.unseen:
+        yield (
+            f"{counted(len(update.unseen), 'known finding')} did not occur and stayed in the "
+            "baseline: not all tests that could have them ran to their end"
+        )
 
 
 def _below(group: Sequence[Entry], tests: dict[str, str]) -> Iterator[str]:

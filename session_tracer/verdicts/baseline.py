@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
     from session_tracer.model.findings import Finding
 
-__all__ = ["Baseline", "Known", "load", "write"]
+__all__ = ["Baseline", "Known", "Update", "empty", "load", "write"]
 
 _HEADING: Final = """\
 # Known findings, which are not reported. Line numbers do not matter.
-# Delete a line when its cause is fixed.
+# "tests" are the files of the tests that have a finding.
+# pytest --session-tracer-update-baseline removes the ones that no longer occur.
 """
 
 
@@ -52,28 +53,77 @@ class Known(NamedTuple):
             finding.attribute or "",
         )
 
+    def __str__(self) -> str:
+        function = f"in {self.function}()" if self.function.isidentifier() else ""
+        name = ".".join(filter(None, [self.entity, self.attribute]))
+        place = " ".join(filter(None, [self.file, function]))
+        return "   ".join(filter(None, [self.id, place, name]))
+
 
 class Baseline:
     """The known findings of a file.
 
     Args:
         folder: The folder of the file.
-        known: The known findings.
+        known: The known findings, each with the files of the tests that have it. There are none if
+            the file is of an older form, or if the finding occurred outside of tests.
     """
 
-    def __init__(self, folder: str, known: Iterable[Known] = ()) -> None:
+    def __init__(self, folder: str, known: Mapping[Known, Collection[str]] | None = None) -> None:
         self._folder = folder
-        self._known = frozenset(known)
+        self._known = dict(known or {})
 
     def __len__(self) -> int:
         return len(self._known)
+
+    def __iter__(self) -> Iterator[tuple[Known, Collection[str]]]:
+        return iter(sorted(self._known.items()))
 
     def knows(self, finding: Finding) -> bool:
         """Return whether the finding is a known one."""
         return bool(self._known) and Known.of(finding, self._folder) in self._known
 
+    def updated(
+        self,
+        found: Iterable[tuple[Finding, Collection[str]]],
+        has_seen: Callable[[Collection[str]], bool],
+    ) -> Update:
+        """Return the baseline after a run.
+
+        Args:
+            found: The findings of the run, each with the files of its tests.
+            has_seen: Whether the run would have seen a finding of the tests in these files.
+        """
+        seen: dict[Known, set[str]] = {}
+        for finding, tests in found:
+            seen.setdefault(Known.of(finding, self._folder), set()).update(tests)
+        gone = [known for known in self._known if known not in seen]
+        removed = [known for known in gone if has_seen(self._known[known])]
+        unseen = [known for known in gone if known not in removed]
+        after = {known: set(self._known[known]) for known in unseen}
+        for known, tests in seen.items():
+            earlier = {one for one in self._known.get(known, ()) if not has_seen([one])}
+            after[known] = earlier | tests
+        return Update(Baseline(self._folder, after), sorted(removed), sorted(unseen))
+
+
+class Update(NamedTuple):
+    """A baseline after a run: what was removed, and what stays although it was not found.
+
+    The latter may occur in tests that have not run to their end.
+    """
+
+    baseline: Baseline
+    removed: list[Known]
+    unseen: list[Known]
+
 
 NOTHING_KNOWN: Final = Baseline("")
+
+
+def empty(path: str | os.PathLike[str]) -> Baseline:
+    """Return a baseline without known findings, of a file that is to be written."""
+    return Baseline(_folder(path))
 
 
 def load(path: str | os.PathLike[str]) -> Baseline:
@@ -96,27 +146,23 @@ def load(path: str | os.PathLike[str]) -> Baseline:
             f"Cannot read {os.fspath(path)!r}: {why}. Write it with pytest "
             "--session-tracer-baseline=FILE --session-tracer-update-baseline."
         ) from None
-    known = [
-        _read(line, f"{os.fspath(path)}:{number}")
-        for number, line in enumerate(lines, 1)
-        if line.strip() and not line.lstrip().startswith("#")
-    ]
-    return Baseline(_folder(path), known)
+    folder = _folder(path)
+    known: dict[Known, set[str]] = {}
+    for number, line in enumerate(lines, 1):
+        if line.strip() and not line.lstrip().startswith("#"):
+            one, tests = _read(line, f"{os.fspath(path)}:{number}", folder)
+            known.setdefault(one, set()).update(tests)
+    return Baseline(folder, known)
 
 
-def write(
-    path: str | os.PathLike[str], findings: Iterable[Finding], known: Baseline = NOTHING_KNOWN
-) -> None:
+def write(path: str | os.PathLike[str], baseline: Baseline) -> None:
     """Write a baseline. The same findings give the same file.
 
     Args:
         path: The file.
-        findings: The findings to write, each once.
-        known: Known findings to write as well, from a file in the same folder.
+        baseline: The known findings, from this file or from `empty()` for it.
     """
-    folder = _folder(path)
-    keys = sorted({*known._known, *(Known.of(finding, folder) for finding in findings)})
-    text = _HEADING + "".join(f"{_line(key)}\n" for key in keys)
+    text = _HEADING + "".join(f"{_line(known, tests)}\n" for known, tests in baseline)
     Path(path).write_text(text, encoding="utf-8", newline="\n")
 
 
@@ -162,24 +208,39 @@ def _in_package(file: str) -> str:
     return path.relative_to(package).as_posix()
 
 
-def _line(known: Known) -> str:
-    values = {name: value for name, value in known._asdict().items() if value}
+def _line(known: Known, tests: Collection[str]) -> str:
+    values: dict[str, object] = {name: value for name, value in known._asdict().items() if value}
+    if tests:
+        values["tests"] = sorted(tests)
     return json.dumps(values, ensure_ascii=False)
 
 
-def _read(line: str, where: str) -> Known:
+def _read(line: str, where: str, folder: str) -> tuple[Known, list[str]]:
     try:
         values = json.loads(line)
+        tests = values.pop("tests", []) if isinstance(values, dict) else []
     except ValueError:
-        values = None
+        values = tests = None
     if (
         not isinstance(values, dict)
         or "id" not in values
         or not set(values) <= set(Known._fields)
         or not all(isinstance(value, str) for value in values.values())
+        or not isinstance(tests, list)
+        or not all(isinstance(test, str) for test in tests)
     ):
         raise ValueError(
             f"Invalid line {where}: {line.strip()!r}. Expected a JSON object of strings with the "
-            f"key id and optionally {', '.join(Known._fields[1:])}."
+            f"key id and optionally {', '.join(Known._fields[1:])}, and a list of tests."
         )
-    return Known(**values)
+    known = Known(**values)
+    return known._replace(file=_portable(known.file, folder)), tests
+
+
+def _portable(file: str, folder: str) -> str:
+    """Return the path as it is written now. Older files have the path of an environment."""
+    before, installed, in_package = file.rpartition("-packages/")
+    if not installed or before.rpartition("/")[2] not in ("site", "dist"):
+        return file
+    there = os.path.join(folder, file)
+    return _relative(there, folder) if os.path.exists(there) else in_package
