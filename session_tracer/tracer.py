@@ -111,6 +111,9 @@ class Tracer:
             for place, one in enumerate(detectors)
             if isinstance(one, Suspecting)
         )
+        self.repeating = tuple(
+            place for place, one in enumerate(detectors) if getattr(one, "counts_repeats", False)
+        )
         self._published = _asked((place, one, one.facts) for place, one in enumerate(detectors))
         self.watches = facts.TimePassed in self.judges or facts.TimePassed in self._published
         self._metrics: list[MetricSignal] = []

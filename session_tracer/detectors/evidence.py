@@ -51,7 +51,8 @@ def looping(passed: Passed, report: Report) -> CallSite | None:
     """
     report.passed = passed
     ledger = report.ledger
-    return ledger.locator.loop(passed, ledger.opened_site) if passed else None
+    report.loop = ledger.locator.loop(passed, ledger.opened_site) if passed else None
+    return report.loop
 
 
 def ms(nanoseconds: float) -> float:

@@ -215,6 +215,7 @@ class AutoflushStorm(BuiltIn):
     """`autoflush-storm`: each read in a loop flushes what the loop has changed."""
 
     candidates = (FlushCompleted,)
+    counts_repeats = True
 
     def memory(self) -> Recent[CallSite | None, _Autoflushes]:
         """Return the autoflushes of each line."""

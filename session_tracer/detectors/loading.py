@@ -117,6 +117,7 @@ class GetInLoop(BuiltIn):
     """`get-in-loop`: objects are looked up by primary key one by one."""
 
     candidates = (StatementExecuted,)
+    counts_repeats = True
 
     def memory(self) -> Recent[tuple[CallSite | None, str], _Lookups]:
         """Return the keys that each line looked up of each mapped class."""

@@ -63,6 +63,9 @@ class BuiltIn:
     """The base of the built-in detectors: it needs no facts but its candidates, and no memory."""
 
     facts: Final = ()
+    # Whether its memory counts what repeats: another request or task that uses the session does not
+    # go on with what one before has done, and gets a new memory.
+    counts_repeats = False
 
     def memory(self) -> Any:
         """Return nothing to remember."""

@@ -40,6 +40,8 @@ class ReloadAfterCommit(BuiltIn):
         is_reload = fact.expired_by == "commit" and fact.kind in _EXPIRING
         if loads is None or loads.count != enough or not is_reload:
             return
+        if loads.refreshes >= enough and report.was_reported("refresh-after-write"):
+            return  # refresh() has expired what is loaded again
         total = memory.get((fact.expired_site, fact.site))
         if total is not None:
             total.follow(loads.reloads)
@@ -60,6 +62,9 @@ def _reloaded(
         were = "were" if len(names) > 1 else "was"
         other = f"{remedy}  # if {listed(names)} {were} loaded before the commit"
         remedy = _selected_again(fact, reloads, names)
+        if reloads.refreshed_site is not None:
+            # refresh() expires relationships, and does not load them again.
+            remedy = f"remove refresh() at {reloads.refreshed_site}, and run {remedy}"
     what = objects(reloads.entities)
     if len(reloads.entities) > 1:
         what = f"{count} objects ({listed(list(reloads.entities))})"
@@ -142,6 +147,7 @@ class RefreshAfterWrite(BuiltIn):
     """`refresh-after-write`: `refresh()` reads back what was written just before."""
 
     candidates = (AttributeLoaded, StatementExecuted)
+    counts_repeats = True
     memory = _Refreshing
 
     def judge(
@@ -229,6 +235,7 @@ class RefreshInLoop(BuiltIn):
     """`refresh-in-loop`: objects are read again one by one."""
 
     candidates = (AttributeLoaded,)
+    counts_repeats = True
 
     def memory(self) -> Recent[tuple[CallSite | None, str], _Read]:
         """Return what each line has refreshed of each mapped class."""

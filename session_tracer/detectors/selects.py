@@ -131,6 +131,7 @@ class RepeatedSelects(BuiltIn):
     """
 
     candidates = (StatementExecuted,)
+    counts_repeats = True
     memory = _Selects
 
     def judge(self, fact: StatementExecuted, report: Report, memory: _Selects) -> Iterator[Finding]:

@@ -70,6 +70,7 @@ class CommitInLoop(BuiltIn):
     """`commit-in-loop`: one line commits a few objects at a time, again and again."""
 
     candidates = (TransactionEnded,)
+    counts_repeats = True
 
     def memory(self) -> Recent[CallSite, _Commits]:
         """Return the commits of each line."""

@@ -138,7 +138,7 @@ def report_load(
         load,
         site=site,
         parent=parent,
-        select=loader_options.brought_by(state),
+        select=None if _is_cascade(ledger, load) else loader_options.brought_by(state),
         expired_by=counts_as,
         duration=duration,
     )
@@ -175,6 +175,20 @@ def report_load(
     ledger.publish(fact)
     if is_judged:
         ledger.judge(fact)
+
+
+def _is_cascade(ledger: Ledger, load: Load) -> bool:
+    """Whether a flush that a query has caused looks for the children of what it deletes.
+
+    The query's line has nothing to do with them.
+    """
+    flush = ledger.flush
+    return (
+        flush is not None
+        and flush.began
+        and flush.trigger == "autoflush"
+        and load.kind == "relationship"
+    )
 
 
 def subject(context: Any) -> Any:

@@ -621,18 +621,33 @@ class Ledger(Use):
         The other reports of the scope do not repeat a finding. Call it before the test's first
         statement, which would be reset as well.
         """
-        for other in self.reports:
-            other.repeats = other is report
-        self.loads = None
-        self.first_selects = ()
-        self.single_rows = self.row_run = None
-        self.first_commit = None
+        self.begin_turn(report)
         self.committing_rows = 0
         self.committing = NOTHING
         self.first_began = None
         if self.failures is not None:
             self.failures.first = None
         self.nested_lines = frozenset()
+
+    def begin_turn(
+        self, report: Report | None = None, *, with_load: bool = False, with_row: bool = False
+    ) -> None:
+        """Count from zero what repeats, because other code uses the session now.
+
+        It is another request, or another call of a test: no loop leads to both. The last load, or
+        the last row that was written, may be its first. If the turn is for one report only, the
+        others do not repeat a finding.
+        """
+        for one in self.reports:
+            one.repeats = one.repeats if report is None else one is report
+            one.forget_repeats()
+        self.loads = self.loads.begin_turn() if self.loads is not None and with_load else None
+        self.first_selects = ()
+        self.single_rows = self.first_commit = None
+        if with_row:
+            self.row_count, self.row_folded = 1, 0
+        else:
+            self.row_run = None
 
     def failed(self, where: str, error: BaseException) -> None:
         """A failure of session_tracer's own: report it once, and the rest of this scope not."""
@@ -1249,14 +1264,16 @@ class Ledger(Use):
             self.lazy_loads = {}
         self.lazy_loads[kind] = self.lazy_loads.get(kind, 0) + 1
         self.is_refreshing = False
-        if kind == "refresh":
-            self.is_refreshing = self.last_write is not None
-            return True
         if kind == "detached":
             return False
         loads, gates = self.loads, self.gates
         if loads is None:
             loads = self.loads = Loads()
+        if kind == "refresh":
+            loads.refreshes += 1
+            loads.refreshed_site = site
+            self.is_refreshing = self.last_write is not None
+            return True
         if expired_by == "commit" and kind in _EXPIRING:
             count = loads.count = loads.reloaded(load, parent, duration, gates.most_reloads)
             return self._is_reached(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from session_tracer.model.totals import Tally
 
@@ -19,6 +19,8 @@ Passed: TypeAlias = "Mapping[tuple[int, int], int]"
 
 _MOST_LINES: Final = 1_000
 _MOST_SELECTS: Final = 100
+# Number of arguments of `Loads.loaded()`.
+_OF_LOADED: Final = 6
 
 
 class Load(NamedTuple):
@@ -38,7 +40,7 @@ class Loads:
 
     What counts is how many statements a loader option would save. Each object counts that one
     SELECT has brought with others. Of objects that came one by one, each with its own SELECT, only
-    one counts.
+    one counts, and none of those that the session has added: no SELECT brought them.
     """
 
     __slots__ = (
@@ -48,21 +50,24 @@ class Loads:
         "attributes",
         "count",
         "entities",
+        "last",
         "passed",
+        "refreshed_site",
+        "refreshes",
         "reloads",
         "tally",
     )
 
     def __init__(self) -> None:
         # The objects, the numbers of the SELECTs that brought them, and all loads.
-        self._by_line: dict[
-            tuple[CallSite | None, str, str], tuple[set[int], set[int | None], Tally]
-        ] = {}
+        self._by_line: dict[tuple[CallSite | None, str, str], tuple[set[int], set[int], Tally]] = {}
         # How many objects the candidate that is judged now stands for, all loads of its line, and
         # what was at work at the one before.
         self.count = 0
         self.tally = Tally()
         self.passed: Passed = {}
+        # What was counted last, as arguments of `loaded()` or `reloaded()`.
+        self.last: tuple[Any, ...] = ()
         self._passed: dict[object, Passed] = {}
         self.committed()
 
@@ -71,9 +76,25 @@ class Loads:
         self._reloaded: set[int] = set()
         self.reloads = Tally()
         self.entities: Counts = {}
+        # How often refresh() was called since the commit, and the line that did so last.
+        self.refreshes = 0
+        self.refreshed_site: CallSite | None = None
         # As `entity, attribute`, in the order of their coming; when enough objects were reloaded,
         # the class to select and the option that brings the attribute are added.
         self.attributes: dict[tuple[str, str], tuple[str, str]] = {}
+
+    def begin_turn(self) -> Loads:
+        """Return what begins with the last load, because other code uses the session since then."""
+        begun = Loads()
+        key = None
+        if len(self.last) == _OF_LOADED:
+            begun.loaded(*self.last)
+            key = self.last[:2]
+        elif self.last:
+            begun.reloaded(*self.last)
+        if key in self._passed:
+            begun.note(key, self._passed[key])
+        return begun
 
     def note(self, key: object, passed: Passed) -> None:
         """Note what is at work at the load before the one that is judged."""
@@ -96,8 +117,9 @@ class Loads:
     ) -> int:
         """How many objects the line has loaded it for, if this is another one; else 0.
 
-        `select` is equal for objects that one SELECT has brought.
+        `select` is equal for objects that one SELECT has brought, None for what was added.
         """
+        self.last = (site, load, parent, select, duration, most)
         key = (site, load.entity, load.attribute)
         known = self._by_line.pop(key, None)
         if known is None:
@@ -109,7 +131,7 @@ class Loads:
         tally.count += 1
         tally.ns += duration
         before = len(parents) - len(selects) + 1 if selects else 0
-        if before >= most or parent in parents:
+        if select is None or before >= most or parent in parents:
             return 0
         self.tally = tally
         if len(selects) >= _MOST_SELECTS:
@@ -122,6 +144,7 @@ class Loads:
 
     def reloaded(self, load: Load, parent: int, duration: int, most: int) -> int:
         """How many objects were reloaded since the commit, if this is another one; else 0."""
+        self.last = (load, parent, duration, most)
         parents, tally = self._reloaded, self.reloads
         tally.count += 1
         tally.ns += duration

@@ -179,6 +179,10 @@ class Tracer(Protocol):
     def judges(self) -> Mapping[Any, tuple[tuple[int, Any], ...]]:
         """The detectors to be asked about each type of fact, with their places."""
 
+    # The places of the detectors that count what repeats.
+    @property
+    def repeating(self) -> tuple[int, ...]: ...
+
     def wants_everything(self) -> bool: ...
 
     def closed_unused(self, duration: int) -> None: ...
@@ -229,6 +233,8 @@ class Report:
     misuses: tuple[Finding, ...] = ()
     # What was at work when what the last finding is about happened before.
     passed: Passed = MappingProxyType({})
+    # The line that loops, of the last finding of which one was looked for.
+    loop: CallSite | None = None
     _memories: dict[int, Any] | None = None
     _muted: frozenset[int] = frozenset()
 
@@ -305,6 +311,12 @@ class Report:
         return any(finding.id == id_ for finding in self.findings)
 
     # Detectors.
+
+    def forget_repeats(self) -> None:
+        """Give the detectors that count what repeats a new memory."""
+        if self._memories is not None:
+            for place in self.tracer.repeating:
+                self._memories.pop(place, None)
 
     def judge(self, fact: Fact) -> None:
         """Ask the detectors that conclude something from such a fact; never raises."""

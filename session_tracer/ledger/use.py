@@ -160,6 +160,10 @@ class Use:
         """Something rare happened from which a detector may conclude something."""
         raise NotImplementedError
 
+    def begin_turn(self) -> None:
+        """Count from zero what repeats, because another request or task uses the session now."""
+        raise NotImplementedError
+
     def enter(self, site: CallSite | None) -> Owner:
         """The thread or task that uses the session now; it is reported if another one is inside."""
         user = self.owner
@@ -203,6 +207,8 @@ class Use:
             trace=self.tracers[0].caller()[0],
         )
         self.request = fact.request
+        if fact.pieces[0] != fact.pieces[1]:
+            self.begin_turn()
         if self.pending_by_class or self.has_uncommitted:
             self.changed_by = self.transactions, fact.pieces[0]
         self.suspect(fact)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from session_tracer.model.totals import Total
     from session_tracer.where.callsite import CallSite
 
-__all__ = ["FINDING_IDS", "LEFT_OPEN", "Finding", "Retraction", "Severity", "ranked"]
+__all__ = ["COSTS", "FINDING_IDS", "LEFT_OPEN", "Finding", "Retraction", "Severity", "ranked"]
 
 Severity: TypeAlias = Literal["info", "warning", "error"]
 
@@ -57,6 +57,27 @@ FINDING_IDS: Final[tuple[str, ...]] = (
     "concurrent-use",
     "foreign-loop",
     "shared-session",
+)
+# Findings about what something costs, as against what is wrong.
+COSTS: Final = frozenset(
+    {
+        "autoflush-storm",
+        "commit-in-loop",
+        "get-in-loop",
+        "large-flush",
+        "large-identity-map",
+        "large-result",
+        "n-plus-one",
+        "query-in-loop",
+        "refresh-after-write",
+        "refresh-in-loop",
+        "reload-after-commit",
+        "repeated-select",
+        "row-by-row-writes",
+        "savepoint-churn",
+        "session-per-item",
+        "unchanged-dirty",
+    }
 )
 # Reported by the pytest plugin, of a session that is open after its test.
 LEFT_OPEN: Final = "left-open"

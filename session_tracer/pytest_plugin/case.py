@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from session_tracer import facts
 from session_tracer.ledger.registry import live_sessions
+from session_tracer.model.findings import COSTS
 from session_tracer.pytest_plugin.budgets import BUDGETS
 from session_tracer.pytest_plugin.counts import BudgetCounts, SessionCounts
 
@@ -21,9 +22,12 @@ if TYPE_CHECKING:
     from session_tracer.model.summary import SessionSummary
     from session_tracer.pytest_plugin.limits import Limits
     from session_tracer.pytest_plugin.own_files import OwnFiles
+    from session_tracer.where.callsite import CallSite
 
 __all__ = ["Case", "Phase", "Reported", "Scope", "State"]
 
+# The instructions of the test's own functions that lead to what happens.
+Call: TypeAlias = tuple[tuple[int, int], ...]
 Phase: TypeAlias = Literal["setup", "call", "teardown"]
 # Known ones are in the baseline; the test's marker has allowed the allowed ones.
 State: TypeAlias = Literal["new", "known", "allowed"]
@@ -53,6 +57,7 @@ class Scope:
         left_open: Whether it was reported that its test left it open.
         last: The test that used it last.
         commits: What was at work at the last commit of each line, by the line's text.
+        call: The test's call that used it last.
     """
 
     case: Case | None
@@ -60,6 +65,7 @@ class Scope:
     left_open: bool = False
     last: Case | None = None
     commits: dict[str, Passed] = field(default_factory=dict)
+    call: Call = ()
 
     @property
     def is_in_a_traceback(self) -> bool:
@@ -114,12 +120,29 @@ class Case:
         """
         return self.own_files.has(report.ledger.locator.repeated_in(passed, self.own_files.begins))
 
+    def call(self, report: Report) -> Call:
+        """Return which call of the test leads to what happens now."""
+        return report.ledger.locator.called_by_first(self.own_files.begins)
+
+    def prepares(self, finding: Finding, loop: CallSite | None) -> bool:
+        """Return whether the finding is about the cost of what only tests do.
+
+        Fixtures prepare, and a test's own loop may do anything many times.
+        """
+        line = finding.site if loop is None else loop
+        is_own = line is not None and self.own_files.has(line.file)
+        return finding.id in COSTS and (self.phase != "call" or is_own)
+
     def allowed(self, finding: Finding) -> str:
         """Return the reason for which the test may have this finding, or an empty string."""
         for allowance in self.limits.allowances:
             if allowance.holds(finding):
                 return allowance.reason
         return ""
+
+    def has(self, finding: Finding) -> bool:
+        """Return whether a finding was reported of what another call of the test did alike."""
+        return any(_about(one.finding) == _about(finding) for one in self.reported)
 
     def add_finding(self, reported: Reported) -> None:
         """Add a finding."""
@@ -184,3 +207,7 @@ class Case:
             where = "" if site is None else f" {site.path}:{site.line}"
             if reported.state == "new":
                 yield "session_tracer.finding", reported.finding.id + where
+
+
+def _about(finding: Finding) -> tuple[object, ...]:
+    return finding.id, finding.session_id, finding.site, finding.entity, finding.attribute

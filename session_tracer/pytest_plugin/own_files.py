@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from types import FrameType
+    from types import CodeType, FrameType
 
 __all__ = ["OwnFiles"]
 
 _FOLDERS: Final = frozenset({"test", "tests"})
 _CONFTEST: Final = "conftest.py"
+_MOST_FUNCTIONS: Final = 10_000
 
 
 class OwnFiles:
@@ -31,6 +32,8 @@ class OwnFiles:
         outside = {root, *root.parents}
         folders = [one for one in self._path.parents if one not in outside and one.name in _FOLDERS]
         self._folder = folders[-1] if folders else None
+        # What `begins` returns, by code.
+        self._begins: dict[CodeType, bool | None] = {}
 
     def has(self, file: str) -> bool:
         """Return whether the code of this file belongs to the tests."""
@@ -43,9 +46,13 @@ class OwnFiles:
 
     def begins(self, frame: FrameType) -> bool | None:
         """Return whether the frame is of the tests, and None for pytest's, which called them."""
-        if frame.f_globals.get("__name__", "").startswith("_pytest."):
-            return None
-        return self.has(frame.f_code.co_filename)
+        code = frame.f_code
+        if code not in self._begins:
+            if len(self._begins) >= _MOST_FUNCTIONS:
+                self._begins.clear()
+            is_pytests = frame.f_globals.get("__name__", "").startswith("_pytest.")
+            self._begins[code] = None if is_pytests else self.has(code.co_filename)
+        return self._begins[code]
 
 
 @functools.lru_cache(maxsize=1_000)

@@ -36,6 +36,15 @@ __all__ = ["Tracing"]
 _ENDINGS_BY_ITSELF: Final = frozenset({"collected", "exit"})
 
 
+# Facts that come before or with what is counted.
+_COUNTED: Final = (
+    facts.AttributeLoaded,
+    facts.FlushBegan,
+    facts.StatementExecuted,
+    facts.TransactionEnded,
+)
+
+
 class _Current(threading.local):
     """The scope of the fact that this thread reports now.
 
@@ -125,6 +134,20 @@ class Tracing:
             scope.last = self.case
             report.ledger.reset_counts(report)
 
+    def _begin_call(self, fact: Fact, report: Report, scope: Scope) -> None:
+        """Count what repeats from zero if another call of the test leads to it than before."""
+        if isinstance(fact, _COUNTED) and self.case is not None and self.case.phase == "call":
+            call = self.case.call(report)
+            if call != scope.call:
+                scope.call = call
+                # These have been counted already.
+                report.ledger.begin_turn(
+                    report,
+                    with_load=isinstance(fact, facts.AttributeLoaded),
+                    with_row=isinstance(fact, facts.StatementExecuted)
+                    and fact.operation != "SELECT",
+                )
+
     def _of_this_thread(self) -> list[tuple[Report, Scope]]:
         """Return the open sessions to whose ledgers no other thread is writing now."""
         return [
@@ -159,6 +182,7 @@ class Tracing:
         if isinstance(fact, facts.TransactionEnded) and fact.outcome == "committed":
             memory.commits[str(fact.site)] = report.ledger.locator.passed()
         self._reset_counts(report, memory)
+        self._begin_call(fact, report, memory)
         with self._lock:
             if isinstance(fact, facts.SessionOpened):
                 self._opened(report, memory)
@@ -221,6 +245,8 @@ class Tracing:
 
     def _report(self, finding: Finding, case: Case | None) -> None:
         phase = "teardown" if case is None else case.phase
+        if case is not None and case.has(finding):
+            return
         reason = "" if case is None else case.allowed(finding)
         state: State = "allowed" if reason else "new"
         if not reason and self._baseline.knows(finding):
@@ -241,6 +267,7 @@ class _PerTest:
     def __init__(self, detector: Detector, tracing: Tracing) -> None:
         self.facts = detector.facts
         self.candidates = detector.candidates if isinstance(detector, Suspecting) else ()
+        self.counts_repeats = getattr(detector, "counts_repeats", False)
         self._detector = detector
         self._tracing = tracing
 
@@ -265,10 +292,13 @@ class _PerTest:
         """Leave out what the running test itself repeats, or committed as its set-up."""
         for one in found:
             earlier, report.passed = [report.passed, self._tracing.commit_of(one)], {}
+            loop, report.loop = report.loop, None
             case = self._tracing.case
-            if case is None or not any(
-                case.repeats(report, passed) for passed in earlier if passed
-            ):
+            if case is None:
+                yield one
+            elif isinstance(one, Finding) and case.prepares(one, loop):
+                continue
+            elif not any(case.repeats(report, passed) for passed in earlier if passed):
                 yield one
 
 

@@ -110,6 +110,8 @@ _frame: Final[Any] = running_frame
 _HERE: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _CO_COROUTINE: Final = 0x80
 _CO_AWAITED: Final = 0x80 | 0x20 | 0x100 | 0x200  # coroutine, generator, or either's async kin
+# Their sessions outlive the function that has used one first.
+_REGISTRIES: Final = frozenset({"sqlalchemy.orm.scoping", "sqlalchemy.ext.asyncio.scoping"})
 # A test's client calls the application; its framework goes on when the application has answered.
 _CLIENTS: Final = frozenset({"flask.testing", "httpx", "starlette.testclient", "werkzeug.test"})
 _CO_GENERATOR: Final = 0x20 | 0x200
@@ -411,7 +413,11 @@ class Locator:
     ) -> FrameType | None:
         called_again = self._called_again(before, start)
         for number, frame in enumerate(_outwards(start)):
-            if self._kind(frame) == _MACHINERY:
+            kind = self._kind(frame)
+            if kind == _MACHINERY:
+                if frame.f_globals.get("__name__") in _REGISTRIES:
+                    # The session is the thread's or task's, whatever function used it first.
+                    opened = None
                 continue
             code = frame.f_code
             is_opening = (
@@ -473,6 +479,28 @@ class Locator:
             caller = code.co_filename
             looping = caller if loops else looping
         return looping
+
+    def called_by_first(
+        self, is_first: Callable[[FrameType], bool | None]
+    ) -> tuple[tuple[int, int], ...]:
+        """Return the instructions of the functions that were called first, of those asked about.
+
+        Args:
+            is_first: Whether a frame is of these. None ends the search outwards.
+        """
+        frames: list[tuple[FrameType, bool]] = []
+        for frame in _callers(_frame(1)):
+            first = is_first(frame)
+            if first is None:
+                break
+            frames.append((frame, first))
+        calls = []
+        for frame, first in reversed(frames):
+            if first:
+                calls.append((id(frame), frame.f_lasti))
+            elif self._kind(frame) <= _TEMPLATE:
+                break
+        return tuple(calls)
 
     def is_at_work(self, opened: CallSite, used: CallSite) -> bool:
         """Return whether the function of `opened` is on the stack from the line `used` outwards.

@@ -18,7 +18,8 @@ FINDINGS: Final = {
     "large-flush": "add_many(session)",
 }
 ADD_MANY: Final = """
-KEPT = []
+from uuid import uuid4
+from tests.library import Author
 
 def add_many(session):
     session.add_all([Author(name=str(uuid4())) for _ in range(41)])
@@ -28,8 +29,10 @@ def add_many(session):
 
 @pytest.mark.parametrize("id_", FINDINGS)
 def test_the_last_line_of_a_finding_would_have_it_ignored(suites: Suites, id_: str) -> None:
-    suites.configure("session_tracer_large_flush_objects = 40")
-    source = f"{ADD_MANY}\n\ndef test_finds(SessionLocal, session):\n    {FINDINGS[id_]}\n"
+    suites.configure("session_tracer_large_flush_objects = 40\npythonpath = .")
+    (suites.folder / "service.py").write_text(ADD_MANY)
+    begin = "from service import add_many\nKEPT = []\n"
+    source = f"{begin}\ndef test_finds(SessionLocal, session):\n    {FINDINGS[id_]}\n"
     found = suites.run_source(source, "--session-tracer=warning")
     assert found.outcomes["test_finds"] in ("failed", "teardown error")
     assert found.summary[0].startswith(f"{id_} ")

@@ -528,6 +528,107 @@ async def test_of_a_loop(session):
     }
 
 
+CALLS: Final = """
+from sqlalchemy import select
+from tests.library import Author
+
+def find(session):
+    return session.scalar(select(Author).limit(1))
+
+def find_thrice(session):
+    find(session)
+    find(session)
+    find(session)
+
+def find_many(session):
+    for _ in range(5):
+        find(session)
+
+def load(session):
+    return session.scalars(select(Author).limit(2)).all()
+
+def render(authors):
+    for author in authors:
+        author.books
+
+def add_many(session):
+    session.add_all([Author(name=f"many {number}") for number in range(41)])
+    session.flush()
+"""
+
+
+def test_each_call_of_a_test_counts_from_zero(suites: Suites) -> None:
+    (suites.folder / "service.py").write_text(CALLS)
+    suites.configure("pythonpath = .")
+    run = suites.run_source(
+        """
+from service import find, find_many, find_thrice, load, render
+
+def test_calls_in_a_row(session):
+    find_thrice(session)
+    find_thrice(session)
+
+def test_calls_in_a_loop(session):
+    for _ in range(4):
+        find_thrice(session)
+
+def test_of_one_call_after_another(session):
+    find(session)
+    find_many(session)
+
+def test_of_the_objects_of_another_call(session):
+    authors = load(session)
+    render(authors)
+""",
+        "--session-tracer=warning",
+    )
+    assert run.outcomes == {
+        "test_calls_in_a_row": "passed",
+        "test_calls_in_a_loop": "passed",
+        "test_of_one_call_after_another": "failed",
+        "test_of_the_objects_of_another_call": "failed",
+    }
+
+
+def test_what_a_fixture_prepares_may_cost_what_it_does(suites: Suites) -> None:
+    (suites.folder / "service.py").write_text(CALLS)
+    suites.configure("pythonpath = .\nsession_tracer_large_flush_objects = 40")
+    run = suites.run_source(
+        """
+from service import add_many, find_many, load, render
+
+@pytest.fixture
+def prepared(session):
+    add_many(session)
+    find_many(session)
+    render(load(session))
+    return session
+
+@pytest.fixture
+def loses(SessionLocal):
+    read_too_late(SessionLocal)
+
+def test_prepared(prepared): ...
+
+def test_adds_many_itself(session):
+    session.add_all([Author(name=str(number)) for number in range(41)])
+    session.flush()
+
+def test_of_code_that_adds_many(session):
+    add_many(session)
+
+def test_of_a_fixture_that_is_wrong(loses): ...
+""",
+        "--session-tracer=warning",
+    )
+    assert run.outcomes == {
+        "test_prepared": "passed",
+        "test_adds_many_itself": "passed",
+        "test_of_code_that_adds_many": "failed",
+        "test_of_a_fixture_that_is_wrong": "teardown error",
+    }
+
+
 CLIENT: Final = """
 from fastapi import Depends, FastAPI
 from service import find, find_again
@@ -710,17 +811,36 @@ def test_creates_books(session):
     assert run.summary[-1] == "4 findings in 3 sessions"
 
 
-def test_counting_begins_with_the_first_thing_that_a_test_does(
-    suites: Suites, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SESSION_TRACER_SINGLE_ROW_WRITES", "3")
-    run = suites.run_source(
-        """
+WRITES: Final = """
+from uuid import uuid4
 from sqlalchemy import insert
+from tests.library import Author
 
 def add(session, times):
     for _ in range(times):
         session.execute(insert(Author).values(name=str(uuid4()), biography=""))
+
+def add_elsewhere(session, times):
+    for _ in range(times):
+        session.execute(insert(Author).values(name=str(uuid4()), biography=""))
+
+def commit_each(session, is_written):
+    for is_new in is_written:
+        if is_new:
+            session.add(Author(name=str(uuid4())))
+        session.commit()
+"""
+
+
+def test_counting_begins_with_the_first_thing_that_a_test_does(
+    suites: Suites, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SESSION_TRACER_SINGLE_ROW_WRITES", "3")
+    (suites.folder / "service.py").write_text(WRITES)
+    suites.configure("pythonpath = .")
+    run = suites.run_source(
+        """
+from service import add
 
 @pytest.mark.parametrize("_", range(3))
 def test_adds_few(shared_session, _):
@@ -745,10 +865,12 @@ def test_the_applications_own_tracing_reports_a_shared_session_once(
 ) -> None:
     """The plugin counts from zero in each test, which the application's tracing must not show."""
     monkeypatch.setenv("SESSION_TRACER_SINGLE_ROW_WRITES", "3")
+    (suites.folder / "service.py").write_text(WRITES)
+    suites.configure("pythonpath = .")
     run = suites.run_source(
         """
+from service import add, add_elsewhere
 from session_tracer import Exporter, instrument
-from sqlalchemy import insert
 
 FOUND = []
 
@@ -758,18 +880,13 @@ def traced_session(SessionLocal):
         with SessionLocal() as session:
             yield session
 
-def add(session):
-    session.execute(insert(Author).values(name=str(uuid4()), biography=""))
-
 @pytest.mark.parametrize("_", range(3))
 def test_adds_many(traced_session, _):
-    for _ in range(3):
-        add(traced_session)
+    add(traced_session, 3)
     assert [finding.id for finding in FOUND] == ["row-by-row-writes"]
 
 def test_adds_many_elsewhere(traced_session):
-    for _ in range(3):
-        traced_session.execute(insert(Author).values(name=str(uuid4()), biography=""))
+    add_elsewhere(traced_session, 3)
     assert [finding.id for finding in FOUND] == ["row-by-row-writes"] * 2
 """,
         "--session-tracer=report",
@@ -783,13 +900,11 @@ def test_what_a_fixture_wrote_is_no_commit_of_the_tests(
     suites: Suites, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SESSION_TRACER_COMMITS_FROM_ONE_SITE", "2")
+    (suites.folder / "service.py").write_text(WRITES)
+    suites.configure("pythonpath = .")
     run = suites.run_source(
         """
-def commit_each(session, is_written):
-    for is_new in is_written:
-        if is_new:
-            session.add(Author(name=str(uuid4())))
-        session.commit()
+from service import commit_each
 
 def test_flushes(shared_session):
     flush(shared_session)

@@ -258,6 +258,49 @@ def test_objects_of_two_classes_are_selected_again(twin: Twin) -> None:
     twin.run(story)
 
 
+def add_and_refresh(count: int, expire: bool, refresh: bool) -> Callable[[Session], None]:
+    def work(session: Session) -> None:
+        session.expire_on_commit = expire
+        added = [Author(name=f"new {n}", books=[Book(title="one")]) for n in range(count)]
+        session.add_all(added)
+        session.commit()
+        for author in added[: count if refresh else 0]:
+            session.refresh(author)  # <- refreshed
+        assert [len(author.books) for author in added] == [1] * count
+
+    return work
+
+
+def test_what_refresh_has_expired_is_its_own_finding(twin: Twin) -> None:
+    async def story() -> None:
+        told = await tell(twin, add_and_refresh(6, expire=True, refresh=True))
+        assert [finding.id for finding in told.findings] == ["refresh-after-write"]
+        assert told.findings[0].remedy == f"remove refresh(), and use {unexpiring(twin)}"
+
+    twin.run(story)
+
+
+def test_the_finding_without_refresh_and_expiry(twin: Twin) -> None:
+    async def story() -> None:
+        assert_found(await tell(twin, add_and_refresh(6, expire=False, refresh=False)))
+
+    twin.run(story)
+
+
+def test_a_refresh_that_is_no_finding_is_to_be_removed_too(twin: Twin) -> None:
+    few = {"reloads_after_commit": 3, "refreshes_from_one_site": 9}
+
+    async def story() -> None:
+        told = await tell(twin, add_and_refresh(3, expire=True, refresh=True), **few)
+        (finding,) = told.findings
+        place = str(marked(add_and_refresh, "<- refreshed")).partition(" in ")[0]
+        assert finding.remedy.startswith(f"remove refresh() at {place}")
+        select_again = "select(Author).options(selectinload(Author.books)) after the commit at"
+        assert f", and run {select_again}" in finding.remedy
+
+    twin.run(story)
+
+
 def select_again(session: Session) -> None:
     kept = session.scalars(select(Author)).all()
     session.commit()

@@ -1,0 +1,143 @@
+"""Stories of what repeats: by whom, of which objects, and in a session that a registry holds."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import select
+from sqlalchemy.orm import scoped_session
+
+from session_tracer.testing import capture
+from tests.good_code.silence import only_async, only_sync
+from tests.library import Author, Book, authors, keep
+from tests.stories.findings import shop
+from tests.stories.findings.due import until
+from tests.stories.findings.reading import tell
+from tests.stories.lines import marked
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+    from tests.twins import Twin
+
+
+async def find(session: Any) -> None:
+    await session.scalar(select(Author).limit(1))
+
+
+async def read_all_books(session: Any) -> None:
+    kept = (await session.scalars(select(Author))).all()
+    await session.run_sync(lambda _: [author.books for author in kept])
+
+
+async def find_twice(session: Any) -> None:
+    await find(session)
+    await find(session)
+
+
+async def find_often(session: Any) -> None:
+    for _ in range(5):
+        await find(session)
+
+
+@only_async
+@pytest.mark.parametrize(
+    ("work", "found"),
+    [
+        (find_twice, []),
+        (find_often, ["repeated-select"]),
+        (read_all_books, ["n-plus-one"]),
+    ],
+)
+def test_requests_that_share_a_session_do_not_repeat_for_one_another(
+    twin: Twin, work: Any, found: list[str]
+) -> None:
+    async def story() -> None:
+        await keep(twin, *authors(5, books_each=1))
+        with capture(twin.factory) as captured:
+            async with twin.session() as session:
+                for _ in range(4):
+                    # Not awaited, as a server's handlers are not.
+                    request = asyncio.create_task(work(session))
+                    await until(request.done, is_async=True)
+        ids = {finding.id for finding in captured.findings}
+        assert ids & {"repeated-select", "n-plus-one"} == {*found}
+
+    twin.run(story)
+
+
+def test_objects_that_the_session_has_added_are_brought_by_no_select(twin: Twin) -> None:
+    def read_new_ones(session: Session) -> None:
+        added = [Author(name=f"new {number}") for number in range(6)]
+        session.add_all(added)
+        session.flush()
+        assert [len(author.books) for author in added] == [0] * 6
+        session.commit()
+
+    def read_old_ones(session: Session) -> None:
+        assert [len(author.books) for author in session.scalars(select(Author))] == [0] * 6
+
+    async def story() -> None:
+        assert (await tell(twin, read_new_ones)).findings == []
+        assert [one.id for one in (await tell(twin, read_old_ones)).findings] == ["n-plus-one"]
+
+    twin.run(story)
+
+
+def test_what_a_delete_looks_for_is_not_the_query_that_flushes_it(twin: Twin) -> None:
+    def delete_each(session: Session) -> None:
+        for customer in session.scalars(select(shop.Customer).where(shop.Customer.id > 1)).all():
+            session.delete(customer)
+            session.scalar(select(shop.Order).where(shop.Order.id == customer.id))
+        session.commit()
+
+    def delete_all(session: Session) -> None:
+        for customer in session.scalars(select(shop.Customer).where(shop.Customer.id > 1)).all():
+            session.delete(customer)
+        session.flush()  # <- flushed
+        session.commit()
+
+    async def story() -> None:
+        async with shop.opened(twin):
+            for work in (delete_each, delete_all):
+                async with twin.session() as session:
+                    session.add_all([shop.Customer(name=f"new {n}") for n in range(6)])
+                    await session.commit()
+                found = [
+                    (one.id, one.site)
+                    for one in (await tell(twin, work)).findings
+                    if one.id == "n-plus-one"
+                ]
+                due = [("n-plus-one", marked(delete_all, "<- flushed"))]
+                assert [one for one, _ in found] == [one for one, _ in due * (work is delete_all)]
+
+    twin.run(story)
+
+
+@only_sync
+def test_the_loop_around_the_function_that_first_uses_a_registrys_session(twin: Twin) -> None:
+    registry = scoped_session(twin.factory)
+
+    def exists(title: str) -> bool:
+        return registry.scalar(select(Book).where(Book.title == title)) is not None
+
+    def add_missing(author: Author) -> None:
+        for number in range(12):
+            if not exists(f"title {number}"):  # <- loops
+                registry.add(Book(title=f"title {number}", author_id=author.id))
+        registry.commit()
+
+    async def story() -> None:
+        author = Author(name="Ada")
+        await keep(twin, author)
+        with capture(twin.factory) as captured:
+            author = Author(id=1, name="Ada")
+            add_missing(author)
+            registry.remove()
+        (found,) = captured.findings
+        place = str(marked(add_missing, "<- loops")).partition(" in ")[0]
+        assert str(found.evidence["loop"]).startswith(place)
+
+    twin.run(story)
