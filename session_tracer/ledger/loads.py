@@ -40,7 +40,7 @@ class Loads:
 
     What counts is how many statements a loader option would save. Each object counts that one
     SELECT has brought with others. Of objects that came one by one, each with its own SELECT, only
-    one counts, and none of those that the session has added: no SELECT brought them.
+    one counts. An object that the session has added does not count: no SELECT brought it.
     """
 
     __slots__ = (
