@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from fnmatch import fnmatch
-from glob import escape
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from session_tracer.model.findings import FINDING_IDS, LEFT_OPEN
@@ -47,7 +46,7 @@ class Ignored(NamedTuple):
         by_name = cls(finding.id, "", finding.entity or "", finding.attribute or "")
         if by_name.entity and re.fullmatch(IGNORED, str(by_name)):
             return by_name
-        return cls(finding.id, "" if finding.site is None else escape(finding.site.path))
+        return cls(finding.id, "" if finding.site is None else _literal(finding.site.path))
 
     def __str__(self) -> str:
         if self.glob:
@@ -63,6 +62,11 @@ class Ignored(NamedTuple):
             and self.entity in ("", finding.entity)
             and self.attribute in ("", finding.attribute)
         )
+
+
+def _literal(path: str) -> str:
+    """Return the glob that only this path matches."""
+    return re.sub(r"[*?[]", r"[\g<0>]", path)
 
 
 def _lies_in(site: CallSite | None, glob: str) -> bool:
