@@ -29,7 +29,7 @@ from session_tracer.hooks.targets import (
     places,
     resolve,
 )
-from session_tracer.ledger import object_counter, same_owner, watchdog
+from session_tracer.ledger import object_counter, openings, same_owner, watchdog
 from session_tracer.ledger.in_progress import SLOT
 from session_tracer.ledger.ledger import Ledger, Opening, new_tuple, recognising
 from session_tracer.ledger.registry import LIVE, ages
@@ -244,6 +244,7 @@ class Instrumentor:
                 choice.close()
                 raise
             tracer.locator.adopt(packages)
+            openings.forget()
             instrumentation = Instrumentation(target, tracer, capture=capture)
             self._instrumentations.append(instrumentation)
             process.at_end(watchdog.at_end, process.SESSIONS)

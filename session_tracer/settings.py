@@ -322,6 +322,10 @@ class Settings:
     queries_from_one_site: int = _option(10, _whole(2))
     """Number of different parameters with which one line runs a SELECT (`query-in-loop`)."""
 
+    sessions_from_one_site: int = _option(20, _whole(2))
+    """Number of sessions that a loop opens one after the other, from one line (`session-per-item`).
+    """
+
     repeats_of_one_select: int = _option(5, _whole(2))
     """Number of times the same SELECT runs with the same parameters (`repeated-select`)."""
 
@@ -474,6 +478,7 @@ class Overrides(TypedDict, total=False):
     lazy_loads_from_one_site: int
     gets_from_one_site: int
     queries_from_one_site: int
+    sessions_from_one_site: int
     repeats_of_one_select: int
     reloads_after_commit: int
     refreshes_from_one_site: int

@@ -39,6 +39,16 @@ def count_copies() -> dict[str, int]:
         return {book.title: book.copies for book in books}
 
 
+def price_list() -> list[int]:
+    """Opens a session for the price of each book."""
+    return [_price(book_id) for book_id in range(1, 21)]
+
+
+def _price(book_id: int) -> int:
+    with SessionLocal() as session:
+        return session.get_one(Book, book_id).price
+
+
 def label_books() -> list[str]:
     """Selects the same author again for each of his books."""
     with SessionLocal() as session:

@@ -64,6 +64,7 @@ SCENES: Final = (
     Scene("get-in-loop", loading.total_of),
     Scene("query-in-loop", loading.count_orders),
     Scene("refresh-in-loop", loading.count_copies),
+    Scene("session-per-item", loading.price_list),
     Scene("repeated-select", loading.label_books),
     Scene("reload-after-commit", loading.raise_prices),
     Scene("refresh-after-write", loading.take_orders),

@@ -33,6 +33,7 @@ DEFAULT_DETECTORS: Final[tuple[Suspecting, ...]] = (
     endings.ReusedAfterClose(),
     transactions.CommitInLoop(),
     transactions.SplitWrites(),
+    transactions.SessionPerItem(),
     connections.NestedSessions(),
     connections.PoolExhausted(),
     transactions.SavepointChurn(),

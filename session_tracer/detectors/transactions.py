@@ -258,3 +258,26 @@ class SplitWrites(BuiltIn):
                 other_committed_at=fact.other_site,
             ),
         )
+
+
+class SessionPerItem(BuiltIn):
+    """`session-per-item`: a loop opens a session for each of its items."""
+
+    candidates = (TransactionBegan,)
+
+    def judge(self, fact: TransactionBegan, report: Report, memory: None) -> Iterator[Finding]:
+        """Report each loop once, when it has opened enough sessions."""
+        del memory
+        ledger, opened = report.ledger, report.ledger.opened_in_loop
+        if opened is None or fact.nested or ledger.transactions > 1:
+            return
+        report.passed = opened.passed
+        yield report.finding(
+            "session-per-item",
+            "info",
+            f"a loop opened at least {opened.sessions} sessions one after the other, at one line",
+            with_block(report, f"once, around the loop at {opened.loop}"),
+            ledger.opened_site,
+            count=opened.sessions,
+            evidence=known(loop=opened.loop, used_at=ledger.first_used_site),
+        )

@@ -28,6 +28,7 @@ class Gates:
     most_loads: int
     most_reloads: int
     selects: int
+    sessions: int
     single_rows: frozenset[int]
     least_single_rows: int
     large_flush: int
@@ -52,6 +53,7 @@ class Gates:
             most_loads=max(loads),
             most_reloads=max(reloads),
             selects=max(1, min(gets - 1, queries - 1, repeats - 1, _SELECTS_KEPT)),
+            sessions=min(one.sessions_from_one_site for one in every),
             single_rows=rows,
             least_single_rows=min(rows),
             large_flush=min(one.large_flush_objects for one in every),

@@ -18,7 +18,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from session_tracer import facts
-from session_tracer.ledger import first_use, object_counter, same_owner
+from session_tracer.ledger import first_use, object_counter, openings, same_owner
 from session_tracer.ledger.failures import Failures, First
 from session_tracer.ledger.gates import Gates
 from session_tracer.ledger.guard import reporting
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from session_tracer.facts import Counts, Database, Ending, Expiry, Fact, Outcome
     from session_tracer.ledger.in_progress import Flush, Holding
     from session_tracer.ledger.object_counter import Counter
+    from session_tracer.ledger.openings import OpenedInLoop
     from session_tracer.ledger.origin import Route
     from session_tracer.ledger.report import Attached, Attaching, Publisher, Report, Spans, Tracer
     from session_tracer.ledger.single_rows import Run
@@ -151,6 +152,8 @@ class Ledger(Use):
     # plugin, a wrapper) was not at work by then; it may still be if a generator has only begun it.
     first_used_site: CallSite | None = None
     is_lent = False
+    # The loop that has opened this session and others before it.
+    opened_in_loop: OpenedInLoop | None = None
     may_be_lent = False
     # A scope that begins on a session that was closed before.
     is_reopened = False
@@ -732,7 +735,8 @@ class Ledger(Use):
                 # another.
                 root = user if user is self.opened_by else owner.root_of(user)
                 self.first_began = (self.tracers[0].caller()[0], root, user)
-            if self.publishers or self.is_reopened or self.transactions > 1:
+            is_rare = self.is_reopened or self.opened_in_loop is not None
+            if self.publishers or is_rare or self.transactions > 1:
                 self._publish_began(began)
         for report in self.reports:
             source = report.span_source
@@ -763,6 +767,7 @@ class Ledger(Use):
             trace=self.tracers[0].caller()[0],
         )
         is_judged = began.nested or self.is_reopened or self.transactions > 1
+        is_judged = is_judged or self.opened_in_loop is not None
         self._publish_and_judge(fact, judged=is_judged)
 
     def transaction_ended(
@@ -1304,6 +1309,15 @@ class Ledger(Use):
         same_owner.join(self)
         self.load_site = self.first_used_site = site
         opened = self.opened_site
+        if opened is not None:
+            # CallSite is hashed by Python code, its id is not.
+            run = openings.RUNS.get((id(opened), self.opened_by.ident))
+            if run is None:
+                openings.begin(self, opened)
+            else:
+                run.count += 1
+                if run.count == run.due:
+                    openings.reached(self, run)
         if site is None:
             pass
         elif opened is None or site.function != opened.function or site.file != opened.file:

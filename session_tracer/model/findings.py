@@ -44,6 +44,7 @@ FINDING_IDS: Final[tuple[str, ...]] = (
     "get-in-loop",
     "query-in-loop",
     "refresh-in-loop",
+    "session-per-item",
     "repeated-select",
     "reload-after-commit",
     "refresh-after-write",

@@ -36,6 +36,7 @@ SETTINGS: Final = (
     "lazy_loads_from_one_site",
     "gets_from_one_site",
     "queries_from_one_site",
+    "sessions_from_one_site",
     "repeats_of_one_select",
     "reloads_after_commit",
     "refreshes_from_one_site",

@@ -11,7 +11,7 @@ from session_tracer.detectors.protocol import Suspecting
 from session_tracer.exporter import Exporter
 from session_tracer.hooks.targets import resolve
 from session_tracer.instrumentor import capture
-from session_tracer.ledger import failures, watchdog
+from session_tracer.ledger import failures, openings, watchdog
 from session_tracer.model.findings import Finding
 from session_tracer.pytest_plugin.case import Case, Reported, Scope
 from session_tracer.pytest_plugin.client_threads import ClientThreads
@@ -126,6 +126,7 @@ class Tracing:
         self.case = case
         self._clients.begin()
         failures.forget_repeats()
+        openings.forget()
         for report, scope in self._of_this_thread():
             self._reset_counts(report, scope)
 

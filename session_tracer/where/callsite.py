@@ -9,6 +9,7 @@ import sysconfig
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from session_tracer.where.iteration import is_around_block
 from session_tracer.where.loops import is_in_loop
 from session_tracer.where.running import running_frame
 from session_tracer.where.tasks import awaiting_tasks, current_task, suspended
@@ -435,6 +436,40 @@ class Locator:
                 return frame
             if is_opening:
                 return None
+        return None
+
+    def opening_loop(
+        self, before: Mapping[tuple[int, int], int], opened: CallSite
+    ) -> tuple[CallSite, tuple[int, int]] | None:
+        """Return the application's line that loops around a line which opens sessions.
+
+        Where a context manager of the application opens them, the loop is around the `with` that
+        calls it. A loop inside of that uses one session.
+
+        Args:
+            before: What `passed()` returned at an earlier session.
+            opened: The line that opens the sessions.
+
+        Returns:
+            The line, and the ids of its frame and code.
+        """
+        frames = [one for one in _stack(_frame(1)) if self._kind(one) != _MACHINERY]
+        own = next((n for n, one in enumerate(frames) if is_in(opened, one.f_code)), None)
+        for number, frame in enumerate(frames[own or 0 :]):
+            code, at = frame.f_code, frame.f_lasti
+            is_around = is_in_loop(code, at)
+            if number == 0 and own is None:
+                is_around = is_around and is_around_block(self._site(frame, 0), opened.function)
+            elif number == 0:
+                is_around = is_around and not is_in_loop(code, at, opened.line)
+            key = (id(frame), id(code))
+            # At another instruction, or called by another one, it may be in another loop.
+            if is_around and all(
+                before.get((id(one), id(one.f_code))) == one.f_lasti
+                for one in frames[(own or 0) + number :]
+            ):
+                kind = self._kind(frame)
+                return None if kind == _LIBRARY else (self._site(frame, kind), key)
         return None
 
     def _called_again(self, before: Mapping[tuple[int, int], int], start: FrameType | None) -> int:

@@ -292,6 +292,7 @@ NOT_MADE = {
     "pool-exhausted",
     "query-in-loop",  # no loop is at work
     "reused-after-close",  # its source is read
+    "session-per-item",  # it is about many scopes
     "split-writes",
 }
 

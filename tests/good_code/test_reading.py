@@ -194,8 +194,8 @@ def test_the_same_statement_with_a_few_other_parameters(twin: Twin) -> None:
 
 def test_a_poll_with_a_session_of_its_own_each_time(twin: Twin) -> None:
     async def story() -> None:
-        with silent(twin.factory, sessions=30, statements=30):
-            for _ in range(30):
+        with silent(twin.factory, sessions=19, statements=19):
+            for _ in range(19):
                 async with twin.session() as session:
                     assert (await session.scalars(select(Book).limit(10))).all() == []
 

@@ -34,8 +34,8 @@ def names(scoped: scoped_session[Session]) -> list[str]:
 def test_a_scoped_session_that_is_removed_and_used_again_in_a_loop(twin: Twin) -> None:
     async def story() -> None:
         scoped = scoped_session(twin.factory)
-        with silent(scoped, sessions=30, statements=60):
-            for number in range(30):
+        with silent(scoped, sessions=19, statements=38):
+            for number in range(19):
                 scoped.add(Author(name=f"author {number}"))
                 scoped.commit()
                 assert len(names(scoped)) == number + 1

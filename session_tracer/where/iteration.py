@@ -1,0 +1,94 @@
+"""Reads in the source what a loop goes over, and whether it is around a `with` block."""
+
+from __future__ import annotations
+
+import ast
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+
+from session_tracer.where.syntax import parsed, source_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from session_tracer.where.callsite import CallSite
+
+__all__ = ["Iteration", "goes_over", "is_around_block"]
+
+# What a loop goes over: items that its body uses, or lists of items, each of which has a key.
+Iteration: TypeAlias = Literal["", "items", "groups"]
+
+_FUNCTIONS: Final = (ast.FunctionDef, ast.AsyncFunctionDef)
+_COMPREHENSIONS: Final = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+_LOOPS: Final = (ast.For, ast.AsyncFor, ast.While, *_COMPREHENSIONS)
+_BLOCKS: Final = (ast.With, ast.AsyncWith)
+_COUNTING: Final = frozenset({"range", "count", "repeat", "cycle"})
+_GROUPING: Final = frozenset({"items", "groupby"})
+
+
+def is_around_block(site: CallSite, function: str) -> bool:
+    """Return whether a loop is around the `with` that calls the function and has the line in it."""
+    name = function.rpartition(".")[2]
+    is_in_loop = False
+    for node in _around(source_of(site.file), site.line):
+        if isinstance(node, _BLOCKS):
+            if is_in_loop and any(name in _called(item.context_expr) for item in node.items):
+                return True
+        else:
+            is_in_loop = True
+    return False
+
+
+def goes_over(site: CallSite) -> Iteration:
+    """Return what the innermost loop around the line goes over. A loop that counts is none."""
+    loops = [node for node in _around(source_of(site.file), site.line) if isinstance(node, _LOOPS)]
+    loop = loops[-1] if loops else None
+    body: Sequence[ast.AST]
+    if isinstance(loop, ast.For | ast.AsyncFor):
+        target, over, body = loop.target, loop.iter, loop.body
+    elif isinstance(loop, _COMPREHENSIONS):
+        last = loop.generators[-1]
+        target, over, body = last.target, last.iter, _results(loop)
+    else:
+        return ""
+    if not _COUNTING.isdisjoint(_called(over)) or _names(target).isdisjoint(_used(body)):
+        return ""
+    return "items" if _GROUPING.isdisjoint(_called(over)) else "groups"
+
+
+def _results(loop: ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp) -> list[ast.expr]:
+    parts = [loop.key, loop.value] if isinstance(loop, ast.DictComp) else [loop.elt]
+    return [*parts, *loop.generators[-1].ifs]
+
+
+def _called(expression: ast.expr) -> set[str]:
+    """The names of the functions and methods that an expression calls."""
+    functions = [one.func for one in ast.walk(expression) if isinstance(one, ast.Call)]
+    names = {one.attr for one in functions if isinstance(one, ast.Attribute)}
+    return names | {one.id for one in functions if isinstance(one, ast.Name)}
+
+
+def _names(target: ast.expr) -> set[str]:
+    return {one.id for one in ast.walk(target) if isinstance(one, ast.Name)}
+
+
+def _used(body: Sequence[ast.AST]) -> set[str]:
+    used = [one for part in body for one in ast.walk(part) if isinstance(one, ast.Name)]
+    return {one.id for one in used if isinstance(one.ctx, ast.Load)}
+
+
+@lru_cache(maxsize=64)
+def _around(source: str, line: int) -> tuple[ast.AST, ...]:
+    """The loops and blocks around a line, in its function, the outermost first."""
+    tree = parsed(source)
+    found: list[ast.AST] = []
+    for node in () if tree is None else ast.walk(tree):
+        first = getattr(node, "lineno", 0)
+        if isinstance(node, (*_FUNCTIONS, *_LOOPS, *_BLOCKS)) and line <= (node.end_lineno or 0):
+            if isinstance(node, (*_FUNCTIONS, ast.For, ast.AsyncFor, *_BLOCKS)):
+                first = node.body[0].lineno  # what is in its head is outside
+            if isinstance(node, _FUNCTIONS) and first <= line:
+                found.clear()
+            elif first <= line:
+                found.append(node)
+    return tuple(found)

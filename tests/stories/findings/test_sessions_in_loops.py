@@ -1,0 +1,262 @@
+"""Stories of loops that open a session for each item, and of sessions that follow one another."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import select
+
+from session_tracer.ledger import openings
+from session_tracer.testing import Captured, capture
+from tests.good_code.silence import beginning, only_async, only_sync
+from tests.library import Author, Book, authors, keep
+from tests.stories.findings.due import Due, assert_found
+from tests.stories.lines import marked
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from tests.twins import Twin
+
+TO_WRITE = {False: "with SessionLocal() as session:", True: "async with SessionLocal() as session:"}
+
+
+async def in_the_loop(twin: Twin, times: int) -> None:
+    for number in range(times):
+        async with twin.session() as session:  # <- opened
+            await session.get(Author, number)  # <- used # <- loops
+
+
+async def name_of(twin: Twin, number: int) -> str | None:
+    async with twin.session() as session:  # <- opened
+        author = await session.get(Author, number)  # <- used
+        return None if author is None else author.name
+
+
+async def in_a_helper(twin: Twin, times: int) -> None:
+    for number in range(times):
+        await name_of(twin, number)  # <- loops
+
+
+async def two_in_a_helper(twin: Twin, times: int) -> None:
+    for number in range(times):
+        await name_of(twin, number)  # <- loops
+        async with twin.session() as session:
+            await session.get(Author, number)
+
+
+async def commit_in_a_helper(twin: Twin, number: int) -> None:
+    async with twin.session() as session:  # <- opened
+        session.add(Book(title=f"new {number}", author_id=1))  # <- used
+        await session.commit()
+
+
+async def written_in_a_helper(twin: Twin, times: int) -> None:
+    for number in range(times):
+        await commit_in_a_helper(twin, number)  # <- loops
+
+
+async def close_by_hand(twin: Twin, times: int) -> None:
+    for number in range(times):
+        session = twin.session()  # <- opened
+        try:
+            await session.get(Author, number)  # <- used # <- loops
+        finally:
+            await session.close()
+
+
+async def several_items(twin: Twin) -> None:
+    async with twin.session() as session:  # <- opened
+        for number in range(3):
+            await session.get(Author, number)  # <- used
+
+
+async def with_a_loop_inside(twin: Twin, times: int) -> None:
+    for _ in range(times):
+        await several_items(twin)  # <- loops
+
+
+LOOPS: dict[str, tuple[Callable[[Twin, int], Awaitable[None]], Callable[..., Any]]] = {
+    "the loop itself": (in_the_loop, in_the_loop),
+    "a helper": (in_a_helper, name_of),
+    "a helper, and another line": (two_in_a_helper, name_of),
+    "a helper that writes": (written_in_a_helper, commit_in_a_helper),
+    "a session that is closed by hand": (close_by_hand, close_by_hand),
+    "a helper that loops itself": (with_a_loop_inside, several_items),
+}
+
+
+async def run(twin: Twin, how: Callable[[Twin, int], Awaitable[None]], times: int) -> Captured:
+    with capture(twin.factory, sessions_from_one_site=5) as captured:
+        await how(twin, times)
+    return captured
+
+
+def per_item(twin: Twin, loop: Any, opens: Any) -> Due:
+    at = marked(loop, "<- loops")
+    return Due(
+        id="session-per-item",
+        site=marked(opens, "<- opened"),
+        opened=marked(opens, "<- opened"),
+        remedy=f"{TO_WRITE[twin.is_async]}  # once, around the loop at {at}",
+        count=5,
+        evidence={"loop": str(at), "used_at": str(marked(opens, "<- used"))},
+    )
+
+
+@pytest.mark.parametrize("what", LOOPS)
+def test_a_session_for_each_item(twin: Twin, what: str) -> None:
+    loop, opens = LOOPS[what]
+
+    async def story() -> None:
+        await keep(twin, *authors(2))
+        assert_found(await run(twin, loop, 4))
+        captured = await run(twin, loop, 23)
+        due = [per_item(twin, loop, opens)]
+        if what == "a helper, and another line":
+            assert [one.id for one in captured.findings] == ["session-per-item"] * 2
+            del captured.findings[1:]
+        if what == "a session that is closed by hand":
+            (finding,) = captured.findings
+            assert finding.site == marked(opens, "<- opened")
+            return
+        assert_found(captured, *due)
+
+    twin.run(story)
+
+
+@asynccontextmanager
+async def scope(twin: Twin) -> AsyncIterator[Any]:
+    session = twin.session()  # <- opened
+    try:
+        yield session
+        await session.commit()
+    finally:
+        await session.close()
+
+
+async def with_a_context_manager(twin: Twin, times: int) -> None:
+    for number in range(times):
+        async with scope(twin) as session:
+            await session.get(Author, number)  # <- loops
+
+
+async def one_for_all(twin: Twin) -> None:
+    async with scope(twin) as session:
+        for number in range(3):
+            await session.get(Author, number)
+
+
+async def a_row_with_a_context_manager(twin: Twin, _: int) -> None:
+    await one_for_all(twin)
+    await one_for_all(twin)
+    await one_for_all(twin)
+    await one_for_all(twin)
+    await one_for_all(twin)
+    await one_for_all(twin)
+
+
+def test_a_context_manager_of_the_application(twin: Twin) -> None:
+    async def story() -> None:
+        (finding,) = (await run(twin, with_a_context_manager, 5)).findings
+        assert finding.id == "session-per-item"
+        assert finding.site == marked(scope.__wrapped__, "<- opened")  # type: ignore[attr-defined]
+        assert finding.evidence["loop"] == str(marked(with_a_context_manager, "<- loops"))
+
+    twin.run(story)
+
+
+def test_its_remedy(twin: Twin) -> None:
+    async def story() -> None:
+        await keep(twin, *authors(30))
+        with capture(twin.factory) as captured:
+            async with twin.session() as session:
+                for number in range(30):
+                    session.add(Author(name=f"new {number}"))
+                await session.commit()
+        assert_found(captured)
+
+    twin.run(story)
+
+
+# Near-misses: each opens five sessions or more at one line.
+
+
+async def one_after_the_other(twin: Twin, _: int) -> None:
+    await several_items(twin)
+    await several_items(twin)
+    await several_items(twin)
+    await several_items(twin)
+    await several_items(twin)
+    await several_items(twin)
+
+
+async def unused(twin: Twin, times: int) -> None:
+    for _ in range(times):
+        async with twin.session():
+            pass
+
+
+@pytest.mark.parametrize("how", [one_after_the_other, a_row_with_a_context_manager, unused])
+def test_what_is_no_session_for_each_item(twin: Twin, how: Any) -> None:
+    async def story() -> None:
+        assert_found(await run(twin, how, 12))
+
+    twin.run(story)
+
+
+def test_a_worker_that_waits_for_each_job(twin: Twin, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openings, "_MOST_APART", 1_000)
+
+    async def story() -> None:
+        assert_found(await run(twin, in_a_helper, 12))
+
+    twin.run(story)
+
+
+@only_async
+def test_tasks_that_are_started_at_the_same_time(twin: Twin) -> None:
+    async def at_once(twin: Twin, times: int) -> None:
+        for _ in range(3):
+            await asyncio.gather(*(name_of(twin, number) for number in range(times)))
+
+    async def story() -> None:
+        assert_found(await run(twin, at_once, 6))
+
+    twin.run(story)
+
+
+@only_sync
+def test_threads_that_serve_one_after_the_other(twin: Twin) -> None:
+    def serve() -> None:
+        with twin.factory() as session:
+            session.scalars(select(Author)).all()
+
+    def work() -> None:
+        for _ in range(12):
+            thread = threading.Thread(target=serve)
+            thread.start()
+            thread.join()
+
+    async def story() -> None:
+        with capture(twin.factory, sessions_from_one_site=5) as captured:
+            work()
+        assert_found(captured)
+
+    twin.run(story)
+
+
+def test_the_transaction_of_a_factory(twin: Twin) -> None:
+    async def story() -> None:
+        with capture(twin.factory, sessions_from_one_site=5) as captured:
+            for number in range(5):
+                async with beginning(twin) as session:
+                    await session.get(Author, number)
+        (finding,) = captured.findings
+        assert finding.id == "session-per-item"
+
+    twin.run(story)
