@@ -29,6 +29,7 @@ __all__ = [
     "in_all",
     "plain",
     "total",
+    "with_total",
     "wrapped",
     "wrapped_code",
 ]
@@ -93,10 +94,16 @@ def in_all(finding: Finding, scope_ms: float) -> str:
     """Return the message of a finding after its scope, which lasted that long: with its total."""
     if finding.total is None:
         return finding.message
-    times = f"{finding.total.count} times"
-    message = _SO_FAR.sub(lambda match: times if match[1] else "", finding.message)
-    number = total(finding.total.count, finding.total.noun, finding.total.ms, scope_ms)
-    return f"{message}: {number}"
+    count = finding.total.count
+    whole = total(count, finding.total.noun, finding.total.ms, scope_ms)
+    return with_total(finding.message, count, whole)
+
+
+def with_total(message: str, count: int, whole: str) -> str:
+    """Return the message of a finding with the text of its total."""
+    times = f"{count} times"
+    message = _SO_FAR.sub(lambda match: times if match[1] else "", message)
+    return f"{message}: {whole}"
 
 
 def total(count: int, noun: str, ms: float, scope_ms: float) -> str:

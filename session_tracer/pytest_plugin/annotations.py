@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from session_tracer.model.findings import Finding
+    from session_tracer.pytest_plugin.run_findings import Entry
 
 __all__ = ["below", "is_github_actions", "repository", "workflow_commands"]
 
@@ -21,17 +21,18 @@ def is_github_actions(environ: Mapping[str, str] = os.environ) -> bool:
 
 
 def workflow_commands(
-    findings: Iterable[Finding], environ: Mapping[str, str] = os.environ
+    entries: Iterable[Entry], environ: Mapping[str, str] = os.environ
 ) -> Iterator[str]:
     """Yield a line for each finding: `::warning file=report.py,line=33,title=n-plus-one::...`."""
     root = repository(os.getcwd(), environ)
-    for finding in findings:
+    for entry in entries:
+        finding = entry.finding
         properties = {"title": finding.id}
         if finding.site is not None:
             file = below(finding.site.file, root)
             properties = {"file": file, "line": str(finding.site.line), **properties}
         listed = ",".join(f"{name}={_property(value)}" for name, value in properties.items())
-        message = _data(f"{finding.message}\n{finding.remedy}")
+        message = _data(f"{entry.message}\n{finding.remedy}")
         yield f"::{_COMMANDS[finding.severity]} {listed}::{message}"
 
 

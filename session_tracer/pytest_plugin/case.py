@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
@@ -9,6 +10,7 @@ from session_tracer import facts
 from session_tracer.ledger.registry import live_sessions
 from session_tracer.model.findings import COSTS
 from session_tracer.pytest_plugin.budgets import BUDGETS
+from session_tracer.pytest_plugin.cost import Cost
 from session_tracer.pytest_plugin.counts import BudgetCounts, SessionCounts
 
 if TYPE_CHECKING:
@@ -87,7 +89,9 @@ class Case:
         self.own_files = own_files
         self.limits = limits
         self.settle = settle
-        self.phase: Phase = "setup"
+        self._phase: Phase = "setup"
+        # When the test itself began and ended, in seconds; 0 until then.
+        self._began = self._ended = 0.0
         self.counts = BudgetCounts()
         self.reported: list[Reported] = []
         self.failed = False
@@ -99,6 +103,24 @@ class Case:
         self.headline = ""
         self._opened: dict[str, tuple[Report, Scope]] = {}
         self._sessions: dict[str, SessionCounts] = {}
+
+    @property
+    def phase(self) -> Phase:
+        """What pytest does with the test now."""
+        return self._phase
+
+    @phase.setter
+    def phase(self, phase: Phase) -> None:
+        if phase == "call":
+            self._began = time.perf_counter()
+        elif self._began and not self._ended:
+            self._ended = time.perf_counter()
+        self._phase = phase
+
+    @property
+    def took_ms(self) -> float:
+        """How long the test itself took so far, without its fixtures."""
+        return ((self._ended or time.perf_counter()) - self._began) * 1e3 if self._began else 0.0
 
     def add(self, fact: Fact, report: Report, scope: Scope) -> None:
         """Count what a session did."""
@@ -205,6 +227,8 @@ class Case:
         for reported in self.reported:
             site = reported.finding.site
             where = "" if site is None else f" {site.path}:{site.line}"
+            cost = Cost.of([reported.finding], self.took_ms)
+            where += f", {cost}" if cost.noun else ""
             if reported.state == "new":
                 yield "session_tracer.finding", reported.finding.id + where
 

@@ -71,7 +71,7 @@ def _finding(entry: Entry, root: Path) -> dict[str, Any]:
         "severity": finding.severity,
         "state": entry.state,
         "reason": entry.reason,
-        "message": finding.message,
+        "message": entry.message,
         "remedy": finding.remedy,
         "help": finding.help,
         "site": _site(finding.site, root),
@@ -79,12 +79,14 @@ def _finding(entry: Entry, root: Path) -> dict[str, Any]:
         "entity": finding.entity,
         "attribute": finding.attribute,
         "count": entry.count,
+        "total_ms": entry.cost.ms,
+        "test_ms": entry.cost.of_ms,
         "work": finding.work,
         "tests": [{"id": nodeid, "phase": phase} for nodeid, phase in sorted(entry.tests.items())],
         "allow": allowing([finding], in_tests=bool(entry.tests)),
         "evidence": dict(finding.evidence),
     }
-    return {name: value for name, value in values.items() if value not in (None, "", [], {})}
+    return {name: value for name, value in values.items() if value not in (None, "", [], {}, 0.0)}
 
 
 def _site(site: CallSite | None, root: Path) -> dict[str, Any] | None:

@@ -89,6 +89,7 @@ class Run:
             if not report.was_reported("leaked-session"):
                 self.tracing.conclude(_left_open(report), report, case)
             scope.left_open = True
+        self._found.ended(case)
         if not self._options.on:
             self.tracing.case = None
             self.tracing.stop()
@@ -115,7 +116,9 @@ class Run:
         elif call.excinfo is not None:
             case.has_raised = True
         if case.unlisted and (report.failed or report.when != "setup"):
-            report.sections.append(("session findings", wording.blocks(case.unlisted)))
+            report.sections.append(
+                ("session findings", wording.blocks(case.unlisted, case.took_ms))
+            )
             case.unlisted.clear()
 
     @property
@@ -184,7 +187,7 @@ class Run:
             terminalreporter.write_line(line)
         terminalreporter.write_line(self._last_line(len(new), known))
         if is_github_actions():
-            for line in workflow_commands(entry.finding for entry in new):
+            for line in workflow_commands(new):
                 terminalreporter.write_line(line)
 
     def _last_line(self, new: int, known: int) -> str:

@@ -6,13 +6,15 @@ import json
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
+from session_tracer.exporters.wording import with_total
 from session_tracer.model.findings import Finding
+from session_tracer.pytest_plugin.cost import NOTHING, Cost
 from session_tracer.where.callsite import CallSite
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator
 
-    from session_tracer.pytest_plugin.case import Reported, State
+    from session_tracer.pytest_plugin.case import Case, Reported, State
 
 __all__ = ["Entry", "RunFindings"]
 
@@ -26,15 +28,26 @@ class Entry:
     Attributes:
         state: Whether it is new, in the baseline, or allowed by the tests' markers.
         reason: Why it is allowed.
-        count: The highest count of these tests.
+        cost: What it cost in the test in which it took the longest.
         tests: The phase of each test by the test's id.
     """
 
     finding: Finding
     state: State
     reason: str = ""
-    count: int = 0
+    cost: Cost = NOTHING
     tests: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        """How often it happened in that test."""
+        return self.cost.number
+
+    @property
+    def message(self) -> str:
+        """What happened, and how often."""
+        message, cost = self.finding.message, self.cost
+        return with_total(message, cost.number, str(cost)) if cost.noun else message
 
 
 class RunFindings:
@@ -77,13 +90,23 @@ class RunFindings:
         """Add a finding of a test. The id is empty if it was reported outside of tests."""
         tests = {nodeid: str(reported.phase)} if nodeid else {}
         finding = reported.finding
-        self._add(Entry(finding, reported.state, reported.reason, finding.count, tests))
+        cost = Cost.of([finding])
+        self._add(Entry(finding, reported.state, reported.reason, cost, tests))
+
+    def ended(self, case: Case) -> None:
+        """A test has ended: what its findings cost is known."""
+        found: dict[Hashable, list[Finding]] = {}
+        for one in case.reported:
+            found.setdefault(_key(one.finding, one.state), []).append(one.finding)
+        for key, findings in found.items():
+            entry = self._entries[key]
+            entry.cost = max(entry.cost, Cost.of(findings, case.took_ms))
 
     def _add(self, one: Entry) -> None:
         finding = one.finding
-        about = (finding.id, finding.site, finding.entity, finding.attribute, finding.work)
-        entry = self._entries.setdefault((*about, one.state), Entry(finding, one.state, one.reason))
-        entry.count = max(entry.count, one.count)
+        new = Entry(finding, one.state, one.reason)
+        entry = self._entries.setdefault(_key(finding, one.state), new)
+        entry.cost = max(entry.cost, one.cost)
         entry.tests = {**one.tests, **entry.tests}
 
     def dump(self) -> str:
@@ -99,14 +122,20 @@ class RunFindings:
         values = json.loads(dumped)
         self.sessions += values["sessions"]
         for entry in values["entries"]:
-            self._add(Entry(**{**entry, "finding": _finding(entry["finding"])}))
+            read = {"finding": _finding(entry["finding"]), "cost": Cost(*entry["cost"])}
+            self._add(Entry(**entry | read))
+
+
+def _key(finding: Finding, state: State) -> Hashable:
+    about = (finding.id, finding.site, finding.entity, finding.attribute, finding.work)
+    return (*about, state)
 
 
 def _rank(entry: Entry) -> tuple[object, ...]:
     site = entry.finding.site
     where = ("", 0) if site is None else (site.file, site.line)
     severity = _MOST_SEVERE_FIRST.index(entry.finding.severity)
-    return severity, -len(entry.tests), entry.finding.id, *where
+    return severity, -entry.cost.ms, -len(entry.tests), entry.finding.id, *where
 
 
 def _finding(values: dict[str, Any]) -> Finding:

@@ -87,7 +87,7 @@ def _result(entry: Entry, rule: int, root: Path) -> dict[str, Any]:
         "ruleId": finding.id,
         "ruleIndex": rule,
         "level": _LEVELS[finding.severity],
-        "message": {"text": f"{work}{finding.message}\n{finding.remedy}".strip()},
+        "message": {"text": f"{work}{entry.message}\n{finding.remedy}".strip()},
         "properties": {"count": entry.count, "tests": sorted(entry.tests)},
     }
     if finding.site is not None:

@@ -8,6 +8,7 @@ from session_tracer.exporters.finding_block import remedy_label
 from session_tracer.exporters.wording import counted
 from session_tracer.pytest_plugin.allowances import ALLOW
 from session_tracer.pytest_plugin.configured import PREFIX
+from session_tracer.pytest_plugin.cost import Cost
 from session_tracer.pytest_plugin.wording import place_of, subject_of
 from session_tracer.verdicts.ignoring import Ignored
 
@@ -80,7 +81,7 @@ def update_lines(update: Update | None) -> Iterator[str]:
 def _below(group: Sequence[Entry], tests: dict[str, str]) -> Iterator[str]:
     finding = group[0].finding
     if not (finding.entity or finding.attribute):
-        yield finding.message
+        yield group[0].message
     remedies = dict.fromkeys(entry.finding.remedy for entry in group if entry.finding.remedy)
     for remedy in remedies:
         yield f"{remedy_label(remedy)} {remedy.partition(chr(10))[0]}"
@@ -99,9 +100,19 @@ def _of_one_line(entries: Iterable[Entry]) -> list[list[Entry]]:
 
 
 def _subjects(group: Sequence[Entry]) -> str:
-    shown = [subject_of(entry.finding, entry.count) for entry in group[:_MOST_SUBJECTS]]
+    shown = [subject_of(entry.finding, entry.cost) for entry in group[:_MOST_SUBJECTS]]
     more = len(group) - len(shown)
-    return ", ".join([*shown, f"… {more} more"] if more else shown)
+    subjects = ", ".join([*sorted(shown), f"… {more} more"] if more else sorted(shown))
+    return "   ".join(filter(None, [subjects, _cost(group)]))
+
+
+def _cost(group: Sequence[Entry]) -> str:
+    """Return what the findings of one line cost together, if all of them repeat the same."""
+    costs = [entry.cost for entry in group]
+    if not all(costs[0].noun == cost.noun for cost in costs) or not costs[0].noun:
+        return ""
+    ms, count = sum(cost.ms for cost in costs), sum(cost.number for cost in costs)
+    return str(Cost(ms, count, max(cost.of_ms for cost in costs), costs[0].noun))
 
 
 def _tests(tests: dict[str, str]) -> str:

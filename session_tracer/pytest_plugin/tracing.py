@@ -171,6 +171,7 @@ class Tracing:
         watchdog.settle()
         for report, _ in self._of_this_thread():
             report.ledger.settle(report.ledger.clock())
+            report.ledger.fold_rows()
 
     def memory(self) -> Scope:
         """Return a scope, which belongs to the running test unless a wider fixture opened it."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from session_tracer.exporters.finding_block import finding_block
 from session_tracer.exporters.session_block import session_head, timeline_lines
 from session_tracer.exporters.wording import counted
+from session_tracer.pytest_plugin.cost import Cost
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -46,28 +47,38 @@ def failure_of(case: Case, fail_from: Severity | None, phases: tuple[Phase, ...]
     exceeded = case.exceeded() if "call" in phases else []
     findings = case.findings_to_fail_for(fail_from, phases)
     budget = f"session budget: {', '.join(exceeded)}" if exceeded else ""
-    headline = "; ".join(filter(None, [budget, _listed(findings) if findings else ""]))
+    headline = "; ".join(
+        filter(None, [budget, _listed(findings, case.took_ms) if findings else ""])
+    )
     if not headline:
         return None
     shown = timelines(case.summaries()) if exceeded else ""
-    text = "\n\n".join(filter(None, [headline, shown, blocks(findings)]))
+    text = "\n\n".join(filter(None, [headline, shown, blocks(findings, case.took_ms)]))
     return Failure(headline, text, findings)
 
 
-def _listed(findings: Sequence[Finding]) -> str:
-    listed = ", ".join(f"{finding.id} ({_subject_and_site(finding)})" for finding in findings)
+def _listed(findings: Sequence[Finding], took_ms: float) -> str:
+    listed = ", ".join(
+        f"{finding.id} ({_subject_and_site(finding, took_ms)})" for finding in findings
+    )
     return f"session finding{'s' if len(findings) > 1 else ''}: {listed}"
 
 
-def _subject_and_site(finding: Finding) -> str:
-    subject, where = subject_of(finding, finding.count), place_of(finding)
+def _subject_and_site(finding: Finding, took_ms: float) -> str:
+    cost = Cost.of([finding], took_ms)
+    subject, where = subject_of(finding, cost), place_of(finding)
+    if cost.noun:
+        subject = ": ".join(filter(None, [subject, str(cost)]))
     return " at ".join(filter(None, [subject, where])) or finding.message
 
 
-def blocks(findings: Iterable[Finding]) -> str:
-    """Return the findings in full."""
+def blocks(findings: Iterable[Finding], took_ms: float) -> str:
+    """Return the findings in full, of a test that took that long."""
     width = _width()
-    return "\n\n".join(_plain(finding_block(finding, width, session=True)) for finding in findings)
+    return "\n\n".join(
+        _plain(finding_block(finding, width, session=True, scope_ms=took_ms))
+        for finding in findings
+    )
 
 
 def timelines(summaries: Sequence[SessionSummary]) -> str:
@@ -88,10 +99,10 @@ def timelines(summaries: Sequence[SessionSummary]) -> str:
     return "\n\n".join(shown)
 
 
-def subject_of(finding: Finding, count: int) -> str:
-    """Return what it is about, and how often: `Author.books ×5`."""
+def subject_of(finding: Finding, cost: Cost) -> str:
+    """Return what it is about: `Author.books`, or `Author ×1001` if it does not repeat."""
     name = ".".join(filter(None, [finding.entity, finding.attribute]))
-    return f"{name} ×{count}".strip() if count > 1 else name
+    return f"{name} ×{cost.number}".strip() if cost.number > 1 and not cost.noun else name
 
 
 def place_of(finding: Finding) -> str:

@@ -115,5 +115,6 @@ def test_the_page_lists_the_thresholds_for_tests() -> None:
 
 
 def steady(text: str) -> str:
-    """The text without the numbers of lines, and without what is only there to align it."""
-    return re.sub(r" +", " ", re.sub(r"\.py:\d+", ".py:1", text)).strip()
+    """The text without the numbers of lines, times, and what is only there to align it."""
+    text = re.sub(r"\d+(\.\d+)? m?s\b", "TIME", re.sub(r"\.py:\d+", ".py:1", text))
+    return re.sub(r" +", " ", text).strip()
