@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,6 +44,8 @@ SETTINGS: Final = (
     "large_result_objects",
     "traces_per_session",
 )
+# What a list in TOML, or one line each, can be.
+_LISTS: Final = ("ignore", "severities")
 # A test has three rows where production has a thousand.
 SMALL: Final[Mapping[str, int]] = {
     "lazy_loads_from_one_site": 2,
@@ -58,13 +60,19 @@ def add_settings(parser: pytest.Parser) -> None:
     """Declare the settings."""
     for name in SETTINGS:
         default = f", {SMALL[name]} by default" if name in SMALL else ""
-        parser.addini(PREFIX + name, f"the setting {name} in tests{default}", default="")
+        kind: Literal["linelist", "string"] = "linelist" if name in _LISTS else "string"
+        parser.addini(PREFIX + name, f"the setting {name} in tests{default}", kind, default="")
 
 
 def given_settings(config: pytest.Config) -> dict[str, str]:
     """Return the settings that the configuration file has, as they are written there."""
-    texts = {name: config.getini(PREFIX + name).strip() for name in SETTINGS}
+    texts = {name: text_of(config.getini(PREFIX + name)) for name in SETTINGS}
     return {name: text for name, text in texts.items() if text}
+
+
+def text_of(given: str | list[str]) -> str:
+    """Return what an option has: its lines, or in TOML its list, separated by commas."""
+    return given.strip() if isinstance(given, str) else ", ".join(given)
 
 
 def settings_for_tests(given: Mapping[str, str]) -> Settings:
@@ -91,7 +99,7 @@ def _read(name: str, text: str) -> Any:
 
     where = " in pytest's configuration file"
     try:
-        value = read_setting(name, ",".join(text.splitlines()))
+        value = read_setting(name, text)
     except ValueError as error:
         message = f"Invalid {PREFIX}{name}={text!r}{where}: expected {error}."
         raise ValueError(message) from None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from session_tracer.pytest_plugin.budgets import BUDGETS, OPTION, read_default_budgets
-from session_tracer.pytest_plugin.configured import add_settings, given_settings
+from session_tracer.pytest_plugin.configured import add_settings, given_settings, text_of
 
 if TYPE_CHECKING:
     from session_tracer.model.findings import Severity
@@ -87,7 +87,7 @@ def add_options(parser: pytest.Parser) -> None:
         "default of --session-tracer-baseline, relative to the configuration file",
         default="",
     )
-    parser.addini(OPTION, f"budgets of every test: {', '.join(BUDGETS)}", default="")
+    parser.addini(OPTION, f"budgets of every test: {', '.join(BUDGETS)}", "linelist", default="")
     add_settings(parser)
 
 
@@ -110,7 +110,7 @@ def read_options(config: pytest.Config) -> Options:
     given = config.getoption("--session-tracer")
     settings = given_settings(config)
     try:
-        budgets = read_default_budgets(config.getini(OPTION))
+        budgets = read_default_budgets(text_of(config.getini(OPTION)))
     except ValueError as error:
         raise pytest.UsageError(f"session_tracer: {error}") from None
     update = bool(config.getoption("--session-tracer-update-baseline"))

@@ -124,7 +124,7 @@ class Tracing:
         the test's first statement.
         """
         self.case = case
-        self._clients.begin()
+        self._clients.begin(case.own_files)
         failures.forget_repeats()
         openings.forget()
         for report, scope in self._of_this_thread():

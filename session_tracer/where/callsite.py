@@ -486,33 +486,45 @@ class Locator:
         """Return the file of the function because of which the same happens again, or "".
 
         Looking from outside in, it is the first one that is at another instruction than before: it
-        makes calls in a row. If there is none, it is the innermost one that loops.
+        makes calls in a row. If there is none, it is the innermost one that loops. A library that
+        calls a function like the outermost one again, such as for each example of a test, repeats
+        on its behalf.
 
         Args:
             before: What `passed()` returned when the same happened before.
             is_first: Whether a frame may be the outermost one to look at. None ends the search.
         """
         inside: list[FrameType] = []
-        count = 0
+        own: list[int] = []
         for frame in _callers(_frame(1)):
             first = is_first(frame)
             if first is None:
                 break
             if self._kind(frame) != _MACHINERY:
+                own += [len(inside)] if first else []
                 inside.append(frame)
-                count = len(inside) if first else count
-        caller = looping = ""
-        for frame in reversed(inside[:count]):
+        number = self._repeating(before, inside[: own[-1] + 1]) if own else -1
+        if number < 0:
+            return ""
+        called = [inner for inner in own if inner < number]
+        if called and self._kind(inside[number]) == _LIBRARY:
+            number = called[-1]
+        return inside[number].f_code.co_filename
+
+    def _repeating(self, before: Mapping[tuple[int, int], int], inside: list[FrameType]) -> int:
+        """Return the number of the frame that repeats, of these from inside out, or -1."""
+        caller = looping = -1
+        for number, frame in reversed(list(enumerate(inside))):
             code, at = frame.f_code, frame.f_lasti
             was_at = before.get((id(frame), id(code)))
             loops = is_in_loop(code, at)
             # An instruction that was passed is not reached again: it is another call's frame.
             if was_at is None or (at < was_at and not loops):
-                return looping or caller or code.co_filename
+                return next((one for one in (looping, caller) if one >= 0), number)
             if at != was_at:
-                return code.co_filename
-            caller = code.co_filename
-            looping = caller if loops else looping
+                return number
+            caller = number
+            looping = number if loops else looping
         return looping
 
     def called_by_first(

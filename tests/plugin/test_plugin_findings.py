@@ -710,6 +710,99 @@ def test_of_a_thread(session):
     }
 
 
+@pytest.mark.parametrize("plugin", ["asyncio", "anyio"])
+def test_the_requests_of_an_asynchronous_client_are_the_tests_repeats(
+    suites: Suites, plugin: str
+) -> None:
+    """An endpoint that is no coroutine runs in a thread, for which the test's task waits."""
+    (suites.folder / "service.py").write_text(SERVICE)
+    (suites.folder / "application.py").write_text(CLIENT)
+    suites.configure("pythonpath = .")
+    run = suites.run_source(
+        f"""
+import httpx
+from application import app, get_session
+
+pytestmark = pytest.mark.{plugin}
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+@pytest.fixture
+def client(session):
+    app.dependency_overrides[get_session] = lambda: session
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
+
+@pytest.mark.parametrize("path", ["/one", "/one_later"])
+async def test_in_a_row(client, path):
+    await client.get(path)
+    await client.get(path)
+    await client.get(path)
+    await client.get(path)
+    await client.get(path)
+
+@pytest.mark.parametrize("path", ["/one", "/one_later"])
+async def test_in_a_loop(client, path):
+    for _ in range(5):
+        await client.get(path)
+
+@pytest.mark.parametrize("path", ["/many", "/many_later"])
+async def test_of_the_applications_loop(client, path):
+    await client.get(path)
+""",
+        *("-W", "ignore"),  # what the client warns of
+        *("-o", "asyncio_mode=strict"),
+        "--session-tracer=warning",
+    )
+    assert run.outcomes == {
+        "test_in_a_row[/one]": "passed",
+        "test_in_a_row[/one_later]": "passed",
+        "test_in_a_loop[/one]": "passed",
+        "test_in_a_loop[/one_later]": "passed",
+        "test_of_the_applications_loop[/many]": "failed",
+        "test_of_the_applications_loop[/many_later]": "failed",
+    }, run.text
+
+
+def test_what_a_library_calls_a_test_again_for_is_the_tests_repeat(suites: Suites) -> None:
+    (suites.folder / "service.py").write_text(SERVICE)
+    suites.configure("pythonpath = .")
+    run = suites.run_source(
+        """
+from hypothesis import HealthCheck, given, settings, strategies
+from service import find, find_again
+
+quick = settings(
+    suppress_health_check=list(HealthCheck), max_examples=8, database=None, deadline=None
+)
+
+@quick
+@given(number=strategies.integers())
+def test_of_many_examples(session, number):
+    find(session)
+
+@quick
+@given(number=strategies.integers())
+def test_of_a_loop(session, number):
+    find_again(session)
+
+def test_of_a_library_that_calls_back(session):
+    each([session] * 5, lambda session: find(session))
+
+def test_of_a_library_that_calls_the_application(session):
+    each([session] * 5, find)
+""",
+        "--session-tracer=warning",
+    )
+    assert run.outcomes == {
+        "test_of_many_examples": "passed",
+        "test_of_a_loop": "failed",
+        "test_of_a_library_that_calls_back": "failed",
+        "test_of_a_library_that_calls_the_application": "failed",
+    }, run.text
+
+
 def test_what_a_test_commits_before_it_calls_the_application_is_no_finding(suites: Suites) -> None:
     (suites.folder / "service.py").write_text(
         """

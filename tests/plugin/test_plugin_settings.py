@@ -175,3 +175,39 @@ def test_the_small_thresholds_are_lower_than_those_of_the_application() -> None:
     assert differing == set(SMALL)
     assert all(getattr(small, name) < getattr(usual, name) for name in SMALL)
     assert set(SMALL) <= set(SETTINGS)
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "tool.pytest.ini_options",
+        pytest.param(
+            "tool.pytest",
+            marks=pytest.mark.skipif(pytest.version_tuple < (9,), reason="pytest 9 has the table"),
+        ),
+    ],
+)
+def test_a_configuration_in_toml_has_lists(suites: Suites, table: str) -> None:
+    (suites.folder / "tox.ini").unlink()
+    (suites.folder / "pyproject.toml").write_text(
+        f"""
+[{table}]
+asyncio_mode = "auto"
+asyncio_default_fixture_loop_scope = "function"
+session_tracer = "warning"
+session_tracer_lazy_loads_from_one_site = "3"
+session_tracer_ignore = ["large-flush@jobs/*", "detached-lazy-load"]
+session_tracer_severities = ["large-result=error", "left-open=info"]
+session_tracer_budget = ["statements=3", "sql_ms=60000"]
+"""
+    )
+    run = suites.run_source(READS + "\ndef test_late(SessionLocal): read_too_late(SessionLocal)\n")
+    assert run.outcomes == {
+        "test_reads[1]": "passed",
+        "test_reads[2]": "passed",
+        "test_reads[3]": "failed",
+        "test_late": "passed",
+    }
+    message = run.reports["test_reads[3]"]["call"].longrepr.reprcrash.message
+    assert message.startswith("session budget: statements 4 > 3 (")
+    assert "; session finding: n-plus-one (" in message
