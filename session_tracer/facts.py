@@ -263,8 +263,9 @@ class AttributeLoaded(_Value):
     `parent` is equal for two loads of the same object, and is a hash. `options` are the loader
     options, as code, that load the attribute with its object (`selectinload(Author.books)`), and
     `root` is the mapped class to select with them. `loaded_site` is where the object was loaded,
-    and `root_site` where the SELECT of `root` is. `expired_by` and `expired_site` are the commit,
-    rollback or `expire()` of this scope that expired, or may have expired, the attribute.
+    and None if it was added; `root_site` is where the SELECT of `root` is. `expired_by` and
+    `expired_site` are the commit, rollback or `expire()` of this scope that expired, or may have
+    expired, the attribute.
     `left_out` is whether it is a column of a subclass, which a SELECT of the base class does not
     read. `sql` is the text of the statement without its values, shortened. `key` is the attribute
     of the primary key of an object that is refreshed, if it is one.

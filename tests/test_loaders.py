@@ -251,6 +251,7 @@ def test_options_are_nested_through_five_relationships_and_no_more() -> None:
         return SimpleNamespace(
             manager=SimpleNamespace(mapper=path[-1]),
             load_path=SimpleNamespace(path=tuple(path)),
+            runid=1,
             _instance_dict=None,
         )
 

@@ -197,7 +197,6 @@ def _crossed(error: Any, frame: FrameType) -> tuple[Ledger | None, Fact | None]:
         return None, None
     ledger = resumed(session, ledger)
     other = None if state.session is None else ledger_of(state.session)
-    mark = object_counter.mark_of(state)
     return ledger, facts.ObjectCrossed(
         at=ledger.clock(),
         site=ledger.site(),
@@ -205,7 +204,7 @@ def _crossed(error: Any, frame: FrameType) -> tuple[Ledger | None, Fact | None]:
         other="" if other is None else other.scope.id,
         other_name="" if other is None else other.tracers[0].name,
         other_opened_site=None if other is None else other.scope.opened_site,
-        loaded_site=None if mark is None else mark.site,
+        loaded_site=loader_options.loaded_at(state),
     )
 
 
@@ -235,8 +234,6 @@ def _implicit(error: Any, frame: FrameType) -> tuple[Ledger | None, Fact | None]
         load = "left_out"
     mark = object_counter.mark_of(state)
     root, options, root_site = loader_options.selection(state, read.attribute)
-    # What was added, or merged, no SELECT has brought that could be given options.
-    selected = bool(loader_options.load_path(state))
     # A framework may read what the application has returned to it.
     site = ledger.line() or (None if mark is None else mark.site) or ledger.site()
     fact = facts.ImplicitLoadFailed(
@@ -247,10 +244,10 @@ def _implicit(error: Any, frame: FrameType) -> tuple[Ledger | None, Fact | None]
         load=load,
         root=root,
         options=options,
-        loaded_site=mark.site if mark is not None and selected else None,
+        loaded_site=loader_options.loaded_at(state),
         expired_by=by,
         expired_site=expired_site,
-        root_site=root_site if selected else None,
+        root_site=root_site,
     )
     fact.identity = _identity(state, ledger.tracers[0])
     return ledger, fact
@@ -358,7 +355,7 @@ def _fact(
         options=options,
         root=root,
         root_site=root_site,
-        loaded_site=mark.site,
+        loaded_site=loader_options.loaded_at(state),
         departure=mark.departure or origin.departure or "collected",
         departed_at=mark.departed_at or origin.departed_at,
         departed_site=mark.departed_site or origin.departed_site,

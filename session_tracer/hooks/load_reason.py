@@ -163,7 +163,7 @@ def report_load(
         parent=parent,
         root=root,
         options=options,
-        loaded_site=None if mark is None else mark.site,
+        loaded_site=loader_options.loaded_at(state),
         expired_by=by,
         expired_site=expired_site,
         root_site=root_site,

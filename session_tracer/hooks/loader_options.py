@@ -27,6 +27,7 @@ __all__ = [
     "brought_by",
     "is_left_out",
     "load_path",
+    "loaded_at",
     "loader",
     "owner",
     "primary_key",
@@ -150,11 +151,9 @@ def selection(state: InstanceState[Any], attribute: str) -> Selection:
     """
     mapper = state.manager.mapper
     mark = object_counter.mark_of(state)
-    alone = Selection(
-        mapper.class_.__name__, loader(mapper, attribute), None if mark is None else mark.site
-    )
+    alone = Selection(mapper.class_.__name__, loader(mapper, attribute), loaded_at(state))
     try:
-        route = _route(state, mark)
+        route = _from_select(_route(state, mark))
         if route.root is mapper and not route.steps:
             return alone
         return _along(route, mapper, attribute) or alone
@@ -163,13 +162,20 @@ def selection(state: InstanceState[Any], attribute: str) -> Selection:
         return alone
 
 
-def brought_by(state: InstanceState[Any]) -> int | None:
-    """A number that is equal for objects that came by the same SELECT.
+def loaded_at(state: InstanceState[Any]) -> CallSite | None:
+    """The line that loaded the object. An object that was added has none: it came by an INSERT."""
+    mark = object_counter.mark_of(state)
+    return mark.site if mark is not None and load_path(state) else None
 
-    Of objects that came by lazy loads it is the SELECT from which these began.
+
+def brought_by(state: InstanceState[Any]) -> int | None:
+    """A number that is equal for objects that came by the same SELECT; None for an added one.
+
+    Of objects that came by lazy loads it is the SELECT from which these began. If they began with
+    an added object, it is that of the lazy load.
     """
     mark = object_counter.mark_of(state)
-    if mark is not None and mark.route is not None:
+    if mark is not None and mark.route is not None and mark.route.select is not None:
         return mark.route.select
     return object_counter.brought_by(state)
 
@@ -200,8 +206,15 @@ def _route(state: InstanceState[Any], mark: object_counter.Mark | OriginRef | No
             return Route(root, steps, before.site, before.select)
         if steps[0] is before.steps[-1]:
             return Route(before.root, before.steps + steps[1:], before.site, before.select)
-    site = None if mark is None else mark.site
-    return Route(root, steps, site, object_counter.brought_by(state))
+    return Route(root, steps, loaded_at(state), object_counter.brought_by(state))
+
+
+def _from_select(route: Route) -> Route:
+    """The route from its first SELECT on: that of a lazy load, if its root was added."""
+    if route.select is not None or not route.steps:
+        return route
+    first, *rest = route.steps
+    return Route(first.mapper, tuple(rest), None)
 
 
 def _along(route: Route, mapper: Mapper[Any], attribute: str) -> Selection | None:

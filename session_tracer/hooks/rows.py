@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy.orm import InstanceState, Session
 
 from session_tracer import facts
-from session_tracer.hooks import error_frames
+from session_tracer.hooks import error_frames, loader_options
 from session_tracer.hooks.boundaries import is_handled
 from session_tracer.hooks.scopes import ledger_of, resumed
 from session_tracer.ledger import object_counter
@@ -86,7 +86,6 @@ def _without_row(
 ) -> tuple[Ledger | None, Fact | None]:
     if is_handled(error, ledger, frame):
         return None, None
-    mark = object_counter.mark_of(state)
     fact = facts.RowGone(
         at=ledger.clock(),
         site=ledger.site(),
@@ -94,7 +93,7 @@ def _without_row(
         why=why,
         call=call,
         cause_site=cause,
-        loaded_site=None if mark is None else mark.site,
+        loaded_site=loader_options.loaded_at(state),
     )
     if why == "gone" and not call:
         fact.expired_by, fact.expired_site = object_counter.expiry_of(state, ledger.scope)

@@ -5,18 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import insert, select
 from sqlalchemy.orm import (
     aliased,
+    selectinload,
     with_polymorphic,
 )
 
 from session_tracer import Finding
 from session_tracer.testing import capture
 from tests.good_code.silence import only_async
-from tests.library import Author, authors, keep
+from tests.library import Author, Book, authors, keep
 from tests.stories.findings.due import Due, assert_found
 from tests.stories.findings.mappings import (
+    Company,
     Course,
     Employee,
     Manager,
@@ -283,5 +285,103 @@ def test_only_objects_that_came_together_count(
         await keep(twin, *authors(10, books_each=1))
         captured = await tell(twin, work)
         assert [one.attribute for one in captured.findings if one.id == "n-plus-one"] == attributes
+
+    twin.run(story)
+
+
+# Objects that the session itself has added: no SELECT has brought them.
+
+
+def _make(session: Session, name: str) -> Author:
+    author = Author(name=name)
+    session.add(author)
+    session.scalars(select(Book).where(Book.title == name)).first()  # flushes the author
+    return author
+
+
+def _added(session: Session) -> None:
+    for author in [_make(session, f"new {number}") for number in range(10)]:
+        books_of(author)
+
+
+def _added_and_selected_again_one_by_one(session: Session) -> None:
+    kept = [_make(session, f"new {number}") for number in range(6)]
+    for author in kept:
+        session.expire_all()
+        books_of(session.scalars(select(Author).where(Author.name == author.name)).one())
+
+
+def _mostly_added(session: Session) -> None:
+    selected = session.scalars(select(Author).limit(4)).all()
+    for author in [*selected, *(_make(session, f"new {number}") for number in range(6))]:
+        books_of(author)
+
+
+def _half_of_them_added(session: Session) -> None:
+    selected = session.scalars(select(Author).limit(6)).all()
+    for author in [*(_make(session, f"new {number}") for number in range(6)), *selected]:
+        books_of(author)
+
+
+def _populated_by_one_select(session: Session) -> None:
+    kept = [_make(session, f"new {number}") for number in range(6)]
+    session.scalars(select(Author).execution_options(populate_existing=True)).all()
+    for author in kept:
+        books_of(author)
+
+
+@pytest.mark.parametrize(
+    ("work", "attributes"),
+    [
+        (_added, []),
+        (_added_and_selected_again_one_by_one, []),
+        (_mostly_added, []),
+        (_half_of_them_added, ["books"]),
+        (_populated_by_one_select, ["books"]),
+    ],
+    ids=lambda value: getattr(value, "__name__", "").strip("_"),
+)
+def test_objects_that_were_added_do_not_count(
+    twin: Twin, work: Callable[[Session], None], attributes: list[str]
+) -> None:
+    async def story() -> None:
+        await keep(twin, *authors(10, books_each=1))
+        captured = await tell(twin, work)
+        found = [one for one in captured.findings if one.id == "n-plus-one"]
+        assert [one.attribute for one in found] == attributes
+        assert all("_make" not in one.evidence.get("loaded_at", "") for one in found)
+
+    twin.run(story)
+
+
+def _company(session: Session) -> Company:
+    """A company that was added, and whose staff was not."""
+    company = Company()
+    session.add(company)
+    session.flush()
+    session.execute(insert(Employee), [{"company_id": company.id} for _ in range(6)])
+    return company
+
+
+def read_badges(session: Session) -> None:
+    for employee in _company(session).staff:
+        len(employee.badges)  # <- badges
+
+
+def read_badges_at_once(session: Session) -> None:
+    own = select(Employee).where(Employee.company_id == _company(session).id)
+    for employee in session.scalars(own.options(selectinload(Employee.badges))).all():
+        len(employee.badges)
+
+
+def test_what_a_lazy_load_has_brought_for_an_added_object_counts(twin: Twin) -> None:
+    async def story() -> None:
+        async with tables(twin):
+            captured = await tell(twin, read_badges)
+            (found,) = [one for one in captured.findings if one.id == "n-plus-one"]
+            assert found.site == marked(read_badges, "<- badges")
+            assert found.remedy == "select(Employee).options(selectinload(Employee.badges))"
+            captured = await tell(twin, read_badges_at_once)
+            assert [one for one in captured.findings if one.id == "n-plus-one"] == []
 
     twin.run(story)
