@@ -11,20 +11,27 @@ from session_tracer.detectors.protocol import BuiltIn
 from session_tracer.detectors.wording import awaited, elsewhere, listed
 from session_tracer.facts import StatementExecuted
 from session_tracer.model.totals import Tally, Total
+from session_tracer.where.iteration import goes_over
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from session_tracer.ledger.loads import Passed
     from session_tracer.ledger.report import Report
     from session_tracer.model.findings import Finding
     from session_tracer.where.callsite import CallSite
+    from session_tracer.where.iteration import Iteration
 
 # A SELECT after such a pause waited for something: a message, or the next round of a poll.
 _PAUSE: Final = 1_000_000_000
 # If no loop is seen, the number has to be at least this one.
 _ENOUGH_WITHOUT_LOOP: Final = 10
 _MOST_SELECTS: Final = 1_000
+# What is a part of a larger result only if the loop does not go over items, or over their lists.
+_STEPS: Final[Mapping[str, frozenset[Iteration]]] = {
+    "next": frozenset({"items", "groups"}),
+    "list": frozenset({"groups"}),
+}
 
 
 def _is_counted(fact: StatementExecuted) -> bool:
@@ -82,7 +89,17 @@ class _Repeats:
 class _Asked:
     """What one line asked with one SELECT and different parameters, in one transaction."""
 
-    __slots__ = ("_at", "_transaction", "due", "found", "parts", "passed", "subject", "tally")
+    __slots__ = (
+        "_at",
+        "_transaction",
+        "due",
+        "found",
+        "parts",
+        "passed",
+        "steps",
+        "subject",
+        "tally",
+    )
 
     def __init__(self) -> None:
         # The id of the finding about it, or about another SELECT that lists this one.
@@ -92,6 +109,8 @@ class _Asked:
         self.due = 0
         self.passed: Passed = {}
         self.parts: set[int] = set()
+        # The parameters of what reads the next rows, or the rows of a list.
+        self.steps: set[int] = set()
         self.tally = Tally()
         self._transaction = 0
         self._at = 0
@@ -100,20 +119,23 @@ class _Asked:
         """Whether that finding was reported: it may be ignored, or silenced."""
         return bool(self.found) and report.was_reported(self.found)
 
-    def add(self, fact: StatementExecuted, transaction: int) -> bool:
-        """Take a SELECT into account. Return whether it is another one."""
+    def add(self, fact: StatementExecuted, transaction: int) -> tuple[bool, bool]:
+        """Take a SELECT into account. Return whether it is another one, and another step."""
         if transaction != self._transaction or fact.at - fact.duration > self._at + _PAUSE:
             self._transaction = transaction
             self.parts.clear()
+            self.steps.clear()
             if not self.found:
                 self.tally = Tally()
         self._at = fact.at
         self.tally.add(fact.duration)
         self.subject = fact.entity or fact.collection
-        before = len(self.parts)
-        if fact.part_of and before < _MOST_SELECTS:
+        parts, steps = len(self.parts), len(self.steps)
+        if fact.part_of and parts < _MOST_SELECTS:
             self.parts.add(fact.part_of)
-        return len(self.parts) > before
+        if fact.part in _STEPS and steps < _MOST_SELECTS:
+            self.steps.add(fact.fingerprint)
+        return len(self.parts) > parts, len(self.steps) > steps
 
 
 class _Selects:
@@ -235,7 +257,13 @@ def _different(
     if not _is_query(fact):
         return
     asked = memory.asked.of((fact.site, fact.query))
-    if not asked.add(fact, ledger.transactions) or asked.found == "query-in-loop":
+    is_other, is_step = asked.add(fact, ledger.transactions)
+    if asked.found == "query-in-loop":
+        return
+    if is_step and _is_of_items(fact, asked, report):
+        yield _in_loop(fact, enough, report, memory)
+        return
+    if not is_other:
         return
     number = len(asked.parts)
     asked.due = max(asked.due, enough)
@@ -251,6 +279,21 @@ def _different(
     else:
         # There may be a loop later.
         asked.due = _ENOUGH_WITHOUT_LOOP if number < _ENOUGH_WITHOUT_LOOP else 2 * number
+
+
+def _is_of_items(fact: StatementExecuted, asked: _Asked, report: Report) -> bool:
+    """Return whether the parts are none, because the loop that reads them goes over items.
+
+    The next rows after each row of another SELECT are no pages, and a list for each key of a
+    mapping is no chunk of a longer one.
+    """
+    locator, enough = report.ledger.locator, report.settings.queries_from_one_site
+    if len(asked.steps) == enough - 1:
+        asked.passed = locator.passed()
+    if len(asked.steps) != enough or asked.is_reported(report):
+        return False
+    loop = locator.loop(asked.passed, report.ledger.opened_site)
+    return loop is not None and goes_over(loop) in _STEPS[fact.part]
 
 
 def _in_loop(fact: StatementExecuted, number: int, report: Report, memory: _Selects) -> Finding:

@@ -24,6 +24,7 @@ from session_tracer.ledger.gates import Gates
 from session_tracer.ledger.guard import reporting
 from session_tracer.ledger.in_progress import OpenTransaction
 from session_tracer.ledger.loads import Load, Loads
+from session_tracer.ledger.openings import run_of
 from session_tracer.ledger.origin import Origin, Scope
 from session_tracer.ledger.registry import LIVE, LedgerRef
 from session_tracer.ledger.single_rows import SingleRows
@@ -735,7 +736,7 @@ class Ledger(Use):
                 # another.
                 root = user if user is self.opened_by else owner.root_of(user)
                 self.first_began = (self.tracers[0].caller()[0], root, user)
-            is_rare = self.is_reopened or self.opened_in_loop is not None
+            is_rare = self.is_reopened or self.opened_in_loop
             if self.publishers or is_rare or self.transactions > 1:
                 self._publish_began(began)
         for report in self.reports:
@@ -1309,15 +1310,14 @@ class Ledger(Use):
         same_owner.join(self)
         self.load_site = self.first_used_site = site
         opened = self.opened_site
-        if opened is not None:
-            # CallSite is hashed by Python code, its id is not.
-            run = openings.RUNS.get((id(opened), self.opened_by.ident))
-            if run is None:
-                openings.begin(self, opened)
-            else:
-                run.count += 1
-                if run.count == run.due:
-                    openings.reached(self, run)
+        # CallSite is hashed by Python code, its id is not.
+        run = run_of((id(opened), self.opened_by.ident))
+        if run is None:
+            openings.begin(self, opened)
+        else:
+            left = run.left = run.left - 1
+            if not left:
+                openings.reached(self, run)
         if site is None:
             pass
         elif opened is None or site.function != opened.function or site.file != opened.file:

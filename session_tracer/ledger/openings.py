@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from session_tracer.where.callsite import CallSite
     from session_tracer.where.owner import Owner
 
-__all__ = ["RUNS", "OpenedInLoop", "Run", "begin", "forget", "reached"]
+__all__ = ["RUNS", "OpenedInLoop", "Run", "begin", "forget", "reached", "run_of"]
 
 _MOST_LINES: Final = 1_000
 # A web server's sessions are opened by no loop: it is looked for more and more rarely.
@@ -35,21 +35,21 @@ class OpenedInLoop(NamedTuple):
 class Run:
     """The sessions of one line since the loop was looked for. Of each, only its number is kept."""
 
-    __slots__ = ("began_at", "count", "due", "found", "owner", "passed", "site")
+    __slots__ = ("began_at", "due", "found", "left", "owner", "passed", "site")
 
     def __init__(self, site: CallSite) -> None:
         self.site = site
         # The loop that was found last, by the ids of its frame and of its code.
         self.found = (0, 0)
-        self.due = 0
-        self.count = 0
+        # The loop is looked for after this number of sessions, of which some are left.
+        self.due = self.left = 0
         self.began_at = 0
         self.owner: Owner = NO_OWNER
         self.passed: Passed = {}
 
     def restart(self, ledger: Ledger, due: int) -> None:
         """Count from this session on."""
-        self.count, self.due = 1, due
+        self.due, self.left = due, due - 1
         self.began_at = ledger.opened_at
         self.owner = ledger.opened_by
         self.passed = ledger.locator.passed()
@@ -57,6 +57,7 @@ class Run:
 
 # By the id of the line, which is faster than the line, and the thread.
 RUNS: Final[dict[tuple[int, int | None], Run]] = {}
+run_of: Final = RUNS.get
 
 
 def forget() -> None:
@@ -64,8 +65,10 @@ def forget() -> None:
     RUNS.clear()
 
 
-def begin(ledger: Ledger, opened: CallSite) -> None:
-    """The first session of a line is used."""
+def begin(ledger: Ledger, opened: CallSite | None) -> None:
+    """The first session of a line is used; nothing is counted for those of no line."""
+    if opened is None:
+        return
     if len(RUNS) >= _MOST_LINES:
         RUNS.clear()
     run = RUNS[id(opened), ledger.opened_by.ident] = Run(opened)
@@ -74,7 +77,7 @@ def begin(ledger: Ledger, opened: CallSite) -> None:
 
 def reached(ledger: Ledger, run: Run) -> None:
     """Enough sessions of a line were used: look for the loop that opened them."""
-    least, count = ledger.gates.sessions, run.count
+    least, count = ledger.gates.sessions, run.due
     opened, due = run.site, min(2 * run.due, _MOST_WINDOWS * least)
     is_one = run.owner == ledger.opened_by and opened is ledger.opened_site
     is_quick = ledger.opened_at - run.began_at < count * _MOST_APART

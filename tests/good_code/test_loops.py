@@ -111,6 +111,16 @@ async def pages_by_a_row_of_columns(session: Any) -> list[int]:
         last = some[-1]
 
 
+async def pages_by_key_in_a_loop_that_counts(session: Any) -> list[int]:
+    found: list[int] = []
+    page = select(Author.id).order_by(Author.id).limit(4)
+    for number in range(7):
+        some = (await session.scalars(page.where(Author.id > (found or [0])[-1]))).all()
+        assert bool(some) == (number < 6)
+        found += some
+    return found
+
+
 async def windows(session: Any) -> list[int]:
     found: list[int] = []
     for first in range(1, MANY, 4):
@@ -124,6 +134,16 @@ async def chunks(session: Any) -> list[int]:
     found: list[int] = []
     for first in range(0, MANY, 5):  # the last is smaller
         chunk = keys[first : first + 5]
+        found += (await session.scalars(select(Author.id).where(Author.id.in_(chunk)))).all()
+    return found
+
+
+async def chunks_of_a_function(session: Any) -> list[int]:
+    def chunked(keys: list[int]) -> list[list[int]]:
+        return [keys[first : first + 6] for first in range(0, len(keys), 6)]
+
+    found: list[int] = []
+    for chunk in chunked(list(range(1, MANY + 1))):
         found += (await session.scalars(select(Author.id).where(Author.id.in_(chunk)))).all()
     return found
 
@@ -178,8 +198,10 @@ PARTS: list[Callable[[Any], Awaitable[list[int]]]] = [
     pages_by_key_from_the_end,
     pages_by_two_columns,
     pages_by_a_row_of_columns,
+    pages_by_key_in_a_loop_that_counts,
     windows,
     chunks,
+    chunks_of_a_function,
     chunks_of_pairs,
     one_query_for_each_batch_of_a_stream,
     eager_loads_of_a_stream,

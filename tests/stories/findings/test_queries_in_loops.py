@@ -243,6 +243,44 @@ def test_pages_of_each_of_many(twin: Twin) -> None:
     twin.run(story)
 
 
+async def next_of_each(session: Any) -> None:
+    for author in (await session.scalars(select(Author).order_by(Author.id))).all():
+        after = select(Author.id).where(Author.id > author.id).order_by(Author.id).limit(3)
+        await session.scalars(after)  # <- asked
+
+
+async def next_of_each_in_a_comprehension(session: Any) -> dict[str, Any]:
+    names = (await session.scalars(select(Author.name).order_by(Author.name))).all()
+    after = select(Author.id).order_by(Author.name).limit(2)
+    return {
+        name: await session.scalars(after.where(Author.name > name))  # <- asked
+        for name in names
+    }
+
+
+async def a_list_of_each(session: Any) -> None:
+    by_author: dict[int, list[int]] = {}
+    for book in (await session.scalars(select(Book))).all():
+        by_author.setdefault(book.author_id, []).append(book.id)
+    for keys in by_author.items():
+        titles = select(Book.title).where(Book.id.in_(keys[1]))
+        await session.scalars(titles)  # <- asked
+
+
+@pytest.mark.parametrize("how", [next_of_each, next_of_each_in_a_comprehension, a_list_of_each])
+def test_what_only_looks_like_parts_of_one_result(twin: Twin, how: Any) -> None:
+    async def story() -> None:
+        await keep(twin, *authors(12, books_each=2))
+        with capture(twin.factory) as captured:
+            async with twin.session() as session:
+                await how(session)
+        (finding,) = captured.findings
+        assert (finding.id, finding.count) == ("query-in-loop", 10)
+        assert finding.site == marked(how, "<- asked")
+
+    twin.run(story)
+
+
 async def two_at_once(session: Any, author: Author) -> Any:
     for entity in (Book, Letter):
         of_author = select(entity).where(entity.author_id == author.id)

@@ -1,0 +1,68 @@
+"""Tests what is read of a loop in its source."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from session_tracer import CallSite
+from session_tracer.where.iteration import goes_over, is_around_block
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LOOPS = {
+    "for row in rows:\n    ask(row)": "items",
+    "for row in rows:\n    ask(1)": "",
+    "for row in rows:\n    row = ask(1)": "",
+    "for _, row in enumerate(rows):\n    ask(row)": "items",
+    "for key, rows in groups.items():\n    ask(rows)": "groups",
+    "for key, rows in groupby(all_rows):\n    ask(rows)": "groups",
+    "for number in range(10):\n    ask(number)": "",
+    "for number in itertools.count():\n    ask(number)": "",
+    "while rows:\n    ask(rows)": "",
+    "for row in rows:\n    while True:\n        ask(row)": "",
+    "while True:\n    for row in rows:\n        ask(row)": "items",
+    "[ask(row) for row in rows]": "items",
+    "{key: ask(rows) for key, rows in groups.items()}": "groups",
+    "[ask(1) for row in rows]": "",
+    "ask(1)": "",
+    "for row in ask(rows):\n    pass": "",
+}
+
+
+@pytest.mark.parametrize("source", LOOPS)
+def test_what_the_innermost_loop_goes_over(tmp_path: Path, source: str) -> None:
+    file = tmp_path / "app.py"
+    file.write_text(source)
+    (line,) = [n for n, text in enumerate(source.splitlines(), 1) if "ask(" in text]
+    assert goes_over(CallSite(str(file), line, "<module>")) == LOOPS[source]
+
+
+def test_the_loop_of_another_function_is_none(tmp_path: Path) -> None:
+    file = tmp_path / "app.py"
+    file.write_text("for row in rows:\n    def f():\n        ask(row)\n")
+    assert goes_over(CallSite(str(file), 3, "f")) == ""
+
+
+BLOCKS = {
+    "for x in xs:\n    with scope() as s:\n        ask(s)": True,
+    "for x in xs:\n    with db.scope() as s, other():\n        ask(s)": True,
+    "with scope() as s:\n    for x in xs:\n        ask(s)": False,
+    "for x in xs:\n    with other() as s:\n        ask(s)": False,
+    "for x in xs:\n    ask(s)": False,
+}
+
+
+@pytest.mark.parametrize("source", BLOCKS)
+def test_whether_a_loop_is_around_a_block(tmp_path: Path, source: str) -> None:
+    file = tmp_path / "app.py"
+    file.write_text(source)
+    line = len(source.splitlines())
+    assert is_around_block(CallSite(str(file), line, "<module>"), "Db.scope") is BLOCKS[source]
+
+
+def test_nothing_is_known_without_the_source() -> None:
+    assert goes_over(CallSite("/gone.py", 1, "f")) == ""
+    assert not is_around_block(CallSite("/gone.py", 1, "f"), "scope")
