@@ -6,6 +6,7 @@ import os
 import time
 from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 
 from rich.text import Text
@@ -17,6 +18,7 @@ from session_tracer.exporters.finding_block import (
     retraction_block,
     retraction_note,
 )
+from session_tracer.exporters.joined import groups, joined
 from session_tracer.exporters.screen import Screen
 from session_tracer.exporters.session_block import is_quiet, session_head, timeline_lines
 from session_tracer.exporters.wording import cropped, duration, plain
@@ -167,7 +169,7 @@ class _Writer:
     def _session(self, summary: SessionSummary) -> None:
         _remember(self._ended, summary.id, None)
         retracted = self._take_waiting(summary)
-        findings = _grouped(ranked(summary.findings))
+        findings = _mistakes(ranked(summary.findings))
         printed = [self._printed_as(finding, summary.id) for finding, _ in findings]
         if None not in printed and self._is_one_of_many(summary):
             return
@@ -264,8 +266,21 @@ class _Writer:
             if isinstance(one, Retraction):
                 self._retraction(one)
             else:
-                self._finding(one)
+                self._finding(self._with_waiting(one))
         return []
+
+    def _with_waiting(self, finding: Finding) -> Finding:
+        """Return the finding joined with the waiting ones that are one mistake with it."""
+        others = [
+            one
+            for _, one in self._waiting
+            if isinstance(one, Finding)
+            and one.session_id == finding.session_id
+            and _key(one) != _key(finding)
+        ]
+        group = groups([finding, *others], lambda one: one)[0]
+        self._waiting = deque((due, one) for due, one in self._waiting if one not in group[1:])
+        return joined(group)[0]
 
     def _settle_held_back(
         self, held: dict[_Key, H], now: float, everything: bool
@@ -282,6 +297,14 @@ class _Writer:
     def _short(self, text: str) -> None:
         line = Text(cropped(plain(text), self._screen.width), "dim")
         self._screen.write([line], apart=False)
+
+
+def _mistakes(findings: Sequence[Finding]) -> list[tuple[Finding, int]]:
+    """Return the findings, joined if they are one mistake, each with the number of its repeats."""
+    return [
+        (joined([finding for finding, _ in group])[0], max(number for _, number in group))
+        for group in groups(_grouped(findings), itemgetter(0))
+    ]
 
 
 def _grouped(findings: Sequence[Finding]) -> list[tuple[Finding, int]]:

@@ -9,6 +9,7 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from session_tracer.exporters.evidence import alternatives, evidence_rows, places, source_line
+from session_tracer.exporters.joined import TOGETHER
 from session_tracer.exporters.rows import Row, table
 from session_tracer.exporters.wording import fitted_site, in_all, plain, wrapped
 
@@ -54,6 +55,8 @@ def finding_block(
     if session:
         rows += _session_rows(finding)
     rows += _change_rows(remedy_label(finding.remedy), finding.remedy, _REMEDY)
+    for further in finding.evidence.get(TOGETHER, ()):
+        rows += _change_rows("and", further, _REMEDY)
     for other in alternatives(finding.evidence):
         rows += _change_rows("or", other)
     work = finding.work if session else ""

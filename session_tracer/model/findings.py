@@ -11,7 +11,16 @@ if TYPE_CHECKING:
     from session_tracer.model.totals import Total
     from session_tracer.where.callsite import CallSite
 
-__all__ = ["COSTS", "FINDING_IDS", "LEFT_OPEN", "Finding", "Retraction", "Severity", "ranked"]
+__all__ = [
+    "COSTS",
+    "FINDING_IDS",
+    "LEFT_OPEN",
+    "REPEATS",
+    "Finding",
+    "Retraction",
+    "Severity",
+    "ranked",
+]
 
 Severity: TypeAlias = Literal["info", "warning", "error"]
 
@@ -59,15 +68,12 @@ FINDING_IDS: Final[tuple[str, ...]] = (
     "foreign-loop",
     "shared-session",
 )
-# Findings about what something costs, as against what is wrong.
-COSTS: Final = frozenset(
+# Findings about something that is done again and again.
+REPEATS: Final = frozenset(
     {
         "autoflush-storm",
         "commit-in-loop",
         "get-in-loop",
-        "large-flush",
-        "large-identity-map",
-        "large-result",
         "n-plus-one",
         "query-in-loop",
         "refresh-after-write",
@@ -77,9 +83,10 @@ COSTS: Final = frozenset(
         "row-by-row-writes",
         "savepoint-churn",
         "session-per-item",
-        "unchanged-dirty",
     }
 )
+# Findings about what something costs, as against what is wrong.
+COSTS: Final = REPEATS | {"large-flush", "large-identity-map", "large-result", "unchanged-dirty"}
 # Reported by the pytest plugin, of a session that is open after its test.
 LEFT_OPEN: Final = "left-open"
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 __all__ = ["Tally", "Total"]
 
 
@@ -39,6 +44,14 @@ class Total:
         self.noun = noun
         self._tallies = tallies
         self._before_count = self._before_ns = 0
+
+    def plus(self, others: Iterable[Total]) -> Total:
+        """Return the sum of this one and others of the same noun, as they are now."""
+        made = Total(self.noun)
+        totals = (self, *others)
+        made._before_count = sum(one.count for one in totals)
+        made._before_ns = sum(one._ns for one in totals)
+        return made
 
     def follow(self, tally: Tally) -> None:
         """Count on with another tally; what was counted so far stays."""

@@ -178,14 +178,15 @@ class Run:
         new, known = self._found.new, self._found.known
         if new or known:
             terminalreporter.section("session findings")
-        for row in rows(new):
+        shown = list(rows(new))
+        for row in shown:
             terminalreporter.write(row.id_, **{_COLOURS[row.severity]: True})
             terminalreporter.write_line(f"   {row.rest}")
             for line in row.below:
                 terminalreporter.write_line(f"    {line}")
         for line in update_lines(self._update):
             terminalreporter.write_line(line)
-        terminalreporter.write_line(self._last_line(len(new), known))
+        terminalreporter.write_line(self._last_line(len(shown), known))
         if is_github_actions():
             for line in workflow_commands(new):
                 terminalreporter.write_line(line)

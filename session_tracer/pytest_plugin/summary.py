@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from session_tracer.exporters.finding_block import remedy_label
+from session_tracer.exporters.joined import groups
 from session_tracer.exporters.wording import counted
 from session_tracer.pytest_plugin.allowances import ALLOW
 from session_tracer.pytest_plugin.configured import PREFIX
@@ -26,7 +27,7 @@ _MOST_SUBJECTS: Final = 8
 
 
 class Row(NamedTuple):
-    """What the summary has of the findings of one id and line: the id is padded.
+    """What the summary has of the findings about one mistake: the id is padded.
 
     The lines below end with the one that would have these findings ignored.
     """
@@ -38,13 +39,13 @@ class Row(NamedTuple):
 
 
 def rows(entries: Iterable[Entry]) -> Iterator[Row]:
-    """Yield a row for each line's findings of one id, which lists their entities."""
-    groups = _of_one_line(entries)
+    """Yield a row for each mistake, which lists what the findings about it are about."""
+    mistakes = _of_one_mistake(entries)
     table = [
-        (group[0].finding.id, place_of(group[0].finding), _subjects(group)) for group in groups
+        (group[0].finding.id, place_of(group[0].finding), _subjects(group)) for group in mistakes
     ]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for group, cells in zip(groups, table, strict=True):
+    for group, cells in zip(mistakes, table, strict=True):
         finding = group[0].finding
         id_, where, subject = map(str.ljust, cells, widths)
         columns = [where, subject] if widths[2] else [where]
@@ -88,15 +89,18 @@ def _below(group: Sequence[Entry], tests: dict[str, str]) -> Iterator[str]:
     yield f"allow {allowing((entry.finding for entry in group), in_tests=bool(tests))}"
 
 
-def _of_one_line(entries: Iterable[Entry]) -> list[list[Entry]]:
-    """Return the findings that differ in nothing but what they are about, together."""
-    groups: dict[tuple[object, ...], list[Entry]] = {}
-    for entry in entries:
-        one = entry.finding
+def _of_one_mistake(entries: Iterable[Entry]) -> list[list[Entry]]:
+    """Return the findings that are one mistake for a reader, together.
+
+    If nothing repeats, they differ in nothing but their entity.
+    """
+    alike: dict[tuple[object, ...], list[Entry]] = {}
+    for group in groups(entries, lambda entry: entry.finding):
+        one = group[0].finding
         # Without an entity, what it is about is in its message.
-        alone = None if one.entity and one.site else id(entry)
-        groups.setdefault((one.id, one.severity, one.site, one.work, alone), []).append(entry)
-    return list(groups.values())
+        alone = None if one.entity and one.site else id(group)
+        alike.setdefault((one.id, one.severity, one.site, one.work, alone), []).extend(group)
+    return list(alike.values())
 
 
 def _subjects(group: Sequence[Entry]) -> str:
