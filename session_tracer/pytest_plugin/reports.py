@@ -79,6 +79,7 @@ def _finding(entry: Entry, root: Path) -> dict[str, Any]:
         "entity": finding.entity,
         "attribute": finding.attribute,
         "count": entry.count,
+        "counted": entry.cost.noun,
         "total_ms": entry.cost.ms,
         "test_ms": entry.cost.of_ms,
         "work": finding.work,

@@ -77,6 +77,10 @@ def test_json_has_every_finding(suites: Suites) -> None:
     assert lazily["allow"] == '@pytest.mark.session_allow("n-plus-one:Author.books", reason="...")'
     assert lazily["remedy"].startswith("select(Author).options(")
     assert "work" not in lazily
+    # How often in the test in which it took longest, and of what.
+    assert (lazily["count"], lazily["counted"]) == (3, "SELECT")
+    assert 0 < lazily["total_ms"] < lazily["test_ms"]
+    assert "3 SELECTs" in lazily["message"]
 
 
 def test_sarif_has_new_findings_at_their_lines(suites: Suites) -> None:
@@ -108,6 +112,7 @@ def test_sarif_has_new_findings_at_their_lines(suites: Suites) -> None:
     assert "\nselect(Author).options(" in late["message"]["text"]
     (opened,) = late["relatedLocations"]
     assert opened["physicalLocation"]["region"] == {"startLine": line_of(suites, "# opens")}
+    assert "3 SELECTs" in lazily["message"]["text"]
     assert lazily["properties"]["tests"] == [
         f"test_library.py::test_lazily[{number}]" for number in range(3)
     ]
