@@ -17,12 +17,16 @@ _MOST_FRAMES: Final = 200
 # Packages whose decorators call a function again if it raises an error.
 _RETRYING: Final = frozenset({"backoff", "retry", "retrying", "stamina", "tenacity"})
 _STARLETTE: Final = frozenset({"fastapi", "starlette"})
+# Functions that call another one, and expect it to raise the error that this argument names.
+_EXPECTING: Final = ("assertRaises", "assertRaisesRegex", "raises")
+_TESTING: Final = frozenset({"_pytest", "testtools", "twisted", "unittest"})
+_EXPECTED: Final = ("expected_exception", "excClass", "exception")
 # Below these, an application's handler is for errors that it knows.
 _ANY_ERROR: Final = frozenset({Exception, BaseException, object})
 
 
 def is_handled(error: BaseException) -> bool:
-    """Return whether a retry decorator or the web framework's error handler takes the error.
+    """Return whether a retry decorator, an error handler or a test's assertion takes the error.
 
     Starlette's and FastAPI's handlers are found through their frames, on the stack or in the
     error's traceback, those of Flask and Quart through the current application. A handler of
@@ -49,12 +53,28 @@ def _handles(frame: FrameType, kinds: list[type]) -> bool:
     package = str(frame.f_globals.get("__name__")).partition(".")[0]
     if package in _RETRYING:
         return True
+    if package in _TESTING:
+        return _expects(frame)
     if package not in _STARLETTE:
         return False
     values = frame.f_locals
     scope = values.get("scope") or getattr(values.get("request"), "scope", None)
     handlers, *_ = scope.get("starlette.exception_handlers", ({},)) if scope else ({},)
     return any(kind in handlers for kind in kinds)
+
+
+def _expects(frame: FrameType) -> bool:
+    """Return whether a test asserts that what it calls raises an error of some kind.
+
+    It may be another one than this error, in whose place the application raises its own. If it does
+    not, the test fails.
+    """
+    if frame.f_code.co_name not in _EXPECTING:
+        return False
+    values = frame.f_locals
+    expected = next((values[name] for name in _EXPECTED if name in values), None)
+    every = expected if isinstance(expected, tuple) else (expected,)
+    return all(isinstance(one, type) and one not in _ANY_ERROR for one in every)
 
 
 def _is_flasks(kinds: list[type]) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import unittest
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,6 +13,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from session_tracer.testing import Captured, capture
+from tests.good_code.silence import only_sync
 from tests.library import Author, Book, Loan, authors, keep
 from tests.stories.findings.due import Above, Due, assert_found
 from tests.stories.lines import marked
@@ -342,6 +345,46 @@ def test_what_is_expected_outside_of_the_session_is_handled(twin: Twin, how: Any
         with capture(twin.factory) as captured:
             assert await how(twin) == 409
         assert_found(captured)
+
+    twin.run(story)
+
+
+class Taken(Exception):
+    """The application's own error for a constraint."""
+
+
+def create_or_refuse(twin: Twin) -> None:
+    try:
+        twin.drive(create(twin))
+    except IntegrityError as error:
+        if "no such" in str(error):
+            return
+        raise Taken from None
+
+
+def _expect_text(expect: Callable[..., object], kind: type[Exception], call: object) -> object:
+    return expect(kind, "", call)
+
+
+# What a test's assertion calls, rather than a block in which it is called.
+ASSERTIONS: dict[str, Callable[..., object]] = {
+    "unittest": unittest.TestCase().assertRaises,
+    "unittest's with a pattern": partial(_expect_text, unittest.TestCase().assertRaisesRegex),
+    "pytest": lambda kind, call: pytest.raises(kind, call),  # noqa: RUF061 - what is tested
+}
+
+
+@only_sync
+@pytest.mark.parametrize("how", ASSERTIONS)
+@pytest.mark.parametrize("kind", [Taken, Exception])
+def test_what_a_tests_assertion_calls_is_to_fail(
+    twin: Twin, how: str, kind: type[Exception]
+) -> None:
+    async def story() -> None:
+        with capture(twin.factory) as captured:
+            ASSERTIONS[how](kind, lambda: create_or_refuse(twin))
+        found = [finding.id for finding in captured.findings]
+        assert found == ([] if kind is Taken else ["failed-flush"])
 
     twin.run(story)
 
