@@ -37,7 +37,7 @@ class RowByRowWrites(BuiltIn):
         if single_rows is None or not is_one_row:
             return
         rows = single_rows.last
-        if rows.count != report.settings.single_row_writes:
+        if rows.count != report.settings.single_row_writes or _is_by_library(fact, rows, report):
             return
         where, why, remedy = _cause(fact, rows, report)
         yield report.finding(
@@ -57,6 +57,13 @@ class RowByRowWrites(BuiltIn):
                 why=why,
             ),
         )
+
+
+def _is_by_library(fact: StatementExecuted, rows: Rows, report: Report) -> bool:
+    """Whether a library loops, which the application has called once, such as a test's factory."""
+    is_called_once = fact.site is not None and fact.site.distance > 0
+    is_each_flushed = not fact.in_flush or rows.flushes == rows.count
+    return is_called_once and is_each_flushed and not report.ledger.locator.is_in_loop()
 
 
 def _cause(fact: StatementExecuted, rows: Rows, report: Report) -> tuple[str, str, str]:

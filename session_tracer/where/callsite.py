@@ -438,6 +438,13 @@ class Locator:
                 return None
         return None
 
+    def is_in_loop(self) -> bool:
+        """Return whether a function of the application that is at work now is in a loop."""
+        return any(
+            self._kind(frame) <= _TEMPLATE and is_in_loop(frame.f_code, frame.f_lasti)
+            for frame in _stack(_frame(1))
+        )
+
     def opening_loop(
         self, before: Mapping[tuple[int, int], int], opened: CallSite
     ) -> tuple[CallSite, tuple[int, int]] | None:

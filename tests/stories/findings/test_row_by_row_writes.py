@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import itertools
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,7 +19,10 @@ from tests.stories.lines import marked
 from tests.twins import on_each_database
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
+    from pathlib import Path
+
+    from sqlalchemy.orm import Session
 
     from session_tracer import Finding
     from tests.twins import Twin
@@ -326,5 +332,56 @@ def test_objects_with_rows_in_two_tables(twin: Twin) -> None:
     async def story() -> None:
         async with tables(twin):
             assert_found(await tell(twin, add_managers, single_row_writes=2))
+
+    twin.run(story)
+
+
+LIBRARY = """
+def create(session, make):
+    session.add(make())
+    session.flush()
+
+def create_batch(session, make, count):
+    for _ in range(count):
+        create(session, make)
+"""
+
+
+@pytest.fixture
+def factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A library that makes rows, and flushes each."""
+    folder = tmp_path / "site-packages"
+    folder.mkdir()
+    (folder / "row_factory.py").write_text(LIBRARY)
+    monkeypatch.syspath_prepend(str(folder))
+    yield importlib.import_module("row_factory")
+    del sys.modules["row_factory"]
+
+
+def test_rows_that_a_library_flushes_one_by_one(twin: Twin, factory: Any) -> None:
+    numbers = itertools.count()
+
+    def make() -> Author:
+        return Author(name=f"new {next(numbers)}")
+
+    def by_the_library(session: Session) -> None:
+        factory.create_batch(session, make, 5)
+        session.commit()
+
+    def by_the_application(session: Session) -> None:
+        for _ in range(5):
+            factory.create(session, make)
+        session.commit()
+
+    async def story() -> None:
+        def once(session: Any) -> Any:
+            return session.run_sync(by_the_library)
+
+        def each(session: Any) -> Any:
+            return session.run_sync(by_the_application)
+
+        assert_found(await tell(twin, once, single_row_writes=3))
+        (finding,) = (await tell(twin, each, single_row_writes=3)).findings
+        assert finding.id == "row-by-row-writes"
 
     twin.run(story)
