@@ -645,6 +645,22 @@ class EventLoopChanged(_Value):
 
 
 @dataclass(slots=True, eq=False, repr=False)
+class EventLoopBlocked(_Value):
+    """Statements of a session without AsyncSession kept an event loop from its other tasks.
+
+    `site` is the line of the coroutine that ran them, `used_site` that of the last one, `duration`
+    how long they took, and `waiting` the number of the other tasks.
+    """
+
+    at: int
+    site: CallSite | None
+    used_site: CallSite | None
+    statements: int
+    duration: int
+    waiting: int
+
+
+@dataclass(slots=True, eq=False, repr=False)
 class ConnectionOnOtherLoop(_Value):
     """The driver refused a pooled connection, which was opened on another event loop.
 
@@ -771,6 +787,7 @@ Fact: TypeAlias = (
     | SessionUsedConcurrently
     | SessionPassed
     | EventLoopChanged
+    | EventLoopBlocked
     | ConnectionOnOtherLoop
     | TransactionCancelled
     | ConnectionNested

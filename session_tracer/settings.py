@@ -337,6 +337,11 @@ class Settings:
     of different objects (`refresh-in-loop`).
     """
 
+    blocked_loop_seconds: float = _option(0.1, _SECONDS)
+    """Seconds for which one session's statements keep an event loop from its other tasks
+    (`blocked-event-loop`).
+    """
+
     large_identity_map_objects: int = _option(10_000, _whole(1))
     """Number of objects above which an identity map is reported (`large-identity-map`)."""
 
@@ -482,6 +487,7 @@ class Overrides(TypedDict, total=False):
     repeats_of_one_select: int
     reloads_after_commit: int
     refreshes_from_one_site: int
+    blocked_loop_seconds: float
     large_identity_map_objects: int
     large_result_objects: int
     traces_per_session: int

@@ -77,5 +77,6 @@ SCENES: Final = (
     Scene("crossed-sessions", sharing.rename_and_log),
     Scene("concurrent-use", sharing.front_page),
     Scene("foreign-loop", sharing.count_on_two_loops),
+    Scene("blocked-event-loop", sharing.serve_two_reports),
     Scene("shared-session", sharing.serve_from_one_session),
 )

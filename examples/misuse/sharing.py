@@ -2,7 +2,7 @@
 
 import asyncio
 
-from sqlalchemy import select
+from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
 from examples.misuse.db import AsyncSessionLocal, SessionLocal, async_engine
@@ -48,6 +48,23 @@ async def _count_twice(engine: AsyncEngine) -> None:
 async def _count(engine: AsyncEngine) -> int:
     async with AsyncSession(engine) as session:
         return len((await session.scalars(select(Book))).all())
+
+
+async def serve_two_reports() -> None:
+    """Serves two requests, and one of them waits for the statement of the other."""
+    await asyncio.gather(_report(), asyncio.sleep(0.01))
+
+
+async def _report() -> int:
+    with SessionLocal() as session:
+        counted = session.scalar(text(_SLOW))
+        return int(counted or 0)
+
+
+_SLOW = """
+    WITH RECURSIVE numbers(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM numbers WHERE i < 3000000)
+    SELECT count(*) FROM numbers
+"""
 
 
 async def serve_from_one_session() -> None:

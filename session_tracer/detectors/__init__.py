@@ -45,6 +45,7 @@ DEFAULT_DETECTORS: Final[tuple[Suspecting, ...]] = (
     sharing.CrossedSessions(),
     sharing.ConcurrentUse(),
     sharing.ForeignLoop(),
+    sharing.BlockedEventLoop(),
     sharing.SharedSession(),
     flushes.FailedFlush(),
     flushes.PendingRollback(),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from session_tracer.detectors.evidence import known, life_site
+from session_tracer.detectors.evidence import known, life_site, ms
 from session_tracer.detectors.memory import Once
 from session_tracer.detectors.protocol import BuiltIn
-from session_tracer.detectors.wording import awaited, own_session, variable, with_block
+from session_tracer.detectors.wording import awaited, duration, own_session, variable, with_block
 from session_tracer.facts import (
     ConnectionOnOtherLoop,
+    EventLoopBlocked,
     EventLoopChanged,
     ObjectCrossed,
     SessionPassed,
@@ -223,6 +224,38 @@ class _Users:
 
 
 _MOST_TURNS: Final = 100
+
+
+class BlockedEventLoop(BuiltIn):
+    """`blocked-event-loop`: a session's statements keep an event loop from its other tasks."""
+
+    candidates = (EventLoopBlocked,)
+    memory = Once
+
+    def judge(self, fact: EventLoopBlocked, report: Report, memory: Once) -> Iterator[Finding]:
+        """Report a scope once."""
+        enough = report.settings.blocked_loop_seconds * 1e9
+        if fact.duration < enough or not memory.first(report.ledger.id):
+            return
+        statements = "1 statement" if fact.statements == 1 else f"{fact.statements} statements"
+        others = "another task" if fact.waiting == 1 else f"{fact.waiting} other tasks"
+        yield report.finding(
+            "blocked-event-loop",
+            "warning",
+            f"{statements} of this session, which a coroutine ran, kept {others} of its event loop "
+            f"waiting for {duration(fact.duration)}",
+            "async with AsyncSessionLocal() as session:  # and await each of its statements",
+            fact.site,
+            evidence=known(
+                used_at=None if fact.used_site == fact.site else fact.used_site,
+                sql_ms=ms(fact.duration),
+                statements=fact.statements,
+                alternatives=[
+                    "await asyncio.to_thread(work)  # a function that opens and uses the session",
+                    "def in place of async def, if the framework then runs it in a thread",
+                ],
+            ),
+        )
 
 
 class SharedSession(BuiltIn):

@@ -34,6 +34,8 @@ class Gates:
     large_flush: int
     large_identity_map: int
     large_result: int
+    # In nanoseconds.
+    blocked_loop: int
 
     @classmethod
     def of(cls, settings: Iterable[Settings]) -> Gates:
@@ -59,4 +61,5 @@ class Gates:
             large_flush=min(one.large_flush_objects for one in every),
             large_identity_map=min(one.large_identity_map_objects for one in every),
             large_result=min(one.large_result_objects for one in every),
+            blocked_loop=int(min(one.blocked_loop_seconds for one in every) * 1e9),
         )

@@ -18,7 +18,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from session_tracer import facts
-from session_tracer.ledger import first_use, object_counter, openings, same_owner
+from session_tracer.ledger import blocking, first_use, object_counter, openings, same_owner
 from session_tracer.ledger.failures import Failures, First
 from session_tracer.ledger.gates import Gates
 from session_tracer.ledger.guard import reporting
@@ -473,6 +473,8 @@ class Ledger(Use):
             self._give_up_transactions(self.clock(), site)
         if self.single_rows is not None:
             self.fold_rows()
+        if self.blocking is not None:
+            blocking.ended(self, self.blocking)
         is_taken = ending in _TAKEN
         if self.failures is not None:
             self.failures.scope_ended(self)
@@ -1078,6 +1080,10 @@ class Ledger(Use):
         for report in self.reports:
             if report.logs is not None:
                 report.emit(report.logs.flush_failed, report, fact)
+
+    def on_loop(self, user: Owner) -> None:
+        """Code that an event loop runs uses a session which is no AsyncSession, or has used it."""
+        blocking.used(self, user)
 
     def rollback_pending(self, fact: facts.RollbackPending) -> None:
         """The session was used after a failure, without a rollback."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
     from session_tracer.facts import Fact
+    from session_tracer.ledger.blocking import Blocking
     from session_tracer.ledger.in_progress import Flush, Holding, OpenTransaction
     from session_tracer.ledger.origin import Scope
     from session_tracer.ledger.report import Report, Tracer
@@ -63,6 +64,8 @@ class Use:
     loop_owner: Owner | None = None
     loop_site: CallSite | None = None
     loop_change: facts.EventLoopChanged | None = None
+    # What a session without AsyncSession has run on an event loop.
+    blocking: Blocking | None = None
     cancelled = False
     # Whether something happened that a detector wants to know the end of.
     is_suspect = False
@@ -189,9 +192,16 @@ class Use:
                 self._passed(site, before, user)
         elif self.at_work is not None or (self.flush is not None and self.flush.owner is not user):
             self._check_worker(site, user)
-        if self.is_async and self.loop_change is None:
+        if not self.is_async:
+            if user.is_task or self.blocking is not None:
+                self.on_loop(user)
+        elif self.loop_change is None:
             self.check_loop(site)
         return user
+
+    def on_loop(self, user: Owner) -> None:
+        """Code that an event loop runs uses a session which is no AsyncSession, or has used it."""
+        raise NotImplementedError
 
     def _passed(self, site: CallSite | None, before: Owner, user: Owner) -> None:
         """A task uses the session that another one, or a thread, has used before."""

@@ -66,6 +66,7 @@ FINDING_IDS: Final[tuple[str, ...]] = (
     "crossed-sessions",
     "concurrent-use",
     "foreign-loop",
+    "blocked-event-loop",
     "shared-session",
 )
 # Findings about something that is done again and again.

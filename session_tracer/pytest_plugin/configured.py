@@ -40,6 +40,7 @@ SETTINGS: Final = (
     "repeats_of_one_select",
     "reloads_after_commit",
     "refreshes_from_one_site",
+    "blocked_loop_seconds",
     "large_identity_map_objects",
     "large_result_objects",
     "traces_per_session",

@@ -284,6 +284,7 @@ def test_findings_do_not_depend_on_listeners(seeds: range) -> None:
 
 # Findings from rare facts, which are made one by one with and without listeners.
 NOT_MADE = {
+    "blocked-event-loop",
     "concurrent-use",
     "crossed-sessions",
     "detached-lazy-load",
