@@ -533,11 +533,12 @@ class ObjectCrossed(_Value):
 
 @dataclass(slots=True, eq=False, repr=False)
 class LinkLost(_Value):
-    """A transaction was committed, and a flush had left out a link to an object of `entity`.
+    """A link to an object of `entity` is lost, because a flush had left it out.
 
     SQLAlchemy warned that the object is not in the session. The relationship is `attribute` of the
     class `holder`, and `cascades` is whether it adds what is assigned to it. `removed` is whether
-    the object was to be taken out of the relationship. `site` is the line of the flush.
+    the object was to be taken out of the relationship. `site` is the line of the flush, and
+    `autoflush` is whether a query at that line has caused it.
     """
 
     at: int
@@ -547,6 +548,7 @@ class LinkLost(_Value):
     attribute: str
     removed: bool = False
     cascades: bool = True
+    autoflush: bool = False
 
 
 @dataclass(slots=True, eq=False, repr=False)

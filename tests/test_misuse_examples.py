@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 pytestmark = [
     pytest.mark.filterwarnings("ignore:coroutine 'Connection.cursor' was never awaited"),
     # What `lost-link` is about.
-    pytest.mark.filterwarnings("ignore:Object of type <Author> not in session"),
+    pytest.mark.filterwarnings("default:Object of type <Author> not in session"),
 ]
 
 

@@ -29,9 +29,12 @@ class LostLink(BuiltIn):
     memory = Once
 
     def judge(self, fact: LinkLost, report: Report, memory: Once) -> Iterator[Finding]:
-        """Report each line, relationship and mapped class once."""
-        if not memory.first((fact.site, fact.entity, fact.holder, fact.attribute, fact.removed)):
+        """Report each relationship and mapped class once, whichever lines flushed."""
+        if not memory.first((fact.entity, fact.holder, fact.attribute, fact.removed)):
             return
+        where = f"before {fact.site or 'the flush'}"
+        if fact.autoflush:
+            where = "where it is linked"  # the line of a query is not the one to change
         name = dotted(fact.holder, fact.attribute)
         what = "its removal from" if fact.removed else "its link in"
         cascade = f'relationship(cascade="save-update, merge") for {name}'
@@ -39,7 +42,7 @@ class LostLink(BuiltIn):
             "lost-link",
             "warning",
             f"the {fact.entity} object was not in the session, so {what} {name} was not written",
-            f"session.add({variable(fact.entity)}) before {fact.site or 'the flush'}",
+            f"session.add({variable(fact.entity)}) {where}",
             fact.site,
             entity=fact.holder,
             attribute=fact.attribute,

@@ -299,9 +299,8 @@ _BY_ERROR: Final[dict[type, Callable[..., tuple[Ledger | None, Fact | None]]]] =
 
 def _warned(warning: Any, frame: FrameType) -> None:
     """SQLAlchemy warns, perhaps of a link that is not written; never raises."""
-    del warning
     try:
-        links.left_out(frame)
+        links.left_out(str(warning.args[0]) if warning.args else "", frame)
     except Exception as failure:
         _failed(failure, frame)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from typing import TYPE_CHECKING, Any, Final
 
+from sqlalchemy.exc import SAWarning
 from sqlalchemy.orm import InstanceState, RelationshipProperty, Session
 
 from session_tracer import facts
@@ -12,6 +14,7 @@ from session_tracer.hooks import error_frames
 from session_tracer.hooks.scopes import ledger_of
 
 if TYPE_CHECKING:
+    import re
     from types import FrameType
 
     from session_tracer.facts import Outcome
@@ -26,14 +29,42 @@ _NEAR: Final = 6
 _MOST: Final = 100
 
 
-def left_out(frame: FrameType) -> None:
+def left_out(text: str, frame: FrameType) -> None:
     """SQLAlchemy warns; if it is about a link, look at the end whether it was written after all."""
     for outer in error_frames.outwards(frame, _NEAR):
         if not error_frames.is_sqlalchemys(outer):
             return
         if outer.f_code.co_name in _READERS:
-            _left_out(*_READERS[outer.f_code.co_name](outer))
+            if not _is_filtered(text, outer):
+                _left_out(*_READERS[outer.f_code.co_name](outer))
             return
+
+
+def _is_filtered(text: str, frame: FrameType) -> bool:
+    """Whether the application has a filter that ignores this very warning: it expects it.
+
+    A filter that ignores warnings of every kind decides nothing about this one.
+    """
+    caller = next(
+        (one for one in error_frames.outwards(frame) if not error_frames.is_sqlalchemys(one)), frame
+    )
+    module = str(caller.f_globals.get("__name__"))
+    for action, message, category, of_module, line in warnings.filters:
+        if (
+            _matches(message, text)
+            and issubclass(SAWarning, category)
+            and _matches(of_module, module)
+            and line in (0, caller.f_lineno)
+        ):
+            return action == "ignore" and (message is not None or category is SAWarning)
+    return False
+
+
+def _matches(pattern: re.Pattern[str] | str | None, text: str) -> bool:
+    """Whether a filter's pattern matches; those of the interpreter itself are plain text."""
+    if isinstance(pattern, str):
+        return pattern == text
+    return pattern is None or pattern.match(text) is not None
 
 
 def _registering(frame: FrameType) -> tuple[Any, Any, Any, Any, Any]:
@@ -68,17 +99,24 @@ def _left_out(session: Session, state: Any, prop: Any, operation: Any, holder: A
         attribute=prop.key,
         removed=operation == "delete",
         cascades=bool(prop.cascade.save_update),
+        autoflush=ledger.flush is not None and ledger.flush.trigger == "autoflush",
     )
     if len(ledger.when_ended) < _MOST:
         link = _Link(fact, weakref.ref(state), holder, is_two_way=bool(prop.back_populates))
+        link.inserted = ledger.new.get(fact.entity, 0)
         ledger.when_ended += (link.ended,)
 
 
 class _Link:
     """A link that was left out. It may be written after all, or not be wanted, by the commit.
 
-    If the relationship has another side, that side writes the link as soon as the object is added.
+    If the relationship has another side, that side writes the link as soon as the object is added,
+    which may be in a later transaction: the link is lost with the object, or with the session.
     """
+
+    # How many objects of the class were inserted before.
+    inserted = 0
+    _is_committed = False
 
     def __init__(self, fact: facts.LinkLost, state: Any, holder: Any, *, is_two_way: bool) -> None:
         self._fact = fact
@@ -89,11 +127,35 @@ class _Link:
     def ended(
         self, ledger: Ledger, session: Session, outcome: Outcome, site: CallSite | None
     ) -> None:
-        """Report it if the transaction was committed without the link."""
+        """Report it if a transaction was committed without the link, and nothing will write it."""
         del site
-        state = self._state()
+        ledger.when_closed = tuple(ask for ask in ledger.when_closed if ask != self.closed)
+        self._is_committed = self._is_committed or outcome == "committed"
         holder = None if self._holder is None else self._holder()
-        is_written = self._is_two_way and state is not None and state.session is session
-        is_gone = holder is not None and holder.session is not session
-        if outcome == "committed" and not is_written and not is_gone:
+        if not self._is_committed or (holder is not None and holder.session is not session):
+            return
+        state = self._state()
+        if self._is_two_way and state is not None:
+            if state.session is session:
+                return
+            if state.key is None:
+                self._wait(ledger)
+                return
+        self._report(ledger, state)
+
+    def _wait(self, ledger: Ledger) -> None:
+        ledger.when_ended += (self.ended,)
+        ledger.when_closed += (self.closed,)
+        ledger.is_suspect = True
+
+    def closed(self, ledger: Ledger) -> None:
+        """Report it if the session is closed, and the object was never added to it."""
+        state = self._state()
+        if state is None or state.key is None:
+            self._report(ledger, state)
+
+    def _report(self, ledger: Ledger, state: Any) -> None:
+        # An object that is gone may have been inserted before.
+        is_inserted = state is None and ledger.new.get(self._fact.entity, 0) > self.inserted
+        if not (self._is_two_way and is_inserted):
             ledger.suspect(self._fact)

@@ -190,6 +190,8 @@ class Ledger(Use):
     database: Database | None = None
     # What is called as the open transaction ends, with how and where that was.
     when_ended: tuple[Callable[[Ledger, Session, Outcome, CallSite | None], None], ...] = ()
+    # What is called as the scope ends, if it is suspect.
+    when_closed: tuple[Callable[[Ledger], None], ...] = ()
     # Whether a transaction manager ends its transactions.
     is_managed = False
     held = 0
@@ -526,6 +528,8 @@ class Ledger(Use):
         self.context = self.closed_during = None
 
     def _judge_end(self, *, leaving: bool) -> None:
+        for ask in self.when_closed:
+            ask(self)
         pending = by_name(self.pending_by_class)
         loses = self.has_uncommitted or pending or self.modified or self.removed
         fact = facts.SessionClosed(

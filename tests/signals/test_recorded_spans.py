@@ -53,7 +53,7 @@ pytestmark = [
     # SQLAlchemy 2.1 drops a coroutine of aiosqlite where it raises MissingGreenlet.
     pytest.mark.filterwarnings("ignore:coroutine 'Connection.cursor' was never awaited"),
     # The scene of lost-link is about this warning.
-    pytest.mark.filterwarnings("ignore:Object of type <Author> not in session"),
+    pytest.mark.filterwarnings("default:Object of type <Author> not in session"),
 ]
 
 NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?( (ms|s|min|h)\b)?")

@@ -59,8 +59,8 @@ class Reviewer(Base):
 @pytest.fixture(autouse=True)
 def _warnings_are_shown() -> Iterator[None]:
     """What SQLAlchemy warns of is no error here, as in an application."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Object of type", SAWarning)
+    with warnings.catch_warnings(record=True):
+        warnings.filterwarnings("always", "Object of type", SAWarning)
         yield
 
 
@@ -171,7 +171,8 @@ def test_a_link_that_is_committed_without_its_object_is_reported(
                 id="lost-link",
                 site=flushed,
                 opened=marked(traced, "<- opened"),
-                remedy=f"session.add({missing.lower()}) before {flushed}",
+                remedy=f"session.add({missing.lower()}) "
+                + ("where it is linked" if work is link_a_new_update else f"before {flushed}"),
                 entity=holder,
                 attribute=attribute,
                 evidence={"missing": missing, "alternatives": others},
@@ -231,6 +232,18 @@ async def add_the_update_after_the_warning(session: Any) -> None:
     await session.commit()
 
 
+async def add_the_update_after_a_commit(session: Any) -> None:
+    build = await build_of(session)
+    update = Update(builds=[build])
+    for _ in range(3):
+        (await session.scalars(select(Update))).all()
+        await session.commit()
+        await session.refresh(build)
+    session.add(update)
+    await session.commit()
+    del update
+
+
 async def add_the_update_and_the_reviewer(session: Any) -> None:
     build = await build_of(session)
     update, reviewer = Update(builds=[build]), Reviewer()
@@ -244,6 +257,7 @@ async def add_the_update_and_the_reviewer(session: Any) -> None:
     [
         (add_the_update, (1, None)),
         (add_the_update_after_the_warning, (1, None)),
+        (add_the_update_after_a_commit, (1, None)),
         (add_the_update_and_the_reviewer, (1, 1)),
     ],
     ids=lambda work: getattr(work, "__name__", None),
@@ -297,7 +311,55 @@ def test_where_no_link_is_lost_nothing_is_reported(twin: Twin, work: Any) -> Non
     twin.run(story)
 
 
+async def link_and_look_at_several_lines(session: Any) -> None:
+    first, second = (await session.scalars(select(Build).order_by(Build.id))).all()
+    updates = [Update(builds=[first])]
+    (await session.scalars(select(Update))).all()  # <- flushed
+    updates.append(Update(builds=[second]))
+    (await session.scalars(select(Update))).all()
+    await session.commit()
+    del updates
+
+
+def test_a_link_that_several_lines_have_left_out_is_reported_once(twin: Twin) -> None:
+    async def story() -> None:
+        captured = await traced(twin, link_and_look_at_several_lines)
+        assert [(finding.id, finding.site) for finding in captured.findings] == [
+            ("lost-link", marked(link_and_look_at_several_lines, "<- flushed"))
+        ]
+
+    twin.run(story)
+
+
 # The application's own warnings.
+
+
+@pytest.mark.parametrize(
+    ("ignored", "is_expected"),
+    [
+        ({"message": "Object of type .* not in session"}, True),
+        ({"category": SAWarning}, True),
+        ({"message": "Object of type", "module": ".*"}, True),
+        ({"message": "Object of type", "module": "elsewhere"}, False),
+        ({"message": "Another warning"}, False),
+        ({"category": RuntimeWarning}, False),
+        ({}, False),
+    ],
+    ids=str,
+)
+def test_what_the_application_does_not_want_to_be_warned_of_is_expected(
+    twin: Twin, ignored: dict[str, Any], is_expected: bool
+) -> None:
+    async def story() -> None:
+        with warnings.catch_warnings(record=True):
+            warnings.simplefilter("always")
+            warnings.filterwarnings("ignore", **ignored)
+            captured = await traced(twin, link_a_new_update)
+        assert [finding.id for finding in captured.findings] == (
+            [] if is_expected else ["lost-link"]
+        )
+
+    twin.run(story)
 
 
 def test_the_warning_is_the_applications_as_before(twin: Twin) -> None:
