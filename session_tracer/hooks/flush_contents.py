@@ -7,7 +7,7 @@ from collections import Counter
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from sqlalchemy.orm import NO_VALUE, Session
+from sqlalchemy.orm import NO_VALUE, RelationshipProperty, Session, attributes
 from sqlalchemy.orm.collections import InstrumentedDict, InstrumentedList, InstrumentedSet
 
 from session_tracer.hooks.safe_types import PLAIN
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from session_tracer.facts import Counts, Trigger
     from session_tracer.ledger.in_progress import Flush
 
-__all__ = ["changed", "constraint", "look", "look_again", "trigger"]
+__all__ = ["changed", "constraint", "links_outside_only", "look", "look_again", "trigger"]
 
 # The objects of a unit of work: whether each is deleted, and whether it is only listed.
 States: TypeAlias = "dict[InstanceState[Any], tuple[bool, bool]]"
@@ -197,6 +197,45 @@ def _holds_same(now: Any, before: Any) -> bool:
         return False
     members = now.values() if isinstance(now, dict) else now
     return sorted(map(id, members)) == sorted(map(id, before))
+
+
+def links_outside_only(state: Any) -> bool:
+    """Whether all changes of a persistent object are links to objects that are in no session.
+
+    A flush leaves them out, and writes nothing of the object. A backref makes such links as another
+    object is made, which may be added later, or never.
+    """
+    props, values = state.manager.mapper.attrs, state.dict
+    for key, before in state.committed_state.items():
+        if not isinstance(props.get(key), RelationshipProperty):
+            return False
+        if key in values:
+            added = _added(values[key], before)
+        else:
+            pending = state.__dict__.get("_pending_mutations", {}).get(key)
+            removed = getattr(pending, "deleted_items", True)
+            added = None if removed else list(getattr(pending, "added_items", ()))
+        if added is None or any(_is_in_session(one) for one in added):
+            return False
+    return True
+
+
+def _added(now: Any, before: Any) -> list[Any] | None:
+    """The objects that were added to a relationship; None if others were taken out of it."""
+    if type(now) not in _COLLECTIONS:
+        return [now] if now is not None and (before is None or before is NO_VALUE) else None
+    if type(before) is not list:
+        return None
+    members = list(now.values() if isinstance(now, dict) else now)
+    kept = set(map(id, members))
+    known = set(map(id, before))
+    if not known <= kept:
+        return None
+    return [one for one in members if id(one) not in known]
+
+
+def _is_in_session(instance: Any) -> bool:
+    return attributes.instance_state(instance).session_id is not None
 
 
 def constraint(error: BaseException | None) -> str:

@@ -10,7 +10,7 @@ from sqlalchemy import select
 
 from session_tracer.testing import capture
 from tests.good_code.silence import only_sync
-from tests.library import Author, Book, Essay, keep
+from tests.library import Author, Book, Essay, authors, keep
 from tests.stories.findings.due import Due, assert_found
 from tests.stories.lines import marked
 from tests.twins import Twin, on_postgresql
@@ -33,6 +33,10 @@ async def first(session: Any) -> Any:
     return (await session.scalars(select(Essay).order_by(Essay.id))).first()
 
 
+async def first_author(session: Any) -> Any:
+    return (await session.scalars(select(Author).order_by(Author.id))).first()
+
+
 async def add(twin: Twin) -> None:
     async with twin.session() as session:  # <- opened # <- closed
         session.add_all([Author(name="Ada"), Author(name="Grace")])  # <- added
@@ -43,6 +47,20 @@ async def modify(twin: Twin) -> None:
     essay = await first(session)
     essay.title = "On staying"
     await session.close()  # <- closed
+
+
+async def rename_an_author_with_a_new_book(twin: Twin) -> None:
+    async with twin.session() as session:  # <- opened # <- closed
+        author = await first_author(session)
+        Book(title="Notes", author=author)
+        author.name = "Ada"
+
+
+async def take_a_book_from_an_author(twin: Twin) -> None:
+    async with twin.session() as session:  # <- opened # <- closed
+        author = await first_author(session)
+        await session.refresh(author, ["books"])
+        author.books.pop()
 
 
 async def delete(twin: Twin) -> None:
@@ -118,6 +136,8 @@ NOTHING: Evidence = dict.fromkeys(
 DISCARDED: dict[Callable[[Twin], Any], tuple[str | None, int, Evidence]] = {
     add: ("Author", 2, {"added": {"Author": 2}}),
     modify: ("Essay", 1, {"modified": {"Essay": 1}}),
+    rename_an_author_with_a_new_book: ("Author", 1, {"modified": {"Author": 1}}),
+    take_a_book_from_an_author: (None, 2, {"modified": {"Author": 1, "Book": 1}}),
     delete: ("Essay", 1, {"removed": {"Essay": 1}}),
     write: ("Author", 1, {"flushed_new": {"Author": 1}}),
     write_and_reset: ("Author", 1, {"flushed_new": {"Author": 1}}),
@@ -144,7 +164,8 @@ def test_changes_that_are_discarded(twin: Twin, discard: Callable[[Twin], Any]) 
     entity, count, evidence = DISCARDED[discard]
 
     async def story() -> None:
-        await keep(twin, Essay(title="On leaving"), Essay(title="On arriving"))
+        essays = Essay(title="On leaving"), Essay(title="On arriving")
+        await keep(twin, *essays, *authors(1, books_each=2))
         with capture(twin.factory) as captured:
             await discard(twin)
         opened = marked(discard, "<- opened")
@@ -212,6 +233,19 @@ async def change_and_change_back(twin: Twin) -> None:
         essay = await first(session)
         title, essay.title = essay.title, "On staying"
         essay.title = title
+
+
+async def make_a_book_of_an_author(twin: Twin) -> None:
+    async with twin.session() as session:
+        author = await first_author(session)
+        Book(title="Notes", author=author)
+
+
+async def make_a_book_of_an_author_with_books(twin: Twin) -> None:
+    async with twin.session() as session:
+        author = await first_author(session)
+        await session.refresh(author, ["books"])
+        Book(title="Notes", author=author)
 
 
 async def expunge(twin: Twin) -> None:
@@ -290,6 +324,8 @@ GOOD: tuple[Callable[[Twin], Any], ...] = (
     only_read,
     change_nothing,
     change_and_change_back,
+    make_a_book_of_an_author,
+    make_a_book_of_an_author_with_books,
     expunge,
     expunge_all,
     roll_back_both_savepoints,
@@ -306,7 +342,7 @@ def test_a_session_that_is_closed_with_nothing_to_lose(
     twin: Twin, leave: Callable[[Twin], Any]
 ) -> None:
     async def story() -> None:
-        await keep(twin, Essay(title="On leaving"))
+        await keep(twin, Essay(title="On leaving"), *authors(1, books_each=2))
         with capture(twin.factory) as captured:
             await leave(twin)
             assert len(captured.sessions) == 1
