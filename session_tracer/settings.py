@@ -330,7 +330,9 @@ class Settings:
     """Number of times the same SELECT runs with the same parameters (`repeated-select`)."""
 
     reloads_after_commit: int = _option(5, _whole(2))
-    """Number of objects that one commit expired and that are reloaded (`reload-after-commit`)."""
+    """Number of objects of one class that one commit expired and that are reloaded
+    (`reload-after-commit`).
+    """
 
     refreshes_from_one_site: int = _option(5, _whole(2))
     """Number of `refresh()` calls from one line, after a flush or commit (`refresh-after-write`) or

@@ -67,7 +67,7 @@ def _reloaded(
             remedy = f"remove refresh() at {reloads.refreshed_site}, and run {remedy}"
     what = objects(reloads.entities)
     if len(reloads.entities) > 1:
-        what = f"{count} objects ({listed(list(reloads.entities))})"
+        what = f"{sum(reloads.entities.values())} objects ({listed(list(reloads.entities))})"
     return report.finding(
         "reload-after-commit",
         "warning",

@@ -1293,7 +1293,7 @@ class Ledger(Use):
         if expired_by == "commit" and kind in _EXPIRING:
             count = loads.count = loads.reloaded(load, parent, duration, gates.most_reloads)
             return self._is_reached(
-                loads, None, count in gates.nearly_reloads, count in gates.reloads
+                loads, load.entity, count in gates.nearly_reloads, count in gates.reloads
             )
         if kind == "expired":
             return False

@@ -86,12 +86,13 @@ class Loads:
     def begin_turn(self) -> Loads:
         """Return what begins with the last load, because other code uses the session since then."""
         begun = Loads()
-        key = None
+        key: Any = None
         if len(self.last) == _OF_LOADED:
             begun.loaded(*self.last)
             key = self.last[:2]
         elif self.last:
             begun.reloaded(*self.last)
+            key = self.last[0].entity
         if key in self._passed:
             begun.note(key, self._passed[key])
         return begun
@@ -143,17 +144,21 @@ class Loads:
         return count if count > before else 0
 
     def reloaded(self, load: Load, parent: int, duration: int, most: int) -> int:
-        """How many objects were reloaded since the commit, if this is another one; else 0."""
+        """How many of its class were reloaded since the commit, if it is another one; else 0.
+
+        A function that goes on after a commit reloads one or two objects of each class.
+        """
         self.last = (load, parent, duration, most)
         parents, tally = self._reloaded, self.reloads
         tally.count += 1
         tally.ns += duration
-        if len(parents) >= most:
+        number = self.entities.get(load.entity, 0)
+        if number >= most:
             return 0
         if load.attribute:
             self.attributes[load.entity, load.attribute] = ("", "")
         if parent in parents:
             return 0
         parents.add(parent)
-        self.entities[load.entity] = self.entities.get(load.entity, 0) + 1
-        return len(parents)
+        self.entities[load.entity] = number + 1
+        return number + 1

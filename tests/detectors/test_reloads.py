@@ -80,11 +80,20 @@ def test_an_object_whose_columns_and_relationship_are_reloaded_counts_once() -> 
 
 def test_objects_of_several_classes_are_reloaded() -> None:
     books = [reload_(10 + n, entity="Book") for n in range(2)]
-    found = one(reported(ReloadAfterCommit(), COMMITTED, *map(reload_, range(3)), *books))
+    found = one(reported(ReloadAfterCommit(), COMMITTED, *books, *map(reload_, range(5))))
     assert found.message == (
-        "at least 5 objects (Author and Book) expired by a commit were reloaded, one SELECT each"
+        "at least 7 objects (Book and Author) expired by a commit were reloaded, one SELECT each"
     )
     assert (found.entity, found.attribute) == ("Author", None)
+
+
+def test_a_few_objects_of_each_class_are_what_a_commit_costs() -> None:
+    each = [
+        reload_(10 * number + n, entity=entity)
+        for number, entity in enumerate(("Author", "Book", "Shelf"))
+        for n in range(4)
+    ]
+    assert reported(ReloadAfterCommit(), COMMITTED, *each) == []
 
 
 def test_the_remedy_names_the_maker_of_async_sessions() -> None:
