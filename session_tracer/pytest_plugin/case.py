@@ -57,6 +57,7 @@ class Scope:
         case: The test that it belongs to, or None.
         shared: Whether it was opened by a fixture with a wider scope than one test.
         left_open: Whether it was reported that its test left it open.
+        is_registrys: Whether a `scoped_session` has made its session, and keeps it.
         last: The test that used it last.
         commits: What was at work at the last commit of each line, by the line's text.
         call: The test's call that used it last.
@@ -65,6 +66,7 @@ class Scope:
     case: Case | None
     shared: bool
     left_open: bool = False
+    is_registrys: bool = False
     last: Case | None = None
     commits: dict[str, Passed] = field(default_factory=dict)
     call: Call = ()

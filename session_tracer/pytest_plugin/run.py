@@ -87,7 +87,8 @@ class Run:
         for report, scope in case.left_open():
             # A session is reported as leaked or as left open, not as both.
             if not report.was_reported("leaked-session"):
-                self.tracing.conclude(_left_open(report), report, case)
+                finding = _left_open(report, is_registrys=scope.is_registrys)
+                self.tracing.conclude(finding, report, case)
             scope.left_open = True
         self._found.ended(case)
         if not self._options.on:
@@ -227,15 +228,20 @@ def _check_files(options: Options) -> None:
             check_writable(option, path)
 
 
-def _left_open(report: Report) -> Finding:
+def _left_open(report: Report, *, is_registrys: bool) -> Finding:
     began = report.ledger.transaction_began_site
     where = "" if began is None else f" begun at {began}"
-    factory = "async with AsyncSessionLocal()" if report.ledger.is_async else "with SessionLocal()"
+    is_async = report.ledger.is_async
+    remedy = (
+        f"{'async with AsyncSessionLocal()' if is_async else 'with SessionLocal()'} as session:"
+    )
+    if is_registrys:
+        remedy = f"{'await ' if is_async else ''}Session.remove()  # at the end of the fixture"
     return report.finding(
         LEFT_OPEN,
         "warning",
         f"a session was still open after its test, in a transaction{where}",
-        f"{factory} as session:",
+        remedy,
         life_site(report),
         evidence={} if began is None else {"began_at": str(began)},
     )

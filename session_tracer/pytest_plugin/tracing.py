@@ -16,6 +16,7 @@ from session_tracer.model.findings import Finding
 from session_tracer.pytest_plugin.case import Case, Reported, Scope
 from session_tracer.pytest_plugin.client_threads import ClientThreads
 from session_tracer.verdicts.policy import Policy
+from session_tracer.where.callsite import is_in_registry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -210,6 +211,7 @@ class Tracing:
 
     def _opened(self, report: Report, scope: Scope) -> None:
         self._open[report.ledger.id] = report, scope
+        scope.is_registrys = is_in_registry()
         self.sessions += self.is_on  # sessions that were open before are not counted
         if self._sharing or self.case is None or self.case.phase != "call":
             self._of_fixtures.add(report.ledger.id)

@@ -25,6 +25,7 @@ __all__ = [
     "Callers",
     "Locator",
     "is_in",
+    "is_in_registry",
     "is_installed",
     "whole_stack",
 ]
@@ -750,6 +751,11 @@ def is_in(site: CallSite | None, code: CodeType) -> bool:
     return (
         site is not None and site.file == code.co_filename and site.function == _written_name(code)
     )
+
+
+def is_in_registry() -> bool:
+    """Return whether a `scoped_session` makes a session now, or passes a call on to its session."""
+    return any(frame.f_globals.get("__name__") in _REGISTRIES for frame in whole_stack())
 
 
 def _outwards(frame: FrameType | None) -> Iterator[FrameType]:

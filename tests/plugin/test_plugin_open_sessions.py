@@ -163,6 +163,37 @@ def test_leaves_it(SessionLocal):
     assert run.summary[0].startswith(f"left-open   {suites.at('# used first')}   ")
 
 
+def test_a_session_that_a_registry_keeps_is_left_to_the_registry_to_remove(suites: Suites) -> None:
+    run = suites.run_source(
+        """
+from sqlalchemy.orm import scoped_session
+
+@pytest.fixture
+def registry(SessionLocal):
+    return scoped_session(SessionLocal)
+
+def test_leaves_it(registry):
+    registry.connection()
+
+def test_leaves_what_it_has_taken_from_it(registry):
+    registry().connection()
+
+def test_removes_it(registry):
+    registry.connection()
+    registry.remove()
+""",
+        "--session-tracer=warning",
+    )
+    assert run.outcomes == {
+        "test_leaves_it": "teardown error",
+        "test_leaves_what_it_has_taken_from_it": "teardown error",
+        "test_removes_it": "passed",
+    }
+    shown = run.reports["test_leaves_it"]["teardown"].longreprtext
+    assert "Session.remove()  # at the end of the fixture" in shown
+    assert "with SessionLocal()" not in shown
+
+
 def test_it_fails_the_teardown_where_warnings_do(suites: Suites) -> None:
     run = suites.run_source(LEAVES, "--session-tracer=warning")
     assert run.outcomes == {
