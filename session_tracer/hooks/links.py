@@ -129,6 +129,8 @@ class _Link:
     ) -> None:
         """Report it if a transaction was committed without the link, and nothing will write it."""
         del site
+        if self._is_committed and ledger.is_closing:
+            return  # the session has let go of its objects: closed() decides
         ledger.when_closed = tuple(ask for ask in ledger.when_closed if ask != self.closed)
         self._is_committed = self._is_committed or outcome == "committed"
         holder = None if self._holder is None else self._holder()

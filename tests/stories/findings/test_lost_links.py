@@ -110,6 +110,14 @@ async def link_a_new_update_and_commit(session: Any) -> None:
     del update
 
 
+async def link_a_new_update_and_read_on(session: Any) -> None:
+    build = await build_of(session)
+    update = Update(builds=[build])
+    await session.commit()  # <- flushed
+    await session.refresh(build)
+    KEPT.append(update)
+
+
 async def collect_a_new_build(session: Any) -> None:
     update = Update()
     session.add(update)
@@ -135,9 +143,17 @@ async def add_the_reviewer_too_late(session: Any) -> None:
     await session.commit()
 
 
+KEPT: list[Update] = []
 LOST: dict[str, tuple[Any, str, str, str, list[str] | None]] = {
     "at a query": (link_a_new_update, "Update", "Build", "update", None),
     "at the commit": (link_a_new_update_and_commit, "Update", "Build", "update", None),
+    "and its session is closed in a later transaction": (
+        link_a_new_update_and_read_on,
+        "Update",
+        "Build",
+        "update",
+        None,
+    ),
     "in a collection": (collect_a_new_build, "Build", "Update", "builds", None),
     "without a cascade": (
         choose_a_new_reviewer,
