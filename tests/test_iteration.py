@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from session_tracer import CallSite
-from session_tracer.where.iteration import goes_over, is_around_block
+from session_tracer.where.iteration import goes_over, is_around_block, is_over_items
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -66,3 +66,33 @@ def test_whether_a_loop_is_around_a_block(tmp_path: Path, source: str) -> None:
 def test_nothing_is_known_without_the_source() -> None:
     assert goes_over(CallSite("/gone.py", 1, "f")) == ""
     assert not is_around_block(CallSite("/gone.py", 1, "f"), "scope")
+    assert not is_over_items(CallSite("/gone.py", 1, "f"))
+
+
+OVER_ITEMS = {
+    "for row in rows:\n    ask(row)": True,
+    "for number in range(9):\n    ask(number)": True,
+    "for group in groups:\n    for row in group:\n        ask(row)": True,
+    "for row in iter(rows):\n    ask(row)": True,
+    "for job in self.jobs():\n    ask(job)": True,
+    "[ask(row) for row in rows]": True,
+    "while rows:\n    ask(rows)": False,
+    "while True:\n    for row in rows():\n        ask(row)": False,
+    "for row in rows:\n    while row:\n        ask(row)": False,
+    "for number in itertools.count():\n    ask(number)": False,
+    "for job in iter(next_job, None):\n    ask(job)": False,
+    "for job in self.job_queue:\n    ask(job)": False,
+    "for message in client.pubsub().listen():\n    ask(message)": False,
+    "for method, _, body in channel.consume('jobs'):\n    ask(body)": False,
+    "async def f():\n    async for message in stream:\n        ask(message)": False,
+    "async def f():\n    return [ask(one) async for one in stream]": False,
+    "ask(1)": False,
+}
+
+
+@pytest.mark.parametrize("source", OVER_ITEMS)
+def test_whether_loops_go_over_items(tmp_path: Path, source: str) -> None:
+    file = tmp_path / "app.py"
+    file.write_text(source)
+    (line,) = [n for n, text in enumerate(source.splitlines(), 1) if "ask(" in text]
+    assert is_over_items(CallSite(str(file), line, "<module>")) is OVER_ITEMS[source]

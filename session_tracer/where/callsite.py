@@ -9,7 +9,7 @@ import sysconfig
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from session_tracer.where.iteration import is_around_block
+from session_tracer.where.iteration import is_around_block, is_over_items
 from session_tracer.where.loops import is_in_loop
 from session_tracer.where.running import running_frame
 from session_tracer.where.tasks import awaiting_tasks, current_task, suspended
@@ -452,7 +452,8 @@ class Locator:
         """Return the application's line that loops around a line which opens sessions.
 
         Where a context manager of the application opens them, the loop is around the `with` that
-        calls it. A loop inside of that uses one session.
+        calls it. A loop inside of that uses one session. A worker that takes its next job is no
+        such loop.
 
         Args:
             before: What `passed()` returned at an earlier session.
@@ -476,9 +477,15 @@ class Locator:
                 before.get((id(one), id(one.f_code))) == one.f_lasti
                 for one in frames[(own or 0) + number :]
             ):
-                kind = self._kind(frame)
-                return None if kind == _LIBRARY else (self._site(frame, kind), key)
+                return self._loop_over_items(frame, key)
         return None
+
+    def _loop_over_items(
+        self, frame: FrameType, key: tuple[int, int]
+    ) -> tuple[CallSite, tuple[int, int]] | None:
+        kind = self._kind(frame)
+        site = None if kind == _LIBRARY else self._site(frame, kind)
+        return None if site is None or not is_over_items(site) else (site, key)
 
     def _called_again(self, before: Mapping[tuple[int, int], int], start: FrameType | None) -> int:
         """Return how many frames lie inside of the outermost one that has gone on."""

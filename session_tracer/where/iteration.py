@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from session_tracer.where.callsite import CallSite
 
-__all__ = ["Iteration", "goes_over", "is_around_block"]
+__all__ = ["Iteration", "goes_over", "is_around_block", "is_over_items"]
 
 # What a loop goes over: items that its body uses, or lists of items, each of which has a key.
 Iteration: TypeAlias = Literal["", "items", "groups"]
@@ -24,6 +24,12 @@ _LOOPS: Final = (ast.For, ast.AsyncFor, ast.While, *_COMPREHENSIONS)
 _BLOCKS: Final = (ast.With, ast.AsyncWith)
 _COUNTING: Final = frozenset({"range", "count", "repeat", "cycle"})
 _GROUPING: Final = frozenset({"items", "groupby"})
+_ENDLESS: Final = frozenset({"count", "cycle"})
+# Parts of the names of what hands over one message after the other.
+_QUEUES: Final = frozenset(
+    {"channel", "consume", "consumer", "listen", "listener", "poll", "pubsub", "queue"}
+    | {"receive", "subscribe", "subscriber", "subscription"}
+)
 
 
 def is_around_block(site: CallSite, function: str) -> bool:
@@ -54,6 +60,34 @@ def goes_over(site: CallSite) -> Iteration:
     if not _COUNTING.isdisjoint(_called(over)) or _names(target).isdisjoint(_used(body)):
         return ""
     return "items" if _GROUPING.isdisjoint(_called(over)) else "groups"
+
+
+def is_over_items(site: CallSite) -> bool:
+    """Return whether the loops around the line go over items that are there when they begin.
+
+    A worker takes its next job in a `while`, an `async for` or from a queue. Whether it has to wait
+    for the job depends on how much there is to do.
+    """
+    around = _around(source_of(site.file), site.line)
+    loops = [node for node in around if isinstance(node, _LOOPS)]
+    return bool(loops) and all(map(_has_items, loops))
+
+
+def _has_items(loop: ast.AST) -> bool:
+    if isinstance(loop, ast.For):
+        return not _is_endless(loop.iter)
+    if isinstance(loop, _COMPREHENSIONS):
+        return not any(one.is_async or _is_endless(one.iter) for one in loop.generators)
+    return False
+
+
+def _is_endless(over: ast.expr) -> bool:
+    """Whether it counts for ever, calls a function for each item, or has the name of a queue."""
+    if isinstance(over, ast.Call) and isinstance(over.func, ast.Name) and over.func.id == "iter":
+        return len(over.args) > 1
+    names = _names(over) | {one.attr for one in ast.walk(over) if isinstance(one, ast.Attribute)}
+    parts = {part for name in names for part in name.lower().split("_")}
+    return not (_ENDLESS.isdisjoint(_called(over)) and _QUEUES.isdisjoint(parts))
 
 
 def _results(loop: ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp) -> list[ast.expr]:

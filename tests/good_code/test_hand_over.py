@@ -303,6 +303,28 @@ def test_workers_that_take_from_a_queue(twin: Twin) -> None:
     twin.run(story)
 
 
+def test_a_worker_whose_queue_is_full(twin: Twin) -> None:
+    """It never waits, and takes many more jobs than a loop over items may have."""
+
+    async def story() -> None:
+        jobs: queue.Queue[str] = queue.Queue()
+        for number in range(60):
+            jobs.put_nowait(f"author {number}")
+
+        async def worker() -> None:
+            while True:
+                name = jobs.get()
+                async with beginning(twin) as session:
+                    session.add(Author(name=name))
+                if jobs.empty():
+                    break
+
+        with silent(twin.factory, sessions=60, statements=60):
+            await worker()
+
+    twin.run(story)
+
+
 @only_sync
 def test_jobs_that_each_run_an_event_loop(twin: Twin) -> None:
     """As in a task queue whose workers know nothing of asyncio: connections stay in their loop."""

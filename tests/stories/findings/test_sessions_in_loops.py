@@ -80,12 +80,18 @@ async def with_a_loop_inside(twin: Twin, times: int) -> None:
         await several_items(twin)  # <- loops
 
 
+async def in_a_comprehension(twin: Twin, times: int) -> None:
+    names = [await name_of(twin, number) for number in range(times)]  # <- loops
+    assert len(names) == times
+
+
 LOOPS: dict[str, tuple[Callable[[Twin, int], Awaitable[None]], Callable[..., Any]]] = {
     "the loop itself": (in_the_loop, in_the_loop),
     "a helper": (in_a_helper, name_of),
     "a helper, and another line": (two_in_a_helper, name_of),
     "a helper that writes": (written_in_a_helper, commit_in_a_helper),
     "a session that is closed by hand": (close_by_hand, close_by_hand),
+    "a comprehension": (in_a_comprehension, name_of),
     "a helper that loops itself": (with_a_loop_inside, several_items),
 }
 
@@ -201,7 +207,43 @@ async def unused(twin: Twin, times: int) -> None:
             pass
 
 
-@pytest.mark.parametrize("how", [one_after_the_other, a_row_with_a_context_manager, unused])
+async def take_jobs(twin: Twin, times: int) -> None:
+    jobs = list(range(times))
+    while jobs:
+        await name_of(twin, jobs.pop())
+
+
+async def take_batches(twin: Twin, times: int) -> None:
+    batches = [range(times)] * 3
+    while batches:
+        for number in batches.pop():
+            await name_of(twin, number)
+
+
+async def take_from_queue(twin: Twin, times: int) -> None:
+    queue: asyncio.Queue[int] = asyncio.Queue()
+    for number in range(times):
+        queue.put_nowait(number)
+    for number in iter(queue.get_nowait, times - 1):
+        await name_of(twin, number)
+
+
+async def messages(times: int) -> AsyncIterator[int]:
+    for number in range(times):
+        yield number
+
+
+async def take_messages(twin: Twin, times: int) -> None:
+    async for number in messages(times):
+        await name_of(twin, number)
+
+
+WORKERS = [take_jobs, take_batches, take_from_queue, take_messages]
+
+
+@pytest.mark.parametrize(
+    "how", [one_after_the_other, a_row_with_a_context_manager, unused, *WORKERS]
+)
 def test_what_is_no_session_for_each_item(twin: Twin, how: Any) -> None:
     async def story() -> None:
         assert_found(await run(twin, how, 12))
