@@ -126,6 +126,8 @@ def _through(
             caught = _catches(handler, failed)
             if caught is None:
                 return None, None
+            if caught and handler.may_go_on and not _ANY_ERROR.issuperset(handler.names):
+                return None, None  # it knows this error, and raises another one only sometimes
             if caught:
                 after = _leaves(handler, failed)
                 if after is None:
@@ -139,13 +141,17 @@ def _through(
 
 
 class _Handler(NamedTuple):
-    """Code that catches errors: its line, the classes (none: all), its body, what it raises."""
+    """Code that catches errors: its line, the classes (none: all), its body, what it raises.
+
+    With `may_go_on`, it can be left before it raises that.
+    """
 
     line: int
     names: tuple[str, ...]
     body: range = range(0)
     raised: ast.Raise | None = None
     caught_as: str | None = None
+    may_go_on: bool = False
 
 
 class _Block(NamedTuple):
@@ -232,7 +238,30 @@ def _lines(body: list[ast.stmt]) -> range:
 def _handler(node: ast.ExceptHandler) -> _Handler:
     last = node.body[-1]
     raised = last if isinstance(last, ast.Raise) else None
-    return _Handler(node.lineno, _names(node.type), _lines(node.body), raised, node.name)
+    return _Handler(
+        line=node.lineno,
+        names=_names(node.type),
+        body=_lines(node.body),
+        raised=raised,
+        caught_as=node.name,
+        may_go_on=raised is not None and any(map(_leaves_early, node.body)),
+    )
+
+
+_LEAVING: Final = (ast.Return, ast.Break, ast.Continue)
+_LOOPS: Final = (ast.For, ast.AsyncFor, ast.While)
+_DEFINITIONS: Final = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
+
+
+def _leaves_early(node: ast.AST, leaving: tuple[type[ast.stmt], ...] = _LEAVING) -> bool:
+    """Return whether a statement has one in it that leaves the block around it without an error."""
+    if isinstance(node, leaving):
+        return True
+    if isinstance(node, _DEFINITIONS):
+        return False
+    if isinstance(node, _LOOPS):
+        leaving = (ast.Return,)  # the others leave this loop
+    return any(_leaves_early(child, leaving) for child in ast.iter_child_nodes(node))
 
 
 def _names(kinds: ast.expr | None) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import insert, select, text
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
 from session_tracer.testing import Captured, capture
 from tests.good_code.silence import only_sync
@@ -333,13 +333,57 @@ async def try_again(twin: Twin) -> int:
     return 409
 
 
+async def try_the_next_or_refuse(twin: Twin) -> int:
+    """Raises an error of its own only for another constraint."""
+    for _ in range(3):
+        try:
+            await create(twin)
+        except IntegrityError as error:
+            if "name" in str(error):
+                continue
+            raise Taken from None
+    return 409
+
+
+async def answer_or_raise(twin: Twin) -> int:
+    try:
+        await create(twin)
+    except (LookupError, IntegrityError) as error:
+        with suppress(LookupError):
+            if isinstance(error, IntegrityError):
+                return 409
+        raise
+    return 201
+
+
+async def leave_the_loop(twin: Twin) -> int:
+    while True:
+        try:
+            await create(twin)
+        except SQLAlchemyError as error:
+            if error.args:
+                break
+            raise
+    return 409
+
+
 async def expect(twin: Twin) -> int:
     with pytest.raises((IntegrityError, LookupError)):
         await create(twin)
     return 409
 
 
-@pytest.mark.parametrize("how", [answer, try_again, expect])
+EXPECTING = [
+    answer,
+    try_again,
+    try_the_next_or_refuse,
+    answer_or_raise,
+    leave_the_loop,
+    expect,
+]
+
+
+@pytest.mark.parametrize("how", EXPECTING)
 def test_what_is_expected_outside_of_the_session_is_handled(twin: Twin, how: Any) -> None:
     async def story() -> None:
         with capture(twin.factory) as captured:
@@ -406,7 +450,36 @@ async def translate(twin: Twin) -> None:
         return
 
 
-@pytest.mark.parametrize("how", [log_whatever_fails, translate])
+async def log_and_raise(twin: Twin) -> None:
+    messages: list[str] = []
+    try:
+        try:
+            await create(twin)
+        except IntegrityError as error:
+            for argument in error.args:
+                if not argument:
+                    continue
+                messages.append(argument)
+            messages.sort(key=lambda message: len(message))
+            raise
+    except Exception:
+        return
+
+
+async def try_again_whatever_fails(twin: Twin) -> None:
+    for attempt in range(3):
+        try:
+            await create(twin)
+        except Exception:
+            if attempt == 0:
+                return
+            raise
+
+
+NOT_EXPECTING = [log_whatever_fails, translate, log_and_raise, try_again_whatever_fails]
+
+
+@pytest.mark.parametrize("how", NOT_EXPECTING)
 def test_what_is_only_caught_with_everything_else_is_not_handled(twin: Twin, how: Any) -> None:
     async def story() -> None:
         with capture(twin.factory) as captured:
