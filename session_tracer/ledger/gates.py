@@ -29,6 +29,7 @@ class Gates:
     most_reloads: int
     selects: int
     sessions: int
+    # With one less for each, as above.
     single_rows: frozenset[int]
     least_single_rows: int
     large_flush: int
@@ -43,7 +44,7 @@ class Gates:
         every = list(settings)
         loads = frozenset(one.lazy_loads_from_one_site for one in every)
         reloads = frozenset(one.reloads_after_commit for one in every)
-        rows = frozenset(one.single_row_writes for one in every)
+        rows = [one.single_row_writes for one in every]
         gets = min(one.gets_from_one_site for one in every)
         queries = min(one.queries_from_one_site for one in every)
         repeats = min(one.repeats_of_one_select for one in every)
@@ -56,7 +57,7 @@ class Gates:
             most_reloads=max(reloads),
             selects=max(1, min(gets - 1, queries - 1, repeats - 1, _SELECTS_KEPT)),
             sessions=min(one.sessions_from_one_site for one in every),
-            single_rows=rows,
+            single_rows=frozenset(one for number in rows for one in (number - 1, number)),
             least_single_rows=min(rows),
             large_flush=min(one.large_flush_objects for one in every),
             large_identity_map=min(one.large_identity_map_objects for one in every),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from session_tracer.model.totals import Tally
 
 if TYPE_CHECKING:
+    from session_tracer.ledger.loads import Passed
     from session_tracer.where.callsite import CallSite
 
 __all__ = ["Rows", "Run", "SingleRows"]
@@ -24,15 +25,16 @@ class Rows:
     """Rows of one table that were written one by one, in one way.
 
     `differing` counts the statements with another text than the one before; `flushes` is in how
-    many flushes they were.
+    many flushes they were; `passed` is what was at work one row before a threshold.
     """
 
-    __slots__ = ("_flush", "_text", "differing", "flushes", "tally")
+    __slots__ = ("_flush", "_text", "differing", "flushes", "passed", "tally")
 
     def __init__(self) -> None:
         self.tally = Tally()
         self.flushes = 0
         self.differing = 0
+        self.passed: Passed = {}
         self._text = 0
         self._flush = 0
 

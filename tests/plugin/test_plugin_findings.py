@@ -955,6 +955,94 @@ def test_adds_many(shared_session):
     assert [line for line in run.summary if "row-by-row-writes" in line]
 
 
+ADDS: Final = """
+from sqlalchemy import insert
+from tests.library import Author
+
+def add(session, *names):
+    for name in names:
+        session.execute(insert(Author).values(name=name, biography=""))
+
+def flush_each(session, names):
+    for name in names:
+        session.add(Author(name=name))
+        session.flush()
+"""
+
+
+def test_rows_that_a_test_writes_one_by_one_are_its_own(
+    suites: Suites, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SESSION_TRACER_SINGLE_ROW_WRITES", "6")
+    (suites.folder / "service.py").write_text(ADDS)
+    suites.configure("pythonpath = .")
+    run = suites.run_source(
+        """
+from service import add, flush_each
+
+NAMES = [str(number) for number in range(6)]
+
+def test_a_call_for_each(session):
+    for name in NAMES:
+        add(session, name)
+
+def test_a_call_that_flushes_for_each(session):
+    for name in NAMES:
+        flush_each(session, [name])
+
+def test_a_helper_of_its_own(session):
+    def keep(name):
+        add(session, name)
+    list(map(keep, NAMES))
+
+def test_of_a_loop(session):
+    for number in range(2):
+        add(session, *[name + str(number) for name in NAMES])
+
+def test_of_a_loop_that_flushes(session):
+    flush_each(session, NAMES)
+""",
+        "--session-tracer=info",
+    )
+    assert run.outcomes == {
+        "test_a_call_for_each": "passed",
+        "test_a_call_that_flushes_for_each": "passed",
+        "test_a_helper_of_its_own": "passed",
+        "test_of_a_loop": "failed",
+        "test_of_a_loop_that_flushes": "failed",
+    }
+
+
+ADDS_ALL: Final = """
+from sqlalchemy import literal
+from tests.library import Author
+
+def add_all(session, times):
+    session.add_all([Author(name=literal(f"{times} {number}")) for number in range(6)])
+    session.flush()
+"""
+
+
+def test_rows_of_one_flush_are_not_the_tests_loop(
+    suites: Suites, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SESSION_TRACER_SINGLE_ROW_WRITES", "6")
+    (suites.folder / "service.py").write_text(ADDS_ALL)
+    suites.configure("pythonpath = .")
+    run = suites.run_source(
+        """
+from service import add_all
+
+def test_in_a_loop(session):
+    for times in range(2):
+        add_all(session, times)
+""",
+        "--session-tracer=info",
+    )
+    assert run.outcomes == {"test_in_a_loop": "failed"}
+    assert [line for line in run.summary if line.startswith("row-by-row-writes   service.py:7")]
+
+
 def test_the_applications_own_tracing_reports_a_shared_session_once(
     suites: Suites, monkeypatch: pytest.MonkeyPatch
 ) -> None:
