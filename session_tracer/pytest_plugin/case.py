@@ -61,6 +61,8 @@ class Scope:
         last: The test that used it last.
         commits: What was at work at the last commit of each line, by the line's text.
         call: The test's call that used it last.
+        origins: Where objects come from: the phase and the call in which each line last ran a
+            statement, and in which each mapped class was last new in a flush.
     """
 
     case: Case | None
@@ -70,6 +72,25 @@ class Scope:
     last: Case | None = None
     commits: dict[str, Passed] = field(default_factory=dict)
     call: Call = ()
+    origins: dict[CallSite | str | None, tuple[Phase, Call]] = field(default_factory=dict)
+
+    def came_with(self, fact: Fact, phase: Phase) -> None:
+        """Note in which call of the test objects come."""
+        if isinstance(fact, facts.StatementExecuted):
+            self.origins[fact.site] = phase, self.call
+        elif isinstance(fact, facts.FlushCompleted):
+            self.origins.update(dict.fromkeys(fact.new, (phase, self.call)))
+
+    def were_there(self, finding: Finding) -> bool:
+        """Return whether another call of the test than the one that locks brought the objects."""
+        if finding.id != "stale-lock":
+            return False
+        loaded = finding.evidence.get("loaded_at")
+        brought: CallSite | str | None = finding.entity
+        if loaded is not None:
+            brought = next((one for one in self.origins if str(one) == loaded), None)
+        came = self.origins.get(brought)
+        return came is not None and came != self.origins.get(finding.site)
 
     @property
     def is_in_a_traceback(self) -> bool:

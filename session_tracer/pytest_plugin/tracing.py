@@ -186,6 +186,8 @@ class Tracing:
             memory.commits[str(fact.site)] = report.ledger.locator.passed()
         self._reset_counts(report, memory)
         self._begin_call(fact, report, memory)
+        if self.case is not None:
+            memory.came_with(fact, self.case.phase)
         with self._lock:
             if isinstance(fact, facts.SessionOpened):
                 self._opened(report, memory)
@@ -230,6 +232,11 @@ class Tracing:
         if scope is None or not isinstance(found, Finding) or found.id != "reload-after-commit":
             return {}
         return scope.commits.get(found.evidence.get("committed_at", ""), {})
+
+    def were_there(self, finding: Finding) -> bool:
+        """Return whether a lock is about objects that another call of the test has brought."""
+        scope = self._current.scope
+        return scope is not None and scope.were_there(finding)
 
     def conclude(self, finding: Finding, report: Report, case: Case) -> None:
         """Report a finding of the plugin, unless the settings or `silence()` suppress it."""
@@ -300,7 +307,9 @@ class _PerTest:
             case = self._tracing.case
             if case is None:
                 yield one
-            elif isinstance(one, Finding) and case.prepares(one, loop):
+            elif isinstance(one, Finding) and (
+                case.prepares(one, loop) or self._tracing.were_there(one)
+            ):
                 continue
             elif not any(case.repeats(report, passed) for passed in earlier if passed):
                 yield one

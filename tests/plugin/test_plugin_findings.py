@@ -870,6 +870,91 @@ def test_of_code_that_does_it_again(session):
     }
 
 
+def test_a_lock_of_what_a_test_has_loaded_or_added_is_no_finding(suites: Suites) -> None:
+    (suites.folder / "service.py").write_text(
+        """
+from uuid import uuid4
+from sqlalchemy import select
+from tests.library import Author
+
+def first(session):
+    return session.scalars(select(Author).order_by(Author.id)).first()
+
+def add(session):
+    author = Author(name=uuid4().hex)
+    session.add(author)
+    session.commit()
+    return author
+
+def lock(session, author):
+    locked = select(Author).where(Author.id == author.id).with_for_update()
+    return session.scalars(locked).one()
+
+def read_and_lock(session):
+    author = first(session)
+    lock(session, author)
+    session.commit()
+
+def add_and_lock(session):
+    author = add(session)
+    lock(session, author)
+    session.commit()
+"""
+    )
+    suites.configure("pythonpath = .")
+    run = suites.run_source(
+        """
+from service import add, add_and_lock, first, lock, read_and_lock
+
+@pytest.fixture
+def session(SessionLocal):
+    with SessionLocal(expire_on_commit=False) as session:
+        yield session
+
+@pytest.fixture
+def loaded(session):
+    return first(session)
+
+@pytest.fixture
+def added(session):
+    return add(session)
+
+def test_loads(session):
+    author = first(session)
+    lock(session, author)
+    session.commit()
+
+def test_adds(session):
+    author = add(session)
+    lock(session, author)
+    session.commit()
+
+def test_has_a_fixture_that_loads(session, loaded):
+    lock(session, loaded)
+    session.commit()
+
+def test_has_a_fixture_that_adds(session, added):
+    lock(session, added)
+    session.commit()
+
+def test_of_code_that_loads_and_locks(session):
+    read_and_lock(session)
+
+def test_of_code_that_adds_and_locks(session):
+    add_and_lock(session)
+""",
+        "--session-tracer=warning",
+    )
+    assert run.outcomes == {
+        "test_loads": "passed",
+        "test_adds": "passed",
+        "test_has_a_fixture_that_loads": "passed",
+        "test_has_a_fixture_that_adds": "passed",
+        "test_of_code_that_loads_and_locks": "failed",
+        "test_of_code_that_adds_and_locks": "failed",
+    }, run.text
+
+
 def test_the_classes_that_one_line_is_about_are_in_one_row(suites: Suites) -> None:
     (suites.folder / "service.py").write_text(
         """
