@@ -18,7 +18,7 @@ from session_tracer.exporters.finding_block import (
     retraction_block,
     retraction_note,
 )
-from session_tracer.exporters.joined import groups, joined
+from session_tracer.exporters.joined import groups, join
 from session_tracer.exporters.screen import Screen
 from session_tracer.exporters.session_block import is_quiet, session_head, timeline_lines
 from session_tracer.exporters.wording import cropped, duration, plain
@@ -278,9 +278,11 @@ class _Writer:
             and one.session_id == finding.session_id
             and _key(one) != _key(finding)
         ]
-        group = groups([finding, *others], lambda one: one)[0]
-        self._waiting = deque((due, one) for due, one in self._waiting if one not in group[1:])
-        return joined(group)[0]
+        found = groups([finding, *others], lambda one: one)
+        group = next(one for one in found if finding in one)
+        shown = [one for one in group if one is not finding]
+        self._waiting = deque((due, one) for due, one in self._waiting if one not in shown)
+        return join(group)
 
     def _settle_held_back(
         self, held: dict[_Key, H], now: float, everything: bool
@@ -302,7 +304,7 @@ class _Writer:
 def _mistakes(findings: Sequence[Finding]) -> list[tuple[Finding, int]]:
     """Return the findings, joined if they are one mistake, each with the number of its repeats."""
     return [
-        (joined([finding for finding, _ in group])[0], max(number for _, number in group))
+        (join([finding for finding, _ in group]), max(number for _, number in group))
         for group in groups(_grouped(findings), itemgetter(0))
     ]
 

@@ -11,11 +11,15 @@ from session_tracer.model.findings import REPEATS, Finding
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 
-__all__ = ["TOGETHER", "groups", "joined"]
+__all__ = ["TOGETHER", "groups", "join", "joined"]
 
 # The key of evidence for the remedies that go with a joined finding's.
 TOGETHER: Final = "together"
 _SELECT: Final = re.compile(r"select\((\w+)\)\.options\((.*?)\)( (?:at|after) .*)?", re.DOTALL)
+_LINE: Final = re.compile(r":\d+ in ")
+# What a commit in a loop makes necessary is reported earlier: it has the smaller threshold.
+_COMMITS: Final = "commit-in-loop"
+_REFRESHES: Final = "refresh-after-write"
 # Number of names in a message.
 _MOST_NAMED: Final = 6
 
@@ -25,14 +29,34 @@ T = TypeVar("T")
 def groups(found: Iterable[T], finding_of: Callable[[T], Finding]) -> list[list[T]]:
     """Return the findings in groups: each is about one line, or about one loop of one session.
 
-    The others of a group are about other classes or attributes, or other lines of the loop. Only
-    what repeats is joined.
+    The others of a group are about other classes or attributes, or other lines of the loop, or they
+    follow from the first one: what is refreshed after a commit in a loop. Only what repeats is
+    joined.
     """
+    begun = _alike(found, finding_of)
+    of_commits = {
+        _commit(finding_of(one)): group
+        for group in begun
+        for one in group
+        if finding_of(one).id == _COMMITS
+    }
+    causes: list[list[T]] = []
+    for group in begun:
+        is_due = finding_of(group[0]).id == _REFRESHES
+        commits = [_commit(finding_of(one)) for one in group] if is_due else []
+        cause = next((of_commits[one] for one in commits if one in of_commits), None)
+        if cause is None:
+            causes.append(group)
+        else:
+            cause += group
+    return causes
+
+
+def _alike(found: Iterable[T], finding_of: Callable[[T], Finding]) -> list[list[T]]:
     begun: list[list[T]] = []
     places: dict[Hashable, list[T]] = {}
     for one in found:
-        finding = finding_of(one)
-        keys = list(_places(finding))
+        keys = list(_places(finding_of(one)))
         known = next((places[key] for key in keys if key in places), None)
         if known is None:
             known = []
@@ -41,6 +65,13 @@ def groups(found: Iterable[T], finding_of: Callable[[T], Finding]) -> list[list[
         for key in keys:
             places.setdefault(key, known)
     return begun
+
+
+def _commit(finding: Finding) -> Hashable:
+    """The line that commits, and the function that loops: each turn has several lines."""
+    site = finding.site if finding.id == _COMMITS else finding.evidence.get("committed_at")
+    function = _LINE.sub(" in ", finding.evidence.get("loop", ""))
+    return finding.session_name, finding.work, function or id(finding), str(site)
 
 
 def _places(finding: Finding) -> Iterator[Hashable]:
@@ -57,17 +88,18 @@ def _places(finding: Finding) -> Iterator[Hashable]:
 
 def joined(findings: Iterable[Finding]) -> list[Finding]:
     """Return one finding for each group."""
-    return [_join(group) for group in groups(findings, lambda one: one)]
+    return [join(group) for group in groups(findings, lambda one: one)]
 
 
-def _join(group: Sequence[Finding]) -> Finding:
+def join(group: Sequence[Finding]) -> Finding:
+    """Return one finding for a group."""
     first, *others = group
     names = dict.fromkeys(_name(first, one) for one in others)
     names.pop(_name(first, first), None)
     if not names:
         return first
     remedy, *more = _remedies(dict.fromkeys(one.remedy for one in group))
-    totals = [one.total for one in others if one.total is not None]
+    totals = [one.total for one in others if one.total is not None and one.id == first.id]
     return replace(
         first,
         message=f"{first.message}; also {_listed(list(names))}",
@@ -81,6 +113,8 @@ def _join(group: Sequence[Finding]) -> Finding:
 def _name(first: Finding, one: Finding) -> str:
     """Return `Author.books`, with the line if it is not the first finding's."""
     name = ".".join(filter(None, [one.entity, one.attribute]))
+    if one.id != first.id:
+        name = f"{one.id} of {name}" if name else one.id
     if one.site is None or one.site == first.site:
         return name
     return f"{name} at {one.site.path}:{one.site.line}".strip()

@@ -104,6 +104,8 @@ def _of_one_mistake(entries: Iterable[Entry]) -> list[list[Entry]]:
 
 
 def _subjects(group: Sequence[Entry]) -> str:
+    # A mistake costs what its own finding counts, and not what follows from it.
+    group = [entry for entry in group if entry.finding.id == group[0].finding.id]
     shown = [subject_of(entry.finding, entry.cost) for entry in group[:_MOST_SUBJECTS]]
     more = len(group) - len(shown)
     subjects = ", ".join([*sorted(shown), f"… {more} more"] if more else sorted(shown))

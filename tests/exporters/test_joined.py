@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from sqlalchemy import select
 
-from session_tracer import Finding
+from session_tracer import CallSite, Finding
 from session_tracer.exporters.finding_block import finding_block
-from session_tracer.exporters.joined import joined
+from session_tracer.exporters.joined import TOGETHER, joined
 from session_tracer.model.totals import Tally, Total
 from tests.detectors.feeding import at
 from tests.library import Author, authors, keep
@@ -87,6 +89,60 @@ def test_their_totals_are_added_up() -> None:
     assert (both.total.count, both.total.ms, both.total.noun) == (2, 2.0, "SELECT")
 
 
+def committed(site: CallSite = LINE, loop: str = LOOP, **values: Any) -> Finding:
+    values = {"id": "commit-in-loop", "message": "a line committed", "remedy": "commit()", **values}
+    return found(attribute="", site=site, evidence={"loop": loop}, **values)
+
+
+def refreshed(commit: CallSite = LINE, loop: str = LOOP, **values: Any) -> Finding:
+    evidence = {"loop": loop, "committed_at": str(commit)}
+    values = {
+        "id": "refresh-after-write",
+        "severity": "info",
+        "remedy": "remove refresh()",
+        **values,
+    }
+    return found(attribute="", site=OTHER, evidence=evidence, **values)
+
+
+@pytest.mark.parametrize("loops", [(LOOP, LOOP), (str(LINE), str(OTHER))], ids=["helper", "itself"])
+@pytest.mark.parametrize("order", [1, -1])
+def test_what_is_refreshed_after_a_commit_in_a_loop_is_the_commits(
+    loops: tuple[str, str], order: int
+) -> None:
+    both = [refreshed(loop=loops[1]), committed(loop=loops[0])][::order]
+    (one,) = joined(both)
+    assert (one.id, one.severity, one.remedy) == ("commit-in-loop", "warning", "commit()")
+    assert one.message == f"a line committed; also refresh-after-write of Author at {OTHER.path}:12"
+    assert one.evidence[TOGETHER] == ["remove refresh()"]
+
+
+def test_the_commits_of_a_loop_are_added_up_without_what_follows_from_them() -> None:
+    tallies = [Tally(), Tally(), Tally()]
+    for tally in tallies:
+        tally.add(1_000_000)
+    commit, other, select_ = map(Total, ("commit", "commit", "SELECT"), tallies)
+    findings = [refreshed(total=select_), committed(total=commit), committed(at(30), total=other)]
+    (one,) = joined(findings)
+    assert one.total is not None
+    assert (one.total.count, one.total.noun) == (2, "commit")
+    named = f"Author at {LINE.path}:30, refresh-after-write of Author at {LINE.path}:12"
+    assert one.message == f"a line committed; also {named}"
+
+
+def test_what_no_commit_in_a_loop_has_made_necessary() -> None:
+    flushed = replace(refreshed(), evidence={"loop": LOOP, "flushed_at": str(LINE)})
+    elsewhere = CallSite(LINE.file, 8, "elsewhere")
+    apart = [
+        committed(),
+        flushed,
+        replace(refreshed(commit=at(40)), site=at(41), session_id="2"),
+        replace(refreshed(loop=str(elsewhere)), site=at(42)),
+        replace(refreshed(work="GET /authors"), site=at(43)),
+    ]
+    assert len(joined(apart)) == len(apart)
+
+
 def test_what_is_not_one_mistake() -> None:
     apart = [
         found(),
@@ -101,6 +157,30 @@ def test_what_is_not_one_mistake() -> None:
         found("awards", id="large-flush"),
     ]
     assert joined(apart) == apart
+
+
+def keep_each(session: Session) -> None:
+    for number in range(12):
+        author = Author(name=f"new {number}")
+        session.add(author)
+        session.commit()
+        session.refresh(author)
+
+
+def keep_all(session: Session) -> None:
+    session.add_all([Author(name=f"kept {number}") for number in range(12)])
+    session.commit()
+
+
+def test_one_commit_after_the_loop_cures_both(twin: Twin) -> None:
+    async def story() -> None:
+        told = await tell(twin, keep_each)
+        assert [one.id for one in told.findings] == ["refresh-after-write", "commit-in-loop"]
+        (one,) = joined(told.findings)
+        assert (one.id, one.count) == ("commit-in-loop", 10)
+        assert (await tell(twin, keep_all)).findings == []
+
+    twin.run(story)
 
 
 def read_all(session: Session, *options: Any) -> None:

@@ -991,6 +991,37 @@ def test_creates_books(session):
     assert run.summary[-1] == "2 findings in 3 sessions"
 
 
+def test_what_is_refreshed_after_each_commit_of_a_loop_is_in_the_row_of_the_commits(
+    suites: Suites,
+) -> None:
+    (suites.folder / "service.py").write_text(
+        """
+def create_all(session, things):
+    for thing in things:
+        session.add(thing)
+        session.commit()
+        session.refresh(thing)
+"""
+    )
+    suites.configure("pythonpath = .")
+    run = suites.run_source(
+        """
+from service import create_all
+
+def test_creates_few(session):
+    create_all(session, [Author(name=str(uuid4())) for _ in range(4)])
+
+def test_creates_many(session):
+    create_all(session, [Author(name=str(uuid4())) for _ in range(12)])
+""",
+        "--session-tracer=report",
+    )
+    assert [steady(line) for line in run.summary if line.startswith("commit-in-loop")] == [
+        "commit-in-loop service.py:5 Author 12 commits, TIME of TIME 2 tests"
+    ]
+    assert run.summary[-1] == "1 finding in 3 sessions"
+
+
 WRITES: Final = """
 from uuid import uuid4
 from sqlalchemy import insert
