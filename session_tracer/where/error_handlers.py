@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
+from session_tracer.where import tasks
 from session_tracer.where.running import running_frame
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ def _frames(error: BaseException) -> Iterator[FrameType]:
         if frame is None:
             return
         yield frame
+        # A framework awaits what it runs in a thread, and has its handlers in its own.
+        yield from tasks.awaiting_a_thread(frame)
         frame = frame.f_back
 
 

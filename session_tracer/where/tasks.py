@@ -12,7 +12,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import FrameType
 
-__all__ = ["awaiting_tasks", "current_task", "in_groups", "running_loop", "suspended"]
+__all__ = [
+    "awaiting_a_thread",
+    "awaiting_tasks",
+    "current_task",
+    "in_groups",
+    "running_loop",
+    "suspended",
+]
 
 # How many tasks outwards are looked at: two that wait for each other must not hang us.
 _MOST_HOPS: Final = 32
@@ -127,3 +134,19 @@ def awaiting_tasks(task: asyncio.Task[Any] | None) -> Iterator[asyncio.Task[Any]
         if task is None:
             return
         yield task
+
+
+def awaiting_a_thread(frame: FrameType) -> list[FrameType]:
+    """Return the frames of the task that awaits what a thread of anyio's runs, by that thread.
+
+    They are none if the frame is not the one in which such a thread runs what it is given.
+    """
+    if frame.f_code.co_qualname != "WorkerThread.run":
+        return []
+    values = frame.f_locals
+    future = values.get("future")
+    if type(values) is dict:
+        # Before Python 3.13 the frame would keep them, and it lives as long as the thread.
+        values.clear()
+    task = _awaiting_task(future) if isinstance(future, asyncio.Future) else None
+    return [] if task is None else suspended(task)
