@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import ForeignKey, create_engine, delete, event, insert, select
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import (
     DeclarativeBase,
     Mapped,
@@ -156,7 +158,91 @@ def test_a_child_that_loses_its_parent_by_itself_is_not_the_relationships_fault(
         box.shelf_id = None  # type: ignore[assignment] # which the database refuses
         session.commit()
 
+    def move(session: Session) -> None:
+        box, other = Box(shelf=Shelf()), Shelf()
+        session.add_all([box, other])
+        session.commit()
+        box.shelf_id = other.id
+        session.commit()
+
     assert failed(maker, forget).remedy == "set Box.shelf_id before the flush"
+    assert findings(maker, move) == []
+
+
+class Deleting(DeclarativeBase):
+    """Its database deletes the children."""
+
+
+class DeletingShelf(Deleting):
+    __tablename__ = "shelf"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    boxes: Mapped[list[DeletingBox]] = relationship(cascade="all, delete", passive_deletes=True)
+
+
+class DeletingBox(Deleting):
+    __tablename__ = "box"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    shelf_id: Mapped[int] = mapped_column(ForeignKey("shelf.id", ondelete="CASCADE"))
+
+
+class Loose(DeclarativeBase):
+    """A child may be without a parent."""
+
+
+class LooseShelf(Loose):
+    __tablename__ = "shelf"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    boxes: Mapped[list[LooseBox]] = relationship()
+
+
+class LooseBox(Loose):
+    __tablename__ = "box"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    shelf_id: Mapped[int | None] = mapped_column(ForeignKey("shelf.id"))
+
+
+def delete_a_shelf_of_unread_boxes(session: Session, shelf: Any, box: Any) -> None:
+    """The database has to delete what is not loaded."""
+    session.add(shelf(id=1, boxes=[box()]))
+    session.commit()
+    session.expunge_all()
+    session.delete(session.get_one(shelf, 1))
+    session.commit()
+
+
+@pytest.mark.parametrize(
+    ("shelf", "box", "remedy", "left"),
+    [
+        (
+            DeletingShelf,
+            DeletingBox,
+            (
+                'relationship(cascade="all, delete", passive_deletes=True) and '
+                'ForeignKey(..., ondelete="CASCADE"): the database deletes the children'
+            ),
+            [],
+        ),
+        (
+            LooseShelf,
+            LooseBox,
+            "allow NULL in Box.shelf_id, if a child may be without a parent",
+            [None],
+        ),
+    ],
+)
+def test_what_else_may_become_of_a_child(
+    maker: sessionmaker[Session], tmp_path: Path, shelf: Any, box: Any, remedy: str, left: list[Any]
+) -> None:
+    finding = failed(maker, delete_a_full_shelf)
+    assert remedy in finding.evidence["alternatives"]
+    engine = create_engine(f"sqlite:///{tmp_path / 'another.db'}")
+    event.listen(engine, "connect", lambda plain, _: plain.execute("PRAGMA foreign_keys = ON"))
+    shelf.metadata.create_all(engine)
+    another = sessionmaker(engine)
+    assert findings(another, lambda it: delete_a_shelf_of_unread_boxes(it, shelf, box)) == []
+    with another() as session:
+        assert session.scalars(select(box.shelf_id)).all() == left
+    engine.dispose()
 
 
 # An object that is not complete.
@@ -209,7 +295,12 @@ def test_a_key_that_was_never_set(maker: sessionmaker[Session]) -> None:
         session.add(Place(number=1))
         session.commit()
 
+    def place_on_a_shelf(session: Session) -> None:
+        session.add(Place(shelf_id=1, number=1))
+        session.commit()
+
     assert failed(maker, place).remedy == "set Place.shelf_id before the flush"
+    assert findings(maker, place_on_a_shelf) == []
 
 
 # Two objects of one key.
@@ -250,7 +341,39 @@ def test_a_key_that_only_the_database_knows_is_a_duplicate(maker: sessionmaker[S
         session.add(Shelf(id=9))
         session.commit()
 
-    assert failed(maker, add).remedy == "call session.rollback() where IntegrityError is caught"
+    finding = failed(maker, add)
+    assert finding.remedy == "call session.rollback() where IntegrityError is caught"
+    assert finding.evidence["alternatives"] == [
+        "with session.begin_nested(): around the code that may fail",
+        "insert(...).on_conflict_do_nothing(), if the row may exist",
+    ]
+    for cured in (roll_back, add_in_a_savepoint, leave_what_is_there):
+        assert findings(maker, cured) == []
+    with maker() as session:
+        assert session.scalars(select(Shelf.label)).all() == ["", "roll_back", "savepoint", "left"]
+
+
+def roll_back(session: Session) -> None:
+    session.add(Shelf(id=9))
+    try:
+        session.commit()
+    except IntegrityError:
+        session.rollback()
+    session.add(Shelf(label="roll_back"))
+    session.commit()
+
+
+def add_in_a_savepoint(session: Session) -> None:
+    session.add(Shelf(label="savepoint"))
+    with suppress(IntegrityError), session.begin_nested():
+        session.add(Shelf(id=9))
+    session.commit()
+
+
+def leave_what_is_there(session: Session) -> None:
+    session.execute(sqlite.insert(Shelf).values(id=9, label="new").on_conflict_do_nothing())
+    session.add(Shelf(label="left"))
+    session.commit()
 
 
 # What another transaction does.

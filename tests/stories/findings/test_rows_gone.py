@@ -348,6 +348,34 @@ def test_an_object_of_another_session_is_not_this_sessions_to_refresh(twin: Twin
 # The remedies.
 
 
+@only_sync
+def test_with_a_merge_the_object_of_another_session_is_refreshed(twin: Twin) -> None:
+    async def story() -> None:
+        names = []
+
+        async def work(session: Any) -> None:
+            async with twin.session() as other:
+                author = await first(other)
+                await other.rollback()
+            author = await session.merge(author)
+            await session.refresh(author)
+            names.append(read(author))
+
+        captured = await traced(twin, work)
+        assert names == ["author 0"]
+        assert_silent(captured, sessions=2)
+
+    twin.run(story)
+
+
+async def delete_and_leave_out_the_refresh(session: Any) -> str:
+    author = await first(session)
+    await session.delete(author)
+    await session.flush()
+    await session.commit()
+    return "gone" if await session.get(Author, inspect(author).identity) is None else "there"
+
+
 async def keep_values(session: Any) -> str:
     author = await first(session)
     session.sync_session.expire_on_commit = False
@@ -425,6 +453,7 @@ async def merge_what_was_expunged(session: Any) -> str:
         (add_again, "new"),
         (flush_first, "new"),
         (merge_what_was_expunged, "author 0"),
+        (delete_and_leave_out_the_refresh, "gone"),
     ],
     ids=lambda work: getattr(work, "__name__", None),
 )
