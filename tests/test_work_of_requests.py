@@ -19,7 +19,8 @@ from sqlalchemy import create_engine, select
 from sqlalchemy.orm import Session, sessionmaker
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse, StreamingResponse
-from starlette.routing import Mount, Route
+from starlette.routing import Mount, Route, WebSocketRoute
+from starlette.websockets import WebSocket
 from uvicorn import Config, Server
 
 from session_tracer import asgi, wsgi
@@ -254,6 +255,120 @@ def test_requests_to_a_server_are_named(factory: Factory) -> None:
         server.should_exit = True
         thread.join()
     assert works(captured) == ["GET /orders/{order_id}"]
+
+
+# Litestar's route, and websockets.
+
+
+def litestar_shop(factory: Factory) -> Any:
+    litestar = pytest.importorskip("litestar")
+
+    @litestar.get("/orders/{order_id:int}", sync_to_thread=True)  # type: ignore[untyped-decorator] # not installed everywhere
+    def get_order(order_id: int) -> int:
+        with factory() as session:
+            read(session)
+        return order_id
+
+    @litestar.post("/lines/{line:int}")  # type: ignore[untyped-decorator] # as above
+    async def post_line(line: int) -> int:
+        with factory() as session:
+            read(session)
+        return line
+
+    @litestar.websocket("/prices/{book:int}")  # type: ignore[untyped-decorator] # as above
+    async def prices(socket: Any, book: int) -> None:
+        await socket.accept()
+        with factory() as session:
+            read(session)
+        await socket.close()
+
+    # Litestar finds what annotates these by name.
+    prices.fn.__annotations__["socket"] = litestar.WebSocket
+    shop = litestar.Router("/shop", route_handlers=[post_line])
+    return litestar.Litestar([get_order, shop, prices])
+
+
+@pytest.mark.filterwarnings("ignore:.*declared using deprecated inferred style")
+def test_litestar_names_a_request_by_its_route(factory: Factory) -> None:
+    app = asgi.WorkMiddleware(litestar_shop(factory))
+    with capture(factory, ignore={"blocked-event-loop"}) as captured:
+        statuses = asked(
+            app, ("GET", "/orders/17"), ("GET", "/orders/18"), ("POST", "/shop/lines/3")
+        )
+    assert statuses == [200, 200, 201]
+    assert works(captured) == [
+        "GET /orders/{order_id}",
+        "GET /orders/{order_id}",
+        "POST /shop/lines/{line}",
+    ]
+
+
+def starlette_prices(factory: Factory) -> Any:
+    async def prices(socket: WebSocket) -> None:
+        await socket.accept()
+        with factory() as session:
+            read(session)
+        await socket.close()
+
+    return Starlette(routes=[WebSocketRoute("/prices/{book:int}", prices)])
+
+
+def fastapi_prices(factory: Factory) -> Any:
+    app = FastAPI()
+
+    async def prices(socket: Any, book: int) -> None:
+        await socket.accept()
+        with factory() as session:
+            read(session)
+        await socket.close()
+
+    prices.__annotations__ = {"socket": WebSocket, "book": int}
+    app.websocket("/prices/{book}")(prices)
+    return app
+
+
+def no_routes(factory: Factory) -> Any:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        with factory() as session:
+            read(session)
+        await send({"type": "websocket.close"})
+
+    return app
+
+
+def opened(app: Any, path: str) -> list[str]:
+    """What a websocket's client sees."""
+    seen: list[str] = []
+
+    async def receive() -> dict[str, str]:
+        return {"type": "websocket.connect"}
+
+    async def send(message: dict[str, Any]) -> None:
+        seen.append(message["type"])
+
+    scope = {"type": "websocket", "path": path, "raw_path": path.encode(), "root_path": ""}
+    scope |= {"query_string": b"", "headers": [], "subprotocols": [], "scheme": "ws"}
+    asyncio.run(app(scope, receive, send))
+    return seen
+
+
+@pytest.mark.filterwarnings("ignore:.*declared using deprecated inferred style")
+@pytest.mark.parametrize(
+    ("shop", "work"),
+    [
+        (starlette_prices, "WEBSOCKET /prices/{book}"),
+        (fastapi_prices, "WEBSOCKET /prices/{book}"),
+        (litestar_shop, "WEBSOCKET /prices/{book}"),
+        (no_routes, "WEBSOCKET /prices/17"),
+    ],
+)
+def test_a_websocket_is_named_by_its_route(factory: Factory, shop: Any, work: str) -> None:
+    app = asgi.WorkMiddleware(shop(factory))
+    with capture(factory, ignore={"blocked-event-loop"}) as captured:
+        assert opened(app, "/prices/17") == ["websocket.accept", "websocket.close"]
+    assert works(captured) == [work]
 
 
 # WSGI.

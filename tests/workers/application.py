@@ -15,6 +15,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.orm import sessionmaker
 
 from session_tracer import instrument
+from session_tracer.celery import name_tasks
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -69,6 +70,7 @@ celery.conf.update(
         "control_folder": str(SHOP / "control"),
     },
 )
+name_tasks()
 
 
 @celery.task(name="sell")  # type: ignore[untyped-decorator, unused-ignore] # Celery has no types

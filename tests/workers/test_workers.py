@@ -199,7 +199,9 @@ def test_celerys_pools_report_each_task_and_what_is_left_open(shop: Shop, pool: 
     assert opened == 6
     ended = shop.closed()
     assert Counter(event["outcome"] for event in ended) == {"committed": 6, "abandoned": 1}
+    assert Counter(event["work"] for event in ended) == {"task sell": 6, "task forget": 1}
     findings = [event for event in shop.events() if event["event"] == "finding"]
+    assert findings[0]["work"] == "task forget"
     assert [event["finding_id"] for event in findings] == ["abandoned-session"]
     assert findings[0]["process_pid"] == ended[-1]["process_pid"]
     assert "Traceback" not in shop.output.read_text()
