@@ -133,7 +133,9 @@ work()
 """
     done = run(program)
     assert done.stderr.count(FINDING) == 1
-    assert done.stdout.count('"finding_id": "large-result"') == 1
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    found = [event["finding_id"] for event in events if event["event"] == "finding"]
+    assert found == ["large-result"]
 
 
 def test_an_endpoint_without_the_extra_logs_what_to_install_and_degrades() -> None:

@@ -294,6 +294,7 @@ def made(kind: type[Any], rng: random.Random) -> Fact:
         "last_closed_site": rng.choice([None, SITE]),
         "last_ending": rng.choice(["", "close", "reset"]),
         "other_site": rng.choice([None, SITE]),
+        "used_site": rng.choice([None, SITE]),
         "other_opened_site": rng.choice([None, SITE]),
         "swallowed": rng.choice([None, SITE]),
         "expired_by": rng.choice(["", "commit", "rollback", "expire"]),

@@ -8,6 +8,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import sqlalchemy
 from sqlalchemy.orm import attributes
 
 import session_tracer
@@ -24,6 +25,8 @@ _OURS: Final = (
     str(Path(session_tracer.__file__).parent),
     str(Path(session_tracer.__file__).parent.parent / "exporters"),
     "<session_tracer>",
+    # Others take the wrappers' frames for SQLAlchemy's.
+    str(Path(sqlalchemy.__file__).parent / "session_tracer"),
 )
 # Whether anybody listens to a dialect decides from which line SQLAlchemy calls its `do_execute`,
 # and its `connect`.

@@ -262,11 +262,11 @@ def test_a_session_that_was_left_open_on_a_threads_pool_is_not_nested_in(twin: T
 async def look_up_twice_in_each_of_many(twin: Twin) -> None:
     async with twin.session() as session:
         await read(session)
-        for _ in range(30):
+        for _ in range(15):
             await look_up(twin)
         await session.commit()
         (await session.scalars(select(Author))).all()
-        for _ in range(30):
+        for _ in range(15):
             await look_up(twin)
 
 
