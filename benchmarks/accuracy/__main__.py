@@ -1,0 +1,92 @@
+"""The command line of the comparison: `python -m benchmarks.accuracy --help`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.accuracy import page
+from benchmarks.accuracy.programs import GOOD_CODE, MISUSE, corpus_of
+from benchmarks.accuracy.results import Results, has_bug, load, save
+from benchmarks.accuracy.tools import LOWER, NO_TOOL, OWN, PEERS, RunFailed, outcomes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from benchmarks.accuracy.programs import Programs
+    from benchmarks.accuracy.tools import Tool
+
+
+def main() -> int:
+    options = _parser().parse_args()
+    corpus = corpus_of(options.corpus)
+    try:
+        if options.check:
+            return check(corpus)
+        results = _compare([corpus, GOOD_CODE, MISUSE], [OWN, LOWER, *PEERS])
+    except RunFailed as failure:
+        print(failure, file=sys.stderr)
+        return 1
+    if options.write:
+        save(results)
+        page.write(results)
+    print(page.text_of(results))
+    return 0
+
+
+def check(corpus: Programs) -> int:
+    """Compare what session_tracer reports with the saved run; the exit code is 0 if it is alike."""
+    saved, now = load(), _compare([corpus], [OWN])
+    before, after = (set(one.wrong(OWN.name)) for one in (saved, now))
+    missing = sorted(set(saved.programs["corpus"]) - set(now.programs["corpus"]))
+    lines = [
+        *_named("no longer reported, though wrong", filter(has_bug, after - before)),
+        *_named("reported now, though right", (one for one in after - before if not has_bug(one))),
+        *_named("judged as its author does now; run with --write", before - after),
+        *_named("fails without a tool, or is missing", missing),
+    ]
+    print("\n".join(lines) or f"as saved: {len(saved.programs['corpus'])} programs")
+    return 1 if lines else 0
+
+
+def _named(what: str, programs: Iterable[str]) -> list[str]:
+    return [f"{program}: {what}" for program in sorted(programs)]
+
+
+def _compare(origins: Sequence[Programs], tools: Sequence[Tool]) -> Results:
+    """Run the programs of each origin without a tool and with each."""
+    programs: dict[str, list[str]] = {}
+    reported: dict[str, dict[str, list[str]]] = {}
+    for origin in origins:
+        works = [name for name, passed in outcomes(NO_TOOL, origin).items() if passed]
+        programs[origin.name] = works
+        reported[origin.name] = {}
+        for tool in tools:
+            print(f"{tool.name} on {origin.name}", file=sys.stderr)
+            passed = outcomes(tool, origin)
+            reported[origin.name][tool.name] = [name for name in works if not passed[name]]
+    named = dict.fromkeys(["sqlalchemy", *(tool.package for tool in tools)])
+    return Results({name: version(name) for name in named}, programs, reported)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=__doc__)
+    parser.add_argument(
+        "--corpus",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="the unpacked source distribution of pytest-queryguard",
+    )
+    parser.add_argument("--write", action="store_true", help="write docs/accuracy.md")
+    parser.add_argument(
+        "--check", action="store_true", help="run session_tracer alone, and fail unless it is alike"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
