@@ -58,6 +58,8 @@ class Scope:
         shared: Whether it was opened by a fixture with a wider scope than one test.
         left_open: Whether it was reported that its test left it open.
         is_registrys: Whether a `scoped_session` has made its session, and keeps it.
+        opened_for: The line of the tests that led to its first use.
+        is_tests: Whether the tests' own code has used it.
         last: The test that used it last.
         commits: What was at work at the last commit of each line, by the line's text.
         call: The test's call that used it last.
@@ -69,6 +71,8 @@ class Scope:
     shared: bool
     left_open: bool = False
     is_registrys: bool = False
+    opened_for: CallSite | None = None
+    is_tests: bool = False
     last: Case | None = None
     commits: dict[str, Passed] = field(default_factory=dict)
     call: Call = ()
@@ -91,6 +95,11 @@ class Scope:
             brought = next((one for one in self.origins if str(one) == loaded), None)
         came = self.origins.get(brought)
         return came is not None and came != self.origins.get(finding.site)
+
+    def is_opened_for_tests(self, opened: CallSite | None) -> bool:
+        """Return whether the application opened it, at this line, and the tests use it."""
+        is_theirs = self.is_tests and self.opened_for is not None
+        return is_theirs and self.case is not None and not self.case.has_line(opened)
 
     @property
     def is_in_a_traceback(self) -> bool:
@@ -175,8 +184,11 @@ class Case:
         Fixtures prepare, and a test's own loop may do anything many times.
         """
         line = finding.site if loop is None else loop
-        is_own = line is not None and self.own_files.has(line.file)
-        return finding.id in COSTS and (self.phase != "call" or is_own)
+        return finding.id in COSTS and (self.phase != "call" or self.has_line(line))
+
+    def has_line(self, site: CallSite | None) -> bool:
+        """Return whether a line belongs to the tests."""
+        return site is not None and self.own_files.has(site.file)
 
     def allowed(self, finding: Finding) -> str:
         """Return the reason for which the test may have this finding, or an empty string."""

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from session_tracer.ledger.report import Report
     from session_tracer.model.findings import Finding, Severity
-    from session_tracer.pytest_plugin.case import Phase
+    from session_tracer.pytest_plugin.case import Phase, Scope
     from session_tracer.pytest_plugin.options import Options
     from session_tracer.verdicts.baseline import Baseline
 
@@ -85,9 +85,10 @@ class Run:
         """End a test, after its own fixtures have ended."""
         self.tracing.settle()
         for report, scope in case.left_open():
-            # A session is reported as leaked or as left open, not as both.
-            if not report.was_reported("leaked-session"):
-                finding = _left_open(report, is_registrys=scope.is_registrys)
+            # A session is reported as leaked or as left open, not as both. If the tests use it, it
+            # is not reported as leaked.
+            if scope.is_tests or not report.was_reported("leaked-session"):
+                finding = _left_open(report, scope)
                 self.tracing.conclude(finding, report, case)
             scope.left_open = True
         self._found.ended(case)
@@ -228,21 +229,24 @@ def _check_files(options: Options) -> None:
             check_writable(option, path)
 
 
-def _left_open(report: Report, *, is_registrys: bool) -> Finding:
+def _left_open(report: Report, scope: Scope) -> Finding:
+    """Return the finding, at the tests' line if it is the tests that use the session."""
     began = report.ledger.transaction_began_site
     where = "" if began is None else f" begun at {began}"
     is_async = report.ledger.is_async
     remedy = (
         f"{'async with AsyncSessionLocal()' if is_async else 'with SessionLocal()'} as session:"
     )
-    if is_registrys:
-        remedy = f"{'await ' if is_async else ''}Session.remove()  # at the end of the fixture"
+    site = life_site(report)
+    if scope.is_registrys or scope.is_opened_for_tests(site):
+        end = "Session.remove()" if scope.is_registrys else "session.close()"
+        remedy = f"{'await ' if is_async else ''}{end}  # at the end of the test or its fixture"
     return report.finding(
         LEFT_OPEN,
         "warning",
         f"a session was still open after its test, in a transaction{where}",
         remedy,
-        life_site(report),
+        scope.opened_for if scope.is_opened_for_tests(site) else site,
         evidence={} if began is None else {"began_at": str(began)},
     )
 

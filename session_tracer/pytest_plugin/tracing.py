@@ -188,6 +188,10 @@ class Tracing:
         self._begin_call(fact, report, memory)
         if self.case is not None:
             memory.came_with(fact, self.case.phase)
+            if isinstance(fact, _COUNTED) and not memory.is_tests:
+                # What is left to a library may have only a line of the tests around it.
+                is_direct = fact.site is not None and fact.site.distance == 0
+                memory.is_tests = is_direct and self.case.has_line(fact.site)
         with self._lock:
             if isinstance(fact, facts.SessionOpened):
                 self._opened(report, memory)
@@ -214,6 +218,8 @@ class Tracing:
     def _opened(self, report: Report, scope: Scope) -> None:
         self._open[report.ledger.id] = report, scope
         scope.is_registrys = is_in_registry()
+        if scope.case is not None:
+            scope.opened_for = report.ledger.locator.innermost(scope.case.own_files.begins)
         self.sessions += self.is_on  # sessions that were open before are not counted
         if self._sharing or self.case is None or self.case.phase != "call":
             self._of_fixtures.add(report.ledger.id)
@@ -249,9 +255,14 @@ class Tracing:
         scope = self._current.scope
         if scope is None or not self._current.by_itself:
             self._report(finding, self.case)
-        elif not (scope.shared or scope.left_open or scope.is_in_a_traceback):
+        elif not (
+            scope.shared
+            or scope.left_open
+            or scope.is_in_a_traceback
+            or (scope.is_tests and finding.id == "leaked-session")
+        ):
             # The fixture decides how long a shared session is open. A session that was left open
-            # has its finding already.
+            # has its finding already, and what the tests use is reported if their test leaves it.
             self._report(finding, scope.case)
 
     def _report(self, finding: Finding, case: Case | None) -> None:

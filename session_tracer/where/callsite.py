@@ -564,6 +564,18 @@ class Locator:
                 break
         return tuple(calls)
 
+    def innermost(self, is_wanted: Callable[[FrameType], bool | None]) -> CallSite | None:
+        """Return the innermost line of the functions that are asked about.
+
+        Args:
+            is_wanted: Whether a frame is one of these. None ends the search outwards.
+        """
+        for frame in _callers(_frame(1)):
+            wanted = is_wanted(frame)
+            if wanted is not False:
+                return self._site(frame, _APPLICATION) if wanted else None
+        return None
+
     def is_at_work(self, opened: CallSite, used: CallSite) -> bool:
         """Return whether the function of `opened` is on the stack from the line `used` outwards.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from tests.plugin.suites import Suites
@@ -163,6 +163,88 @@ def test_leaves_it(SessionLocal):
     assert run.summary[0].startswith(f"left-open   {suites.at('# used first')}   ")
 
 
+HUB: Final = """
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+KEPT = []
+
+class Hub:
+    def __init__(self, maker):
+        self.maker = maker
+
+    def start(self):
+        self.session = self.maker()  # opened
+        self.session.connection()
+
+    def look(self):
+        self.session.execute(select(1))
+
+def leak(maker):
+    KEPT.append(maker())  # leaked
+    KEPT[-1].connection()
+"""
+
+
+def test_what_the_application_opens_for_the_tests_is_at_their_line(suites: Suites) -> None:
+    (suites.folder / "hub.py").write_text(HUB)
+    suites.configure("pythonpath = .")
+    run = suites.run_source(
+        """
+from hub import Hub, leak
+from tests.stories.findings.due import look_ahead
+
+HUBS = []
+
+@pytest.fixture
+def hub(SessionLocal):
+    hub = Hub(SessionLocal)
+    hub.start()  # for the fixture
+    hub.session.scalars(select(Author)).all()
+    HUBS.append(hub)
+    return hub
+
+def test_has_a_hub(hub):
+    hub.look()
+    look_ahead(3600)
+
+def test_starts_a_hub(SessionLocal):
+    hub = Hub(SessionLocal)
+    hub.start()  # for the test
+    HUBS.append(hub)
+    hub.look()
+    hub.session.scalars(select(Author)).all()
+
+def test_stops_its_hub(hub):
+    hub.session.close()
+
+def test_of_a_hub_that_only_the_application_uses(SessionLocal):
+    hub = Hub(SessionLocal)
+    hub.start()
+    HUBS.append(hub)
+    hub.look()
+
+def test_of_code_that_leaks(SessionLocal):
+    with SessionLocal() as session:
+        session.scalars(select(Author)).all()
+    leak(SessionLocal)
+""",
+        "--session-tracer=report",
+    )
+    found = [line.split()[:2] for line in run.summary if line.startswith("left-open")]
+    assert found == [
+        ["left-open", "hub.py:12"],
+        ["left-open", "hub.py:19"],
+        ["left-open", suites.at("# for the fixture")],
+        ["left-open", suites.at("# for the test")],
+    ]
+    assert [line for line in run.summary if line.startswith("    write")] == [
+        *["    write with SessionLocal() as session:"] * 2,
+        *["    write session.close()  # at the end of the test or its fixture"] * 2,
+    ]
+    assert run.summary[-1].startswith("4 findings")
+
+
 def test_a_session_that_a_registry_keeps_is_left_to_the_registry_to_remove(suites: Suites) -> None:
     run = suites.run_source(
         """
@@ -190,7 +272,7 @@ def test_removes_it(registry):
         "test_removes_it": "passed",
     }
     shown = run.reports["test_leaves_it"]["teardown"].longreprtext
-    assert "Session.remove()  # at the end of the fixture" in shown
+    assert "Session.remove()  # at the end of the test or its fixture" in shown
     assert "with SessionLocal()" not in shown
 
 
