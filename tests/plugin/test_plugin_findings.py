@@ -1075,14 +1075,20 @@ ADDS: Final = """
 from sqlalchemy import insert
 from tests.library import Author
 
-def add(session, *names):
+def insert_one(session, name):
+    session.execute(insert(Author).values(name=name, biography=""))
+
+def insert_each(session, names):
     for name in names:
-        session.execute(insert(Author).values(name=name, biography=""))
+        insert_one(session, name)
+
+def flush_one(session, name):
+    session.add(Author(name=name))
+    session.flush()
 
 def flush_each(session, names):
     for name in names:
-        session.add(Author(name=name))
-        session.flush()
+        flush_one(session, name)
 """
 
 
@@ -1094,26 +1100,26 @@ def test_rows_that_a_test_writes_one_by_one_are_its_own(
     suites.configure("pythonpath = .")
     run = suites.run_source(
         """
-from service import add, flush_each
+from service import flush_each, flush_one, insert_each, insert_one
 
 NAMES = [str(number) for number in range(6)]
 
 def test_a_call_for_each(session):
     for name in NAMES:
-        add(session, name)
+        insert_one(session, name)
 
 def test_a_call_that_flushes_for_each(session):
     for name in NAMES:
-        flush_each(session, [name])
+        flush_one(session, name)
 
 def test_a_helper_of_its_own(session):
     def keep(name):
-        add(session, name)
+        insert_one(session, name)
     list(map(keep, NAMES))
 
 def test_of_a_loop(session):
     for number in range(2):
-        add(session, *[name + str(number) for name in NAMES])
+        insert_each(session, [name + str(number) for name in NAMES])
 
 def test_of_a_loop_that_flushes(session):
     flush_each(session, NAMES)
