@@ -24,8 +24,11 @@ _GETS: Final = frozenset({"get", "get_one"})
 def selecting(root: str, options: str, site: CallSite | None, report: Report) -> str:
     """Return the statement that loads more, and the line if such a statement is there.
 
-    A line that calls a function of a library, which runs the statement, has none to be changed.
+    A line that calls a function of a library, which runs the statement, has none to be changed. Nor
+    has a line of a test, if code of the application reads the object.
     """
+    if site is not None and report.is_left_out(site):
+        site = None
     select = f"select({root}).options({options})"
     calls = None if site is None else calls_at(site)
     if site is None or calls is None:

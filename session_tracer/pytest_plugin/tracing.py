@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from session_tracer.pytest_plugin.case import State
     from session_tracer.settings import Settings
     from session_tracer.verdicts.baseline import Baseline
+    from session_tracer.where.callsite import CallSite
 
 __all__ = ["Tracing"]
 
@@ -46,15 +47,21 @@ _COUNTED: Final = (
 )
 
 
+# What is about an object that one SELECT could have loaded.
+_LOADING: Final = (facts.AttributeLoaded, facts.DetachedLoadFailed, facts.ImplicitLoadFailed)
+
+
 class _Current(threading.local):
     """The scope of the fact that this thread reports now.
 
     Attributes:
+        site: The line of the fact, if it is about something that had to be loaded.
         by_itself: Whether the fact is not something that the running test did: time has passed, or
             a session was collected.
     """
 
     scope: Scope | None = None
+    site: CallSite | None = None
     by_itself = False
 
 
@@ -204,10 +211,17 @@ class Tracing:
 
     def note(self, fact: Fact, report: Report) -> None:
         """Note which fact is reported, because another detector is called before `judge()`."""
+        self._current.site = fact.site if isinstance(fact, _LOADING) else None
+        report.is_left_out = self._is_left_out
         known = self._open.get(report.ledger.id)
         # The scope of a session that has ended was noted by judge() with its last fact.
         if known is not None:
             self._note(fact, known[1])
+
+    def _is_left_out(self, line: CallSite) -> bool:
+        """Return whether it is a line of the tests that leads to a mistake of the application."""
+        case = self.case
+        return case is not None and case.has_line(line) and not case.has_line(self._current.site)
 
     def _note(self, fact: Fact, scope: Scope) -> None:
         self._current.scope = scope

@@ -556,6 +556,10 @@ def render(authors):
 def add_many(session):
     session.add_all([Author(name=f"many {number}") for number in range(41)])
     session.flush()
+
+def load_and_render(session):
+    for author in load(session):
+        author.books
 """
 
 
@@ -590,6 +594,48 @@ def test_of_the_objects_of_another_call(session):
         "test_of_one_call_after_another": "failed",
         "test_of_the_objects_of_another_call": "failed",
     }
+
+
+def test_a_remedy_does_not_name_a_line_of_the_tests_as_the_select_to_change(
+    suites: Suites,
+) -> None:
+    (suites.folder / "service.py").write_text(CALLS)
+    suites.configure("pythonpath = .")
+    run = suites.run_source(
+        """
+from service import load_and_render, render
+
+@pytest.fixture
+def loaded(session):
+    return session.scalars(select(Author).limit(2)).all()
+
+def test_of_what_a_fixture_loads(loaded):
+    render(loaded)
+
+def test_of_what_the_application_loads(session):
+    load_and_render(session)
+
+def test_of_what_the_application_reads_too_late(SessionLocal):
+    with SessionLocal() as session:
+        authors = session.scalars(select(Author).limit(1)).all()
+    with pytest.raises(Exception):
+        render(authors)
+
+def test_reads_too_late(SessionLocal):
+    with SessionLocal() as session:
+        author = session.scalars(select(Author).limit(1)).one()  # loaded
+    with pytest.raises(Exception):
+        author.books
+""",
+        "--session-tracer=report",
+    )
+    select_ = "select(Author).options(selectinload(Author.books))"
+    assert sorted(line.strip() for line in run.summary if line.startswith("    write")) == [
+        f"write {select_}",
+        f"write {select_}",
+        f"write {select_} at service.py:18 in load()",
+        f"write {select_} at {suites.at('# loaded')} in test_reads_too_late()",
+    ]
 
 
 def test_what_a_fixture_prepares_may_cost_what_it_does(suites: Suites) -> None:
