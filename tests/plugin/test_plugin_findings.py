@@ -1001,6 +1001,70 @@ def test_of_code_that_adds_and_locks(session):
     }, run.text
 
 
+def test_a_lock_of_what_an_asynchronous_test_has_loaded_is_no_finding(suites: Suites) -> None:
+    (suites.folder / "service.py").write_text(
+        """
+from sqlalchemy import select
+from tests.library import Author
+
+async def first(session):
+    return (await session.scalars(select(Author).order_by(Author.id))).first()
+
+async def lock(session, author):
+    locked = select(Author).where(Author.id == author.id).with_for_update()
+    return (await session.scalars(locked)).one()
+
+async def read_and_lock(session):
+    author = await first(session)
+    await lock(session, author)
+    await session.commit()
+"""
+    )
+    suites.configure("pythonpath = .")
+    run = suites.run_source(
+        """
+import pytest_asyncio
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from tests.library import Base, authors
+from service import first, lock, read_and_lock
+
+@pytest_asyncio.fixture
+async def session(tmp_path):
+    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'library.db'}")
+    async with engine.begin() as connection:
+        await connection.run_sync(Base.metadata.create_all)
+    async with AsyncSession(engine) as session:
+        session.add_all(authors(1))
+        await session.commit()
+    async with AsyncSession(engine, expire_on_commit=False) as session:
+        yield session
+    await engine.dispose()
+
+@pytest_asyncio.fixture
+async def loaded(session):
+    return await first(session)
+
+async def test_loads(session):
+    author = await first(session)
+    await lock(session, author)
+    await session.commit()
+
+async def test_has_a_fixture_that_loads(session, loaded):
+    await lock(session, loaded)
+    await session.commit()
+
+async def test_of_code_that_loads_and_locks(session):
+    await read_and_lock(session)
+""",
+        "--session-tracer=warning",
+    )
+    assert run.outcomes == {
+        "test_loads": "passed",
+        "test_has_a_fixture_that_loads": "passed",
+        "test_of_code_that_loads_and_locks": "failed",
+    }, run.text
+
+
 def test_the_classes_that_one_line_is_about_are_in_one_row(suites: Suites) -> None:
     (suites.folder / "service.py").write_text(
         """
