@@ -6,12 +6,12 @@ import asyncio
 import gc
 import weakref
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import anyio.to_thread
 import pytest
 import tenacity
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from flask import Blueprint, Flask
 from httpx import ASGITransport, AsyncClient
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
@@ -25,7 +25,7 @@ from tests.library import Author, authors, keep
 from tests.stories.findings.due import until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from tests.twins import Twin
 
@@ -180,6 +180,34 @@ def fastapi_shop(twin: Twin, handlers: Any) -> Any:
     return app
 
 
+def fastapi_dependency(twin: Twin, handlers: Any) -> Any:
+    """The error leaves the session's block in the dependency, which has begun before."""
+    app = FastAPI(exception_handlers=handlers)
+    if twin.is_async:
+
+        async def opened() -> AsyncIterator[Any]:
+            async with twin.factory() as session:
+                yield session
+
+        async def post(session: Any) -> None:
+            session.add(Author(name="author 0"))
+            await session.commit()
+
+    else:
+
+        def opened() -> Iterator[Any]:  # type: ignore[misc] # its synchronous twin
+            with twin.factory() as session:
+                yield session
+
+        def post(session: Any) -> None:  # type: ignore[misc] # as above
+            session.add(Author(name="author 0"))
+            session.commit()
+
+    post.__annotations__ = {"session": Annotated[Any, Depends(opened)], "return": None}
+    app.post("/authors")(post)
+    return app
+
+
 async def post_to(app: Any) -> int:
     transport = ASGITransport(app, raise_app_exceptions=False)
     async with AsyncClient(transport=transport, base_url="http://shop") as client:
@@ -187,7 +215,9 @@ async def post_to(app: Any) -> int:
 
 
 @of_each_class
-@pytest.mark.parametrize("shop", [starlette_shop, starlette_mount, fastapi_shop])
+@pytest.mark.parametrize(
+    "shop", [starlette_shop, starlette_mount, fastapi_shop, fastapi_dependency]
+)
 def test_starlettes_error_handler_handles_it(
     twin: Twin, shop: Callable[..., Any], handled: type[Exception], due: list[str]
 ) -> None:

@@ -141,7 +141,7 @@ def awaiting_a_thread(frame: FrameType) -> list[FrameType]:
 
     They are none if the frame is not the one in which such a thread runs what it is given.
     """
-    if frame.f_code.co_qualname != "WorkerThread.run":
+    if frame.f_code.co_qualname != "WorkerThread.run" or "anyio" not in frame.f_code.co_filename:
         return []
     values = frame.f_locals
     future = values.get("future")
