@@ -106,9 +106,10 @@ def _of_one_mistake(entries: Iterable[Entry]) -> list[list[Entry]]:
 def _subjects(group: Sequence[Entry]) -> str:
     # A mistake costs what its own finding counts, and not what follows from it.
     group = [entry for entry in group if entry.finding.id == group[0].finding.id]
-    shown = [subject_of(entry.finding, entry.cost) for entry in group[:_MOST_SUBJECTS]]
-    more = len(group) - len(shown)
-    subjects = ", ".join([*sorted(shown), f"… {more} more"] if more else sorted(shown))
+    every = [*dict.fromkeys(subject_of(entry.finding, entry.cost) for entry in group)]
+    shown = sorted(every[:_MOST_SUBJECTS])
+    more = len(every) - len(shown)
+    subjects = ", ".join([*shown, f"… {more} more"] if more else shown)
     return "   ".join(filter(None, [subjects, _cost(group)]))
 
 

@@ -15,6 +15,8 @@ from session_tracer.pytest_plugin.annotations import workflow_commands
 from session_tracer.pytest_plugin.case import Reported
 from session_tracer.pytest_plugin.cost import Cost
 from session_tracer.pytest_plugin.run_findings import Entry, RunFindings
+from session_tracer.pytest_plugin.summary import rows
+from session_tracer.where.callsite import CallSite
 from tests.plugin.suites import steady
 
 if TYPE_CHECKING:
@@ -147,6 +149,16 @@ def test_what_took_the_most_time_comes_first(order: int) -> None:
     for test, one in entries:
         found.add(Reported(replace(one, entity=test), "call", "new"), test)
     assert [entry.finding.entity for entry in found.new] == ["test_a", "test_b"]
+
+
+def test_a_row_has_each_of_its_subjects_once() -> None:
+    site = CallSite("app/report.py", 3, "totals")
+    twice = [
+        Entry(replace(finding(None), entity="Author", site=site, attribute=attribute), "new")
+        for attribute in (None, None, "books")
+    ]
+    (row,) = rows(twice)
+    assert " Author, Author.books " in row.rest
 
 
 def test_what_does_not_repeat_keeps_its_number() -> None:
