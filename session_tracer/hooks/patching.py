@@ -173,7 +173,7 @@ def _wrapper(name: str, found: Any, names: dict[str, Any], *, inherited: bool) -
     }
     # With the template's own lines, so that tracebacks show them.
     lines_before = "\n" * (_BEFORE_AROUND if is_around else _BEFORE_MADE)
-    exec(compile(lines_before + source, _in_sqlalchemy(__file__), "exec"), namespace)
+    exec(_compiled(lines_before + source), namespace)
     wrapper = namespace["make"](**names)
     functools.update_wrapper(wrapper, found)
     # `inspect.signature` reads the wrapper's own, or follows what a decorator has left.
@@ -183,6 +183,12 @@ def _wrapper(name: str, found: Any, names: dict[str, Any], *, inherited: bool) -
     wrapper.__defaults__ = found.__defaults__
     wrapper.__kwdefaults__ = found.__kwdefaults__
     return wrapper
+
+
+@functools.lru_cache(maxsize=128)
+def _compiled(source: str) -> CodeType:
+    """Compile a wrapper; the same ones are needed at each `instrument()`."""
+    return compile(source, _in_sqlalchemy(__file__), "exec")
 
 
 _PASSED_ON: Final[dict[Any, str]] = {
