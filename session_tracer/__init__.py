@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from session_tracer.exporter import Exporter
     from session_tracer.instrumentor import Instrumentation, instrument, uninstrument
     from session_tracer.ledger.registry import live_sessions
-    from session_tracer.model.findings import Finding, Retraction
+    from session_tracer.model.findings import Finding, Lasting, Retraction
     from session_tracer.model.live_session import LiveSession
     from session_tracer.model.summary import SessionSummary
     from session_tracer.settings import Settings
@@ -32,6 +32,7 @@ __all__ = [
     "Exporter",
     "Finding",
     "Instrumentation",
+    "Lasting",
     "LiveSession",
     "Retraction",
     "SessionMisuse",
@@ -54,6 +55,7 @@ _HOMES: Final = {
     "Exporter": "exporter",
     "Finding": "model.findings",
     "Instrumentation": "instrumentor",
+    "Lasting": "model.findings",
     "LiveSession": "model.live_session",
     "Retraction": "model.findings",
     "SessionMisuse": "verdicts.misuse",

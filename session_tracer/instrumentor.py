@@ -32,7 +32,7 @@ from session_tracer.hooks.targets import (
 from session_tracer.ledger import object_counter, openings, same_owner, watchdog
 from session_tracer.ledger.in_progress import SLOT
 from session_tracer.ledger.ledger import Ledger, Opening, new_tuple, recognising
-from session_tracer.ledger.registry import LIVE, ages
+from session_tracer.ledger.registry import LIVE, open_now
 from session_tracer.runtime import environment, process, threads
 from session_tracer.settings import Settings
 from session_tracer.tracer import Tracer
@@ -156,7 +156,9 @@ def instrument(
     chosen = (Settings.from_env() if settings is None else settings).override(overrides)
     named = exporter if isinstance(exporter, Exporter) else names_in(exporter)
     if chosen.disabled or environment.is_sdk_disabled() or named == (NONE,):
-        tracer = Tracer(name or "default", chosen, Named(Exporter(), chosen, Exporters()), (), ages)
+        tracer = Tracer(
+            name or "default", chosen, Named(Exporter(), chosen, Exporters()), (), open_now
+        )
         return Instrumentation(resolved, tracer, capture=False)
     written = set(overrides)
     if settings is not None:
@@ -239,7 +241,7 @@ class Instrumentor:
             else:
                 choice = Automatic(settings, self._exporters)
             try:
-                tracer = Tracer(name, settings, choice, detectors, ages, self._clock)
+                tracer = Tracer(name, settings, choice, detectors, open_now, self._clock)
             except BaseException:
                 choice.close()
                 raise

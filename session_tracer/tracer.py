@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from session_tracer.facts import Fact
     from session_tracer.ledger import report as protocols
     from session_tracer.ledger.origin import Scope
-    from session_tracer.ledger.registry import Ages
+    from session_tracer.ledger.registry import OpenNow
     from session_tracer.settings import Settings
     from session_tracer.where.work import Work
 
@@ -82,7 +82,7 @@ class Tracer:
         settings: Settings,
         choice: Choice,
         detectors: Iterable[Detector],
-        ages: Callable[[protocols.Tracer], Ages],
+        open_now: Callable[[protocols.Tracer], OpenNow],
         clock: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
         self.name = name
@@ -94,7 +94,7 @@ class Tracer:
         self.locator = Locator(tuple(settings.application_packages), settings.site_frames)
         self.choice = choice
         self.closed = False
-        self._ages = ages
+        self._open_now = open_now
         self.tells_statements = settings.statement_spans
         # Nanoseconds until a scope leaks, its transaction is long, its connection is idle.
         self.patience = (
@@ -163,7 +163,7 @@ class Tracer:
                     self.name,
                     self.settings,
                     VERSION,
-                    ages=lambda: self._ages(self),
+                    open_now=lambda: self._open_now(self),
                     failed=self.failed,
                     histograms=one.histograms,
                 )

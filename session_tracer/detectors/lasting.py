@@ -16,12 +16,12 @@ from session_tracer.detectors.wording import (
 )
 from session_tracer.facts import SessionClosed, TimePassed, TransactionEnded
 from session_tracer.ledger.owner_state import GONE
-from session_tracer.model.findings import Retraction
+from session_tracer.model.findings import Lasting, Retraction
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from session_tracer.ledger.report import Report
+    from session_tracer.ledger.report import Report, Verdict
     from session_tracer.model.findings import Finding
     from session_tracer.model.live_session import LiveSession
     from session_tracer.where.callsite import CallSite
@@ -42,21 +42,26 @@ class LeakedSession(BuiltIn):
 
     def judge(
         self, fact: TimePassed | SessionClosed, report: Report, memory: _Leak
-    ) -> Iterator[Finding | Retraction]:
-        """Report a scope once, and retract the finding if the application closes the session."""
+    ) -> Iterator[Verdict]:
+        """Report a scope, and retract the finding if the application closes the session."""
         ledger = report.ledger
         age = fact.at - ledger.opened_at
         if isinstance(fact, TimePassed):
             is_inactive = _is_inactive(fact, report, memory)
             is_old = ledger.transactions and age > report.settings.leak_after_seconds * 1e9
-            if memory.reported or not is_old:
+            reported = memory.reported
+            if not is_old or (reported is not None and not report.is_due(reported, fact.at)):
                 return
             live = fact.look()
             if ledger.closed_at or not (is_inactive or live.owner_state in GONE):
                 return  # it is at work, or it was closed meanwhile
-            memory.reported = _leak(age, fact, live, report)
+            leak = _leak(age, fact, live, report)
+            if reported is not None:
+                yield Lasting(finding=reported, message=leak.message, evidence=leak.evidence)
+                return
+            memory.reported = leak
             ledger.is_suspect = True
-            yield memory.reported
+            yield leak
         elif memory.reported is not None and fact.ending not in NEVER_CLOSED:
             yield Retraction(
                 finding=memory.reported,
@@ -145,6 +150,15 @@ class _Watched:
     idle: Finding | None = None
     long: Finding | None = None
 
+    def reported(self, began_at: int, report: Report) -> Finding | None:
+        """Return what was reported of the transaction that began then."""
+        # A finding that the settings ignore is not in the report, and prevents no other finding.
+        known = ((self.idle_began_at, self.idle), (self.long_began_at, self.long))
+        for at, finding in known:
+            if finding is not None and at == began_at and report.was_reported(finding.id):
+                return finding
+        return None
+
 
 class IdleOrLongTransaction(BuiltIn):
     """`idle-in-transaction`, `long-transaction`: a connection waits, a transaction does not end.
@@ -157,8 +171,8 @@ class IdleOrLongTransaction(BuiltIn):
 
     def judge(
         self, fact: TransactionEnded | TimePassed, report: Report, memory: _Watched
-    ) -> Iterator[Finding | Retraction]:
-        """Report a transaction once, and retract the finding when it ends."""
+    ) -> Iterator[Verdict]:
+        """Report a transaction, and retract the finding when it ends."""
         if isinstance(fact, TimePassed):
             yield from self._passed(fact, report, memory)
         elif not fact.nested:
@@ -168,42 +182,41 @@ class IdleOrLongTransaction(BuiltIn):
                 yield _retraction(memory.long, memory.long_began_at, fact, report)
             memory.idle = memory.long = None
 
-    def _passed(self, fact: TimePassed, report: Report, memory: _Watched) -> Iterator[Finding]:
+    def _passed(
+        self, fact: TimePassed, report: Report, memory: _Watched
+    ) -> Iterator[Finding | Lasting]:
         ledger = report.ledger
         began_at, began_site = ledger.transaction_began_at, ledger.transaction_began_site
-        if not began_at or _was_reported(began_at, report, memory):
+        if not began_at or report.was_reported("leaked-session"):
+            return
+        reported = memory.reported(began_at, report)
+        if reported is not None and not report.is_due(reported, fact.at):
             return
         idle, age = _idle_for(fact, report), fact.at - began_at
         settings = report.settings
-        is_idle = (
-            memory.idle_began_at != began_at and idle > settings.idle_in_transaction_seconds * 1e9
-        )
-        is_long = memory.long_began_at != began_at and age > settings.long_transaction_seconds * 1e9
+        is_idle = idle > settings.idle_in_transaction_seconds * 1e9
+        is_long = age > settings.long_transaction_seconds * 1e9
+        if reported is None:
+            is_idle = is_idle and memory.idle_began_at != began_at
+            is_long = is_long and memory.long_began_at != began_at
+        else:
+            is_idle = is_idle and reported is memory.idle
+            is_long = reported is memory.long
         if not (is_idle or is_long):
             return
         live = fact.look()
         if ledger.transaction_began_at != began_at:
             return  # it ended meanwhile
+        found = _idle(idle, live, report) if is_idle else _long(age, began_site, live, report)
+        if reported is not None:
+            yield Lasting(finding=reported, message=found.message, evidence=found.evidence)
+            return
+        ledger.is_suspect = True
         if is_idle:
-            memory.idle_began_at = began_at
-            ledger.is_suspect = True
-            memory.idle = _idle(idle, live, report)
-            yield memory.idle
+            memory.idle_began_at, memory.idle = began_at, found
         else:
-            memory.long_began_at = began_at
-            ledger.is_suspect = True
-            memory.long = _long(age, began_site, live, report)
-            yield memory.long
-
-
-def _was_reported(began_at: int, report: Report, memory: _Watched) -> bool:
-    """Return whether the scope or this transaction has a lasting finding already."""
-    # A finding that the settings ignore is not in the report, and prevents no other finding.
-    return (
-        report.was_reported("leaked-session")
-        or (memory.idle_began_at == began_at and report.was_reported("idle-in-transaction"))
-        or (memory.long_began_at == began_at and report.was_reported("long-transaction"))
-    )
+            memory.long_began_at, memory.long = began_at, found
+        yield found
 
 
 def _idle_for(fact: TimePassed, report: Report) -> int:

@@ -8,8 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from session_tracer.facts import Fact
-    from session_tracer.ledger.report import Report
-    from session_tracer.model.findings import Finding, Retraction
+    from session_tracer.ledger.report import Report, Verdict
 
 __all__ = ["BuiltIn", "Detector", "Suspecting"]
 
@@ -31,8 +30,8 @@ class Detector(Protocol):
     def memory(self) -> Any:
         """Return the detector's memory of one scope. It is released with the scope."""
 
-    def judge(self, fact: Any, report: Report, memory: Any) -> Iterable[Finding | Retraction]:
-        """Return findings to report, and retractions of findings that no longer hold.
+    def judge(self, fact: Any, report: Report, memory: Any) -> Iterable[Verdict]:
+        """Return findings to report, and which findings still hold or are retracted.
 
         A `TimePassed` is judged in the watchdog's thread, perhaps while the session's own thread
         is in `judge()` with another fact.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from session_tracer.ledger.owner_state import owner_state
 from session_tracer.model.live_session import LiveSession
@@ -17,18 +17,28 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LIVE",
-    "Ages",
     "LedgerRef",
-    "ages",
+    "OpenNow",
     "connections_held",
     "end_all",
     "holders_of",
     "live_sessions",
     "look",
+    "open_now",
 ]
 
-# The name of a factory, and the ages in seconds of its open sessions and open transactions.
-Ages: TypeAlias = "tuple[str, list[float], list[float]]"
+
+class OpenNow(NamedTuple):
+    """What is open of one factory: ages of sessions and transactions in seconds.
+
+    `suspects` are the ids of the findings about something that lasts, one for each open session
+    that has one which is not retracted: the latest, for one suspicion leads to the next.
+    """
+
+    name: str
+    sessions: list[float]
+    transactions: list[float]
+    suspects: list[str]
 
 
 class LedgerRef(weakref.ref[Any]):
@@ -141,17 +151,18 @@ def _objects(ledger: Ledger, pending: int) -> dict[str, int]:
     return counts
 
 
-def ages(tracer: Tracer) -> Ages:
-    """How old, in seconds, the tracer's open sessions and open transactions are."""
-    sessions: list[float] = []
-    transactions: list[float] = []
+def open_now(tracer: Tracer) -> OpenNow:
+    """What the tracer's open sessions are at this moment."""
+    found = OpenNow(tracer.name, [], [], [])
     for ledger in list(LIVE):
-        if any(report.tracer is tracer for report in ledger.reports):
-            now = ledger.clock()
-            sessions.append((now - ledger.opened_at) / 1e9)
-            if ledger.transaction_began_at:
-                transactions.append((now - ledger.transaction_began_at) / 1e9)
-    return tracer.name, sessions, transactions
+        for report in ledger.reports:
+            if report.tracer is tracer:
+                now = ledger.clock()
+                found.sessions.append((now - ledger.opened_at) / 1e9)
+                if ledger.transaction_began_at:
+                    found.transactions.append((now - ledger.transaction_began_at) / 1e9)
+                found.suspects.extend(one.finding.id for one in report.suspicions[-1:])
+    return found
 
 
 def end_all(clock: Callable[[], float] = time.monotonic, seconds: float = 1.0) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from operator import attrgetter
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 from session_tracer import facts
 from session_tracer.ledger.guard import aside, reporting
-from session_tracer.model.findings import Finding, Retraction
+from session_tracer.ledger.suspicion import Suspicion
+from session_tracer.model.findings import Finding, Lasting, Retraction
 from session_tracer.model.summary import COUNTS, NUMBERS, SessionSummary
 from session_tracer.model.timeline import NO_TIMELINE
 
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
 __all__ = ["Attached", "Attaching", "Judge", "Publisher", "Report", "Spans", "Tracer"]
 
 _MOST_FINDINGS: Final = 1_000
-# What a detector concludes most of the time.
+# What a detector concludes.
+Verdict: TypeAlias = "Finding | Lasting | Retraction"
+# What it concludes most of the time.
 _NOTHING: Final = ()
 
 
@@ -39,7 +42,7 @@ class Judge(Protocol):
 
     def memory(self) -> Any: ...
 
-    def judge(self, fact: Any, report: Report, memory: Any) -> Iterable[Finding | Retraction]: ...
+    def judge(self, fact: Any, report: Report, memory: Any) -> Iterable[Verdict]: ...
 
 
 class Attached(Protocol):
@@ -93,6 +96,8 @@ class Logs(Protocol):
     def session_closed(self, report: Report) -> None: ...
 
     def finding(self, finding: Finding, report: Report) -> None: ...
+
+    def lasting(self, lasting: Lasting, report: Report, lasts: int) -> None: ...
 
     def retracted(self, retraction: Retraction, report: Report) -> None: ...
 
@@ -227,6 +232,8 @@ class Report:
     # The innermost open span if it is recorded: a tuple that begins with trace id and span id.
     span_context: tuple[Any, ...] | None = None
     findings: tuple[Finding, ...] = ()
+    # The findings about something that lasts which are not retracted, the latest last.
+    suspicions: tuple[Suspicion, ...] = ()
     # Whether a finding is reported again after counts were reset for another report.
     repeats = True
     # What is to be raised as `SessionMisuse`.
@@ -312,6 +319,10 @@ class Report:
         """Whether a finding of that id was reported of this scope."""
         return any(finding.id == id_ for finding in self.findings)
 
+    def is_due(self, finding: Finding, at: int) -> bool:
+        """Whether it is to be reported that the finding still holds."""
+        return any(one.finding.id == finding.id and one.due_at < at for one in self.suspicions)
+
     # Detectors.
 
     def forget_repeats(self) -> None:
@@ -347,14 +358,14 @@ class Report:
                 self.tracer.failed(type(detector).__name__, error)
                 return
         for one in ruled:
-            self._conclude(one)
+            self._conclude(one, fact)
 
-    def _rule(self, verdict: Finding | Retraction) -> Finding | Retraction | None:
+    def _rule(self, verdict: Verdict) -> Verdict | None:
         """The verdict as the policy has it reported, or None."""
         if isinstance(verdict, Finding):
             ruled = self.tracer.policy.rule(verdict, self)
             return None if ruled is None or self._is_repeated(ruled) else ruled
-        if not isinstance(verdict, Retraction):
+        if not isinstance(verdict, Lasting | Retraction):
             raise TypeError(f"{type(verdict).__qualname__} is no Finding")
         reported = self.tracer.policy.as_reported(verdict.finding)
         return replace(verdict, finding=reported) if reported in self.findings else None
@@ -367,8 +378,14 @@ class Report:
             for one in self.findings
         )
 
-    def _conclude(self, verdict: Finding | Retraction) -> None:
+    def _conclude(self, verdict: Verdict, fact: Fact) -> None:
+        if isinstance(verdict, Lasting):
+            if self.logs is not None:
+                self.emit(self.logs.lasting, verdict, self, self._lasts(verdict.finding, fact.at))
+            return
         if isinstance(verdict, Retraction):
+            id_ = verdict.finding.id
+            self.suspicions = tuple([one for one in self.suspicions if one.finding.id != id_])
             if self.logs is not None:
                 self.emit(self.logs.retracted, verdict, self)
             if self.spans is not None:
@@ -379,6 +396,8 @@ class Report:
         # A scope that goes on for ever and fails for ever must not fill the memory.
         if len(self.findings) < _MOST_FINDINGS:
             self.findings += (verdict,)
+            if isinstance(fact, facts.TimePassed):
+                self.suspicions += (Suspicion(verdict, fact.at),)
         if self.tracer.policy.raises(verdict) and len(self.misuses) < _MOST_FINDINGS:
             self.misuses += (verdict,)
             self.ledger.has_misuses = True
@@ -390,6 +409,10 @@ class Report:
             self.emit(self.spans.finding, verdict)
         for sink in self.sinks:
             self.emit(sink.finding, verdict, self)
+
+    def _lasts(self, finding: Finding, now: int) -> int:
+        """For how long the finding has held, in nanoseconds."""
+        return max(now - one.since for one in self.suspicions if one.finding.id == finding.id)
 
     # Signals. What is measured and logged of something that ended is of its span, so spans come
     # after metrics and logs; whole values come last, for a summary holds the findings.

@@ -67,7 +67,7 @@ def _due(report: Report, last: int, now: int) -> int:
     due = now + min(patience)
     if ledger.is_used:
         passed = False
-        for moment in _moments(ledger, patience, now):
+        for moment in _moments(report, patience, now):
             if moment >= now:
                 due = min(due, moment)
             elif moment >= last:
@@ -78,18 +78,22 @@ def _due(report: Report, last: int, now: int) -> int:
             if report.publisher is not None:
                 report.publisher.publish(fact)
             report.judge(fact)
+            for suspicion in report.suspicions:
+                suspicion.advance(now)
     return due
 
 
-def _moments(ledger: Ledger, patience: tuple[int, int, int], now: int) -> Iterator[int]:
+def _moments(report: Report, patience: tuple[int, int, int], now: int) -> Iterator[int]:
     """When each threshold passes, or passed: for the leak, the last time before and the next."""
-    leak, long, idle = patience
+    ledger, (leak, long, idle) = report.ledger, patience
     times = max(1, (now - ledger.opened_at - 1) // leak)
     yield ledger.opened_at + times * leak
     yield ledger.opened_at + (times + 1) * leak
     yield ledger.last_activity_at + leak
     if ledger.transaction_began_at:
         yield ledger.transaction_began_at + long
+    for suspicion in report.suspicions:
+        yield suspicion.due_at
     if ledger.held_since:
         yield max(ledger.held_since, ledger.last_statement_at) + idle
 

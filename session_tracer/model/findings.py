@@ -14,9 +14,11 @@ if TYPE_CHECKING:
 __all__ = [
     "COSTS",
     "FINDING_IDS",
+    "LASTING",
     "LEFT_OPEN",
     "REPEATS",
     "Finding",
+    "Lasting",
     "Retraction",
     "Severity",
     "ranked",
@@ -69,6 +71,8 @@ FINDING_IDS: Final[tuple[str, ...]] = (
     "blocked-event-loop",
     "shared-session",
 )
+# Findings about something that lasts, which are retracted when it ends.
+LASTING: Final = ("leaked-session", "long-transaction", "idle-in-transaction")
 # Findings about something that is done again and again.
 REPEATS: Final = frozenset(
     {
@@ -145,6 +149,21 @@ class Retraction:
         finding: The finding that was reported.
         message: How it ended, and how long it took.
         evidence: As for a finding.
+    """
+
+    finding: Finding
+    message: str
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lasting:
+    """A finding about something that lasts still holds.
+
+    Attributes:
+        finding: The finding that was reported.
+        message: What is the case now, and for how long.
+        evidence: As for a finding, as it is now.
     """
 
     finding: Finding

@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from session_tracer.facts import Fact
     from session_tracer.instrumentor import Instrumentation
     from session_tracer.ledger.loads import Passed
-    from session_tracer.ledger.report import Report
-    from session_tracer.model.findings import Retraction
+    from session_tracer.ledger.report import Report, Verdict
     from session_tracer.pytest_plugin.case import State
     from session_tracer.settings import Settings
     from session_tracer.verdicts.baseline import Baseline
@@ -246,7 +245,7 @@ class Tracing:
         """Return whether the session that this thread reports now belongs to no test."""
         return self._current.scope is None or self._current.scope.case is None
 
-    def commit_of(self, found: Finding | Retraction) -> Passed:
+    def commit_of(self, found: Verdict) -> Passed:
         """Return what was at work at the commit after which objects were loaded again."""
         scope = self._current.scope
         if scope is None or not isinstance(found, Finding) or found.id != "reload-after-commit":
@@ -310,7 +309,7 @@ class _PerTest:
     def memory(self) -> _Memory:
         return _Memory(self._tracing.case, self._detector.memory())
 
-    def judge(self, fact: Any, report: Report, memory: _Memory) -> Iterable[Finding | Retraction]:
+    def judge(self, fact: Any, report: Report, memory: _Memory) -> Iterable[Verdict]:
         self._tracing.note(fact, report)
         if memory.case is not self._tracing.case and self._tracing.outlives_tests():
             memory.case, memory.of_detector = self._tracing.case, self._detector.memory()
@@ -322,9 +321,7 @@ class _PerTest:
             self._detector.judge(fact, report, memory.of_detector), report
         )
 
-    def _of_the_application(
-        self, found: Iterable[Finding | Retraction], report: Report
-    ) -> Iterator[Finding | Retraction]:
+    def _of_the_application(self, found: Iterable[Verdict], report: Report) -> Iterator[Verdict]:
         """Leave out what the running test itself repeats, or committed as its set-up."""
         for one in found:
             earlier, report.passed = [report.passed, self._tracing.commit_of(one)], {}

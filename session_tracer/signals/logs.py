@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from session_tracer.exporter import Exporter, LogEvent
     from session_tracer.facts import Fact
     from session_tracer.ledger.report import Report
-    from session_tracer.model.findings import Finding, Retraction
+    from session_tracer.model.findings import Finding, Lasting, Retraction
     from session_tracer.settings import Settings
     from session_tracer.signals.limiter import Held
     from session_tracer.where.callsite import CallSite
@@ -148,6 +148,29 @@ class LogSignal:
             return False
         key = (summed.event, summed.level, summed.identity["work"], *summed.fields.items())
         return self._limiter.hold(key, summed, numbers())
+
+    def lasting(self, lasting: Lasting, report: Report, lasts: int) -> None:
+        """Log that a finding still holds, which it has for `lasts` nanoseconds.
+
+        Repeats are held back and counted as those of the finding are.
+        """
+        finding = lasting.finding
+        fields = {
+            "finding_id": finding.id,
+            "explanation": lasting.message,
+            "remedy": finding.remedy,
+            "site": _site(finding.site),
+        }
+        identity = {"session_name": report.name, "work": finding.work}
+        repeated = _Summed(finding.severity, names.FINDING_LASTING, identity, fields)
+        key = (names.FINDING_LASTING, finding.id, finding.site, finding.work)
+        if self._limiter.hold(key, repeated):
+            return
+        fields["session_site"] = _site(finding.session_site)
+        held = {"lasting_ms": _ms(lasts), **lasting.evidence}
+        self._emit(
+            finding.severity, names.FINDING_LASTING, report, fields | held, self._of_findings
+        )
 
     def retracted(self, retraction: Retraction, report: Report) -> None:
         """Log that a finding is retracted, even if it was held back itself."""

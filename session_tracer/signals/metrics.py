@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import weakref
+from collections import Counter
 from operator import attrgetter
 from time import time_ns
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from opentelemetry import trace
 from opentelemetry.context import get_current
@@ -16,6 +17,7 @@ from opentelemetry.metrics import (
     Observation,
 )
 
+from session_tracer.model.findings import LASTING
 from session_tracer.runtime import process, threads
 from session_tracer.signals import names
 from session_tracer.signals.histograms import RecordedHistograms
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
     from session_tracer import facts
     from session_tracer.facts import Counts, Database, Outcome, Trigger
-    from session_tracer.ledger.registry import Ages
+    from session_tracer.ledger.registry import OpenNow
     from session_tracer.ledger.report import Report
     from session_tracer.model.findings import Finding
     from session_tracer.settings import Settings
@@ -119,13 +121,16 @@ class Instruments:
             meter.create_observable_up_down_counter(
                 metric.name,
                 # SESSIONS_OPEN is the first that a collection asks: counters count what waits, too.
-                [self._histograms.take_waiting, self._gauge(metric, len)],
+                [self._histograms.take_waiting, self._gauge(_OBSERVED[metric.name])],
                 metric.unit,
                 metric.description,
             )
         elif metric.instrument == "gauge":
             meter.create_observable_gauge(
-                metric.name, [self._gauge(metric, _oldest)], metric.unit, metric.description
+                metric.name,
+                [self._gauge(_OBSERVED[metric.name])],
+                metric.unit,
+                metric.description,
             )
 
     def _counter(self, name: str) -> Callable[[CallbackOptions], Iterable[Observation]]:
@@ -135,26 +140,49 @@ class Instruments:
 
         return observe
 
-    def _gauge(
-        self, metric: Metric, of: Callable[[list[float]], float]
-    ) -> Callable[[CallbackOptions], Iterable[Observation]]:
-        transactions = metric in (names.TRANSACTIONS_OPEN, names.TRANSACTION_OLDEST)
-
+    def _gauge(self, of: Observed) -> Callable[[CallbackOptions], Iterable[Observation]]:
         def observe(_: CallbackOptions) -> Iterator[Observation]:
-            ages: dict[str, list[float]] = {}
+            by_name: dict[str, list[OpenNow]] = {}
             for signal in list(self._signals):
-                for name, of_sessions, of_transactions in signal.ages():
-                    ages.setdefault(name, []).extend(
-                        of_transactions if transactions else of_sessions
-                    )
-            for name, values in ages.items():
-                yield Observation(of(values), {names.SESSION_NAME: name})
+                for one in signal.open_now():
+                    by_name.setdefault(one.name, []).append(one)
+            for name, every in by_name.items():
+                for number, attributes in of(every):
+                    yield Observation(number, {names.SESSION_NAME: name, **attributes})
 
         return observe
 
 
-def _oldest(ages: list[float]) -> float:
-    return max(ages, default=0.0)
+# What is observed of the open sessions of one name: numbers and attributes.
+Observed: TypeAlias = "Callable[[list[OpenNow]], Iterable[tuple[float, dict[str, str]]]]"
+
+
+def _number(of: Callable[[OpenNow], list[float]]) -> Observed:
+    return lambda every: [(sum(len(of(one)) for one in every), {})]
+
+
+def _oldest(of: Callable[[OpenNow], list[float]]) -> Observed:
+    return lambda every: [(max((age for one in every for age in of(one)), default=0.0), {})]
+
+
+def _suspects(every: list[OpenNow]) -> Iterator[tuple[float, dict[str, str]]]:
+    # Zero, too: that a finding is retracted, or was never reported, is a value.
+    numbers = Counter(dict.fromkeys(LASTING, 0))
+    for one in every:
+        numbers.update(one.suspects)
+    for id_, number in numbers.items():
+        yield number, {names.FINDING_ID: id_}
+
+
+_sessions: Final = attrgetter("sessions")
+_transactions: Final = attrgetter("transactions")
+_OBSERVED: Final[Mapping[str, Observed]] = {
+    names.SESSIONS_OPEN.name: _number(_sessions),
+    names.SESSION_OLDEST.name: _oldest(_sessions),
+    names.SUSPECTS.name: _suspects,
+    names.TRANSACTIONS_OPEN.name: _number(_transactions),
+    names.TRANSACTION_OLDEST.name: _oldest(_transactions),
+}
 
 
 # For the totals: a thread may take over between reading and writing. Reentrant, for the garbage
@@ -190,9 +218,9 @@ def _reference_to(provider: MeterProvider) -> Callable[[], MeterProvider | None]
 class MetricSignal:
     """The metrics of the sessions of one tracer.
 
-    `ages` returns the open sessions when a reader collects. Of each transaction, flush and session
-    that ends, one row is kept until then, or until there are many. Keeping a row runs no code of
-    another library and never raises. `failed` is called if a row cannot be counted.
+    `open_now` returns the open sessions when a reader collects. Of each transaction, flush and
+    session that ends, one row is kept until then, or until there are many. Keeping a row runs no
+    code of another library and never raises. `failed` is called if a row cannot be counted.
     """
 
     def __init__(
@@ -202,14 +230,14 @@ class MetricSignal:
         settings: Settings,
         version: str,
         *,
-        ages: Callable[[], Ages],
+        open_now: Callable[[], OpenNow],
         failed: Callable[[str, Exception], None],
         histograms: Histograms | None = None,
     ) -> None:
         self._instruments = instruments = _instruments_of(provider, version, histograms)
         self._waiting = instruments.waiting
         self._name = name
-        self._ages: Callable[[], Ages] | None = ages
+        self._open_now: Callable[[], OpenNow] | None = open_now
         self._failed = failed
         self._most_entities = settings.max_entities
         self._entities: set[str] = set()
@@ -219,13 +247,13 @@ class MetricSignal:
         self._loads: dict[tuple[str, str], Total] = {}
         instruments.join(self)
 
-    def ages(self) -> list[Ages]:
-        """The ages of what is open now; nothing once this signal is closed."""
-        return [] if self._ages is None else [self._ages()]
+    def open_now(self) -> list[OpenNow]:
+        """What is open now; nothing once this signal is closed."""
+        return [] if self._open_now is None else [self._open_now()]
 
     def close(self) -> None:
         """Stop answering the gauges."""
-        self._ages = None
+        self._open_now = None
 
     def finding(self, finding: Finding, report: Report) -> None:
         """Count a finding."""

@@ -68,6 +68,7 @@ TRANSACTION_ENDED: Final = "transaction.ended"
 FLUSH_COMPLETED: Final = "flush.completed"
 FLUSH_FAILED: Final = "flush.failed"
 FINDING: Final = "finding"
+FINDING_LASTING: Final = "finding.lasting"
 FINDING_RETRACTED: Final = "finding.retracted"
 SUPPRESSED: Final = "suppressed"
 
@@ -105,6 +106,12 @@ SESSIONS_OPEN: Final = Metric(
 )
 SESSION_OLDEST: Final = Metric(
     "sqlalchemy.session.oldest.age", "gauge", "s", "Age of the session open longest."
+)
+SUSPECTS: Final = Metric(
+    "sqlalchemy.session.suspects",
+    "gauge",
+    "{session}",
+    "Open sessions with a finding about something that lasts and has not ended.",
 )
 IDENTITY_MAP: Final = Metric(
     "sqlalchemy.session.identity_map.size",
@@ -176,6 +183,7 @@ METRICS: Final = (
     SESSION_DURATION,
     SESSIONS_OPEN,
     SESSION_OLDEST,
+    SUSPECTS,
     IDENTITY_MAP,
     OBJECTS,
     SESSION_STATEMENTS,

@@ -16,6 +16,7 @@ from session_tracer.ledger.ledger import Ledger
 from session_tracer.ledger.loads import Load
 from session_tracer.ledger.object_counter import NOTHING_LOADED, Counter
 from session_tracer.ledger.origin import Origin, Scope
+from session_tracer.ledger.registry import OpenNow
 from session_tracer.model.timeline import NO_TIMELINE
 from session_tracer.tracer import Tracer
 from session_tracer.where import owner
@@ -388,7 +389,7 @@ class _Tracer(Tracer):
             Settings(**settings),
             fixed(exporter),
             detectors,
-            lambda tracer: (tracer.name, [], []),
+            lambda tracer: OpenNow(tracer.name, [], [], []),
         )
         self.trace = 0
         for logs in self._logs:

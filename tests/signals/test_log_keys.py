@@ -87,6 +87,7 @@ def test_each_event_is_in_the_table() -> None:
         names.FLUSH_COMPLETED,
         names.FLUSH_FAILED,
         names.FINDING,
+        names.FINDING_LASTING,
         names.FINDING_RETRACTED,
         names.SUPPRESSED,
     }

@@ -252,6 +252,7 @@ def test_the_metrics_arrive(received: Callable[[str], str]) -> None:
         "sqlalchemy.session.duration": ("s", "Histogram", "", 1),
         "sqlalchemy.session.open": ("{session}", "Sum", "false", 1),
         "sqlalchemy.session.oldest.age": ("s", "Gauge", "", 1),
+        "sqlalchemy.session.suspects": ("{session}", "Gauge", "", 3),
         "sqlalchemy.session.identity_map.size": ("{object}", "Histogram", "", 1),
         "sqlalchemy.session.objects": ("{object}", "Sum", "true", 4),
         "sqlalchemy.session.statements": ("{statement}", "Histogram", "", 1),
