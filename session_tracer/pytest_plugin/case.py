@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from session_tracer import facts
 from session_tracer.ledger.registry import live_sessions
@@ -14,6 +14,7 @@ from session_tracer.pytest_plugin.cost import Cost
 from session_tracer.pytest_plugin.counts import BudgetCounts, SessionCounts
 
 if TYPE_CHECKING:
+    import weakref
     from collections.abc import Callable, Iterator
 
     from session_tracer.facts import Fact
@@ -57,7 +58,7 @@ class Scope:
         case: The test that it belongs to, or None.
         shared: Whether it was opened by a fixture with a wider scope than one test.
         left_open: Whether it was reported that its test left it open.
-        is_registrys: Whether a `scoped_session` has made its session, and keeps it.
+        registry: The `scoped_session` that has made its session.
         opened_for: The line of the tests that led to its first use.
         is_tests: Whether the tests' own code has used it.
         last: The test that used it last.
@@ -70,7 +71,7 @@ class Scope:
     case: Case | None
     shared: bool
     left_open: bool = False
-    is_registrys: bool = False
+    registry: weakref.ref[Any] | None = None
     opened_for: CallSite | None = None
     is_tests: bool = False
     last: Case | None = None
@@ -96,9 +97,9 @@ class Scope:
         came = self.origins.get(brought)
         return came is not None and came != self.origins.get(finding.site)
 
-    def is_opened_for_tests(self, opened: CallSite | None) -> bool:
-        """Return whether the application opened it, at this line, and the tests use it."""
-        is_theirs = self.is_tests and self.opened_for is not None
+    def is_opened_for_tests(self, opened: CallSite | None, *, is_kept: bool) -> bool:
+        """Return whether the application opened it, at this line, and the tests keep or use it."""
+        is_theirs = (self.is_tests or is_kept) and self.opened_for is not None
         return is_theirs and self.case is not None and not self.case.has_line(opened)
 
     @property

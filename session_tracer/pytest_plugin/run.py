@@ -10,6 +10,7 @@ import pytest
 
 from session_tracer.detectors.evidence import life_site
 from session_tracer.exporters.wording import counted
+from session_tracer.ledger.registry import LIVE
 from session_tracer.model.findings import LEFT_OPEN
 from session_tracer.pytest_plugin import wording
 from session_tracer.pytest_plugin.annotations import (
@@ -20,6 +21,7 @@ from session_tracer.pytest_plugin.annotations import (
 from session_tracer.pytest_plugin.case import Case
 from session_tracer.pytest_plugin.completeness import Completeness
 from session_tracer.pytest_plugin.configured import settings_for_tests
+from session_tracer.pytest_plugin.holders import Holders
 from session_tracer.pytest_plugin.limits import read_limits
 from session_tracer.pytest_plugin.own_files import OwnFiles
 from session_tracer.pytest_plugin.reports import check_writable, write_json, write_sarif
@@ -60,6 +62,7 @@ class Run:
         if not hasattr(config, "workerinput"):  # xdist's controller writes
             _check_files(options)
         self._found = RunFindings()
+        self._holders = Holders()
         self._completeness = Completeness(config)
         self._update: baseline.Update | None = None
         settings = settings_for_tests(options.settings)
@@ -88,13 +91,20 @@ class Run:
             # A session is reported as leaked or as left open, not as both. If the tests use it, it
             # is not reported as leaked.
             if scope.is_tests or not report.was_reported("leaked-session"):
-                finding = _left_open(report, scope)
-                self.tracing.conclude(finding, report, case)
+                self._left_open(case, report, scope)
             scope.left_open = True
         self._found.ended(case)
         if not self._options.on:
             self.tracing.case = None
             self.tracing.stop()
+
+    def _left_open(self, case: Case, report: Report, scope: Scope) -> None:
+        """Report a session that is open after its test, unless something keeps it for later."""
+        lines = report.ledger.opened_site, scope.opened_for
+        holder = self._holders.of(LIVE[report.ledger](), scope.registry, lines)
+        if holder != "others":
+            finding = _left_open(report, scope, is_tests=holder == "test")
+            self.tracing.conclude(finding, report, case)
 
     def judge(self, case: Case, *phases: Phase) -> None:
         """Fail the test if it has exceeded a budget, or if findings of these phases are severe."""
@@ -229,8 +239,8 @@ def _check_files(options: Options) -> None:
             check_writable(option, path)
 
 
-def _left_open(report: Report, scope: Scope) -> Finding:
-    """Return the finding, at the tests' line if it is the tests that use the session."""
+def _left_open(report: Report, scope: Scope, *, is_tests: bool) -> Finding:
+    """Return the finding, at the tests' line if it is the tests that have or use the session."""
     began = report.ledger.transaction_began_site
     where = "" if began is None else f" begun at {began}"
     is_async = report.ledger.is_async
@@ -238,15 +248,16 @@ def _left_open(report: Report, scope: Scope) -> Finding:
         f"{'async with AsyncSessionLocal()' if is_async else 'with SessionLocal()'} as session:"
     )
     site = life_site(report)
-    if scope.is_registrys or scope.is_opened_for_tests(site):
-        end = "Session.remove()" if scope.is_registrys else "session.close()"
+    is_theirs = scope.is_opened_for_tests(site, is_kept=is_tests)
+    if scope.registry is not None or is_theirs:
+        end = "session.close()" if scope.registry is None else "Session.remove()"
         remedy = f"{'await ' if is_async else ''}{end}  # at the end of the test or its fixture"
     return report.finding(
         LEFT_OPEN,
         "warning",
         f"a session was still open after its test, in a transaction{where}",
         remedy,
-        scope.opened_for if scope.is_opened_for_tests(site) else site,
+        scope.opened_for if is_theirs else site,
         evidence={} if began is None else {"began_at": str(began)},
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, get_args
 
@@ -12,11 +13,12 @@ from session_tracer.exporter import Exporter
 from session_tracer.hooks.targets import resolve
 from session_tracer.instrumentor import capture
 from session_tracer.ledger import failures, openings, watchdog
+from session_tracer.ledger.registry import LIVE
 from session_tracer.model.findings import Finding
 from session_tracer.pytest_plugin.case import Case, Reported, Scope
 from session_tracer.pytest_plugin.client_threads import ClientThreads
 from session_tracer.verdicts.policy import Policy
-from session_tracer.where.callsite import is_in_registry
+from session_tracer.where.callsite import registry_at_work
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -95,6 +97,8 @@ class Tracing:
         self._of_fixtures: set[str] = set()
         # The open sessions by their ids.
         self._open: dict[str, tuple[Report, Scope]] = {}
+        self._registries: weakref.WeakKeyDictionary[Any, weakref.ref[Any]]
+        self._registries = weakref.WeakKeyDictionary()
         self._current = _Current()
         self._clients = ClientThreads()
         # Sessions of several threads may be reported at the same time.
@@ -230,12 +234,21 @@ class Tracing:
 
     def _opened(self, report: Report, scope: Scope) -> None:
         self._open[report.ledger.id] = report, scope
-        scope.is_registrys = is_in_registry()
+        scope.registry = self._registry_of(report)
         if scope.case is not None:
             scope.opened_for = report.ledger.locator.innermost(scope.case.own_files.begins)
         self.sessions += self.is_on  # sessions that were open before are not counted
         if self._sharing or self.case is None or self.case.phase != "call":
             self._of_fixtures.add(report.ledger.id)
+
+    def _registry_of(self, report: Report) -> weakref.ref[Any] | None:
+        """Return the `scoped_session` that has made the session, for this or an earlier scope."""
+        session, registry = LIVE[report.ledger](), registry_at_work()
+        if session is None:
+            return None
+        if registry is not None:
+            self._registries[session] = weakref.ref(registry)
+        return self._registries.get(session)
 
     def is_of_a_fixture(self, *session_ids: str) -> bool:
         """Return whether one of these sessions is open and was opened by a fixture."""

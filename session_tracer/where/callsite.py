@@ -25,8 +25,8 @@ __all__ = [
     "Callers",
     "Locator",
     "is_in",
-    "is_in_registry",
     "is_installed",
+    "registry_at_work",
     "whole_stack",
 ]
 
@@ -772,9 +772,12 @@ def is_in(site: CallSite | None, code: CodeType) -> bool:
     )
 
 
-def is_in_registry() -> bool:
-    """Return whether a `scoped_session` makes a session now, or passes a call on to its session."""
-    return any(frame.f_globals.get("__name__") in _REGISTRIES for frame in whole_stack())
+def registry_at_work() -> Any:
+    """Return the `scoped_session` that makes a session now, or passes a call on to its session."""
+    for frame in whole_stack():
+        if frame.f_globals.get("__name__") in _REGISTRIES:
+            return frame.f_locals.get("self")
+    return None
 
 
 def _outwards(frame: FrameType | None) -> Iterator[FrameType]:

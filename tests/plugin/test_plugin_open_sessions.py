@@ -165,11 +165,13 @@ def test_leaves_it(SessionLocal):
 
 HUB: Final = """
 from sqlalchemy import select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, scoped_session
 
 KEPT = []
 
 class Hub:
+    current = None
+
     def __init__(self, maker):
         self.maker = maker
 
@@ -180,9 +182,32 @@ class Hub:
     def look(self):
         self.session.execute(select(1))
 
+class Registered(Hub):
+    def __init__(self, maker):
+        self.maker = scoped_session(maker)
+
+    def end(self):
+        self.session.close()
+
+def forget(maker):
+    hub = Hub(maker)
+    hub.itself = hub
+    hub.start()
+
 def leak(maker):
     KEPT.append(maker())  # leaked
     KEPT[-1].connection()
+
+def get_db(maker):
+    session = maker()
+    try:
+        yield session
+    finally:
+        session.close()
+
+def ask(maker):
+    KEPT.append(get_db(maker))
+    next(KEPT[-1]).connection()  # asked
 """
 
 
@@ -191,58 +216,131 @@ def test_what_the_application_opens_for_the_tests_is_at_their_line(suites: Suite
     suites.configure("pythonpath = .")
     run = suites.run_source(
         """
-from hub import Hub, leak
+from hub import Hub, ask, forget, leak
 from tests.stories.findings.due import look_ahead
-
-HUBS = []
 
 @pytest.fixture
 def hub(SessionLocal):
     hub = Hub(SessionLocal)
     hub.start()  # for the fixture
     hub.session.scalars(select(Author)).all()
-    HUBS.append(hub)
+    return hub
+
+@pytest.fixture
+def quiet_hub(SessionLocal):
+    hub = Hub(SessionLocal)
+    hub.start()  # for the quiet fixture
     return hub
 
 def test_has_a_hub(hub):
     hub.look()
     look_ahead(3600)
 
+def test_has_a_hub_that_only_the_application_uses(quiet_hub):
+    quiet_hub.look()
+
 def test_starts_a_hub(SessionLocal):
     hub = Hub(SessionLocal)
+    hub.itself = hub
     hub.start()  # for the test
-    HUBS.append(hub)
     hub.look()
     hub.session.scalars(select(Author)).all()
 
 def test_stops_its_hub(hub):
     hub.session.close()
 
-def test_of_a_hub_that_only_the_application_uses(SessionLocal):
-    hub = Hub(SessionLocal)
-    hub.start()
-    HUBS.append(hub)
-    hub.look()
-
 def test_of_code_that_leaks(SessionLocal):
     with SessionLocal() as session:
         session.scalars(select(Author)).all()
     leak(SessionLocal)
+
+def test_of_code_that_forgets_a_generator(SessionLocal):
+    ask(SessionLocal)
+
+def test_of_code_that_forgets_what_has_the_session(SessionLocal):
+    forget(SessionLocal)
 """,
         "--session-tracer=report",
     )
     found = [line.split()[:2] for line in run.summary if line.startswith("left-open")]
-    assert found == [
-        ["left-open", "hub.py:12"],
-        ["left-open", "hub.py:19"],
-        ["left-open", suites.at("# for the fixture")],
-        ["left-open", suites.at("# for the test")],
-    ]
+    assert (
+        sorted(found)
+        == [
+            ["left-open", "hub.py:14"],  # by forget()
+            ["left-open", f"hub.py:{HUB[: HUB.index('# leaked')].count(chr(10)) + 1}"],
+            ["left-open", f"hub.py:{HUB[: HUB.index('# asked')].count(chr(10)) + 1}"],
+            ["left-open", suites.at("# for the fixture")],
+            ["left-open", suites.at("# for the quiet fixture")],
+            ["left-open", suites.at("# for the test")],
+        ]
+    )
     assert [line for line in run.summary if line.startswith("    write")] == [
-        *["    write with SessionLocal() as session:"] * 2,
-        *["    write session.close()  # at the end of the test or its fixture"] * 2,
+        *["    write with SessionLocal() as session:"] * 3,
+        *["    write session.close()  # at the end of the test or its fixture"] * 3,
     ]
-    assert run.summary[-1].startswith("4 findings")
+    assert run.summary[-1].startswith("6 findings")
+
+
+def test_what_other_objects_keep_for_longer_than_a_test_is_left_to_them(suites: Suites) -> None:
+    (suites.folder / "hub.py").write_text(HUB)
+    suites.configure("pythonpath = .")
+    run = suites.run_source(
+        """
+import hub
+from hub import Hub, Registered
+from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
+from sqlalchemy.pool import StaticPool
+
+class Container:
+    pass
+
+@pytest.fixture(scope="module")
+def shared_hub(SessionLocal):
+    return Hub(SessionLocal)
+
+@pytest.fixture(scope="class")
+def registered(SessionLocal):
+    container = Container()
+    container.parts = {"hub": Registered(SessionLocal)}
+    yield container
+
+def test_of_a_wider_fixture(shared_hub):
+    shared_hub.start()
+    shared_hub.look()
+
+def test_of_the_application(SessionLocal):
+    Hub.current = Hub(SessionLocal)
+    Hub.current.start()
+
+def test_of_a_module(SessionLocal):
+    hub.session = SessionLocal()
+    hub.session.connection()
+
+class TestRegistered:
+    def test_opens_it(self, registered):
+        registered.parts["hub"].start()
+
+    @pytest.mark.parametrize("_", range(4))
+    def test_uses_it_again(self, registered, _):
+        registered.parts["hub"].end()
+        registered.parts["hub"].look()
+
+@pytest.mark.asyncio(loop_scope="module")
+class TestAsync:
+    async def test_opens_it(self):
+        engine = create_async_engine("sqlite+aiosqlite://", poolclass=StaticPool)
+        Hub.current = Hub(async_sessionmaker(engine))
+        Hub.current.session = Hub.current.maker()
+        await Hub.current.session.execute(select(1))
+
+    async def test_closes_it(self):
+        await Hub.current.session.close()
+        await Hub.current.maker.kw["bind"].dispose()
+""",
+        "--session-tracer=report",
+    )
+    assert set(run.outcomes.values()) == {"passed"}
+    assert run.summary == []
 
 
 def test_a_session_that_a_registry_keeps_is_left_to_the_registry_to_remove(suites: Suites) -> None:
@@ -320,6 +418,8 @@ def test_what_a_failed_test_could_not_close_is_not_reported(suites: Suites) -> N
 import gc
 from tests.stories.findings.due import look_ahead
 
+KEPT = []
+
 @pytest.fixture
 def broken(SessionLocal):
     session = SessionLocal()
@@ -345,11 +445,11 @@ def test_later(SessionLocal):
 def test_leaves_it(SessionLocal):
     session = SessionLocal()
     session.connection()  # left
-    globals()["kept"] = session
+    KEPT.append(session)
 
 def test_later_again():
     look_ahead(3600)
-    globals().pop("kept")
+    KEPT.clear()
     gc.collect()
 """,
         "--session-tracer=report",

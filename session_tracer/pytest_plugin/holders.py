@@ -1,0 +1,128 @@
+"""Finds out whether anything but its test holds a session that is open after the test."""
+
+from __future__ import annotations
+
+import gc
+from collections import deque
+from types import (
+    AsyncGeneratorType,
+    CellType,
+    CoroutineType,
+    FrameType,
+    FunctionType,
+    GeneratorType,
+    ModuleType,
+)
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    import weakref
+    from collections.abc import Hashable
+
+__all__ = ["Holder", "Holders"]
+
+Holder: TypeAlias = Literal["nothing", "test", "others"]
+
+# What has a session for a moment, or among others, and not under a name for later use.
+_PASSING: Final = frozenset(
+    {
+        *(list, tuple, set, frozenset, deque),
+        *(CellType, FrameType, FunctionType),
+        *(GeneratorType, CoroutineType, AsyncGeneratorType),
+    }
+)
+_ASYNC_SESSION: Final = ("sqlalchemy.ext.asyncio.session", "AsyncSession")
+_FIXTURE: Final = ("_pytest.fixtures", "FixtureDef")
+_MOST_STEPS: Final = 15
+_MOST_OBJECTS: Final = 5_000
+# Each step reads every object of the process. Sessions of one line are mostly held alike.
+_MOST_LOOKS: Final = 3
+
+
+class Holders:
+    """Finds what holds sessions: an attribute of an object, a module's name, a `scoped_session`.
+
+    If these are there for longer than the test and its own fixtures, they keep the session for
+    others, and no code has forgotten to close it.
+    """
+
+    def __init__(self) -> None:
+        self._found: dict[Hashable, tuple[int, Holder]] = {}
+
+    def of(self, session: object, registry: weakref.ref[Any] | None, lines: Hashable) -> Holder:
+        """Return what holds a session.
+
+        Args:
+            session: The session.
+            registry: The `scoped_session` that has made it.
+            lines: Where it was opened.
+        """
+        looks, holder = self._found.get(lines, (0, "nothing"))
+        if looks < _MOST_LOOKS:
+            keeper = None if registry is None else registry()
+            holder = (
+                _of_session(session) if keeper is None else _search(_Objects([keeper]), _Objects())
+            )
+            self._found[lines] = looks + 1, holder
+        return holder
+
+
+class _Objects(list[Any]):
+    """Objects that are looked at. It has a type of its own because it refers to them as well."""
+
+
+def _of_session(session: object) -> Holder:
+    """Return what holds a session, or the AsyncSession that has it."""
+    inner = _Objects([session])
+    direct = _outer(inner, inner)
+    wrappers = [one for one in (*direct, *_outer(direct, direct)) if _is(one, _ASYNC_SESSION)]
+    if wrappers:
+        inner = _Objects([session, *wrappers])
+        direct = _outer(inner, inner)
+    named = (one for one in direct if type(one) not in _PASSING and not _is_sqlalchemys(one))
+    return _search(_Objects(named), inner)
+
+
+def _search(now: _Objects, seen: _Objects) -> Holder:
+    """Look for it from the inside out. Nothing is kept, and no object is asked for anything."""
+    found: Holder = "nothing"
+    for _ in range(_MOST_STEPS):
+        # They live until the search has ended: otherwise their ids would be given to new objects.
+        seen += now
+        if any(issubclass(type(one), type | ModuleType) or _is(one, _FIXTURE) for one in now):
+            return "others"
+        if any(map(_is_pytests, now)):
+            found = "test"
+        now = _outer(_Objects(one for one in now if not _is_pytests(one)), seen)
+        if not now:
+            return found
+        if len(seen) > _MOST_OBJECTS:
+            break
+    return "others"
+
+
+def _outer(inner: _Objects, seen: _Objects) -> _Objects:
+    """Return what refers to these objects, without frames and what was seen before."""
+    known = set(map(id, seen))
+    referrers = gc.get_referrers(*inner) if inner else ()
+    return _Objects(
+        one
+        for one in referrers
+        if id(one) not in known and type(one) is not FrameType and not _is_ours(one)
+    )
+
+
+def _is(one: Any, kind: tuple[str, str]) -> bool:
+    return any((base.__module__, base.__name__) == kind for base in type(one).__mro__)
+
+
+def _is_pytests(one: Any) -> bool:
+    return any(str(base.__module__).startswith("_pytest.") for base in type(one).__mro__)
+
+
+def _is_sqlalchemys(one: Any) -> bool:
+    return str(type(one).__module__).startswith("sqlalchemy.")
+
+
+def _is_ours(one: Any) -> bool:
+    return str(type(one).__module__).startswith("session_tracer.")
