@@ -120,6 +120,7 @@ ALIKE_ON_EVERY_SQLALCHEMY = (
     "--ignore=tests/test_tasks.py",
     "--ignore=tests/test_types.py",
     "--ignore=tests/test_watch_thread.py",
+    "--ignore=tests/test_web_examples.py",
     "--ignore=tests/test_words.py",
     "--deselect=tests/test_instrumentor.py::test_an_otlp_endpoint_makes_it_otlp",
 )
@@ -504,6 +505,20 @@ def misuse(arguments: list[str]) -> int:
     return run_program([examples(), "-m", "examples.misuse", *arguments])
 
 
+def fastapi(arguments: list[str]) -> int:
+    return run_program([examples(), "-m", "uvicorn", "examples.fastapi_app.main:app", *arguments])
+
+
+def flask(arguments: list[str]) -> int:
+    return run_program(
+        [examples(), "-m", "flask", "--app=examples.flask_app.app", "run", *arguments]
+    )
+
+
+def load(arguments: list[str]) -> int:
+    return run_program([examples(), "-m", "examples.load", *arguments])
+
+
 def benchmark(arguments: list[str]) -> int:
     named = arguments[:1] if arguments[:1] in ([line] for line in LINES) else []
     for line in named or LINES:
@@ -707,6 +722,9 @@ def refuse(arguments: list[str]) -> None:
 TASKS = (
     Task("bookshop", "run the example; its arguments are passed on", bookshop),
     Task("misuse", "show every finding, or those named; its arguments are passed on", misuse),
+    Task("fastapi", "run the FastAPI example; uvicorn's arguments are passed on", fastapi),
+    Task("flask", "run the Flask example; the arguments of `flask run` are passed on", flask),
+    Task("load", "visit one of the two: [fastapi|flask] [mistake ...] [--incident] [--help]", load),
     Task("test", "check everything, as CI does; pytest's arguments are passed on", test),
     Task("long", "run all cases of the tests that `test` samples; takes an hour", long),
     Task("lint", "check style and types only", lint),

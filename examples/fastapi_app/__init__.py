@@ -1,0 +1,1 @@
+"""A small shop's API with FastAPI and asynchronous sessions."""

@@ -1,0 +1,1 @@
+"""The same shop's API with Flask and Flask-SQLAlchemy."""

@@ -1,0 +1,98 @@
+"""Tests the FastAPI and the Flask example: right, they report nothing; each mistake is reported."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from examples import load
+
+README: Final = (Path(__file__).parent.parent / "examples" / "README.md").read_text()
+
+
+def placeholders(request: str) -> str:
+    """A request in the same words for both frameworks."""
+    return re.sub(r"[<{].+?[>}]", "ID", request)
+
+
+# The mistakes of an application, each with the requests in which it is made.
+MISTAKES: Final = {
+    application: {
+        mistake: placeholders(request)
+        for mistake, only, request in re.findall(
+            r"^\| `([a-z-]+)`(?: \((\w+)\))? \| `([A-Z]+ /.*?)` \|", README, re.MULTILINE
+        )
+        if only.lower() in ("", application)
+    }
+    for application in load.APPLICATIONS
+}
+# What some of these mistakes cause in addition.
+CONSEQUENCES: Final = {
+    "abandoned-session",
+    "failed-flush",
+    "idle-in-transaction",
+    "leaked-session",
+}
+IDLE_SECONDS: Final = 0.2
+
+
+@pytest.fixture
+def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The log of the applications that are started."""
+    path = tmp_path / "log.jsonl"
+    monkeypatch.setenv("SESSION_TRACER_EXPORTER", "jsonl")
+    monkeypatch.setenv("SESSION_TRACER_JSONL_PATH", str(path))
+    return path
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lasts is reported soon after it has begun."""
+    monkeypatch.setenv("SESSION_TRACER_IDLE_IN_TRANSACTION_SECONDS", str(IDLE_SECONDS))
+    monkeypatch.setenv("SESSION_TRACER_LEAK_AFTER_SECONDS", str(IDLE_SECONDS * 2))
+    monkeypatch.setenv("SHOP_PAYMENT_SECONDS", str(IDLE_SECONDS * 3))
+
+
+def findings(log: Path) -> list[dict[str, Any]]:
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    return [event for event in events if event["event"] == "finding"]
+
+
+def visit(url: str) -> list[int]:
+    """Make each visit; the answers."""
+    rng = random.Random(7)
+    visits = [one for _, one in load.WITH_THE_CATALOGUE]
+    visits += [load.bestsellers, load.bestsellers]
+    with load.client_of(url) as client:
+        answers = [one(client, rng) for one in visits]
+        answers += [client.post("/customers", json={"email": "a@example.org"}) for _ in range(2)]
+        answers += [client.get("/authors/3") for _ in range(2)]
+    return [answer.status_code for answer in answers]
+
+
+@pytest.mark.parametrize("application", load.APPLICATIONS)
+def test_the_right_application_reports_nothing(application: str, log: Path) -> None:
+    with load.running(application, "") as url:
+        assert set(visit(url)) == {200, 201, 409}
+    assert findings(log) == []
+
+
+@pytest.mark.parametrize("application", load.APPLICATIONS)
+def test_each_mistake_is_reported_of_its_request(application: str, log: Path, soon: None) -> None:
+    made = MISTAKES[application]
+    with load.running(application, ",".join(made)) as url:
+        assert set(visit(url)) == {200, 500}
+        time.sleep(IDLE_SECONDS * 4)
+    found = findings(log)
+    ids = {(each["finding_id"], placeholders(each.get("work", ""))) for each in found}
+    # A session that all requests share works for none of them.
+    wanted = {(id_, "" if id_ == "shared-session" else request) for id_, request in made.items()}
+    assert wanted - ids == set()
+    assert {id_ for id_, _ in ids} - set(made) <= CONSEQUENCES
+    assert {each["site"].split("/")[1] for each in found} == {f"{application}_app"}
