@@ -35,11 +35,6 @@ REASONS: Final[dict[str, str]] = {
         "the requests of a server that share a session are no loop"
     ),
     "bug_62_upsert_per_row": _WRITES,
-    "clean_16_polling_loop": (
-        "repeated-select: it polls six times in one transaction, which the statements do not "
-        "distinguish from a query that could be run once; a poll that ends its transaction is not "
-        "reported"
-    ),
     "clean_60_orm_bulk_insert_3000": (
         "large-flush: 3,000 objects in one flush are what that finding is about"
     ),

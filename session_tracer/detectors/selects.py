@@ -14,7 +14,7 @@ from session_tracer.model.totals import Tally, Total
 from session_tracer.where.iteration import goes_over
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Hashable, Iterator, Mapping
 
     from session_tracer.ledger.loads import Passed
     from session_tracer.ledger.report import Report
@@ -47,17 +47,21 @@ def _is_counted(fact: StatementExecuted) -> bool:
 class _Repeats:
     """The last runs of one SELECT with the same parameters: numbers, lines and durations."""
 
-    __slots__ = ("_last", "_runs", "_tally", "is_reported", "passed")
+    __slots__ = ("_last", "_runs", "_tally", "is_reported", "kept", "passed", "text")
 
     def __init__(self) -> None:
         self.is_reported = False
         self.passed: Passed = {}
+        # The objects that the line has brought into the session, one run before the finding.
+        self.kept: frozenset[Hashable] = frozenset()
+        self.text = 0
         self._runs: tuple[tuple[int, CallSite | None, int], ...] = ()
         self._last = 0
         self._tally = Tally()
 
     def add(self, fact: StatementExecuted, most: int) -> None:
         self._runs = (*self._runs[1 - most :], (fact.number, fact.site, fact.duration))
+        self.text = fact.text
 
     def total(self) -> Total:
         """Return a total of the runs, which `again()` adds to."""
@@ -71,6 +75,17 @@ class _Repeats:
         if is_current(self._last):
             self._tally.add(fact.duration)
         self._last = fact.number
+
+    def begin_anew(self) -> None:
+        """Forget all runs."""
+        self._runs = ()
+
+    def ran_between(self, other: _Repeats) -> bool:
+        """Return whether these parameters ran at the line between the last two runs of others."""
+        (before, site, _), _ = other._runs[-2:]
+        return self.text == other.text and any(
+            number > before and at == site for number, at, _ in self._runs[-1:]
+        )
 
     def forget(self, is_current: Callable[[int], bool]) -> None:
         """Forget the first runs that do not count any more."""
@@ -190,16 +205,36 @@ def _same(
         repeats.forget(is_current)
     if repeats.count == enough - 1:
         repeats.passed = ledger.locator.passed()
+        repeats.kept = ledger.counter.brought_from(fact.site)
     elif repeats.count == enough:
+        is_poll = _is_poll(repeats, report, memory)
+        # An object that stays in the session keeps its values: the poll does not see a change.
+        is_stale = not repeats.kept.isdisjoint(ledger.counter.brought_from(fact.site))
+        if is_poll and not is_stale:
+            repeats.begin_anew()
+            return
         repeats.is_reported = True
         asked = memory.asked.of((fact.site, fact.query))
         # What runs with different parameters, too, is reported as one of both.
         if asked.found != "query-in-loop" or not asked.is_reported(report):
             asked.found = "repeated-select"
-            yield _repeated(fact, repeats, report)
+            yield _repeated(fact, repeats, report, is_poll=is_poll)
 
 
-def _repeated(fact: StatementExecuted, repeats: _Repeats, report: Report) -> Finding:
+def _is_poll(repeats: _Repeats, report: Report, memory: _Selects) -> bool:
+    """Return whether the SELECT waits for a change.
+
+    What runs with other parameters in between does not, as where each round reads a list in pages.
+    """
+    others = (one for one in memory.repeats.values() if one is not repeats)
+    return not any(one.ran_between(repeats) for one in others) and report.ledger.locator.is_polling(
+        repeats.passed, report.ledger.opened_site
+    )
+
+
+def _repeated(
+    fact: StatementExecuted, repeats: _Repeats, report: Report, *, is_poll: bool
+) -> Finding:
     subject = fact.entity or fact.collection
     where = " from one line" if fact.site is not None else ""
     evidence: dict[str, Any] = {}
@@ -216,12 +251,17 @@ def _repeated(fact: StatementExecuted, repeats: _Repeats, report: Report) -> Fin
         what = f"the same SELECT{of} with the same parameters ran at least {repeats.count} times"
         why = "the identity map is not a query cache: only get() can return without a SELECT"
     loop = looping(repeats.passed, report)
-    commit = f"{awaited(report)}session.commit()"
+    keep = f"run it once{elsewhere(loop, fact.site, 'before the loop at')} and keep the result"
+    commit = f"{awaited(report)}session.commit(){_EACH}"
+    remedy, other = keep, commit
+    if is_poll:
+        why = "an object in the session keeps its values until it expires, so no change is seen"
+        remedy, other = commit, ".execution_options(populate_existing=True)"
     return report.finding(
         "repeated-select",
         "warning",
         what + where,
-        f"run it once{elsewhere(loop, fact.site, 'before the loop at')} and keep the result",
+        remedy,
         fact.site,
         entity=fact.entity or None,
         count=repeats.count,
@@ -230,7 +270,7 @@ def _repeated(fact: StatementExecuted, repeats: _Repeats, report: Report) -> Fin
             **known(loop=loop, statement=fact.sql or None),
             "why": why,
             **evidence,
-            "alternatives": [f"{commit}{_EACH}"],
+            "alternatives": [other],
         },
     )
 

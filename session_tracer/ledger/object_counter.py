@@ -59,6 +59,11 @@ class Counter:
         """How many objects the identity map holds."""
         return 0
 
+    def brought_from(self, site: CallSite | None) -> frozenset[tuple[int, int | None]]:
+        """The objects that came from a line, each with a number that its next load changes."""
+        del site
+        return frozenset()
+
     def follow(self, *, on: bool) -> None:
         """Note the peak with every object, or no longer: it costs a little for each."""
 
@@ -80,6 +85,16 @@ class MapCounter(Counter):
     def size(self) -> int:
         identity_map = self.ref()
         return 0 if identity_map is None else len(identity_map._dict)
+
+    def brought_from(self, site: CallSite | None) -> frozenset[tuple[int, int | None]]:
+        identity_map = self.ref()
+        states = () if identity_map is None else list(identity_map._dict.values())
+        known = [(state, getattr(state, "_instance_dict", None)) for state in states]
+        return frozenset(
+            (id(state), state.runid)
+            for state, ref in known
+            if isinstance(ref, OriginRef) and ref.site == site
+        )
 
     def follow(self, *, on: bool) -> None:
         identity_map = self.ref()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from session_tracer.where.iteration import is_around_block, is_over_items
 from session_tracer.where.loops import is_in_loop
+from session_tracer.where.polls import is_poll, is_retry
 from session_tracer.where.running import running_frame
 from session_tracer.where.tasks import awaiting_tasks, current_task, suspended
 
@@ -406,6 +407,32 @@ class Locator:
             if was_at != frame.f_lasti and self._kind(frame) != _MACHINERY:
                 return False
         return None if loop is None else True
+
+    def is_polling(
+        self, before: Mapping[tuple[int, int], int], opened: CallSite | None = None
+    ) -> bool:
+        """Return whether the same happens again because a loop waits for its answer.
+
+        The loop is left depending on the answer, or the body of the loop is left unless the answer
+        raises an exception. Its frames and those of the functions it calls are the application's.
+
+        Args:
+            before: As for `loop()`.
+            opened: As for `loop()`.
+        """
+        start = _frame(1)
+        loop = self._looping(before, opened, start)
+        least = self._called_again(before, start)
+        inside: list[FrameType] = []
+        for number, frame in enumerate(_outwards(start)):
+            if self._kind(frame) <= _TEMPLATE:
+                inside.append(frame)
+                if frame is loop:
+                    return is_poll(self.sites(inside))
+                is_same = before.get((id(frame), id(frame.f_code))) == frame.f_lasti
+                if loop is None and number >= least and is_same and is_retry(self._site(frame, 0)):
+                    return True
+        return False
 
     def _looping(
         self,
