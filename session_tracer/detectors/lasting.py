@@ -207,7 +207,7 @@ class IdleOrLongTransaction(BuiltIn):
         live = fact.look()
         if ledger.transaction_began_at != began_at:
             return  # it ended meanwhile
-        found = _idle(idle, live, report) if is_idle else _long(age, began_site, live, report)
+        found = _idle(idle, live, report) if is_idle else _long(age, fact, began_site, live, report)
         if reported is not None:
             yield Lasting(finding=reported, message=found.message, evidence=found.evidence)
             return
@@ -267,9 +267,11 @@ def _with_line(report: Report) -> str:
     return with_block(report).partition("\n")[0]
 
 
-def _long(age: int, site: CallSite | None, live: LiveSession, report: Report) -> Finding:
+def _long(
+    age: int, fact: TimePassed, site: CallSite | None, live: LiveSession, report: Report
+) -> Finding:
     sql = report.ledger.sql - report.ledger.sql_before
-    if sql * 2 > age:
+    if sql * 2 > age or fact.running:
         remedy = "commit in batches, so that locks are held for a short time"
     elif live.owner_stack:
         remedy = f"commit before the work at {live.owner_stack[0]}, or begin after it"

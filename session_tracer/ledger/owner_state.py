@@ -28,10 +28,12 @@ if TYPE_CHECKING:
     from session_tracer.where.callsite import Callers, CallSite, Locator
     from session_tracer.where.owner import Owner
 
-__all__ = ["GONE", "OwnerState", "owner_state"]
+__all__ = ["GONE", "OwnerState", "is_ending", "owner_state"]
 
 # No code is left that would close the session.
 GONE: Final = frozenset({"suspended", "returned", "ended", "cancelled", "failed"})
+# The methods of SQLAlchemy's sessions and connections that end a transaction.
+_ENDINGS: Final = frozenset({"commit", "rollback", "close", "prepare"})
 # Generators and asynchronous generators.
 _GENERATOR: Final = 0x20 | 0x200
 
@@ -58,6 +60,21 @@ def owner_state(ledger: Use, *, stack: bool) -> OwnerState:
     if ending == "ended" and owner.is_task and ledger.cancelled:
         return OwnerState("cancelled")
     return OwnerState(ending)
+
+
+def is_ending(ledger: Use) -> bool:
+    """Return whether the session's owner waits for the end of a transaction at this moment.
+
+    The database may take long to commit (a replica that has to confirm it, a deferred constraint),
+    and no statement runs then. A listener of the application that waits there is not the database.
+    """
+    for frame in ledger.owner.frames():
+        if ledger.locator.is_application(frame):
+            return False
+        module = str(frame.f_globals.get("__name__"))
+        if module.startswith("sqlalchemy.") and frame.f_code.co_name in _ENDINGS:
+            return True
+    return False
 
 
 def _of_living(ledger: Use, owner: Owner, locator: Locator, *, stack: bool) -> OwnerState:

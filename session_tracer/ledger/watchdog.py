@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from session_tracer import facts
 from session_tracer.ledger import registry, same_owner
 from session_tracer.ledger.ledger import ASLEEP, on_lost
+from session_tracer.ledger.owner_state import is_ending
 from session_tracer.ledger.registry import LIVE
 from session_tracer.runtime import process
 from session_tracer.runtime.background_queue import BackgroundQueue
@@ -73,7 +74,7 @@ def _due(report: Report, last: int, now: int) -> int:
             elif moment >= last:
                 passed = True
         if passed and ledger in LIVE:  # it may have ended since the look began
-            running = ledger.at_work is not None or ledger.is_streaming
+            running = ledger.at_work is not None or ledger.is_streaming or is_ending(ledger)
             fact = facts.TimePassed(now, running, lambda: registry.look(report))
             if report.publisher is not None:
                 report.publisher.publish(fact)

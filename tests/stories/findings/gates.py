@@ -1,19 +1,21 @@
-"""Statements that do not end before somebody lets them."""
+"""Statements that do not end before somebody lets them, and commits that take long."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event, text
 
-from tests.stories.findings.due import until
+from tests.stories.findings.due import look_ahead, until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+    from sqlalchemy import Engine
 
     from tests.twins import Twin
 
@@ -89,6 +91,20 @@ async def expire(timeout: asyncio.Timeout, reached: Callable[[], Awaitable[objec
     """Have the time be over as soon as that is reached."""
     await reached()
     timeout.reschedule(0)
+
+
+@contextmanager
+def commits_slowly(engine: Engine) -> Iterator[None]:
+    """Have the watch look while the engine commits, as if that took half a minute."""
+
+    def commit(_: object) -> None:
+        look_ahead(29)
+
+    event.listen(engine, "commit", commit)
+    try:
+        yield
+    finally:
+        event.remove(engine, "commit", commit)
 
 
 @asynccontextmanager

@@ -9,13 +9,13 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import event, select
 
 from session_tracer.testing import capture
 from tests.good_code.silence import only_async, only_sync
 from tests.library import Author, authors, keep
 from tests.stories.findings.due import Above, Due, assert_found, look_ahead, until
-from tests.stories.findings.gates import gate
+from tests.stories.findings.gates import commits_slowly, gate
 from tests.stories.lines import marked
 
 if TYPE_CHECKING:
@@ -172,6 +172,34 @@ def test_a_statement_that_takes_long_is_no_wait(twin: Twin) -> None:
                 else:
                     thread.join()
         assert_found(captured)
+
+    twin.run(story)
+
+
+def test_a_commit_that_takes_the_database_long_is_no_wait(twin: Twin) -> None:
+    async def story() -> None:
+        engine: Any = getattr(twin.engine, "sync_engine", twin.engine)
+        with capture(twin.factory) as captured, commits_slowly(engine):
+            async with twin.session() as session:
+                (await session.scalars(select(Author))).all()
+                await session.commit()
+        assert_found(captured)
+
+    twin.run(story)
+
+
+def test_a_listener_that_waits_before_the_commit_is_a_wait(twin: Twin) -> None:
+    def waits(session: object) -> None:
+        look_ahead(6)  # <- waits
+
+    async def story() -> None:
+        with capture(twin.factory) as captured:
+            async with twin.session() as session:
+                event.listen(getattr(session, "sync_session", session), "before_commit", waits)
+                (await session.scalars(select(Author))).all()
+                await session.commit()
+        assert [one.id for one in captured.findings] == ["idle-in-transaction"]
+        assert captured.findings[0].site == marked(waits, "<- waits")
 
     twin.run(story)
 
