@@ -170,6 +170,7 @@ class Locator:
         "_frames",
         "_kept",
         "_kinds",
+        "_registered",
         "_sites",
         "generators",
         "jumps",
@@ -185,6 +186,8 @@ class Locator:
         self._sites: dict[tuple[int, int, int], CallSite] = {}
         # The instructions that call a library that calls the application's functions.
         self._drivers: set[tuple[int, int]] = set()
+        # The lines at which a registry was called, such as one that opened a session.
+        self._registered: set[CallSite] = set()
         # By the instruction: working out a frame's line costs more than all the rest.
         self.known: dict[tuple[int, int], CallSite] = {}
         # From the code that asks: how far away the application's frames have been, and the function
@@ -289,7 +292,9 @@ class Locator:
     def _learn_drivers(self, start: FrameType, found: FrameType) -> None:
         """Note what calls a library that has called the application's function back.
 
-        Once for each instruction of that function's: walking the whole stack takes long.
+        Once for each instruction of that function's: walking the whole stack takes long. A registry
+        that the function has called is noted, too: `registry.query` opens a session, and what runs
+        it later does not call the registry.
         """
         if (id(found.f_code), found.f_lasti) in self.known:
             return
@@ -297,7 +302,10 @@ class Locator:
         for frame in _outwards(start):
             if frame is found:
                 is_outside = True
-            elif is_outside:
+            elif not is_outside:
+                if frame.f_globals.get("__name__") in _REGISTRIES:
+                    self._registered.add(self._site(found, self._kind(found)))
+            else:
                 kind = self._kind(frame)
                 if kind == _LIBRARY:
                     is_called = True
@@ -441,6 +449,8 @@ class Locator:
         start: FrameType | None,
     ) -> FrameType | None:
         called_again = self._called_again(before, start)
+        if opened in self._registered:
+            opened = None
         for number, frame in enumerate(_outwards(start)):
             kind = self._kind(frame)
             if kind == _MACHINERY:
@@ -762,6 +772,7 @@ class Locator:
             self._callers,
             self._crossings,
             self._drivers,
+            self._registered,
             self.generators,
             self._at_work,
             self._kept,

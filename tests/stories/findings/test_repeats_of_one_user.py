@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
+from sqlalchemy.ext.asyncio import async_scoped_session
 from sqlalchemy.orm import scoped_session
 
 from session_tracer.testing import capture
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from tests.twins import Twin
+
+
+BY_TITLE = select(Book).where(Book.title == bindparam("title"))
 
 
 async def find(session: Any) -> None:
@@ -116,16 +121,32 @@ def test_what_a_delete_looks_for_is_not_the_query_that_flushes_it(twin: Twin) ->
     twin.run(story)
 
 
-@only_sync
-def test_the_loop_around_the_function_that_first_uses_a_registrys_session(twin: Twin) -> None:
-    registry = scoped_session(twin.factory)
+def by_execute(registry: scoped_session[Session], title: str) -> bool:
+    return registry.scalar(select(Book).where(Book.title == title)) is not None
 
-    def exists(title: str) -> bool:
-        return registry.scalar(select(Book).where(Book.title == title)) is not None
+
+def by_query(registry: scoped_session[Session], title: str) -> bool:
+    return registry.query(Book).filter_by(title=title).first() is not None
+
+
+def by_the_models_query(registry: scoped_session[Session], title: str) -> bool:
+    class Asked:
+        query = registry.query_property()
+        __mapper__ = Book.__mapper__
+
+    return Asked.query.filter_by(title=title).first() is not None
+
+
+@only_sync
+@pytest.mark.parametrize("exists", [by_execute, by_query, by_the_models_query])
+def test_the_loop_around_the_function_that_first_uses_a_registrys_session(
+    twin: Twin, exists: Any
+) -> None:
+    registry = scoped_session(twin.factory)
 
     def add_missing(author: Author) -> None:
         for number in range(12):
-            if not exists(f"title {number}"):  # <- loops
+            if not exists(registry, f"title {number}"):  # <- loops
                 registry.add(Book(title=f"title {number}", author_id=author.id))
         registry.commit()
 
@@ -139,5 +160,52 @@ def test_the_loop_around_the_function_that_first_uses_a_registrys_session(twin: 
         (found,) = captured.findings
         place = str(marked(add_missing, "<- loops")).partition(" in ")[0]
         assert str(found.evidence["loop"]).startswith(place)
+
+    twin.run(story)
+
+
+@only_async
+def test_the_loop_around_the_function_that_first_uses_a_tasks_session(twin: Twin) -> None:
+    registry = async_scoped_session(twin.factory, asyncio.current_task)
+
+    async def find(title: str) -> Any:
+        session = registry()
+        return await session.scalar(select(Book).where(Book.title == title))
+
+    async def find_all() -> None:
+        for number in range(12):
+            await find(f"title {number}")  # <- loops
+
+    async def story() -> None:
+        with capture(twin.factory) as captured:
+            await find_all()
+            await registry.remove()
+        (found,) = captured.findings
+        place = str(marked(find_all, "<- loops")).partition(" in ")[0]
+        assert str(found.evidence["loop"]).startswith(place)
+
+    twin.run(story)
+
+
+@only_sync
+def test_a_worker_whose_jobs_open_a_session_each_has_no_loop_in_one_of_them(twin: Twin) -> None:
+    registry = scoped_session(twin.factory)
+
+    def job(number: int) -> None:
+        with twin.factory() as session:  # not the registry's
+            found = partial(session.scalar, BY_TITLE)
+            list(map(found, [{"title": f"{number} {n}"} for n in range(12)]))
+
+    def work() -> None:
+        registry.query(Book).first()
+        registry.remove()
+        for number in range(2):
+            job(number)
+
+    async def story() -> None:
+        with capture(twin.factory) as captured:
+            work()
+        assert {one.evidence.get("loop") for one in captured.findings} == {None}
+        assert [one.id for one in captured.findings] == ["query-in-loop"] * 2
 
     twin.run(story)
