@@ -24,6 +24,9 @@ Trigger: TypeAlias = Literal["explicit", "autoflush", "commit", "savepoint"]
 # Which part of a larger result a SELECT reads: a page by OFFSET, the rows that come next after a
 # bound, a window between bounds, or those of a list.
 Part: TypeAlias = Literal["", "page", "next", "window", "list"]
+# What a SELECT reads of the rows of one key: all of them, what is counted or added up of them, the
+# first ones, the one at an OFFSET, or those that come next after a bound.
+OfKey: TypeAlias = Literal["rows", "aggregate", "first", "offset", "next"]
 LoadKind: TypeAlias = Literal["relationship", "deferred", "expired", "refresh", "detached"]
 Ending: TypeAlias = Literal["close", "reset", "invalidate", "collected", "exit"]
 # A flush expires what the database generates, where it could not read that back with the write.
@@ -228,6 +231,9 @@ class StatementExecuted(_Value):
     `number` is how many statements the scope had run with this one. `reads` has the tables that a
     SELECT reads, in lower case and without their schemas. It is empty if the result may differ
     although none of them is written to: the SELECT locks rows, or calls a volatile function.
+    `query` is equal for two SELECTs that differ in their values only, and `part_of` for two that
+    read parts of one result, `part` being what kind of part. `group` is equal for SELECTs that one
+    SELECT could replace, which reads `of_key` for the keys of all of them.
     `sql` is the text of a SELECT without its values, shortened.
     """
 
@@ -253,6 +259,8 @@ class StatementExecuted(_Value):
     query: int = 0
     part: Part = ""
     part_of: int = 0
+    group: int = 0
+    of_key: OfKey = "rows"
     sql: str = ""
 
 

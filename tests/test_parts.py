@@ -106,3 +106,74 @@ def test_comments_and_casts_are_no_part_of_the_query() -> None:
 @pytest.mark.parametrize("parameters", [(), None, {}])
 def test_what_cannot_be_known_of_a_part(parameters: Any) -> None:
     assert asked("SELECT id FROM a LIMIT ? OFFSET ?", parameters) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("statement", "parameters", "read"),
+    [
+        ("SELECT id FROM a WHERE b = ?", (1,), "rows"),
+        ("SELECT id FROM a WHERE b = ? LIMIT ?", (1, 1), "rows"),
+        ("SELECT EXISTS (SELECT id FROM a WHERE b = ?) AS x", (1,), "rows"),
+        ("SELECT a.id, (SELECT max(c.d) FROM c WHERE c.a = a.id) FROM a WHERE b = ?", (1,), "rows"),
+        ("SELECT id, count(*) OVER () FROM a WHERE b = ?", (1,), "rows"),
+        ("SELECT id FROM a WHERE b = ? AND c IN (SELECT d FROM e LIMIT ?)", (1, 4), "rows"),
+        ("SELECT count(*) AS n FROM a WHERE b = ?", (1,), "aggregate"),
+        ("SELECT coalesce(sum(a.c), ?) AS n FROM a WHERE b = ?", (0, 1), "aggregate"),
+        ("SELECT count(*) FROM (SELECT id FROM a WHERE b = ?) AS c", (1,), "aggregate"),
+        ("SELECT id FROM a WHERE b = ? LIMIT 3", (1,), "first"),
+        ("SELECT id FROM a WHERE b = ? ORDER BY c LIMIT ?", (1, 1), "first"),
+        ("SELECT TOP 1 id FROM a WHERE b = ? ORDER BY c", (1,), "first"),
+        ("SELECT x.id FROM (SELECT id FROM a WHERE b = ? LIMIT ?) AS x", (1, 4), "first"),
+        ("SELECT id FROM a ORDER BY id LIMIT ? OFFSET ?", (1, 3), "offset"),
+        ("SELECT id FROM a WHERE b > ? ORDER BY b LIMIT ?", (1, 1), "next"),
+        ("SELECT id FROM a LIMIT ?", (), "rows"),
+    ],
+)
+def test_what_is_read_of_the_rows_of_one_key(statement: str, parameters: Any, read: str) -> None:
+    assert query(statement).of_key(parameters) == read
+
+
+@pytest.mark.parametrize(
+    ("statement", "one", "another"),
+    [
+        ("SELECT id FROM a WHERE b LIKE ?", ("x",), ("y",)),
+        ("SELECT id FROM a WHERE b LIKE ? || '%%'", ("x",), ("y",)),
+        ("SELECT id FROM a WHERE c = ? AND b ILIKE %(b)s", {"b": "x"}, {"b": "y"}),
+        ("SELECT id FROM a WHERE b + ? <= c", (1,), (2,)),
+        ("SELECT id FROM a WHERE ? %% b = 0", (1,), (2,)),
+        ("SELECT id FROM a WHERE b @> ?", (1,), (2,)),
+        ("SELECT id FROM a WHERE c = (SELECT d FROM e WHERE f LIKE ?)", (1,), (2,)),
+    ],
+)
+def test_values_that_no_list_can_have(statement: str, one: Any, another: Any) -> None:
+    assert query(statement).group(one) != query(statement).group(another)
+
+
+@pytest.mark.parametrize(
+    ("statement", "one", "another"),
+    [
+        ("SELECT id FROM a WHERE b = ?", (1,), (2,)),
+        ("SELECT id FROM a WHERE ? = b", (1,), (2,)),
+        ("SELECT id FROM a WHERE b IN (?)", (1,), (2,)),
+        ("SELECT id FROM a WHERE (b, c) = (?, ?)", (1, 2), (2, 3)),
+        ("SELECT id FROM a WHERE lower(b) = lower(?)", ("x",), ("y",)),
+        ("SELECT id FROM a WHERE b = CAST($1 AS INTEGER)", (1,), (2,)),
+        ("SELECT id FROM a WHERE b = ? AND c <> ?", (1, 2), (2, 3)),
+        ("SELECT id FROM a WHERE b = ? AND c > ?", (1, 2), (2, 3)),
+        ("SELECT coalesce(sum(c), ?) FROM a WHERE b = ?", (0, 1), (1, 2)),
+    ],
+)
+def test_values_that_a_list_can_have(statement: str, one: Any, another: Any) -> None:
+    assert query(statement).group(one) == query(statement).group(another)
+
+
+@pytest.mark.parametrize(
+    ("statement", "one", "another"),
+    [
+        ("SELECT id FROM a WHERE b <> ?", (1,), (2,)),
+        ("SELECT id FROM a WHERE b != %(b)s", {"b": 1}, {"b": 2}),
+        ("SELECT id FROM a WHERE b = ANY ($1)", ([1, 2],), ([3, 4],)),
+    ],
+)
+def test_values_that_are_not_another_key(statement: str, one: Any, another: Any) -> None:
+    assert asked(statement, one)[0] == asked(statement, another)[0] != 0

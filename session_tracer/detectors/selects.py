@@ -16,6 +16,7 @@ from session_tracer.where.iteration import goes_over
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Mapping
 
+    from session_tracer.facts import OfKey
     from session_tracer.ledger.loads import Passed
     from session_tracer.ledger.report import Report
     from session_tracer.model.findings import Finding
@@ -109,6 +110,7 @@ class _Asked:
         "_transaction",
         "due",
         "found",
+        "number",
         "parts",
         "passed",
         "steps",
@@ -123,7 +125,9 @@ class _Asked:
         # At which number it is judged, and what was at work one before.
         self.due = 0
         self.passed: Passed = {}
-        self.parts: set[int] = set()
+        # The keys by what else differs, and how many of them one SELECT can ask for.
+        self.parts: dict[int, set[int]] = {}
+        self.number = 0
         # The parameters of what reads the next rows, or the rows of a list.
         self.steps: set[int] = set()
         self.tally = Tally()
@@ -139,18 +143,21 @@ class _Asked:
         if transaction != self._transaction or fact.at - fact.duration > self._at + _PAUSE:
             self._transaction = transaction
             self.parts.clear()
+            self.number = 0
             self.steps.clear()
             if not self.found:
                 self.tally = Tally()
         self._at = fact.at
         self.tally.add(fact.duration)
         self.subject = fact.entity or fact.collection
-        parts, steps = len(self.parts), len(self.steps)
-        if fact.part_of and parts < _MOST_SELECTS:
-            self.parts.add(fact.part_of)
+        before, steps = self.number, len(self.steps)
+        if fact.part_of and before < _MOST_SELECTS and len(self.parts) < _MOST_SELECTS:
+            keys = self.parts.setdefault(fact.group, set())
+            keys.add(fact.part_of)
+            self.number = max(before, len(keys))
         if fact.part in _STEPS and steps < _MOST_SELECTS:
             self.steps.add(fact.fingerprint)
-        return len(self.parts) > parts, len(self.steps) > steps
+        return self.number > before, len(self.steps) > steps
 
 
 class _Selects:
@@ -305,7 +312,7 @@ def _different(
         return
     if not is_other:
         return
-    number = len(asked.parts)
+    number = asked.number
     asked.due = max(asked.due, enough)
     if number == asked.due - 1:
         asked.passed = ledger.locator.passed()
@@ -314,6 +321,8 @@ def _different(
     if is_reported_at("autoflush-storm", fact.site, report):
         return
     is_loop = ledger.locator.is_repeated(asked.passed, ledger.opened_site)
+    if is_loop and ledger.locator.is_of_library(asked.passed, ledger.opened_site):
+        is_loop = False  # the application cannot change what one call of a library does
     if is_loop or (is_loop is None and number >= _ENOUGH_WITHOUT_LOOP):
         yield _in_loop(fact, number, report, memory)
     else:
@@ -336,13 +345,24 @@ def _is_of_items(fact: StatementExecuted, asked: _Asked, report: Report) -> bool
     return loop is not None and goes_over(loop) in _STEPS[fact.part]
 
 
+# How one SELECT reads for all keys what the loop reads for each.
+_FIRST: Final = "func.row_number().over(partition_by=...)"
+_FOR_ALL: Final[Mapping[OfKey, str]] = {
+    "rows": "with .in_(...) or a join",
+    "aggregate": "with .group_by(...) for all keys",
+    "first": f"with {_FIRST}",
+    "offset": "without .offset(...)",
+    "next": f"with a join and {_FIRST}",
+}
+
+
 def _in_loop(fact: StatementExecuted, number: int, report: Report, memory: _Selects) -> Finding:
     asked = memory.asked.of((fact.site, fact.query))
     asked.found = "query-in-loop"
     # In a loop that runs several SELECTs at this line, the others are one round behind.
     subjects, tallies = {asked.subject: None}, [asked.tally]
     for (site, _), other in memory.asked.items():
-        if site == fact.site and not other.found and len(other.parts) == number - 1:
+        if site == fact.site and not other.found and other.number == number - 1:
             other.found = "query-in-loop"
             subjects[other.subject] = None
             tallies.append(other.tally)
@@ -353,7 +373,7 @@ def _in_loop(fact: StatementExecuted, number: int, report: Report, memory: _Sele
         "warning",
         f"the same SELECT of {what} ran with at least {number} different parameters"
         + (" from one line" if fact.site is not None else ""),
-        f"run one SELECT of {what} with .in_(...) or a join"
+        f"run one SELECT of {what} {_FOR_ALL[fact.of_key]}"
         f"{elsewhere(loop, fact.site, 'before the loop at') or ' before the loop'}",
         fact.site,
         entity=fact.entity or None,

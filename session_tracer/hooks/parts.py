@@ -1,15 +1,16 @@
-"""Which of a SELECT's values choose a part of its rows: a page, a window, or a chunk of a list."""
+"""Which of a SELECT's values choose a page, a window or a chunk of a list, and which are keys."""
 
 from __future__ import annotations
 
 import functools
 import re
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from session_tracer.facts import Part
+    from session_tracer.facts import OfKey, Part
 
 __all__ = ["WHOLE", "Query", "query"]
 
@@ -30,6 +31,13 @@ _TOKEN: Final = rf"""
 _RANGES: Final = ("<", ">", "<=", ">=")
 _BOUNDED: Final = (*_RANGES, "BETWEEN")
 _LIMITS: Final = frozenset({"LIMIT", "TOP", "FIRST", "NEXT"})
+# What is before a comparison.
+_BEGINNINGS: Final = ("WHERE", "AND", "OR", "NOT", "ON", "HAVING", "WHEN", "(")
+_DIFFERS: Final = ("<>", "!=")
+_LIST_FUNCTIONS: Final = ("ANY", "SOME")
+_AGGREGATES: Final = frozenset(
+    {"ARRAY_AGG", "AVG", "COUNT", "GROUP_CONCAT", "MAX", "MIN", "STRING_AGG", "SUM", "TOTAL"}
+)
 
 
 class _Value(NamedTuple):
@@ -48,24 +56,58 @@ class Query(NamedTuple):
     Attributes:
         id: Equal for two SELECTs that differ in their values only: in parameters, literals, and the
             number of values in a list.
-        chosen: The values that choose the rows, apart from the following.
+        chosen: The values that choose the rows, apart from `listed`, `ranged`, `differing`.
+        fixed: Those of them, after FROM, that are not compared by `=`, such as a pattern of LIKE:
+            one SELECT cannot ask for a list of such values.
         listed: The values of lists with more than one.
         ranged: The values that a column is compared with as the bound of a range.
+        differing: The values that a column must not have.
         offset: The value of OFFSET.
         limit: The value of LIMIT.
+        is_limited: Whether LIMIT is that of the result, and not of another SELECT in the text.
+        is_ordered: Whether the rows are in an order.
+        is_aggregate: Whether it returns no rows, but what is counted or added up of them.
     """
 
     id: int
     chosen: tuple[_Value, ...]
+    fixed: tuple[_Value, ...]
     listed: tuple[_Value, ...]
     ranged: tuple[_Value, ...]
+    differing: tuple[_Value, ...]
     offset: _Value | None
     limit: _Value | None
+    is_limited: bool
+    is_ordered: bool
+    is_aggregate: bool
 
     @property
     def has_parts(self) -> bool:
-        """Whether such a SELECT may read a part of a larger result."""
-        return bool(self.listed or self.ranged or self.offset)
+        """Whether it is not enough to compare all values of two such SELECTs."""
+        return bool(self.listed or self.ranged or self.differing or self.fixed or self.offset)
+
+    def group(self, parameters: Any) -> int:
+        """Return a hash that is equal for SELECTs which one SELECT for all keys can replace."""
+        try:
+            return hash(repr([value.of(parameters) for value in self.fixed])) if self.fixed else 0
+        except (LookupError, TypeError):
+            return 0
+
+    def of_key(self, parameters: Any) -> OfKey:
+        """Return what it reads of the rows of one key."""
+        if self.is_aggregate:
+            return "aggregate"
+        try:
+            limit, offset = _whole(self.limit, parameters), _whole(self.offset, parameters)
+        except (LookupError, TypeError):
+            return "rows"
+        if limit and offset and (limit == 1 or offset % limit):
+            return "offset"
+        if limit is None or not self.is_limited:
+            return "rows"
+        if self.ranged:
+            return "next"
+        return "first" if limit > 1 or self.is_ordered else "rows"
 
     def part(self, parameters: Any) -> tuple[int, Part]:
         """Return a hash that is equal for the parts of one result, and what kind of part is read.
@@ -113,11 +155,13 @@ def query(statement: str) -> Query:
 class _Bracket:
     """An open bracket: whether a list of IN is in it, and what that has so far."""
 
-    __slots__ = ("is_list", "is_range", "size", "values")
+    __slots__ = ("is_key", "is_list", "is_range", "is_table", "size", "values")
 
-    def __init__(self, *, is_list: bool, is_range: bool) -> None:
+    def __init__(self, *, is_list: bool, is_range: bool, is_key: bool, is_table: bool) -> None:
         self.is_list = is_list
         self.is_range = is_range
+        self.is_key = is_key
+        self.is_table = is_table
         self.size = 1
         self.values: list[_Value] = []
 
@@ -127,15 +171,19 @@ class _Reader:
 
     def __init__(self, statement: str) -> None:
         self._pieces = list(_pieces(statement))
+        self._first_from = self._number_of_from()
         self._brackets: list[_Bracket] = []
         # The text without its values, and the values with the columns they are compared with.
         self._frame: list[str] = []
         self._chosen: list[tuple[_Value, str]] = []
+        self._fixed: list[_Value] = []
         self._listed: list[_Value] = []
         self._ranged: list[_Value] = []
+        self._differing: list[_Value] = []
         self._columns: set[str] = set()
         self._limit: _Value | None = None
         self._offset: _Value | None = None
+        self._is_limited = False
 
     def read(self) -> Query:
         """Return what was read."""
@@ -156,11 +204,31 @@ class _Reader:
         return Query(
             id=hash(tuple(self._frame)) or 1,
             chosen=tuple(chosen),
+            fixed=tuple(self._fixed),
             listed=tuple(self._listed),
             ranged=(*self._ranged, *equal),
+            differing=tuple(self._differing),
             offset=self._offset,
             limit=self._limit,
+            is_limited=self._is_limited,
+            is_ordered="ORDER" in map(self._word, range(len(self._pieces))),
+            is_aggregate=self._is_aggregate(),
         )
+
+    def _is_aggregate(self) -> bool:
+        head = [self._word(number) for number in range(self._first_from)]
+        if head.count("SELECT") != 1 or "OVER" in head:
+            return False
+        return any(word in _AGGREGATES and then == "(" for word, then in pairwise(head))
+
+    def _number_of_from(self) -> int:
+        """Return the number of the piece that ends what the outermost SELECT returns."""
+        depth = 0
+        for number, piece in enumerate(self._pieces):
+            depth += (piece == "(") - (piece == ")")
+            if depth == 0 and self._word(number) == "FROM":
+                return number
+        return 0
 
     @property
     def _list(self) -> _Bracket | None:
@@ -179,10 +247,19 @@ class _Reader:
     def _open(self, number: int) -> None:
         self._keep("(")
         before = self._word(number - 1)
-        is_list = before == "IN" and self._word(number + 1) not in _QUERIES
+        is_query = self._word(number + 1) in _QUERIES
+        is_list = before == "IN" and not is_query
+        is_key = not is_query and "=" in (before, self._word(number - 2))
         # A bound may be a row of several values, or the result of a function.
         is_range = before in _RANGES or self._word(number - 2) in _RANGES
-        self._brackets.append(_Bracket(is_list=is_list, is_range=is_range))
+        self._brackets.append(
+            _Bracket(
+                is_list=is_list,
+                is_range=is_range,
+                is_key=is_key,
+                is_table=before == "FROM",
+            )
+        )
 
     def _close(self) -> None:
         bracket = self._brackets.pop() if self._brackets else None
@@ -206,16 +283,31 @@ class _Reader:
             self._offset = value
         elif before in _LIMITS:
             self._limit = value
+            # That of a subquery which is compared with a column is another one's.
+            self._is_limited = all(bracket.is_table for bracket in self._brackets)
+        elif before in _DIFFERS:
+            self._differing.append(value)
+        elif before in _LIST_FUNCTIONS:
+            self._listed.append(value)
         elif before == "," and self._word(number - 3) == "LIMIT":
             self._offset, self._limit = self._limit, value  # MySQL: LIMIT offset, limit
         elif before in _BOUNDED or (self._brackets and self._brackets[-1].is_range):
             self._bound(value, column)
         elif before == "AND" and self._word(number - 3) == "BETWEEN":
             self._bound(value, self._word(number - 4))
-        elif self._word(number + 1) in _RANGES:
+        elif self._follows(number) in _RANGES:
             self._bound(value, self._word(number + 2))
         else:
             self._chosen.append((value, column if before == "=" else ""))
+            is_key = "=" in (before, self._follows(number)) or (
+                self._brackets and self._brackets[-1].is_key
+            )
+            if number > self._first_from and not is_key:
+                self._fixed.append(value)
+
+    def _follows(self, number: int) -> str:
+        """Return the sign that compares the value, and no sum of it and others, with the next."""
+        return self._word(number + 1) if self._word(number - 1) in _BEGINNINGS else ""
 
     def _bound(self, value: _Value, column: str) -> None:
         self._ranged.append(value)

@@ -578,6 +578,8 @@ def _select(
         query=query.id,
         part=part,
         part_of=part_of,
+        group=query.group(parameters),
+        of_key=query.of_key(parameters),
         sql=sql.shown(statement, ledger.system),
     )
 

@@ -442,6 +442,24 @@ class Locator:
                     return True
         return False
 
+    def is_of_library(
+        self, before: Mapping[tuple[int, int], int], opened: CallSite | None = None
+    ) -> bool:
+        """Return whether a library loops which a line of the application, in no loop, has called.
+
+        Args:
+            before: As for `loop()`.
+            opened: As for `loop()`.
+        """
+        start = _frame(1)
+        loop = self._looping(before, opened, start)
+        if loop is None or self.is_application(loop) or self.is_in_loop():
+            return False
+        # A library may also loop around the application's function.
+        return (
+            next(one for one in _outwards(start) if one is loop or self.is_application(one)) is loop
+        )
+
     def _looping(
         self,
         before: Mapping[tuple[int, int], int],

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import func, select, text
-from sqlalchemy.orm import with_parent
+from sqlalchemy.orm import aliased, with_parent
 
 from session_tracer.testing import Captured, capture
 from tests.library import Author, Book, Letter, authors, keep
@@ -17,7 +19,10 @@ from tests.stories.lines import marked
 from tests.twins import on_each_database
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
+    from pathlib import Path
+
+    from sqlalchemy.orm import Session
 
     from tests.twins import Twin
 
@@ -114,6 +119,17 @@ SPELLINGS: dict[str, tuple[Callable[[Any, Author], Awaitable[Any]], str | None]]
 }
 
 
+IN_A_LIST = "with .in_(...) or a join"
+FIRST = "func.row_number().over(partition_by=...)"
+# What reads for all keys at once something else than all of their rows.
+FOR_ALL = {
+    count: "with .group_by(...) for all keys",
+    one_row_after_the_other: "without .offset(...)",
+    windows_that_overlap: "without .offset(...)",
+    the_first_page_of_each: f"with {FIRST}",
+}
+
+
 async def ask(
     twin: Twin, how: Callable[[Any, Author], Awaitable[Any]], times: int, **settings: Any
 ) -> Captured:
@@ -132,7 +148,7 @@ def queried(how: Any, entity: str | None, count: int, loop: Any = None) -> Due:
         id="query-in-loop",
         site=marked(how, "<- asked"),
         opened=marked(ask, "<- opened"),
-        remedy=f"run one SELECT of {of} with .in_(...) or a join before the loop at {loop}",
+        remedy=f"run one SELECT of {of} {FOR_ALL.get(how, IN_A_LIST)} before the loop at {loop}",
         entity=entity,
         count=count,
         evidence={"loop": str(loop)},
@@ -336,6 +352,142 @@ def test_a_query_that_flushes_is_one_finding(twin: Twin) -> None:
     twin.run(story)
 
 
+# What no SELECT for all of them replaces, and what looks like it.
+
+
+async def by_a_pattern(session: Any, author: Author) -> Any:
+    return (await session.scalars(select(Book).where(Book.title.like(f"%{author.name}%")))).all()
+
+
+async def by_a_pattern_of_each(session: Any, author: Author) -> Any:
+    query = select(Book).where(Book.author_id == author.id, Book.title.startswith(author.name))
+    return (await session.scalars(query.order_by(Book.title).limit(2))).all()
+
+
+async def with_room_for(session: Any, author: Author) -> Any:
+    query = select(Book).where(Book.author_id == author.id, Book.id + author.id <= 50)
+    return (await session.scalars(query)).all()
+
+
+async def by_what_it_calculates(session: Any, author: Author) -> Any:
+    query = select(Author).where(author.id % Author.id == 0)
+    return (await session.scalars(query)).all()
+
+
+async def but_itself(session: Any, author: Author) -> Any:
+    return (await session.scalars(select(Author).where(Author.id != author.id))).all()
+
+
+@pytest.mark.parametrize(
+    "how",
+    [by_a_pattern, by_a_pattern_of_each, with_room_for, by_what_it_calculates, but_itself],
+)
+def test_what_no_list_of_keys_replaces(twin: Twin, how: Any) -> None:
+    async def story() -> None:
+        await keep(twin, *authors(12, books_each=2))
+        assert_found(await ask(twin, how, 12))
+        assert_found(await ask(twin, how, 12, queries_from_one_site=3))
+
+    twin.run(story)
+
+
+async def of_each_by_one_pattern(session: Any, author: Author) -> Any:
+    query = select(Book).where(Book.author_id == author.id, Book.title.like("title%"))
+    return (await session.scalars(query)).all()  # <- asked
+
+
+async def of_each_with_the_same_sum(session: Any, author: Author) -> Any:
+    query = select(Book).where(Book.id + 1 <= 50, Book.author_id == author.id)
+    return (await session.scalars(query)).all()  # <- asked
+
+
+async def by_a_function_of_its_name(session: Any, author: Author) -> Any:
+    query = select(Author).where(func.lower(Author.name) == func.lower(author.name))
+    return (await session.scalars(query)).all()  # <- asked
+
+
+async def of_another_of_its_name(session: Any, author: Author) -> Any:
+    query = select(Author.id).where(Author.name == author.name, Author.id != author.id)
+    return await session.scalar(query)  # <- asked
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        of_each_by_one_pattern,
+        of_each_with_the_same_sum,
+        by_a_function_of_its_name,
+        of_another_of_its_name,
+    ],
+)
+def test_what_a_list_of_keys_replaces(twin: Twin, how: Any) -> None:
+    async def story() -> None:
+        await keep(twin, *authors(12, books_each=2))
+        (finding,) = (await ask(twin, how, 12)).findings
+        assert (finding.id, finding.site) == ("query-in-loop", marked(how, "<- asked"))
+        assert f" {IN_A_LIST} before " in finding.remedy
+        assert finding.total is not None
+        assert finding.total.count == 12
+
+    twin.run(story)
+
+
+LIBRARY = """
+def find(session, statement):
+    return session.scalar(statement)
+
+
+def find_all(session, statements):
+    return [find(session, one) for one in statements]
+
+
+def each(items, function):
+    for item in items:
+        function(item)
+"""
+
+
+@pytest.fixture
+def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A library that reads one row, or several one by one, and one that calls functions."""
+    folder = tmp_path / "site-packages"
+    folder.mkdir()
+    (folder / "row_reader.py").write_text(LIBRARY)
+    monkeypatch.syspath_prepend(str(folder))
+    yield importlib.import_module("row_reader")
+    del sys.modules["row_reader"]
+
+
+def test_a_loop_in_one_call_of_a_library(twin: Twin, library: Any) -> None:
+    asked = [select(Book).where(Book.author_id == number) for number in range(12)]
+
+    def by_the_library(session: Session) -> None:
+        library.find_all(session, asked)
+
+    def by_the_application(session: Session) -> None:
+        for one in asked:
+            library.find(session, one)
+
+    def by_both(session: Session) -> None:
+        for number in range(6):
+            library.find_all(session, asked[2 * number : 2 * number + 2])
+
+    def around_the_applications_function(session: Session) -> None:
+        library.each(asked, lambda one: session.scalar(one))
+
+    async def found(work: Callable[[Session], None]) -> list[str]:
+        captured = await tell(twin, work)
+        return [one.id for one in captured.findings]
+
+    async def story() -> None:
+        assert await found(by_the_library) == []
+        assert await found(by_the_application) == ["query-in-loop"]
+        assert await found(by_both) == ["query-in-loop"]
+        assert await found(around_the_applications_function) == ["query-in-loop"]
+
+    twin.run(story)
+
+
 # What it tells to do.
 
 
@@ -353,11 +505,53 @@ async def a_join(session: Any) -> dict[int, int]:
     return {row[0]: row[1] for row in await session.execute(query)}
 
 
-@pytest.mark.parametrize("cure", [all_before_the_loop, a_join])
-def test_its_remedies(twin: Twin, cure: Any) -> None:
+async def the_first_of_each(session: Any, author: Author) -> Any:
+    first = select(Book).where(Book.author_id == author.id).order_by(Book.title)
+    return await session.scalar(first.limit(1))
+
+
+async def the_first_of_all(session: Any) -> Any:
+    number = func.row_number().over(partition_by=Book.author_id, order_by=Book.title)
+    numbered = select(Book, number.label("number")).subquery()
+    first = select(numbered.c.author_id, numbered.c.title).where(numbered.c.number == 1)
+    return {row[0]: row[1] for row in await session.execute(first)}
+
+
+async def the_author_after_each(session: Any, author: Author) -> Any:
+    after = select(Author).where(Author.name > author.name).order_by(Author.name)
+    return await session.scalar(after.limit(1))
+
+
+async def the_author_after_all(session: Any) -> Any:
+    after = aliased(Author)
+    number = func.row_number().over(partition_by=Author.id, order_by=after.name)
+    pairs = select(Author.id, after.name, number.label("number"))
+    pairs = pairs.outerjoin(after, after.name > Author.name)
+    first = pairs.subquery()
+    rows = await session.execute(select(first.c.id, first.c.name).where(first.c.number == 1))
+    return {row[0]: row[1] for row in rows}
+
+
+async def all_rows(session: Any) -> Any:
+    return (await session.scalars(select(Book).order_by(Book.id).limit(12))).all()
+
+
+@pytest.mark.parametrize(
+    ("how", "remedy", "cure"),
+    [
+        (by_foreign_key, IN_A_LIST, all_before_the_loop),
+        (count, FOR_ALL[count], a_join),
+        (the_first_of_each, f"with {FIRST}", the_first_of_all),
+        (the_author_after_each, f"with a join and {FIRST}", the_author_after_all),
+        (one_row_after_the_other, "without .offset(...)", all_rows),
+    ],
+)
+def test_its_remedies(twin: Twin, how: Any, remedy: str, cure: Any) -> None:
     async def story() -> None:
         await keep(twin, *authors(12, books_each=2))
-        assert [one.id for one in (await ask(twin, count, 12)).findings] == ["query-in-loop"]
+        (finding,) = (await ask(twin, how, 12)).findings
+        assert finding.id == "query-in-loop"
+        assert f" {remedy} before the loop" in finding.remedy
         with capture(twin.factory, queries_from_one_site=2) as captured:
             async with twin.session() as session:
                 assert len(await cure(session)) == 12
