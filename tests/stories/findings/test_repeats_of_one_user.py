@@ -130,11 +130,8 @@ def by_query(registry: scoped_session[Session], title: str) -> bool:
 
 
 def by_the_models_query(registry: scoped_session[Session], title: str) -> bool:
-    class Asked:
-        query = registry.query_property()
-        __mapper__ = Book.__mapper__
-
-    return Asked.query.filter_by(title=title).first() is not None
+    query = registry.query_property().__get__(None, Book)  # as Book.query
+    return query.filter_by(title=title).first() is not None
 
 
 @only_sync
