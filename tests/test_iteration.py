@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from session_tracer import CallSite
-from session_tracer.where.iteration import goes_over, is_around_block, is_over_items
+from session_tracer.where.iteration import (
+    goes_over,
+    goes_turn_by_turn,
+    is_around_block,
+    is_over_items,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -96,3 +101,22 @@ def test_whether_loops_go_over_items(tmp_path: Path, source: str) -> None:
     file.write_text(source)
     (line,) = [n for n, text in enumerate(source.splitlines(), 1) if "ask(" in text]
     assert is_over_items(CallSite(str(file), line, "<module>")) is OVER_ITEMS[source]
+
+
+TURN_BY_TURN = {
+    "while rows:\n    rows = ask(rows)": True,
+    "while True:\n    rows = ask([row.id for row in rows])": True,
+    "while True:\n    found += [ask(row) for row in rows]": False,
+    "while at < len(rows):\n    ask(rows[at])": False,
+    "while True:\n    for row in rows:\n        ask(row)": False,
+    "for row in rows:\n    while row:\n        row = ask(row)": True,
+    "ask(rows)": False,
+}
+
+
+@pytest.mark.parametrize("source", TURN_BY_TURN)
+def test_whether_a_loop_knows_its_next_turn_only_then(tmp_path: Path, source: str) -> None:
+    file = tmp_path / "app.py"
+    file.write_text(source)
+    line = len(source.splitlines())
+    assert goes_turn_by_turn(CallSite(str(file), line, "<module>")) is TURN_BY_TURN[source]

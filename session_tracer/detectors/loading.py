@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from session_tracer.detectors.evidence import known, looping
+from session_tracer.detectors.looping import Due, walks
 from session_tracer.detectors.memory import Recent
 from session_tracer.detectors.protocol import BuiltIn
 from session_tracer.detectors.selecting import selecting
@@ -21,7 +22,6 @@ from session_tracer.model.totals import Tally, Total
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from session_tracer.ledger.loads import Passed
     from session_tracer.ledger.report import Report
     from session_tracer.model.findings import Finding
     from session_tracer.where.callsite import CallSite
@@ -92,22 +92,25 @@ def _is_lookup(fact: StatementExecuted) -> bool:
     return fact.by_key and fact.fingerprint != 0 and not fact.error
 
 
-class _Lookups:
-    """The keys that one line looked up, up to the threshold."""
+_MOST_KEYS: Final = 1_000
 
-    __slots__ = ("is_listed", "keys", "passed", "tally")
+
+class _Lookups:
+    """The keys that one line looked up."""
+
+    __slots__ = ("due", "is_listed", "keys", "tally")
 
     def __init__(self) -> None:
-        # Whether a finding about another mapped class of the line lists this one.
+        # Whether a finding lists this mapped class: its own one, or one about another of the line.
         self.is_listed = False
         self.keys: set[int] = set()
-        self.passed: Passed = {}
+        self.due = Due()
         self.tally = Tally()
 
-    def add(self, key: int, duration: int, most: int) -> bool:
+    def add(self, key: int, duration: int) -> bool:
         """Return whether the key is another one."""
         self.tally.add(duration)
-        is_new = key not in self.keys and len(self.keys) < most
+        is_new = key not in self.keys and len(self.keys) < _MOST_KEYS
         if is_new:
             self.keys.add(key)
         return is_new
@@ -138,22 +141,27 @@ class GetInLoop(BuiltIn):
         is_new, lookups = False, _Lookups()
         for select in filter(_is_lookup, (*earlier, fact)):
             lookups = memory.of((select.site, select.entity))
-            is_new = lookups.add(select.fingerprint, select.duration, enough)
-        if is_new and len(lookups.keys) == enough - 1:
-            lookups.passed = ledger.locator.passed()
-        if not is_new or len(lookups.keys) != enough or lookups.is_listed:
+            is_new = lookups.add(select.fingerprint, select.duration)
+        number = len(lookups.keys)
+        if not is_new or lookups.is_listed or not lookups.due.is_reached(number, enough, report):
+            return
+        is_walk = walks(lookups.due.passed, report)
+        if is_walk and not fact.is_tree:
             return
         # In a loop that looks up several classes, the others are one round behind.
-        counts, tallies = {fact.entity: enough}, [lookups.tally]
+        counts, tallies = {fact.entity: number}, [lookups.tally]
+        lookups.is_listed = True
         for (site, other), more in memory.items():
-            if site == fact.site and other not in counts and len(more.keys) == enough - 1:
+            if site == fact.site and other not in counts and len(more.keys) == number - 1:
                 more.is_listed = True
-                counts[other] = enough - 1
+                counts[other] = number - 1
                 tallies.append(more.tally)
-        loop = looping(lookups.passed, report)
+        loop = looping(lookups.due.passed, report)
         entity, place = fact.entity or fact.collection, elsewhere(loop, fact.site)
         remedy = f"run one select({entity}) for all keys before the loop{place}"
-        if fact.entity and fact.key:
+        if is_walk:
+            remedy = f"select({entity}).cte(recursive=True)"
+        elif fact.entity and fact.key:
             remedy = f"select({entity}).where({entity}.{fact.key}.in_(keys))"
             if place:
                 remedy += f"  # before the loop{place}"
@@ -166,7 +174,7 @@ class GetInLoop(BuiltIn):
             remedy,
             fact.site,
             entity=fact.entity or None,
-            count=enough,
+            count=number,
             total=Total("SELECT", *tallies),
             evidence=known(loop=loop, entities=counts if len(counts) > 1 else None),
         )

@@ -6,6 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from session_tracer.detectors.evidence import is_reported_at, known, looping
+from session_tracer.detectors.looping import Due, walks
 from session_tracer.detectors.memory import Recent
 from session_tracer.detectors.protocol import BuiltIn
 from session_tracer.detectors.wording import awaited, elsewhere, listed
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 
 # A SELECT after such a pause waited for something: a message, or the next round of a poll.
 _PAUSE: Final = 1_000_000_000
-# If no loop is seen, the number has to be at least this one.
-_ENOUGH_WITHOUT_LOOP: Final = 10
 _MOST_SELECTS: Final = 1_000
 # What is a part of a larger result only if the loop does not go over items, or over their lists.
 _STEPS: Final[Mapping[str, frozenset[Iteration]]] = {
@@ -110,6 +109,7 @@ class _Asked:
         "_transaction",
         "due",
         "found",
+        "is_batched",
         "number",
         "parts",
         "passed",
@@ -122,9 +122,10 @@ class _Asked:
         # The id of the finding about it, or about another SELECT that lists this one.
         self.found = ""
         self.subject = ""
-        # At which number it is judged, and what was at work one before.
-        self.due = 0
+        self.due = Due()
         self.passed: Passed = {}
+        # Whether one of them asked for several keys at once.
+        self.is_batched = False
         # The keys by what else differs, and how many of them one SELECT can ask for.
         self.parts: dict[int, set[int]] = {}
         self.number = 0
@@ -155,6 +156,7 @@ class _Asked:
             keys = self.parts.setdefault(fact.group, set())
             keys.add(fact.part_of)
             self.number = max(before, len(keys))
+        self.is_batched = self.is_batched or fact.part == "list"
         if fact.part in _STEPS and steps < _MOST_SELECTS:
             self.steps.add(fact.fingerprint)
         return self.number > before, len(self.steps) > steps
@@ -312,22 +314,14 @@ def _different(
         return
     if not is_other:
         return
-    number = asked.number
-    asked.due = max(asked.due, enough)
-    if number == asked.due - 1:
-        asked.passed = ledger.locator.passed()
-    if number != asked.due or asked.is_reported(report):
+    if asked.is_reported(report) or is_reported_at("autoflush-storm", fact.site, report):
         return
-    if is_reported_at("autoflush-storm", fact.site, report):
+    if not asked.due.is_reached(asked.number, enough, report):
         return
-    is_loop = ledger.locator.is_repeated(asked.passed, ledger.opened_site)
-    if is_loop and ledger.locator.is_of_library(asked.passed, ledger.opened_site):
-        is_loop = False  # the application cannot change what one call of a library does
-    if is_loop or (is_loop is None and number >= _ENOUGH_WITHOUT_LOOP):
-        yield _in_loop(fact, number, report, memory)
-    else:
-        # There may be a loop later.
-        asked.due = _ENOUGH_WITHOUT_LOOP if number < _ENOUGH_WITHOUT_LOOP else 2 * number
+    asked.passed = asked.due.passed
+    is_walk = walks(asked.passed, report)
+    if not is_walk or (fact.is_tree and not asked.is_batched):
+        yield _in_loop(fact, asked.number, report, memory, is_walk=is_walk)
 
 
 def _is_of_items(fact: StatementExecuted, asked: _Asked, report: Report) -> bool:
@@ -354,9 +348,17 @@ _FOR_ALL: Final[Mapping[OfKey, str]] = {
     "offset": "without .offset(...)",
     "next": f"with a join and {_FIRST}",
 }
+_TREE: Final = "with .cte(recursive=True)"
 
 
-def _in_loop(fact: StatementExecuted, number: int, report: Report, memory: _Selects) -> Finding:
+def _in_loop(
+    fact: StatementExecuted,
+    number: int,
+    report: Report,
+    memory: _Selects,
+    *,
+    is_walk: bool = False,
+) -> Finding:
     asked = memory.asked.of((fact.site, fact.query))
     asked.found = "query-in-loop"
     # In a loop that runs several SELECTs at this line, the others are one round behind.
@@ -368,13 +370,14 @@ def _in_loop(fact: StatementExecuted, number: int, report: Report, memory: _Sele
             tallies.append(other.tally)
     loop = looping(asked.passed, report)
     what = listed(list(subjects))
+    before = elsewhere(loop, fact.site, "before the loop at") or " before the loop"
+    how = _TREE if is_walk else f"{_FOR_ALL[fact.of_key]}{before}"
     return report.finding(
         "query-in-loop",
         "warning",
         f"the same SELECT of {what} ran with at least {number} different parameters"
         + (" from one line" if fact.site is not None else ""),
-        f"run one SELECT of {what} {_FOR_ALL[fact.of_key]}"
-        f"{elsewhere(loop, fact.site, 'before the loop at') or ' before the loop'}",
+        f"run one SELECT of {what} {how}",
         fact.site,
         entity=fact.entity or None,
         count=number,

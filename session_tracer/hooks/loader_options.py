@@ -31,6 +31,7 @@ __all__ = [
     "loader",
     "owner",
     "primary_key",
+    "refers_to_itself",
     "route_to",
     "selection",
 ]
@@ -44,13 +45,14 @@ _DEEPEST: Final = 5
 class _Known:
     """What is known of a mapper; it must not hold the mapper."""
 
-    __slots__ = ("columns", "generated", "options", "primary_key")
+    __slots__ = ("columns", "generated", "is_tree", "options", "primary_key")
 
     def __init__(self, mapper: Mapper[Any]) -> None:
         props: list[Any] = [prop for prop in mapper.column_attrs if not prop.deferred]
         # The attributes of columns that are not deferred, and that the database fills in.
         self.columns = frozenset([prop.key for prop in props])
         self.generated = frozenset([prop.key for prop in props if _is_generated(prop)])
+        self.is_tree = any(map(_is_of_own_table, mapper.columns))
         self.primary_key: str | None = None
         # By attribute: the option, and the class that the attribute is mapped on.
         self.options: dict[str, tuple[str, str]] = {}
@@ -319,6 +321,17 @@ def _is_generated(prop: Any) -> bool:
         for column in prop.columns
         for name in ("computed", "onupdate", "server_default", "server_onupdate")
     )
+
+
+def refers_to_itself(mapper: Mapper[Any]) -> bool:
+    """Whether rows of the mapper's table refer to other rows of it, as the nodes of a tree do."""
+    return _known(mapper).is_tree
+
+
+def _is_of_own_table(column: Any) -> bool:
+    table = getattr(getattr(column, "table", None), "fullname", None)
+    keys = getattr(column, "foreign_keys", ())
+    return any(key.target_fullname.rpartition(".")[0] == table for key in keys)
 
 
 def primary_key(mapper: Mapper[Any]) -> str:

@@ -23,7 +23,7 @@ from session_tracer import facts
 from session_tracer.facts import StatementExecuted
 from session_tracer.hooks import load_reason, locks, loops, parts, sql, streams
 from session_tracer.hooks.failed_statements import statement_failed
-from session_tracer.hooks.loader_options import primary_key
+from session_tracer.hooks.loader_options import primary_key, refers_to_itself
 from session_tracer.hooks.patching import as_sqlalchemys
 from session_tracer.hooks.sql import fingerprint as fingerprint_of
 from session_tracer.ledger.guard import reporting
@@ -580,6 +580,7 @@ def _select(
         part_of=part_of,
         group=query.group(parameters),
         of_key=query.of_key(parameters),
+        is_tree=subject is not None and refers_to_itself(subject.mapper),
         sql=sql.shown(statement, ledger.system),
     )
 

@@ -460,6 +460,15 @@ class Locator:
             next(one for one in _outwards(start) if one is loop or self.is_application(one)) is loop
         )
 
+    def is_recursive(self, loop: CallSite) -> bool:
+        """Return whether the line, which loops, has called the function that it is a line of."""
+        frames = [
+            frame
+            for frame in _outwards(_frame(1))
+            if is_in(loop, frame.f_code) and frame.f_code.co_name not in _COMPREHENSIONS
+        ]
+        return len(frames) > 1 and self._site(frames[0], _APPLICATION) != loop
+
     def _looping(
         self,
         before: Mapping[tuple[int, int], int],

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from session_tracer.where.callsite import CallSite
 
-__all__ = ["Iteration", "goes_over", "is_around_block", "is_over_items"]
+__all__ = ["Iteration", "goes_over", "goes_turn_by_turn", "is_around_block", "is_over_items"]
 
 # What a loop goes over: items that its body uses, or lists of items, each of which has a key.
 Iteration: TypeAlias = Literal["", "items", "groups"]
@@ -47,7 +47,7 @@ def is_around_block(site: CallSite, function: str) -> bool:
 
 def goes_over(site: CallSite) -> Iteration:
     """Return what the innermost loop around the line goes over. A loop that counts is none."""
-    loops = [node for node in _around(source_of(site.file), site.line) if isinstance(node, _LOOPS)]
+    loops = _loops(site)
     loop = loops[-1] if loops else None
     body: Sequence[ast.AST]
     if isinstance(loop, ast.For | ast.AsyncFor):
@@ -62,15 +62,33 @@ def goes_over(site: CallSite) -> Iteration:
     return "items" if _GROUPING.isdisjoint(_called(over)) else "groups"
 
 
+def goes_turn_by_turn(site: CallSite) -> bool:
+    """Return whether the innermost loop around the line may know only then what its next turn is.
+
+    That is a `while`, unless it goes over a list by index.
+    """
+    loops = _loops(site)
+    return bool(loops) and isinstance(loops[-1], ast.While) and "len" not in _called(loops[-1].test)
+
+
 def is_over_items(site: CallSite) -> bool:
     """Return whether the loops around the line go over items that are there when they begin.
 
     A worker takes its next job in a `while`, an `async for` or from a queue. Whether it has to wait
     for the job depends on how much there is to do.
     """
-    around = _around(source_of(site.file), site.line)
-    loops = [node for node in around if isinstance(node, _LOOPS)]
+    loops = _loops(site)
     return bool(loops) and all(map(_has_items, loops))
+
+
+def _loops(site: CallSite) -> list[ast.AST]:
+    """The loops around a line that call a function, the outermost first."""
+    loops = [node for node in _around(source_of(site.file), site.line) if isinstance(node, _LOOPS)]
+    return [
+        loop
+        for loop in loops
+        if not isinstance(loop, _COMPREHENSIONS) or any(map(_called, _results(loop)))
+    ]
 
 
 def _has_items(loop: ast.AST) -> bool:

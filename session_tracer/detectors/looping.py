@@ -1,0 +1,52 @@
+"""Whether a loop runs SELECTs that one SELECT before it can replace."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from session_tracer.where.iteration import goes_turn_by_turn
+
+if TYPE_CHECKING:
+    from session_tracer.ledger.loads import Passed
+    from session_tracer.ledger.report import Report
+    from session_tracer.where.callsite import CallSite
+
+__all__ = ["Due", "walks"]
+
+# If no loop is seen, the number has to be at least this one.
+_ENOUGH_WITHOUT_LOOP: Final = 10
+
+
+class Due:
+    """At which number of different SELECTs a line is judged, and what was at work one before."""
+
+    __slots__ = ("_number", "passed")
+
+    def __init__(self) -> None:
+        self._number = 0
+        self.passed: Passed = {}
+
+    def is_reached(self, number: int, enough: int, report: Report) -> bool:
+        """Return whether that number has been reached, in a loop of the application's.
+
+        Calls that follow one another are no loop, and what one call of a library does in a loop the
+        application cannot change. There may be a loop later.
+        """
+        due = self._number = max(self._number, enough)
+        locator, opened = report.ledger.locator, report.ledger.opened_site
+        if number == due - 1:
+            self.passed = locator.passed()
+        if number != due:
+            return False
+        self._number = _ENOUGH_WITHOUT_LOOP if number < _ENOUGH_WITHOUT_LOOP else 2 * number
+        is_loop = locator.is_repeated(self.passed, opened)
+        if is_loop is None:
+            return number >= _ENOUGH_WITHOUT_LOOP
+        return is_loop and not locator.is_of_library(self.passed, opened)
+
+
+def walks(passed: Passed, report: Report) -> bool:
+    """Return whether the keys of the next turn are known only then, such as in a walk of a tree."""
+    locator = report.ledger.locator
+    loop: CallSite | None = locator.loop(passed, report.ledger.opened_site)
+    return loop is not None and (goes_turn_by_turn(loop) or locator.is_recursive(loop))

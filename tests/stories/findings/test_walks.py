@@ -1,0 +1,195 @@
+"""Stories of SELECTs whose key is in the row that the SELECT before has read."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import select
+from sqlalchemy.orm import aliased
+
+from session_tracer.testing import capture
+from tests.stories.findings.mappings import Part, Report, tables
+from tests.stories.findings.reading import tell
+from tests.stories.lines import marked
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from sqlalchemy.orm import Session
+
+    from tests.twins import Twin
+
+LAST = 12
+RECURSIVE = "select(Part).cte(recursive=True)"
+
+
+@asynccontextmanager
+async def chain(twin: Twin) -> AsyncIterator[None]:
+    """Twelve parts, each a part of the one before."""
+    async with tables(twin):
+        async with twin.session() as session:
+            session.add_all(Part(id=key, whole_id=key - 1 or None) for key in range(1, LAST + 1))
+            await session.commit()
+        yield
+
+
+def up_by_get(session: Session) -> list[int]:
+    part, found = session.get(Part, LAST), []
+    while part is not None and part.whole_id is not None:
+        part = session.get(Part, part.whole_id)  # <- asked
+        found.append(part.id if part else 0)
+    return found
+
+
+def of_whole(session: Session, key: int) -> list[Part]:
+    return list(session.scalars(select(Part).where(Part.whole_id == key)))  # <- asked
+
+
+def down_by_query(session: Session) -> list[int]:
+    found, level = [], of_whole(session, 1)
+    while level:
+        found += [part.id for part in level]
+        level = of_whole(session, level[0].id)
+    return found
+
+
+def down_by_recursion(session: Session, key: int = 1) -> list[int]:
+    found: list[int] = []
+    for part in of_whole(session, key):
+        found += [part.id, *down_by_recursion(session, part.id)]
+    return found
+
+
+WALKS: dict[Any, tuple[str, str, Any]] = {
+    up_by_get: ("get-in-loop", RECURSIVE, up_by_get),
+    down_by_query: ("query-in-loop", "run one SELECT of Part with .cte(recursive=True)", of_whole),
+    down_by_recursion: (
+        "query-in-loop",
+        "run one SELECT of Part with .cte(recursive=True)",
+        of_whole,
+    ),
+}
+
+
+@pytest.mark.parametrize("walk", WALKS)
+def test_a_walk_of_a_tree(twin: Twin, walk: Any) -> None:
+    id_, remedy, asking = WALKS[walk]
+
+    async def story() -> None:
+        async with chain(twin):
+            settings = {"gets_from_one_site": 3, "queries_from_one_site": 3}
+            (finding,) = (await tell(twin, walk, **settings)).findings
+            assert (finding.id, finding.remedy) == (id_, remedy)
+            assert finding.site == marked(asking, "<- asked")
+
+    twin.run(story)
+
+
+def test_one_recursive_select_reads_the_tree(twin: Twin) -> None:
+    async def story() -> None:
+        tree = select(Part).where(Part.id == 1).cte(recursive=True)
+        tree = tree.union_all(select(Part).join(tree, Part.whole_id == tree.c.id))
+        async with chain(twin), twin.session() as session:
+            with capture(twin.factory, queries_from_one_site=2) as captured:
+                rows = await session.scalars(select(aliased(Part, tree)))
+                assert len(rows.all()) == LAST
+            assert captured.findings == []
+
+    twin.run(story)
+
+
+# Near-misses: nothing replaces the first ones, and the keys of the others are there before.
+
+
+def by_level(session: Session) -> None:
+    keys = [1]
+    while keys:
+        wholes = select(Part.id).where(Part.whole_id.in_([*keys, 0][: 1 if keys[0] > 3 else 2]))
+        keys = list(session.scalars(wholes))
+
+
+def along_a_list_of_no_tree(session: Session) -> None:
+    key = 1
+    while key < LAST:
+        session.scalars(select(Report).where(Report.manager_id == key)).all()
+        key += 1
+
+
+def one_after_the_other(session: Session) -> None:
+    def get(key: int) -> Any:
+        return session.get(Part, key)
+
+    get(3)
+    get(5)
+    get(7)
+
+
+@pytest.mark.parametrize("walk", [by_level, along_a_list_of_no_tree, one_after_the_other])
+def test_what_is_no_loop_over_known_keys(twin: Twin, walk: Any) -> None:
+    async def story() -> None:
+        async with chain(twin):
+            settings = {"gets_from_one_site": 3, "queries_from_one_site": 3}
+            assert (await tell(twin, walk, **settings)).findings == []
+
+    twin.run(story)
+
+
+def in_a_comprehension(session: Session) -> None:
+    assert all(session.get(Part, key) for key in range(1, LAST))  # <- asked
+
+
+def in_a_comprehension_of_a_while(session: Session) -> None:
+    keys = list(range(1, LAST))
+    while keys:
+        assert all(session.get(Part, key) for key in keys)  # <- asked
+        keys = []
+
+
+def by_index(session: Session) -> None:
+    keys, at = list(range(1, LAST)), 0
+    while at < len(keys):
+        session.get(Part, keys[at])  # <- asked
+        at += 1
+
+
+def of_each_in_a_recursion(session: Session, keys: tuple[int, ...] = tuple(range(1, 9))) -> None:
+    for key in keys:
+        session.get(Part, key)  # <- asked
+    if len(keys) == 8:
+        of_each_in_a_recursion(session, (1,))
+
+
+@pytest.mark.parametrize(
+    "how", [in_a_comprehension, in_a_comprehension_of_a_while, by_index, of_each_in_a_recursion]
+)
+def test_keys_that_are_known_before_the_loop(twin: Twin, how: Any) -> None:
+    async def story() -> None:
+        async with chain(twin):
+            (finding,) = (await tell(twin, how, gets_from_one_site=3)).findings
+            assert finding.remedy == "select(Part).where(Part.id.in_(keys))"
+            assert finding.site == marked(how, "<- asked")
+
+    twin.run(story)
+
+
+def test_a_loop_after_calls_in_a_row(twin: Twin) -> None:
+    """Calls that follow one another do not hide the loop after them."""
+
+    def mixed(session: Session) -> None:
+        def get(key: int) -> Any:
+            return session.get(Part, key)  # <- asked
+
+        get(1)
+        get(2)
+        get(3)
+        for key in range(4, LAST + 1):
+            get(key)
+
+    async def story() -> None:
+        async with chain(twin):
+            (finding,) = (await tell(twin, mixed, gets_from_one_site=3)).findings
+            assert (finding.id, finding.count) == ("get-in-loop", 10)
+
+    twin.run(story)
