@@ -77,7 +77,7 @@ def ended(ledger: Ledger, blocking: Blocking) -> None:
 
 
 def _judge(ledger: Ledger, blocking: Blocking) -> None:
-    waiting = blocking.owner.tasks_beside()
+    waiting = len(blocking.owner.tasks_beside())
     if not waiting:
         # Time in which nothing else was on the loop does not count.
         blocking.ns = blocking.statements = 0

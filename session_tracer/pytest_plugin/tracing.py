@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, get_args
 
 from session_tracer import detectors, facts
@@ -19,12 +20,13 @@ from session_tracer.pytest_plugin.case import Case, Reported, Scope
 from session_tracer.pytest_plugin.client_threads import ClientThreads
 from session_tracer.verdicts.policy import Policy
 from session_tracer.where.callsite import registry_at_work
+from session_tracer.where.tasks import is_ready
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from session_tracer.detectors import Detector
-    from session_tracer.facts import Fact
+    from session_tracer.facts import EventLoopBlocked, Fact
     from session_tracer.instrumentor import Instrumentation
     from session_tracer.ledger.loads import Passed
     from session_tracer.ledger.report import Report, Verdict
@@ -258,6 +260,19 @@ class Tracing:
         """Return whether the session that this thread reports now belongs to no test."""
         return self._current.scope is None or self._current.scope.case is None
 
+    def in_the_way(self, fact: EventLoopBlocked, report: Report) -> EventLoopBlocked:
+        """Return the fact with the number of tasks that would have run meanwhile.
+
+        What a fixture or the test's own coroutine does has no request in its way. The tasks of
+        pytest's plugins and of a server without a request wait for what the test does next.
+        """
+        case, blocking = self.case, report.ledger.blocking
+        if case is None or blocking is None:
+            return fact
+        is_tests = case.phase != "call" or case.has_line(fact.site)
+        ready = () if is_tests else filter(is_ready, blocking.owner.tasks_beside())
+        return replace(fact, waiting=len(tuple(ready)))
+
     def commit_of(self, found: Verdict) -> Passed:
         """Return what was at work at the commit after which objects were loaded again."""
         scope = self._current.scope
@@ -330,6 +345,10 @@ class _PerTest:
             self._tracing.is_of_a_fixture(report.ledger.id, fact.other)
         ):
             return ()
+        if isinstance(fact, facts.EventLoopBlocked):
+            fact = self._tracing.in_the_way(fact, report)
+            if not fact.waiting:
+                return ()
         return self._of_the_application(
             self._detector.judge(fact, report, memory.of_detector), report
         )

@@ -121,13 +121,13 @@ class Owner:
         thread = self._thread()
         return thread is not None and type(thread).__module__.startswith("anyio.")
 
-    def tasks_beside(self) -> int:
-        """Return the number of tasks of its event loop that do not wait for this one."""
+    def tasks_beside(self) -> list[asyncio.Task[Any]]:
+        """Return the tasks of its event loop that do not wait for this one."""
         task, loop = None if self._task is None else self._task(), self.loop()
         if task is None or loop is None:
-            return 0
+            return []
         waiting = {id(one) for one in (task, *awaiting_tasks(task))}
-        return sum(id(one) not in waiting for one in asyncio.all_tasks(loop))
+        return [one for one in asyncio.all_tasks(loop) if id(one) not in waiting]
 
     def is_at_work(self) -> bool:
         """Return whether it runs now; a task may wait."""

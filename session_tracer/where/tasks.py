@@ -17,6 +17,7 @@ __all__ = [
     "awaiting_tasks",
     "current_task",
     "in_groups",
+    "is_ready",
     "running_loop",
     "suspended",
 ]
@@ -134,6 +135,23 @@ def awaiting_tasks(task: asyncio.Task[Any] | None) -> Iterator[asyncio.Task[Any]
         if task is None:
             return
         yield task
+
+
+def is_ready(task: asyncio.Task[Any]) -> bool:
+    """Return whether its event loop would run the task now: it waits for nothing, or no longer."""
+    awaited = getattr(task, "_fut_waiter", None)
+    if not isinstance(awaited, asyncio.Future):
+        return awaited is None
+    return awaited.done() or _is_due(awaited, task.get_loop())
+
+
+def _is_due(awaited: asyncio.Future[Any], loop: asyncio.AbstractEventLoop) -> bool:
+    """Return whether a timer that has run out ends the waiting, as soon as the loop looks at it."""
+    timers: list[asyncio.TimerHandle] = getattr(loop, "_scheduled", [])
+    return any(
+        timer.when() <= loop.time() and any(one is awaited for one in timer._args or ())
+        for timer in timers
+    )
 
 
 def awaiting_a_thread(frame: FrameType) -> list[FrameType]:
