@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from session_tracer.pytest_plugin.own_files import OwnFiles
     from session_tracer.where.callsite import CallSite
 
-__all__ = ["Case", "Phase", "Reported", "Scope", "State"]
+__all__ = ["Call", "Case", "Phase", "Reported", "Scope", "State"]
 
 # The instructions of the test's own functions that lead to what happens.
 Call: TypeAlias = tuple[tuple[int, int], ...]

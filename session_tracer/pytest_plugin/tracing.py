@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, Final, get_args
 
 from session_tracer import detectors, facts
@@ -23,14 +25,14 @@ from session_tracer.where.callsite import registry_at_work
 from session_tracer.where.tasks import is_ready
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Hashable, Iterable, Iterator
 
     from session_tracer.detectors import Detector
-    from session_tracer.facts import EventLoopBlocked, Fact
+    from session_tracer.facts import EventLoopBlocked, Fact, FlushFailureDecided
     from session_tracer.instrumentor import Instrumentation
     from session_tracer.ledger.loads import Passed
     from session_tracer.ledger.report import Report, Verdict
-    from session_tracer.pytest_plugin.case import State
+    from session_tracer.pytest_plugin.case import Call, State
     from session_tracer.settings import Settings
     from session_tracer.verdicts.baseline import Baseline
     from session_tracer.where.callsite import CallSite
@@ -101,6 +103,11 @@ class Tracing:
         self._open: dict[str, tuple[Report, Scope]] = {}
         self._registries: weakref.WeakKeyDictionary[Any, weakref.ref[Any]]
         self._registries = weakref.WeakKeyDictionary()
+        self._written = _Written()
+        # What was at work at the last failure of each line, in the running test.
+        self._failed: dict[CallSite | None, Passed] = {}
+        # The call of the running test that happened last.
+        self._call: Call = ()
         self._current = _Current()
         self._clients = ClientThreads()
         # Sessions of several threads may be reported at the same time.
@@ -139,6 +146,7 @@ class Tracing:
         self.case = case
         self._clients.begin(case.own_files)
         failures.forget_repeats()
+        self._failed.clear()
         openings.forget()
         for report, scope in self._of_this_thread():
             self._reset_counts(report, scope)
@@ -152,6 +160,9 @@ class Tracing:
         """Count what repeats from zero if another call of the test leads to it than before."""
         if isinstance(fact, _COUNTED) and self.case is not None and self.case.phase == "call":
             call = self.case.call(report)
+            if call != self._call:
+                self._call = call
+                failures.forget_repeats()
             if call != scope.call:
                 scope.call = call
                 # These have been counted already.
@@ -212,7 +223,19 @@ class Tracing:
                 self._open.pop(report.ledger.id, None)
             if self.case is not None:
                 self.case.add(fact, report, memory)
+                self._flushed(fact, report, memory, self.case)
         return ()
+
+    def _flushed(self, fact: Fact, report: Report, scope: Scope, case: Case) -> None:
+        """Note what a line has written, and count its failures from zero if a test repeats them."""
+        if isinstance(fact, facts.FlushCompleted):
+            for key in _keys(fact, report):
+                self._written.add(key, _piece(report, scope, case))
+        elif isinstance(fact, facts.FlushFailed):
+            passed = report.ledger.locator.passed()
+            before, self._failed[fact.site] = self._failed.get(fact.site), passed
+            if before is not None and case.repeats(report, before):
+                failures.forget_repeats()
 
     def note(self, fact: Fact, report: Report) -> None:
         """Note which fact is reported, because another detector is called before `judge()`."""
@@ -259,6 +282,18 @@ class Tracing:
     def outlives_tests(self) -> bool:
         """Return whether the session that this thread reports now belongs to no test."""
         return self._current.scope is None or self._current.scope.case is None
+
+    def was_written(self, fact: FlushFailureDecided, report: Report) -> bool:
+        """Return whether what failed is handled, and tests have had its line write such objects.
+
+        If tests run an import twice, each row of the second time fails, and none is written.
+        """
+        failed, scope = fact.failed, self._current.scope
+        if fact.unhandled or scope is None or self.case is None:
+            return False
+        by = _piece(report, scope, self.case)
+        before = sum(self._written.before(key, by) for key in _keys(failed, report))
+        return before >= fact.repeats
 
     def in_the_way(self, fact: EventLoopBlocked, report: Report) -> EventLoopBlocked:
         """Return the fact with the number of tasks that would have run meanwhile.
@@ -320,6 +355,42 @@ class Tracing:
         self._on_finding(reported, "" if case is None else case.nodeid)
 
 
+def _keys(fact: facts.FlushCompleted | facts.FlushFailed, report: Report) -> Iterator[Hashable]:
+    """The new objects of a flush: their class, the line, and the database they are for."""
+    for entity, number in fact.new.items():
+        yield from repeat((entity, fact.site, report.ledger.kind), number)
+
+
+def _piece(report: Report, scope: Scope, case: Case) -> Hashable:
+    """Return which call of which test runs, and in which session, if the test opened that."""
+    ledger = report.ledger
+    session = ledger.id if case.has_line(ledger.opened_site) else ""
+    return case.nodeid, case.phase, scope.call, session
+
+
+class _Written:
+    """Number of objects by what they are, before the latest piece of work and in it."""
+
+    def __init__(self) -> None:
+        self._before: Counter[Hashable] = Counter()
+        self._now: Counter[Hashable] = Counter()
+        self._by: Hashable = None
+
+    def add(self, key: Hashable, by: Hashable) -> None:
+        """An object was written."""
+        if by != self._by:
+            self._before.update(self._now)
+            self._now.clear()
+            self._by = by
+        self._now[key] += 1
+
+    def before(self, key: Hashable, by: Hashable) -> int:
+        """Return how many were written before, and 0 if this piece of work writes them too."""
+        if by != self._by:
+            return self._before[key] + self._now[key]
+        return 0 if self._now[key] else self._before[key]
+
+
 class _PerTest:
     """A detector with a new memory of a session for each test that uses the session.
 
@@ -344,6 +415,8 @@ class _PerTest:
         if isinstance(fact, facts.ConnectionNested | facts.WritesSplit) and (
             self._tracing.is_of_a_fixture(report.ledger.id, fact.other)
         ):
+            return ()
+        if isinstance(fact, facts.FlushFailureDecided) and self._tracing.was_written(fact, report):
             return ()
         if isinstance(fact, facts.EventLoopBlocked):
             fact = self._tracing.in_the_way(fact, report)
