@@ -12,6 +12,7 @@ from session_tracer.model.findings import COSTS
 from session_tracer.pytest_plugin.budgets import BUDGETS
 from session_tracer.pytest_plugin.cost import Cost
 from session_tracer.pytest_plugin.counts import BudgetCounts, SessionCounts
+from session_tracer.where.frameworks import is_test_setup, is_test_teardown
 
 if TYPE_CHECKING:
     import weakref
@@ -185,7 +186,11 @@ class Case:
         Fixtures prepare, and a test's own loop may do anything many times.
         """
         line = finding.site if loop is None else loop
-        return finding.id in COSTS and (self.phase != "call" or self.has_line(line))
+        return finding.id in COSTS and (self.is_in_a_fixture() or self.has_line(line))
+
+    def is_in_a_fixture(self) -> bool:
+        """Return whether a fixture, or the test's own setUp() or tearDown(), is running."""
+        return self.phase != "call" or is_test_setup() or is_test_teardown()
 
     def has_line(self, site: CallSite | None) -> bool:
         """Return whether a line belongs to the tests."""

@@ -57,9 +57,11 @@ class Holders:
             registry: The `scoped_session` that has made it.
             lines: Where it was opened.
         """
+        keeper = None if registry is None else registry()
+        if registry is not None and keeper is None:
+            return "others"  # they have thrown it away, with the sessions that it had to close
         looks, holder = self._found.get(lines, (0, "nothing"))
         if looks < _MOST_LOOKS:
-            keeper = None if registry is None else registry()
             holder = (
                 _of_session(session) if keeper is None else _search(_Objects([keeper]), _Objects())
             )

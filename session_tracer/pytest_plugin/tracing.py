@@ -304,7 +304,7 @@ class Tracing:
         case, blocking = self.case, report.ledger.blocking
         if case is None or blocking is None:
             return fact
-        is_tests = case.phase != "call" or case.has_line(fact.site)
+        is_tests = case.is_in_a_fixture() or case.has_line(fact.site)
         ready = () if is_tests else filter(is_ready, blocking.owner.tasks_beside())
         return replace(fact, waiting=len(tuple(ready)))
 

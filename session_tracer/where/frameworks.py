@@ -9,10 +9,16 @@ from session_tracer.where.callsite import whole_stack
 from session_tracer.where.running import running_frame
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from types import FrameType
 
-__all__ = ["CLOSING", "error_of_request", "is_by_transaction_manager", "is_test_teardown"]
+__all__ = [
+    "CLOSING",
+    "error_of_request",
+    "is_by_transaction_manager",
+    "is_test_setup",
+    "is_test_teardown",
+]
 
 # Flask and Quart turn an exception into a response, and then pass it to the teardown function (an
 # extension's or the application's) that removes the session.
@@ -21,9 +27,19 @@ _MANAGER: Final = "zope.sqlalchemy.datamanager"
 # The modules without which neither function finds anything.
 CLOSING: Final = frozenset({"flask", "quart", _MANAGER})
 # What runs the end of a fixture, or what a test has asked for at its end.
-_FIXTURES: Final = {
+_TEARDOWNS_OF_TESTS: Final = {
     "_pytest.fixtures": frozenset({"_teardown_yield_fixture", "finish"}),
     "unittest.case": frozenset({"_callTearDown", "_callCleanup", "doCleanups", "doClassCleanups"}),
+    "unittest.async_case": frozenset({"_callTearDown"}),
+    "testtools.runtest": frozenset({"_run_cleanups"}),
+    "testtools.testcase": frozenset({"_run_teardown"}),
+}
+# What calls a fixture, also while the test runs, or the test's own setUp().
+_SETUPS_OF_TESTS: Final = {
+    "_pytest.fixtures": frozenset({"pytest_fixture_setup"}),
+    "unittest.case": frozenset({"_callSetUp"}),
+    "unittest.async_case": frozenset({"_callSetUp"}),
+    "testtools.testcase": frozenset({"_run_setup"}),
 }
 # From a wrapped close() out to one of them it is about eight, through `scoped_session.remove()`.
 _MOST_FRAMES: Final = 20
@@ -51,11 +67,21 @@ def is_by_transaction_manager() -> bool:
 
 def is_test_teardown() -> bool:
     """Return whether the running code is the end of a test's fixture."""
-    if sys.modules.keys().isdisjoint(_FIXTURES):
+    return _is_called_by(_TEARDOWNS_OF_TESTS)
+
+
+def is_test_setup() -> bool:
+    """Return whether the running code is the beginning of a test's fixture, or its setUp()."""
+    return _is_called_by(_SETUPS_OF_TESTS)
+
+
+def _is_called_by(functions: Mapping[str, frozenset[str]]) -> bool:
+    """Return whether one of these functions, by their modules, is at work."""
+    if sys.modules.keys().isdisjoint(functions):
         return False
     # An event loop or a greenlet that the fixture runs is on the same stack, or was begun on it.
     return any(
-        frame.f_code.co_name in _FIXTURES.get(frame.f_globals.get("__name__", ""), ())
+        frame.f_code.co_name in functions.get(frame.f_globals.get("__name__", ""), ())
         for frame in whole_stack()
     )
 

@@ -312,6 +312,12 @@ def test_of_the_application(SessionLocal):
     Hub.current = Hub(SessionLocal)
     Hub.current.start()
 
+def test_of_a_registry_that_is_gone(SessionLocal):
+    registered = Registered(SessionLocal)
+    registered.start()
+    hub.KEPT.append(registered.session.query(Author))
+    del registered.maker, registered.session
+
 def test_of_a_module(SessionLocal):
     hub.session = SessionLocal()
     hub.session.connection()
