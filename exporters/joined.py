@@ -11,11 +11,12 @@ from session_tracer.model.findings import REPEATS, Finding
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 
-__all__ = ["TOGETHER", "groups", "join", "joined"]
+__all__ = ["TOGETHER", "groups", "join", "joined", "remedies"]
 
 # The key of evidence for the remedies that go with a joined finding's.
 TOGETHER: Final = "together"
 _SELECT: Final = re.compile(r"select\((\w+)\)\.options\((.*?)\)( (?:at|after) .*)?", re.DOTALL)
+_ONE_SELECT: Final = "one SELECT of {}"
 _LINE: Final = re.compile(r":\d+ in ")
 # What a commit in a loop makes necessary is reported earlier: it has the smaller threshold.
 _COMMITS: Final = "commit-in-loop"
@@ -98,7 +99,7 @@ def join(group: Sequence[Finding]) -> Finding:
     names.pop(_name(first, first), None)
     if not names:
         return first
-    remedy, *more = _remedies(dict.fromkeys(one.remedy for one in group))
+    remedy, *more = remedies(group)
     totals = [one.total for one in others if one.total is not None and one.id == first.id]
     return replace(
         first,
@@ -125,18 +126,31 @@ def _listed(names: list[str]) -> str:
     return ", ".join([*names[:_MOST_NAMED], f"{more} more"] if more > 0 else names)
 
 
-def _remedies(remedies: Iterable[str]) -> list[str]:
-    """Return the remedies, with the options of one statement in one remedy."""
-    options: dict[tuple[str, str], list[str]] = {}
-    others: list[str] = []
-    for remedy in remedies:
+def remedies(group: Iterable[Finding]) -> list[str]:
+    """Return the remedies of a group of findings.
+
+    The options of one statement are one remedy, and so is one SELECT of each of several classes.
+    """
+    options: dict[tuple[str, str], dict[str, None]] = {}
+    classes: dict[str, list[str]] = {}
+    for remedy, entity in dict.fromkeys((one.remedy, one.entity) for one in group):
         select = _SELECT.fullmatch(remedy)
         if select is None:
-            others.append(remedy)
+            of_class = _ONE_SELECT.format(entity)
+            template = remedy.replace(f"{of_class} ", f"{_ONE_SELECT} ")
+            classes.setdefault(template, []).append(entity or "")
         else:
             root, option, place = select.groups(default="")
-            options.setdefault((root, place), []).append(option)
-    return [*(_with(root, every, place) for (root, place), every in options.items()), *others]
+            options.setdefault((root, place), {})[option] = None
+    return [
+        *(_with(root, [*every], place) for (root, place), every in options.items()),
+        *(_of_each(template, every) for template, every in classes.items()),
+    ]
+
+
+def _of_each(template: str, classes: list[str]) -> str:
+    named = classes[0] if len(classes) == 1 else f"each of {', '.join(classes)}"
+    return template.replace(_ONE_SELECT, _ONE_SELECT.format(named))
 
 
 def _with(root: str, options: list[str], place: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from session_tracer.exporters.finding_block import remedy_label
-from session_tracer.exporters.joined import groups
+from session_tracer.exporters.joined import groups, remedies
 from session_tracer.exporters.wording import counted
 from session_tracer.pytest_plugin.allowances import ALLOW
 from session_tracer.pytest_plugin.configured import PREFIX
@@ -83,8 +83,7 @@ def _below(group: Sequence[Entry], tests: dict[str, str]) -> Iterator[str]:
     finding = group[0].finding
     if not (finding.entity or finding.attribute):
         yield group[0].message
-    remedies = dict.fromkeys(entry.finding.remedy for entry in group if entry.finding.remedy)
-    for remedy in remedies:
+    for remedy in remedies(entry.finding for entry in group if entry.finding.remedy):
         yield f"{remedy_label(remedy)} {remedy.partition(chr(10))[0]}"
     yield f"allow {allowing((entry.finding for entry in group), in_tests=bool(tests))}"
 

@@ -10,7 +10,7 @@ from sqlalchemy import select
 
 from session_tracer import CallSite, Finding
 from session_tracer.exporters.finding_block import finding_block
-from session_tracer.exporters.joined import TOGETHER, joined
+from session_tracer.exporters.joined import TOGETHER, joined, remedies
 from session_tracer.model.totals import Tally, Total
 from tests.detectors.feeding import at
 from tests.library import Author, authors, keep
@@ -66,6 +66,17 @@ def test_an_option_that_goes_on_has_its_first_step() -> None:
     )
     (one,) = joined([found(), found("shelf", "Book", remedy=nested)])
     assert one.remedy == nested
+
+
+def test_one_select_of_each_class_is_one_remedy() -> None:
+    queries = [
+        found("", entity, id="query-in-loop", remedy=f"run one SELECT of {entity} with a join")
+        for entity in ("Author", "Book", "Shelf")
+    ]
+    (one,) = joined(queries)
+    assert one.remedy == "run one SELECT of each of Author, Book, Shelf with a join"
+    assert TOGETHER not in one.evidence
+    assert remedies([*queries, found()]) == [found().remedy, one.remedy]
 
 
 def test_remedies_that_are_no_option_of_one_statement_stand_below_one_another() -> None:

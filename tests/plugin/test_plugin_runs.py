@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,6 +14,7 @@ from session_tracer.model.findings import Finding, Severity
 from session_tracer.pytest_plugin.annotations import is_github_actions, workflow_commands
 from session_tracer.pytest_plugin.case import Reported
 from session_tracer.pytest_plugin.run_findings import Entry, RunFindings
+from session_tracer.pytest_plugin.summary import rows
 from session_tracer.version import VERSION
 from session_tracer.where.callsite import CallSite
 from tests.plugin.suites import ROOT, steady
@@ -50,6 +52,32 @@ def test_findings_are_grouped_by_id_and_site(suites: Suites) -> None:
         ),
         ' allow @pytest.mark.session_allow("n-plus-one:Author.books", reason="...")',
         "2 findings in 5 sessions",
+    ]
+
+
+def test_several_options_of_one_statement_are_written_once() -> None:
+    site = CallSite("/srv/views.py", 9, "show")
+    attributes = [("Author", "books"), ("Author", "awards"), ("Book", "shelf")]
+    entries = [
+        Entry(
+            replace(
+                finding("warning", "", site),
+                id="n-plus-one",
+                remedy=f"select({entity}).options(selectinload({entity}.{attribute})) at a.py:7",
+                entity=entity,
+                attribute=attribute,
+            ),
+            "new",
+        )
+        for entity, attribute in attributes
+    ]
+    (row,) = rows(entries)
+    assert row.below[:-1] == [
+        (
+            "write select(Author).options(selectinload(Author.books), selectinload(Author.awards))"
+            " at a.py:7"
+        ),
+        "write select(Book).options(selectinload(Book.shelf)) at a.py:7",
     ]
 
 
