@@ -228,7 +228,7 @@ def _implicit(error: Any, frame: FrameType) -> tuple[Ledger | None, Fact | None]
     state = read.state
     by, expired_site = object_counter.expiry_of(state, ledger.scope)
     load = read.load
-    if load == "expired" and loader_options.are_generated(state, read.together):
+    if load == "expired" and loader_options.column_kind(state, read.together) == "generated":
         by, expired_site = "flush", None
     if load == "expired" and by != "flush" and loader_options.is_left_out(state, (read.attribute,)):
         load = "left_out"

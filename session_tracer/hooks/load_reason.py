@@ -18,6 +18,7 @@ from session_tracer.runtime.degraded import without
 
 if TYPE_CHECKING:
     from session_tracer.facts import Expiry, LoadKind
+    from session_tracer.ledger.in_progress import Flush
     from session_tracer.ledger.ledger import Ledger
     from session_tracer.ledger.origin import Route
     from session_tracer.where.callsite import CallSite
@@ -87,24 +88,27 @@ def _relationship(path: Any, parent: Any, ledger: Ledger) -> Reason:
     prop = None if path.is_root else path.prop
     attribute = "" if prop is None else prop.key
     route = None if prop is None else loader_options.route_to(parent, prop)
+    entity = loader_options.owner(parent.manager.mapper, attribute)
     if ledger.locator.called_by(_IMMEDIATE):
-        eager = f"{loader_options.owner(parent.manager.mapper, attribute)}.{attribute}"
-        return Reason(eager=eager, route=route)
-    return Reason(_load("relationship", parent, attribute), route=route, state=parent)
+        return Reason(eager=f"{entity}.{attribute}", route=route)
+    load: Load = new_tuple(Load, ("relationship", entity, attribute))
+    why: Reason = new_tuple(Reason, (load, "", route, parent, False, False))
+    return why
 
 
 def _column_load(state: Any, wanted: Any, ledger: Ledger) -> Reason:
     is_left_out = False
+    columns = loader_options.column_kind(state, wanted)
     # A commit marks a deferred column as expired, whether it was loaded before or not.
     is_expired = state.expired_attributes.intersection(wanted)
-    if is_expired and not loader_options.are_deferred(state, wanted):
+    if is_expired and columns != "deferred":
         # SQLAlchemy calls expired what a SELECT of the base class has not brought, too.
         is_left_out = (
             loader_options.is_left_out(state, wanted)
             and not object_counter.expiry_of(state, ledger.scope)[0]
         )
         if not is_left_out:
-            is_generated = loader_options.are_generated(state, wanted)
+            is_generated = columns == "generated"
             expired: Load = new_tuple(Load, ("expired", state.class_.__name__, ""))
             why: Reason = new_tuple(Reason, (expired, "", None, state, False, is_generated))
             return why
@@ -133,12 +137,19 @@ def report_load(
     if by == "commit" and ledger.flush is not None and ledger.locator.called_by(_LOOKING):
         counts_as = ""
     parent = id(state) if state.key is None else hash(state.key)
+    # What is expired is counted by the commit that expired it.
+    select = None
+    if load.kind != "expired" and (ledger.flush is None or not _is_cascade(ledger.flush, load)):
+        route = why.route
+        select = None if route is None else route.select
+        if select is None:
+            select = loader_options.brought_by(state)
 
     is_judged = ledger.attribute_loaded(
         load,
         site=site,
         parent=parent,
-        select=None if _is_cascade(ledger, load) else loader_options.brought_by(state),
+        select=select,
         expired_by=counts_as,
         duration=duration,
     )
@@ -177,18 +188,12 @@ def report_load(
         ledger.judge(fact)
 
 
-def _is_cascade(ledger: Ledger, load: Load) -> bool:
+def _is_cascade(flush: Flush, load: Load) -> bool:
     """Whether a flush that a query has caused looks for the children of what it deletes.
 
     The query's line has nothing to do with them.
     """
-    flush = ledger.flush
-    return (
-        flush is not None
-        and flush.began
-        and flush.trigger == "autoflush"
-        and load.kind == "relationship"
-    )
+    return flush.began and flush.trigger == "autoflush" and load.kind == "relationship"
 
 
 def subject(context: Any) -> Any:

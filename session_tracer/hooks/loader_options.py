@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from sqlalchemy.orm import RelationshipProperty
 
 from session_tracer.ledger import object_counter
+from session_tracer.ledger.ledger import new_tuple
 from session_tracer.ledger.origin import Route
 from session_tracer.runtime.degraded import without
 
@@ -22,9 +23,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Selection",
     "add_loaders",
-    "are_deferred",
-    "are_generated",
     "brought_by",
+    "column_kind",
     "is_left_out",
     "load_path",
     "loaded_at",
@@ -93,7 +93,7 @@ def owner(mapper: Mapper[Any], attribute: str) -> str:
 
 
 def _option(mapper: Mapper[Any], attribute: str) -> tuple[str, str]:
-    options = _known(mapper).options
+    options = (_KNOWN.get(mapper) or _known(mapper)).options
     option = options.get(attribute)
     if option is None:
         properties = _properties(mapper, attribute)
@@ -187,11 +187,16 @@ def route_to(parent: InstanceState[Any], prop: Any) -> Route | None:
     try:
         route = _route(parent, object_counter.mark_of(parent))
         # Of a relationship to itself, that it is followed more than once is all that counts.
-        steps = route.steps if route.steps[-2:] == (prop, prop) else (*route.steps, prop)
+        steps = route.steps
+        if steps[-2:] != (prop, prop):
+            steps = (*steps, prop)
     except Exception:  # as above
         _without_path()
         return None
-    return route._replace(steps=steps) if len(steps) <= _DEEPEST else None
+    if len(steps) > _DEEPEST:
+        return None
+    longer: Route = new_tuple(Route, (route.root, steps, route.site, route.select))
+    return longer
 
 
 def _route(state: InstanceState[Any], mark: object_counter.Mark | OriginRef | None) -> Route:
@@ -200,15 +205,22 @@ def _route(state: InstanceState[Any], mark: object_counter.Mark | OriginRef | No
     Its load path begins anew with each lazy load; what came before, its mark knows.
     """
     path: Any = state.load_path.path
-    steps = tuple(step for step in path if isinstance(step, RelationshipProperty))
+    steps: tuple[Any, ...] = ()
+    if len(path) > 1:
+        steps = tuple(step for step in path if isinstance(step, RelationshipProperty))
     root = path[0].mapper if path else state.manager.mapper
     before = None if mark is None else mark.route
+    select = None if before is None else before.select
     if before is not None and steps:
         if steps[: len(before.steps)] == before.steps:
-            return Route(root, steps, before.site, before.select)
+            return Route(root, steps, before.site, select)
         if steps[0] is before.steps[-1]:
-            return Route(before.root, before.steps + steps[1:], before.site, before.select)
-    return Route(root, steps, loaded_at(state), object_counter.brought_by(state))
+            return Route(before.root, before.steps + steps[1:], before.site, select)
+    site = mark.site if mark is not None and path else None
+    if select is None:
+        select = object_counter.brought_by(state)
+    route: Route = new_tuple(Route, (root, steps, site, select))
+    return route
 
 
 def _from_select(route: Route) -> Route:
@@ -293,26 +305,27 @@ def _without_path() -> None:
 
 def is_left_out(state: InstanceState[Any], names: Any) -> bool:
     """Whether these are columns of a subclass, and the object was selected by its base class."""
-    path = load_path(state)
     mapper = state.manager.mapper
+    if mapper.inherits is None:
+        return False
+    path = load_path(state)
     entity = path[-1].mapper if path else mapper
     return entity is not mapper and not any(entity.has_property(name) for name in names)
 
 
-def are_generated(state: InstanceState[Any], names: Iterable[str]) -> bool:
-    """Whether these are columns that the database gives a value when the object is written.
+def column_kind(
+    state: InstanceState[Any], names: Iterable[str]
+) -> Literal["deferred", "generated", ""]:
+    """Whether these are deferred, or columns that the database gives a value as it is written.
 
-    A flush expires them. A commit expires all columns, and SQLAlchemy continues to list deferred
-    columns and relationships as expired.
+    A flush expires what is generated. A commit expires all columns, and SQLAlchemy continues to
+    list deferred columns and relationships as expired.
     """
     known = _known(state.manager.mapper)
     columns = known.columns.intersection(names)
-    return bool(columns) and columns <= known.generated
-
-
-def are_deferred(state: InstanceState[Any], names: Iterable[str]) -> bool:
-    """Whether all of these are deferred columns."""
-    return _known(state.manager.mapper).columns.isdisjoint(names)
+    if not columns:
+        return "deferred"
+    return "generated" if columns <= known.generated else ""
 
 
 def _is_generated(prop: Any) -> bool:

@@ -1292,19 +1292,21 @@ class Ledger(Use):
             return True
         if expired_by == "commit" and kind in _EXPIRING:
             count = loads.count = loads.reloaded(load, parent, duration, gates.most_reloads)
-            return self._is_reached(
-                loads, load.entity, count in gates.nearly_reloads, count in gates.reloads
-            )
-        if kind == "expired":
+            key: object = load.entity
+            nearly, reached = gates.nearly_reloads, gates.reloads
+        elif kind == "expired":
             return False
-        count = loads.count = loads.loaded(site, load, parent, select, duration, gates.most_loads)
-        is_nearly, is_reached = count in gates.nearly_loads, count in gates.loads
-        return self._is_reached(loads, (site, load), is_nearly, is_reached)
-
-    def _is_reached(self, loads: Loads, key: object, is_nearly: bool, is_reached: bool) -> bool:
+        else:
+            count = loads.loaded(site, load, parent, select, duration, gates.most_loads)
+            loads.count = count
+            key = (site, load)
+            nearly, reached = gates.nearly_loads, gates.loads
+        if not count:
+            return False
+        is_reached = count in reached
         if is_reached:
             loads.recall(key)
-        if is_nearly:
+        if count in nearly:
             loads.note(key, self.locator.passed())
         return is_reached
 

@@ -173,6 +173,8 @@ def expiry_of(state: Any, scope: Scope) -> tuple[Expiry | Literal[""], CallSite 
     singly = getattr(state, "_session_tracer_expired", None)
     if singly is not None and singly[2] == scope.sweeps:
         return singly[0], singly[1]
+    if not scope.sweeps:
+        return "", None
     mark = mark_of(state)
     if mark is not None and mark.sweeps == scope.sweeps:
         return "", None

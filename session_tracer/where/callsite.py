@@ -343,14 +343,12 @@ class Locator:
         known = self._callers.get(key, ())
         try:
             for distance, entry, middle, answer in known:
-                frame = _frame(depth + distance)
-                if (
-                    (id(frame.f_code), frame.f_lasti) in self.known
-                    and _frame(depth + distance - 1).f_code is entry
-                    and _frame(depth + distance // 2).f_code is middle
-                ):
-                    return answer
-        except ValueError:  # the stack is not as deep
+                inner = _frame(depth + distance - 1)
+                if inner.f_code is entry and _frame(depth + distance // 2).f_code is middle:
+                    frame = inner.f_back
+                    if (id(frame.f_code), frame.f_lasti) in self.known:
+                        return answer
+        except (AttributeError, ValueError):  # the stack is not as deep
             pass
         # The functions that are asked about run in the greenlet, not outside of it.
         answer, distance, inner, frame = False, 0, start, start
