@@ -346,7 +346,8 @@ class FlushFailed(_Value):
 
     `code` is the database's name or number of the error. `listener` is the line of the
     application's event listener that raised it, `added_site` where the one new object was added,
-    `existing_site` where the object was loaded that has its key.
+    `existing_site` where the object was loaded that has its key. `operation` is empty, but where
+    it was no flush that another transaction's lock has refused: `SELECT books`, `COMMIT`.
     """
 
     at: int
@@ -366,11 +367,14 @@ class FlushFailed(_Value):
     listener: CallSite | None = None
     added_site: CallSite | None = None
     existing_site: CallSite | None = None
+    operation: str = ""
 
 
 @dataclass(slots=True, eq=False, repr=False)
 class FlushFailureDecided(_Value):
     """It is known now whether the application has handled a flush that failed.
+
+    Or a statement that failed, or a COMMIT, because of another transaction's lock.
 
     `unhandled` is empty if it has: the error was caught, and what had failed was rolled back.
     `repeats` is how often flushes failed like this at this line in the last minute, in all

@@ -31,9 +31,17 @@ _MEANS: Final[Mapping[FlushProblem, str]] = {
 }
 
 
+# SQLSTATEs, and MySQL's numbers, of conflicts that are no lock.
+_CONFLICTS: Final[Mapping[str, str]] = {
+    "40001": "another transaction has changed the same rows",
+    "40P01": "deadlock with another transaction",
+    "1213": "deadlock with another transaction",
+}
+
+
 def what_failed(fact: FlushFailed, error: str) -> str:
     """Return the error and, if it is known, what it means."""
-    meaning = _MEANS.get(fact.problem, "")
+    meaning = _CONFLICTS.get(fact.code) or _MEANS.get(fact.problem, "")
     if fact.problem == "null" and fact.column:
         meaning = f"{fact.column} was not set"
     return f"failed with {error}: {meaning}" if meaning else f"failed with {error}"

@@ -36,7 +36,7 @@ from session_tracer.model.totals import Tally, Total
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from session_tracer.facts import Counts, Trigger
+    from session_tracer.facts import Counts, FlushFailed, Trigger
     from session_tracer.ledger.loads import Passed
     from session_tracer.ledger.report import Report
     from session_tracer.model.findings import Finding
@@ -89,6 +89,8 @@ class FailedFlush(BuiltIn):
         is_refused = refused_at is not None and refused_at >= fact.at - fact.duration
         if fact.problem == "aborted" or (fact.trigger == "autoflush" and is_refused):
             return  # `pending-rollback` is reported, or `implicit-async-io`
+        if fact.operation and decided.unhandled != "left":
+            return  # `pending-rollback` is reported, if anything is
         contents = added_up(written(fact))
         error = _class_name(fact.error)
         is_handled = not decided.unhandled
@@ -97,8 +99,7 @@ class FailedFlush(BuiltIn):
         yield report.finding(
             "failed-flush",
             "warning",
-            f"{_FLUSHES[fact.trigger]} of {counted(contents) or 'no objects'} "
-            f"{what_failed(fact, error)}{often}",
+            f"{fact.operation or _flush(fact, contents)} {what_failed(fact, error)}{often}",
             remedy,
             fact.listener or fact.site,
             entity=largest(contents),
@@ -109,7 +110,7 @@ class FailedFlush(BuiltIn):
                 constraint=fact.constraint or None,
                 column=fact.column or None,
                 relationship=fact.relationship or None,
-                trigger=fact.trigger,
+                trigger=None if fact.operation else fact.trigger,
                 flushed_at=None if fact.listener is None else fact.site,
                 added_at=fact.added_site,
                 loaded_at=fact.existing_site,
@@ -118,6 +119,10 @@ class FailedFlush(BuiltIn):
                 alternatives=others or None,
             ),
         )
+
+
+def _flush(fact: FlushFailed, contents: Counts) -> str:
+    return f"{_FLUSHES[fact.trigger]} of {counted(contents) or 'no objects'}"
 
 
 def _class_name(error: str) -> str:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from session_tracer.ledger.in_progress import Flush
     from session_tracer.where.callsite import CallSite, Locator
 
-__all__ = ["Cause", "cause_of"]
+__all__ = ["Cause", "cause_of", "is_locked"]
 
 _NOT_NULL: Final = frozenset({"23502", "1048", "1364", "SQLITE_CONSTRAINT_NOTNULL"})
 _UNIQUE: Final = frozenset(
@@ -76,12 +76,17 @@ def cause_of(
     return _of_rows(error, code, frames, flush, session)
 
 
+def is_locked(code: str) -> bool:
+    """Whether the database gives this code where another transaction has a lock, or conflicts."""
+    return code in _LOCKED or code.startswith(_SQLITE_LOCKED)
+
+
 def _of_rows(
     error: BaseException, code: str, frames: list[FrameType], flush: Flush, session: Session
 ) -> Cause:
     if isinstance(error, StaleDataError):
         return Cause("stale", code)
-    if code in _LOCKED or code.startswith(_SQLITE_LOCKED):
+    if is_locked(code):
         return Cause("locked", code)
     if code == _ABORTED:
         return Cause("aborted", code)

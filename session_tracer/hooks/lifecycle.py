@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session, attributes
 from sqlalchemy.orm.exc import NO_STATE
 
 from session_tracer.hooks import flush_contents, loops
+from session_tracer.hooks.failed_statements import commit_failed
 from session_tracer.hooks.scopes import ledger_failed, ledger_of, resumed
 from session_tracer.ledger import object_counter
 from session_tracer.ledger.in_progress import SLOT
@@ -243,6 +244,7 @@ def _committed(ledger: Ledger) -> None:
         if transaction.committing_at and error is not None:
             transaction.error = type_name(error)
             loops.left_with(ledger, error)
+            commit_failed(ledger, error, transaction.site_of_commit or ledger.site())
     if ledger.has_misuses:
         raise_due(ledger.reports)
 

@@ -13,6 +13,7 @@ from sqlalchemy.orm.session import SessionTransactionOrigin
 
 from session_tracer import facts
 from session_tracer.hooks import flush_contents, flush_failures, statements
+from session_tracer.hooks.failed_statements import commit_failed
 from session_tracer.hooks.scopes import begin_scope, ledger_failed, opening_now, resumed
 from session_tracer.hooks.targets import live_sessions
 from session_tracer.ledger import first_use, object_counter, same_owner
@@ -132,6 +133,8 @@ def _transaction_ends(
             ledger.is_cancellation(error)
         if ended.committing_at and not ended.error:
             ended.error = "_OTHER" if error is None else type_name(error)
+            if error is not None:
+                commit_failed(ledger, error, ended.site_of_commit or ledger.site())
     ledger.transactions_open = opened[:-1]
     ledger.failure = None
     now = ledger.clock()

@@ -338,7 +338,14 @@ def _executing(name: str) -> Callable[..., bool | None]:
                         loops.refused(ledger, context.root_connection, failed)
                     if failed is not None:
                         in_flush = flush is not None and flush.began
-                        statement_failed(ledger, failed, site, in_flush=in_flush)
+                        statement_failed(
+                            ledger,
+                            failed,
+                            site,
+                            statement=statement,
+                            duration=duration,
+                            in_flush=in_flush,
+                        )
                     shape = _known_shape(statement) or sql.shape(statement)
                     if shape.operation == "SELECT":
                         _selected(

@@ -83,7 +83,7 @@ class Failures:
         """A flush failed."""
         if self.first is None:
             self.first = First(
-                what="a flush",
+                what=fact.operation or "a flush",
                 at=fact.at,
                 site=fact.site,
                 error=fact.error,
@@ -94,6 +94,11 @@ class Failures:
         if len(self._undecided) >= _MOST_UNDECIDED:
             self._decide(ledger, self._undecided[0])
         self._undecided += (_Undecided(fact, failure, is_same, ended=ledger.ended),)
+
+    def is_known(self, error: BaseException) -> bool:
+        """Return whether the error is a failed flush's: a COMMIT flushes first."""
+        causes = list(_causes(error))
+        return any(one.is_same(cause) for one in self._undecided for cause in causes)
 
     def transaction_ended(self, ledger: Ledger, *, committed: bool) -> None:
         """A transaction or savepoint ended."""
@@ -138,8 +143,9 @@ class Failures:
         self._undecided = tuple(other for other in self._undecided if other is not one)
         fact = one.fact
         repeats = 0
-        # What a savepoint is for: to go on with the next row.
-        if unhandled or not fact.in_savepoint:
+        # What a savepoint is for: to go on with the next row. To ask for a lock again and again
+        # is how an application waits for it.
+        if unhandled or not (fact.in_savepoint or fact.operation):
             repeats = _repeats(ledger.tracers[0], (fact.site, fact.error), fact.at)
         ledger.flush_failure_decided(
             facts.FlushFailureDecided(ledger.clock(), fact.site, fact, unhandled, repeats)

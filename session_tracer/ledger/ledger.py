@@ -1078,9 +1078,20 @@ class Ledger(Use):
         if self.failures.first is None:
             self.failures.first = first
 
+    def lock_refused(self, fact: facts.FlushFailed, passes: Failure, error: BaseException) -> None:
+        """A statement outside of a flush, or a COMMIT, failed because of another transaction."""
+        if reporting.now:
+            return
+        if self.failures is None:
+            self.failures = Failures()
+        if not self.failures.is_known(error):
+            self.failures.flush_failed(self, fact, passes, recognising(error))
+
     def flush_failure_decided(self, fact: facts.FlushFailureDecided) -> None:
         """It is known whether the application has handled a failed flush."""
         self.suspect(fact)
+        if fact.failed.operation:
+            return  # no flush, whose log event this would be
         for report in self.reports:
             if report.logs is not None:
                 report.emit(report.logs.flush_failed, report, fact)
