@@ -15,6 +15,7 @@ from session_tracer.hooks.error_frames import is_sqlalchemys
 from session_tracer.hooks.load_reason import is_by_key
 from session_tracer.hooks.patching import as_sqlalchemys
 from session_tracer.ledger.object_counter import MapCounter, mark_of
+from session_tracer.runtime.degraded import without
 from session_tracer.verdicts.silencing import silenced_now
 from session_tracer.where.running import running_frame
 
@@ -27,7 +28,12 @@ if TYPE_CHECKING:
     from session_tracer.ledger.ledger import Ledger
     from session_tracer.where.callsite import CallSite
 
-__all__ = ["follow"]
+__all__ = ["LOST", "follow"]
+
+# What is not reported if SQLAlchemy's objects are not as expected.
+LOST: Final = (
+    "objects that SELECT ... FOR UPDATE returns with values from before the lock are not reported"
+)
 
 _ID: Final = "stale-lock"
 # SQLAlchemy's function that makes an object of a row.
@@ -131,7 +137,12 @@ class _Locks:
     def _found(self, state: Any, session: Session) -> None:
         transaction: Any = session.get_nested_transaction() or session.get_transaction()
         while transaction is not None:
-            if state in transaction._new or state in transaction._dirty:
+            try:
+                is_written = state in transaction._new or state in transaction._dirty
+            except AttributeError:
+                without("SessionTransaction._new", LOST)
+                return
+            if is_written:
                 return  # its row has been locked since this transaction wrote it
             transaction = transaction.parent
         mark = mark_of(state)

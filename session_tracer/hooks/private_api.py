@@ -6,7 +6,7 @@ import inspect
 import sys
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from session_tracer.hooks import session_events, statements, targets
+from session_tracer.hooks import locks, session_events, statements, targets
 from session_tracer.ledger import object_counter
 from session_tracer.runtime.degraded import without
 from session_tracer.where import running
@@ -186,8 +186,7 @@ RELIANCES: Final = (
     Reliance(
         "IdentityMap.get",
         _makes_objects,
-        "objects that SELECT ... FOR UPDATE returns with values from before the lock are not "
-        "reported",
+        locks.LOST,
     ),
     Reliance(
         "SessionTransaction._new",
@@ -199,8 +198,7 @@ RELIANCES: Final = (
                 ).__code__.co_names
             }
         ),
-        "objects that SELECT ... FOR UPDATE returns with values from before the lock are not "
-        "reported",
+        locks.LOST,
     ),
     Reliance(
         "UOWTransaction.register_object",

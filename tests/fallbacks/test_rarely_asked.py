@@ -88,6 +88,11 @@ def no_function_of_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "_OF_A_ROW", "of_another_release")
 
 
+def no_written_objects(monkeypatch: pytest.MonkeyPatch) -> None:
+    unfound(monkeypatch, "sqlalchemy.orm.session:SessionTransaction._take_snapshot")
+    hide(monkeypatch, locks._Locks._found, "_new")
+
+
 MISSING: Final = {
     "validation": Missing(no_validation, refresh, "Session._validate_persistent", "row-gone"),
     "other validation": Missing(
@@ -98,6 +103,9 @@ MISSING: Final = {
         no_result, stream, "DefaultExecutionContext._setup_result_proxy", "interrupted-stream"
     ),
     "function of a row": Missing(no_function_of_a_row, lock, "IdentityMap.get", "stale-lock"),
+    "objects of a transaction": Missing(
+        no_written_objects, lock, "SessionTransaction._new", "stale-lock"
+    ),
 }
 
 
@@ -120,19 +128,6 @@ def test_the_finding_is_not_made_and_all_else_is_as_before(
     missing.take(monkeypatch)
     assert seen(missing.occasion) == (result, [], [])
     assert said() == [missing.said]
-
-
-def test_without_the_transactions_objects_a_stale_lock_is_not_found(
-    said: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    result, findings, _ = seen(lock)
-    assert findings == ["stale-lock"]
-    unfound(monkeypatch, "sqlalchemy.orm.session:SessionTransaction._take_snapshot")
-    hide(monkeypatch, locks._Locks._found, "_new")
-    again, findings, errors = seen(lock)
-    assert (again, findings) == (result, [])
-    assert [point.attributes["where"] for point in errors] == ["statements"]  # type: ignore[attr-defined]
-    assert said()[0] == "SessionTransaction._new"
 
 
 def test_without_the_deleted_objects_all_others_are_counted(
