@@ -11,7 +11,7 @@ from session_tracer.model.findings import REPEATS, Finding
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 
-__all__ = ["TOGETHER", "groups", "join", "joined", "remedies"]
+__all__ = ["TOGETHER", "groups", "join", "remedies"]
 
 # The key of evidence for the remedies that go with a joined finding's.
 TOGETHER: Final = "together"
@@ -85,11 +85,6 @@ def _places(finding: Finding) -> Iterator[Hashable]:
     if loop is not None:
         # A loop in a helper that runs any function is another mistake in another session.
         yield (*about, loop, finding.session_id)
-
-
-def joined(findings: Iterable[Finding]) -> list[Finding]:
-    """Return one finding for each group."""
-    return [join(group) for group in groups(findings, lambda one: one)]
 
 
 def join(group: Sequence[Finding]) -> Finding:

@@ -10,7 +10,7 @@ from sqlalchemy import select
 
 from session_tracer import CallSite, Finding
 from session_tracer.exporters.finding_block import finding_block
-from session_tracer.exporters.joined import TOGETHER, joined, remedies
+from session_tracer.exporters.joined import TOGETHER, groups, join, remedies
 from session_tracer.model.totals import Tally, Total
 from tests.detectors.feeding import at
 from tests.library import Author, authors, keep
@@ -40,6 +40,10 @@ def found(attribute: str = "books", entity: str = "Author", **values: Any) -> Fi
         **values,
     }
     return Finding(**values)
+
+
+def joined(findings: list[Finding]) -> list[Finding]:
+    return [join(group) for group in groups(findings, lambda one: one)]
 
 
 def test_several_attributes_of_one_line_are_one_finding() -> None:
