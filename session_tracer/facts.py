@@ -588,6 +588,21 @@ class RowGone(_Value):
 
 
 @dataclass(slots=True, eq=False, repr=False)
+class CopyChanged(_Value):
+    """A transaction was committed, and an object was changed after `merge()` had copied it.
+
+    `site` is the line of `merge()`. The object is in no session, so that the changes of
+    `attributes` are not written.
+    """
+
+    at: int
+    site: CallSite | None
+    entity: str
+    attributes: tuple[str, ...]
+    committed_site: CallSite | None = None
+
+
+@dataclass(slots=True, eq=False, repr=False)
 class StaleLocked(_Value):
     """SELECT ... FOR UPDATE returned objects whose values were loaded before, and left them.
 
@@ -799,6 +814,7 @@ Fact: TypeAlias = (
     | ObjectCrossed
     | LinkLost
     | RowGone
+    | CopyChanged
     | StaleLocked
     | SessionUsedConcurrently
     | SessionPassed

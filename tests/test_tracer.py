@@ -304,6 +304,7 @@ def made(kind: type[Any], rng: random.Random) -> Fact:
         "other_root": rng.choice(OWNERS),
         "why": rng.choice(["gone", "pending", "merged", "detached"]),
         "counts": rng.choice([{"Author": 1}, {"Author": 3, "Book": 1}]),
+        "attributes": rng.choice([("name",), ("name", "country")]),
         "holders": rng.choice([(), (OPEN,)]),
         "look": lambda: OPEN,
         "failed": what.FlushFailed(1, SITE, "commit", 1, "word"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from session_tracer.detectors.evidence import known, life_site, ms
+from session_tracer.detectors.memory import Once
 from session_tracer.detectors.protocol import BuiltIn
 from session_tracer.detectors.wording import (
     NEVER_CLOSED,
@@ -12,9 +13,11 @@ from session_tracer.detectors.wording import (
     duration,
     own_session,
     session,
+    variable,
     with_block,
 )
 from session_tracer.facts import (
+    CopyChanged,
     SessionClosed,
     SessionOpened,
     TransactionBegan,
@@ -103,16 +106,22 @@ def _abandoned(fact: SessionClosed, report: Report, memory: _LastTransaction) ->
 class DiscardedChanges(BuiltIn):
     """`discarded-changes`: a scope is closed with changes neither committed nor rolled back."""
 
-    candidates = (SessionClosed,)
+    candidates = (SessionClosed, CopyChanged)
+    memory = Once
 
-    def judge(self, fact: SessionClosed, report: Report, memory: None) -> Iterator[Finding]:
-        """Report a scope that loses changes.
+    def judge(
+        self, fact: SessionClosed | CopyChanged, report: Report, memory: Once
+    ) -> Iterator[Finding]:
+        """Report a scope that loses changes, and once for each line what `merge()` does not write.
 
         An exception that propagates is a reason to discard. A session that is joined to an outer
         transaction loses nothing: the outer transaction decides. A test's fixture discards on
         purpose.
         """
-        del memory
+        if isinstance(fact, CopyChanged):
+            if memory.first((fact.site, fact.entity)):
+                yield _copy_changed(fact, report)
+            return
         is_excused = fact.leaving or fact.error or fact.joined
         if fact.ending not in ("close", "reset") or is_excused:
             return
@@ -143,6 +152,21 @@ class DiscardedChanges(BuiltIn):
                 closed_at=fact.site if site != fact.site else None,
             ),
         )
+
+
+def _copy_changed(fact: CopyChanged, report: Report) -> Finding:
+    one, names = variable(fact.entity), [f"{fact.entity}.{key}" for key in fact.attributes]
+    return report.finding(
+        "discarded-changes",
+        "warning",
+        f"the change of {', '.join(names)} was not written: merge() had copied the "
+        f"{fact.entity} object before, and the session writes its own",
+        f"{one} = {awaited(report)}session.merge({one}), and change what it returns",
+        fact.site,
+        entity=fact.entity,
+        attribute=fact.attributes[0] if len(fact.attributes) == 1 else None,
+        evidence=known(committed_at=fact.committed_site),
+    )
 
 
 def _is_own(closed: CallSite | None, work: CallSite | None, report: Report) -> bool:

@@ -10,7 +10,7 @@ from sqlalchemy.exc import IllegalStateChangeError
 from sqlalchemy.orm import Session, attributes
 from sqlalchemy.orm.exc import NO_STATE
 
-from session_tracer.hooks import flush_contents, loops
+from session_tracer.hooks import flush_contents, loops, merges
 from session_tracer.hooks.failed_statements import commit_failed
 from session_tracer.hooks.scopes import ledger_failed, ledger_of, resumed
 from session_tracer.ledger import object_counter
@@ -270,6 +270,7 @@ def _merging(session: Session, instance: Any, *_: Any, **__: Any) -> None:
         ledger.settle(ledger.clock())
         entity, site = type(instance).__name__, ledger.site()
         object_counter.note_merged(state, site)
+        merges.follow(ledger, state, site)
         ledger.object_merged(ledger.clock(), site, entity)
     except NO_STATE:
         pass  # not a mapped object: SQLAlchemy is about to raise an error

@@ -238,6 +238,7 @@ class Program:
             what.LinkLost(now, site, "Book", "Author", "books"),
             what.StaleLocked(now, site, {"Author": 1}),
             what.RowGone(now, site, "Author", "gone"),
+            what.CopyChanged(now, site, "Author", ("name",)),
         ]
         yield self.rng.choice(facts)
 
