@@ -12,9 +12,9 @@ _WRITES = (
     "write rows one by one to prepare data"
 )
 _SESSIONS = "fewer than 20 sessions, where session-per-item begins"
-_ABREAST = (
-    "each thread or task opens one session, at the same time as the others; session-per-item is "
-    "about one loop that opens them one after the other"
+_THREADS = (
+    "each thread of a pool opens a session for each of its items; which thread waits for them is "
+    "not known, and the requests of a server run in the same way"
 )
 
 REASONS: Final[dict[str, str]] = {
@@ -27,8 +27,8 @@ REASONS: Final[dict[str, str]] = {
         "next caller of the same function may read it"
     ),
     "bug_47_session_per_item": _SESSIONS,
-    "bug_48_threadpool_lookups": _ABREAST,
-    "bug_52_async_gather_session_per_task": _ABREAST,
+    "bug_48_threadpool_lookups": _THREADS,
+    "bug_52_async_gather_session_per_task": _SESSIONS,
     "bug_53_celery_task_per_id": _SESSIONS,
     "bug_57_dataloader_awaited_per_key": (
         "each query runs in a task of its own, and what repeats is counted for one task, because "

@@ -261,22 +261,37 @@ class SplitWrites(BuiltIn):
 
 
 class SessionPerItem(BuiltIn):
-    """`session-per-item`: a loop opens a session for each of its items."""
+    """`session-per-item`: a loop opens a session for each of its items, or a task for each does."""
 
-    candidates = (TransactionBegan,)
+    candidates = (TransactionBegan, TransactionEnded)
 
-    def judge(self, fact: TransactionBegan, report: Report, memory: None) -> Iterator[Finding]:
+    def judge(
+        self, fact: TransactionBegan | TransactionEnded, report: Report, memory: None
+    ) -> Iterator[Finding]:
         """Report each loop once, when it has opened enough sessions."""
         del memory
         ledger, opened = report.ledger, report.ledger.opened_in_loop
         if opened is None or fact.nested or ledger.transactions > 1:
             return
+        # What tasks do at the same time is known when they have done it.
+        if opened.is_at_once != isinstance(fact, TransactionEnded):
+            return
         report.passed = opened.passed
+        message = (
+            f"a loop opened at least {opened.sessions} sessions one after the other, at one line"
+        )
+        where = f"once, around the loop at {opened.loop}"
+        if opened.is_at_once:
+            message = (
+                f"at least {opened.sessions} tasks each opened a session at one line, for the same "
+                "SELECT with other parameters"
+            )
+            where = f"once, and one SELECT with .in_(...), in place of the tasks at {opened.loop}"
         yield report.finding(
             "session-per-item",
             "info",
-            f"a loop opened at least {opened.sessions} sessions one after the other, at one line",
-            with_block(report, f"once, around the loop at {opened.loop}"),
+            message,
+            with_block(report, where),
             ledger.opened_site,
             count=opened.sessions,
             evidence=known(loop=opened.loop, used_at=ledger.first_used_site),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -10,7 +11,7 @@ if TYPE_CHECKING:
 
     from session_tracer.settings import Settings
 
-__all__ = ["Gates"]
+__all__ = ["Gates", "with_first_select"]
 
 # From this number of SELECTs on, each is judged; those before are in the ledger.
 _SELECTS_KEPT: Final = 4
@@ -64,3 +65,9 @@ class Gates:
             large_result=min(one.large_result_objects for one in every),
             blocked_loop=int(min(one.blocked_loop_seconds for one in every) * 1e9),
         )
+
+
+@lru_cache(maxsize=16)
+def with_first_select(gates: Gates) -> Gates:
+    """Return gates at which the first SELECT is judged, which makes a fact of it."""
+    return replace(gates, selects=1)

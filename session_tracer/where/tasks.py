@@ -20,10 +20,13 @@ __all__ = [
     "is_ready",
     "running_loop",
     "suspended",
+    "waiting_for",
 ]
 
 # How many tasks outwards are looked at: two that wait for each other must not hang us.
 _MOST_HOPS: Final = 32
+# What a task group waits for at the end of its block, asyncio's and anyio's.
+_COMPLETED: Final = "_on_completed_fut"
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:
@@ -120,6 +123,10 @@ def _awaiting(callback: Any, future: asyncio.Future[Any], depth: int) -> asyncio
         return None
     held = [cell.cell_contents for cell in getattr(callback, "__closure__", None) or ()]
     held.extend(getattr(callback, "args", ()))
+    # A task group of anyio's whose block has ended, and the queue of `as_completed()`.
+    held.extend([getattr(one, _COMPLETED, None) for one in held])
+    queues = [one for one in (*held, getattr(owner, "_done", None)) if type(one) is asyncio.Queue]
+    held.extend([getter for queue in queues for getter in getattr(queue, "_getters", ())])
     for candidate in held:
         if isinstance(candidate, asyncio.Future) and candidate is not future:
             task = _awaiting_task(candidate, depth + 1)
@@ -152,6 +159,24 @@ def _is_due(awaited: asyncio.Future[Any], loop: asyncio.AbstractEventLoop) -> bo
         timer.when() <= loop.time() and any(one is awaited for one in timer._args or ())
         for timer in timers
     )
+
+
+def waiting_for(
+    task: asyncio.Task[Any] | None,
+) -> tuple[asyncio.Task[Any], asyncio.Future[Any]] | None:
+    """Return the task that waits until this one is done, and the future that it waits for.
+
+    In the block of a TaskGroup it does not: it starts more tasks, or waits for other things.
+    """
+    waiting = None if task is None else _awaiting_task(task)
+    future = getattr(waiting, "_fut_waiter", None)
+    if waiting is None or future is None:
+        return None
+    for callback, *_ in getattr(task, "_callbacks", None) or ():
+        group: Any = getattr(callback, "__self__", None)
+        if type(group) is asyncio.TaskGroup and getattr(group, _COMPLETED, None) is not future:
+            return None
+    return waiting, future
 
 
 def awaiting_a_thread(frame: FrameType) -> list[FrameType]:

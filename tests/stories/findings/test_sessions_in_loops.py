@@ -7,6 +7,7 @@ import threading
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import pytest
 from sqlalchemy import select
 
@@ -260,14 +261,218 @@ def test_a_worker_that_waits_for_each_job(twin: Twin, monkeypatch: pytest.Monkey
     twin.run(story)
 
 
+# Tasks of which each opens a session, and what waits for them.
+
+
+async def gathered(twin: Twin, times: int) -> None:
+    await asyncio.gather(*(name_of(twin, number) for number in range(times)))  # <- waits
+
+
+async def gathered_in_time(twin: Twin, times: int) -> None:
+    every = asyncio.gather(*(name_of(twin, number) for number in range(times)))
+    await asyncio.wait_for(every, 20)  # <- waits
+
+
+async def gathered_a_few_at_a_time(twin: Twin, times: int) -> None:
+    few = asyncio.Semaphore(3)
+
+    async def limited(number: int) -> None:
+        async with few:
+            await name_of(twin, number)
+
+    await asyncio.gather(*map(limited, range(times)))  # <- waits
+
+
+async def in_a_group(twin: Twin, times: int) -> None:
+    async with asyncio.TaskGroup() as group:  # <- waits
+        for number in range(times):
+            group.create_task(name_of(twin, number))
+
+
+async def in_a_group_of_anyio(twin: Twin, times: int) -> None:
+    async with anyio.create_task_group() as group:  # <- waits
+        for number in range(times):
+            group.start_soon(name_of, twin, number)
+
+
+async def waited_for(twin: Twin, times: int) -> None:
+    tasks = [asyncio.create_task(name_of(twin, number)) for number in range(times)]
+    await asyncio.wait(tasks)  # <- waits
+
+
+async def as_they_are_completed(twin: Twin, times: int) -> None:
+    tasks = [asyncio.create_task(name_of(twin, number)) for number in range(times)]
+    for completed in asyncio.as_completed(tasks):
+        await completed  # <- waits
+
+
+AT_ONCE = [
+    gathered,
+    gathered_in_time,
+    gathered_a_few_at_a_time,
+    in_a_group,
+    in_a_group_of_anyio,
+    waited_for,
+    as_they_are_completed,
+]
+
+
 @only_async
-def test_tasks_that_are_started_at_the_same_time(twin: Twin) -> None:
-    async def at_once(twin: Twin, times: int) -> None:
-        for _ in range(3):
-            await asyncio.gather(*(name_of(twin, number) for number in range(times)))
+@pytest.mark.parametrize("how", AT_ONCE)
+def test_a_task_for_each_item(twin: Twin, how: Any) -> None:
+    at = marked(how, "<- waits")
 
     async def story() -> None:
-        assert_found(await run(twin, at_once, 6))
+        await keep(twin, *authors(2))
+        assert_found(await run(twin, how, 4))
+        captured = await run(twin, how, 23)
+        assert_found(
+            captured,
+            Due(
+                id="session-per-item",
+                site=marked(name_of, "<- opened"),
+                opened=marked(name_of, "<- opened"),
+                remedy=f"{TO_WRITE[True]}  # once, and one SELECT with .in_(...), in place of the "
+                f"tasks at {at}",
+                count=5,
+                evidence={"loop": str(at), "used_at": str(marked(name_of, "<- used"))},
+            ),
+        )
+        (found,) = captured.findings
+        assert found.message == (
+            "at least 5 tasks each opened a session at one line, for the same SELECT with other "
+            "parameters"
+        )
+
+    twin.run(story)
+
+
+async def one_task_after_the_other(twin: Twin, times: int) -> None:
+    for number in range(times):
+        await asyncio.create_task(name_of(twin, number))  # <- loops
+
+
+@only_async
+def test_a_task_for_each_item_in_turn(twin: Twin) -> None:
+    async def story() -> None:
+        assert_found(await run(twin, one_task_after_the_other, 4))
+        captured = await run(twin, one_task_after_the_other, 23)
+        assert_found(captured, per_item(twin, one_task_after_the_other, name_of))
+
+    twin.run(story)
+
+
+@only_async
+def test_the_remedy_of_tasks(twin: Twin) -> None:
+    async def story() -> None:
+        await keep(twin, *authors(30))
+        with capture(twin.factory) as captured:
+            async with twin.session() as session:
+                names = select(Author.name).where(Author.id.in_(range(1, 31)))
+                assert len((await session.scalars(names)).all()) == 30
+        assert_found(captured)
+
+    twin.run(story)
+
+
+# Near-misses: tasks that open five sessions or more at one line.
+
+
+async def ask(twin: Twin, query: Any) -> None:
+    async with twin.session() as session:
+        await session.scalars(query)
+
+
+async def different_queries(twin: Twin, times: int) -> None:
+    columns = [Author.id, Author.name, Author.biography, Book.id, Book.title, Book.author_id]
+    await asyncio.gather(*(ask(twin, select(column)) for column in columns[:times]))
+
+
+async def the_same_query(twin: Twin, times: int) -> None:
+    await asyncio.gather(*(ask(twin, select(Author.id)) for _ in range(times)))
+
+
+async def chunks(twin: Twin, times: int) -> None:
+    parts = [[number, number + 1] for number in range(times)]
+    await asyncio.gather(*(ask(twin, select(Author.id).where(Author.id.in_(p))) for p in parts))
+
+
+async def ranges(twin: Twin, times: int) -> None:
+    where = [Author.id.between(number, number + 1) for number in range(times)]
+    await asyncio.gather(*(ask(twin, select(Author.id).where(one)) for one in where))
+
+
+async def work_at(twin: Twin, number: int) -> None:
+    async with twin.session() as session:
+        await session.get(Author, number)
+        await session.scalars(select(Book).where(Book.author_id == number))
+
+
+async def much_for_each(twin: Twin, times: int) -> None:
+    await asyncio.gather(*(work_at(twin, number) for number in range(times)))
+
+
+async def workers(twin: Twin, times: int) -> None:
+    jobs = list(range(times))
+
+    async def worker() -> None:
+        while jobs:
+            await name_of(twin, jobs.pop())
+
+    await asyncio.gather(*(worker() for _ in range(3)))
+
+
+async def a_server(twin: Twin, times: int) -> None:
+    async with asyncio.TaskGroup() as group:
+        for number in range(times):
+            await asyncio.sleep(0.001)  # until the next request
+            group.create_task(name_of(twin, number))
+        await asyncio.sleep(0.1)
+
+
+async def one_request_after_the_other(twin: Twin, times: int) -> None:
+    jobs = list(range(times))
+    while jobs:
+        await asyncio.create_task(name_of(twin, jobs.pop()))
+
+
+async def requests(twin: Twin, times: int) -> None:
+    async def request(number: int) -> None:
+        await asyncio.gather(name_of(twin, number), name_of(twin, number + 1))
+
+    for number in range(times):
+        await asyncio.create_task(request(number))
+
+
+async def requests_of_a_client(twin: Twin, times: int) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        del receive, send
+        await name_of(twin, scope["number"])
+
+    scopes = [{"type": "http", "number": number} for number in range(times)]
+    await asyncio.gather(*(app(scope, None, None) for scope in scopes))
+
+
+TASKS = [
+    different_queries,
+    the_same_query,
+    chunks,
+    ranges,
+    much_for_each,
+    workers,
+    a_server,
+    one_request_after_the_other,
+    requests,
+    requests_of_a_client,
+]
+
+
+@only_async
+@pytest.mark.parametrize("how", TASKS)
+def test_tasks_that_are_not_one_for_each_item(twin: Twin, how: Any) -> None:
+    async def story() -> None:
+        await keep(twin, *authors(2))
+        assert_found(await run(twin, how, 6))
 
     twin.run(story)
 
