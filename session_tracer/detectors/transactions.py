@@ -27,6 +27,7 @@ from session_tracer.facts import (
 )
 from session_tracer.model.counts import add_counts
 from session_tracer.model.totals import Tally, Total
+from session_tracer.where.frameworks import is_shutdown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from session_tracer.facts import Counts, Outcome
     from session_tracer.ledger.loads import Passed
     from session_tracer.ledger.report import Report
-    from session_tracer.model.findings import Finding
+    from session_tracer.model.findings import Finding, Severity
     from session_tracer.where.callsite import CallSite
 
 
@@ -215,13 +216,19 @@ def _cancelled(
         end = f", which was {ENDED[memory.outcome]}; the session was closed {later}"
     else:
         end = f", which ended when the session was closed {later}"
+    severity: Severity = "warning"
+    when = ""
+    remedy = "run the work again, or use asyncio.shield() for code that must not be interrupted"
+    if not is_closed:
+        remedy = with_block(report)
+    elif is_shutdown():
+        severity, when = "info", ", as its event loop ended,"
+        remedy = "await the task before the event loop ends, unless the work is done again later"
     return report.finding(
         "cancelled-transaction",
-        "warning",
-        f"{cancelled.owner.name} was cancelled during a transaction{end}",
-        "run the work again, or use asyncio.shield() for code that must not be interrupted"
-        if is_closed
-        else with_block(report),
+        severity,
+        f"{cancelled.owner.name} was cancelled{when} during a transaction{end}",
+        remedy,
         cancelled.site,
         evidence=known(
             owner=cancelled.owner.name,

@@ -283,6 +283,11 @@ class Tracing:
         """Return whether the session that this thread reports now belongs to no test."""
         return self._current.scope is None or self._current.scope.case is None
 
+    def is_stopped(self, finding: Finding) -> bool:
+        """Return whether a fixture ends, and with it a task that closes its session."""
+        is_cancelled = finding.id == "cancelled-transaction" and not self._current.by_itself
+        return is_cancelled and self.case is not None and self.case.is_in_a_fixture()
+
     def was_written(self, fact: FlushFailureDecided, report: Report) -> bool:
         """Return whether what failed is handled, and tests have had its line write such objects.
 
@@ -435,7 +440,9 @@ class _PerTest:
             if case is None:
                 yield one
             elif isinstance(one, Finding) and (
-                case.prepares(one, loop) or self._tracing.were_there(one)
+                case.prepares(one, loop)
+                or self._tracing.were_there(one)
+                or self._tracing.is_stopped(one)
             ):
                 continue
             elif not any(case.repeats(report, passed) for passed in earlier if passed):

@@ -16,6 +16,7 @@ __all__ = [
     "CLOSING",
     "error_of_request",
     "is_by_transaction_manager",
+    "is_shutdown",
     "is_test_setup",
     "is_test_teardown",
 ]
@@ -24,6 +25,8 @@ __all__ = [
 # extension's or the application's) that removes the session.
 _TEARDOWNS: Final = frozenset({"do_teardown_appcontext", "do_teardown_request"})
 _MANAGER: Final = "zope.sqlalchemy.datamanager"
+# What cancels the tasks that are left as `asyncio.run()` ends.
+_SHUTDOWNS: Final = {"asyncio.runners": frozenset({"_cancel_all_tasks"})}
 # The modules without which neither function finds anything.
 CLOSING: Final = frozenset({"flask", "quart", _MANAGER})
 # What runs the end of a fixture, or what a test has asked for at its end.
@@ -73,6 +76,11 @@ def is_test_teardown() -> bool:
 def is_test_setup() -> bool:
     """Return whether the running code is the beginning of a test's fixture, or its setUp()."""
     return _is_called_by(_SETUPS_OF_TESTS)
+
+
+def is_shutdown() -> bool:
+    """Return whether the event loop ends, and cancels the tasks that are left."""
+    return _is_called_by(_SHUTDOWNS)
 
 
 def _is_called_by(functions: Mapping[str, frozenset[str]]) -> bool:
