@@ -21,8 +21,8 @@ from session_tracer.model.findings import Finding
 from session_tracer.pytest_plugin.case import Case, Reported, Scope
 from session_tracer.pytest_plugin.client_threads import ClientThreads
 from session_tracer.verdicts.policy import Policy
-from session_tracer.where.callsite import registry_at_work
-from session_tracer.where.tasks import is_ready
+from session_tracer.where.callsite import registry_at_work, task_stack
+from session_tracer.where.tasks import is_ready, suspended
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Iterator
@@ -304,14 +304,18 @@ class Tracing:
         """Return the fact with the number of tasks that would have run meanwhile.
 
         What a fixture or the test's own coroutine does has no request in its way. The tasks of
-        pytest's plugins and of a server without a request wait for what the test does next.
+        pytest's plugins and of a server without a request wait for what the test does next. What a
+        test awaits, such as the start of an application, is only in the way of its other tasks.
         """
         case, blocking = self.case, report.ledger.blocking
         if case is None or blocking is None:
             return fact
-        is_tests = case.is_in_a_fixture() or case.has_line(fact.site)
-        ready = () if is_tests else filter(is_ready, blocking.owner.tasks_beside())
-        return replace(fact, waiting=len(tuple(ready)))
+        if case.is_in_a_fixture() or case.has_line(fact.site):
+            return replace(fact, waiting=0)
+        ready = [task for task in blocking.owner.tasks_beside() if is_ready(task)]
+        if any(map(case.own_files.begins, task_stack())):
+            ready = [task for task in ready if any(map(case.own_files.begins, suspended(task)))]
+        return replace(fact, waiting=len(ready))
 
     def commit_of(self, found: Verdict) -> Passed:
         """Return what was at work at the commit after which objects were loaded again."""

@@ -28,6 +28,7 @@ __all__ = [
     "is_in",
     "is_installed",
     "registry_at_work",
+    "task_stack",
     "whole_stack",
 ]
 
@@ -865,6 +866,11 @@ def whole_stack() -> Iterator[FrameType]:
         frame = frame.f_back
         if frame is None:
             greenlet, frame = _outer_greenlet(greenlet)
+
+
+def task_stack() -> Iterator[FrameType]:
+    """Yield the caller and its callers, up to the event loop if there is one."""
+    return _stack(_frame(1))
 
 
 def _stack(frame: FrameType | None) -> Iterator[FrameType]:

@@ -28,8 +28,8 @@ async def answer():
 async def start():
     await answer()
 
-async def watch():
-    await asyncio.Event().wait()
+async def watch(seconds=60):
+    await asyncio.sleep(seconds)
 """
 
 TESTS: Final = """
@@ -59,19 +59,31 @@ async def test_of_the_tests_own_coroutine():
     await beside(ask(), asyncio.sleep(0.01))
 
 async def test_next_to_a_task_that_waits_for_ever():
-    await beside(answer(), watch())
+    other = asyncio.create_task(asyncio.Event().wait())
+    await asyncio.sleep(0)
+    await asyncio.create_task(answer())
+    other.cancel()
 
 async def test_next_to_one_that_sleeps_for_long():
-    await beside(answer(), asyncio.sleep(60))
+    other = asyncio.create_task(watch())
+    await asyncio.sleep(0)
+    await asyncio.create_task(answer())
+    other.cancel()
 
 async def test_alone():
     await answer()
+
+async def test_starts_an_application_next_to_another_one():
+    await beside(start(), watch(0.01))
 
 async def test_two_requests():
     await asyncio.gather(answer(), answer())
 
 async def test_next_to_one_that_wakes_meanwhile():
-    await beside(answer(), asyncio.sleep(0.01))
+    other = asyncio.create_task(watch(0.01))
+    await asyncio.sleep(0)
+    await asyncio.create_task(answer())
+    other.cancel()
 
 async def test_next_to_one_whose_answer_is_there():
     got = asyncio.get_running_loop().create_future()
@@ -94,6 +106,7 @@ def test_it_is_reported_if_another_task_was_ready(suites: Suites) -> None:
         "test_next_to_a_task_that_waits_for_ever": "passed",
         "test_next_to_one_that_sleeps_for_long": "passed",
         "test_alone": "passed",
+        "test_starts_an_application_next_to_another_one": "passed",
         "test_two_requests": "failed",
         "test_next_to_one_that_wakes_meanwhile": "failed",
         "test_next_to_one_whose_answer_is_there": "failed",
