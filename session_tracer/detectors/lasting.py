@@ -241,9 +241,7 @@ def _idle(idle: int, live: LiveSession, report: Report) -> Finding:
     ledger = report.ledger
     wait = live.owner_stack[0] if live.owner_stack else None
     if wait is not None:
-        remedy = "commit or close before this wait, or wait outside the transaction"
-        if ledger.is_lent:
-            remedy = f"commit or close before the wait at {wait}, or wait outside the transaction"
+        remedy = f"commit or close before the wait at {wait}, or wait outside the transaction"
     elif live.owner_state in GONE:
         remedy = f"close the session: {_gone(live, report)}; `{_with_line(report)}` closes it"
     else:

@@ -328,7 +328,7 @@ def test_a_connection_waits_for_its_session() -> None:
             severity="warning",
             message="session 9b21e0 (orders-db) holds a connection (PostgreSQL process 31877) "
             "and has run no statement for 7.0 s",
-            remedy="commit or close before this wait, or wait outside the transaction",
+            remedy=f"commit or close before the wait at {WAITING}, or wait outside the transaction",
             site=WAITING,
             **OF_SESSION,
             evidence={"idle_ms": 7_000.0, **SEEN, "statements": 1, "sql_ms": 800.0},

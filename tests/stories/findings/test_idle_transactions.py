@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     from session_tracer.testing import Captured
     from tests.twins import Twin
 
-OUTSIDE = "commit or close before this wait, or wait outside the transaction"
+
+def outside(story: Any) -> str:
+    wait = marked(story, "<- waits")
+    return f"commit or close before the wait at {wait}, or wait outside the transaction"
 
 
 async def read_and_wait(twin: Twin, *seconds: float) -> None:
@@ -54,7 +57,7 @@ def test_a_transaction_that_waits_after_reading(twin: Twin) -> None:
                 id="idle-in-transaction",
                 site=marked(read_and_wait, "<- waits"),
                 opened=marked(read_and_wait, "<- opened"),
-                remedy=OUTSIDE,
+                remedy=outside(read_and_wait),
                 evidence={
                     "idle_ms": Above(6_000),
                     "held_ms": Above(0),
@@ -79,7 +82,7 @@ def test_a_transaction_that_waits_after_writing(twin: Twin) -> None:
                 id="idle-in-transaction",
                 site=marked(write_and_wait, "<- waits"),
                 opened=marked(write_and_wait, "<- opened"),
-                remedy=OUTSIDE,
+                remedy=outside(write_and_wait),
                 evidence={"last_statement_at": str(marked(write_and_wait, "<- writes"))},
             ),
             retracted=("idle-in-transaction",),
@@ -228,7 +231,7 @@ def assert_waits_at(
             id="idle-in-transaction",
             site=marked(wait, "<- waits"),
             opened=opened or marked(read_and, "<- opened"),
-            remedy=OUTSIDE,
+            remedy=outside(wait),
         ),
         retracted=("idle-in-transaction",),
     )
@@ -346,7 +349,7 @@ def test_a_task_that_waits_after_another_one_has_used_its_session(twin: Twin) ->
                 id="idle-in-transaction",
                 site=marked(upload, "<- waits"),
                 opened=marked(read_in_a_task_and, "<- opened"),
-                remedy=OUTSIDE,
+                remedy=outside(upload),
             ),
             retracted=("idle-in-transaction",),
         )

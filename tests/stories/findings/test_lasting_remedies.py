@@ -292,7 +292,7 @@ BEFORE_THE_WAIT: Final = {
         (close_before_the_wait, wait_before_the_session),
     ),
     "idle-in-transaction": (
-        "commit or close before this wait, or wait outside the transaction",
+        "commit or close before the wait at {}, or wait outside the transaction",
         (commit_before_the_wait, close_before_the_wait, wait_before_the_transaction),
     ),
     "long-transaction": (
