@@ -242,12 +242,13 @@ class AutoflushStorm(BuiltIn):
             return
         objects_by_class = added_up(autoflushes.written)
         loop = looping(autoflushes.passed, report)
+        remedy, *others = _without_flushes(ledger.locator.called_by(_MERGING), loop, fact.site)
         yield report.finding(
             "autoflush-storm",
             "warning",
             f"reads at one line caused at least {enough} autoflushes in one transaction "
             f"({counted(objects_by_class)})",
-            f"load what the loop needs before the loop{elsewhere(loop, fact.site)}",
+            remedy,
             fact.site,
             entity=largest(objects_by_class),
             count=enough,
@@ -256,9 +257,22 @@ class AutoflushStorm(BuiltIn):
                 loop=loop,
                 **{kind: dict(counts) for kind, counts in autoflushes.written.items()},
                 began_at=ledger.transaction_began_site,
-                alternatives=["with session.no_autoflush:"],
+                alternatives=others or None,
             ),
         )
+
+
+_MERGING: Final = frozenset({"merge"})
+
+
+def _without_flushes(is_merge: bool, loop: CallSite | None, site: CallSite | None) -> Iterator[str]:
+    """Yield the remedies; merge() flushes also where it finds its object in the session."""
+    block, place = "with session.no_autoflush:", elsewhere(loop, site)
+    if is_merge:
+        yield f"{block}  # around the loop{place}"
+    else:
+        yield f"load what the loop needs before the loop{place}"
+        yield block
 
 
 _OPERATIONS: Final[Mapping[str, str]] = {"new": "INSERT", "dirty": "UPDATE", "deleted": "DELETE"}

@@ -124,6 +124,36 @@ def test_autoflushes_by(twin: Twin, what: str) -> None:
     twin.run(story)
 
 
+def merge_each(session: Session) -> None:
+    for number in range(1, 5):
+        session.merge(Author(id=number, name=f"merged {number}"))  # <- read
+    session.commit()
+
+
+def merge_what_is_loaded(session: Session) -> None:
+    kept = session.scalars(select(Author)).all()
+    for author in kept:
+        session.merge(Author(id=author.id, name=f"merged {author.id}"))  # <- read
+    session.commit()
+
+
+@pytest.mark.parametrize("how", [merge_each, merge_what_is_loaded])
+def test_merge_flushes_also_what_the_loop_has_loaded_before(twin: Twin, how: Any) -> None:
+    async def story() -> None:
+        await keep(twin, *authors(4))
+        told = await tell(twin, how, autoflushes_from_one_site=3)
+        (finding,) = told.findings
+        assert (finding.id, finding.site) == ("autoflush-storm", marked(how, "<- read"))
+        assert finding.remedy == f"{NO_AUTOFLUSH}  # around the loop"
+        assert "alternatives" not in finding.evidence
+        cured = await tell(
+            twin, lambda session: without_autoflush(session, how), autoflushes_from_one_site=3
+        )
+        assert_found(cured)
+
+    twin.run(story)
+
+
 # Near-misses: each flushes three times, or reads so often, where two would be a storm.
 
 
