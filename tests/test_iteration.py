@@ -12,6 +12,7 @@ from session_tracer.where.iteration import (
     goes_turn_by_turn,
     is_around_block,
     is_over_items,
+    takes_messages,
 )
 
 if TYPE_CHECKING:
@@ -120,3 +121,32 @@ def test_whether_a_loop_knows_its_next_turn_only_then(tmp_path: Path, source: st
     file.write_text(source)
     line = len(source.splitlines())
     assert goes_turn_by_turn(CallSite(str(file), line, "<module>")) is TURN_BY_TURN[source]
+
+
+MESSAGES = {
+    "while (job := jobs.get()) is not None:\n    ask(job)": True,
+    "while True:\n    job = await jobs.get()\n    ask(job)": True,
+    "while True:\n    job = jobs.get(block=True, timeout=5)\n    ask(job)": True,
+    "while True:\n    ask(consumer.poll(1.0))": True,
+    "while True:\n    ask(jobs.get_nowait())": True,
+    "while True:\n    ask(socket.receive_text())": True,
+    "async for message in pubsub.listen():\n    ask(message)": True,
+    "for job in iter(jobs.get, None):\n    ask(job)": True,
+    "while rows:\n    ask(rows.pop())": False,
+    "while number < 10:\n    ask(found.get(number))": False,
+    "while True:\n    ask(session.get(Author, 1))": False,
+    "while line := file.readline():\n    ask(line)": False,
+    "for row in rows:\n    ask(row.get())": False,
+    "async for row in result:\n    ask(row)": False,
+    "[ask(jobs.get()) for _ in rows]": False,
+    "ask(jobs.get())": False,
+}
+
+
+@pytest.mark.parametrize("source", MESSAGES)
+def test_whether_a_loop_takes_the_messages_of_a_queue(tmp_path: Path, source: str) -> None:
+    body = "".join(f"    {line}\n" for line in source.splitlines())
+    file = tmp_path / "views.py"
+    file.write_text(f"async def work(rows):\n{body}")
+    line = next(n for n, text in enumerate(file.read_text().splitlines(), 1) if "ask(" in text)
+    assert takes_messages(CallSite(str(file), line, "work")) is MESSAGES[source]

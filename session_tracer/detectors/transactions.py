@@ -28,6 +28,7 @@ from session_tracer.facts import (
 from session_tracer.model.counts import add_counts
 from session_tracer.model.totals import Tally, Total
 from session_tracer.where.frameworks import is_shutdown
+from session_tracer.where.iteration import takes_messages
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,8 +84,9 @@ class CommitInLoop(BuiltIn):
         """Report a line once.
 
         Commits of batches and commits without writes do not count, nor what comes after a pause: a
-        worker commits job by job. A session that a test joins to
-        an outer transaction is used by many requests, and its commits commit nothing.
+        worker commits job by job, also where the next message of its queue is there already. A
+        session that a test joins to an outer transaction is used by many requests, and its commits
+        commit nothing.
         """
         ledger = report.ledger
         if fact.nested or fact.outcome != "committed" or ledger.first_commit is None:
@@ -103,7 +105,9 @@ class CommitInLoop(BuiltIn):
             commits.passed = ledger.locator.passed()
         if commits and commits.number == enough and not (commits.is_reported or ledger.is_joined):
             commits.is_reported = True
-            yield _commits(fact.site, commits, report)
+            loop = ledger.locator.loop(commits.passed, ledger.opened_site)
+            if loop is None or not takes_messages(loop):
+                yield _commits(fact.site, commits, report)
 
 
 def _commits(site: CallSite | None, commits: _Commits, report: Report) -> Finding:

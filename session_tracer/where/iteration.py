@@ -13,7 +13,14 @@ if TYPE_CHECKING:
 
     from session_tracer.where.callsite import CallSite
 
-__all__ = ["Iteration", "goes_over", "goes_turn_by_turn", "is_around_block", "is_over_items"]
+__all__ = [
+    "Iteration",
+    "goes_over",
+    "goes_turn_by_turn",
+    "is_around_block",
+    "is_over_items",
+    "takes_messages",
+]
 
 # What a loop goes over: items that its body uses, or lists of items, each of which has a key.
 Iteration: TypeAlias = Literal["", "items", "groups"]
@@ -79,6 +86,30 @@ def is_over_items(site: CallSite) -> bool:
     """
     loops = _loops(site)
     return bool(loops) and all(map(_has_items, loops))
+
+
+def takes_messages(site: CallSite) -> bool:
+    """Return whether the innermost loop around the line takes one message of a queue after another.
+
+    A `get()` without a key is a queue's, not that of a dictionary or a session.
+    """
+    loops = _loops(site)
+    loop = loops[-1] if loops else None
+    if isinstance(loop, ast.For | ast.AsyncFor):
+        return _is_endless(loop.iter)
+    if not isinstance(loop, ast.While):
+        return False
+    calls = [one for one in ast.walk(loop) if isinstance(one, ast.Call)]
+    return any(_takes_message(one) for one in calls)
+
+
+def _takes_message(call: ast.Call) -> bool:
+    if not isinstance(call.func, ast.Attribute):
+        return False
+    name = call.func.attr
+    if name in ("get", "get_nowait"):
+        return not call.args and {one.arg for one in call.keywords} <= {"block", "timeout"}
+    return not _QUEUES.isdisjoint(name.lower().split("_"))
 
 
 def _loops(site: CallSite) -> list[ast.AST]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -138,6 +139,16 @@ async def commit_at_several_lines(twin: Twin) -> None:
         await session.commit()
 
 
+async def work_off_a_queue(twin: Twin) -> None:
+    jobs: SimpleQueue[Author] = SimpleQueue()
+    for author in authors(4):
+        jobs.put(author)
+    async with twin.session() as session:
+        while not jobs.empty():
+            session.add(jobs.get())
+            await session.commit()
+
+
 async def roll_back_each(twin: Twin) -> None:
     async with twin.session() as session:
         for author in authors(6):
@@ -161,6 +172,7 @@ GOOD = (
     commit_in_batches,
     open_a_session_for_each,
     commit_at_several_lines,
+    work_off_a_queue,
     roll_back_each,
     update_none,
 )
