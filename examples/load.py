@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from uuid import uuid4
 
 import httpx
 
@@ -47,7 +48,8 @@ def change_price(client: httpx.Client, rng: random.Random) -> httpx.Response:
 
 
 def sign_up(client: httpx.Client, rng: random.Random) -> httpx.Response:
-    return client.post("/customers", json={"email": f"customer-{rng.randint(1, 50)}@example.org"})
+    name = "known" if rng.random() < 0.05 else uuid4().hex
+    return client.post("/customers", json={"email": f"{name}@example.org"})
 
 
 def place_order(client: httpx.Client, rng: random.Random) -> httpx.Response:
@@ -112,14 +114,19 @@ def incident(application: str, seconds: float) -> None:
         _say(f"1  {seconds:g} quiet seconds")
         visit(url, seconds)
         _say(f"2  {LEAKS} visitors leave the catalogue before its last page")
-        with client_of(url) as client:
-            for _ in range(LEAKS):
-                read_catalogue(client, random.Random(0))
-                visit(url, seconds / 2 / LEAKS)
-        visit(url, seconds)
+        with ThreadPoolExecutor(1) as leaving:
+            leaving.submit(_leave, url, seconds / 2 / LEAKS)
+            visit(url, seconds * 1.5)
     _say("3  version 1.5.0 is deployed")
     with running(application, "n-plus-one", version="1.5.0") as url:
         visit(url, seconds)
+
+
+def _leave(url: str, pause: float) -> None:
+    with client_of(url) as client:
+        for _ in range(LEAKS):
+            read_catalogue(client, random.Random())
+            time.sleep(pause)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from session_tracer.where.application import packages_of
 
 try:
     from opentelemetry.sdk.metrics import MeterProvider
-    from opentelemetry.sdk.metrics.export import AggregationTemporality, InMemoryMetricReader
+    from opentelemetry.sdk.metrics.export import AggregationTemporality, InMemoryMetricReader, Sum
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import SimpleSpanProcessor
     from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -85,7 +85,10 @@ class Captured:
 
     @property
     def metrics(self) -> dict[str, list[Any]]:
-        """The data points of each metric by its name, as the SDK's reader returns them."""
+        """The data points of each metric by its name, as the SDK's reader returns them.
+
+        Counters start at 0, and are left out until they have counted something.
+        """
         watchdog.settle()
         metrics: list[Metric] = []
         data = self._reader.get_metrics_data()
@@ -95,7 +98,7 @@ class Captured:
         if self._histograms is not None:
             cumulative = AggregationTemporality.CUMULATIVE
             metrics += sdk_histograms.collect(self._histograms, cumulative)
-        self._metrics |= {metric.name: list(metric.data.data_points) for metric in metrics}
+        self._metrics |= {metric.name: points for metric in metrics if (points := _points(metric))}
         return self._metrics
 
     def _exporter(self) -> Exporter:
@@ -116,6 +119,14 @@ class Captured:
         self.metrics  # noqa: B018 - the reader returns nothing after its shutdown
         self._meters.shutdown()
         self._tracers.shutdown()
+
+
+def _points(metric: Metric) -> list[Any]:
+    """The data points of a metric without a counter's that are zero."""
+    points: list[Any] = list(metric.data.data_points)
+    if isinstance(metric.data, Sum) and metric.data.is_monotonic:
+        return [point for point in points if point.value]
+    return points
 
 
 @contextmanager

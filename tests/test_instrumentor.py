@@ -150,7 +150,9 @@ class Sink:
                     for point in metric.data.data_points:
                         if isinstance(point, HistogramDataPoint):
                             totals[metric.name] += point.count
-                        elif isinstance(point, NumberDataPoint) and not _is_gauge(metric.name):
+                        elif _is_gauge(metric.name) or not isinstance(point, NumberDataPoint):
+                            continue
+                        elif point.value:  # counters start at 0
                             totals[metric.name] += int(point.value)
         return dict(totals)
 

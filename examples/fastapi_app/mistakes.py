@@ -1,7 +1,7 @@
 """The mistakes that a setting puts in the place of right routes, each named by its finding."""
 
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any, NamedTuple
 from uuid import uuid4
 
@@ -95,26 +95,22 @@ async def pay(order_id: int, session: SessionDep) -> Order:
     return order
 
 
-# The pages of a catalogue are read from one session; not all visitors come for the last page.
-_catalogues: dict[str, tuple[AsyncSession, AsyncIterator[Sequence[Book]]]] = {}
+# A session for all pages of a catalogue; not all visitors come for the last page.
+_catalogues: dict[str, tuple[AsyncSession, int]] = {}
 
 
 async def read_catalogue(after: str = "0") -> Page:
-    """Opens a session that the last page closes."""
-    if after not in _catalogues:
-        session = SessionLocal()
-        of_all = await session.stream_scalars(select(Book).order_by(Book.id))
-        after = uuid4().hex
-        _catalogues[after] = session, of_all.partitions(10)
-    session, pages = _catalogues[after]
-    books: Sequence[Book] = await anext(pages, [])
-    if len(books) < 10:
-        del _catalogues[after]
+    """Keeps the session for the next page, until the last page closes it."""
+    session, last = _catalogues.pop(after) if after in _catalogues else (SessionLocal(), 0)
+    of_a_page = select(Book).where(Book.id > last).order_by(Book.id).limit(10)
+    books = (await session.scalars(of_a_page)).all()
+    following = None
+    if len(books) == 10:
+        following = uuid4().hex
+        _catalogues[following] = session, books[-1].id
+    else:
         await session.close()
-    return Page(
-        books=[BookOut.model_validate(book) for book in books],
-        next=after if after in _catalogues else None,
-    )
+    return Page(books=[BookOut.model_validate(book) for book in books], next=following)
 
 
 # One session for all requests.

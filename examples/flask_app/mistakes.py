@@ -1,7 +1,7 @@
 """The mistakes that a setting puts in the place of right views, each named by its finding."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 from uuid import uuid4
 
@@ -79,29 +79,25 @@ def pay(order_id: int) -> Json:
     return order.as_json()
 
 
-# The pages of a catalogue are read from one session; not all visitors come for the last page.
-_catalogues: dict[str, tuple[Session, Iterator[Sequence[Book]]]] = {}
+# A session for all pages of a catalogue; not all visitors come for the last page.
+_catalogues: dict[str, tuple[Session, int]] = {}
 
 
 def read_catalogue() -> Json:
-    """Opens a session that the last page closes."""
+    """Keeps the session for the next page, until the last page closes it."""
     after = request.args.get("after", "")
-    if after not in _catalogues:
-        session: Session = db.session.session_factory()
-        after = uuid4().hex
-        _catalogues[after] = (
-            session,
-            session.scalars(select(Book).order_by(Book.id)).partitions(10),
-        )
-    session, pages = _catalogues[after]
-    books = next(pages, [])
-    if len(books) < 10:
-        del _catalogues[after]
+    session, last = (
+        _catalogues.pop(after) if after in _catalogues else (db.session.session_factory(), 0)
+    )
+    of_a_page = select(Book).where(Book.id > last).order_by(Book.id).limit(10)
+    books = session.scalars(of_a_page).all()
+    following = None
+    if len(books) == 10:
+        following = uuid4().hex
+        _catalogues[following] = session, books[-1].id
+    else:
         session.close()
-    return {
-        "books": [book.as_json() for book in books],
-        "next": after if after in _catalogues else None,
-    }
+    return {"books": [book.as_json() for book in books], "next": following}
 
 
 MISTAKES: dict[str, Callable[..., Any]] = {

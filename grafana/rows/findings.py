@@ -14,9 +14,10 @@ from panels import (
 )
 from promql import PROCESS, counted, of, or_none
 
-FINDINGS = of("sqlalchemy_findings_total")
+# Each id exists from the start, at 0, and has no severity until it is found.
+FINDINGS = of("sqlalchemy_findings_total", 'sqlalchemy_finding_severity!=""')
 # Not filtered by session name: an error of session_tracer matters for every session.
-OWN_ERRORS = of("session_tracer_errors_total", scope=PROCESS)
+OWN_ERRORS = of("session_tracer_errors_total", 'where!=""', scope=PROCESS)
 
 SEVERITIES = {"error": "red", "warning": "orange", "info": "blue", "none": "text"}
 

@@ -17,7 +17,7 @@ from opentelemetry.metrics import (
     Observation,
 )
 
-from session_tracer.model.findings import LASTING
+from session_tracer.model.findings import FINDING_IDS, LASTING
 from session_tracer.runtime import process, threads
 from session_tracer.signals import names
 from session_tracer.signals.histograms import RecordedHistograms
@@ -94,9 +94,14 @@ class Instruments:
         for metric in names.METRICS:
             self._create(meter, metric)
 
-    def join(self, signal: MetricSignal) -> None:
+    def join(self, signal: MetricSignal, name: str) -> None:
         """Have the gauges ask this signal too, while it lives and is not closed."""
         self._signals.add(signal)
+        # From 0 on: increase() of a counter that appears with its first event does not count that.
+        with _LOCK.value:
+            for id_ in FINDING_IDS:
+                self.total(names.FINDINGS, {names.SESSION_NAME: name, names.FINDING_ID: id_})
+            self.total(names.ERRORS, {names.SESSION_NAME: name})
 
     def series(self, metric: Metric, attributes: Mapping[str, str | int]) -> Series:
         """The series of a histogram with these attributes."""
@@ -245,7 +250,7 @@ class MetricSignal:
         self._series: dict[tuple[Any, ...], Series] = {}
         self._objects: dict[str, dict[str, Total]] = {state: {} for state in _STATES}
         self._loads: dict[tuple[str, str], Total] = {}
-        instruments.join(self)
+        instruments.join(self, name)
 
     def open_now(self) -> list[OpenNow]:
         """What is open now; nothing once this signal is closed."""

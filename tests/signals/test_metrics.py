@@ -29,7 +29,7 @@ from session_tracer import instrument
 from session_tracer.exporter import Exporter
 from session_tracer.facts import FlushCompleted, SessionClosed
 from session_tracer.ledger.report import Report
-from session_tracer.model.findings import Finding
+from session_tracer.model.findings import FINDING_IDS, Finding
 from tests.library import Author, Book, Item, Letter, Map, authors
 from tests.signals.telling import Measurements, Traces, context, left_by, of_database, total
 from tests.twins import Twin, on_each_database
@@ -611,3 +611,17 @@ def test_a_provider_is_not_kept_alive(twin: Twin) -> None:
     provider = use()
     gc.collect()
     assert provider() is None
+
+
+def test_counters_of_findings_and_errors_start_at_zero(twin: Twin) -> None:
+    measured = Measurements()
+    with instrument(twin.factory, exporter=Exporter(meter_provider=measured.provider), name="shop"):
+        twin.session()
+        collected = measured.collect()
+    zeros = {
+        (name, *sorted(map(str, (point.attributes or {}).values()))): total(point)
+        for name in ("sqlalchemy.findings", "session_tracer.errors")
+        for point in collected[name].data.data_points
+    }
+    of_findings = {("sqlalchemy.findings", *sorted((id_, "shop"))) for id_ in FINDING_IDS}
+    assert zeros == dict.fromkeys(of_findings | {("session_tracer.errors", "shop")}, 0)

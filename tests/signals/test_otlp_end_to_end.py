@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import pytest
 
+from session_tracer.model.findings import FINDING_IDS
 from session_tracer.version import VERSION
 from tests.servers.collector import Collector
 
@@ -263,7 +264,9 @@ def test_the_metrics_arrive(received: Callable[[str], str]) -> None:
         "sqlalchemy.connection.busy.duration": ("s", "Histogram", "", 1),
         "sqlalchemy.flush.duration": ("s", "Histogram", "", 1),
         "sqlalchemy.lazy_loads": ("{load}", "Sum", "true", 1),
-        "sqlalchemy.findings": ("{finding}", "Sum", "true", 1),
+        # Each finding id, at 0, and the one that was found.
+        "sqlalchemy.findings": ("{finding}", "Sum", "true", len(FINDING_IDS) + 1),
+        "session_tracer.errors": ("{error}", "Sum", "true", 1),
     }
 
     def metrics() -> dict[str, tuple[str, str, str, int]]:
@@ -282,9 +285,11 @@ def test_the_metrics_arrive(received: Callable[[str], str]) -> None:
     (findings,) = [
         part for part in parts(text, "Metric") if value(part, "Name") == "sqlalchemy.findings"
     ]
-    assert attributes(findings, "Data point attributes:") == {
+    title = "Data point attributes:\n"
+    found = title + findings.rpartition(title)[2]
+    assert attributes(found, title.strip()) == {
         "sqlalchemy.session.name": "Str(library)",
         "sqlalchemy.finding.id": "Str(detached-lazy-load)",
         "sqlalchemy.finding.severity": "Str(error)",
     }
-    assert value(findings, "Value") == "1"
+    assert value(found, "Value") == "1"

@@ -161,7 +161,7 @@ def _errors(reader: InMemoryMetricReader) -> dict[str, int]:
             for metric in of_scope.metrics:
                 if metric.name == "session_tracer.errors":
                     for point in metric.data.data_points:
-                        if isinstance(point, NumberDataPoint) and point.attributes is not None:
+                        if isinstance(point, NumberDataPoint) and point.attributes and point.value:
                             found[str(point.attributes["where"])] = int(point.value)
     return found
 

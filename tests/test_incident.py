@@ -1,0 +1,128 @@
+"""Tests docs/incident.md: its commands answer their questions over the log of a played incident."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import psycopg
+import pytest
+
+from examples import load
+from tests.test_alerts import ALERTS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT: Final = Path(__file__).parent.parent
+PAGE: Final = (ROOT / "docs" / "incident.md").read_text()
+SECTIONS: Final = {
+    section.partition("\n")[0]: section for section in re.split(r"^## ", PAGE, flags=re.M)[1:]
+}
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The log of an incident that takes seconds, and of two mistakes that it does not make."""
+    folder = tmp_path_factory.mktemp("incident")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SESSION_TRACER_EXPORTER", "jsonl")
+        patch.setenv("SESSION_TRACER_JSONL_PATH", str(folder / "incident.jsonl"))
+        patch.setenv("SESSION_TRACER_IDLE_IN_TRANSACTION_SECONDS", "0.2")
+        patch.setenv("SESSION_TRACER_LEAK_AFTER_SECONDS", "0.6")
+        patch.setenv("SHOP_POOL_SECONDS", "0.4")
+        load.incident("fastapi", seconds=0.8)
+        with (
+            load.running("fastapi", "pending-rollback,implicit-async-io", "1.5.0") as url,
+            load.client_of(url) as client,
+        ):
+            for _ in range(2):
+                client.post("/customers", json={"email": "known@example.org"})
+            load.read_author(client, random.Random(1))
+        yield folder / "incident.jsonl"
+
+
+# What the command of a section has to answer.
+ANSWERS: Final = {
+    "The pool is exhausted": (
+        r"the pool had no free connection for .* m?s: \d traced sessions hold one\n"
+        r"\d  examples/fastapi_app/mistakes\.py:\d+ in read_catalogue\(\)  GET /catalogue  ended\n"
+    ),
+    "A transaction is stuck": (
+        r"[-\dT:.+]+\tidle-in-transaction\t-\tended"
+        r"\texamples/fastapi_app/mistakes\.py:\d+ in read_catalogue\(\)\n"
+    ),
+    "A leak climbs": (
+        r"^\d  examples/fastapi_app/mistakes\.py:\d+ in read_catalogue\(\)  GET /catalogue\n$"
+    ),
+    "Slow since the deployment": (
+        r"1\.5\.0\t\d+\tn-plus-one\tGET /authors"
+        r"\texamples/fastapi_app/mistakes\.py:\d+ in list_authors\(\)\n"
+    ),
+    "A storm of PendingRollbackError": (
+        r"1 sqlalchemy\.exc\.IntegrityError"
+        r"  failed at examples/fastapi_app/mistakes\.py:\d+ in sign_up\(\)"
+        r"  swallowed at examples/fastapi_app/mistakes\.py:\d+ in sign_up\(\)\n"
+    ),
+    "A load that fails": (
+        r"Author\.books  GET /authors/\{author_id\}  examples/fastapi_app/mistakes\.py:\d+ .*\n"
+        r"  .*selectinload\(Author\.books\)"
+    ),
+    "Nothing is seen": r"\d+ finding\n +\d+ finding\.retracted\n(?s:.*) +\d+ session\.closed\n",
+}
+
+
+@pytest.mark.skipif(
+    shutil.which("jq") is None, reason="no `jq` on the PATH; most systems have it as a package"
+)
+@pytest.mark.parametrize("section", SECTIONS)
+def test_the_command_of_a_section_answers_it(section: str, log: Path) -> None:
+    (command,) = re.findall(r"^```sh\n(.*?)```", SECTIONS[section], re.M | re.S)
+    done = subprocess.run(
+        ["sh", "-c", command], cwd=log.parent, capture_output=True, text=True, check=True
+    )
+    assert done.stderr == ""
+    assert re.search(ANSWERS[section], done.stdout), done.stdout
+
+
+def test_the_versions_of_the_incident_are_in_its_log(log: Path) -> None:
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    assert {event["service_version"] for event in events} == {"1.4.0", "1.5.0"}
+    assert {event["service"] for event in events} == {"shop"}
+
+
+def test_postgresql_has_the_transactions_that_are_open(postgres_url: str) -> None:
+    (query,) = re.findall(r"^```sql\n(.*?)```", PAGE, re.M | re.S)
+    with psycopg.connect(postgres_url) as open_one, psycopg.connect(postgres_url) as asking:
+        open_one.execute("SELECT 1")
+        rows = asking.execute(query).fetchall()
+        pid = open_one.info.backend_pid
+    (row,) = [row for row in rows if row[0] == pid]
+    assert (row[1], row[3], row[4]) == ("idle in transaction", [], "SELECT 1")
+
+
+def test_each_alert_leads_to_the_section_that_names_it() -> None:
+    for rule in ALERTS:
+        page, _, anchor = rule["annotations"]["runbook_url"].partition("#")
+        assert page == "docs/incident.md"
+        (section,) = [text for title, text in SECTIONS.items() if anchor_of(title) == anchor]
+        assert rule["alert"] in section
+
+
+def anchor_of(title: str) -> str:
+    return title.lower().replace(" ", "-")
+
+
+def test_each_section_has_its_alert_a_panel_and_what_to_do() -> None:
+    dashboard = json.loads((ROOT / "grafana" / "dashboards" / "session-tracer.json").read_text())
+    titles = {panel["title"] for panel in dashboard["panels"]}
+    for section in SECTIONS.values():
+        for part in ("**Symptom.**", "**Alert**", "**Panel**", "**Command.**"):
+            assert part in section
+        panels = section.partition("**Panel**")[2].partition("\n\n")[0]
+        assert set(re.findall(r"\*(.+?)\*", panels)) - titles == set()
