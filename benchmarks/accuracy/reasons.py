@@ -30,10 +30,6 @@ REASONS: Final[dict[str, str]] = {
     "bug_48_threadpool_lookups": _THREADS,
     "bug_52_async_gather_session_per_task": _SESSIONS,
     "bug_53_celery_task_per_id": _SESSIONS,
-    "bug_57_dataloader_awaited_per_key": (
-        "each query runs in a task of its own, and what repeats is counted for one task, because "
-        "the requests of a server that share a session are no loop"
-    ),
     "bug_62_upsert_per_row": _WRITES,
     "clean_60_orm_bulk_insert_3000": (
         "large-flush: 3,000 objects in one flush are what that finding is about"

@@ -52,6 +52,8 @@ def looping(passed: Passed, report: Report) -> CallSite | None:
     report.passed = passed
     ledger = report.ledger
     report.loop = ledger.locator.loop(passed, ledger.opened_site) if passed else None
+    if report.loop is None and not ledger.opened_by.is_current():
+        report.loop = ledger.waiting_loop
     return report.loop
 
 

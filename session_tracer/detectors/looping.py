@@ -41,7 +41,7 @@ class Due:
         self._number = _ENOUGH_WITHOUT_LOOP if number < _ENOUGH_WITHOUT_LOOP else 2 * number
         is_loop = locator.is_repeated(self.passed, opened)
         if is_loop is None:
-            return number >= _ENOUGH_WITHOUT_LOOP
+            return number >= _ENOUGH_WITHOUT_LOOP or report.ledger.waiting_loop is not None
         return is_loop and not locator.is_of_library(self.passed, opened)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from session_tracer import facts
 from session_tracer.ledger import same_owner
 from session_tracer.where import owner
+from session_tracer.where.progress import Progress
 from session_tracer.where.requests import request_of, running_request
 from session_tracer.where.running import running_frame
 from session_tracer.where.tasks import running_loop
@@ -50,6 +51,10 @@ class Use:
     # The thread or task that used it last.
     owner: Owner = NO_OWNER
     was_handed_on = False
+    # How far the function has come that opened the session, while other tasks use it; and the loop
+    # of that function which has waited for the last of these.
+    progress: Progress | None = None
+    waiting_loop: CallSite | None = None
     # The ASGI request that the task works at which uses it, and what had left changes when another
     # one began to use it: in which transaction, and the request or the task.
     request = 0
@@ -217,11 +222,26 @@ class Use:
             trace=self.tracers[0].caller()[0],
         )
         self.request = fact.request
-        if fact.pieces[0] != fact.pieces[1]:
+        if fact.pieces[0] != fact.pieces[1] and not self._is_waited_for(fact):
             self.begin_turn()
         if self.pending_by_class or self.has_uncommitted:
             self.changed_by = self.transactions, fact.pieces[0]
         self.suspect(fact)
+
+    def _is_waited_for(self, fact: facts.SessionPassed) -> bool:
+        """Whether a loop of the function that opened the session has gone on to its next item.
+
+        A task that works for each of its items, such as a batch of a data loader's, is no request.
+        """
+        opener, opened = self.opened_by, self.scope.opened_site
+        if fact.owner != opener:
+            self.waiting_loop = None
+            if opened is None or not opener.is_task or fact.request or fact.other_request:
+                return False
+            if self.progress is None:
+                self.progress = Progress(opener, opened)
+            self.waiting_loop = self.progress.loop(self.locator)
+        return self.waiting_loop is not None
 
     def is_changed_by_another(self) -> bool:
         """Whether another request or task has left the changes that are not committed."""

@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from session_tracer.runtime import process
 from session_tracer.where.callsite import whole_stack
-from session_tracer.where.tasks import awaiting_tasks, in_groups, running_loop, suspended
+from session_tracer.where.tasks import (
+    awaiting_tasks,
+    coroutines,
+    in_groups,
+    running_loop,
+    suspended,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator
@@ -163,6 +169,12 @@ class Owner:
         """Whether it is no task that goes on."""
         task = None if self._task is None else self._task()
         return task is None or task.done()
+
+    def coroutines(self) -> list[tuple[Any, FrameType]]:
+        """Return the coroutines of a task, the outermost first, each with its frame."""
+        task = None if self._task is None else self._task()
+        every = () if task is None else coroutines(task)
+        return [(one, frame) for one, frame in every if frame is not None]
 
     def frames(self) -> list[FrameType]:
         """Return its current stack, the innermost frame first.

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = [
     "awaiting_a_thread",
     "awaiting_tasks",
+    "coroutines",
     "current_task",
     "in_groups",
     "is_ready",
@@ -51,7 +52,7 @@ def current_task() -> asyncio.Task[Any] | None:
 
 def suspended(task: asyncio.Task[Any]) -> list[FrameType]:
     """Return the frames of a waiting task, the innermost first."""
-    frames = [frame for _, frame in _coroutines(task) if frame is not None]
+    frames = [frame for _, frame in coroutines(task) if frame is not None]
     frames.reverse()
     return frames
 
@@ -61,7 +62,7 @@ _STEPS: Final = frozenset({"async_generator_asend", "async_generator_athrow"})
 _KINDS: Final = (("cr_frame", "cr_await"), ("gi_frame", "gi_yieldfrom"), ("ag_frame", "ag_await"))
 
 
-def _coroutines(task: asyncio.Task[Any]) -> Iterator[tuple[Any, FrameType | None]]:
+def coroutines(task: asyncio.Task[Any]) -> Iterator[tuple[Any, FrameType | None]]:
     """Yield the task's coroutine, what that awaits and so on, each with its frame."""
     awaited: Any = task.get_coro()
     while awaited is not None:
@@ -84,7 +85,7 @@ def in_groups(
     A group that the application itself has made is not the library's.
     """
     groups: dict[int, Any] = {}
-    for awaited, frame in reversed(list(_coroutines(task))):
+    for awaited, frame in reversed(list(coroutines(task))):
         if frame is None or frame.f_code.co_qualname.startswith("TaskGroup."):
             continue
         if is_application(frame):

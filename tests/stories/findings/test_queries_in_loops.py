@@ -558,3 +558,20 @@ def test_its_remedies(twin: Twin, how: Any, remedy: str, cure: Any) -> None:
         assert_found(captured)
 
     twin.run(story)
+
+
+def test_one_row_after_the_other_by_number_in_a_while_loop(twin: Twin) -> None:
+    """Its next OFFSET is known before: it is no key that a row brings."""
+
+    async def story() -> None:
+        await keep(twin, *authors(6))
+        with capture(twin.factory, queries_from_one_site=3) as captured:
+            async with twin.session() as session:
+                number, found = 0, True
+                while found:
+                    row = select(Author.name).order_by(Author.id).limit(1).offset(number)
+                    found = await session.scalar(row)
+                    number += 1
+        assert [finding.id for finding in captured.findings] == ["query-in-loop"]
+
+    twin.run(story)

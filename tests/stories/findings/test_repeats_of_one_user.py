@@ -59,14 +59,24 @@ async def find_often(session: Any) -> None:
 def test_requests_that_share_a_session_do_not_repeat_for_one_another(
     twin: Twin, work: Any, found: list[str]
 ) -> None:
+    async def serve(served: asyncio.Event, sessions: list[Any]) -> None:
+        async with twin.session() as session:
+            sessions.append(session)
+            await served.wait()
+
     async def story() -> None:
         await keep(twin, *authors(5, books_each=1))
         with capture(twin.factory) as captured:
-            async with twin.session() as session:
-                for _ in range(4):
-                    # Not awaited, as a server's handlers are not.
-                    request = asyncio.create_task(work(session))
-                    await until(request.done, is_async=True)
+            served = asyncio.Event()
+            sessions: list[Any] = []
+            server = asyncio.create_task(serve(served, sessions))
+            await until(lambda: sessions, is_async=True)
+            for _ in range(4):
+                # Not awaited, as a server's handlers are not.
+                request = asyncio.create_task(work(*sessions))
+                await until(request.done, is_async=True)
+            served.set()
+            await server
         ids = {finding.id for finding in captured.findings}
         assert ids & {"repeated-select", "n-plus-one"} == {*found}
 
@@ -204,5 +214,135 @@ def test_a_worker_whose_jobs_open_a_session_each_has_no_loop_in_one_of_them(twin
             work()
         assert {one.evidence.get("loop") for one in captured.findings} == {None}
         assert [one.id for one in captured.findings] == ["query-in-loop"] * 2
+
+    twin.run(story)
+
+
+# Tasks that a loop waits for, one after the other.
+
+
+class Loader:
+    """Loads what is asked for in a task of its own, at the event loop's next turn."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        self._queue: list[tuple[int, asyncio.Future[str]]] = []
+
+    def load(self, key: int) -> asyncio.Future[str]:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[str] = loop.create_future()
+        if not self._queue:
+            loop.call_soon(lambda: asyncio.ensure_future(self._dispatch()))
+        self._queue.append((key, future))
+        return future
+
+    async def _dispatch(self) -> None:
+        queue, self._queue = self._queue, []
+        keys = [key for key, _ in queue]
+        query = select(Author.id, Author.name).where(Author.id.in_(keys))
+        names = dict((await self._session.execute(query)).all())  # <- asked
+        for key, future in queue:
+            future.set_result(names[key])
+
+
+async def key_by_key(session: Any) -> None:
+    loader = Loader(session)
+    for key in range(1, 6):
+        assert await loader.load(key)  # <- loops
+
+
+async def key_by_key_in_a_helper(session: Any) -> None:
+    loader = Loader(session)
+
+    async def name_of(key: int) -> str:
+        return await loader.load(key)
+
+    for key in range(1, 6):
+        assert await name_of(key)  # <- loops
+
+
+async def all_keys_at_once(session: Any) -> None:
+    loader = Loader(session)
+    names = await asyncio.gather(*(loader.load(key) for key in range(1, 6)))
+    assert len(names) == 5
+
+
+async def find_in_tasks(session: Any) -> None:
+    for _ in range(5):
+        await asyncio.create_task(find(session))  # <- loops
+
+
+@only_async
+@pytest.mark.parametrize(
+    ("work", "found"),
+    [
+        (key_by_key, "query-in-loop"),
+        (key_by_key_in_a_helper, "query-in-loop"),
+        (all_keys_at_once, ""),
+        (find_in_tasks, "repeated-select"),
+    ],
+)
+def test_tasks_that_a_loop_waits_for_repeat_for_the_loop(twin: Twin, work: Any, found: str) -> None:
+    async def open_session() -> None:
+        async with twin.session() as session:
+            await work(session)
+
+    async def story() -> None:
+        await keep(twin, *authors(5))
+        with capture(twin.factory, queries_from_one_site=3, repeats_of_one_select=3) as captured:
+            await asyncio.create_task(open_session())
+        assert [one.id for one in captured.findings] == [found] * bool(found)
+        for one in captured.findings:
+            assert one.evidence["loop"] == str(marked(work, "<- loops"))
+
+    twin.run(story)
+
+
+async def serving(session: Any, start: Any) -> None:
+    start(session)
+    await asyncio.sleep(0.2)  # for ever
+
+
+async def accepting(session: Any, start: Any) -> None:
+    number = 0
+    while number < 6:
+        number += 1
+        await asyncio.sleep(0.01)  # the next connection
+        start(session, 1)
+
+
+async def consuming(session: Any, start: Any) -> None:
+    async def messages() -> Any:
+        for number in range(6):
+            await asyncio.sleep(0.01)
+            yield number
+
+    async for _ in messages():
+        start(session, 1)
+
+
+@only_async
+@pytest.mark.parametrize("serve", [serving, accepting, consuming])
+def test_a_server_whose_tasks_share_its_session_is_no_loop(twin: Twin, serve: Any) -> None:
+    tasks: list[asyncio.Task[None]] = []
+
+    async def later(session: Any, number: int) -> None:
+        await asyncio.sleep(0.02 * number)
+        await find(session)
+
+    def start(session: Any, number: int = 6) -> None:
+        tasks.extend([asyncio.create_task(later(session, n)) for n in range(1, number + 1)])
+
+    async def main() -> None:
+        async with twin.session() as session:
+            await serve(session, start)
+            # Nor are these awaited: that would make one user of them.
+            await until(lambda: all(task.done() for task in tasks), is_async=True)
+
+    async def story() -> None:
+        await keep(twin, *authors(1))
+        with capture(twin.factory, repeats_of_one_select=3) as captured:
+            await asyncio.create_task(main())
+        assert "repeated-select" not in {one.id for one in captured.findings}
 
     twin.run(story)
