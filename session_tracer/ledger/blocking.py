@@ -1,4 +1,4 @@
-"""How long the statements of a session have kept an event loop from its other tasks."""
+"""How long the statements of a session, in one task, have kept an event loop from the others."""
 
 from __future__ import annotations
 
@@ -53,11 +53,16 @@ def used(ledger: Ledger, user: Owner) -> None:
     """A task uses the session, or a thread that took it over from a task."""
     blocking = ledger.blocking
     is_on = running_loop() is not None
+    if blocking is not None and is_on and blocking.owner is not user and blocking.owner != user:
+        # Another request: what it runs is counted by itself, and is its own coroutine's.
+        ended(ledger, blocking)
+        blocking = None
     if blocking is None:
         if not is_on:
             return
         coroutine = _coroutine(ledger)
         blocking = ledger.blocking = Blocking(coroutine, ledger.gates.blocked_loop, user)
+        blocking.add_up(ledger)
     if blocking.coroutine is None:
         return
     blocking.add_up(ledger)

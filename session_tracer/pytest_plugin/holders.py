@@ -43,7 +43,7 @@ class Holders:
     """Finds what holds sessions: an attribute of an object, a module's name, a `scoped_session`.
 
     If these are there for longer than the test and its own fixtures, they keep the session for
-    others, and no code has forgotten to close it.
+    others, and no code has forgotten to close it. What `gc.freeze()` has set aside is not seen.
     """
 
     def __init__(self) -> None:
@@ -115,16 +115,23 @@ def _outer(inner: _Objects, seen: _Objects) -> _Objects:
 
 
 def _is(one: Any, kind: tuple[str, str]) -> bool:
-    return any((base.__module__, base.__name__) == kind for base in type(one).__mro__)
+    return kind in map(_name, type.__getattribute__(type(one), "__mro__"))
 
 
 def _is_pytests(one: Any) -> bool:
-    return any(str(base.__module__).startswith("_pytest.") for base in type(one).__mro__)
+    kinds = type.__getattribute__(type(one), "__mro__")
+    return any(_name(kind)[0].startswith("_pytest.") for kind in kinds)
 
 
 def _is_sqlalchemys(one: Any) -> bool:
-    return str(type(one).__module__).startswith("sqlalchemy.")
+    return _name(type(one))[0].startswith("sqlalchemy.")
 
 
 def _is_ours(one: Any) -> bool:
-    return str(type(one).__module__).startswith("session_tracer.")
+    return _name(type(one))[0].startswith("session_tracer.")
+
+
+def _name(kind: type) -> tuple[str, str]:
+    """Return a class's module and name, without its metaclass being asked."""
+    module = type.__getattribute__(kind, "__module__")
+    return module if type(module) is str else "", type.__getattribute__(kind, "__name__")

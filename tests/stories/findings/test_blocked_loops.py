@@ -97,6 +97,31 @@ def test_statements_of_a_function_that_a_coroutine_calls_are_added_up(
     assert 0 < finding.evidence["statements"] < 6  # while the coroutine runs on
 
 
+def test_each_task_that_uses_a_session_is_counted_by_itself(
+    factory: sessionmaker[Session],
+) -> None:
+    session = factory()
+
+    async def start() -> None:
+        session.execute(SLOW)  # while nothing else is on the loop
+
+    async def handle() -> None:
+        session.execute(SLOW)
+        session.rollback()
+
+    async def main() -> None:
+        await asyncio.create_task(start())
+        await beside(handle())
+        session.close()
+
+    with capture(factory, **BLOCKING) as captured:
+        asyncio.run(main())
+    (finding,) = blocked(captured)
+    assert finding.site is not None
+    assert finding.site.function.endswith("handle")
+    assert finding.evidence["statements"] == 1
+
+
 def test_a_statement_of_the_driver_blocks_as_well(factory: sessionmaker[Session]) -> None:
     async def report() -> None:
         with factory() as session:
