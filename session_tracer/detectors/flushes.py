@@ -91,6 +91,8 @@ class FailedFlush(BuiltIn):
             return  # `pending-rollback` is reported, or `implicit-async-io`
         if fact.operation and decided.unhandled != "left":
             return  # `pending-rollback` is reported, if anything is
+        if fact.error == _NO_CONNECTION:
+            return  # `pool-exhausted` is reported
         contents = added_up(written(fact))
         error = _class_name(fact.error)
         is_handled = not decided.unhandled
@@ -130,6 +132,8 @@ def _class_name(error: str) -> str:
     return "an error" if name in _UNKNOWN else name
 
 
+# The flush was the first to need a connection, and the pool had none.
+_NO_CONNECTION: Final = "sqlalchemy.exc.TimeoutError"
 # OpenTelemetry's word for an error without a type is not for people.
 _UNKNOWN: Final = frozenset({"", "_OTHER"})
 

@@ -80,6 +80,39 @@ def test_who_holds_the_connections_is_reported(twin: Twin) -> None:
     twin.run(story)
 
 
+@pytest.mark.parametrize("error_leaves", [True, False])
+def test_a_flush_that_gets_no_connection_is_no_mistake_of_its_own(
+    twin: Twin, error_leaves: bool
+) -> None:
+    async def write() -> None:
+        async with twin.session() as session:
+            session.add(Author(name="Ada"))
+            await session.commit()
+
+    async def write_if_possible() -> None:
+        async with twin.session() as session:
+            session.add(Author(name="Ada"))
+            try:
+                await session.commit()
+            except PoolTimeoutError:
+                await session.rollback()
+
+    async def story() -> None:
+        await shrink_pool(twin, timeout=0.01)
+        with capture(twin.factory, failed_flushes_from_one_site=2) as captured:
+            async with twin.session() as holder:
+                (await holder.scalars(select(Author))).all()
+                for _ in range(2):
+                    if error_leaves:
+                        with pytest.raises(PoolTimeoutError):
+                            await write()
+                    else:
+                        await write_if_possible()
+        assert {finding.id for finding in captured.findings} == {"pool-exhausted"}
+
+    twin.run(story)
+
+
 def test_every_holder_is_reported(twin: Twin) -> None:
     async def story() -> None:
         await shrink_pool(twin, 3)
