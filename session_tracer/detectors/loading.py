@@ -85,7 +85,8 @@ def _load_together(fact: AttributeLoaded, names: list[str], report: Report) -> s
     root = fact.root or fact.entity
     if fact.expired_by:
         return f"{selecting(root, options, None, report)} after {expiry(fact)}"
-    return selecting(root, options, fact.root_site or fact.loaded_site, report)
+    site = fact.root_site or fact.loaded_site
+    return selecting(root, options, site, report, fact.through)
 
 
 def _is_lookup(fact: StatementExecuted) -> bool:

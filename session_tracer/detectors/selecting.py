@@ -21,21 +21,25 @@ _SELECTS: Final = frozenset(
 _GETS: Final = frozenset({"get", "get_one"})
 
 
-def selecting(root: str, options: str, site: CallSite | None, report: Report) -> str:
+def selecting(
+    root: str, options: str, site: CallSite | None, report: Report, through: str = ""
+) -> str:
     """Return the statement that loads more, and the line if such a statement is there.
 
     A line that calls a function of a library, which runs the statement, has none to be changed. Nor
-    has a line of a test, if code of the application reads the object.
+    has a line of a test, if code of the application reads the object. Where there is no line, what
+    was to be loaded `through` a relationship can still be loaded before that is read.
     """
     if site is not None and report.is_left_out(site):
         site = None
     select = f"select({root}).options({options})"
+    alone = f"{select} before {through} is read" if through else select
     calls = None if site is None else calls_at(site)
     if site is None or calls is None:
-        return select if site is None else f"{select} at {site}"
+        return alone if site is None else f"{select} at {site}"
     if not calls.isdisjoint(_SELECTS):
         return f"{select} at {site}"
     if not calls.isdisjoint(_GETS):
         got = next(iter(calls & _GETS))
         return f"{awaited(report)}session.{got}({root}, key, options=[{options}]) at {site}"
-    return select
+    return alone

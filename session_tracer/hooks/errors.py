@@ -233,7 +233,7 @@ def _implicit(error: Any, frame: FrameType) -> tuple[Ledger | None, Fact | None]
     if load == "expired" and by != "flush" and loader_options.is_left_out(state, (read.attribute,)):
         load = "left_out"
     mark = object_counter.mark_of(state)
-    root, options, root_site = loader_options.selection(state, read.attribute)
+    root, options, root_site, _ = loader_options.selection(state, read.attribute)
     # A framework may read what the application has returned to it.
     site = ledger.line() or (None if mark is None else mark.site) or ledger.site()
     fact = facts.ImplicitLoadFailed(
@@ -343,7 +343,7 @@ def _fact(
     if site is None or site.distance > 1:
         # A framework reads what the application has returned to it.
         site = mark.site or mark.departed_site or origin.departed_site or origin.scope.opened_site
-    root, options, root_site = loader_options.selection(state, read.attribute)
+    root, options, root_site, _ = loader_options.selection(state, read.attribute)
     is_left_out = read.load == "expired" and loader_options.is_left_out(state, (read.attribute,))
     fact = facts.DetachedLoadFailed(
         at=now,

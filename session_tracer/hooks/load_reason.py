@@ -160,9 +160,9 @@ def report_load(
     mark = object_counter.mark_of(state)
     if mark is not None and mark.site is not None and ledger.line() is None:
         site = mark.site  # a framework reads what the application has returned to it
-    root, options, root_site = (
-        loader_options.selection(state, load.attribute) if load.attribute else ("", "", None)
-    )
+    selection = loader_options.Selection("", "")
+    if load.attribute:
+        selection = loader_options.selection(state, load.attribute)
     if counts_as == "commit" and ledger.loads is not None:
         loader_options.add_loaders(state.manager.mapper, ledger.loads.attributes)
     fact = facts.AttributeLoaded(
@@ -172,12 +172,13 @@ def report_load(
         entity=load.entity,
         attribute=load.attribute,
         parent=parent,
-        root=root,
-        options=options,
+        root=selection.root,
+        options=selection.options,
         loaded_site=loader_options.loaded_at(state),
         expired_by=by,
         expired_site=expired_site,
-        root_site=root_site,
+        root_site=selection.site,
+        through=selection.through,
         left_out=why.is_left_out,
         duration=duration,
         sql=sql.shown(statement, ledger.system),

@@ -138,11 +138,15 @@ def _name(prop: Any) -> str:
 
 
 class Selection(NamedTuple):
-    """The class to select, the options to select it with, and the line where it was selected."""
+    """The class to select, the options to select it with, and the line where it was selected.
+
+    `through` is the relationship of that class by which the object came, if it was not selected.
+    """
 
     root: str
     options: str
     site: CallSite | None = None
+    through: str = ""
 
 
 def selection(state: InstanceState[Any], attribute: str) -> Selection:
@@ -155,7 +159,7 @@ def selection(state: InstanceState[Any], attribute: str) -> Selection:
     mark = object_counter.mark_of(state)
     alone = Selection(mapper.class_.__name__, loader(mapper, attribute), loaded_at(state))
     try:
-        route = _from_select(_route(state, mark))
+        route = _route(state, mark)
         if route.root is mapper and not route.steps:
             return alone
         return _along(route, mapper, attribute) or alone
@@ -223,14 +227,6 @@ def _route(state: InstanceState[Any], mark: object_counter.Mark | OriginRef | No
     return route
 
 
-def _from_select(route: Route) -> Route:
-    """The route from its first SELECT on: that of a lazy load, if its root was added."""
-    if route.select is not None or not route.steps:
-        return route
-    first, *rest = route.steps
-    return Route(first.mapper, tuple(rest), None)
-
-
 def _along(route: Route, mapper: Mapper[Any], attribute: str) -> Selection | None:
     properties = _properties(mapper, attribute)
     if not properties or len(route.steps) > _DEEPEST:
@@ -242,7 +238,8 @@ def _along(route: Route, mapper: Mapper[Any], attribute: str) -> Selection | Non
     if not all(_loader([step]) for step in steps):
         return None
     options = ", ".join(_options(route.root, steps, last, columns))
-    return Selection(route.root.class_.__name__, options, route.site)
+    through = _name(route.steps[0]) if route.steps else ""
+    return Selection(route.root.class_.__name__, options, route.site, through)
 
 
 def _options(

@@ -365,23 +365,38 @@ def _company(session: Session) -> Company:
 
 def read_badges(session: Session) -> None:
     for employee in _company(session).staff:
-        len(employee.badges)  # <- badges
+        len(employee.badges)
 
 
-def read_badges_at_once(session: Session) -> None:
-    own = select(Employee).where(Employee.company_id == _company(session).id)
-    for employee in session.scalars(own.options(selectinload(Employee.badges))).all():
+def read_badges_of_the_selected(session: Session) -> None:
+    company = _company(session)
+    own = select(Company).where(Company.id == company.id)
+    badges = selectinload(Company.staff).selectinload(Employee.badges)
+    session.scalars(own.options(badges)).one()
+    assert len(company.staff) == 6
+    for employee in company.staff:
+        len(employee.badges)
+
+
+def read_badges_of_the_committed(session: Session) -> None:
+    company = _company(session)
+    session.commit()
+    session.refresh(company)
+    for employee in company.staff:
         len(employee.badges)
 
 
 def test_what_a_lazy_load_has_brought_for_an_added_object_counts(twin: Twin) -> None:
     async def story() -> None:
         async with tables(twin):
-            captured = await tell(twin, read_badges)
-            (found,) = [one for one in captured.findings if one.id == "n-plus-one"]
-            assert found.site == marked(read_badges, "<- badges")
-            assert found.remedy == "select(Employee).options(selectinload(Employee.badges))"
-            captured = await tell(twin, read_badges_at_once)
+            for work in (read_badges, read_badges_of_the_committed):
+                captured = await tell(twin, work)
+                (found,) = [one for one in captured.findings if one.id == "n-plus-one"]
+                assert found.remedy == (
+                    "select(Company).options(selectinload(Company.staff)"
+                    ".selectinload(Employee.badges)) before Company.staff is read"
+                )
+            captured = await tell(twin, read_badges_of_the_selected)
             assert [one for one in captured.findings if one.id == "n-plus-one"] == []
 
     twin.run(story)
