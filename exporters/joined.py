@@ -15,26 +15,37 @@ __all__ = ["TOGETHER", "groups", "join", "remedies"]
 
 # The key of evidence for the remedies that go with a joined finding's.
 TOGETHER: Final = "together"
-_SELECT: Final = re.compile(r"select\((\w+)\)\.options\((.*?)\)( (?:at|after) .*)?", re.DOTALL)
+_SELECT: Final = re.compile(
+    r"select\((\w+)\)\.options\((.*?)\)( (?:at|after|before) .*)?", re.DOTALL
+)
 _ONE_SELECT: Final = "one SELECT of {}"
 _LINE: Final = re.compile(r":\d+ in ")
 # What a commit in a loop makes necessary is reported earlier: it has the smaller threshold.
 _COMMITS: Final = "commit-in-loop"
-_REFRESHES: Final = "refresh-after-write"
+_FOLLOWING: Final = ("refresh-after-write", "reload-after-commit")
 # Number of names in a message.
 _MOST_NAMED: Final = 6
 
 T = TypeVar("T")
 
 
-def groups(found: Iterable[T], finding_of: Callable[[T], Finding]) -> list[list[T]]:
+def groups(
+    found: Iterable[T],
+    finding_of: Callable[[T], Finding],
+    sessions_of: Callable[[T], Iterable[str]] | None = None,
+) -> list[list[T]]:
     """Return the findings in groups: each is about one line, or about one loop of one session.
 
     The others of a group are about other classes or attributes, or other lines of the loop, or they
-    follow from the first one: what is refreshed after a commit in a loop. Only what repeats is
-    joined.
+    follow from the first one: what is loaded again after a commit in a loop. Only what repeats is
+    joined. `sessions_of` returns the ids of the sessions that had it, if there may be several.
     """
-    begun = _alike(found, finding_of)
+    if sessions_of is None:
+
+        def sessions_of(one: T) -> Iterable[str]:
+            return (finding_of(one).session_id,)
+
+    begun = _alike(found, finding_of, sessions_of)
     of_commits = {
         _commit(finding_of(one)): group
         for group in begun
@@ -43,7 +54,7 @@ def groups(found: Iterable[T], finding_of: Callable[[T], Finding]) -> list[list[
     }
     causes: list[list[T]] = []
     for group in begun:
-        is_due = finding_of(group[0]).id == _REFRESHES
+        is_due = finding_of(group[0]).id in _FOLLOWING
         commits = [_commit(finding_of(one)) for one in group] if is_due else []
         cause = next((of_commits[one] for one in commits if one in of_commits), None)
         if cause is None:
@@ -53,11 +64,15 @@ def groups(found: Iterable[T], finding_of: Callable[[T], Finding]) -> list[list[
     return causes
 
 
-def _alike(found: Iterable[T], finding_of: Callable[[T], Finding]) -> list[list[T]]:
+def _alike(
+    found: Iterable[T],
+    finding_of: Callable[[T], Finding],
+    sessions_of: Callable[[T], Iterable[str]],
+) -> list[list[T]]:
     begun: list[list[T]] = []
     places: dict[Hashable, list[T]] = {}
     for one in found:
-        keys = list(_places(finding_of(one)))
+        keys = list(_places(finding_of(one), sessions_of(one)))
         known = next((places[key] for key in keys if key in places), None)
         if known is None:
             known = []
@@ -75,7 +90,7 @@ def _commit(finding: Finding) -> Hashable:
     return finding.session_name, finding.work, function or id(finding), str(site)
 
 
-def _places(finding: Finding) -> Iterator[Hashable]:
+def _places(finding: Finding, sessions: Iterable[str]) -> Iterator[Hashable]:
     if finding.id not in REPEATS:
         return
     about = (finding.id, finding.severity, finding.session_name, finding.work)
@@ -84,7 +99,8 @@ def _places(finding: Finding) -> Iterator[Hashable]:
     loop = finding.evidence.get("loop")
     if loop is not None:
         # A loop in a helper that runs any function is another mistake in another session.
-        yield (*about, loop, finding.session_id)
+        for session in sessions:
+            yield (*about, loop, session)
 
 
 def join(group: Sequence[Finding]) -> Finding:

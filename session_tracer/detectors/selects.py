@@ -352,6 +352,12 @@ _FOR_ALL: Final[Mapping[OfKey, str]] = {
 _TREE: Final = "with .cte(recursive=True)"
 
 
+def _before(loop: CallSite | None, site: CallSite | None) -> str:
+    if loop is None and site is not None and not site.function.startswith("<"):
+        return f" for all calls of {site.function}()"
+    return elsewhere(loop, site, "before the loop at") or " before the loop"
+
+
 def _in_loop(
     fact: StatementExecuted,
     number: int,
@@ -371,8 +377,7 @@ def _in_loop(
             tallies.append(other.tally)
     loop = looping(asked.passed, report)
     what = listed(list(subjects))
-    before = elsewhere(loop, fact.site, "before the loop at") or " before the loop"
-    how = _TREE if is_walk else f"{_FOR_ALL[fact.of_key]}{before}"
+    how = _TREE if is_walk else f"{_FOR_ALL[fact.of_key]}{_before(loop, fact.site)}"
     return report.finding(
         "query-in-loop",
         "warning",

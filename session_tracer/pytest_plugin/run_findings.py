@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Entry", "RunFindings"]
 
+_MOST_SESSIONS: Final = 1_000
 _MOST_SEVERE_FIRST: Final = ("error", "warning", "info")
 
 
@@ -30,6 +31,7 @@ class Entry:
         reason: Why it is allowed.
         cost: What it cost in the test in which it took the longest.
         tests: The phase of each test by the test's id.
+        sessions: The ids of sessions that had it, not more than a thousand.
     """
 
     finding: Finding
@@ -37,6 +39,7 @@ class Entry:
     reason: str = ""
     cost: Cost = NOTHING
     tests: dict[str, str] = field(default_factory=dict)
+    sessions: list[str] = field(default_factory=list)
 
     @property
     def count(self) -> int:
@@ -91,7 +94,8 @@ class RunFindings:
         tests = {nodeid: str(reported.phase)} if nodeid else {}
         finding = reported.finding
         cost = Cost.of([finding])
-        self._add(Entry(finding, reported.state, reported.reason, cost, tests))
+        sessions = [finding.session_id]
+        self._add(Entry(finding, reported.state, reported.reason, cost, tests, sessions))
 
     def ended(self, case: Case) -> None:
         """A test has ended: what its findings cost is known."""
@@ -108,6 +112,7 @@ class RunFindings:
         entry = self._entries.setdefault(_key(finding, one.state), new)
         entry.cost = max(entry.cost, one.cost)
         entry.tests = {**one.tests, **entry.tests}
+        entry.sessions = [*dict.fromkeys([*entry.sessions, *one.sessions])][:_MOST_SESSIONS]
 
     def dump(self) -> str:
         """Return everything as JSON, for the process that reports the findings of all workers."""

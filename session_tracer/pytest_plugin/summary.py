@@ -94,7 +94,7 @@ def _of_one_mistake(entries: Iterable[Entry]) -> list[list[Entry]]:
     If nothing repeats, they differ in nothing but their entity.
     """
     alike: dict[tuple[object, ...], list[Entry]] = {}
-    for group in groups(entries, lambda entry: entry.finding):
+    for group in groups(entries, lambda entry: entry.finding, lambda entry: entry.sessions):
         one = group[0].finding
         # Without an entity, what it is about is in its message.
         alone = None if one.entity and one.site else id(group)

@@ -145,6 +145,30 @@ def test_the_commits_of_a_loop_are_added_up_without_what_follows_from_them() -> 
     assert one.message == f"a line committed; also {named}"
 
 
+def test_what_is_reloaded_after_each_commit_of_a_loop_is_the_commits() -> None:
+    reloaded = refreshed(id="reload-after-commit", severity="warning", remedy="select()")
+    (one,) = joined([reloaded, committed()])
+    assert (one.id, one.remedy, one.evidence[TOGETHER]) == (
+        "commit-in-loop",
+        "commit()",
+        ["select()"],
+    )
+
+
+def test_lines_of_a_loop_that_one_session_of_many_has_run() -> None:
+    seen = [committed(), replace(committed(at(30)), session_id="2")]
+    sessions = {LINE: ["1", "2", "3"], at(30): ["2"]}
+    assert len(groups(seen, lambda one: one)) == 2
+    assert len(groups(seen, lambda one: one, lambda one: sessions[one.site or LINE])) == 1
+    assert len(groups(seen, lambda one: one, lambda one: [str(one.site)])) == 2
+
+
+def test_options_that_come_before_an_attribute_is_read_are_one_remedy() -> None:
+    place = "before Author.books is read"
+    both = [found(remedy=f"select(Author).options({n}) {place}", attribute=n) for n in ("a", "b")]
+    assert remedies(both) == [f"select(Author).options(a, b) {place}"]
+
+
 def test_what_no_commit_in_a_loop_has_made_necessary() -> None:
     flushed = replace(refreshed(), evidence={"loop": LOOP, "flushed_at": str(LINE)})
     elsewhere = CallSite(LINE.file, 8, "elsewhere")

@@ -488,6 +488,21 @@ def test_a_loop_in_one_call_of_a_library(twin: Twin, library: Any) -> None:
     twin.run(story)
 
 
+def test_calls_of_a_helper_whose_loop_is_not_seen(twin: Twin) -> None:
+    def find(session: Session, number: int) -> Any:
+        return session.scalar(select(Book).where(Book.author_id == number))
+
+    def work(session: Session) -> None:
+        list(map(lambda number: find(session, number), range(12)))  # noqa: C417 - no loop in Python
+
+    async def story() -> None:
+        (finding,) = (await tell(twin, work)).findings
+        assert finding.evidence.get("loop") is None
+        assert finding.remedy == f"run one SELECT of Book {IN_A_LIST} for all calls of find()"
+
+    twin.run(story)
+
+
 # What it tells to do.
 
 
