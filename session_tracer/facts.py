@@ -274,7 +274,8 @@ class AttributeLoaded(_Value):
     options, as code, that load the attribute with its object (`selectinload(Author.books)`), and
     `root` is the mapped class to select with them. `loaded_site` is where the object was loaded,
     and None if it was added; `root_site` is where the SELECT of `root` is, and `through` the
-    relationship of `root` by which the object came. `expired_by` and
+    relationship of `root` by which the object came. `for_delete` is whether the object is deleted,
+    and the rows that refer to it are looked for. `expired_by` and
     `expired_site` are the commit, rollback or `expire()` of this scope that expired, or may have
     expired, the attribute.
     `left_out` is whether it is a column of a subclass, which a SELECT of the base class does not
@@ -295,6 +296,7 @@ class AttributeLoaded(_Value):
     expired_site: CallSite | None = None
     root_site: CallSite | None = None
     through: str = ""
+    for_delete: bool = False
     left_out: bool = False
     duration: int = 0
     sql: str = ""

@@ -45,6 +45,8 @@ class NPlusOne(BuiltIn):
         names, why = dotted_each(fact.entity, fact.attribute), None
         if fact.expired_by:
             why = f"{expired_by(fact)} expired everything that was loaded before"
+        elif fact.for_delete:
+            why = "session.delete() has the rows looked for that refer to the object"
         elif fact.left_out:
             why = "a SELECT of the base class does not load the columns of its subclasses"
         yield report.finding(
@@ -76,7 +78,14 @@ def _how(fact: AttributeLoaded, count: int) -> str:
     return were if fact.left_out else f"{are} deferred, and {were}"
 
 
+_DELETED: Final = (
+    'relationship(passive_deletes=True)  # for {}, with ForeignKey(ondelete="CASCADE")'
+)
+
+
 def _load_together(fact: AttributeLoaded, names: list[str], report: Report) -> str:
+    if fact.for_delete:
+        return _DELETED.format(listed(names))
     options = fact.options
     if not options and fact.kind == "deferred" and fact.attribute:
         options = ", ".join(f"undefer({name})" for name in names)

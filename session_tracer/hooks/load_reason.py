@@ -30,6 +30,8 @@ _IMMEDIATE: Final = frozenset({"_load_for_path"})
 # A flush that inserts a row loads an expired object of the same key, to learn whether its row is
 # still there. Without the expiry it would not look, and the two objects would conflict.
 _LOOKING: Final = frozenset({"was_already_deleted"})
+# What looks for the rows that refer to an object which is deleted.
+_DELETING: Final = frozenset({"_delete_impl", "presort_deletes"})
 # What the mapper calls the parameter of its own SELECT by primary key.
 _KEY: Final = "pk_1"
 
@@ -179,6 +181,9 @@ def report_load(
         expired_site=expired_site,
         root_site=selection.site,
         through=selection.through,
+        for_delete=load.kind == "relationship"
+        and ledger.locator.called_by(_DELETING)
+        and loader_options.refers_here(state.manager.mapper, load.attribute),
         left_out=why.is_left_out,
         duration=duration,
         sql=sql.shown(statement, ledger.system),

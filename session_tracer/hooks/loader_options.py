@@ -6,6 +6,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from sqlalchemy.orm import RelationshipProperty
+from sqlalchemy.orm.interfaces import RelationshipDirection
 
 from session_tracer.ledger import object_counter
 from session_tracer.ledger.ledger import new_tuple
@@ -31,6 +32,7 @@ __all__ = [
     "loader",
     "owner",
     "primary_key",
+    "refers_here",
     "refers_to_itself",
     "route_to",
     "selection",
@@ -331,6 +333,12 @@ def _is_generated(prop: Any) -> bool:
         for column in prop.columns
         for name in ("computed", "onupdate", "server_default", "server_onupdate")
     )
+
+
+def refers_here(mapper: Mapper[Any], attribute: str) -> bool:
+    """Whether the rows that the relationship loads refer to those of the mapper."""
+    prop: Any = mapper.attrs.get(attribute)
+    return prop is not None and prop.direction is not RelationshipDirection.MANYTOONE
 
 
 def refers_to_itself(mapper: Mapper[Any]) -> bool:
