@@ -22,8 +22,8 @@ Counts: TypeAlias = "dict[str, int]"
 Outcome: TypeAlias = Literal["committed", "rolled_back", "closed", "failed", "abandoned", "unused"]
 Trigger: TypeAlias = Literal["explicit", "autoflush", "commit", "savepoint"]
 # Which part of a larger result a SELECT reads: a page by OFFSET, the rows that come next after a
-# bound, a window between bounds, or those of a list.
-Part: TypeAlias = Literal["", "page", "next", "window", "list"]
+# bound, a window between bounds, those of a list, or of a list of one.
+Part: TypeAlias = Literal["", "page", "next", "window", "list", "one", "unknown"]
 # What a SELECT reads of the rows of one key: all of them, what is counted or added up of them, the
 # first ones, the one at an OFFSET, or those that come next after a bound.
 OfKey: TypeAlias = Literal["rows", "aggregate", "first", "offset", "next"]

@@ -9,6 +9,7 @@ import pytest
 from session_tracer import CallSite
 from session_tracer.where.iteration import (
     goes_over,
+    goes_over_chunks,
     goes_turn_by_turn,
     is_around_block,
     is_over_items,
@@ -150,3 +151,24 @@ def test_whether_a_loop_takes_the_messages_of_a_queue(tmp_path: Path, source: st
     file.write_text(f"async def work(rows):\n{body}")
     line = next(n for n, text in enumerate(file.read_text().splitlines(), 1) if "ask(" in text)
     assert takes_messages(CallSite(str(file), line, "work")) is MESSAGES[source]
+
+
+IN_CHUNKS = {
+    "for at in range(0, len(rows), 10):\n    ask(rows[at : at + 10])": True,
+    "[ask(rows[at : at + 10]) for at in range(0, 100, 10)]": True,
+    "for chunk in batched(rows, 10):\n    ask(chunk)": True,
+    "for row in row_chunks:\n    ask(row)": True,
+    "for number in range(10):\n    ask(number)": False,
+    "for row in rows:\n    ask(row)": False,
+    "for key in keys(range(0, 9, 3)):\n    ask(key)": True,
+    "while rows:\n    ask(rows)": False,
+    "ask(rows)": False,
+}
+
+
+@pytest.mark.parametrize("source", IN_CHUNKS)
+def test_whether_a_loop_goes_over_chunks(tmp_path: Path, source: str) -> None:
+    file = tmp_path / "app.py"
+    file.write_text(source)
+    line = len(source.splitlines())
+    assert goes_over_chunks(CallSite(str(file), line, "<module>")) is IN_CHUNKS[source]

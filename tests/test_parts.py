@@ -171,6 +171,7 @@ def test_values_that_a_list_can_have(statement: str, one: Any, another: Any) -> 
     ("statement", "one", "another"),
     [
         ("SELECT id FROM a WHERE b <> ?", (1,), (2,)),
+        ("SELECT id, sum(a.c %% ?) FROM a WHERE b = 1", (1,), (2,)),
         ("SELECT id FROM a WHERE b != %(b)s", {"b": 1}, {"b": 2}),
         ("SELECT id FROM a WHERE b = ANY ($1)", ([1, 2],), ([3, 4],)),
     ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from session_tracer.detectors.evidence import known, looping
-from session_tracer.detectors.looping import Due, walks
+from session_tracer.detectors.looping import Due, tree, walks
 from session_tracer.detectors.memory import Recent
 from session_tracer.detectors.protocol import BuiltIn
 from session_tracer.detectors.selecting import selecting
@@ -170,7 +170,7 @@ class GetInLoop(BuiltIn):
         entity, place = fact.entity or fact.collection, elsewhere(loop, fact.site)
         remedy = f"run one select({entity}) for all keys before the loop{place}"
         if is_walk:
-            remedy = f"select({entity}).cte(recursive=True)"
+            remedy = tree(entity)
         elif fact.entity and fact.key:
             remedy = f"select({entity}).where({entity}.{fact.key}.in_(keys))"
             if place:

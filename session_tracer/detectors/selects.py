@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from session_tracer.detectors.evidence import is_reported_at, known, looping
-from session_tracer.detectors.looping import Due, walks
+from session_tracer.detectors.looping import Due, goes_in_chunks, tree, walks
 from session_tracer.detectors.memory import Recent
 from session_tracer.detectors.protocol import BuiltIn
 from session_tracer.detectors.wording import awaited, elsewhere, listed
@@ -116,6 +116,7 @@ class _Asked:
         "steps",
         "subject",
         "tally",
+        "unknown",
     )
 
     def __init__(self) -> None:
@@ -129,6 +130,7 @@ class _Asked:
         # The keys by what else differs, and how many of them one SELECT can ask for.
         self.parts: dict[int, set[int]] = {}
         self.number = 0
+        self.unknown = 0
         # The parameters of what reads the next rows, or the rows of a list.
         self.steps: set[int] = set()
         self.tally = Tally()
@@ -144,7 +146,7 @@ class _Asked:
         if transaction != self._transaction or fact.at - fact.duration > self._at + _PAUSE:
             self._transaction = transaction
             self.parts.clear()
-            self.number = 0
+            self.number = self.unknown = 0
             self.steps.clear()
             if not self.found:
                 self.tally = Tally()
@@ -152,10 +154,12 @@ class _Asked:
         self.tally.add(fact.duration)
         self.subject = fact.entity or fact.collection
         before, steps = self.number, len(self.steps)
+        self.unknown += fact.part == "unknown"
         if fact.part_of and before < _MOST_SELECTS and len(self.parts) < _MOST_SELECTS:
             keys = self.parts.setdefault(fact.group, set())
             keys.add(fact.part_of)
-            self.number = max(before, len(keys))
+            # If two of these differ, so do those of which it is not known.
+            self.number = max(before, len(keys) + self.unknown * (len(keys) > 1))
         self.is_batched = self.is_batched or fact.part == "list"
         if fact.part in _STEPS and steps < _MOST_SELECTS:
             self.steps.add(fact.fingerprint)
@@ -316,9 +320,12 @@ def _different(
         return
     if asked.is_reported(report) or is_reported_at("autoflush-storm", fact.site, report):
         return
-    if not asked.due.is_reached(asked.number, enough, report):
+    is_behind = asked.unknown > 0
+    if not asked.due.is_reached(asked.number, enough, report, is_behind=is_behind):
         return
     asked.passed = asked.due.passed
+    if fact.part == "one" and goes_in_chunks(asked.passed, report):
+        return
     # The next OFFSET does not depend on the row before.
     is_walk = fact.of_key != "offset" and walks(asked.passed, report)
     if not is_walk or (fact.is_tree and not asked.is_batched):
@@ -349,7 +356,6 @@ _FOR_ALL: Final[Mapping[OfKey, str]] = {
     "offset": "without .offset(...)",
     "next": f"with a join and {_FIRST}",
 }
-_TREE: Final = "with .cte(recursive=True)"
 
 
 def _before(loop: CallSite | None, site: CallSite | None) -> str:
@@ -377,13 +383,17 @@ def _in_loop(
             tallies.append(other.tally)
     loop = looping(asked.passed, report)
     what = listed(list(subjects))
-    how = _TREE if is_walk else f"{_FOR_ALL[fact.of_key]}{_before(loop, fact.site)}"
+    remedy = (
+        f"run one SELECT of {what} {_FOR_ALL[fact.of_key]}{_before(loop, fact.site)}"
+        if not is_walk
+        else tree(what)
+    )
     return report.finding(
         "query-in-loop",
         "warning",
         f"the same SELECT of {what} ran with at least {number} different parameters"
         + (" from one line" if fact.site is not None else ""),
-        f"run one SELECT of {what} {how}",
+        remedy,
         fact.site,
         entity=fact.entity or None,
         count=number,

@@ -56,14 +56,15 @@ class Query(NamedTuple):
     Attributes:
         id: Equal for two SELECTs that differ in their values only: in parameters, literals, and the
             number of values in a list.
-        chosen: The values that choose the rows, apart from `listed`, `ranged`, `differing`.
-        fixed: Those of them, after FROM, that are not compared by `=`, such as a pattern of LIKE:
+        chosen: The values that choose the rows, apart from `listed`, `ranged`, `ignored`.
+        fixed: Those of them that are not compared by `=`, such as a pattern of LIKE:
             one SELECT cannot ask for a list of such values.
         listed: The values of lists with more than one.
         ranged: The values that a column is compared with as the bound of a range.
-        differing: The values that a column must not have.
+        ignored: The values of what is returned, and those that a column must not have.
         offset: The value of OFFSET.
         limit: The value of LIMIT.
+        has_list_of_one: Whether one of the chosen values is alone in a list.
         is_limited: Whether LIMIT is that of the result, and not of another SELECT in the text.
         is_ordered: Whether the rows are in an order.
         is_aggregate: Whether it returns no rows, but what is counted or added up of them.
@@ -74,9 +75,10 @@ class Query(NamedTuple):
     fixed: tuple[_Value, ...]
     listed: tuple[_Value, ...]
     ranged: tuple[_Value, ...]
-    differing: tuple[_Value, ...]
+    ignored: tuple[_Value, ...]
     offset: _Value | None
     limit: _Value | None
+    has_list_of_one: bool
     is_limited: bool
     is_ordered: bool
     is_aggregate: bool
@@ -84,7 +86,12 @@ class Query(NamedTuple):
     @property
     def has_parts(self) -> bool:
         """Whether it is not enough to compare all values of two such SELECTs."""
-        return bool(self.listed or self.ranged or self.differing or self.fixed or self.offset)
+        return bool(self.listed or self.ranged or self.offset or self.fixed or self.ignored)
+
+    @property
+    def simple_part(self) -> Part:
+        """What is read of a result if there are no parts."""
+        return "one" if self.has_list_of_one else WHOLE
 
     def group(self, parameters: Any) -> int:
         """Return a hash that is equal for SELECTs which one SELECT for all keys can replace."""
@@ -118,12 +125,12 @@ class Query(NamedTuple):
         try:
             return self._part(parameters)
         except (LookupError, TypeError):
-            return 0, WHOLE
+            return 0, WHOLE if self.listed or self.ranged or self.offset else "unknown"
 
     def _part(self, parameters: Any) -> tuple[int, Part]:
         limit, offset = _whole(self.limit, parameters), _whole(self.offset, parameters)
         chosen = list(self.chosen)
-        part = WHOLE
+        part = self.simple_part
         if limit == 1:
             chosen += self.ranged
         elif self.ranged:
@@ -179,7 +186,8 @@ class _Reader:
         self._fixed: list[_Value] = []
         self._listed: list[_Value] = []
         self._ranged: list[_Value] = []
-        self._differing: list[_Value] = []
+        self._ignored: list[_Value] = []
+        self._has_list_of_one = False
         self._columns: set[str] = set()
         self._limit: _Value | None = None
         self._offset: _Value | None = None
@@ -207,9 +215,10 @@ class _Reader:
             fixed=tuple(self._fixed),
             listed=tuple(self._listed),
             ranged=(*self._ranged, *equal),
-            differing=tuple(self._differing),
+            ignored=tuple(self._ignored),
             offset=self._offset,
             limit=self._limit,
+            has_list_of_one=self._has_list_of_one,
             is_limited=self._is_limited,
             is_ordered="ORDER" in map(self._word, range(len(self._pieces))),
             is_aggregate=self._is_aggregate(),
@@ -270,6 +279,7 @@ class _Reader:
             self._listed += bracket.values
         else:
             self._chosen += [(value, "") for value in bracket.values]
+            self._has_list_of_one = True
 
     def _value(self, value: _Value, number: int) -> None:
         self._keep("?")
@@ -285,8 +295,8 @@ class _Reader:
             self._limit = value
             # That of a subquery which is compared with a column is another one's.
             self._is_limited = all(bracket.is_table for bracket in self._brackets)
-        elif before in _DIFFERS:
-            self._differing.append(value)
+        elif before in _DIFFERS or number < self._first_from:
+            self._ignored.append(value)
         elif before in _LIST_FUNCTIONS:
             self._listed.append(value)
         elif before == "," and self._word(number - 3) == "LIMIT":
@@ -302,7 +312,7 @@ class _Reader:
             is_key = "=" in (before, self._follows(number)) or (
                 self._brackets and self._brackets[-1].is_key
             )
-            if number > self._first_from and not is_key:
+            if not is_key:
                 self._fixed.append(value)
 
     def _follows(self, number: int) -> str:

@@ -560,7 +560,7 @@ def _select(
         number,
     ) = select
     query = parts.query(statement)
-    part_of, part = fingerprint, parts.WHOLE
+    part_of, part = fingerprint, query.simple_part
     if fingerprint and query.has_parts:
         part_of, part = query.part(parameters)
     return StatementExecuted(

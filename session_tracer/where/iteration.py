@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Iteration",
     "goes_over",
+    "goes_over_chunks",
     "goes_turn_by_turn",
     "is_around_block",
     "is_over_items",
@@ -31,6 +32,9 @@ _LOOPS: Final = (ast.For, ast.AsyncFor, ast.While, *_COMPREHENSIONS)
 _BLOCKS: Final = (ast.With, ast.AsyncWith)
 _COUNTING: Final = frozenset({"range", "count", "repeat", "cycle"})
 _GROUPING: Final = frozenset({"items", "groupby"})
+# Number of arguments of `range()` with a step, and parts of the names of what makes chunks.
+_STEP: Final = 3
+_CHUNKS: Final = ("batch", "chunk", "islice", "partition", "slices")
 _ENDLESS: Final = frozenset({"count", "cycle"})
 # Parts of the names of what hands over one message after the other.
 _QUEUES: Final = frozenset(
@@ -67,6 +71,26 @@ def goes_over(site: CallSite) -> Iteration:
     if not _COUNTING.isdisjoint(_called(over)) or _names(target).isdisjoint(_used(body)):
         return ""
     return "items" if _GROUPING.isdisjoint(_called(over)) else "groups"
+
+
+def goes_over_chunks(site: CallSite) -> bool:
+    """Return whether the innermost loop around the line goes over parts of a list.
+
+    It counts in steps, or goes over what a function or variable of such a name has made.
+    """
+    loops = _loops(site)
+    loop = loops[-1] if loops else None
+    if isinstance(loop, ast.For | ast.AsyncFor):
+        over = loop.iter
+    elif isinstance(loop, _COMPREHENSIONS):
+        over = loop.generators[-1].iter
+    else:
+        return False
+    steps = [one for one in ast.walk(over) if isinstance(one, ast.Call) and len(one.args) == _STEP]
+    names = {*_names(over), *_called(over)}
+    return any("range" in _called(one) for one in steps) or any(
+        part in name.lower() for name in names for part in _CHUNKS
+    )
 
 
 def goes_turn_by_turn(site: CallSite) -> bool:

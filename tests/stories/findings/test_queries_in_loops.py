@@ -378,9 +378,21 @@ async def but_itself(session: Any, author: Author) -> Any:
     return (await session.scalars(select(Author).where(Author.id != author.id))).all()
 
 
+async def another_sum_of_all(session: Any, author: Author) -> Any:
+    query = select(Book.author_id, func.sum(Book.id % author.id)).where(Book.author_id.in_([1, 2]))
+    return (await session.execute(query.group_by(Book.author_id))).all()
+
+
 @pytest.mark.parametrize(
     "how",
-    [by_a_pattern, by_a_pattern_of_each, with_room_for, by_what_it_calculates, but_itself],
+    [
+        another_sum_of_all,
+        by_a_pattern,
+        by_a_pattern_of_each,
+        with_room_for,
+        by_what_it_calculates,
+        but_itself,
+    ],
 )
 def test_what_no_list_of_keys_replaces(twin: Twin, how: Any) -> None:
     async def story() -> None:
@@ -409,6 +421,24 @@ async def by_a_function_of_its_name(session: Any, author: Author) -> Any:
 async def of_another_of_its_name(session: Any, author: Author) -> Any:
     query = select(Author.id).where(Author.name == author.name, Author.id != author.id)
     return await session.scalar(query)  # <- asked
+
+
+async def a_sum_of_each(session: Any, author: Author) -> Any:
+    query = select(func.coalesce(func.sum(Book.id), 0)).where(Book.author_id == author.id)
+    return await session.scalar(query)  # <- asked
+
+
+def test_a_sum_of_each(twin: Twin) -> None:
+    async def story() -> None:
+        await keep(twin, *authors(5, books_each=1))
+        (finding,) = (await ask(twin, a_sum_of_each, 5, queries_from_one_site=3)).findings
+        assert finding.site == marked(a_sum_of_each, "<- asked")
+        assert f" {FOR_ALL[count]} before " in finding.remedy
+        assert finding.evidence["loop"] == str(marked(ask, "<- loops"))
+        assert finding.total is not None
+        assert finding.total.count == 5
+
+    twin.run(story)
 
 
 @pytest.mark.parametrize(
