@@ -49,12 +49,15 @@ class NPlusOne(BuiltIn):
             why = "session.delete() has the rows looked for that refer to the object"
         elif fact.left_out:
             why = "a SELECT of the base class does not load the columns of its subclasses"
+        remedy, others = _load_together(fact, names, report), None
+        if fact.for_delete:
+            remedy, others = _DELETED.format(listed(names)), [remedy]
         yield report.finding(
             "n-plus-one",
             "warning",
             f"{listed(names)} {_how(fact, len(names))} loaded for at least {enough} "
             f"{fact.entity} objects, one SELECT each",
-            _load_together(fact, names, report),
+            remedy,
             fact.site,
             entity=fact.entity or None,
             attribute=fact.attribute or None if len(names) == 1 else None,
@@ -67,6 +70,7 @@ class NPlusOne(BuiltIn):
                 expired_at=fact.expired_site,
                 attributes=names if len(names) > 1 else None,
                 why=why,
+                alternatives=others,
             ),
         )
 
@@ -84,8 +88,6 @@ _DELETED: Final = (
 
 
 def _load_together(fact: AttributeLoaded, names: list[str], report: Report) -> str:
-    if fact.for_delete:
-        return _DELETED.format(listed(names))
     options = fact.options
     if not options and fact.kind == "deferred" and fact.attribute:
         options = ", ".join(f"undefer({name})" for name in names)
