@@ -61,7 +61,7 @@ class Query(NamedTuple):
             one SELECT cannot ask for a list of such values.
         listed: The values of lists with more than one.
         ranged: The values that a column is compared with as the bound of a range.
-        ignored: The values of what is returned, and those that a column must not have.
+        ignored: The values of what is returned, and the values that a column must not have.
         offset: The value of OFFSET.
         limit: The value of LIMIT.
         has_list_of_one: Whether one of the chosen values is alone in a list.
