@@ -43,14 +43,16 @@ def check_writable(option: str, path: Path) -> None:
 
 
 def write_json(path: Path, found: RunFindings, root: Path) -> None:
-    """Write every finding: new, known and allowed ones."""
+    """Write every finding: new, known and allowed ones; and the budgets that were exceeded."""
     findings = [_finding(entry, root) for entry in found.all]
-    report = {
+    report: dict[str, Any] = {
         "format": _FORMAT,
         "session_tracer": VERSION,
         "sessions": found.sessions,
         "findings": findings,
     }
+    if found.exceeded:
+        report["exceeded_budgets"] = dict(sorted(found.exceeded.items()))
     _write(path, report)
 
 

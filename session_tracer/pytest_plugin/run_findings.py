@@ -54,10 +54,15 @@ class Entry:
 
 
 class RunFindings:
-    """The findings that were reported so far, and the number of sessions."""
+    """What was found so far, and the number of sessions.
+
+    Attributes:
+        exceeded: The budgets that each test has exceeded, by the test's id.
+    """
 
     def __init__(self) -> None:
         self.sessions = 0
+        self.exceeded: dict[str, list[str]] = {}
         self._entries: dict[Hashable, Entry] = {}
 
     @property
@@ -99,6 +104,9 @@ class RunFindings:
 
     def ended(self, case: Case) -> None:
         """A test has ended: what its findings cost is known."""
+        exceeded = case.exceeded()
+        if exceeded:
+            self.exceeded[case.nodeid] = exceeded
         found: dict[Hashable, list[Finding]] = {}
         for one in case.reported:
             found.setdefault(_key(one.finding, one.state), []).append(one.finding)
@@ -120,12 +128,14 @@ class RunFindings:
             asdict(replace(entry, finding=replace(entry.finding, total=None)))
             for entry in self._entries.values()
         ]
-        return json.dumps({"sessions": self.sessions, "entries": entries}, default=str)
+        values = {"sessions": self.sessions, "exceeded": self.exceeded, "entries": entries}
+        return json.dumps(values, default=str)
 
     def merge(self, dumped: str) -> None:
         """Add what a worker has dumped."""
         values = json.loads(dumped)
         self.sessions += values["sessions"]
+        self.exceeded |= values["exceeded"]
         for entry in values["entries"]:
             read = {"finding": _finding(entry["finding"]), "cost": Cost(*entry["cost"])}
             self._add(Entry(**entry | read))

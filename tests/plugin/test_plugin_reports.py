@@ -184,6 +184,23 @@ def test_a_run_without_findings_writes_valid_files(suites: Suites) -> None:
     assert log["runs"][0]["results"] == []
 
 
+def test_json_has_the_exceeded_budgets(suites: Suites) -> None:
+    source = f"""{LIBRARY}
+@pytest.mark.session_budget(sessions=0)
+def test_asks(SessionLocal):
+    request_finding(SessionLocal, "info")
+
+@pytest.mark.session_budget(sessions=1)
+def test_keeps_to_it(SessionLocal):
+    request_finding(SessionLocal, "info")
+"""
+    suites.run_source(source, *FILES)
+    report, _ = written(suites)
+    ((test, (exceeded,)),) = report["exceeded_budgets"].items()
+    assert test == "test_library.py::test_asks"
+    assert exceeded.startswith("sessions 1 > 0 (opened ")
+
+
 def test_known_findings_are_in_the_json_file_alone(suites: Suites) -> None:
     suites.write(MANY)
     suites.run("--session-tracer-baseline=known", "--session-tracer-update-baseline")
