@@ -254,6 +254,7 @@ class Instrumentor:
                 private_api.check()
                 self._update()
                 self._take_up()
+                watchdog.start(self._shortest())  # sessions that are open have one more report
             except BaseException:
                 self._instrumentations.remove(instrumentation)
                 self._update()
@@ -444,10 +445,15 @@ class Instrumentor:
         if wanted:
             statements.begin()
             errors.watch.start()
-            watchdog.start()
+            watchdog.start(self._shortest())
         else:
             errors.watch.stop()
             watchdog.stop()
+
+    def _shortest(self) -> int:
+        """Return the shortest threshold of all tracers, in nanoseconds."""
+        watching = [one._tracer for one in self._instrumentations if one._tracer.watches]
+        return min((min(tracer.patience) for tracer in watching), default=sys.maxsize)
 
 
 _INSTRUMENTOR: Final = Instrumentor()

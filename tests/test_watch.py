@@ -361,18 +361,38 @@ def test_two_looks_are_never_close_to_each_other(factory: Factory, clock: Clock)
         assert a_watch.look() == 5.0
 
 
-def test_a_look_that_takes_long_is_not_repeated_soon(factory: Factory, clock: Clock) -> None:
+def test_looks_take_a_hundredth_of_a_core_in_the_long_run(factory: Factory, clock: Clock) -> None:
+    used = Clock()
+    look = used.now
+
+    def cpu() -> int:
+        used.go_on(0.02)  # between the beginning and the end of each look
+        return used.now
+
+    with watching(factory, clock, Told()) as a_watch, factory() as session:
+        session.execute(ONE)
+        a_watch = Watch(clock, cpu)
+        waits = []
+        for _ in range(4):
+            waits.append(a_watch.look())
+            clock.go_on(0.05)
+        # What five seconds leave unused may be used at once; what is used beyond it is waited for.
+        assert waits[:2] == [5.0, 4.95]
+        assert waits[2:] == [pytest.approx(4.9), pytest.approx(4.85)]
+        assert a_watch.gap == pytest.approx(2.85)
+        assert used.now > look
+
+
+def test_what_is_reported_does_not_delay_the_next_look(factory: Factory, clock: Clock) -> None:
     class Slow(Told):
         def judge(self, fact: TimePassed, report: Report, memory: None) -> Iterable[Finding]:
             clock.go_on(0.2)
             return ()
 
-    with watching(factory, clock, Slow()) as a_watch, factory() as session:
+    with watching(factory, clock, Slow()), factory() as session:
         session.execute(ONE)
         clock.go_on(6)
-        # A hundredth of a core, and no more.
-        assert a_watch.look() == 20.0
-        assert a_watch.gap == 20.0
+        a_watch = Watch(clock, clock)
         assert a_watch.look() == 5.0
         assert a_watch.gap == 0.05
 

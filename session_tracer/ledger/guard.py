@@ -1,4 +1,4 @@
-"""Whether this thread runs a detector or an exporter, which may use a session itself."""
+"""How this thread reports: whether it runs a detector or an exporter, and what waits for them."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 __all__ = ["aside", "reporting"]
 
 
 class _Reporting(threading.local):
-    """What happens to sessions meanwhile is not reported: there would be no end to it."""
+    """What happens to sessions while a thread reports (`now`) is not reported: it would not end."""
 
     now = False
+    # What this thread concludes is handed to, so that it waits for no log; None for at once.
+    later: Callable[[Callable[[], None]], None] | None = None
 
 
 reporting: Final = _Reporting()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from operator import attrgetter
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
@@ -95,11 +96,15 @@ class Logs(Protocol):
 
     def session_closed(self, report: Report) -> None: ...
 
-    def finding(self, finding: Finding, report: Report) -> None: ...
+    # What an event has of the moment: None where it is logged at once.
 
-    def lasting(self, lasting: Lasting, report: Report, lasts: int) -> None: ...
+    def moment(self, report: Report, note: Callable[[Any], None]) -> None: ...
 
-    def retracted(self, retraction: Retraction, report: Report) -> None: ...
+    def finding(self, finding: Finding, report: Report, moment: Any) -> None: ...
+
+    def lasting(self, lasting: Lasting, report: Report, moment: Any, lasts: int) -> None: ...
+
+    def retracted(self, retraction: Retraction, report: Report, moment: Any) -> None: ...
 
 
 class Spans(Protocol):
@@ -379,40 +384,61 @@ class Report:
         )
 
     def _conclude(self, verdict: Verdict, fact: Fact) -> None:
-        if isinstance(verdict, Lasting):
-            if self.logs is not None:
-                self.emit(self.logs.lasting, verdict, self, self._lasts(verdict.finding, fact.at))
-            return
-        if isinstance(verdict, Retraction):
-            id_ = verdict.finding.id
-            self.suspicions = tuple([one for one in self.suspicions if one.finding.id != id_])
-            if self.logs is not None:
-                self.emit(self.logs.retracted, verdict, self)
-            if self.spans is not None:
+        later, lasts = reporting.later, 0
+        if isinstance(verdict, Finding):
+            self._found(verdict, fact)
+        else:
+            for one in [one for one in self.suspicions if one.finding.id == verdict.finding.id]:
+                later = later or one.later
+                lasts = fact.at - one.since
+                if isinstance(verdict, Retraction):
+                    self.suspicions = tuple(
+                        [other for other in self.suspicions if other is not one]
+                    )
+            if self.spans is not None and isinstance(verdict, Retraction):
                 self.emit(self.spans.retracted, verdict)
-            for sink in self.sinks:
-                self.emit(sink.retracted, verdict, self)
+        if later is None:
+            self._publish(verdict, None, lasts)
             return
+        # The session may end before it is logged.
+        moments: list[Any] = []
+        if self.logs is not None:
+            self.emit(self.logs.moment, self, moments.append)
+        later(partial(self._publish, verdict, moments[0] if moments else None, lasts))
+
+    def _found(self, finding: Finding, fact: Fact) -> None:
         # A scope that goes on for ever and fails for ever must not fill the memory.
         if len(self.findings) < _MOST_FINDINGS:
-            self.findings += (verdict,)
+            self.findings += (finding,)
             if isinstance(fact, facts.TimePassed):
-                self.suspicions += (Suspicion(verdict, fact.at),)
-        if self.tracer.policy.raises(verdict) and len(self.misuses) < _MOST_FINDINGS:
-            self.misuses += (verdict,)
+                self.suspicions += (Suspicion(finding, fact.at, reporting.later),)
+        if self.tracer.policy.raises(finding) and len(self.misuses) < _MOST_FINDINGS:
+            self.misuses += (finding,)
             self.ledger.has_misuses = True
         for metrics in self.metrics:
-            self.emit(metrics.finding, verdict, self)
-        if self.logs is not None:
-            self.emit(self.logs.finding, verdict, self)
+            self.emit(metrics.finding, finding, self)
         if self.spans is not None:
-            self.emit(self.spans.finding, verdict)
-        for sink in self.sinks:
-            self.emit(sink.finding, verdict, self)
+            self.emit(self.spans.finding, finding)
 
-    def _lasts(self, finding: Finding, now: int) -> int:
-        """For how long the finding has held, in nanoseconds."""
-        return max(now - one.since for one in self.suspicions if one.finding.id == finding.id)
+    def _publish(self, verdict: Verdict, moment: Any, lasts: int) -> None:
+        """Log what was concluded at the moment, and hand it to the exporters."""
+        logs = self.logs
+        if isinstance(verdict, Finding):
+            if logs is not None:
+                self.emit(logs.finding, verdict, self, moment)
+            for sink in self.sinks:
+                self.emit(sink.finding, verdict, self)
+            for suspicion in self.suspicions:
+                if suspicion.finding is verdict:
+                    suspicion.later = None
+        elif isinstance(verdict, Lasting):
+            if logs is not None:
+                self.emit(logs.lasting, verdict, self, moment, lasts)
+        else:
+            if logs is not None:
+                self.emit(logs.retracted, verdict, self, moment)
+            for sink in self.sinks:
+                self.emit(sink.retracted, verdict, self)
 
     # Signals. What is measured and logged of something that ended is of its span, so spans come
     # after metrics and logs; whole values come last, for a summary holds the findings.

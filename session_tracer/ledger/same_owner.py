@@ -63,6 +63,9 @@ _MOST_COMMITS: Final = 16
 _MOST_LINES: Final = 100
 # How many sessions that were left behind are looked at.
 _MOST_LEFT_BEHIND: Final = 8
+# How many sessions are asked which connection of the driver they hold: in a StaticPool it is the
+# same one for all, and a thread may have ten thousand open.
+_MOST_ASKED: Final = 100
 _AT_WORK: Final = frozenset({"running", "waiting"})
 _ALONE: Final[dict[Member, None]] = {}
 
@@ -162,7 +165,7 @@ def _first_next_to(
     left_behind: set[Member],
 ) -> tuple[Member | None, Holding | None]:
     """The first session to be opened that holds another connection, and what it holds."""
-    first, holding = None, None
+    first, holding, asked = None, None, 0
     for other in tuple(together):
         # Most are compared by their age alone: a thread may have ten thousand sessions open.
         if (
@@ -171,9 +174,12 @@ def _first_next_to(
             and other not in left_behind
         ):
             for taken in other.connections:
+                asked += 1
                 if taken.owner == member.owner and taken.is_beside(connection):
                     first, holding = other, taken
                     break
+            if asked >= _MOST_ASKED:
+                break
     return first, holding
 
 

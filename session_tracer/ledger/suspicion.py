@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from session_tracer.model.findings import Finding
 
 __all__ = ["Suspicion"]
@@ -22,12 +24,17 @@ class Suspicion:
         finding: The finding as it was reported.
         since: When it was reported.
         due_at: When it is to be reported that it still holds.
+        later: What its log event was handed to, until that is logged. What is reported of the
+            finding after it has to come after it.
     """
 
-    __slots__ = ("due_at", "finding", "since")
+    __slots__ = ("due_at", "finding", "later", "since")
 
-    def __init__(self, finding: Finding, since: int) -> None:
+    def __init__(
+        self, finding: Finding, since: int, later: Callable[[Callable[[], None]], None] | None
+    ) -> None:
         self.finding = finding
+        self.later = later
         self.since = since
         self.due_at = since + _FIRST_STEPS[0]
 

@@ -1,13 +1,16 @@
-"""The process's one thread, which reports the passing of time and lost sessions."""
+"""The threads that report the passing of time and lost sessions."""
 
 from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING, Final
+import weakref
+from functools import partial
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from session_tracer import facts
 from session_tracer.ledger import registry, same_owner
+from session_tracer.ledger.guard import reporting
 from session_tracer.ledger.ledger import ASLEEP, on_lost
 from session_tracer.ledger.owner_state import is_ending
 from session_tracer.ledger.registry import LIVE
@@ -15,88 +18,174 @@ from session_tracer.runtime import process
 from session_tracer.runtime.background_queue import BackgroundQueue
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from session_tracer.ledger.ledger import Ledger
     from session_tracer.ledger.report import Report
 
 __all__ = ["Watch", "at_end", "collected", "settle", "start", "stop"]
 
-# The least between two looks, in nanoseconds, and as a multiple of what the last one took: with ten
-# thousand sessions open, a look takes milliseconds, and the watch may have a hundredth of a core.
+# The least between two looks, in nanoseconds.
 _LEAST_GAP: Final = 50_000_000
-_GAP_PER_LOOK: Final = 100
+# Looks may use a hundredth of a core, and what they have not used of five seconds at once.
+_SHARE: Final = 100
+_MOST_SAVED: Final = 50_000_000
+_NEVER: Final = sys.maxsize
+
+
+# When to look at a scope, and its id.
+_Due: TypeAlias = "tuple[int, str, weakref.ref[Ledger]]"
 
 
 class Watch:
     """Publishes `TimePassed` for the scopes for which it is time.
 
+    A scope is looked at only if one of its thresholds may have passed: ten thousand open sessions
+    cost no more than the looks at each of them once in the shortest threshold.
+
     `gap` is the least time, in seconds, between the last look and the next.
+
+    Args:
+        clock: The time in nanoseconds, as the tracers have it.
+        cpu: The CPU time of this thread in nanoseconds. Where other threads are busy, a look
+            takes long and costs no more.
     """
 
-    def __init__(self, clock: Callable[[], int] = time.perf_counter_ns) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], int] = time.perf_counter_ns,
+        cpu: Callable[[], int] = time.thread_time_ns,
+    ) -> None:
         self._clock = clock
+        self._cpu = cpu
         self._last = 0
+        self._saved = _MOST_SAVED
+        self._shortest = _NEVER
+        # When each scope is to be looked at, by slots of time; and the ids of these scopes. A
+        # scope must not be kept alive.
+        self._slots: dict[int, list[_Due]] = {}
+        self._known: set[str] = set()
         self.gap = _LEAST_GAP / 1e9
+
+    def begin_anew(self, shortest: int = _NEVER) -> None:
+        """Look at every scope, and then at least as often as the shortest threshold passes."""
+        self._shortest = shortest
+        self._slots, self._known = {}, set()
 
     def look(self) -> float | None:
         """Return the seconds until the next look, or None if no session has to be looked at.
 
         A scope gets the fact as each of its time thresholds passes (leak, inactivity, long
-        transaction, idle connection), and again every `leak_after_seconds` from then on.
+        transaction, idle connection), again every `leak_after_seconds` from then on, and as it is
+        time to report that a finding still holds.
         """
-        now, last = self._clock(), self._last
-        soonest: int | None = None
-        for ledger in list(LIVE):
-            try:
-                for report in ledger.reports:
-                    if report.tracer.watches:
-                        due = _due(report, last, now)
-                        soonest = due if soonest is None else min(soonest, due)
-            except Exception as error:
-                ledger.failed("watch", error)
-        self._last = now
-        gap = max(_LEAST_GAP, _GAP_PER_LOOK * (self._clock() - now))
+        now, used = self._clock(), self._cpu()
+        passed: list[Report] = []
+        # Not before all are taken: the next time of one may be this very moment.
+        for ledger, reference in [*self._came(), *self._ready(now)]:
+            self._wait_for(ledger, reference, now, passed)
+        self._last, last = now, self._last
+        self._saved = min(self._saved + (now - last) // _SHARE, _MOST_SAVED)
+        self._saved -= self._cpu() - used
+        # What is to be reported is not counted: it is most when it is needed most.
+        for report in passed:
+            _judge(report, now)
+        gap = max(_LEAST_GAP, -self._saved * _SHARE)
         self.gap = gap / 1e9
-        return None if soonest is None else max(soonest - now, gap) / 1e9
+        if not (self._slots and LIVE):
+            return None
+        soonest = min(due for due, _, _ in self._slots[min(self._slots)])
+        return max(min(soonest - now, self._shortest), gap) / 1e9
+
+    def _came(self) -> list[tuple[Ledger, weakref.ref[Ledger]]]:
+        """The scopes that were opened since the last look: they are the last of all."""
+        came = []
+        for ledger in reversed(list(LIVE)):
+            if ledger.id in self._known:
+                break
+            came.append((ledger, weakref.ref(ledger)))
+        return came[::-1]
+
+    def _ready(self, now: int) -> list[tuple[Ledger, weakref.ref[Ledger]]]:
+        """The open scopes whose time has come."""
+        ready = []
+        for slot in [slot for slot in self._slots if slot * _LEAST_GAP <= now]:
+            for one in self._slots.pop(slot):
+                due, id_, reference = one
+                ledger = reference()
+                if due > now:
+                    self._slots.setdefault(slot, []).append(one)
+                elif ledger is not None and ledger in LIVE:
+                    ready.append((ledger, reference))
+                else:
+                    self._known.discard(id_)
+        return ready
+
+    def _wait_for(
+        self, ledger: Ledger, reference: weakref.ref[Ledger], now: int, passed: list[Report]
+    ) -> None:
+        """Note when to look at the scope next, and its reports of which a threshold has passed."""
+        soonest = _NEVER
+        try:
+            for report in ledger.reports:
+                if report.tracer.watches:
+                    due = _due(report, self._last, now, passed)
+                    if due < soonest:
+                        soonest = due
+        except Exception as error:
+            ledger.failed("watch", error)
+        if soonest == _NEVER:
+            self._known.discard(ledger.id)
+            return
+        self._known.add(ledger.id)
+        self._slots.setdefault(soonest // _LEAST_GAP, []).append((soonest, ledger.id, reference))
 
 
-def _due(report: Report, last: int, now: int) -> int:
-    """When the report is to be looked at next; what has passed since the last look is judged."""
-    ledger, patience = report.ledger, report.tracer.patience
+def _due(report: Report, last: int, now: int, passed: list[Report]) -> int:
+    """When to look at the report next; it is added if a threshold has passed since `last`."""
+    ledger, (leak, long, idle) = report.ledger, report.tracer.patience
     # A transaction that begins right now is the next to run out of time.
-    due = now + min(patience)
-    if ledger.is_used:
-        passed = False
-        for moment in _moments(report, patience, now):
-            if moment >= now:
-                due = min(due, moment)
-            elif moment >= last:
-                passed = True
-        if passed and ledger in LIVE:  # it may have ended since the look began
-            running = ledger.at_work is not None or ledger.is_streaming or is_ending(ledger)
-            fact = facts.TimePassed(now, running, lambda: registry.look(report))
-            if report.publisher is not None:
-                report.publisher.publish(fact)
-            report.judge(fact)
-            for suspicion in report.suspicions:
-                suspicion.advance(now)
+    due = now + (idle if idle < long else long)
+    if leak < due - now:
+        due = now + leak
+    if not ledger.is_used:
+        return due
+    opened_at = ledger.opened_at
+    # Of the leak, the last time before and the next.
+    leaked = opened_at + max(1, (now - opened_at - 1) // leak) * leak
+    moments = [leaked, leaked + leak, ledger.last_activity_at + leak]
+    if ledger.transactions_open and (began_at := ledger.transaction_began_at):
+        moments.append(began_at + long)
+    if held_since := ledger.held_since:
+        moments.append(max(held_since, ledger.last_statement_at) + idle)
+    if report.suspicions:
+        moments.extend([suspicion.due_at for suspicion in report.suspicions])
+    has_passed = False
+    for moment in moments:
+        if moment >= now:
+            if moment < due:
+                due = moment
+        elif moment >= last:
+            has_passed = True
+    if has_passed:
+        passed.append(report)
     return due
 
 
-def _moments(report: Report, patience: tuple[int, int, int], now: int) -> Iterator[int]:
-    """When each threshold passes, or passed: for the leak, the last time before and the next."""
-    ledger, (leak, long, idle) = report.ledger, patience
-    times = max(1, (now - ledger.opened_at - 1) // leak)
-    yield ledger.opened_at + times * leak
-    yield ledger.opened_at + (times + 1) * leak
-    yield ledger.last_activity_at + leak
-    if ledger.transaction_began_at:
-        yield ledger.transaction_began_at + long
-    for suspicion in report.suspicions:
-        yield suspicion.due_at
-    if ledger.held_since:
-        yield max(ledger.held_since, ledger.last_statement_at) + idle
+def _judge(report: Report, now: int) -> None:
+    ledger = report.ledger
+    if ledger not in LIVE:
+        return  # it has ended since the look began
+    try:
+        running = ledger.at_work is not None or ledger.is_streaming or is_ending(ledger)
+        fact = facts.TimePassed(now, running, lambda: registry.look(report))
+        if report.publisher is not None:
+            report.publisher.publish(fact)
+        report.judge(fact)
+        for suspicion in report.suspicions:
+            suspicion.advance(now)
+    except Exception as error:
+        ledger.failed("watch", error)
 
 
 _FOR_EVER: Final = float("inf")
@@ -104,20 +193,23 @@ _FOR_EVER: Final = float("inf")
 _EXIT_SECONDS: Final = 1.0
 
 
-class _Thread:
-    """The thread of this process: it looks when it is time, and reports sessions that are lost."""
+class _Threads:
+    """The two threads of this process: one looks when it is time, the other one reports.
+
+    A log may take its time, and an exporter of the application's may wait for something: the watch
+    must not. What it concludes is handed to the other thread, which reports lost sessions as well.
+    """
 
     def __init__(self) -> None:
         self._watch = Watch()
         self._next_look = _FOR_EVER
         self._is_in_use = False
+        self.looks: BackgroundQueue[None] = BackgroundQueue(
+            self._woken, name="session_tracer", settle=self._look_if_due, stage=None
+        )
         # Filled from garbage collection, which may strike while any lock is held: put() takes none.
-        self.queue: BackgroundQueue[Ledger | None] = BackgroundQueue(
-            self._consume,
-            name="session_tracer",
-            most=sys.maxsize,
-            settle=self._look_if_due,
-            stage=None,
+        self.reports: BackgroundQueue[Callable[[], None]] = BackgroundQueue(
+            _call, name="session_tracer-reports", most=sys.maxsize, stage=None
         )
 
     def wake(self) -> None:
@@ -126,7 +218,13 @@ class _Thread:
         if not self._is_in_use:
             self._is_in_use = True
             process.began_work()
-        self.queue.put(None)
+        self.looks.put(None)
+
+    def look_anew(self, shortest: int) -> None:
+        """What is watched, or for how long, has changed."""
+        self._watch.begin_anew(shortest)
+        if self._is_in_use:
+            self.looks.put(None)
 
     def begin_in_child(self) -> None:
         """A child watches its own sessions only, from its first one on."""
@@ -134,18 +232,29 @@ class _Thread:
         self._is_in_use = False
         ASLEEP[:] = [self.wake]
 
-    def _consume(self, lost: Ledger | None) -> None:
-        if lost is not None:
-            _end(lost)
-        elif self._next_look == _FOR_EVER:
-            # Nothing is due as soon as a session is opened, and many may be.
-            self._next_look = time.monotonic() + self._watch.gap
+    def flush(self, timeout: float) -> None:
+        """Wait until what is due by now is reported."""
+        self.looks.flush(timeout)
+        self.reports.flush(timeout)
+
+    def close(self, timeout: float) -> None:
+        """End both threads, the one that reports last."""
+        self.looks.close(timeout)
+        self.reports.close(timeout)
+
+    def _woken(self, _: None) -> None:
+        # Nothing is due as soon as a session is opened, and many may be.
+        self._next_look = min(self._next_look, time.monotonic() + self._watch.gap)
 
     def _look_if_due(self, _everything: bool) -> float | None:
         if time.monotonic() >= self._next_look:
             # Before the look: a session that is opened meanwhile has to wake it again.
             ASLEEP[:] = [self.wake]
-            seconds = self._watch.look()
+            reporting.later = self.reports.put
+            try:
+                seconds = self._watch.look()
+            finally:
+                reporting.later = None
             self._next_look = _FOR_EVER
             if seconds is not None:
                 ASLEEP.clear()
@@ -155,36 +264,44 @@ class _Thread:
         return max(0.0, self._next_look - time.monotonic())
 
 
-_RUNNING: Final[list[_Thread]] = []
+def _call(report: Callable[[], None]) -> None:
+    report()
+
+
+_RUNNING: Final[list[_Threads]] = []
 
 
 def collected(ledger: Ledger) -> None:
     """The garbage collector took a session: leave the rest to the thread."""
-    for thread in _RUNNING:
-        thread.queue.put(ledger)
+    for threads in _RUNNING:
+        threads.reports.put(partial(_end, ledger))
 
 
-def start() -> None:
-    """Watch from the next session on, or at once if one is open."""
+def start(shortest: int = _NEVER) -> None:
+    """Watch from the next session on, or at once if one is open.
+
+    Args:
+        shortest: The shortest threshold of all tracers, in nanoseconds.
+    """
     if not _RUNNING:
-        thread = _Thread()
-        _RUNNING[:] = [thread]
-        ASLEEP[:] = [thread.wake]
+        _RUNNING[:] = [_Threads()]
+        ASLEEP[:] = [_RUNNING[0].wake]
         if LIVE:
-            thread.wake()
+            _RUNNING[0].wake()
+    _RUNNING[0].look_anew(shortest)
 
 
 def stop(timeout: float = 2.0) -> None:
-    """Report what was lost so far, and end the thread."""
+    """Report what was lost so far, and end the threads."""
     if _RUNNING:
         ASLEEP.clear()
-        _RUNNING.pop().queue.close(timeout)
+        _RUNNING.pop().close(timeout)
 
 
 def settle(timeout: float = 2.0) -> None:
-    """Wait until every session lost so far has been reported."""
-    for thread in _RUNNING:
-        thread.queue.flush(timeout)
+    """Wait until every session lost so far has been reported, and what the watch has found."""
+    for threads in _RUNNING:
+        threads.flush(timeout)
 
 
 def at_end() -> None:
@@ -204,8 +321,8 @@ def _begin_in_child() -> None:
     # What the parent has open is not the child's own.
     LIVE.clear()
     same_owner.forget()
-    for thread in _RUNNING:
-        thread.begin_in_child()
+    for threads in _RUNNING:
+        threads.begin_in_child()
 
 
 process.in_child(_begin_in_child)

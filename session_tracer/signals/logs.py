@@ -88,19 +88,21 @@ class LogSignal:
         elif isinstance(fact, facts.FlushCompleted):
             self._flush_completed(fact, report)
 
-    def finding(self, finding: Finding, report: Report) -> None:
+    def moment(self, report: Report, note: Callable[[Moment], None]) -> None:
+        """Note what an event that is logged later has of this moment."""
+        note(_moment(report, time.time_ns()))
+
+    def finding(self, finding: Finding, report: Report, moment: Moment | None = None) -> None:
         """Log a finding at its severity; its repeats are held back and counted."""
         number = LEVELS[finding.severity]
         if number < self._of_findings.least and not self._is_enabled(number):
             return
         repeated = (finding.id, finding.entity, finding.attribute, finding.site, finding.work)
-        identity, bound = _identity(report), report.ledger.bound
-        if not self._limiter.hold(repeated, (finding, identity, bound)):
-            self._log_finding(finding, identity, bound, 0)
+        moment = moment or _moment(report)
+        if not self._limiter.hold(repeated, (finding, moment)):
+            self._log_finding(finding, moment, 0)
 
-    def _log_finding(
-        self, finding: Finding, identity: LogEvent, bound: Mapping[str, Any], suppressed: int
-    ) -> None:
+    def _log_finding(self, finding: Finding, moment: Moment, suppressed: int) -> None:
         fields = {
             "finding_id": finding.id,
             "severity": finding.severity,
@@ -115,9 +117,9 @@ class LogSignal:
             **finding.evidence,
             "help": finding.help,
         }
-        flat = _flat(identity, fields)
+        flat = _flat(moment.identity, fields)
         flat["suppressed"] = suppressed
-        self._log(finding.severity, names.FINDING, flat, self._of_findings, bound)
+        self._log_at(moment, finding.severity, names.FINDING, flat)
 
     def flush(self) -> None:
         """Log what is held back."""
@@ -137,8 +139,9 @@ class LogSignal:
                 flat = _flat(latest.identity, fields | latest.fields | sums)
                 self._log(latest.level, names.SUPPRESSED, flat, self._of_all, {})
             else:
-                finding, identity, bound = latest
-                self._log_finding(finding, identity, bound, held.count - 1)
+                finding, moment = latest
+                # It is logged now, and not when it was found.
+                self._log_finding(finding, moment._replace(at=0), held.count - 1)
         except Exception as error:
             self._failed(type(self).__name__, error)
 
@@ -149,7 +152,7 @@ class LogSignal:
         key = (summed.event, summed.level, summed.identity["work"], *summed.fields.items())
         return self._limiter.hold(key, summed, numbers())
 
-    def lasting(self, lasting: Lasting, report: Report, lasts: int) -> None:
+    def lasting(self, lasting: Lasting, report: Report, moment: Moment | None, lasts: int) -> None:
         """Log that a finding still holds, which it has for `lasts` nanoseconds.
 
         Repeats are held back and counted as those of the finding are.
@@ -168,11 +171,13 @@ class LogSignal:
             return
         fields["session_site"] = _site(finding.session_site)
         held = {"lasting_ms": _ms(lasts), **lasting.evidence}
-        self._emit(
-            finding.severity, names.FINDING_LASTING, report, fields | held, self._of_findings
-        )
+        moment = moment or _moment(report)
+        flat = _flat(moment.identity, fields | held)
+        self._log_at(moment, finding.severity, names.FINDING_LASTING, flat)
 
-    def retracted(self, retraction: Retraction, report: Report) -> None:
+    def retracted(
+        self, retraction: Retraction, report: Report, moment: Moment | None = None
+    ) -> None:
         """Log that a finding is retracted, even if it was held back itself."""
         finding = retraction.finding
         fields = {
@@ -182,7 +187,8 @@ class LogSignal:
             "session_site": _site(finding.session_site),
             **retraction.evidence,
         }
-        self._emit("info", names.FINDING_RETRACTED, report, fields, self._of_findings)
+        moment = moment or _moment(report)
+        self._log_at(moment, "info", names.FINDING_RETRACTED, _flat(moment.identity, fields))
 
     def _opened(self, fact: facts.SessionOpened, report: Report) -> None:
         fields = {
@@ -309,15 +315,24 @@ class LogSignal:
         event: str,
         report: Report,
         fields: Mapping[str, Any],
-        sinks: _Sinks | None = None,
     ) -> None:
         flat = _flat(_identity(report), fields)
-        self._log(level, event, flat, sinks or self._of_all, report.ledger.bound)
+        self._log(level, event, flat, self._of_all, report.ledger.bound)
+
+    def _log_at(self, moment: Moment, level: str, event: str, fields: LogEvent) -> None:
+        """Log an event about a finding."""
+        self._log(level, event, fields, self._of_findings, moment.bound, moment.at)
 
     def _log(
-        self, level: str, event: str, fields: LogEvent, sinks: _Sinks, bound: Mapping[str, Any]
+        self,
+        level: str,
+        event: str,
+        fields: LogEvent,
+        sinks: _Sinks,
+        bound: Mapping[str, Any],
+        at: int = 0,
     ) -> None:
-        number = LEVELS[level]
+        number, at = LEVELS[level], at or time.time_ns()
         fields |= self._process()
         has_configured = self._uses_structlog and has_structlog()
         if has_configured:
@@ -326,7 +341,7 @@ class LogSignal:
                 _log_to(logger, level, event, fields, bound)
         if number >= sinks.least:
             log_event = {
-                "timestamp": timestamp(time.time_ns()),
+                "timestamp": timestamp(at),
                 "level": level,
                 "event": event,
                 "logger": names.SCOPE,
@@ -344,6 +359,18 @@ class LogSignal:
             about = {"process_pid": process.pid(), "host": process.host(), **service(provider)}
             self._about_process = about
         return about
+
+
+class Moment(NamedTuple):
+    """What an event has of the moment that it is about: `at` is 0 if that is now."""
+
+    identity: LogEvent
+    bound: Mapping[str, Any]
+    at: int
+
+
+def _moment(report: Report, at: int = 0) -> Moment:
+    return Moment(_identity(report), report.ledger.bound, at)
 
 
 class _Sinks:
