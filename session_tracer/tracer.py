@@ -20,6 +20,7 @@ from session_tracer.detectors.protocol import Suspecting
 from session_tracer.ledger.gates import Gates
 from session_tracer.ledger.guard import aside
 from session_tracer.ledger.ledger import Ledger
+from session_tracer.ledger.pools import pools_of
 from session_tracer.ledger.report import Report
 from session_tracer.publisher.publisher import FactPublisher
 from session_tracer.runtime import process, threads
@@ -164,6 +165,7 @@ class Tracer:
                     self.settings,
                     VERSION,
                     open_now=lambda: self._open_now(self),
+                    pools=lambda: pools_of(self),
                     failed=self.failed,
                     histograms=one.histograms,
                 )

@@ -221,7 +221,7 @@ def test_an_exporter_that_hangs_does_not_stop_what_is_instrumented_next(factory:
     with instrument(factory, exporter=Exporter(on_session=on_session)):
         forget(factory)
         gc.collect()
-    (hanging,) = [one for one in threading.enumerate() if one.name == "session_tracer"]
+    (hanging,) = [one for one in threading.enumerate() if one.name == "session_tracer-reports"]
     with capture(factory) as captured:
         free.set()
         hanging.join()

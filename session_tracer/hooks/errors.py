@@ -20,7 +20,7 @@ from session_tracer.hooks import (
     rows,
 )
 from session_tracer.hooks.scopes import ledger_of, resumed
-from session_tracer.ledger import object_counter
+from session_tracer.ledger import object_counter, pools
 from session_tracer.ledger.in_progress import SLOT
 from session_tracer.runtime.degraded import without
 from session_tracer.where import owner
@@ -258,6 +258,7 @@ def _timed_out(error: Any, frame: FrameType) -> None:
     try:
         if type(error) is not exc.TimeoutError or not error_frames.is_sqlalchemys(frame):
             return
+        pools.timed_out(frame.f_locals["self"])
         ledger = _ledger_near(frame)
         if ledger is None or not ledger.is_open:
             return

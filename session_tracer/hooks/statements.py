@@ -26,6 +26,7 @@ from session_tracer.hooks.failed_statements import statement_failed
 from session_tracer.hooks.loader_options import primary_key, refers_to_itself
 from session_tracer.hooks.patching import as_sqlalchemys
 from session_tracer.hooks.sql import fingerprint as fingerprint_of
+from session_tracer.ledger import pools
 from session_tracer.ledger.guard import reporting
 from session_tracer.ledger.in_progress import SLOT, SURROUNDED, Holding
 from session_tracer.ledger.ledger import type_name
@@ -93,16 +94,21 @@ def hold(connection: Connection, since: int, owner: Owner, site: CallSite | None
 def begin() -> None:
     """Listen to the dialects of the connections that sessions take from now on."""
     _Listening.is_on = True
+    # Each is asked for again, for the tracers that there are now.
+    _DATABASES.clear()
 
 
 def _listen_to(dialect: Dialect, connection: Connection) -> Database:
     """Listen to a dialect that is not listened to, and return what its database is."""
     database = sql.database(connection.engine.url)
+    pools.use(connection, database, connection.__dict__[SLOT].tracers)
     with _CHANGING.value:
         # Another thread may have been first, or may have uninstrumented meanwhile.
-        if not _Listening.is_on or dialect in _HAD_EVENTS:
+        if not _Listening.is_on:
             return database
         _DATABASES[dialect] = database
+        if dialect in _HAD_EVENTS:
+            return database
         _HAD_EVENTS[dialect] = "_has_events" in dialect.__dict__
         try:
             for name, listener in _LISTENERS:

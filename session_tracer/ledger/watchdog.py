@@ -27,6 +27,8 @@ __all__ = ["Watch", "at_end", "collected", "settle", "start", "stop"]
 
 # The least between two looks, in nanoseconds.
 _LEAST_GAP: Final = 50_000_000
+# And the most: what is found later than this after its threshold is late.
+_MOST_GAP: Final = 500_000_000
 # Looks may use a hundredth of a core, and what they have not used of five seconds at once.
 _SHARE: Final = 100
 _MOST_SAVED: Final = 50_000_000
@@ -90,7 +92,7 @@ class Watch:
         # What is to be reported is not counted: it is most when it is needed most.
         for report in passed:
             _judge(report, now)
-        gap = max(_LEAST_GAP, -self._saved * _SHARE)
+        gap = min(max(_LEAST_GAP, -self._saved * _SHARE), _MOST_GAP)
         self.gap = gap / 1e9
         if not (self._slots and LIVE):
             return None
@@ -151,6 +153,8 @@ def _due(report: Report, last: int, now: int, passed: list[Report]) -> int:
     if not ledger.is_used:
         return due
     opened_at = ledger.opened_at
+    if not (ledger.transactions_open or report.suspicions) and now - opened_at < leak:
+        return due if due < opened_at + leak else opened_at + leak
     # Of the leak, the last time before and the next.
     leaked = opened_at + max(1, (now - opened_at - 1) // leak) * leak
     moments = [leaked, leaked + leak, ledger.last_activity_at + leak]

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from session_tracer import facts
     from session_tracer.facts import Counts, Database, Outcome, Trigger
+    from session_tracer.ledger.pools import PoolNow
     from session_tracer.ledger.registry import OpenNow
     from session_tracer.ledger.report import Report
     from session_tracer.model.findings import Finding
@@ -117,7 +118,15 @@ class Instruments:
             self.total(metric, attributes).number += 1
 
     def _create(self, meter: Meter, metric: Metric) -> None:
-        if metric.instrument == "counter":
+        if metric.name in _OF_POOLS:
+            create = (
+                meter.create_observable_counter
+                if metric.instrument == "counter"
+                else meter.create_observable_gauge
+            )
+            observed = self._pools(_OF_POOLS[metric.name])
+            create(metric.name, [observed], metric.unit, metric.description)
+        elif metric.instrument == "counter":
             self._totals[metric.name] = {}
             meter.create_observable_counter(
                 metric.name, [self._counter(metric.name)], metric.unit, metric.description
@@ -156,6 +165,38 @@ class Instruments:
                     yield Observation(number, {names.SESSION_NAME: name, **attributes})
 
         return observe
+
+    def _pools(self, of: OfPool) -> Callable[[CallbackOptions], Iterable[Observation]]:
+        def observe(_: CallbackOptions) -> Iterator[Observation]:
+            seen: set[int] = set()
+            for signal in list(self._signals):
+                for name, key, pool in signal.pools():
+                    if key in seen:
+                        continue  # factories that share an engine share its pool
+                    seen.add(key)
+                    common = {names.SESSION_NAME: name, names.POOL_NAME: pool.name}
+                    for number, attributes in of(pool):
+                        if number is not None:
+                            yield Observation(number, {**common, **attributes})
+
+        return observe
+
+
+# What is observed of a pool: numbers, None where the pool does not know one, and attributes.
+OfPool: TypeAlias = "Callable[[PoolNow], Iterable[tuple[int | None, dict[str, str]]]]"
+
+
+def _connections(pool: PoolNow) -> Iterator[tuple[int | None, dict[str, str]]]:
+    yield pool.used, {names.POOL_STATE: "used"}
+    yield pool.idle, {names.POOL_STATE: "idle"}
+
+
+_OF_POOLS: Final[Mapping[str, OfPool]] = {
+    names.POOL_CONNECTIONS.name: _connections,
+    names.POOL_MOST.name: lambda pool: [(pool.most, {})],
+    names.POOL_WAITING.name: lambda pool: [(pool.waiting, {})],
+    names.POOL_TIMEOUTS.name: lambda pool: [(pool.timeouts, {})],
+}
 
 
 # What is observed of the open sessions of one name: numbers and attributes.
@@ -223,9 +264,10 @@ def _reference_to(provider: MeterProvider) -> Callable[[], MeterProvider | None]
 class MetricSignal:
     """The metrics of the sessions of one tracer.
 
-    `open_now` returns the open sessions when a reader collects. Of each transaction, flush and
-    session that ends, one row is kept until then, or until there are many. Keeping a row runs no
-    code of another library and never raises. `failed` is called if a row cannot be counted.
+    `open_now` returns the open sessions when a reader collects, and `pools` the pools that they
+    use. Of each transaction, flush and session that ends, one row is kept until then, or until
+    there are many. Keeping a row runs no code of another library and never raises. `failed` is
+    called if a row cannot be counted.
     """
 
     def __init__(
@@ -236,6 +278,7 @@ class MetricSignal:
         version: str,
         *,
         open_now: Callable[[], OpenNow],
+        pools: Callable[[], list[tuple[int, PoolNow]]],
         failed: Callable[[str, Exception], None],
         histograms: Histograms | None = None,
     ) -> None:
@@ -243,6 +286,7 @@ class MetricSignal:
         self._waiting = instruments.waiting
         self._name = name
         self._open_now: Callable[[], OpenNow] | None = open_now
+        self._pools = pools
         self._failed = failed
         self._most_entities = settings.max_entities
         self._entities: set[str] = set()
@@ -255,6 +299,12 @@ class MetricSignal:
     def open_now(self) -> list[OpenNow]:
         """What is open now; nothing once this signal is closed."""
         return [] if self._open_now is None else [self._open_now()]
+
+    def pools(self) -> list[tuple[str, int, PoolNow]]:
+        """The pools in use, each with a key of its own; none once this signal is closed."""
+        if self._open_now is None:
+            return []
+        return [(self._name, key, pool) for key, pool in self._pools()]
 
     def close(self) -> None:
         """Stop answering the gauges."""

@@ -40,6 +40,8 @@ FINDING_REMEDY: Final = "sqlalchemy.finding.remedy"
 STATEMENTS: Final = "sqlalchemy.statements"
 STATEMENT_DURATION: Final = "sqlalchemy.statement.duration"
 CONNECTION_HELD: Final = "sqlalchemy.connection.held"
+POOL_NAME: Final = "db.client.connection.pool.name"
+POOL_STATE: Final = "db.client.connection.state"
 KIND: Final = "kind"
 WHERE: Final = "where"
 
@@ -171,6 +173,30 @@ FINDINGS: Final = Metric(
 ERRORS: Final = Metric(
     "session_tracer.errors", "counter", "{error}", "The tracer's own failures, swallowed."
 )
+POOL_CONNECTIONS: Final = Metric(
+    "db.client.connection.count",
+    "gauge",
+    "{connection}",
+    "Connections of a pool, used or idle.",
+)
+POOL_MOST: Final = Metric(
+    "db.client.connection.max",
+    "gauge",
+    "{connection}",
+    "The most connections that a pool may have.",
+)
+POOL_WAITING: Final = Metric(
+    "db.client.connection.pending_requests",
+    "gauge",
+    "{request}",
+    "Threads and tasks that wait for a connection of a pool.",
+)
+POOL_TIMEOUTS: Final = Metric(
+    "db.client.connection.timeouts",
+    "counter",
+    "{timeout}",
+    "How often a pool had no connection in time.",
+)
 CLIENT_OPERATION_DURATION: Final = Metric(
     "db.client.operation.duration",
     "histogram",
@@ -196,5 +222,9 @@ METRICS: Final = (
     LAZY_LOADS,
     FINDINGS,
     ERRORS,
+    POOL_CONNECTIONS,
+    POOL_MOST,
+    POOL_WAITING,
+    POOL_TIMEOUTS,
     CLIENT_OPERATION_DURATION,
 )

@@ -112,6 +112,10 @@ def test_each_metric_is_what_the_contract_says(
         "sqlalchemy.session.open": ("up-down counter", "{session}", ()),
         "sqlalchemy.session.oldest.age": ("gauge", "s", ()),
         "sqlalchemy.session.suspects": ("gauge", "{session}", ()),
+        "db.client.connection.count": ("gauge", "{connection}", ()),
+        "db.client.connection.max": ("gauge", "{connection}", ()),
+        "db.client.connection.pending_requests": ("gauge", "{request}", ()),
+        "db.client.connection.timeouts": ("counter", "{timeout}", ()),
         "sqlalchemy.session.identity_map.size": ("histogram", "{object}", POWERS_OF_TEN),
         "sqlalchemy.session.objects": ("counter", "{object}", ()),
         "sqlalchemy.session.statements": ("histogram", "{statement}", STATEMENTS),
@@ -392,12 +396,16 @@ def test_attributes_say_neither_who_nor_where_nor_what_was_asked(
     for name, metric in collected.items():
         for point in metric.data.data_points:
             keys.setdefault(name, set()).update(point.attributes or {})
-    name = "sqlalchemy.session.name"
+    name, pool = "sqlalchemy.session.name", "db.client.connection.pool.name"
     assert keys == {
         "sqlalchemy.session.duration": {name, "sqlalchemy.session.outcome"},
         "sqlalchemy.session.open": {name},
         "sqlalchemy.session.oldest.age": {name},
         "sqlalchemy.session.suspects": {name, "sqlalchemy.finding.id"},
+        "db.client.connection.count": {name, pool, "db.client.connection.state"},
+        "db.client.connection.max": {name, pool},
+        "db.client.connection.pending_requests": {name, pool},
+        "db.client.connection.timeouts": {name, pool},
         "sqlalchemy.session.identity_map.size": {name},
         "sqlalchemy.session.objects": {name, "sqlalchemy.object.state", "sqlalchemy.entity"},
         "sqlalchemy.session.statements": {name},

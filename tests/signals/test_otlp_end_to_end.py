@@ -267,6 +267,8 @@ def test_the_metrics_arrive(received: Callable[[str], str]) -> None:
         # Each finding id, at 0, and the one that was found.
         "sqlalchemy.findings": ("{finding}", "Sum", "true", len(FINDING_IDS) + 1),
         "session_tracer.errors": ("{error}", "Sum", "true", 1),
+        "db.client.connection.count": ("{connection}", "Gauge", "", 1),
+        "db.client.connection.timeouts": ("{timeout}", "Sum", "true", 1),
     }
 
     def metrics() -> dict[str, tuple[str, str, str, int]]:

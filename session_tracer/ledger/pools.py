@@ -1,0 +1,139 @@
+"""The connection pools that traced sessions use, and how many connections each has."""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from session_tracer.ledger import registry
+from session_tracer.runtime.degraded import warn_once, without
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from session_tracer.facts import Database
+    from session_tracer.ledger.report import Tracer
+
+__all__ = ["PoolNow", "pools_of", "timed_out", "use"]
+
+
+class PoolNow(NamedTuple):
+    """A pool at one moment.
+
+    `idle`, `most` and `waiting` are None if the pool does not know them, or has no limit.
+    """
+
+    name: str
+    used: int
+    idle: int | None
+    most: int | None
+    waiting: int | None
+    timeouts: int
+
+
+class _Known:
+    """An engine's pool: its name, and the tracers whose sessions use it."""
+
+    def __init__(self, engine: Any, name: str) -> None:
+        # Not the pool: `dispose()` puts a new one in its place. An engine with execution options
+        # is often made for one piece of work, and has the pool of the engine that it was made of.
+        self.engine = weakref.ref(getattr(engine, "_proxied", engine))
+        self.name = name
+        self.tracers: weakref.WeakSet[Tracer] = weakref.WeakSet()
+        self.timeouts = 0
+
+
+# By the engine's dialect, which engines with execution options share.
+_KNOWN: Final[weakref.WeakKeyDictionary[Any, _Known]] = weakref.WeakKeyDictionary()
+_MOST_POOLS: Final = 100
+# They have one connection, in all or for each thread, and nothing has to wait for it.
+_OF_ONE: Final = frozenset({"StaticPool", "SingletonThreadPool", "AssertionPool"})
+
+
+def use(connection: Any, database: Database, tracers: Iterable[Tracer]) -> None:
+    """Sessions of these tracers use the connection's pool from now on."""
+    known = _KNOWN.get(connection.dialect)
+    if known is None:
+        if len(_KNOWN) >= _MOST_POOLS:
+            return
+        known = _Known(connection.engine, _name(connection.engine.pool, database))
+        _KNOWN[connection.dialect] = known
+    for tracer in tracers:
+        known.tracers.add(tracer)
+
+
+def timed_out(pool: Any) -> None:
+    """The pool had no connection in time, for a session or for other code."""
+    for known in _KNOWN.copy().values():
+        engine = known.engine()
+        if engine is not None and engine.pool is pool:
+            known.timeouts += 1
+
+
+def pools_of(tracer: Tracer) -> list[tuple[int, PoolNow]]:
+    """The pools that the tracer's sessions use, each with a key of its own."""
+    found = []
+    for known in _KNOWN.copy().values():
+        engine = known.engine()
+        if engine is not None and tracer in known.tracers:
+            found.append((id(known), _look(known, engine.pool)))
+    return found
+
+
+def _name(pool: Any, database: Database) -> str:
+    """The name that the application gave the pool, or the database's, unique in the process."""
+    name = getattr(pool, "logging_name", None) or _name_of(database)
+    taken = {known.name for known in _KNOWN.copy().values()}
+    return next(
+        one
+        for number in range(1, _MOST_POOLS + 2)
+        if (one := name if number == 1 else f"{name} ({number})") not in taken
+    )
+
+
+def _name_of(database: Database) -> str:
+    # As OpenTelemetry's conventions have it: server.address:server.port/db.namespace.
+    address = f"{database.address}:{database.port}" if database.port else database.address
+    return "/".join(part for part in (address, database.namespace) if part) or database.system
+
+
+def _look(known: _Known, pool: Any) -> PoolNow:
+    if not (callable(getattr(pool, "checkedout", None)) and callable(getattr(pool, "size", None))):
+        if type(pool).__name__ not in _OF_ONE:
+            warn_once(
+                f"session_tracer: a {type(pool).__name__} does not count its connections. For "
+                f"{known.name}, db.client.connection.count is the number that traced sessions hold."
+            )
+        held = registry.connections_held(pool)
+        return PoolNow(known.name, held, None, None, None, known.timeouts)
+    queue = getattr(pool, "_pool", None)
+    # An asynchronous pool makes its queue as it is first used, and must not be asked before that:
+    # two threads could make one each.
+    is_new = getattr(pool, "_is_asyncio", False) and "_queue" not in getattr(queue, "__dict__", ())
+    overflow = getattr(pool, "_max_overflow", -1)
+    waiting = 0 if is_new else _waiting(queue)
+    if waiting is None:
+        without("Queue.not_empty", "threads and tasks that wait for a connection are not counted")
+    return PoolNow(
+        name=known.name,
+        used=0 if is_new else max(pool.checkedout(), 0),
+        idle=0 if is_new else pool.checkedin(),
+        most=pool.size() + overflow if overflow >= 0 else None,
+        waiting=waiting,
+        timeouts=known.timeouts,
+    )
+
+
+def _waiting(queue: Any) -> int | None:
+    """How many threads or tasks wait for a connection, or None if that is not known.
+
+    No public interface has it. Both collections are read by their length only, which is safe
+    while others change them.
+    """
+    asynchronous = getattr(queue, "__dict__", {}).get("_queue")
+    waiting = (
+        getattr(getattr(queue, "not_empty", None), "_waiters", None)
+        if asynchronous is None
+        else getattr(asynchronous, "_getters", None)
+    )
+    return None if waiting is None else len(waiting)

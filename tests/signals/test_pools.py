@@ -1,0 +1,222 @@
+"""Tests the metrics of connection pools: of each pool that a traced session uses, once."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from opentelemetry.sdk.metrics.export import NumberDataPoint
+from sqlalchemy import create_engine, text
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
+from sqlalchemy.orm import sessionmaker
+from sqlalchemy.pool import NullPool, QueuePool
+
+from session_tracer import Exporter, instrument
+from session_tracer.testing import capture
+from tests.signals.telling import Measurements
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from sqlalchemy import Engine
+
+ONE = text("SELECT 1")
+Pools = dict[str, dict[str, int]]
+
+
+@pytest.fixture
+def measured() -> Measurements:
+    return Measurements()
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Callable[..., Engine]]:
+    engines: list[Engine] = []
+
+    def made(name: str = "shop.db", **options: Any) -> Engine:
+        engine = create_engine(f"sqlite:///{tmp_path / name}", **options)
+        engines.append(engine)
+        return engine
+
+    yield made
+    for engine in engines:
+        engine.dispose()
+
+
+def read(measured: Measurements) -> Pools:
+    """What is measured of each pool, by the last part of its name."""
+    pools: Pools = {}
+    collected = measured.collect()
+    for kind in ("count", "max", "pending_requests", "timeouts"):
+        metric = collected.get(f"db.client.connection.{kind}")
+        for point in [] if metric is None else metric.data.data_points:
+            assert isinstance(point, NumberDataPoint)
+            attributes = {key: str(value) for key, value in (point.attributes or {}).items()}
+            assert attributes.pop("sqlalchemy.session.name")
+            name = attributes.pop("db.client.connection.pool.name").rpartition("/")[2]
+            key = attributes.pop("db.client.connection.state", kind)
+            assert attributes == {}
+            pool = pools.setdefault(name, {})
+            assert key not in pool
+            pool[key] = int(point.value)
+    return pools
+
+
+def comes(happened: Callable[[], object]) -> bool:
+    until = time.monotonic() + 20
+    while not happened() and time.monotonic() < until:
+        time.sleep(0.01)
+    return bool(happened())
+
+
+def test_connections_that_no_session_holds_are_counted_too(
+    make: Callable[..., Engine], measured: Measurements
+) -> None:
+    engine = make(poolclass=QueuePool, pool_size=2, max_overflow=1)
+    factory = sessionmaker(engine)
+    with instrument(factory, exporter=Exporter(meter_provider=measured.provider)):
+        assert read(measured) == {}  # no session has used it
+        with factory() as session, engine.connect():
+            session.execute(ONE)
+            assert read(measured)["shop.db"] == {
+                "used": 2, "idle": 0, "max": 3, "pending_requests": 0, "timeouts": 0,
+            }  # fmt: skip
+        assert read(measured)["shop.db"]["used"] == 0
+        assert read(measured)["shop.db"]["idle"] == 2
+    assert read(measured) == {}
+
+
+def test_threads_that_wait_and_those_that_waited_in_vain(
+    make: Callable[..., Engine], measured: Measurements
+) -> None:
+    engine = make(poolclass=QueuePool, pool_size=1, max_overflow=0, pool_timeout=0.5)
+    factory = sessionmaker(engine)
+
+    def use(connect: Callable[[], Any]) -> None:
+        with suppress(PoolTimeoutError), connect() as used:
+            used.execute(ONE)
+
+    with instrument(factory, exporter=Exporter(meter_provider=measured.provider)):
+        with factory() as session:
+            session.execute(ONE)
+            waiting = [
+                threading.Thread(target=use, args=(one,)) for one in (factory, engine.connect)
+            ]
+            for thread in waiting:
+                thread.start()
+            assert comes(lambda: read(measured)["shop.db"]["pending_requests"] == 2)
+            for thread in waiting:
+                thread.join()
+        assert read(measured)["shop.db"] == {
+            "used": 0, "idle": 1, "max": 1, "pending_requests": 0, "timeouts": 2,
+        }  # fmt: skip
+
+
+def test_tasks_that_wait(tmp_path: Path, measured: Measurements) -> None:
+    async def main() -> None:
+        engine = create_async_engine(
+            f"sqlite+aiosqlite:///{tmp_path / 'shop.db'}",
+            pool_size=1, max_overflow=0, pool_timeout=0.5,
+        )  # fmt: skip
+        factory = async_sessionmaker(engine)
+
+        async def use() -> None:
+            with suppress(PoolTimeoutError):
+                async with factory() as session:
+                    await session.execute(ONE)
+
+        with instrument(factory, exporter=Exporter(meter_provider=measured.provider)):
+            async with factory() as session, asyncio.TaskGroup() as tasks:
+                await session.execute(ONE)
+                for _ in range(3):
+                    tasks.create_task(use())
+                await asyncio.sleep(0.1)
+                assert read(measured)["shop.db"] == {
+                    "used": 1, "idle": 0, "max": 1, "pending_requests": 3, "timeouts": 0,
+                }  # fmt: skip
+            assert read(measured)["shop.db"]["timeouts"] == 3
+            await engine.dispose()
+            # The new pool has not been used: to ask it would make its queue.
+            assert read(measured)["shop.db"]["used"] == 0
+            assert "_queue" not in vars(engine.pool._pool)  # type: ignore[attr-defined] # the point
+
+    asyncio.run(main())
+
+
+def test_a_pool_without_numbers_has_what_sessions_hold_and_says_so_once(
+    make: Callable[..., Engine], measured: Measurements, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = make("none.db", poolclass=NullPool)
+    factory = sessionmaker(engine)
+    with instrument(factory, exporter=Exporter(meter_provider=measured.provider)):
+        with factory() as session:
+            session.execute(ONE)
+            assert read(measured)["none.db"] == {"used": 1, "timeouts": 0}
+        assert read(measured)["none.db"] == {"used": 0, "timeouts": 0}
+    (message,) = [one for one in caplog.messages if "NullPool" in one]
+    assert "does not count its connections" in message
+
+
+def test_a_pool_of_one_connection_is_nothing_to_complain_of(
+    measured: Measurements, caplog: pytest.LogCaptureFixture
+) -> None:
+    factory = sessionmaker(create_engine("sqlite://", pool_logging_name="memory"))
+    tracing = instrument(factory, exporter=Exporter(meter_provider=measured.provider))
+    with tracing, factory() as session:
+        session.execute(ONE)
+        assert read(measured)["memory"] == {"used": 1, "timeouts": 0}
+    assert caplog.messages == []
+
+
+def test_two_engines_of_one_database_have_names_of_their_own(
+    make: Callable[..., Engine], measured: Measurements
+) -> None:
+    first, second = make(pool_logging_name="orders"), make(pool_logging_name="orders")
+    factory, another = sessionmaker(first), sessionmaker(second)
+    with instrument(exporter=Exporter(meter_provider=measured.provider)):
+        with factory() as one, another() as two:
+            one.execute(ONE)
+            two.execute(ONE)
+            assert {name: pool["used"] for name, pool in read(measured).items()} == {
+                "orders": 1,
+                "orders (2)": 1,
+            }
+        with factory() as one:
+            one.connection(execution_options={"isolation_level": "SERIALIZABLE"})
+            assert len(read(measured)) == 2
+
+
+def test_factories_that_share_an_engine_share_its_pool(
+    make: Callable[..., Engine], measured: Measurements
+) -> None:
+    engine = make()
+    exporter = Exporter(meter_provider=measured.provider)
+    factory, another = sessionmaker(engine), sessionmaker(engine)
+    with instrument(factory, name="a", exporter=exporter):
+        also = instrument(another, name="b", exporter=exporter)
+        with also, factory() as one, another() as two:
+            one.execute(ONE)
+            two.execute(ONE)
+            assert read(measured)["shop.db"]["used"] == 2
+        with factory() as one, capture(factory) as captured:
+            one.execute(ONE)
+            assert "db.client.connection.count" in captured.metrics
+
+
+def test_an_engine_that_is_gone_is_measured_no_longer(measured: Measurements) -> None:
+    def use() -> None:
+        factory = sessionmaker(create_engine("sqlite://", pool_logging_name="short"))
+        with factory() as session:
+            session.execute(ONE)
+
+    with instrument(exporter=Exporter(meter_provider=measured.provider)):
+        use()
+        gc.collect()
+        assert "short" not in read(measured)
