@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from session_tracer.detectors import DEFAULT_DETECTORS, Detector
     from session_tracer.exporter import Exporter
     from session_tracer.instrumentor import Instrumentation, instrument, uninstrument
+    from session_tracer.ledger.dumping import dump
     from session_tracer.ledger.registry import live_sessions
     from session_tracer.model.findings import Finding, Lasting, Retraction
     from session_tracer.model.live_session import LiveSession
@@ -39,6 +40,7 @@ __all__ = [
     "SessionSummary",
     "Settings",
     "__version__",
+    "dump",
     "instrument",
     "live_sessions",
     "silence",
@@ -61,6 +63,7 @@ _HOMES: Final = {
     "SessionMisuse": "verdicts.misuse",
     "SessionSummary": "model.summary",
     "Settings": "settings",
+    "dump": "ledger.dumping",
     "instrument": "instrumentor",
     "live_sessions": "ledger.registry",
     "silence": "verdicts.silencing",

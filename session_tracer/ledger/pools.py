@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from session_tracer.facts import Database
     from session_tracer.ledger.report import Tracer
 
-__all__ = ["PoolNow", "pools_of", "timed_out", "use"]
+__all__ = ["PoolNow", "every_pool", "pools_of", "timed_out", "use"]
 
 
 class PoolNow(NamedTuple):
@@ -42,6 +42,11 @@ class _Known:
         self.tracers: weakref.WeakSet[Tracer] = weakref.WeakSet()
         self.timeouts = 0
 
+    @property
+    def is_used(self) -> bool:
+        """Whether the engine exists, and a tracer reports sessions that use it."""
+        return self.engine() is not None and any(not by.closed for by in self.tracers)
+
 
 # By the engine's dialect, which engines with execution options share.
 _KNOWN: Final[weakref.WeakKeyDictionary[Any, _Known]] = weakref.WeakKeyDictionary()
@@ -54,6 +59,9 @@ def use(connection: Any, database: Database, tracers: Iterable[Tracer]) -> None:
     """Sessions of these tracers use the connection's pool from now on."""
     known = _KNOWN.get(connection.dialect)
     if known is None:
+        for dialect, one in list(_KNOWN.items()):
+            if not one.is_used:
+                _KNOWN.pop(dialect, None)
         if len(_KNOWN) >= _MOST_POOLS:
             return
         known = _Known(connection.engine, _name(connection.engine.pool, database))
@@ -68,6 +76,12 @@ def timed_out(pool: Any) -> None:
         engine = known.engine()
         if engine is not None and engine.pool is pool:
             known.timeouts += 1
+
+
+def every_pool() -> list[PoolNow]:
+    """The pools of all tracers that are in use."""
+    every = [(known, known.engine()) for known in _KNOWN.copy().values() if known.is_used]
+    return [_look(known, engine.pool) for known, engine in every if engine is not None]
 
 
 def pools_of(tracer: Tracer) -> list[tuple[int, PoolNow]]:

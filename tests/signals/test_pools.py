@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
 ONE = text("SELECT 1")
+MOST_POOLS = 100
 Pools = dict[str, dict[str, int]]
 
 
@@ -208,6 +209,23 @@ def test_factories_that_share_an_engine_share_its_pool(
         with factory() as one, capture(factory) as captured:
             one.execute(ONE)
             assert "db.client.connection.count" in captured.metrics
+
+
+def test_engines_that_are_no_longer_traced_do_not_count_towards_the_most(
+    measured: Measurements,
+) -> None:
+    kept = []
+    for number in range(MOST_POOLS + 20):
+        engine = create_engine("sqlite://", pool_logging_name=f"pool {number}")
+        factory = sessionmaker(engine)
+        kept.append(engine)
+        exporter = Exporter(meter_provider=measured.provider)
+        with instrument(factory, exporter=exporter), factory() as session:
+            session.execute(ONE)
+            if number == MOST_POOLS + 19:
+                assert list(read(measured)) == [f"pool {number}"]
+    for engine in kept:
+        engine.dispose()
 
 
 def test_an_engine_that_is_gone_is_measured_no_longer(measured: Measurements) -> None:
