@@ -27,13 +27,13 @@ __all__ = [
     "brought_by",
     "column_kind",
     "is_left_out",
+    "key_and_tree",
     "load_path",
     "loaded_at",
     "loader",
     "owner",
     "primary_key",
     "refers_here",
-    "refers_to_itself",
     "route_to",
     "selection",
 ]
@@ -341,11 +341,6 @@ def refers_here(mapper: Mapper[Any], attribute: str) -> bool:
     return prop is not None and prop.direction is not RelationshipDirection.MANYTOONE
 
 
-def refers_to_itself(mapper: Mapper[Any]) -> bool:
-    """Whether rows of the mapper's table refer to other rows of it, as the nodes of a tree do."""
-    return _known(mapper).is_tree
-
-
 def _is_of_own_table(column: Any) -> bool:
     table = getattr(getattr(column, "table", None), "fullname", None)
     keys = getattr(column, "foreign_keys", ())
@@ -354,9 +349,14 @@ def _is_of_own_table(column: Any) -> bool:
 
 def primary_key(mapper: Mapper[Any]) -> str:
     """The attribute that is the primary key; empty where several are."""
+    return key_and_tree(mapper)[0]
+
+
+def key_and_tree(mapper: Mapper[Any]) -> tuple[str, bool]:
+    """The primary key, and whether rows of the table refer to other rows of it, as in a tree."""
     known = _known(mapper)
     if known.primary_key is None:
         columns = mapper.primary_key
         is_one = len(columns) == 1
         known.primary_key = mapper.get_property_by_column(columns[0]).key if is_one else ""
-    return known.primary_key
+    return known.primary_key, known.is_tree

@@ -64,7 +64,8 @@ class Query(NamedTuple):
         ignored: The values of what is returned, and the values that a column must not have.
         offset: The value of OFFSET.
         limit: The value of LIMIT.
-        has_list_of_one: Whether one of the chosen values is alone in a list.
+        simple_part: What is read of a result if there are no parts: `one` where one of the chosen
+            values is alone in a list.
         is_limited: Whether LIMIT is that of the result, and not of another SELECT in the text.
         is_ordered: Whether the rows are in an order.
         is_aggregate: Whether it returns no rows, but what is counted or added up of them.
@@ -78,7 +79,7 @@ class Query(NamedTuple):
     ignored: tuple[_Value, ...]
     offset: _Value | None
     limit: _Value | None
-    has_list_of_one: bool
+    simple_part: Part
     is_limited: bool
     is_ordered: bool
     is_aggregate: bool
@@ -88,15 +89,10 @@ class Query(NamedTuple):
         """Whether it is not enough to compare all values of two such SELECTs."""
         return bool(self.listed or self.ranged or self.offset or self.fixed or self.ignored)
 
-    @property
-    def simple_part(self) -> Part:
-        """What is read of a result if there are no parts."""
-        return "one" if self.has_list_of_one else WHOLE
-
     def group(self, parameters: Any) -> int:
         """Return a hash that is equal for SELECTs which one SELECT for all keys can replace."""
         try:
-            return hash(repr([value.of(parameters) for value in self.fixed])) if self.fixed else 0
+            return hash(repr([value.of(parameters) for value in self.fixed]))
         except (LookupError, TypeError):
             return 0
 
@@ -187,7 +183,7 @@ class _Reader:
         self._listed: list[_Value] = []
         self._ranged: list[_Value] = []
         self._ignored: list[_Value] = []
-        self._has_list_of_one = False
+        self._simple_part: Part = WHOLE
         self._columns: set[str] = set()
         self._limit: _Value | None = None
         self._offset: _Value | None = None
@@ -218,7 +214,7 @@ class _Reader:
             ignored=tuple(self._ignored),
             offset=self._offset,
             limit=self._limit,
-            has_list_of_one=self._has_list_of_one,
+            simple_part=self._simple_part,
             is_limited=self._is_limited,
             is_ordered="ORDER" in map(self._word, range(len(self._pieces))),
             is_aggregate=self._is_aggregate(),
@@ -279,7 +275,7 @@ class _Reader:
             self._listed += bracket.values
         else:
             self._chosen += [(value, "") for value in bracket.values]
-            self._has_list_of_one = True
+            self._simple_part = "one"
 
     def _value(self, value: _Value, number: int) -> None:
         self._keep("?")

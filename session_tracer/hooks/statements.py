@@ -23,7 +23,7 @@ from session_tracer import facts
 from session_tracer.facts import StatementExecuted
 from session_tracer.hooks import load_reason, locks, loops, parts, sql, streams
 from session_tracer.hooks.failed_statements import statement_failed
-from session_tracer.hooks.loader_options import primary_key, refers_to_itself
+from session_tracer.hooks.loader_options import key_and_tree
 from session_tracer.hooks.patching import as_sqlalchemys
 from session_tracer.hooks.sql import fingerprint as fingerprint_of
 from session_tracer.ledger import pools
@@ -569,6 +569,7 @@ def _select(
     part_of, part = fingerprint, query.simple_part
     if fingerprint and query.has_parts:
         part_of, part = query.part(parameters)
+    key, is_tree = ("", False) if subject is None else key_and_tree(subject.mapper)
     return StatementExecuted(
         at=at,
         site=site,
@@ -582,7 +583,7 @@ def _select(
         error="" if error is None else type_name(error),
         status="" if error is None else sql.status_code(error),
         by_key=by_key,
-        key=primary_key(subject.mapper) if by_key and subject is not None else "",
+        key=key if by_key else "",
         fingerprint=fingerprint,
         streamed=streamed,
         text=hash(statement),
@@ -591,9 +592,9 @@ def _select(
         query=query.id,
         part=part,
         part_of=part_of,
-        group=query.group(parameters),
-        of_key=query.of_key(parameters),
-        is_tree=subject is not None and refers_to_itself(subject.mapper),
+        group=query.group(parameters) if query.fixed else 0,
+        of_key=query.of_key(parameters) if query.limit or query.is_aggregate else "rows",
+        is_tree=is_tree,
         sql=sql.shown(statement, ledger.system),
     )
 

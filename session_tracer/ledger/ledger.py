@@ -888,7 +888,7 @@ class Ledger(Use):
         """What the savepoint has flushed is the outer transaction's, or is gone."""
         self.open_savepoints = max(0, self.open_savepoints - 1)
         *outer, began = self.savepoints_began or ((),)
-        if outcome not in _KEPT:
+        if began and outcome not in _KEPT:
             gone = list(map(difference, (self.new, self.dirty, self.deleted), began))
             self.decided = tuple(map(with_counts, self.decided, gone))
             # What is gone already is not in what an outer savepoint takes with it.
