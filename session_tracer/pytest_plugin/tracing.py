@@ -109,6 +109,8 @@ class Tracing:
         # The call of the running test that happened last.
         self._call: Call = ()
         self._current = _Current()
+        # The scopes of what no code of the running test did, by the ids of session and finding.
+        self._by_itself: dict[tuple[str, str], Scope] = {}
         self._clients = ClientThreads()
         # Sessions of several threads may be reported at the same time.
         self._lock = threading.Lock()
@@ -136,6 +138,7 @@ class Tracing:
             self._instrumentation = None
             # A scope refers to its test, and the test to the facts of all its sessions.
             self._open.clear()
+            self._by_itself.clear()
 
     def begin(self, case: Case) -> None:
         """Begin a test. Sessions that it shares with other tests begin to count from zero.
@@ -283,6 +286,12 @@ class Tracing:
         """Return whether the session that this thread reports now belongs to no test."""
         return self._current.scope is None or self._current.scope.case is None
 
+    def note_finding(self, finding: Finding) -> None:
+        """Note the scope of what no code of the running test did: another thread reports it."""
+        scope = self._current.scope
+        if scope is not None and self._current.by_itself:
+            self._by_itself[finding.session_id, finding.id] = scope
+
     def is_stopped(self, finding: Finding) -> bool:
         """Return whether a fixture ends, and with it a task that closes its session."""
         is_cancelled = finding.id == "cancelled-transaction" and not self._current.by_itself
@@ -337,8 +346,8 @@ class Tracing:
 
     def _found(self, finding: Finding) -> None:
         """Report a finding in the running test, or in the test whose session was collected."""
-        scope = self._current.scope
-        if scope is None or not self._current.by_itself:
+        scope = self._by_itself.pop((finding.session_id, finding.id), None)
+        if scope is None:
             self._report(finding, self.case)
         elif not (
             scope.shared
@@ -441,6 +450,8 @@ class _PerTest:
             earlier, report.passed = [report.passed, self._tracing.commit_of(one)], {}
             loop, report.loop = report.loop, None
             case = self._tracing.case
+            if isinstance(one, Finding):
+                self._tracing.note_finding(one)
             if case is None:
                 yield one
             elif isinstance(one, Finding) and (

@@ -1382,6 +1382,26 @@ def test_keeps_its_own_waiting(session):
     assert "outside of tests" not in run.text
 
 
+def test_what_the_watch_finds_of_a_shared_session_is_no_tests_fault(suites: Suites) -> None:
+    run = suites.run_source(
+        """
+import time
+
+def test_waits(shared_session):
+    shared_session.connection()
+    time.sleep(0.5)
+
+def test_keeps_its_own_waiting(session):
+    session.connection()
+    time.sleep(0.5)
+""",
+        "--session-tracer=warning",
+        "--override-ini=session_tracer_idle_in_transaction_seconds=0.1",
+    )
+    assert run.outcomes == {"test_waits": "passed", "test_keeps_its_own_waiting": "failed"}
+    assert run.text.count("idle-in-transaction   ") == 1
+
+
 def test_a_junit_file_has_counts_and_findings(suites: Suites) -> None:
     suites.run_source(THREE, "--session-tracer=error", "--junitxml=junit.xml")
     properties = {
