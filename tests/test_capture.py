@@ -345,7 +345,7 @@ with trace.get_tracer("other").start_as_current_span("request"):
         with maker() as session:
             session.execute(text("SELECT 1"))
 print([span.name for span in captured.spans], [span.name for span in spans.get_finished_spans()])
-print(sorted(captured.metrics)[0], reader.get_metrics_data())
+print("sqlalchemy.session.duration" in captured.metrics, reader.get_metrics_data())
 print(trace.get_tracer_provider() is provider, metrics.get_meter_provider() is meters)
 (request,) = spans.get_finished_spans()
 print({span.context.trace_id == request.context.trace_id for span in captured.spans})
@@ -363,7 +363,7 @@ def test_it_leaves_configured_providers_alone_and_joins_the_callers_trace() -> N
     )
     assert ran.stdout.splitlines() == [
         "['transaction', 'session default'] ['request']",
-        "sqlalchemy.connection.busy.duration None",
+        "True None",
         "True True",
         "{True}",
     ]

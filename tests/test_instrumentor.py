@@ -158,7 +158,7 @@ class Sink:
 
 
 def _is_gauge(name: str) -> bool:
-    return name.endswith((".open", ".oldest.age"))
+    return name.endswith((".open", ".oldest.age")) or name.startswith("db.client.connection.")
 
 
 def permuted(names: Sequence[str], most: int | None = None) -> list[tuple[str, ...]]:

@@ -121,6 +121,8 @@ class BackgroundQueue(Generic[T]):
         except RuntimeError:  # the process is ending: flush() does what is left
             self.failed += 1
             self._unstarted.append(None)
+        if self._closed:  # by another thread meanwhile, which found nothing to end
+            queue.put(self._ended)
 
     def flush(self, timeout: float = 5.0) -> bool:
         """Wait until all values have been consumed.

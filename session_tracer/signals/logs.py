@@ -139,9 +139,10 @@ class LogSignal:
                 flat = _flat(latest.identity, fields | latest.fields | sums)
                 self._log(latest.level, names.SUPPRESSED, flat, self._of_all, {})
             else:
-                finding, moment = latest
+                finding, found = latest
                 # It is logged now, and not when it was found.
-                self._log_finding(finding, moment._replace(at=0), held.count - 1)
+                moment = Moment(found.identity, found.bound, 0)
+                self._log_finding(finding, moment, held.count - 1)
         except Exception as error:
             self._failed(type(self).__name__, error)
 

@@ -44,6 +44,8 @@ _SETUPS_OF_TESTS: Final = {
     "unittest.async_case": frozenset({"_callSetUp"}),
     "testtools.testcase": frozenset({"_run_setup"}),
 }
+# What runs a test: a fixture that is further out runs a whole pytest of its own.
+_TEST: Final = "pytest_runtest_call"
 # From a wrapped close() out to one of them it is about eight, through `scoped_session.remove()`.
 _MOST_FRAMES: Final = 20
 
@@ -88,10 +90,12 @@ def _is_called_by(functions: Mapping[str, frozenset[str]]) -> bool:
     if sys.modules.keys().isdisjoint(functions):
         return False
     # An event loop or a greenlet that the fixture runs is on the same stack, or was begun on it.
-    return any(
-        frame.f_code.co_name in functions.get(frame.f_globals.get("__name__", ""), ())
-        for frame in whole_stack()
-    )
+    for frame in whole_stack():
+        if frame.f_code.co_name in functions.get(frame.f_globals.get("__name__", ""), ()):
+            return True
+        if frame.f_code.co_name == _TEST:
+            return False
+    return False
 
 
 def _frames() -> Iterator[FrameType]:

@@ -155,7 +155,11 @@ def test_threads_that_work_get_what_they_would_while_others_come_and_go(engine: 
     # Two threads of one process never told a scope twice.
     assert len({summary.id for summary in told}) == len(told) > 10
     assert live_sessions() == []
-    assert [one.name for one in threading.enumerate() if one.name == "session_tracer"] == []
+    # One that a session has started as the last tracer went ends by itself.
+    end = time.monotonic() + 10
+    while any(one.name.startswith("session_tracer") for one in threading.enumerate()):
+        assert time.monotonic() < end
+        time.sleep(0.01)
     assert changes(before, engine) == set()
     assert read(maker) == READ
     assert engine.pool.checkedout() == 0  # type: ignore[attr-defined] # a QueuePool
