@@ -233,8 +233,9 @@ class StatementExecuted(_Value):
     although none of them is written to: the SELECT locks rows, or calls a volatile function.
     `query` is equal for two SELECTs that differ in their values only, and `part_of` for two that
     read parts of one result, `part` being what kind of part. `group` is equal for SELECTs that one
-    SELECT could replace, which reads `of_key` for the keys of all of them. `is_tree` is whether
-    rows of `entity` refer to other rows of it.
+    SELECT could replace, which reads `of_key` for the keys of all of them, and `ignored` for parts
+    whose values that choose no rows are the same. `is_tree` is whether rows of `entity` refer to
+    other rows of it.
     `sql` is the text of a SELECT without its values, shortened.
     """
 
@@ -261,6 +262,7 @@ class StatementExecuted(_Value):
     part: Part = ""
     part_of: int = 0
     group: int = 0
+    ignored: int = 0
     of_key: OfKey = "rows"
     is_tree: bool = False
     sql: str = ""

@@ -110,6 +110,7 @@ class _Asked:
         "due",
         "found",
         "is_batched",
+        "most_steps",
         "number",
         "parts",
         "passed",
@@ -132,7 +133,9 @@ class _Asked:
         self.number = 0
         self.unknown = 0
         # The parameters of what reads the next rows, or the rows of a list.
-        self.steps: set[int] = set()
+        # Those that read parts: by the values that choose no rows, which a step does not change.
+        self.steps: dict[int, set[int]] = {}
+        self.most_steps = 0
         self.tally = Tally()
         self._transaction = 0
         self._at = 0
@@ -148,12 +151,13 @@ class _Asked:
             self.parts.clear()
             self.number = self.unknown = 0
             self.steps.clear()
+            self.most_steps = 0
             if not self.found:
                 self.tally = Tally()
         self._at = fact.at
         self.tally.add(fact.duration)
         self.subject = fact.entity or fact.collection
-        before, steps = self.number, len(self.steps)
+        before, steps = self.number, self.most_steps
         self.unknown += fact.part == "unknown"
         if fact.part_of and before < _MOST_SELECTS and len(self.parts) < _MOST_SELECTS:
             keys = self.parts.setdefault(fact.group, set())
@@ -161,9 +165,11 @@ class _Asked:
             # If two of these differ, so do those of which it is not known.
             self.number = max(before, len(keys) + self.unknown * (len(keys) > 1))
         self.is_batched = self.is_batched or fact.part == "list"
-        if fact.part in _STEPS and steps < _MOST_SELECTS:
-            self.steps.add(fact.fingerprint)
-        return self.number > before, len(self.steps) > steps
+        if fact.part in _STEPS and steps < _MOST_SELECTS and len(self.steps) < _MOST_SELECTS:
+            alike = self.steps.setdefault(fact.ignored, set())
+            alike.add(fact.fingerprint)
+            self.most_steps = max(steps, len(alike))
+        return self.number > before, self.most_steps > steps
 
 
 class _Selects:
@@ -339,9 +345,9 @@ def _is_of_items(fact: StatementExecuted, asked: _Asked, report: Report) -> bool
     mapping is no chunk of a longer one.
     """
     locator, enough = report.ledger.locator, report.settings.queries_from_one_site
-    if len(asked.steps) == enough - 1:
+    if asked.most_steps == enough - 1:
         asked.passed = locator.passed()
-    if len(asked.steps) != enough or asked.is_reported(report):
+    if asked.most_steps != enough or asked.is_reported(report):
         return False
     loop = locator.loop(asked.passed, report.ledger.opened_site)
     return loop is not None and goes_over(loop) in _STEPS[fact.part]

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from session_tracer.facts import OfKey, Part
 
@@ -91,10 +91,11 @@ class Query(NamedTuple):
 
     def group(self, parameters: Any) -> int:
         """Return a hash that is equal for SELECTs which one SELECT for all keys can replace."""
-        try:
-            return hash(repr([value.of(parameters) for value in self.fixed]))
-        except (LookupError, TypeError):
-            return 0
+        return _hash_of(self.fixed, parameters)
+
+    def same_ignored(self, parameters: Any) -> int:
+        """Return a hash that is equal for SELECTs whose values that choose no rows are the same."""
+        return _hash_of(self.ignored, parameters)
 
     def of_key(self, parameters: Any) -> OfKey:
         """Return what it reads of the rows of one key."""
@@ -139,6 +140,13 @@ class Query(NamedTuple):
         if self.listed:
             part = "list"
         return hash((self.id, repr([value.of(parameters) for value in chosen]))) or 1, part
+
+
+def _hash_of(values: Sequence[_Value], parameters: Any) -> int:
+    try:
+        return hash(repr([value.of(parameters) for value in values]))
+    except (LookupError, TypeError):
+        return 0
 
 
 def _whole(value: _Value | None, parameters: Any) -> int | None:

@@ -593,6 +593,7 @@ def _select(
         part=part,
         part_of=part_of,
         group=query.group(parameters) if query.fixed else 0,
+        ignored=query.same_ignored(parameters) if query.ignored else 0,
         of_key=query.of_key(parameters) if query.limit or query.is_aggregate else "rows",
         is_tree=is_tree,
         sql=sql.shown(statement, ledger.system),

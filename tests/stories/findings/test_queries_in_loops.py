@@ -297,6 +297,24 @@ def test_what_only_looks_like_parts_of_one_result(twin: Twin, how: Any) -> None:
     twin.run(story)
 
 
+async def a_list_for_each_result(session: Any) -> None:
+    ids = (await session.scalars(select(Book.id))).all()
+    for divisor, keys in dict.fromkeys(range(2, 14), ids).items():
+        of_each = select(Book.author_id, func.sum(Book.id % divisor)).group_by(Book.author_id)
+        await session.execute(of_each.where(Book.id.in_(keys)))
+
+
+def test_a_list_is_no_other_one_where_only_the_result_differs(twin: Twin) -> None:
+    async def story() -> None:
+        await keep(twin, *authors(12, books_each=2))
+        with capture(twin.factory) as captured:
+            async with twin.session() as session:
+                await a_list_for_each_result(session)
+        assert_found(captured)
+
+    twin.run(story)
+
+
 async def two_at_once(session: Any, author: Author) -> Any:
     for entity in (Book, Letter):
         of_author = select(entity).where(entity.author_id == author.id)
