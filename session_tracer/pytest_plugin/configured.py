@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from session_tracer.settings import Settings
 
-__all__ = ["LARGE", "SETTINGS", "SMALL", "add_settings", "given_settings", "settings_for_tests"]
+__all__ = ["SETTINGS", "SMALL", "add_settings", "given_settings", "settings_for_tests"]
 
 PREFIX: Final = "session_tracer_"
 
@@ -55,15 +55,12 @@ SMALL: Final[Mapping[str, int]] = {
     "reloads_after_commit": 3,
     "refreshes_from_one_site": 3,
 }
-# Values that are set are often equal in tests, because their data is.
-LARGE: Final[Mapping[str, int]] = {"unchanged_dirty_objects": 1_000}
-_IN_TESTS: Final[Mapping[str, int]] = {**SMALL, **LARGE}
 
 
 def add_settings(parser: pytest.Parser) -> None:
     """Declare the settings."""
     for name in SETTINGS:
-        default = f", {_IN_TESTS[name]} by default" if name in _IN_TESTS else ""
+        default = f", {SMALL[name]} by default" if name in SMALL else ""
         kind: Literal["linelist", "string"] = "linelist" if name in _LISTS else "string"
         parser.addini(PREFIX + name, f"the setting {name} in tests{default}", kind, default="")
 
@@ -91,7 +88,7 @@ def settings_for_tests(given: Mapping[str, str]) -> Settings:
     from session_tracer.settings import Settings
 
     of_environment = Settings.from_env()
-    default = {**_IN_TESTS, **{name: _read(name, text) for name, text in given.items()}}
+    default = {**SMALL, **{name: _read(name, text) for name, text in given.items()}}
     chosen = {name: value for name, value in default.items() if not _is_in_environment(name)}
     # The plugin counts the known findings, so the tracer must not drop them.
     return of_environment.override({**chosen, "baseline_path": ""})
