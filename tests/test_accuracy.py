@@ -12,7 +12,7 @@ from benchmarks.accuracy import page
 from benchmarks.accuracy.programs import Programs
 from benchmarks.accuracy.reasons import REASONS
 from benchmarks.accuracy.results import Results, load
-from benchmarks.accuracy.tools import NO_TOOL, OWN, RunFailed, Tool, outcomes
+from benchmarks.accuracy.tools import LOWER, NO_TOOL, OWN, RunFailed, Tool, outcomes
 from tasks import StepFailed, StepNotRun
 
 if TYPE_CHECKING:
@@ -82,7 +82,9 @@ def test_a_run_that_pytest_refuses_is_an_error_that_has_its_output() -> None:
 def _saved(monkeypatch: pytest.MonkeyPatch) -> None:
     """An earlier run of four programs, of which it judged one wrong bug and one right program."""
     names = ["bug_lost", "bug_missed", "clean_closed", "clean_noisy", "clean_gone"]
-    saved = Results({}, {"corpus": names}, {"corpus": {OWN.name: ["bug_missed"]}})
+    alike = ["bug_lost", "clean_noisy"]
+    reported = {"corpus": {OWN.name: ["bug_missed"], LOWER.name: alike}}
+    saved = Results({}, {"corpus": names}, reported)
     monkeypatch.setattr(command, "load", lambda: saved)
 
 
@@ -92,9 +94,9 @@ def test_the_check_names_each_program_that_is_judged_otherwise(
 ) -> None:
     assert command.check(programs(HERE)) == 1
     assert capsys.readouterr().out.splitlines() == [
-        "bug_missed: no longer reported, though wrong",
-        "clean_noisy: reported now, though right",
-        "bug_lost: judged as its author does now; run with --write",
+        "bug_missed: session_tracer: no longer reported, though wrong",
+        "clean_noisy: session_tracer: reported now, though right",
+        "bug_lost: session_tracer: judged as its author does now; run with --write",
         "clean_gone: fails without a tool, or is missing",
     ]
 
@@ -103,7 +105,8 @@ def test_the_check_passes_if_nothing_has_changed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = ["bug_lost", "bug_missed", "clean_closed", "clean_noisy"]
-    reported = {"corpus": {OWN.name: ["bug_lost", "clean_noisy"]}}
+    alike = ["bug_lost", "clean_noisy"]
+    reported = {"corpus": {OWN.name: alike, LOWER.name: alike}}
     monkeypatch.setattr(command, "load", lambda: Results({}, {"corpus": names}, reported))
     assert command.check(programs(HERE)) == 0
     assert capsys.readouterr().out == "as saved: 4 programs\n"

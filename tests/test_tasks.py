@@ -192,7 +192,7 @@ def test_the_tests_find_the_other_tracers_and_print_the_slowest(
     monkeypatch.setattr(tasks, "neighbours", lambda: Path("neighbours/python"))
     tasks.tests_on_2_1(["-x"])
     ((command, variables),) = ran
-    assert command[1:] == ["-m", "pytest", "-n", "2", "--dist=worksteal", "--durations=25", "-x"]
+    assert command[1:] == ["-m", "pytest", "-n", "3", "--dist=worksteal", "--durations=25", "-x"]
     assert variables == {"SESSION_TRACER_TEST_NEIGHBOURS": Path("neighbours/python")}
 
 

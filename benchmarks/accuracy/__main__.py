@@ -6,7 +6,7 @@ import argparse
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
-from itertools import repeat
+from itertools import filterfalse, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,15 +41,18 @@ def main() -> int:
 
 def check(corpus: Programs) -> int:
     """Compare what session_tracer reports with the saved run; the exit code is 0 if it is alike."""
-    saved, now = load(), _compare([corpus], [OWN])
-    before, after = (set(one.wrong(OWN.name)) for one in (saved, now))
+    saved, now = load(), _compare([corpus], [OWN, LOWER])
     missing = sorted(set(saved.programs["corpus"]) - set(now.programs["corpus"]))
-    lines = [
-        *_named("no longer reported, though wrong", filter(has_bug, after - before)),
-        *_named("reported now, though right", (one for one in after - before if not has_bug(one))),
-        *_named("judged as its author does now; run with --write", before - after),
-        *_named("fails without a tool, or is missing", missing),
-    ]
+    lines: list[str] = []
+    for tool in (OWN, LOWER):
+        before, after = (set(one.wrong(tool.name)) for one in (saved, now))
+        gone, come = after - before, before - after
+        lines += [
+            *_named(f"{tool.name}: no longer reported, though wrong", filter(has_bug, gone)),
+            *_named(f"{tool.name}: reported now, though right", filterfalse(has_bug, gone)),
+            *_named(f"{tool.name}: judged as its author does now; run with --write", come),
+        ]
+    lines += _named("fails without a tool, or is missing", missing)
     print("\n".join(lines) or f"as saved: {len(saved.programs['corpus'])} programs")
     return 1 if lines else 0
 
