@@ -56,6 +56,12 @@ def test_a_finding_is_printed_below_what_its_function_does() -> None:
     assert "● session" not in said
 
 
+def test_all_of_them_are_printed_one_after_the_other() -> None:
+    played = run()
+    assert played.returncode == 0
+    assert tuple(re.findall(r"^[✖▲◆] ([a-z-]+)", played.stderr, re.MULTILINE)) == FINDING_IDS
+
+
 def test_the_sessions_are_reported_as_well_where_an_exporter_is_named() -> None:
     assert "● session shop" in run("commit-in-loop", "--exporter", "console").stderr
 

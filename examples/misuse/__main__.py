@@ -1,6 +1,7 @@
 """Makes all mistakes, or those that are named, and prints the findings."""
 
 import argparse
+import gc
 import sys
 
 from examples.misuse.db import close_shop, open_shop
@@ -19,7 +20,6 @@ def main() -> int:
         elif not options.findings or scene.finding in options.findings:
             sys.stderr.write(f"\n{number:2} {scene.finding}: {scene.title}\n\n")
             _play(scene, options.exporter)
-    close_shop()
     return 0
 
 
@@ -30,6 +30,9 @@ def _play(scene: Scene, exporter: str | None) -> None:
     ) as tracing:
         scene.play()
         tracing.flush()
+    # A connection that the mistake has lost, perhaps in a cycle, would lock the database.
+    gc.collect()
+    close_shop()
 
 
 def _findings_alone() -> Exporter:
