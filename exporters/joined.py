@@ -69,17 +69,23 @@ def _alike(
     finding_of: Callable[[T], Finding],
     sessions_of: Callable[[T], Iterable[str]],
 ) -> list[list[T]]:
-    begun: list[list[T]] = []
+    # By place, the group of what was found there.
     places: dict[Hashable, list[T]] = {}
+    begun: list[list[T]] = []
     for one in found:
         keys = list(_places(finding_of(one), sessions_of(one)))
-        known = next((places[key] for key in keys if key in places), None)
-        if known is None:
-            known = []
-            begun.append(known)
-        known.append(one)
-        for key in keys:
-            places.setdefault(key, known)
+        there = {id(places[key]) for key in keys if key in places}
+        known = [group for group in begun if id(group) in there]
+        first, *others = known or [[]]
+        if not known:
+            begun.append(first)
+        # One that has the line of one group and the loop of another joins them.
+        for other in others:
+            first += other
+            begun = [group for group in begun if group is not other]
+            places = {key: first if group is other else group for key, group in places.items()}
+        first.append(one)
+        places.update(dict.fromkeys(keys, first))
     return begun
 
 

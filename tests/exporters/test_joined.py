@@ -64,6 +64,18 @@ def test_several_lines_of_one_loop_are_one_finding() -> None:
     assert one.message.endswith(f"; also Author.awards at {OTHER.path}:12")
 
 
+def test_what_has_the_line_of_one_and_the_loop_of_another_joins_them() -> None:
+    looped: dict[str, Any] = {"evidence": {"loop": LOOP}}
+    elsewhere: dict[str, Any] = {"evidence": {"loop": str(at(3))}, "session_id": "2"}
+    (one,) = joined(
+        [found("letters", **elsewhere), found("awards", site=OTHER, **looped), found(**looped)]
+    )
+    assert (
+        one.message
+        == f"Author.letters was lazily loaded; also Author.awards at {OTHER.path}:12, Author.books"
+    )
+
+
 def test_an_option_that_goes_on_has_its_first_step() -> None:
     nested = (
         "select(Author).options(selectinload(Author.books).joinedload(Book.shelf)) at views.py:7"
