@@ -29,6 +29,8 @@ pytestmark = [
     pytest.mark.timeout(300 + 5 * PROGRAMS),
     # A lazy load that asyncio refuses leaves the driver's coroutine behind, traced or not.
     pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
+    # And SQLAlchemy warns if the garbage collector takes an asynchronous session that it lost.
+    pytest.mark.filterwarnings("ignore:The garbage collector is trying:sqlalchemy.exc.SAWarning"),
 ]
 # Short programs make findings, too.
 SENSITIVE: Final[dict[str, Any]] = {
