@@ -50,7 +50,7 @@ def follow(ledger: Ledger, context: Any, site: CallSite | None) -> None:
     identity_map = counter.ref() if isinstance(counter, MapCounter) else None
     if identity_map is None or _refuses(context):
         return
-    locks = _locks_of(ledger)
+    locks = ledger.until_end(_Locks)
     locks.conclude(ledger)
     locks.begin(ledger, identity_map, context, site)
 
@@ -65,16 +65,6 @@ def _refuses(context: Any) -> bool:
         or dialect.default_isolation_level
     )
     return str(level).upper().replace("_", " ") in _REFUSING
-
-
-def _locks_of(ledger: Ledger) -> _Locks:
-    for ask in ledger.when_ended:
-        known = getattr(ask, "__self__", None)
-        if type(known) is _Locks:
-            return known
-    locks = _Locks()
-    ledger.when_ended += (locks.ended,)
-    return locks
 
 
 class _Locks:

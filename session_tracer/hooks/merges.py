@@ -29,17 +29,7 @@ def follow(ledger: Ledger, state: Any, site: CallSite | None) -> None:
     An object that is in a session is written by that one.
     """
     if state.session_id is None:
-        _merges_of(ledger).add(state, site)
-
-
-def _merges_of(ledger: Ledger) -> _Merges:
-    for ask in ledger.when_ended:
-        known = getattr(ask, "__self__", None)
-        if type(known) is _Merges:
-            return known
-    merges = _Merges()
-    ledger.when_ended += (merges.ended,)
-    return merges
+        ledger.until_end(_Merges).add(state, site)
 
 
 class _Merges:

@@ -38,6 +38,7 @@ from session_tracer.where.work import blocks_now
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+    from typing import Protocol, TypeVar
 
     from sqlalchemy.engine import Connection
     from sqlalchemy.orm import Session
@@ -53,6 +54,15 @@ if TYPE_CHECKING:
     from session_tracer.where.except_finder import Failure
     from session_tracer.where.owner import Owner
     from session_tracer.where.work import Blocks
+
+    class _Following(Protocol):
+        """What follows a transaction to its end."""
+
+        def ended(
+            self, ledger: Ledger, session: Session, outcome: Outcome, site: CallSite | None
+        ) -> None: ...
+
+    _UntilEnd = TypeVar("_UntilEnd", bound=_Following)
 
 __all__ = [
     "ASLEEP",
@@ -666,6 +676,16 @@ class Ledger(Use):
         for report in self.reports:
             report.stop()
         self.reports = self.publishers = self.recording = ()
+
+    def until_end(self, kind: type[_UntilEnd]) -> _UntilEnd:
+        """Return what follows the open transaction to its end, one of each kind."""
+        for ask in self.when_ended:
+            known = getattr(ask, "__self__", None)
+            if type(known) is kind:
+                return known
+        new = kind()
+        self.when_ended += (new.ended,)
+        return new
 
     # From facts to detectors and publishers.
 

@@ -58,8 +58,7 @@ def is_around_block(site: CallSite, function: str) -> bool:
 
 def goes_over(site: CallSite) -> Iteration:
     """Return what the innermost loop around the line goes over. A loop that counts is none."""
-    loops = _loops(site)
-    loop = loops[-1] if loops else None
+    loop = _innermost(site)
     body: Sequence[ast.AST]
     if isinstance(loop, ast.For | ast.AsyncFor):
         target, over, body = loop.target, loop.iter, loop.body
@@ -78,8 +77,7 @@ def goes_over_chunks(site: CallSite) -> bool:
 
     It counts in steps, or goes over what a function or variable of such a name has made.
     """
-    loops = _loops(site)
-    loop = loops[-1] if loops else None
+    loop = _innermost(site)
     if isinstance(loop, ast.For | ast.AsyncFor):
         over = loop.iter
     elif isinstance(loop, _COMPREHENSIONS):
@@ -98,8 +96,8 @@ def goes_turn_by_turn(site: CallSite) -> bool:
 
     That is a `while`, unless it goes over a list by index.
     """
-    loops = _loops(site)
-    return bool(loops) and isinstance(loops[-1], ast.While) and "len" not in _called(loops[-1].test)
+    loop = _innermost(site)
+    return isinstance(loop, ast.While) and "len" not in _called(loop.test)
 
 
 def is_over_items(site: CallSite) -> bool:
@@ -117,8 +115,7 @@ def takes_messages(site: CallSite) -> bool:
 
     A `get()` without a key is a queue's, not that of a dictionary or a session.
     """
-    loops = _loops(site)
-    loop = loops[-1] if loops else None
+    loop = _innermost(site)
     if isinstance(loop, ast.For | ast.AsyncFor):
         return _is_endless(loop.iter)
     if not isinstance(loop, ast.While):
@@ -134,6 +131,10 @@ def _takes_message(call: ast.Call) -> bool:
     if name in ("get", "get_nowait"):
         return not call.args and {one.arg for one in call.keywords} <= {"block", "timeout"}
     return not _QUEUES.isdisjoint(name.lower().split("_"))
+
+
+def _innermost(site: CallSite) -> ast.AST | None:
+    return next(reversed(_loops(site)), None)
 
 
 def _loops(site: CallSite) -> list[ast.AST]:
