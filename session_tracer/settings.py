@@ -197,6 +197,13 @@ class Settings:
     Raise it if an application has more endpoints and tasks.
     """
 
+    connection_sites: bool = _option(False, _SWITCH)
+    """Emit `sqlalchemy.connection.holders`: the connections that sessions hold now, by line.
+
+    The line is the one that first used the session. No other metric has lines. At most 20 lines are
+    distinguished at a time.
+    """
+
     site_frames: int = _option(1, _whole(1, 50))
     """Number of application frames in a call site, the innermost first.
 
@@ -459,6 +466,7 @@ class Overrides(TypedDict, total=False):
     record_identity: bool
     max_entities: int
     max_works: int
+    connection_sites: bool
     site_frames: int
     application_packages: str | Collection[str]
     expected_exceptions: str | Collection[str | type[BaseException]]

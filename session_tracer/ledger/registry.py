@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import weakref
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from session_tracer.ledger.owner_state import owner_state
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
     from session_tracer.ledger.ledger import Ledger
     from session_tracer.ledger.report import Report, Tracer
+    from session_tracer.where.callsite import CallSite
 
 __all__ = [
     "LIVE",
@@ -31,14 +33,17 @@ __all__ = [
 class OpenNow(NamedTuple):
     """What is open of one factory: ages of sessions and transactions in seconds.
 
-    `suspects` are the ids of the findings about something that lasts, one for each open session
-    that has one which is not retracted: the latest, for one suspicion leads to the next.
+    `holders` is how many connections are held, by the line that first used the session; it is
+    empty unless `Settings.connection_sites` is set. `suspects` are the ids of the findings about
+    something that lasts, one for each open session that has one which is not retracted: the latest,
+    for one suspicion leads to the next.
     """
 
     name: str
     sessions: list[float]
     transactions: list[float]
     suspects: list[str]
+    holders: Counter[CallSite | None]
 
 
 class LedgerRef(weakref.ref[Any]):
@@ -153,7 +158,8 @@ def _objects(ledger: Ledger, pending: int) -> dict[str, int]:
 
 def open_now(tracer: Tracer) -> OpenNow:
     """What the tracer's open sessions are at this moment."""
-    found = OpenNow(tracer.name, [], [], [])
+    found = OpenNow(tracer.name, [], [], [], Counter())
+    by_line = tracer.settings.connection_sites
     for ledger in list(LIVE):
         for report in ledger.reports:
             if report.tracer is tracer:
@@ -162,7 +168,13 @@ def open_now(tracer: Tracer) -> OpenNow:
                 if ledger.transaction_began_at:
                     found.transactions.append((now - ledger.transaction_began_at) / 1e9)
                 found.suspects.extend(one.finding.id for one in report.suspicions[-1:])
+                if by_line and (held := _held(ledger)):
+                    found.holders[ledger.first_used_site or ledger.opened_site] += held
     return found
+
+
+def _held(ledger: Ledger) -> int:
+    return sum(not holding.is_given_back for holding in ledger.connections)
 
 
 def end_all(clock: Callable[[], float] = time.monotonic, seconds: float = 1.0) -> None:

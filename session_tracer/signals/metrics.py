@@ -21,6 +21,7 @@ from session_tracer.model.findings import FINDING_IDS, LASTING
 from session_tracer.runtime import process, threads
 from session_tracer.signals import names
 from session_tracer.signals.histograms import RecordedHistograms
+from session_tracer.signals.holders import HolderLines
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from session_tracer.settings import Settings
     from session_tracer.signals.histograms import Histograms, Series, Span
     from session_tracer.signals.names import Metric
+    from session_tracer.where.callsite import CallSite
 
 __all__ = ["MetricSignal"]
 
@@ -90,6 +92,7 @@ class Instruments:
         meter = provider.get_meter(names.SCOPE, version)
         self._totals: dict[str, dict[tuple[tuple[str, str], ...], Total]] = {}
         self._signals: weakref.WeakSet[MetricSignal] = weakref.WeakSet()
+        self._lines: dict[str, HolderLines] = {}
         self._histograms = RecordedHistograms(meter) if histograms is None else histograms
         self.waiting = self._histograms.waiting
         for metric in names.METRICS:
@@ -142,7 +145,7 @@ class Instruments:
         elif metric.instrument == "gauge":
             meter.create_observable_gauge(
                 metric.name,
-                [self._gauge(_OBSERVED[metric.name])],
+                [self._gauge(_OBSERVED.get(metric.name, self._holders))],
                 metric.unit,
                 metric.description,
             )
@@ -165,6 +168,14 @@ class Instruments:
                     yield Observation(number, {names.SESSION_NAME: name, **attributes})
 
         return observe
+
+    def _holders(self, every: list[OpenNow]) -> list[tuple[float, dict[str, str | int]]]:
+        held: Counter[CallSite | None] = Counter()
+        for one in every:
+            held.update(one.holders)
+        with _LOCK.value:
+            lines = self._lines.setdefault(every[0].name, HolderLines())
+            return [(number, attributes) for number, attributes in lines.observe(held)]
 
     def _pools(self, of: OfPool) -> Callable[[CallbackOptions], Iterable[Observation]]:
         def observe(_: CallbackOptions) -> Iterator[Observation]:
@@ -200,7 +211,7 @@ _OF_POOLS: Final[Mapping[str, OfPool]] = {
 
 
 # What is observed of the open sessions of one name: numbers and attributes.
-Observed: TypeAlias = "Callable[[list[OpenNow]], Iterable[tuple[float, dict[str, str]]]]"
+Observed: TypeAlias = "Callable[[list[OpenNow]], Iterable[tuple[float, Mapping[str, str | int]]]]"
 
 
 def _number(of: Callable[[OpenNow], list[float]]) -> Observed:

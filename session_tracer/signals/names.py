@@ -77,7 +77,7 @@ SUPPRESSED: Final = "suppressed"
 # What the conventions put before the operation's name and the summary of a batch.
 BATCH: Final = "BATCH "
 
-# What a value becomes once its attribute has had `Settings.max_entities` others.
+# What a value becomes where its attribute has as many others as it may have.
 OTHER: Final = "_other"
 
 
@@ -158,6 +158,12 @@ CONNECTION_BUSY_DURATION: Final = Metric(
     "The part of holding a connection that was spent in SQL.",
     _SECONDS,
 )
+CONNECTION_HOLDERS: Final = Metric(
+    "sqlalchemy.connection.holders",
+    "gauge",
+    "{connection}",
+    "Connections that open sessions hold now, by the line that first used the session.",
+)
 FLUSH_DURATION: Final = Metric(
     "sqlalchemy.flush.duration", "histogram", "s", "How long flushes took.", _SECONDS
 )
@@ -218,6 +224,7 @@ METRICS: Final = (
     TRANSACTION_OLDEST,
     CONNECTION_HELD_DURATION,
     CONNECTION_BUSY_DURATION,
+    CONNECTION_HOLDERS,
     FLUSH_DURATION,
     LAZY_LOADS,
     FINDINGS,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 from collections import defaultdict
 from dataclasses import replace
@@ -389,7 +390,7 @@ class _Tracer(Tracer):
             Settings(**settings),
             fixed(exporter),
             detectors,
-            lambda tracer: OpenNow(tracer.name, [], [], []),
+            lambda tracer: OpenNow(tracer.name, [], [], [], collections.Counter()),
         )
         self.trace = 0
         for logs in self._logs:
