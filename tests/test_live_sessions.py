@@ -19,7 +19,7 @@ from session_tracer.testing import capture
 from tests.library import Author, Base, Essay, authors, keep
 from tests.stories.findings.due import look_ahead
 from tests.stories.lines import marked
-from tests.twins import Twin, on_each_database, on_postgresql
+from tests.twins import Twin, on_each_database
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -164,20 +164,6 @@ def test_times_are_seconds_since(factory: Factory) -> None:
         later = getattr(then, name) - getattr(first, name)
         assert 0.05 <= later <= passed, name
         assert 0 < getattr(first, name) < 20, name
-
-
-@on_postgresql
-def test_the_servers_process_is_the_servers_own_word_for_it(twin: Twin) -> None:
-    async def story() -> None:
-        with capture(twin.factory):
-            async with twin.session() as session:
-                assert live_sessions()[0].process_id is None
-                captured = await session.scalar(text("SELECT pg_backend_pid()"))
-                assert live_sessions()[0].process_id == captured
-                await session.commit()
-                assert live_sessions()[0].process_id is None
-
-    twin.run(story)
 
 
 def test_its_findings_so_far(factory: Factory) -> None:

@@ -218,6 +218,11 @@ def test_a_url_gives_the_server_and_not_the_user(url: str, expected: Database) -
     assert database(make_url(url)) == expected
 
 
+def test_a_url_of_mysql_that_leads_to_a_mariadb() -> None:
+    url = make_url("mysql+pymysql://me@db.example/shop")
+    assert database(url, is_mariadb=True) == Database("mariadb", "shop", "db.example")
+
+
 class OfMySQL(Exception):
     """As PyMySQL raises it: a number, then a text."""
 

@@ -149,7 +149,7 @@ class Twin:
     @property
     def _arguments(self) -> dict[str, Any]:
         """What makes a test that leaves a transaction open fail, instead of hang."""
-        if self.database == "sqlite":
+        if self.database != "postgresql":
             return {}
         if self.is_async:
             return {"server_settings": {"lock_timeout": "10000"}}
@@ -157,7 +157,7 @@ class Twin:
 
     @property
     def database(self) -> str:
-        """`sqlite` or `postgresql`."""
+        """`sqlite`, `postgresql` or `mysql`."""
         return self.url.get_backend_name()
 
     def session(self, **options: Any) -> Any:

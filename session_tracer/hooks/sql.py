@@ -246,9 +246,12 @@ _SYSTEMS: Final = {
 }
 
 
-def database(url: URL) -> Database:
-    """Where an engine leads, by OpenTelemetry's names; never its user or password."""
-    backend = url.get_backend_name()
+def database(url: URL, *, is_mariadb: bool = False) -> Database:
+    """Where an engine leads, by OpenTelemetry's names; never its user or password.
+
+    A URL of MySQL may lead to a MariaDB, which the dialect knows once it is connected.
+    """
+    backend = "mariadb" if is_mariadb else url.get_backend_name()
     return Database(
         system=_SYSTEMS.get(backend, backend),
         namespace=url.database or "",

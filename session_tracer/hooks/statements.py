@@ -100,7 +100,8 @@ def begin() -> None:
 
 def _listen_to(dialect: Dialect, connection: Connection) -> Database:
     """Listen to a dialect that is not listened to, and return what its database is."""
-    database = sql.database(connection.engine.url)
+    is_mariadb = bool(getattr(dialect, "is_mariadb", False))
+    database = sql.database(connection.engine.url, is_mariadb=is_mariadb)
     pools.use(connection, database, connection.__dict__[SLOT].tracers)
     with _CHANGING.value:
         # Another thread may have been first, or may have uninstrumented meanwhile.

@@ -144,7 +144,7 @@ def _is_gone(connection: Connection) -> bool:
 
 
 def _process_id(driver: Any) -> int | None:
-    """psycopg, psycopg2 and asyncpg, PyMySQL and asyncmy keep it; no round trip is needed."""
+    """psycopg, psycopg2, asyncpg, PyMySQL, asyncmy and mysqlclient keep it: no round trip."""
     inner = getattr(driver, "_connection", driver)  # SQLAlchemy's adapters of asyncio's drivers
     kind = type(inner)
     if kind in _SILENT:

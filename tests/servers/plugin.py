@@ -1,4 +1,4 @@
-"""Gives the tests their servers: one PostgreSQL a run, a database and a collector per worker."""
+"""Gives the tests their servers: one PostgreSQL and one MariaDB a run, a collector per worker."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -10,6 +10,7 @@ import pytest
 from tests.servers.collector import Collector
 from tests.servers.collector import collector as start_collector
 from tests.servers.lifeline import Lifeline, lifeline
+from tests.servers.mariadb import program, shared_mariadb
 from tests.servers.postgres import PostgresServer, shared_postgres
 
 _LINE = pytest.StashKey[Lifeline]()
@@ -50,6 +51,15 @@ def postgres_server(pytestconfig: pytest.Config) -> PostgresServer:
 def postgres_url(postgres_server: PostgresServer) -> Iterator[str]:
     """A plain `postgresql://` URL of a database that no other worker uses."""
     with postgres_server.database() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def mariadb_url(pytestconfig: pytest.Config) -> Iterator[str]:
+    """A plain `mysql://` URL of a database that no other worker uses, on a real MariaDB."""
+    if program() is None:
+        pytest.skip("mariadbd is not installed")
+    with shared_mariadb(pytestconfig.stash[_LINE]).database() as url:
         yield url
 
 

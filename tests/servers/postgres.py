@@ -112,7 +112,7 @@ def _programs() -> Path:
 
 
 def _start(line: Lifeline, programs: Path) -> str:
-    account = _account()
+    account = account_of_servers()
     if account is not None and not _can_enter(account, programs):
         programs = _copied(programs, line.folder / "programs")
     for attempt in range(1, TRIES + 1):
@@ -148,8 +148,8 @@ def _says_it_is_ready(server: Server) -> bool | None:
     return _READY in server.output() or None
 
 
-def _account() -> Account | None:
-    """Whom PostgreSQL runs as, where it cannot be ourselves: it refuses to be root."""
+def account_of_servers() -> Account | None:
+    """Whom a database runs as, where it cannot be ourselves: it refuses to be root."""
     if os.geteuid() != 0:
         return None
     nobody = pwd.getpwnam("nobody")
