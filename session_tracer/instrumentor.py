@@ -29,7 +29,7 @@ from session_tracer.hooks.targets import (
     places,
     resolve,
 )
-from session_tracer.ledger import object_counter, openings, same_owner, watchdog
+from session_tracer.ledger import dump_signal, object_counter, openings, same_owner, watchdog
 from session_tracer.ledger.in_progress import SLOT
 from session_tracer.ledger.ledger import Ledger, Opening, new_tuple, recognising
 from session_tracer.ledger.registry import LIVE, open_now
@@ -449,6 +449,8 @@ class Instrumentor:
         else:
             errors.watch.stop()
             watchdog.stop()
+        by_signal = [one._tracer for one in self._instrumentations if one.settings.dump_signal]
+        dump_signal.use({one.settings.dump_signal: one.locator.packages for one in by_signal})
 
     def _shortest(self) -> int:
         """Return the shortest threshold of all tracers, in nanoseconds."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import signal
 from dataclasses import Field, dataclass, field, fields, replace
 from typing import (
     TYPE_CHECKING,
@@ -41,6 +42,11 @@ _SEVERITIES: Final = frozenset({"info", "warning", "error"})
 _ID: Final = r"[a-z0-9]+(?:-[a-z0-9]+)*"
 # An entry of `ignore`.
 IGNORED: Final = rf"(?:{_ID}|\*)(?:@.+|:[A-Za-z_]\w*(?:\.\w+)?)?"
+# Those that are sent on purpose, and neither end the process nor belong to the system or to timers.
+_SIGNALS: Final = (
+    "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGQUIT", "SIGWINCH", "SIGTTIN", "SIGTTOU", "SIGTSTP",
+    "SIGINFO", "SIGIO", "SIGPWR", "SIGURG", "SIGRTMIN", "SIGRTMAX",
+)  # fmt: skip
 # The key of a field's metadata.
 _RULE: Final = "rule"
 
@@ -48,11 +54,20 @@ T = TypeVar("T")
 
 
 class _Rule(NamedTuple):
-    """What is expected of a value, whether a value is that, and how a variable's text is read."""
+    """What is expected of a value, whether a value is that, and how a variable's text is read.
+
+    `names` are the values that may be misspelt.
+    """
 
     expected: str
     holds: Callable[[Any], bool]
     parse: Callable[[str], Any] = str
+    names: tuple[str, ...] = ()
+
+    def refusal(self, given: Any) -> str:
+        """Return what is expected in place of the value, as the end of a sentence."""
+        nearest = did_you_mean(given, self.names) if isinstance(given, str) and self.names else ""
+        return f"expected {self.expected}.{nearest}"
 
 
 def _boolean(text: str) -> bool:
@@ -110,6 +125,19 @@ def _is_exception(value: Any) -> bool:
     return isinstance(value, type) and issubclass(value, BaseException)
 
 
+def _is_signal(value: Any) -> bool:
+    """Whether it is such a signal. Its name is the same on a system that has no signals."""
+    if isinstance(value, str):
+        return value == "" or value in _SIGNALS
+    known = {getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)}
+    real_time = range(getattr(signal, "SIGRTMIN", 0), getattr(signal, "SIGRTMAX", -1) + 1)
+    return _is_number(value, int) and (value in known or value in real_time or not known)
+
+
+def _name_or_number(text: str) -> str | int:
+    return int(text) if text.isdigit() else text
+
+
 _SWITCH: Final = _Rule("true or false", lambda value: isinstance(value, bool), _boolean)
 _SECONDS: Final = _Rule(
     "a positive number of seconds",
@@ -121,6 +149,13 @@ _ANY_TEXT: Final = _Rule("a string", lambda value: isinstance(value, str))
 _LEVEL: Final = _Rule(
     f"one of {', '.join(get_args(LogLevel))}",
     lambda value: isinstance(value, str) and value in get_args(LogLevel),
+)
+_SIGNAL: Final = _Rule(
+    "the name or the number of a signal that neither ends the process nor belongs to the system, "
+    'for example "SIGUSR1"',
+    _is_signal,
+    _name_or_number,
+    _SIGNALS,
 )
 _EXCEPTIONS: Final = _Rule(
     'exception classes, or their names with their modules, for example ("shop.stock.OutOfStock",)',
@@ -360,6 +395,12 @@ class Settings:
     traces_per_session: int = _option(3, _whole(2))
     """Number of traces, or of unrelated tasks, in which one session is used (`shared-session`)."""
 
+    dump_signal: str | int = _option("", _SIGNAL)
+    """Name or number of a signal at which `dump()` is written to standard error. Empty for none.
+
+    Set it to see what a process holds that hangs, for example to `SIGUSR2`.
+    """
+
     jsonl_path: str = _option("-", _TEXT)
     """Path of the file to which the `jsonl` exporter appends. `-` is standard output."""
 
@@ -375,7 +416,7 @@ class Settings:
             rule = _rule_of(option)
             value = _names(given) if rule.parse is _names and isinstance(given, str) else given
             if not rule.holds(value):
-                raise ValueError(f"Invalid {option.name}={given!r}: expected {rule.expected}.")
+                raise ValueError(f"Invalid {option.name}={given!r}: {rule.refusal(given)}")
             object.__setattr__(self, option.name, value)
         # Copied: the caller may change its set or dictionary later.
         object.__setattr__(self, "application_packages", tuple(self.application_packages))
@@ -501,6 +542,7 @@ class Overrides(TypedDict, total=False):
     large_identity_map_objects: int
     large_result_objects: int
     traces_per_session: int
+    dump_signal: str | int
     jsonl_path: str
     prometheus_host: str
     prometheus_port: int

@@ -22,7 +22,7 @@ print(json.dumps(sorted(set(sys.modules) - before)))
 """
 FREE = "from session_tracer import *; instrument(exporter=Exporter())"
 # Where SQLAlchemy or OpenTelemetry has one of them too, it is not even new.
-OF_PYTHON = {"_queue", "gc", "queue", "sysconfig"}
+OF_PYTHON = {"_queue", "faulthandler", "gc", "queue", "sysconfig"}
 
 
 def imported(code: str) -> set[str]:

@@ -21,6 +21,7 @@ __all__ = [
     "at_first_session",
     "began_work",
     "end_first",
+    "has_begun",
     "host",
     "in_child",
     "not_at_end",
@@ -50,6 +51,8 @@ class _Process:
 
     pid = os.getpid()
     is_forked = False
+    # Whether it has opened a session.
+    has_begun = False
     # Whether it has ended as far as session_tracer is concerned.
     has_ended = False
 
@@ -138,12 +141,18 @@ def not_at_end(callback: Callable[[], None]) -> None:
         atexit.unregister(_end)
 
 
+def has_begun() -> bool:
+    """Return whether this process has opened a session that is traced."""
+    return _Process.has_begun
+
+
 def began_work() -> None:
     """Record that the first session of this process was opened.
 
     A child of multiprocessing or billiard ends without atexit's callbacks, but runs the finalizers
     of its library. Celery's prefork workers run neither, but send a signal.
     """
+    _Process.has_begun = True
     end_first()
     for callback in _AT_FIRST_SESSION:
         with suppress(Exception):
@@ -183,7 +192,7 @@ def _end() -> None:
 def _forked() -> None:
     _Process.pid = os.getpid()
     _Process.is_forked = True
-    _Process.has_ended = False
+    _Process.has_begun = _Process.has_ended = False
     for value in list(_PER_PROCESS):
         value.renew()
     for callback in _IN_CHILD:

@@ -208,6 +208,11 @@ class Locator:
         """Treat these installed packages as the application's, too."""
         self._application |= packages
 
+    @property
+    def packages(self) -> frozenset[str]:
+        """The installed packages that are the application's."""
+        return self._application
+
     def locate(self, depth: int = 1) -> CallSite | None:
         """Return the innermost application line among the caller's frames and those outwards.
 
