@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from session_tracer.exporter import Exporter, find_exporter
 from session_tracer.runtime import environment, threads
 from session_tracer.runtime.degraded import warn_once
+from session_tracer.runtime.project_file import read_table
+from session_tracer.settings import EXPORTER_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -36,7 +38,7 @@ def names_in(exporter: object) -> tuple[str, ...]:
     """Return the names of the exporters in the argument of `instrument()` or the environment.
 
     Args:
-        exporter: The argument; None to use `SESSION_TRACER_EXPORTER`.
+        exporter: The argument; None to use `SESSION_TRACER_EXPORTER`, else `pyproject.toml`.
 
     Returns:
         The names, empty if neither is given.
@@ -45,10 +47,14 @@ def names_in(exporter: object) -> tuple[str, ...]:
         TypeError: the argument is not a string.
         ValueError: a name is unknown, or the names cannot be combined.
     """
-    given = os.environ.get(_VARIABLE) or None if exporter is None else exporter
+    given, option = exporter, "exporter"
+    if given is None:
+        given, option = os.environ.get(_VARIABLE), _VARIABLE
+    if not given and exporter is None:
+        source, table = read_table()
+        given, option = table.get(EXPORTER_KEY), f"{EXPORTER_KEY} in {source}"
     if given is None:
         return ()
-    option = _VARIABLE if exporter is None else "exporter"
     if not isinstance(given, str):
         raise TypeError(
             f"Invalid {option}={given!r}: expected the name of an exporter, several names "

@@ -21,6 +21,7 @@ from typing import (
 
 from session_tracer.runtime.degraded import warn_once
 from session_tracer.runtime.nearest import did_you_mean
+from session_tracer.runtime.project_file import read_table
 from session_tracer.where.expected import CLIENT_ERRORS
 
 if TYPE_CHECKING:
@@ -28,12 +29,23 @@ if TYPE_CHECKING:
 
     from session_tracer.model.findings import Severity
 
-__all__ = ["IGNORED", "LogLevel", "Overrides", "Settings", "read_setting"]
+__all__ = [
+    "EXPORTER_KEY",
+    "IGNORED",
+    "Given",
+    "LogLevel",
+    "Overrides",
+    "Settings",
+    "given_settings",
+    "read_setting",
+]
 
 LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
 
 _PREFIX: Final = "SESSION_TRACER_"
 _EXPORTER: Final = "SESSION_TRACER_EXPORTER"
+# In `[tool.session_tracer]`, beside the settings: the names of the exporters.
+EXPORTER_KEY: Final = "exporter"
 # The project's own tests and benchmarks have variables of their own.
 _OF_TESTS: Final = ("SESSION_TRACER_TEST_", "SESSION_TRACER_BENCH_")
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
@@ -428,10 +440,11 @@ class Settings:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
-        """Return the settings in the environment, and the defaults of the others.
+        """Return the settings of the environment, else of `pyproject.toml`, else the defaults.
 
-        A variable that starts with `SESSION_TRACER_` and is not a setting is logged once as a
-        warning.
+        The table `[tool.session_tracer]` is read from the nearest `pyproject.toml`, in the working
+        directory or a folder that contains it. A variable that starts with `SESSION_TRACER_` and is
+        not a setting is logged once as a warning.
 
         Args:
             environ: The environment variables, by default those of the process.
@@ -440,27 +453,10 @@ class Settings:
             The settings.
 
         Raises:
-            ValueError: a variable has an invalid value.
+            ValueError: a variable or a key of the table has an invalid value, or the table has an
+                unknown key.
         """
-        environ = os.environ if environ is None else environ
-        _warn_of_unknown(environ)
-        given: dict[str, Any] = {}
-        for option in fields(cls):
-            variable = _PREFIX + option.name.upper()
-            text = environ.get(variable, "")
-            if text == "":
-                continue
-            rule = _rule_of(option)
-            try:
-                given[option.name] = rule.parse(text.strip())
-            except ValueError:
-                raise ValueError(
-                    f"Invalid {variable}={text!r}: expected {rule.expected}."
-                ) from None
-        try:
-            return cls(**given)
-        except ValueError as error:
-            raise ValueError(f"In the environment ({_PREFIX}...): {error}") from None
+        return cls(**{name: given.value for name, given in given_settings(environ).items()})
 
     def override(self, overrides: Mapping[str, Any]) -> Settings:
         """Return a copy of these settings with some fields replaced.
@@ -474,21 +470,74 @@ class Settings:
         Raises:
             ValueError: a name is not a setting, or a value is invalid.
         """
-        known = {option.name for option in fields(self)}
-        for name in sorted(set(overrides) - known):
-            raise ValueError(
-                f"Unknown setting {name!r}.{did_you_mean(name, known)} Available: "
-                f"{', '.join(sorted(known))}."
-            )
+        for name in overrides:
+            _check_name(name)
         return replace(self, **overrides)
+
+
+class Given(NamedTuple):
+    """The value of a setting, and the variable or the file that has it."""
+
+    value: Any
+    source: str
+
+
+def given_settings(environ: Mapping[str, str] | None = None) -> dict[str, Given]:
+    """Return the settings that the environment or `pyproject.toml` gives, by name.
+
+    Args:
+        environ: The environment variables, by default those of the process.
+
+    Raises:
+        ValueError: as for `Settings.from_env()`.
+    """
+    environ = os.environ if environ is None else environ
+    _warn_of_unknown(environ)
+    source, table = read_table()
+    for name in table:
+        if name != EXPORTER_KEY:
+            _check_name(name, (EXPORTER_KEY,), f"In {source}: ")
+    given: dict[str, Given] = {}
+    for option in fields(Settings):
+        variable = _PREFIX + option.name.upper()
+        text = environ.get(variable, "")
+        if text != "":
+            given[option.name] = Given(_parsed(option, variable, text), variable)
+        elif option.name in table:
+            given[option.name] = Given(_read(option, source, table[option.name]), source)
+    return given
+
+
+def _parsed(option: Field[Any], variable: str, text: str) -> Any:
+    try:
+        return read_setting(option.name, text)
+    except ValueError as error:
+        raise ValueError(f"Invalid {variable}={text!r}: expected {error}.") from None
+
+
+def _read(option: Field[Any], source: str, value: Any) -> Any:
+    try:
+        return getattr(Settings(**{option.name: value}), option.name)
+    except ValueError as error:
+        raise ValueError(f"In {source}: {error}") from None
+
+
+def _check_name(name: str, others: tuple[str, ...] = (), where: str = "") -> None:
+    known = sorted([*others, *(option.name for option in fields(Settings))])
+    if name not in known:
+        raise ValueError(
+            f"{where}Unknown setting {name!r}.{did_you_mean(name, known)} Available: "
+            f"{', '.join(known)}."
+        )
 
 
 def read_setting(name: str, text: str) -> Any:
     """Return the value of a setting that is written as text.
 
     Raises:
-        ValueError: it is invalid. The message is what is expected.
+        ValueError: it is unknown, or invalid. The message of an invalid one is what is expected.
     """
+    _check_name(name)
     (rule,) = (_rule_of(option) for option in fields(Settings) if option.name == name)
     try:
         value = rule.parse(text.strip())

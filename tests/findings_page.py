@@ -5,13 +5,13 @@ from __future__ import annotations
 import gc
 import re
 from contextlib import chdir
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from examples.misuse.db import close_shop, open_shop
+from session_tracer.cli import findings as cli_findings
 from session_tracer.exporters.finding_block import finding_block
 from session_tracer.testing import capture
 
@@ -27,25 +27,11 @@ PATH: Final = Path(__file__).parent.parent / "docs" / "findings.md"
 WIDTH: Final = 96
 
 
-@dataclass(frozen=True)
-class Section:
-    """The section of one finding."""
-
-    finding: str
-    text: str
+class Section(cli_findings.Section):
+    """The section of one finding, and its examples."""
 
     @property
-    def severity(self) -> str:
-        """Its severity on the page."""
-        return self._only(r"^\*\*(\w+)\.\*\* ")
-
-    @property
-    def meaning(self) -> str:
-        """Its first sentence."""
-        return " ".join(self._only(r"^\*\*\w+\.\*\* (.*?\.)\s").split())
-
-    @property
-    def settings(self) -> dict[str, Any]:
+    def run_with(self) -> dict[str, Any]:
         """What the examples run with."""
         found = re.search(r"^Run with `(.*?)`[.:]", self.text, re.MULTILINE)
         return {} if found is None else eval(f"dict({found[1]})")
@@ -53,28 +39,23 @@ class Section:
     @property
     def wrong(self) -> str:
         """The code with the mistake."""
-        return self._only(r"^Wrong:\n\n```python\n(.*?)^```$")
+        return self.only(r"^Wrong:\n\n```python\n(.*?)^```$")
 
     @property
     def report(self) -> str:
         """What session_tracer reports when the wrong code runs."""
-        return self._only(r"^Report:\n\n```\n(.*?)^```$")
+        return self.only(r"^Report:\n\n```\n(.*?)^```$")
 
     @property
     def right(self) -> str:
         """The code without it."""
-        return self._only(r"^Right:[^\n]*\n\n```python\n(.*?)^```$")
-
-    def _only(self, pattern: str) -> str:
-        (found,) = re.findall(pattern, self.text, re.MULTILINE | re.DOTALL)
-        return str(found)
+        return self.only(r"^Right:[^\n]*\n\n```python\n(.*?)^```$")
 
 
 def read() -> tuple[str, list[Section]]:
     """What stands above the first finding, and the findings."""
-    head, *bodies = re.split(r"^## ", PATH.read_text(), flags=re.MULTILINE)
-    sections = [body.partition("\n") for body in bodies]
-    return head, [Section(finding, text) for finding, _, text in sections]
+    head, sections = cli_findings.read_page()
+    return head, [Section(*section) for section in sections]
 
 
 def found_in(code: str, folder: Path, **settings: Any) -> list[Finding]:
@@ -146,7 +127,7 @@ def with_reports(folder: Path, each: Callable[[str], None]) -> str:
         # Python reads the source of a file once.
         own = folder / section.finding
         own.mkdir()
-        findings = found_in(section.wrong, own, **section.settings)
+        findings = found_in(section.wrong, own, **section.run_with)
         report = "".join(map(printed, findings))
         if skeleton(report) != skeleton(section.report):
             text = section.text.replace(f"```\n{section.report}```", f"```\n{report}```")

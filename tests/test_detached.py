@@ -201,7 +201,7 @@ def test_what_is_read_after_the_session_is_closed(twin: Twin, what: str) -> None
                 },
             )
         ]
-        assert told.findings[0].help == "docs/findings.md#detached-lazy-load"
+        assert told.findings[0].help == "session-tracer findings detached-lazy-load"
 
     twin.run(story)
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -28,7 +31,15 @@ OF_PYTHON = {"_queue", "faulthandler", "gc", "queue", "sysconfig"}
 def imported(code: str) -> set[str]:
     """The modules that the code brings."""
     command = [sys.executable, "-c", TELL.format(code=code)]
-    told = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+    told = subprocess.run(
+        command,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=tempfile.gettempdir(),  # without settings in a pyproject.toml
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    ).stdout
     return set(json.loads(told))
 
 

@@ -28,6 +28,7 @@ LEVELS: list[set[str]] = [
     {"instrumentor"},
     {"exporters", "asgi", "celery", "wsgi"},
     {"testing"},
+    {"cli", "__main__"},
     {"pytest_plugin"},
     {""},  # the package itself has the public names
 ]
@@ -47,7 +48,7 @@ THEIRS: dict[str, set[str]] = {
     "opentelemetry.sdk": {"exporters.*", "testing"},
     "structlog": {"signals.logs"},
     "celery": {"celery"},
-    "rich": {"exporters.*"},
+    "rich": {"exporters.*", "cli.*"},
     "pytest": {"pytest_plugin", "pytest_plugin.*"},
 }  # fmt: skip
 

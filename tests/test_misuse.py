@@ -104,7 +104,7 @@ n-plus-one: Author.books was lazily loaded for 12 authors
     remedy     select(Author).options(
                    selectinload(Author.books)
                )
-    help       docs/findings.md#n-plus-one"""
+    help       session-tracer findings n-plus-one"""
     )
 
 
@@ -119,7 +119,9 @@ def test_it_names_no_more_than_it_knows() -> None:
         session_name="",
         session_site=None,
     )
-    assert str(SessionMisuse(nowhere)) == "own: it is so\n    help       docs/findings.md#own"
+    assert (
+        str(SessionMisuse(nowhere)) == "own: it is so\n    help       session-tracer findings own"
+    )
 
 
 def test_it_can_be_pickled_as_a_worker_of_tests_does() -> None:

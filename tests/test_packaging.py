@@ -51,8 +51,21 @@ def test_every_package_has_its_init() -> None:
 
 
 def test_the_types_are_published() -> None:
-    assert PROJECT["tool"]["setuptools"]["package-data"] == {"session_tracer": ["py.typed"]}
+    assert "py.typed" in PROJECT["tool"]["setuptools"]["package-data"]["session_tracer"]
     assert (CHECKOUT / "session_tracer" / "py.typed").exists()
+
+
+def test_the_page_of_the_findings_is_installed_for_the_command_that_prints_it() -> None:
+    assert "findings.md" in PROJECT["tool"]["setuptools"]["package-data"]["session_tracer"]
+    page = CHECKOUT / "session_tracer" / "findings.md"
+    assert os.readlink(page) == "../docs/findings.md"
+    assert page.read_text() == (CHECKOUT / "docs" / "findings.md").read_text()
+
+
+def test_the_command_leads_to_something() -> None:
+    (script,) = PROJECT["project"]["scripts"].items()
+    assert script == ("session-tracer", "session_tracer.cli:main")
+    assert callable(EntryPoint(script[0], script[1], "console_scripts").load())
 
 
 @pytest.mark.parametrize("entry_point", ENTRY_POINTS, ids=[entry.name for entry in ENTRY_POINTS])

@@ -136,24 +136,23 @@ def test_a_text_that_is_no_such_value_is_refused_by_its_variable(
 
 
 @pytest.mark.parametrize(
-    ("option", "text", "value", "allowed"),
+    ("option", "text", "allowed"),
     [
-        ("site_frames", "51", 51, "an integer from 1 to 50"),
-        ("log_level", "loud", "loud", "one of debug, info, warning, error"),
-        ("application_packages", "a.b", ("a.b",), PACKAGES),
-        ("slow_session_seconds", "nan", float("nan"), "a positive number of seconds"),
-        ("severities", "n-plus-one=fatal", {"n-plus-one": "fatal"}, SEVERITIES),
-        ("ignore", "N-Plus-One", ("N-Plus-One",), IGNORE),
+        ("site_frames", "51", "an integer from 1 to 50"),
+        ("log_level", "loud", "one of debug, info, warning, error"),
+        ("application_packages", "a.b", PACKAGES),
+        ("slow_session_seconds", "nan", "a positive number of seconds"),
+        ("severities", "n-plus-one=fatal", SEVERITIES),
+        ("ignore", "N-Plus-One", IGNORE),
     ],
 )
 def test_a_value_out_of_range_in_the_environment_is_refused_by_name(
-    option: str, text: str, value: Any, allowed: str
+    option: str, text: str, allowed: str
 ) -> None:
     with pytest.raises(ValueError, match="Invalid") as refused:
         Settings.from_env({f"SESSION_TRACER_{option.upper()}": text})
-    assert str(refused.value) == (
-        f"In the environment (SESSION_TRACER_...): Invalid {option}={value!r}: expected {allowed}."
-    )
+    variable = f"SESSION_TRACER_{option.upper()}"
+    assert str(refused.value) == f"Invalid {variable}={text!r}: expected {allowed}."
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from session_tracer.where import running
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["RELIANCES", "Reliance", "check"]
+__all__ = ["RELIANCES", "Reliance", "check", "missing"]
 
 _ABSENT: Final = object()
 
@@ -29,13 +29,20 @@ class Reliance(NamedTuple):
 
 def check() -> None:
     """Warn about each that is missing. Where that is only seen in use, it is checked there."""
-    for reliance in RELIANCES:
-        try:
-            is_there = reliance.is_there()
-        except Exception:  # it has another shape
-            is_there = False
-        if not is_there:
-            without(reliance.what, reliance.loses)
+    for reliance in missing():
+        without(reliance.what, reliance.loses)
+
+
+def missing() -> list[Reliance]:
+    """Return the interfaces that are missing or have changed."""
+    return [reliance for reliance in RELIANCES if not _is_there(reliance)]
+
+
+def _is_there(reliance: Reliance) -> bool:
+    try:
+        return reliance.is_there()
+    except Exception:  # it has another shape
+        return False
 
 
 def _found(path: str) -> Any:

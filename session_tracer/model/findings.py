@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
@@ -26,7 +27,9 @@ __all__ = [
 
 Severity: TypeAlias = Literal["info", "warning", "error"]
 
-_DOCUMENTATION: Final = "docs/findings.md"
+_DISTRIBUTION: Final = "session-tracer"
+# The label in `[project.urls]`.
+_DOCUMENTATION: Final = "documentation"
 
 # The findings of the built-in detectors. A detector of the application may use other ids.
 FINDING_IDS: Final[tuple[str, ...]] = (
@@ -137,8 +140,24 @@ class Finding:
 
     @property
     def help(self) -> str:
-        """The section of the documentation that explains the finding."""
-        return f"{_DOCUMENTATION}#{self.id}"
+        """What explains the finding: a page of the documentation, or the command that prints it."""
+        address = documentation()
+        if address:
+            return f"{address.rstrip('/')}/findings/#{self.id}"
+        return f"session-tracer findings {self.id}"
+
+
+@functools.cache
+def documentation() -> str:
+    """Return the address of the documentation in the package's metadata, or an empty string."""
+    from importlib.metadata import PackageNotFoundError, metadata  # with the first finding
+
+    try:
+        urls = metadata(_DISTRIBUTION).get_all("Project-URL") or []
+    except PackageNotFoundError:  # run from a folder, without being installed
+        return ""
+    labels = (url.partition(",") for url in urls)
+    return next((to.strip() for label, _, to in labels if label.lower() == _DOCUMENTATION), "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

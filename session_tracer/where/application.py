@@ -20,6 +20,8 @@ __all__ = ["packages_of"]
 # What calls a function of session_tracer for the application.
 _CALLERS: Final = MACHINERY_PACKAGES | {"_pytest", "pluggy"}
 
+_COMMAND: Final = "session_tracer.cli"
+
 
 def packages_of(target: object) -> frozenset[str]:
     """Return the installed packages that a call of `instrument()` shows to be the application's.
@@ -39,8 +41,10 @@ def _caller() -> dict[str, Any]:
     """Return the globals of the code that calls session_tracer."""
     frame: FrameType | None = running_frame(1)
     while frame is not None:
-        package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
-        if package not in ("session_tracer", "contextlib"):
+        name = str(frame.f_globals.get("__name__", ""))
+        if name == _COMMAND:
+            break  # it is called by Python, not by the application
+        if name.partition(".")[0] not in ("session_tracer", "contextlib"):
             return frame.f_globals
         frame = frame.f_back
     return {}

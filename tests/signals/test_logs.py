@@ -254,7 +254,7 @@ def test_a_finding_is_logged_with_its_remedy(twin: Twin) -> None:
             "loaded_at": HERE,
             "opened_at": HERE,
             "departed_at": HERE,
-            "help": "docs/findings.md#detached-lazy-load",
+            "help": "session-tracer findings detached-lazy-load",
         }
         (span,) = [span for span in captured.spans if span.name == "detached_load"]
         assert said["span_id"] == f"{context(span).span_id:016x}"

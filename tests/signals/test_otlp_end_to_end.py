@@ -244,7 +244,7 @@ def test_the_log_records_arrive(received: Callable[[str], str]) -> None:
         "loaded_at": "Str(tests/signals/program.py in main())",
         "opened_at": "Str(tests/signals/program.py in main())",
         "departed_at": "Str(tests/signals/program.py in main())",
-        "help": "Str(docs/findings.md#detached-lazy-load)",
+        "help": "Str(session-tracer findings detached-lazy-load)",
     }
 
 

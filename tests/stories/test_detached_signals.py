@@ -61,7 +61,7 @@ def test_the_log_reports_it_all(twin: Twin) -> None:
             "loaded_at": str(marked(detached.closed, "loaded")),
             "opened_at": str(marked(detached.closed, "opened")),
             "departed_at": str(marked(detached.closed, "departed")),
-            "help": "docs/findings.md#detached-lazy-load",
+            "help": "session-tracer findings detached-lazy-load",
             "suppressed": 0,
             "process_pid": os.getpid(),
             "host": os.uname().nodename,

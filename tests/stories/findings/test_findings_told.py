@@ -142,7 +142,7 @@ def test_every_signal_reports_of_a_finding(twin: Twin) -> None:
         assert (log["entity"], log["count"]) == ("Author", 1)
         # The only key that is there with 0: the sum of 1 + suppressed is the number of findings.
         assert log["suppressed"] == 0
-        assert log["help"] == finding.help == "docs/findings.md#crossed-sessions"
+        assert log["help"] == finding.help == "session-tracer findings crossed-sessions"
         (closed,) = [log for log in captured.logs if log["event"] == "session.closed"]
         assert (closed["level"], closed["findings"][0]["finding_id"]) == (
             "info",
