@@ -103,6 +103,7 @@ ALIKE_ON_EVERY_SQLALCHEMY = (
     "--ignore=tests/test_baseline.py",
     "--ignore=tests/test_benchmarks.py",
     "--ignore=tests/test_dashboard.py",
+    "--ignore=tests/test_dashboard_expressions.py",
     "--ignore=tests/test_docs.py",
     "--ignore=tests/test_exporter_choice.py",
     "--ignore=tests/test_imports.py",

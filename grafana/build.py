@@ -3,18 +3,26 @@
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from grafana_foundation_sdk.builders import dashboard as grafana
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models import dashboard as model
 from panels import PROMETHEUS
-from promql import PROCESS
-from rows import findings, sessions, unit_of_work
+from promql import PROCESS, new_versions
+from rows import findings, incident, sessions, unit_of_work
 
 OUTPUT = Path(__file__).parent / "dashboards" / "session-tracer.json"
 
-ROWS = (
+INCIDENT = (
+    ("Is it the sessions?", incident.IS_IT_THE_SESSIONS),
+    ("Who holds the connections?", incident.WHO_HOLDS_THE_CONNECTIONS),
+    ("What changed since the deployment?", incident.WHAT_CHANGED),
+    ("Are we blind?", incident.ARE_WE_BLIND),
+)
+# Collapsed.
+DETAILS = (
     ("Sessions", sessions.PANELS),
     ("The unit of work", unit_of_work.PANELS),
     ("Findings", findings.PANELS),
@@ -26,8 +34,9 @@ def build() -> model.Dashboard:
         grafana.Dashboard("SQLAlchemy sessions")
         .uid("session-tracer")
         .description(
-            "What the sessions of an application do: how they live and end, what their units of "
-            "work load and write, and what session_tracer concluded."
+            "Open rows: is it the sessions, who holds the connections, what changed since the "
+            "deployment, and are we blind? Collapsed rows: how sessions live and end, what their "
+            "units of work load and write, and what session_tracer has found."
         )
         .tags(["sqlalchemy", "session_tracer", "opentelemetry"])
         .readonly()
@@ -54,15 +63,54 @@ def build() -> model.Dashboard:
                 ".*",
             )
         )
+        .with_variable(
+            grafana.TextBoxVariable("docs")
+            .label("Documentation")
+            .description("The address of your copy of the documentation, for the links to it")
+            .default_value("docs")
+        )
+        .annotation(
+            grafana.AnnotationQuery()
+            .name("New version")
+            .datasource(PROMETHEUS)
+            .icon_color("blue")
+            .expr(new_versions())
+            .step("15s")
+            .title_format("{{job}} {{service_version}}")
+        )
     )
-    for title, panels in ROWS:
+    for title, panels in INCIDENT:
         dashboard.with_row(grafana.Row(title))
         for panel in panels:
             dashboard.with_panel(panel)
+    for title, panels in DETAILS:
+        row = grafana.Row(title)
+        for panel in panels:
+            row.with_panel(panel)
+        dashboard.with_row(row)
     built = dashboard.build()
-    for identity, panel_or_row in enumerate(built.panels or (), start=1):
+    fold(built)
+    for identity, panel_or_row in enumerate(every(built), start=1):
         panel_or_row.id_val = identity
     return built
+
+
+def fold(built: model.Dashboard) -> None:
+    """Place the collapsed rows one below the other: what is in them takes no place."""
+    hidden = 0
+    for row in built.panels or ():
+        if row.grid_pos is not None and isinstance(row, model.RowPanel):
+            inside = {panel.grid_pos.y: panel.grid_pos.h for panel in row.panels if panel.grid_pos}
+            row.grid_pos.y -= hidden
+            hidden += sum(inside.values())
+
+
+def every(built: model.Dashboard) -> Iterator[model.Panel | model.RowPanel]:
+    """Each panel and each row, collapsed or not."""
+    for panel_or_row in built.panels or ():
+        yield panel_or_row
+        if isinstance(panel_or_row, model.RowPanel):
+            yield from panel_or_row.panels
 
 
 def datasource(kind: str) -> grafana.DatasourceVariable:

@@ -1,7 +1,10 @@
 """How each kind of panel looks."""
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TypeVar
+from urllib.parse import quote
 
 from grafana_foundation_sdk.builders import common as shared
 from grafana_foundation_sdk.builders import dashboard as grafana
@@ -11,7 +14,7 @@ from grafana_foundation_sdk.models import common, units
 from grafana_foundation_sdk.models import dashboard as model
 from grafana_foundation_sdk.models import prometheus as prometheus_model
 from grafana_foundation_sdk.models import tempo as tempo_model
-from promql import quantile
+from promql import mean, quantile
 
 Panels = Sequence[Builder[model.Panel]]
 
@@ -25,6 +28,9 @@ PER_SECOND = units.OpsPerSecond
 SHARE = units.PercentUnit
 TEXT = units.String
 
+# Bars that are shorter say less than lines, and each has to contain some looks at the counters.
+SHORTEST_BAR = "1m"
+
 NO_COLOURS: Mapping[str, str] = {}
 OUTCOMES = {
     "committed": "green",
@@ -36,21 +42,34 @@ OUTCOMES = {
 }
 
 
+# The log lines of session_tracer, and those of them that are findings.
+LOGGED = '{service_name=~".+"} | scope_name="session_tracer"'
+FINDINGS_LOGGED = f'{LOGGED} | finding_id!=""'
+
+
 @dataclass(frozen=True)
 class Words:
-    """What every panel has: a title, a description, the unit of its values."""
+    """What every panel has: a title, a description, the unit of its values.
+
+    `steps` is the section of docs/incident.md with the steps to take.
+    """
 
     title: str
     description: str
     unit: str
+    steps: str = ""
 
 
 @dataclass(frozen=True)
 class Lines:
-    """One expression of a chart, and the legend of its lines."""
+    """One expression of a chart or of a table's column, and the legend of its lines.
+
+    With exemplars, each point of a chart is linked to a trace.
+    """
 
     expression: str
     legend: str
+    exemplars: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,12 +84,14 @@ class Matrix:
 class Columns:
     """The headings of a table's columns by their original names; without one a column is hidden.
 
-    It is sorted by one of the headings, downwards.
+    It is sorted by one of the headings, downwards. Columns may have a unit of their own.
     """
 
     headings: Mapping[str, str | None]
     sorted_by: str
     matrix: Matrix | None = None
+    units: Mapping[str, str] = field(default_factory=dict)
+    decimals: int = 0
 
 
 def yellow_from(value: float) -> model.Threshold:
@@ -81,22 +102,27 @@ def red_from(value: float) -> model.Threshold:
     return model.Threshold(value, "red")
 
 
-def quantiles(histogram: str) -> tuple[Lines, ...]:
-    return tuple(
-        Lines(quantile(rank, histogram), legend)
-        for rank, legend in ((0.5, "p50"), (0.95, "p95"), (0.99, "p99"))
+def distribution(histogram: str) -> tuple[Lines, ...]:
+    """The percentiles and the mean: what is usual, what is rare, and what it costs in all."""
+    return (
+        *(
+            Lines(quantile(rank, histogram), legend, exemplars=rank == 0.99)
+            for rank, legend in ((0.5, "p50"), (0.95, "p95"), (0.99, "p99"))
+        ),
+        Lines(mean(histogram), "mean"),
     )
 
 
 def chart(
-    words: Words, *lines: Lines, span: int = 8, colours: Mapping[str, str] = NO_COLOURS
+    words: Words,
+    *lines: Lines,
+    span: int = 8,
+    colours: Mapping[str, str] = NO_COLOURS,
+    logged: str = FINDINGS_LOGGED,
 ) -> timeseries.Panel:
-    """Lines over time."""
+    """Lines over time; a click on one leads to the log lines of the time range."""
     panel = (
-        timeseries.Panel()
-        .title(words.title)
-        .description(words.description)
-        .unit(words.unit)
+        _described(timeseries.Panel(), words)
         .datasource(PROMETHEUS)
         .span(span)
         .height(8)
@@ -115,9 +141,11 @@ def chart(
             .mode(common.TooltipDisplayMode.MULTI)
             .sort(common.SortOrder.DESCENDING)
         )
+        .data_links([_link("Log lines", _explored(logged))])
     )
     for ref_id, line in zip("ABCDEF", lines, strict=False):
-        panel.with_target(_query(line.expression).legend_format(line.legend).range().ref_id(ref_id))
+        query = _query(line.expression).legend_format(line.legend).range().ref_id(ref_id)
+        panel.with_target(query.exemplar(line.exemplars))
     for series, colour in colours.items():
         panel.override_by_name(
             series, [model.DynamicConfigValue("color", {"mode": "fixed", "fixedColor": colour})]
@@ -126,71 +154,100 @@ def chart(
 
 
 def stacked(
-    words: Words, *lines: Lines, span: int = 8, colours: Mapping[str, str] = NO_COLOURS
+    words: Words,
+    *lines: Lines,
+    span: int = 8,
+    colours: Mapping[str, str] = NO_COLOURS,
+    unstacked: Sequence[str] = (),
+    logged: str = FINDINGS_LOGGED,
+    empty: str = "No data",
 ) -> timeseries.Panel:
-    """Stacked lines, for values whose sum is meaningful."""
-    return (
-        chart(words, *lines, span=span, colours=colours)
+    """Stacked lines, for values whose sum is meaningful, and lines to compare it with."""
+    panel = (
+        chart(words, *lines, span=span, colours=colours, logged=logged)
         .stacking(shared.StackingConfig().mode(common.StackingMode.NORMAL).group("A"))
         .fill_opacity(40)
+        .no_value(empty)
     )
+    for series in unstacked:
+        panel.override_by_name(
+            series,
+            [
+                model.DynamicConfigValue("custom.stacking", {"mode": "none", "group": "A"}),
+                model.DynamicConfigValue("custom.fillOpacity", 0),
+                model.DynamicConfigValue("custom.lineWidth", 2),
+            ],
+        )
+    return panel
 
 
 def bars(
-    words: Words, *lines: Lines, span: int = 8, colours: Mapping[str, str] = NO_COLOURS
+    words: Words, *lines: Lines, span: int = 8, logged: str = FINDINGS_LOGGED
 ) -> timeseries.Panel:
-    """Counts of rare events, of which each single one must be visible."""
+    """How often rare events happened: each bar has those of its own time."""
     return (
-        stacked(words, *lines, span=span, colours=colours)
+        stacked(words, *lines, span=span, logged=logged, empty="None in this time range")
+        .interval(SHORTEST_BAR)
         .draw_style(common.GraphDrawStyle.BARS)
+        # The number of a bar is about the time before it.
+        .bar_alignment(common.BarAlignment.BEFORE)
         .fill_opacity(80)
         .decimals(0)
     )
 
 
 def number(words: Words, expression: str, *thresholds: model.Threshold) -> stat.Panel:
-    """The current value; without colour if there is no threshold."""
-    below = model.Threshold(None, "green" if thresholds else "text")
+    """The value of this moment; none where it is gone, rather than the last that there was."""
     return (
-        stat.Panel()
-        .title(words.title)
-        .description(words.description)
-        .unit(words.unit)
+        _described(stat.Panel(), words)
         .datasource(PROMETHEUS)
-        .span(6)
+        .span(3)
         .height(4)
         .min(0)
         .no_value("–")
         .color_mode(common.BigValueColorMode.VALUE)
-        .graph_mode(common.BigValueGraphMode.AREA)
+        .graph_mode(common.BigValueGraphMode.NONE)
         .reduce_options(shared.ReduceDataOptions().calcs(["lastNotNull"]))
         .color_scheme(grafana.FieldColor().mode(model.FieldColorModeId.THRESHOLDS))
         .thresholds(
             grafana.ThresholdsConfig()
             .mode(model.ThresholdsMode.ABSOLUTE)
-            .steps([below, *thresholds])
+            .steps([model.Threshold(None, "green"), *thresholds])
         )
-        .with_target(_query(expression).range().ref_id("A"))
+        .with_target(_query(expression).instant().ref_id("A"))
+    )
+
+
+def names(words: Words, expression: str, legend: str) -> stat.Panel:
+    """The values that a label has at this moment."""
+    panel = number(words, expression).text_mode(common.BigValueTextMode.NAME)
+    return (
+        panel.color_scheme(
+            grafana.FieldColor().mode(model.FieldColorModeId.FIXED).fixed_color("text")
+        )
+        .orientation(common.VizOrientation.HORIZONTAL)
+        .targets([_query(expression).legend_format(legend).instant().ref_id("A")])
     )
 
 
 def rows_of(
-    words: Words, expression: str, columns: Columns, *, span: int, height: int
+    words: Words, expressions: Sequence[str], columns: Columns, *, span: int, height: int
 ) -> table.Panel:
     """A table over the whole time range; with a matrix, one label becomes the columns."""
     panel = (
-        table.Panel()
-        .title(words.title)
-        .description(words.description)
-        .unit(words.unit)
+        _described(table.Panel(), words)
         .datasource(PROMETHEUS)
         .span(span)
         .height(height)
-        .decimals(0)
-        .with_target(
-            _query(expression).instant().format(prometheus_model.PromQueryFormat.TABLE).ref_id("A")
-        )
+        .no_value("–")
     )
+    for ref_id, expression in zip("ABCDEF", expressions, strict=False):
+        panel.with_target(
+            _query(expression)
+            .instant()
+            .format(prometheus_model.PromQueryFormat.TABLE)
+            .ref_id(ref_id)
+        )
     if columns.matrix:
         panel.with_transformation(
             model.DataTransformerConfig(
@@ -203,26 +260,33 @@ def rows_of(
                 },
             )
         )
-    return panel.with_transformation(
-        model.DataTransformerConfig(
-            "organize",
-            options={
-                "excludeByName": {name: True for name, to in columns.headings.items() if not to},
-                "renameByName": {name: to for name, to in columns.headings.items() if to},
-            },
+    if len(expressions) > 1:
+        panel.with_transformation(model.DataTransformerConfig("merge", options={}))
+    for heading, unit in columns.units.items():
+        panel.override_by_name(heading, [model.DynamicConfigValue("unit", unit)])
+    return (
+        panel.decimals(columns.decimals)
+        .with_transformation(
+            model.DataTransformerConfig(
+                "organize",
+                options={
+                    "excludeByName": {
+                        name: True for name, to in columns.headings.items() if not to
+                    },
+                    "renameByName": {name: to for name, to in columns.headings.items() if to},
+                },
+            )
         )
-    ).sort_by([shared.TableSortByFieldState().display_name(columns.sorted_by).desc(True)])
+        .sort_by([shared.TableSortByFieldState().display_name(columns.sorted_by).desc(True)])
+    )
 
 
 def log_lines(words: Words, expression: str) -> logs.Panel:
     return (
-        logs.Panel()
-        .title(words.title)
-        .description(words.description)
-        .unit(words.unit)
+        _described(logs.Panel(), words)
         .datasource(LOKI)
-        .span(12)
-        .height(10)
+        .span(24)
+        .height(8)
         .show_time(True)
         .wrap_log_message(True)
         .enable_log_details(True)
@@ -233,10 +297,7 @@ def log_lines(words: Words, expression: str) -> logs.Panel:
 
 def traces(words: Words, expression: str) -> table.Panel:
     return (
-        table.Panel()
-        .title(words.title)
-        .description(words.description)
-        .unit(words.unit)
+        _described(table.Panel(), words)
         .datasource(TEMPO)
         .span(24)
         .height(8)
@@ -250,6 +311,34 @@ def traces(words: Words, expression: str) -> table.Panel:
             .ref_id("A")
         )
     )
+
+
+_Panel = TypeVar("_Panel", timeseries.Panel, stat.Panel, table.Panel, logs.Panel)
+
+
+def _described(panel: _Panel, words: Words) -> _Panel:
+    panel.title(words.title).description(words.description).unit(words.unit)
+    if words.steps:
+        panel.links([_link("What to do", f"${{docs:raw}}/incident.md#{words.steps}")])
+    return panel
+
+
+def _link(title: str, url: str) -> grafana.DashboardLink:
+    return (
+        grafana.DashboardLink(title).type(model.DashboardLinkType.LINK).url(url).target_blank(True)
+    )
+
+
+def _explored(expression: str) -> str:
+    """The address at which Grafana shows the result of a LogQL expression."""
+    loki_queries = {
+        "datasource": "${loki_datasource}",
+        "queries": [{"refId": "A", "expr": expression}],
+        "range": {"from": "${__from}", "to": "${__to}"},
+    }
+    # Grafana replaces its variables before it opens the address.
+    panes = quote(json.dumps({"logs": loki_queries}), safe="${}:,")
+    return f"/explore?schemaVersion=1&panes={panes}"
 
 
 def _query(expression: str) -> prometheus.Dataquery:

@@ -1,83 +1,33 @@
-"""The row about sessions: how many, how long, how they end, and what they do with a connection."""
+"""The row about sessions: how they end, how long they live, and what they execute."""
 
 from panels import (
     COUNT,
     OUTCOMES,
     PER_SECOND,
     SECONDS,
-    SHARE,
     Lines,
     Panels,
     Words,
     chart,
-    number,
-    quantiles,
-    red_from,
+    distribution,
     stacked,
-    yellow_from,
 )
-from promql import of, per_second, quantile, ratio
+from promql import mean, of, per_second, quantile, total
 
-ENDED = "sqlalchemy_session_duration_seconds_count"
+ENDED = of("sqlalchemy_session_duration_seconds_count")
 HELD = "sqlalchemy_connection_held_duration_seconds"
 BUSY = "sqlalchemy_connection_busy_duration_seconds"
 
 PANELS: Panels = (
-    number(
-        Words(
-            "Open now",
-            "Sessions open at this moment. A number that climbs and never falls is a leak; "
-            "one that follows the traffic is not.",
-            COUNT,
-        ),
-        f"sum({of('sqlalchemy_session_open')})",
-    ),
-    number(
-        Words(
-            "Oldest session",
-            "Age of the session that has been open for longest. Few units of work need ten "
-            "seconds. A minute is often a session that is never closed: see leaked-session.",
-            SECONDS,
-        ),
-        f"max({of('sqlalchemy_session_oldest_age_seconds')})",
-        yellow_from(10),
-        red_from(60),
-    ),
-    number(
-        Words(
-            "Failed or abandoned",
-            "Share of the sessions that ended because of an exception, or were collected by the "
-            "garbage collector while their transaction was open (abandoned-session).",
-            SHARE,
-        ),
-        ratio(
-            of(ENDED, 'sqlalchemy_session_outcome=~"failed|abandoned"'),
-            of(ENDED),
-        ),
-        yellow_from(0.01),
-        red_from(0.05),
-    ),
-    number(
-        Words(
-            "Held, not in SQL",
-            "Share of the time in which sessions held a connection and ran no SQL. If it is high, "
-            "connections wait for the application: HTTP calls, sleeps, slow code. The finding "
-            "idle-in-transaction names a line that waits for five seconds or longer.",
-            SHARE,
-        ),
-        f"1 - {ratio(of(f'{BUSY}_sum'), of(f'{HELD}_sum'))}",
-        yellow_from(0.9),
-        red_from(0.98),
-    ),
     stacked(
         Words(
             "Sessions ended, by outcome",
-            "Number of sessions that end, by outcome. closed: neither committed nor rolled back, "
-            "for example a read. unused: no transaction began.",
+            "How many sessions end, and how? closed: neither committed nor rolled back, for "
+            "example a read. unused: no transaction began.",
             PER_SECOND,
         ),
         Lines(
-            per_second(of(ENDED), "sqlalchemy_session_outcome"),
+            per_second(ENDED, "sqlalchemy_session_outcome"),
             "{{sqlalchemy_session_outcome}}",
         ),
         colours=OUTCOMES,
@@ -85,68 +35,49 @@ PANELS: Panels = (
     chart(
         Words(
             "Session duration",
-            "From opening to close. If the p99 is far above the p95, a few sessions do too much "
-            "or wait for something other than the database.",
+            "How long are sessions open? If the p99 is far above the p95, a few of them do too "
+            "much or wait for something other than the database.",
             SECONDS,
         ),
-        *quantiles("sqlalchemy_session_duration_seconds"),
+        *distribution("sqlalchemy_session_duration_seconds"),
     ),
     chart(
         Words(
-            "Sessions open, by name",
-            "The factories of the open sessions. Compare them with the size of the pool.",
+            "Open sessions and transactions",
+            "Does their number follow the traffic? One that climbs and never falls is a leak.",
             COUNT,
         ),
         Lines(
-            f"sum by (sqlalchemy_session_name) ({of('sqlalchemy_session_open')})",
-            "{{sqlalchemy_session_name}}",
-        ),
-    ),
-    chart(
-        Words(
-            "Oldest session, by instance",
-            "A line that rises steadily is one session that is never closed. Its finding "
-            "leaked-session in the logs of that instance has the line of code.",
-            SECONDS,
+            total(of("sqlalchemy_session_open"), "sqlalchemy_session_name"),
+            "sessions {{sqlalchemy_session_name}}",
         ),
         Lines(
-            "max by (instance, sqlalchemy_session_name) "
-            f"({of('sqlalchemy_session_oldest_age_seconds')})",
-            "{{sqlalchemy_session_name}} {{instance}}",
+            total(of("sqlalchemy_transaction_open"), "sqlalchemy_session_name"),
+            "transactions {{sqlalchemy_session_name}}",
         ),
-        span=6,
     ),
     chart(
         Words(
-            "Connections held against busy",
-            "Average number of connections that sessions held at once, and that ran SQL. The "
-            "difference was held and not used. A connection is counted when it is returned, so "
-            "a long hold is visible at its end.",
-            COUNT,
-        ),
-        Lines(per_second(of(f"{HELD}_sum")), "held"),
-        Lines(per_second(of(f"{BUSY}_sum")), "busy"),
-        span=6,
-    ),
-    chart(
-        Words(
-            "Time a connection is held",
-            "Time from a connection's first use in a transaction to its return, and the part of "
-            "it that was spent in SQL: the p95 of each.",
+            "Time that a connection was held",
+            "How long did transactions that ended hold their connection, and how much of that was "
+            "SQL? If held is far above SQL, connections wait for the application. One that is "
+            "still held is not in it: see the oldest transaction.",
             SECONDS,
         ),
-        Lines(quantile(0.95, HELD), "held"),
-        Lines(quantile(0.95, BUSY), "busy"),
-        span=6,
+        Lines(quantile(0.95, HELD), "held, p95", exemplars=True),
+        Lines(mean(HELD), "held, mean"),
+        Lines(quantile(0.95, BUSY), "SQL, p95"),
+        Lines(mean(BUSY), "SQL, mean"),
+        span=12,
     ),
     chart(
         Words(
             "Statements per session",
-            "Number of statements that a session executes. If the p95 grows with the data, the "
+            "How many statements does a session execute? If the p95 grows with the data, the "
             "cause is an n-plus-one.",
             COUNT,
         ),
-        *quantiles("sqlalchemy_session_statements"),
-        span=6,
+        *distribution("sqlalchemy_session_statements"),
+        span=12,
     ),
 )
