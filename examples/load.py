@@ -16,15 +16,25 @@ from uuid import uuid4
 
 import httpx
 
+# Flask's server logs each request, and has no option for it.
+_FLASK = """
+import logging, flask.cli
+logging.getLogger("werkzeug").setLevel("WARNING")
+flask.cli.main()
+"""
 APPLICATIONS = {
-    "fastapi": ("uvicorn", "examples.fastapi_app.main:app", "--log-level=warning"),
-    "flask": ("flask", "--app=examples.flask_app.app", "run"),
+    "fastapi": ("-m", "uvicorn", "examples.fastapi_app.main:app", "--log-level=warning"),
+    "flask": ("-c", _FLASK, "--app=examples.flask_app.app", "run"),
 }
 VISITORS = 4
 START_SECONDS = 60.0
 STOP_SECONDS = 10.0
-# More than the five of `idle-in-transaction`.
-SLOW_PAYMENT_SECONDS = "6"
+# What makes a mistake visible during a visit: a payment that takes longer than the five seconds of
+# `idle-in-transaction`, and less than the minute of `leaked-session`.
+SOONER = {
+    "idle-in-transaction": {"SHOP_PAYMENT_SECONDS": "6"},
+    "leaked-session": {"SESSION_TRACER_LEAK_AFTER_SECONDS": "10"},
+}
 # More than the connections of the application's pool.
 LEAKS = 6
 
@@ -48,7 +58,7 @@ def change_price(client: httpx.Client, rng: random.Random) -> httpx.Response:
 
 
 def sign_up(client: httpx.Client, rng: random.Random) -> httpx.Response:
-    name = "known" if rng.random() < 0.05 else uuid4().hex
+    name = "known" if rng.random() < 0.2 else uuid4().hex
     return client.post("/customers", json={"email": f"{name}@example.org"})
 
 
@@ -106,19 +116,24 @@ def _visit(url: str, end: float, visits: tuple[tuple[int, Visit], ...], seed: in
 
 
 def incident(application: str, seconds: float) -> None:
-    """A quiet time, a leak until the pool runs dry, then a deployment that makes an N+1."""
+    """A quiet time, a deployment that makes an N+1, a leak until the pool is dry, and its end."""
     os.environ.setdefault("SESSION_TRACER_EXPORTER", "prometheus,jsonl")
     os.environ.setdefault("SESSION_TRACER_JSONL_PATH", "incident.jsonl")
-    with running(application, "leaked-session", version="1.4.0") as url:
-        _say(f"   metrics: port 9464, findings: {os.environ['SESSION_TRACER_JSONL_PATH']}")
-        _say(f"1  {seconds:g} quiet seconds")
+    os.environ.setdefault("SESSION_TRACER_CONNECTION_SITES", "true")
+    port = os.environ.get("SESSION_TRACER_PROMETHEUS_PORT", "9464")
+    _say(f"   metrics: port {port}, log: {os.environ['SESSION_TRACER_JSONL_PATH']}")
+    with running(application, "", version="1.4.0") as url:
+        _say(f"1  version 1.4.0 is right: {seconds:g} quiet seconds")
         visit(url, seconds)
-        _say(f"2  {LEAKS} visitors leave the catalogue before its last page")
+    with running(application, "n-plus-one,leaked-session", version="1.5.0") as url:
+        _say("2  version 1.5.0 is deployed, with an N+1")
+        visit(url, seconds)
+        _say(f"3  {LEAKS} visitors leave the catalogue before its last page: its sessions leak")
         with ThreadPoolExecutor(1) as leaving:
             leaving.submit(_leave, url, seconds / 2 / LEAKS)
             visit(url, seconds * 1.5)
-    _say("3  version 1.5.0 is deployed")
-    with running(application, "n-plus-one", version="1.5.0") as url:
+    with running(application, "", version="1.5.1") as url:
+        _say("4  version 1.5.1 is deployed, and it is over")
         visit(url, seconds)
 
 
@@ -138,11 +153,15 @@ def running(application: str, mistakes: str, version: str = "1.4.0") -> Iterator
     environment = {
         "OTEL_SERVICE_NAME": "shop",
         "OTEL_RESOURCE_ATTRIBUTES": f"service.version={version}",
-        **({"SHOP_PAYMENT_SECONDS": SLOW_PAYMENT_SECONDS} if "idle" in mistakes else {}),
+        **{
+            name: value
+            for mistake in mistakes.split(",")
+            for name, value in SOONER.get(mistake, {}).items()
+        },
         **os.environ,
         "SHOP_MISTAKES": mistakes,
     }
-    command = [sys.executable, "-m", *APPLICATIONS[application], f"--port={port}"]
+    command = [sys.executable, *APPLICATIONS[application], f"--port={port}"]
     server, url = subprocess.Popen(command, env=environment), f"http://127.0.0.1:{port}"
     try:
         _wait_for(server, url)
@@ -187,7 +206,7 @@ def _say(line: str) -> None:
 def main() -> int:
     options = _options()
     if options.incident:
-        incident(options.application, options.seconds or 60)
+        incident(options.application, options.seconds or 40)
     elif options.url is not None:
         visit(options.url, options.seconds or 20, WITH_THE_CATALOGUE)
     else:
@@ -214,12 +233,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--incident",
         action="store_true",
-        help="a quiet minute, a leak until the pool runs dry, a deployment with an N+1",
+        help="quiet, a deployment with an N+1, a leak until the pool runs dry, and its end",
     )
     parser.add_argument(
         "--seconds",
         type=float,
-        help="how long the visit lasts (default: 20), or each part of the incident (60)",
+        help="how long the visit lasts (default: 20), or each part of the incident (40)",
     )
     parser.add_argument(
         "--url", metavar="http://127.0.0.1:8000", help="visit a running application"

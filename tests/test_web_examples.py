@@ -9,9 +9,11 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
+import psycopg
 import pytest
 
 from examples import load
+from examples.database import database_url
 
 README: Final = (Path(__file__).parent.parent / "examples" / "README.md").read_text()
 
@@ -41,6 +43,7 @@ CONSEQUENCES: Final = {
 }
 IDLE_SECONDS: Final = 0.2
 PATIENCE_SECONDS: Final = 10.0
+LEFT_OPEN: Final = "SELECT pid FROM pg_stat_activity WHERE state = 'idle in transaction'"
 
 
 @pytest.fixture
@@ -104,3 +107,63 @@ def test_each_mistake_is_reported_of_its_request(application: str, log: Path, so
 def reported(log: Path) -> set[tuple[str, str]]:
     """The findings, each with its request."""
     return {(each["finding_id"], placeholders(each.get("work", ""))) for each in findings(log)}
+
+
+@pytest.mark.parametrize("application", load.APPLICATIONS)
+def test_postgresql_is_used_if_the_environment_names_it(
+    application: str, log: Path, soon: None, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", postgres_url)
+    with (
+        load.running(application, "n-plus-one,leaked-session") as url,
+        load.client_of(url) as client,
+    ):
+        assert client.get("/authors").is_success
+        assert client.get("/catalogue").is_success
+        with psycopg.connect(postgres_url) as connection:
+            rows = connection.execute(
+                "SELECT pid FROM pg_stat_activity WHERE state LIKE 'idle in%'"
+            )
+            (left_open,) = rows.fetchone() or (None,)
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while "leaked-session" not in named(log) and time.monotonic() < deadline:
+            time.sleep(0.1)
+    assert {"n-plus-one", "leaked-session"} <= named(log)
+    (leaked, *_) = (each for each in findings(log) if each["finding_id"] == "leaked-session")
+    assert leaked["process_id"] == left_open
+
+
+def named(log: Path) -> set[str]:
+    return {id_ for id_, _ in reported(log)}
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("localhost/shop", "Invalid DATABASE_URL: expected postgresql://"),
+        ("postgresql://shop@localhost:port/shop", "Invalid DATABASE_URL: expected postgresql://"),
+        ("oracle://shop:secret@localhost/shop", "Invalid DATABASE_URL: expected postgresql://"),
+    ],
+)
+def test_a_url_that_cannot_be_used_is_refused_without_its_password(
+    url: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", url)
+    with pytest.raises(SystemExit, match=message) as refused:
+        database_url(sqlite_driver="aiosqlite", postgresql_driver="asyncpg")
+    assert "secret" not in str(refused.value)
+
+
+def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://shop@localhost/shop")
+    with pytest.raises(SystemExit, match="needs the package nonesuch: pip install nonesuch"):
+        database_url(sqlite_driver="aiosqlite", postgresql_driver="nonesuch")
+
+
+@pytest.mark.parametrize("written", ["postgres", "postgresql", "postgresql+psycopg"])
+def test_each_application_uses_its_own_driver(
+    written: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", f"{written}://shop@localhost/shop")
+    url = database_url(sqlite_driver="aiosqlite", postgresql_driver="asyncpg")
+    assert str(url) == "postgresql+asyncpg://shop@localhost/shop"

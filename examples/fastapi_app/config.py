@@ -2,8 +2,9 @@
 
 import os
 
-# Empty for an SQLite file in a temporary directory; "postgresql+asyncpg://..." for PostgreSQL.
-DATABASE_URL = os.environ.get("DATABASE_URL", "")
+from examples.database import database_url
+
+DATABASE_URL = database_url(sqlite_driver="aiosqlite", postgresql_driver="asyncpg")
 # The mistakes that the application makes: names of `mistakes.MISTAKES`, separated by commas.
 MISTAKES = [name for name in os.environ.get("SHOP_MISTAKES", "").split(",") if name]
 # How long the other company takes to charge a customer.

@@ -1,8 +1,5 @@
 """The engine, the traced sessions, and the dependency that gives a request its session."""
 
-import atexit
-import shutil
-import tempfile
 from collections.abc import AsyncIterator
 from typing import Annotated
 
@@ -13,15 +10,8 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_asyn
 from examples.fastapi_app.config import DATABASE_URL, POOL_SECONDS
 from session_tracer import instrument
 
-
-def _in_a_temporary_directory() -> str:
-    directory = tempfile.mkdtemp(prefix="fastapi-app-")
-    atexit.register(shutil.rmtree, directory, ignore_errors=True)
-    return f"sqlite+aiosqlite:///{directory}/shop.sqlite"
-
-
 engine = create_async_engine(
-    DATABASE_URL or _in_a_temporary_directory(),
+    DATABASE_URL,
     # Older releases of SQLAlchemy have another default for SQLite.
     poolclass=AsyncAdaptedQueuePool,
     pool_size=5,

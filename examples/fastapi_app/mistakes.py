@@ -1,6 +1,7 @@
 """The mistakes that a setting puts in the place of right routes, each named by its finding."""
 
 import logging
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any, NamedTuple
 from uuid import uuid4
@@ -149,7 +150,7 @@ def router_of(names: Iterable[str]) -> APIRouter:
     router = APIRouter()
     for name in names:
         if name not in MISTAKES:
-            raise ValueError(f"Unknown mistake {name!r}. Available: {', '.join(MISTAKES)}")
+            sys.exit(f"Unknown mistake {name!r}. Available: {', '.join(MISTAKES)}")
         mistake = MISTAKES[name]
         router.add_api_route(
             mistake.path,

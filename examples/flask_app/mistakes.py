@@ -1,6 +1,7 @@
 """The mistakes that a setting puts in the place of right views, each named by its finding."""
 
 import logging
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 from uuid import uuid4
@@ -116,6 +117,6 @@ def make(app: Flask, names: Iterable[str]) -> None:
     """Put these mistakes in the place of the views of their names."""
     for name in names:
         if name not in MISTAKES:
-            raise ValueError(f"Unknown mistake {name!r}. Available: {', '.join(MISTAKES)}")
+            sys.exit(f"Unknown mistake {name!r}. Available: {', '.join(MISTAKES)}")
         mistake = MISTAKES[name]
         app.view_functions[f"shop.{mistake.__name__}"] = mistake
