@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from session_tracer.model.findings import Finding, Lasting, Retraction
     from session_tracer.model.live_session import LiveSession
     from session_tracer.model.summary import SessionSummary
+    from session_tracer.page.live import live_app, live_wsgi_app
     from session_tracer.settings import Settings
     from session_tracer.verdicts.misuse import SessionMisuse
     from session_tracer.verdicts.silencing import silence
@@ -42,7 +43,9 @@ __all__ = [
     "__version__",
     "dump",
     "instrument",
+    "live_app",
     "live_sessions",
+    "live_wsgi_app",
     "silence",
     "uninstrument",
     "work",
@@ -65,7 +68,9 @@ _HOMES: Final = {
     "Settings": "settings",
     "dump": "ledger.dumping",
     "instrument": "instrumentor",
+    "live_app": "page.live",
     "live_sessions": "ledger.registry",
+    "live_wsgi_app": "page.live",
     "silence": "verdicts.silencing",
     "uninstrument": "instrumentor",
     "work": "where.work",

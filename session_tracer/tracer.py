@@ -8,7 +8,7 @@ import threading
 import time
 import traceback
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias
 from weakref import WeakSet
 
 from opentelemetry import context as context_api
@@ -45,10 +45,11 @@ if TYPE_CHECKING:
     from session_tracer.ledger import report as protocols
     from session_tracer.ledger.origin import Scope
     from session_tracer.ledger.registry import OpenNow
+    from session_tracer.model.findings import Finding, Retraction
     from session_tracer.settings import Settings
     from session_tracer.where.work import Work
 
-__all__ = ["Tracer"]
+__all__ = ["Tracer", "Watcher", "unwatch", "watch", "watching_changed"]
 
 _DEBUG: Final = LEVELS["debug"]
 _INFO: Final = LEVELS["info"]
@@ -60,18 +61,32 @@ Asked: TypeAlias = "dict[Any, tuple[tuple[int, Any], ...]]"
 class Reporting(NamedTuple):
     """How the scopes that begin now are reported.
 
-    `listeners` get every fact; with `is_eager`, sessions that are never used are reported, too;
-    `publishes` is whether facts are made of every scope.
+    `listeners` get every fact; `publishes` is whether facts are made of every scope, `takes_ends`
+    whether something takes each scope as a whole.
     """
 
     metrics: tuple[MetricSignal, ...]
     logs: LogSignal
     spans: SpanSignal | None
-    sinks: tuple[ReportSignal, ...]
+    sinks: tuple[protocols.Sink, ...]
     listeners: tuple[Callable[[Any, Report], None], ...]
     steps: int
-    is_eager: bool
     publishes: bool
+    takes_ends: bool
+
+
+class Watcher(Protocol):
+    """Takes the sessions and findings of every tracer, whatever its exporters are."""
+
+    wants_sessions: bool
+    # Whether it reads the timelines of the sessions that begin now.
+    wants_steps: bool
+
+    def session(self, report: protocols.Report) -> None: ...
+
+    def finding(self, finding: Finding, report: protocols.Report) -> None: ...
+
+    def retracted(self, retraction: Retraction, report: protocols.Report) -> None: ...
 
 
 class Tracer:
@@ -124,6 +139,8 @@ class Tracer:
         # Whether they are, and nothing wants sessions that are never used unless structlog does.
         self.is_quiet = False
         self._is_opening = False
+        # Whether sessions that are never used are reported, too.
+        self._is_eager = False
         self._report_to(())
         with _OPENING.value.lock:
             _TRACERS.add(self)
@@ -139,18 +156,34 @@ class Tracer:
         sinks = tuple(map(ReportSignal, exporters))
         listeners = tuple(sink.fact for sink in sinks if sink.wants_facts)
         steps = self.settings.timeline_steps if wants_sessions else 0
-        # In one step: another thread may begin a report meanwhile.
-        self._reporting = Reporting(
+        self._is_eager = (
+            wants_sessions
+            or bool(self._published)
+            or any(sink.wants_facts or sink.wants_sessions for sink in sinks)
+        )
+        self._of_exporters = Reporting(
             metrics=tuple(self._metrics),
             logs=self._logs[0],
             spans=self._spanning(exporters),
             sinks=sinks,
             listeners=listeners,
             steps=steps,
-            is_eager=wants_sessions
-            or bool(self._published)
-            or any(sink.wants_facts or sink.wants_sessions for sink in sinks),
             publishes=bool(listeners or steps or self._published),
+            takes_ends=self._is_eager,
+        )
+        self.be_watched()
+
+    def be_watched(self) -> None:
+        """Report the sessions that begin from now on to the watchers, too."""
+        before, watchers = self._of_exporters, tuple(_WATCHERS)
+        wants_steps = any(one.wants_steps for one in watchers)
+        steps = before.steps or (self.settings.timeline_steps if wants_steps else 0)
+        # In one step: another thread may begin a report meanwhile.
+        self._reporting = before._replace(
+            sinks=before.sinks + watchers,
+            steps=steps,
+            publishes=before.publishes or bool(steps),
+            takes_ends=before.takes_ends or bool(watchers),
         )
 
     def _measuring(self, exporters: tuple[Exporter, ...]) -> Iterator[MetricSignal]:
@@ -203,7 +236,7 @@ class Tracer:
                         self._report_to(exporters)
                         process.end_first()
                 now = self._reporting
-                is_asked = now.is_eager or now.logs.least <= _DEBUG
+                is_asked = self._is_eager or now.logs.least <= _DEBUG
                 self.is_quiet = self.choice.is_settled and not is_asked
                 self.is_settled = self.choice.is_settled
                 if exporters is not None:
@@ -219,8 +252,7 @@ class Tracer:
         """Whether sessions that are never used are worth a report, too."""
         if not self.is_settled:
             self.settle()
-        reporting = self._reporting
-        return reporting.is_eager or reporting.logs.least_level() <= _DEBUG
+        return self._is_eager or self._reporting.logs.least_level() <= _DEBUG
 
     def closed_unused(self, duration: int) -> None:
         """A session was closed that was never used, after that many nanoseconds; never raises."""
@@ -240,14 +272,14 @@ class Tracer:
 
     def begin(self, ledger: Ledger) -> Report:
         """A report of a session scope that begins now; `settle()` has to come before it."""
-        metrics, logs, spans, sinks, listeners, steps, is_eager, publishes = self._reporting
+        metrics, logs, spans, sinks, listeners, steps, publishes, takes_ends = self._reporting
         least = logs.least if "structlog" not in sys.modules else logs.least_level()
         report = Report(
             self,
             ledger,
             metrics=metrics,
             logs=logs,
-            reports_end=least <= _INFO or is_eager,
+            reports_end=least <= _INFO or takes_ends,
             span_source=spans,
             sinks=sinks,
             # What other threads conclude of the scope has no context of the application's.
@@ -363,6 +395,35 @@ class _Opening:
 
 _OPENING: Final = process.PerProcess(_Opening)
 _TRACERS: Final[WeakSet[Tracer]] = WeakSet()
+_WATCHERS: Final[list[Watcher]] = []
+
+
+def watch(watcher: Watcher) -> None:
+    """Report to the watcher what every tracer reports from now on, also those made later."""
+    with _OPENING.value.lock:
+        _WATCHERS.append(watcher)
+        watching_changed()
+
+
+def unwatch(watcher: Watcher) -> None:
+    """Report nothing more to it."""
+    _WATCHERS[:] = [one for one in _WATCHERS if one is not watcher]
+    watching_changed()
+
+
+def watching_changed() -> None:
+    """What a watcher wants has changed; never waits.
+
+    A thread that opens exporters at this moment may take long; tracers then stay as they are
+    until the next change.
+    """
+    lock = _OPENING.value.lock
+    if lock.acquire(blocking=False):
+        try:
+            for tracer in list(_TRACERS):
+                tracer.be_watched()
+        finally:
+            lock.release()
 
 
 def _refused(kind: str, provider: object, lost: str, error: Exception) -> None:

@@ -26,7 +26,7 @@ LEVELS: list[set[str]] = [
     {"exporter_choice"},
     {"tracer", "hooks"},
     {"instrumentor"},
-    {"exporters", "asgi", "celery", "wsgi"},
+    {"exporters", "asgi", "celery", "page", "wsgi"},
     {"testing"},
     {"cli", "__main__"},
     {"pytest_plugin"},

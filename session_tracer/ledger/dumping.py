@@ -18,7 +18,7 @@ from session_tracer.runtime.nearest import did_you_mean
 if TYPE_CHECKING:
     from session_tracer.ledger.pools import PoolNow
 
-__all__ = ["dump"]
+__all__ = ["as_values", "dump"]
 
 _FORMATS: Final = ("text", "json")
 
@@ -71,12 +71,13 @@ def _as_json(sessions: list[LiveSession], pools: list[PoolNow]) -> str:
         "left_behind": _left_behind(sessions),
         "waiting": _waiting(pools),
         "pools": [pool._asdict() for pool in pools],
-        "sessions": [_session(live) for live in sessions],
+        "sessions": [as_values(live) for live in sessions],
     }
     return json.dumps(every) + "\n"
 
 
-def _session(live: LiveSession) -> dict[str, Any]:
+def as_values(live: LiveSession) -> dict[str, Any]:
+    """Return an open session as values that JSON has."""
     values = {one.name: getattr(live, one.name) for one in fields(LiveSession)}
     values["findings"] = [finding.id for finding in live.findings]
     values["owner_stack"] = [str(site) for site in live.owner_stack]
