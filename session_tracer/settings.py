@@ -407,12 +407,6 @@ class Settings:
     traces_per_session: int = _option(3, _whole(2))
     """Number of traces, or of unrelated tasks, in which one session is used (`shared-session`)."""
 
-    dump_signal: str | int = _option("", _SIGNAL)
-    """Name or number of a signal at which `dump()` is written to standard error. Empty for none.
-
-    Set it to see what a process holds that hangs, for example to `SIGUSR2`.
-    """
-
     jsonl_path: str = _option("-", _TEXT)
     """Path of the file to which the `jsonl` exporter appends. `-` is standard output."""
 
@@ -421,6 +415,12 @@ class Settings:
 
     prometheus_port: int = _option(9464, _whole(0, 65_535))
     """Port on which the `prometheus` exporter listens. 0 uses a free port."""
+
+    dump_signal: str | int = _option("", _SIGNAL)
+    """Name or number of a signal at which `dump()` is written to standard error. Empty for none.
+
+    Set it to see what a process holds that hangs, for example to `SIGUSR2`.
+    """
 
     def __post_init__(self) -> None:
         for option in fields(self):
@@ -591,10 +591,10 @@ class Overrides(TypedDict, total=False):
     large_identity_map_objects: int
     large_result_objects: int
     traces_per_session: int
-    dump_signal: str | int
     jsonl_path: str
     prometheus_host: str
     prometheus_port: int
+    dump_signal: str | int
 
 
 def _warn_of_unknown(environ: Mapping[str, str]) -> None:
