@@ -511,8 +511,9 @@ def given_settings(environ: Mapping[str, str] | None = None) -> dict[str, Given]
 def _parsed(option: Field[Any], variable: str, text: str) -> Any:
     try:
         return read_setting(option.name, text)
-    except ValueError as error:
-        raise ValueError(f"Invalid {variable}={text!r}: expected {error}.") from None
+    except ValueError:
+        refusal = _rule_of(option).refusal(text)
+        raise ValueError(f"Invalid {variable}={text!r}: {refusal}") from None
 
 
 def _read(option: Field[Any], source: str, value: Any) -> Any:
