@@ -26,7 +26,7 @@ LEVELS: list[set[str]] = [
     {"exporter_choice"},
     {"tracer", "hooks"},
     {"instrumentor"},
-    {"exporters", "asgi", "celery", "page", "wsgi"},
+    {"exporters", "auto_instrumentation", "asgi", "celery", "page", "wsgi"},
     {"testing"},
     {"cli", "__main__"},
     {"pytest_plugin"},
@@ -43,7 +43,8 @@ OF_EXPORTERS = {
 THEIRS: dict[str, set[str]] = {
     "sqlalchemy": {"hooks.*", "instrumentor", "ledger.object_counter", "verdicts.misuse"},
     "opentelemetry": {
-        "exporter", "exporters.*", "runtime.environment", "signals.*", "testing", "tracer",
+        "auto_instrumentation", "exporter", "exporters.*", "runtime.environment", "signals.*",
+        "testing", "tracer",
     },
     "opentelemetry.sdk": {"exporters.*", "testing"},
     "structlog": {"signals.logs"},
