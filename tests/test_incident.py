@@ -24,6 +24,19 @@ PAGE: Final = (ROOT / "docs" / "incident.md").read_text()
 SECTIONS: Final = {
     section.partition("\n")[0]: section for section in re.split(r"^## ", PAGE, flags=re.M)[1:]
 }
+# How an incident went; the others are about one kind of problem each.
+STORY: Final = SECTIONS.pop("An incident in three steps")
+# The task that draws the dashboard installs the grammars here.
+GRAMMARS: Final = ROOT / "grafana" / "render"
+COUNT_ERRORS: Final = """
+const { parser } = require("@grafana/lezer-logql");
+const isWrong = (query) => {
+  let wrong = false;
+  parser.parse(query).iterate({ enter: (node) => { wrong ||= node.type.isError; } });
+  return wrong;
+};
+console.log(JSON.stringify(JSON.parse(process.argv[1]).filter(isWrong)));
+"""
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +79,7 @@ ANSWERS: Final = {
         r"\texamples/fastapi_app/mistakes\.py:\d+ in list_authors\(\)\n"
     ),
     "A storm of PendingRollbackError": (
-        r"1 sqlalchemy\.exc\.IntegrityError"
+        r"\d sqlalchemy\.exc\.IntegrityError"
         r"  failed at examples/fastapi_app/mistakes\.py:\d+ in sign_up\(\)"
         r"  swallowed at examples/fastapi_app/mistakes\.py:\d+ in sign_up\(\)\n"
     ),
@@ -95,6 +108,34 @@ def test_each_command_answers_over_the_log_of_an_incident(log: Path) -> None:
     assert {event["service"] for event in events} == {"shop"}
 
 
+def wrong_queries(queries: list[str]) -> list[str]:
+    """The queries that Grafana's grammar of LogQL refuses."""
+    done = subprocess.run(
+        ["node", "-e", COUNT_ERRORS, json.dumps(queries)],
+        cwd=GRAMMARS,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    answer: list[str] = json.loads(done.stdout)
+    return answer
+
+
+@pytest.mark.skipif(
+    not (GRAMMARS / "node_modules" / "@grafana" / "lezer-logql").exists(),
+    reason="no grammar of LogQL in grafana/render; `npm install` there installs it",
+)
+def test_each_command_has_a_twin_in_logql() -> None:
+    twins = [
+        query
+        for section in SECTIONS.values()
+        for query in re.findall(r"^```logql\n(.*?)```", section, re.M | re.S)
+    ]
+    assert len(twins) == len(SECTIONS)
+    assert wrong_queries(twins) == []
+    assert wrong_queries([twins[0].replace("|", "||")]) != []
+
+
 def test_postgresql_has_the_transactions_that_are_open(postgres_url: str) -> None:
     (query,) = re.findall(r"^```sql\n(.*?)```", PAGE, re.M | re.S)
     with psycopg.connect(postgres_url) as open_one, psycopg.connect(postgres_url) as asking:
@@ -113,19 +154,31 @@ def test_each_alert_leads_to_the_section_that_names_it() -> None:
         assert rule["alert"] in section
 
 
+def test_the_story_names_alerts_and_panels_that_exist() -> None:
+    named = set(re.findall(r"`(SQLAlchemy\w+)`", STORY))
+    assert named
+    assert named <= {rule["alert"] for rule in ALERTS}
+    assert panels_in(STORY) <= titles_of_panels()
+
+
 def anchor_of(title: str) -> str:
     return title.lower().replace(" ", "-")
 
 
-def test_each_section_has_its_alert_a_panel_and_what_to_do() -> None:
+def titles_of_panels() -> set[str]:
     dashboard = json.loads((ROOT / "grafana" / "dashboards" / "session-tracer.json").read_text())
-    shown = [
-        *dashboard["panels"],
-        *(one for row in dashboard["panels"] for one in row.get("panels", ())),
-    ]
-    titles = {panel["title"] for panel in shown}
+    rows = dashboard["panels"]
+    return {panel["title"] for row in rows for panel in (row, *row.get("panels", ()))}
+
+
+def panels_in(text: str) -> set[str]:
+    return {" ".join(title.split()) for title in re.findall(r"(?<!\*)\*([^*]+)\*(?!\*)", text)}
+
+
+def test_each_section_has_its_alert_a_panel_and_what_to_do() -> None:
     for section in SECTIONS.values():
         for part in ("**Symptom.**", "**Alert**", "**Panel**", "**Command.**"):
             assert part in section
-        panels = section.partition("**Panel**")[2].partition("\n\n")[0]
-        assert set(re.findall(r"\*(.+?)\*", panels)) - titles == set()
+        panels = panels_in(section.partition("**Panel**")[2].partition("\n\n")[0])
+        assert panels
+        assert panels <= titles_of_panels()
