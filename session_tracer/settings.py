@@ -226,6 +226,21 @@ class Settings:
     Set it if no other instrumentation emits spans for the database driver.
     """
 
+    statement_comment: bool = _option(False, _SWITCH)
+    """Send the statements of sessions with a comment that names the session, its line and its work.
+
+    The database shows it with what runs now, for example in `pg_stat_activity`. The comment comes
+    first, because PostgreSQL shows only the beginning of a statement. One statement is sent with at
+    most 20 different comments, and without one by the sessions of other lines and works: each
+    comment makes another text, which drivers and databases prepare by itself.
+    """
+
+    statement_comment_trace: bool = _option(False, _SWITCH)
+    """Add the trace to the comment of `statement_comment`, as W3C's `traceparent`.
+
+    Each request has another trace: no prepared statement is used for a second request.
+    """
+
     record_identity: bool = _option(False, _SWITCH)
     """Include the primary keys of the objects that a finding is about.
 
@@ -554,6 +569,8 @@ class Overrides(TypedDict, total=False):
 
     disabled: bool
     statement_spans: bool
+    statement_comment: bool
+    statement_comment_trace: bool
     record_identity: bool
     max_entities: int
     max_works: int

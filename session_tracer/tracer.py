@@ -25,6 +25,7 @@ from session_tracer.ledger.report import Report
 from session_tracer.publisher.publisher import FactPublisher
 from session_tracer.runtime import process, threads
 from session_tracer.runtime.degraded import warn_once
+from session_tracer.signals.comments import Comments
 from session_tracer.signals.logs import LEVELS, LogSignal
 from session_tracer.signals.metrics import MetricSignal
 from session_tracer.signals.reports import ReportSignal
@@ -112,6 +113,9 @@ class Tracer:
         self.closed = False
         self._open_now = open_now
         self.tells_statements = settings.statement_spans
+        self.comments: protocols.Comments | None = None
+        if settings.statement_comment:
+            self.comments = Comments(self)
         # Nanoseconds until a scope leaks, its transaction is long, its connection is idle.
         self.patience = (
             int(settings.leak_after_seconds * 1e9),

@@ -10,7 +10,6 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import psycopg
 import pytest
 
 from examples import load
@@ -134,16 +133,6 @@ def test_each_command_has_a_twin_in_logql() -> None:
     assert len(twins) == len(SECTIONS)
     assert wrong_queries(twins) == []
     assert wrong_queries([twins[0].replace("|", "||")]) != []
-
-
-def test_postgresql_has_the_transactions_that_are_open(postgres_url: str) -> None:
-    (query,) = re.findall(r"^```sql\n(.*?)```", PAGE, re.M | re.S)
-    with psycopg.connect(postgres_url) as open_one, psycopg.connect(postgres_url) as asking:
-        open_one.execute("SELECT 1")
-        rows = asking.execute(query).fetchall()
-        pid = open_one.info.backend_pid
-    (row,) = [row for row in rows if row[0] == pid]
-    assert (row[1], row[3], row[4]) == ("idle in transaction", [], "SELECT 1")
 
 
 def test_each_alert_leads_to_the_section_that_names_it() -> None:

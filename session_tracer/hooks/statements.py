@@ -22,6 +22,7 @@ from sqlalchemy.exc import InvalidRequestError
 from session_tracer import facts
 from session_tracer.facts import StatementExecuted
 from session_tracer.hooks import load_reason, locks, loops, parts, sql, streams
+from session_tracer.hooks.comments import commenting
 from session_tracer.hooks.failed_statements import statement_failed
 from session_tracer.hooks.loader_options import key_and_tree
 from session_tracer.hooks.patching import as_sqlalchemys
@@ -81,6 +82,8 @@ def hold(connection: Connection, since: int, owner: Owner, site: CallSite | None
     if not ledger.attaches and _has_onlookers(connection):
         ledger.attaches = True
     holding = Holding(connection, database, since, owner, site)
+    if dialect.driver == "mysqldb":
+        holding.note_process_id()
     try:
         # SQLAlchemy calls no listener of a cursor's events without one of these flags.
         has_events = connection._has_events or connection.engine._has_events
@@ -299,6 +302,8 @@ def _executing(name: str) -> Callable[..., bool | None]:
                     _stream(ledger, options, context, site)
                 if ledger.announces_statements:
                     _announce(ledger, context, statement, size)
+                if ledger.comments is not None:
+                    execute = commenting(ledger, execute, statement, dialect, is_batch=is_batch)
                 attached = ledger.attach() if ledger.attaches or is_shared else None
             started = ledger.clock()
         except Exception as error:
@@ -651,7 +656,7 @@ def _written(
         run = (site, operation, shape.collection, statement, flush, duration)
         if is_row and ledger.wrote_row(*run):
             ledger.judge(_row(ledger, context, statement, at, duration))
-        if is_row or operation == "INSERT":
+        if (is_row or operation == "INSERT") and ledger.comments is None:
             # Others of this text, for other rows, need no more than be counted.
             flush.repeated = statement
             flush.repeats_rows = is_row

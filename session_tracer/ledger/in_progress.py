@@ -59,6 +59,8 @@ class Holding:
     is_surrounded = False
     # The ledger of the session whose connection it is, where another one was bound to it.
     lender: Any = None
+    # The server's number for it, if it was noted as the transaction began.
+    _noted: int | None = None
 
     def __init__(
         self,
@@ -106,7 +108,11 @@ class Holding:
         """The database server's process of the connection, where the driver knows it by itself."""
         connection = self._connection()
         driver = None if connection is None else _driver_of(connection)
-        return None if driver is None else _process_id(driver)
+        return None if driver is None else self._noted or _process_id(driver)
+
+    def note_process_id(self) -> None:
+        """Ask the driver now: it may refuse to answer another thread while a statement runs."""
+        self._noted = self.process_id()
 
     def unmark(self, ledger: object) -> None:
         """The connection leads to the ledger no longer."""

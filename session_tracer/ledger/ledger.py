@@ -48,7 +48,15 @@ if TYPE_CHECKING:
     from session_tracer.ledger.object_counter import Counter
     from session_tracer.ledger.openings import OpenedInLoop
     from session_tracer.ledger.origin import Route
-    from session_tracer.ledger.report import Attached, Attaching, Publisher, Report, Spans, Tracer
+    from session_tracer.ledger.report import (
+        Attached,
+        Attaching,
+        Comments,
+        Publisher,
+        Report,
+        Spans,
+        Tracer,
+    )
     from session_tracer.ledger.single_rows import Run
     from session_tracer.where.callsite import CallSite
     from session_tracer.where.except_finder import Failure
@@ -141,6 +149,10 @@ class Ledger(Use):
     attaching: Attaching | None = None
     gates: Gates
     announces_statements = False
+    # What makes the comments of its statements, if a tracer wants them; and the comment so far: the
+    # line of the first use, and the text without and with the trace.
+    comments: Comments | None = None
+    comment: tuple[object, str, str] | None = None
     # Whether a finding of any report was to be raised as `SessionMisuse`.
     has_misuses = False
     id = ""
@@ -403,6 +415,8 @@ class Ledger(Use):
                     self.publishers += (report.publisher,)
                 if tracer.tells_statements:
                     self.announces_statements = True
+                if tracer.comments is not None:
+                    self.comments = self.comments or tracer.comments
         reports = self.reports = self.scope.reports = self.reports + more
         if len(reports) == 1:
             self.gates = reports[0].tracer.gates

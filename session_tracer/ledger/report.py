@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from session_tracer.settings import Settings
     from session_tracer.where.callsite import CallSite, Locator
 
-__all__ = ["Attached", "Attaching", "Judge", "Publisher", "Report", "Spans", "Tracer"]
+__all__ = ["Attached", "Attaching", "Comments", "Judge", "Publisher", "Report", "Spans", "Tracer"]
 
 _MOST_FINDINGS: Final = 1_000
 # What a detector concludes.
@@ -69,6 +69,12 @@ class Publisher(Protocol):
     def publish(self, fact: Fact) -> None: ...
 
     def mute(self, signal: object) -> None: ...
+
+
+class Comments(Protocol):
+    """Has the comments of one tracer's sessions."""
+
+    def before(self, ledger: Ledger, statement: str) -> str: ...
 
 
 class Metrics(Protocol):
@@ -181,6 +187,8 @@ class Tracer(Protocol):
     is_settled: bool
     is_quiet: bool
     tells_statements: bool
+    # What is sent with the statements of its sessions; None unless the settings ask for it.
+    comments: Comments | None
     # How long, in nanoseconds, until a session leaks, a transaction is long, a connection is idle.
     patience: tuple[int, int, int]
     watches: bool
