@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import asyncio
 import importlib
 import re
 from contextlib import nullcontext
@@ -14,10 +13,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from flask import Flask
-from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import create_engine, select, text
-from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import sessionmaker
 from sqlalchemy.pool import StaticPool
 
@@ -77,55 +73,6 @@ def test_every_snippet_is_valid_python() -> None:
 def test_one_line_is_enough_for_plain_sqlalchemy(factory: sessionmaker[Any]) -> None:
     run(snippet_with('name="orders-db"'), SessionLocal=factory)
     assert_traced(factory, "orders-db")
-
-
-def test_a_fastapi_dependency_needs_no_change(factory: sessionmaker[Any]) -> None:
-    application = run(snippet_with("def get_db():\n    with"), SessionLocal=factory)
-    assert_traced(factory, "default")
-    for session in application["get_db"]():
-        session.execute(text("SELECT 1"))
-
-
-def test_an_async_fastapi_dependency_needs_no_change(tmp_path: Path) -> None:
-    engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'readme.db'}")
-    factory = async_sessionmaker(engine)
-    application = run(snippet_with("async def get_db():"), AsyncSessionLocal=factory)
-
-    async def request() -> None:
-        with capture(factory) as captured:
-            async for session in application["get_db"]():
-                await session.execute(text("SELECT 1"))
-        await engine.dispose()
-        assert [summary.statements for summary in captured.sessions] == [1]
-
-    asyncio.run(request())
-
-
-def test_a_flask_sqlalchemy_object_is_a_target() -> None:
-    app = Flask("shop")
-    app.config["SQLALCHEMY_DATABASE_URI"] = "sqlite://"
-    db = SQLAlchemy(app)
-    run(snippet_with("instrument(db)"), app=app, db=db)
-    with app.app_context(), capture(db) as captured:
-        db.session.execute(text("SELECT 1"))
-        db.session.remove()
-        db.engine.dispose()
-    assert [summary.statements for summary in captured.sessions] == [1]
-
-
-def test_sqlmodels_session_is_a_target() -> None:
-    application = run(snippet_with("from sqlmodel import Session"))
-    session_class = application["Session"]
-    engine = create_engine("sqlite://")
-    with capture(session_class) as captured, session_class(engine) as session:
-        session.connection().execute(text("SELECT 1"))
-    engine.dispose()
-    assert [summary.statements for summary in captured.sessions] == [1]
-
-
-def test_celerys_factory_is_instrumented_where_it_is_made(factory: sessionmaker[Any]) -> None:
-    run(snippet_with('name="worker"'), SessionLocal=factory)
-    assert_traced(factory, "worker")
 
 
 @pytest.fixture
