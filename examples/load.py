@@ -157,7 +157,7 @@ def running(application: str, mistakes: str, version: str = "1.4.0") -> Iterator
         port = free.getsockname()[1]
     environment = {
         "OTEL_SERVICE_NAME": "shop",
-        "OTEL_RESOURCE_ATTRIBUTES": f"service.version={version}",
+        "OTEL_RESOURCE_ATTRIBUTES": f"service.version={version},service.instance.id={port}",
         **{
             name: value
             for mistake in mistakes.split(",")

@@ -305,7 +305,8 @@ def test_every_link_to_the_documentation_leads_to_a_section() -> None:
     titles = re.findall(r"^## (.*)$", (CHECKOUT / "docs" / "incident.md").read_text(), re.M)
     links = {link["url"] for panel in PANELS for link in panel.get("links", ())}
     assert links == {f"${{docs:raw}}/incident.md#{anchor_of(title)}" for title in titles} - {
-        "${docs:raw}/incident.md#a-load-that-fails"
+        "${docs:raw}/incident.md#a-load-that-fails",
+        "${docs:raw}/incident.md#an-incident-in-three-steps",
     }
 
 
@@ -374,11 +375,12 @@ def test_the_provisioned_datasources_bear_the_uids_of_the_demo_stack() -> None:
     assert {VARIABLES[f"{uid}_datasource"]["current"]["value"] for uid in uids} == set(uids)
 
 
-def test_the_dashboards_are_provisioned_from_where_the_readme_mounts_them() -> None:
+def test_the_dashboards_are_provisioned_from_where_they_are_mounted() -> None:
     (provider,) = provisioning("dashboards")["providers"]
-    mount = f'"$PWD/grafana/dashboards:{provider["options"]["path"]}:ro"'
+    path = provider["options"]["path"]
     assert (provider["type"], provider["allowUiUpdates"]) == ("file", False)
-    assert mount in (GRAFANA / "README.md").read_text()
+    assert f"./dashboards:{path}:ro" in (GRAFANA / "compose.yaml").read_text()
+    assert f"`{path}`" in (GRAFANA / "README.md").read_text()
 
 
 def provisioning(kind: str) -> Any:
