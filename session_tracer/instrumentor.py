@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from session_tracer.detectors import DEFAULT_DETECTORS
 from session_tracer.exporter import Exporter, Exporters
 from session_tracer.exporter_choice import NONE, Automatic, Named, names_in
-from session_tracer.hooks import errors, private_api, scopes, session_events, statements
+from session_tracer.hooks import checkouts, errors, private_api, scopes, session_events, statements
 from session_tracer.hooks.lifecycle import wrap_async_session, wrap_session
 from session_tracer.hooks.patching import Patches
 from session_tracer.hooks.targets import (
@@ -444,10 +444,12 @@ class Instrumentor:
         self._listening = wanted
         if wanted:
             statements.begin()
+            checkouts.begin()
             errors.watch.start()
             watchdog.start(self._shortest())
         else:
             errors.watch.stop()
+            checkouts.remove()
             watchdog.stop()
         by_signal = [one._tracer for one in self._instrumentations if one.settings.dump_signal]
         dump_signal.use({one.settings.dump_signal: one.locator.packages for one in by_signal})

@@ -17,10 +17,10 @@ from opentelemetry.trace import NoOpTracerProvider
 
 from session_tracer import facts
 from session_tracer.detectors.protocol import Suspecting
+from session_tracer.ledger import pools
 from session_tracer.ledger.gates import Gates
 from session_tracer.ledger.guard import aside
 from session_tracer.ledger.ledger import Ledger
-from session_tracer.ledger.pools import pools_of
 from session_tracer.ledger.report import Report
 from session_tracer.publisher.publisher import FactPublisher
 from session_tracer.runtime import process, threads
@@ -190,6 +190,8 @@ class Tracer:
             takes_ends=before.takes_ends or bool(watchers),
         )
 
+        pools.renew(self)
+
     def _measuring(self, exporters: tuple[Exporter, ...]) -> Iterator[MetricSignal]:
         for one in exporters:
             provider = one.meter_provider
@@ -202,7 +204,7 @@ class Tracer:
                     self.settings,
                     VERSION,
                     open_now=lambda: self._open_now(self),
-                    pools=lambda: pools_of(self),
+                    pools=lambda: pools.pools_of(self),
                     failed=self.failed,
                     histograms=one.histograms,
                 )
@@ -329,6 +331,10 @@ class Tracer:
             self.failed("work", error)
             return ""
 
+    def pool_waits(self, pool: str) -> list[tuple[object, tuple[Any, Any]]]:
+        """For each of its metrics: what they are, and where a checkout's duration is added."""
+        return [metrics.pool_waits(pool) for metrics in self._metrics]
+
     def _could_not_name(self, block: Work, error: Exception) -> None:
         """Count that a function of the application's could not name the work, and log it once."""
         for metrics in self._metrics:
@@ -369,6 +375,7 @@ class Tracer:
         """Report nothing more."""
         self.closed = True
         self._end_signals()
+        pools.renew(self)
 
     def _end_signals(self) -> None:
         for metrics in self._metrics:

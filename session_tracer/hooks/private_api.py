@@ -140,6 +140,33 @@ RELIANCES: Final = (
         "statements of a transaction that is open at instrument()",
     ),
     Reliance(
+        "Pool._dialect",
+        _sets("sqlalchemy.pool:Pool.__init__", "_dialect"),
+        "how long the checkouts of connections take is not reported",
+    ),
+    Reliance(
+        "QueuePool._max_overflow",
+        _sets("sqlalchemy.pool:QueuePool.__init__", "_max_overflow"),
+        "the most connections that a pool may have are not reported",
+    ),
+    Reliance(
+        "Queue.not_empty",
+        lambda: (
+            _sets("sqlalchemy.pool:QueuePool.__init__", "_pool")()
+            and _sets("sqlalchemy.util.queue:Queue.__init__", "not_empty")()
+            and _sets("threading:Condition.__init__", "_waiters")()
+        ),
+        "threads that wait for a connection are not counted",
+    ),
+    Reliance(
+        "asyncio.Queue._getters",
+        lambda: (
+            _attribute("sqlalchemy.util.queue:AsyncAdaptedQueue._queue")()
+            and _sets("asyncio:Queue.__init__", "_getters")()
+        ),
+        "tasks that wait for a connection are not counted",
+    ),
+    Reliance(
         "UOWTransaction.states",
         _sets("sqlalchemy.orm.unitofwork:UOWTransaction.__init__", "states"),
         "the objects that a flush writes are not counted",

@@ -169,9 +169,12 @@ def _has_onlookers(connection: Connection) -> bool:
     object of another type in the place of its connection. An SQL function or a trace callback that
     is written in Python sees the caller's context.
     """
-    if connection.closed or connection.invalidated:
-        return True  # asking for its driver's connection would open a new one, or raise
-    driver = type(connection.connection.dbapi_connection)
+    try:
+        # The public property would open a new one if it was invalidated.
+        proxied: Any = connection._dbapi_connection
+        driver = type(proxied.dbapi_connection)
+    except AttributeError:  # it is closed, or has another shape
+        return True
     is_plain = (driver.__module__, driver.__qualname__) == ("sqlite3", "Connection")
     return not is_plain or type(connection.dialect).do_execute is not DefaultDialect.do_execute
 

@@ -6,6 +6,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from session_tracer.ledger import registry
+from session_tracer.ledger.in_progress import SLOT
 from session_tracer.runtime.degraded import warn_once, without
 
 if TYPE_CHECKING:
@@ -14,7 +15,15 @@ if TYPE_CHECKING:
     from session_tracer.facts import Database
     from session_tracer.ledger.report import Tracer
 
-__all__ = ["PoolNow", "every_pool", "pools_of", "timed_out", "use"]
+__all__ = [
+    "PoolNow",
+    "every_pool",
+    "not_counted",
+    "pools_of",
+    "renew",
+    "timed_out",
+    "use",
+]
 
 
 class PoolNow(NamedTuple):
@@ -42,6 +51,20 @@ class _Known:
         self.tracers: weakref.WeakSet[Tracer] = weakref.WeakSet()
         self.timeouts = 0
 
+    def report_waits(self, dialect: Any) -> None:
+        """Have each checkout's duration added to the metrics that there are now.
+
+        Sessions of several names may use the pool: those with the same metrics count it once,
+        under the first name.
+        """
+        tracers = [tracer for tracer in self.tracers if not tracer.closed]
+        tracers.sort(key=lambda one: one.name, reverse=True)
+        metrics = {key: sink for one in tracers for key, sink in one.pool_waits(self.name)}
+        if tracers:
+            dialect.__dict__[SLOT] = tuple(metrics.values())
+        else:
+            dialect.__dict__.pop(SLOT, None)
+
     @property
     def is_used(self) -> bool:
         """Whether the engine exists, and a tracer reports sessions that use it."""
@@ -51,23 +74,50 @@ class _Known:
 # By the engine's dialect, which engines with execution options share.
 _KNOWN: Final[weakref.WeakKeyDictionary[Any, _Known]] = weakref.WeakKeyDictionary()
 _MOST_POOLS: Final = 100
+# The last checkout from a pool that is not known yet, by its dialect.
+_FIRST: Final[list[tuple[int, int]]] = []
 # They have one connection, in all or for each thread, and nothing has to wait for it.
 _OF_ONE: Final = frozenset({"StaticPool", "SingletonThreadPool", "AssertionPool"})
 
 
 def use(connection: Any, database: Database, tracers: Iterable[Tracer]) -> None:
     """Sessions of these tracers use the connection's pool from now on."""
-    known = _KNOWN.get(connection.dialect)
+    dialect = connection.dialect
+    known = _KNOWN.get(dialect)
+    is_new = known is None
     if known is None:
-        for dialect, one in list(_KNOWN.items()):
+        for other, one in list(_KNOWN.items()):
             if not one.is_used:
-                _KNOWN.pop(dialect, None)
+                _KNOWN.pop(other, None)
         if len(_KNOWN) >= _MOST_POOLS:
             return
         known = _Known(connection.engine, _name(connection.engine.pool, database))
-        _KNOWN[connection.dialect] = known
-    for tracer in tracers:
-        known.tracers.add(tracer)
+        _KNOWN[dialect] = known
+    known.tracers.update(tracers)
+    known.report_waits(dialect)
+    if is_new:
+        # Its first checkout was over before it was known whose it is.
+        for key, duration in _FIRST:
+            for waiting, take in dialect.__dict__.get(SLOT, ()) if key == id(dialect) else ():
+                waiting.append((take, duration, None, 0))
+
+
+def renew(tracer: Tracer) -> None:
+    """The tracer has other metrics, or has none any more."""
+    for dialect, known in _KNOWN.copy().items():
+        if tracer in known.tracers:
+            known.report_waits(dialect)
+
+
+def not_counted(pool: Any, duration: int, error: Exception) -> None:
+    """A checkout was not counted: no traced session is known to use the pool, or it failed."""
+    dialect = getattr(pool, "_dialect", None)
+    if SLOT not in getattr(dialect, "__dict__", ()):
+        _FIRST[:] = [(id(dialect), duration)]
+        return
+    known = _KNOWN.get(dialect)
+    for tracer in () if known is None else list(known.tracers):
+        tracer.failed("checkouts", error)
 
 
 def timed_out(pool: Any) -> None:

@@ -224,6 +224,9 @@ class Tracer(Protocol):
 
     def work_of(self, ledger: Ledger) -> str: ...
 
+    # For each of its metrics: what they are, and where a checkout's nanoseconds are added to them.
+    def pool_waits(self, pool: str) -> Iterable[tuple[object, tuple[Any, Any]]]: ...
+
     def failed(self, where: str, error: BaseException) -> None: ...
 
 

@@ -180,7 +180,7 @@ class Instruments:
     def _pools(self, of: OfPool) -> Callable[[CallbackOptions], Iterable[Observation]]:
         def observe(_: CallbackOptions) -> Iterator[Observation]:
             seen: set[int] = set()
-            for signal in list(self._signals):
+            for signal in sorted(self._signals, key=lambda one: one.name):
                 for name, key, pool in signal.pools():
                     if key in seen:
                         continue  # factories that share an engine share its pool
@@ -295,7 +295,7 @@ class MetricSignal:
     ) -> None:
         self._instruments = instruments = _instruments_of(provider, version, histograms)
         self._waiting = instruments.waiting
-        self._name = name
+        self.name = name
         self._open_now: Callable[[], OpenNow] | None = open_now
         self._pools = pools
         self._failed = failed
@@ -315,7 +315,19 @@ class MetricSignal:
         """The pools in use, each with a key of its own; none once this signal is closed."""
         if self._open_now is None:
             return []
-        return [(self._name, key, pool) for key, pool in self._pools()]
+        return [(self.name, key, pool) for key, pool in self._pools()]
+
+    def pool_waits(self, pool: str) -> tuple[object, tuple[Any, Any]]:
+        """The instruments, and where the nanoseconds of a checkout are added to them.
+
+        That is the rows that wait, and what takes one.
+        """
+        series = self._series_of(names.POOL_WAIT, names.POOL_NAME, pool)
+
+        def take(duration: int, span: Span | None, at: int) -> None:
+            series.take(duration / 1e9, span, at)
+
+        return self._instruments, (self._waiting, take)
 
     def close(self) -> None:
         """Stop answering the gauges."""
@@ -326,7 +338,7 @@ class MetricSignal:
         self._instruments.count(
             names.FINDINGS,
             {
-                names.SESSION_NAME: self._name,
+                names.SESSION_NAME: self.name,
                 names.FINDING_ID: finding.id,
                 names.FINDING_SEVERITY: finding.severity,
                 **_work(finding.work),
@@ -335,7 +347,7 @@ class MetricSignal:
 
     def error(self, where: str) -> None:
         """Count a failure of the tracer's own."""
-        self._instruments.count(names.ERRORS, {names.SESSION_NAME: self._name, names.WHERE: where})
+        self._instruments.count(names.ERRORS, {names.SESSION_NAME: self.name, names.WHERE: where})
 
     # What is kept. The loops of a session call these, so none calls another.
 
@@ -502,7 +514,7 @@ class MetricSignal:
         bounded = self._bounded(entity, self._entities)
         total = self._instruments.total(
             names.OBJECTS,
-            {names.SESSION_NAME: self._name, names.OBJECT_STATE: state, names.ENTITY: bounded},
+            {names.SESSION_NAME: self.name, names.OBJECT_STATE: state, names.ENTITY: bounded},
         )
         if bounded == entity:  # else there may be any number of them
             self._objects[state][entity] = total
@@ -513,7 +525,7 @@ class MetricSignal:
         if total is None:
             total = self._loads[kind, work] = self._instruments.total(
                 names.LAZY_LOADS,
-                {names.SESSION_NAME: self._name, names.KIND: kind, **_work(work)},
+                {names.SESSION_NAME: self.name, names.KIND: kind, **_work(work)},
             )
         total.number += number
 
@@ -531,7 +543,7 @@ class MetricSignal:
         key = (metric.name, *attributes)
         series = self._series.get(key)
         if series is None:
-            named: dict[str, str | int] = {names.SESSION_NAME: self._name}
+            named: dict[str, str | int] = {names.SESSION_NAME: self.name}
             named |= zip(map(str, attributes[::2]), attributes[1::2], strict=True)
             series = self._series[key] = self._instruments.series(metric, named)
         return series

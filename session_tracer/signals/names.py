@@ -203,6 +203,13 @@ POOL_TIMEOUTS: Final = Metric(
     "{timeout}",
     "How often a pool had no connection in time.",
 )
+POOL_WAIT: Final = Metric(
+    "db.client.connection.wait_time",
+    "histogram",
+    "s",
+    "How long each checkout of a connection took, including checkouts that timed out.",
+    _SECONDS,
+)
 CLIENT_OPERATION_DURATION: Final = Metric(
     "db.client.operation.duration",
     "histogram",
@@ -233,5 +240,6 @@ METRICS: Final = (
     POOL_MOST,
     POOL_WAITING,
     POOL_TIMEOUTS,
+    POOL_WAIT,
     CLIENT_OPERATION_DURATION,
 )

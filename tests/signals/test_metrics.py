@@ -116,6 +116,7 @@ def test_each_metric_is_what_the_contract_says(
         "db.client.connection.max": ("gauge", "{connection}", ()),
         "db.client.connection.pending_requests": ("gauge", "{request}", ()),
         "db.client.connection.timeouts": ("counter", "{timeout}", ()),
+        "db.client.connection.wait_time": ("histogram", "s", SECONDS),
         "sqlalchemy.session.identity_map.size": ("histogram", "{object}", POWERS_OF_TEN),
         "sqlalchemy.session.objects": ("counter", "{object}", ()),
         "sqlalchemy.session.statements": ("histogram", "{statement}", STATEMENTS),
@@ -190,6 +191,7 @@ def test_what_was_done_is_counted(twin: Twin, caplog: pytest.LogCaptureFixture) 
         },
         "sqlalchemy.connection.held.duration": {ours: 3},
         "sqlalchemy.connection.busy.duration": {ours: 3},
+        "db.client.connection.wait_time": {(*ours, str(twin.engine.url.database)): 3},
         "sqlalchemy.flush.duration": {
             (*ours, "commit"): 1,
             (*ours, "explicit"): 1,
@@ -406,6 +408,7 @@ def test_attributes_say_neither_who_nor_where_nor_what_was_asked(
         "db.client.connection.max": {name, pool},
         "db.client.connection.pending_requests": {name, pool},
         "db.client.connection.timeouts": {name, pool},
+        "db.client.connection.wait_time": {name, pool},
         "sqlalchemy.session.identity_map.size": {name},
         "sqlalchemy.session.objects": {name, "sqlalchemy.object.state", "sqlalchemy.entity"},
         "sqlalchemy.session.statements": {name},

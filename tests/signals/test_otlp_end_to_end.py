@@ -269,6 +269,7 @@ def test_the_metrics_arrive(received: Callable[[str], str]) -> None:
         "session_tracer.errors": ("{error}", "Sum", "true", 1),
         "db.client.connection.count": ("{connection}", "Gauge", "", 1),
         "db.client.connection.timeouts": ("{timeout}", "Sum", "true", 1),
+        "db.client.connection.wait_time": ("s", "Histogram", "", 1),
     }
 
     def metrics() -> dict[str, tuple[str, str, str, int]]:

@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import inspect
 import threading
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from opentelemetry.sdk.metrics.export import NumberDataPoint
-from sqlalchemy import create_engine, text
+from opentelemetry.sdk.metrics.export import HistogramDataPoint, NumberDataPoint
+from sqlalchemy import create_engine, select, text
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import sessionmaker
-from sqlalchemy.pool import NullPool, QueuePool
+from sqlalchemy.pool import (
+    AssertionPool,
+    NullPool,
+    Pool,
+    QueuePool,
+    SingletonThreadPool,
+    StaticPool,
+)
 
 from session_tracer import Exporter, instrument
+from session_tracer.ledger.in_progress import SLOT
 from session_tracer.testing import capture
+from tests.library import Author, Base, Book
 from tests.signals.telling import Measurements
 
 if TYPE_CHECKING:
@@ -68,6 +78,25 @@ def read(measured: Measurements) -> Pools:
             assert key not in pool
             pool[key] = int(point.value)
     return pools
+
+
+def waits(measured: Measurements) -> dict[str, tuple[int, float]]:
+    """The number of checkouts of each pool, and the seconds that they took."""
+    metric = measured.collect().get("db.client.connection.wait_time")
+    found = {}
+    for point in [] if metric is None else metric.data.data_points:
+        assert isinstance(point, HistogramDataPoint)
+        attributes = {key: str(value) for key, value in (point.attributes or {}).items()}
+        name = attributes.pop("db.client.connection.pool.name").rpartition("/")[2]
+        assert list(attributes) == ["sqlalchemy.session.name"]
+        assert name not in found
+        found[name] = (point.count, point.sum)
+    return found
+
+
+def number(measured: Measurements) -> dict[str, int]:
+    """The number of checkouts of each pool."""
+    return {name: count for name, (count, _) in waits(measured).items()}
 
 
 def comes(happened: Callable[[], object]) -> bool:
@@ -238,3 +267,198 @@ def test_an_engine_that_is_gone_is_measured_no_longer(measured: Measurements) ->
         use()
         gc.collect()
         assert "short" not in read(measured)
+
+
+# Checkouts.
+
+
+def test_every_checkout_is_counted_also_the_first_and_those_of_other_code(
+    make: Callable[..., Engine], measured: Measurements
+) -> None:
+    engine = make()
+    factory = sessionmaker(engine)
+    with instrument(factory, exporter=Exporter(meter_provider=measured.provider)):
+        with factory() as session:
+            session.execute(ONE)
+            session.commit()
+            session.execute(ONE)
+        assert number(measured) == {"shop.db": 2}
+        with engine.connect() as connection:
+            connection.execute(ONE)
+        assert number(measured) == {"shop.db": 3}
+        engine.dispose()  # which makes a new pool
+        with factory() as session:
+            session.execute(ONE)
+        assert number(measured) == {"shop.db": 4}
+    with factory() as session:
+        session.execute(ONE)
+    assert number(measured) == {"shop.db": 4}
+
+
+def test_a_pool_that_no_traced_session_uses_is_not_timed(
+    make: Callable[..., Engine], measured: Measurements
+) -> None:
+    traced, other = make("traced.db"), make("other.db")
+    factory, another = sessionmaker(traced), sessionmaker(other)
+    with instrument(factory, exporter=Exporter(meter_provider=measured.provider)):
+        for one in (factory, another, factory):
+            with one() as session:
+                session.execute(ONE)
+        assert number(measured) == {"traced.db": 2}
+
+
+def test_the_time_that_a_checkout_waited_is_measured_also_in_vain(
+    make: Callable[..., Engine], measured: Measurements
+) -> None:
+    engine = make(poolclass=QueuePool, pool_size=1, max_overflow=0, pool_timeout=0.3)
+    factory = sessionmaker(engine)
+    with instrument(factory, exporter=Exporter(meter_provider=measured.provider)):
+        with factory() as holder, factory() as waiting:
+            holder.execute(ONE)
+            (_, before) = waits(measured)["shop.db"]
+            with pytest.raises(PoolTimeoutError):
+                waiting.execute(ONE)
+        (count, seconds) = waits(measured)["shop.db"]
+        assert (count, seconds - before >= 0.3) == (2, True)
+
+
+def test_tasks_wait_for_as_long_as_it_takes(tmp_path: Path, measured: Measurements) -> None:
+    async def main() -> None:
+        engine = create_async_engine(
+            f"sqlite+aiosqlite:///{tmp_path / 'shop.db'}", pool_size=1, max_overflow=0
+        )
+        factory = async_sessionmaker(engine)
+
+        async def use(seconds: float) -> None:
+            async with factory() as session:
+                await session.execute(ONE)
+                await asyncio.sleep(seconds)
+
+        with instrument(factory, exporter=Exporter(meter_provider=measured.provider)):
+            async with asyncio.TaskGroup() as tasks:
+                for _ in range(3):
+                    tasks.create_task(use(0.2))
+            (count, seconds) = waits(measured)["shop.db"]
+            # The second has waited for the first one, and the third one for both.
+            assert (count, seconds >= 0.55) == (3, True)
+        await engine.dispose()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "kind", [QueuePool, NullPool, StaticPool, SingletonThreadPool, AssertionPool]
+)
+def test_checkouts_of_every_kind_of_pool_are_counted(
+    make: Callable[..., Engine], measured: Measurements, kind: type[Pool]
+) -> None:
+    factory = sessionmaker(make(poolclass=kind))
+    with instrument(factory, exporter=Exporter(meter_provider=measured.provider)):
+        for _ in range(3):
+            with factory() as session:
+                session.execute(ONE)
+        assert number(measured) == {"shop.db": 3}
+
+
+def test_a_pool_with_a_method_of_its_own_is_not_timed(
+    make: Callable[..., Engine], measured: Measurements
+) -> None:
+    class OwnPool(QueuePool):
+        def connect(self) -> Any:
+            return untimed(self)
+
+    untimed = Pool.connect
+    factory = sessionmaker(make(poolclass=OwnPool))
+    with instrument(factory, exporter=Exporter(meter_provider=measured.provider)):
+        with factory() as session:
+            session.execute(ONE)
+            assert read(measured)["shop.db"]["used"] == 1
+        assert number(measured) == {}
+
+
+def test_checkouts_are_counted_once_for_each_provider(make: Callable[..., Engine]) -> None:
+    engine = make()
+    factory, another = sessionmaker(engine), sessionmaker(engine)
+    first = Measurements()
+    exporter = Exporter(meter_provider=first.provider)
+    with (
+        instrument(factory, name="a", exporter=exporter),
+        instrument(another, name="b", exporter=exporter),
+    ):
+        for one in (factory, another):
+            with one() as session:
+                session.execute(ONE)
+        with capture(factory) as captured:
+            for _ in range(3):
+                with factory() as session:
+                    session.execute(ONE)
+        assert number(first) == {"shop.db": 5}
+        # Which pool the first of its sessions uses is known when that has its connection.
+        (point,) = captured.metrics["db.client.connection.wait_time"]
+        assert point.count == 2
+
+
+def test_a_session_with_a_bind_for_each_mapper_uses_several_pools(
+    make: Callable[..., Engine], measured: Measurements
+) -> None:
+    orders, stock = make("orders.db"), make("stock.db")
+    for engine in (orders, stock):
+        Base.metadata.create_all(engine)
+    factory = sessionmaker(binds={Author: orders, Book: stock})
+    with instrument(factory, exporter=Exporter(meter_provider=measured.provider)):
+        with factory() as session:
+            session.scalars(select(Author)).all()
+            session.scalars(select(Book)).all()
+            assert {name: pool["used"] for name, pool in read(measured).items()} == {
+                "orders.db": 1,
+                "stock.db": 1,
+            }
+        assert number(measured) == {"orders.db": 1, "stock.db": 1}
+
+
+def test_pools_are_left_as_they_were_found(make: Callable[..., Engine]) -> None:
+    found = [dict(vars(Pool)), dict(vars(SingletonThreadPool))]
+    engine = make()
+    factory = sessionmaker(engine)
+    with instrument(factory, exporter=Exporter()), factory() as session:
+        session.execute(ONE)
+        assert SLOT in vars(engine.dialect)
+        assert inspect.signature(Pool.connect) == inspect.signature(found[0]["connect"])
+    assert [dict(vars(Pool)), dict(vars(SingletonThreadPool))] == found
+    assert SLOT not in vars(engine.dialect)
+
+
+def test_a_wrapper_of_another_library_stays(make: Callable[..., Engine]) -> None:
+    calls = []
+    found = Pool.connect
+    factory = sessionmaker(make())
+    try:
+        with instrument(factory, exporter=Exporter()):
+            traced = Pool.connect
+
+            def connect(self: Pool) -> Any:
+                calls.append(self)
+                return traced(self)
+
+            Pool.connect = connect  # type: ignore[method-assign] # as another library does
+        assert Pool.connect is connect
+        with factory() as session:
+            session.execute(ONE)
+        assert len(calls) == 1
+    finally:
+        Pool.connect = found  # type: ignore[method-assign] # as it was
+
+
+def test_a_pool_of_another_release_is_not_timed_and_works() -> None:
+    class Otherwise:
+        def connect(self) -> str:
+            return "a connection"
+
+    before = Pool.connect
+    try:
+        Pool.connect = Otherwise.connect  # type: ignore[assignment,method-assign] # the point
+        with instrument(sessionmaker(), exporter=Exporter()):
+            otherwise: Any = Otherwise()
+            assert str(Pool.connect(otherwise)) == "a connection"
+    finally:
+        Pool.connect = before  # type: ignore[method-assign] # as it was
