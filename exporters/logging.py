@@ -48,7 +48,7 @@ def log(event: LogEvent) -> None:
     level = _LEVELS.get(str(event.get("level", "")), logging.INFO)
     if logger.isEnabledFor(level):
         fields = {_PREFIX + key: value for key, value in event.items()}
-        logger.log(level, "%s", message(event), extra=fields)
+        logger.log(level, message(event), extra=fields)
 
 
 def message(event: LogEvent) -> str:

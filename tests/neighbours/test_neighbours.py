@@ -31,10 +31,10 @@ def work():
 """
 
 
-def run(program: str, folder: Path) -> Any:
-    """What a program that begins with SHOP and WORK prints as JSON, in a folder of its own."""
+def run(program: str, folder: Path, start: str = "") -> Any:
+    """What a program prints as JSON, in a folder of its own: `start`, SHOP, WORK and `program`."""
     file = folder / "program.py"
-    file.write_text(SHOP + WORK + program)
+    file.write_text(start + SHOP + WORK + program)
     done = subprocess.run(
         [PYTHON, str(file)],
         cwd=folder,
@@ -130,3 +130,67 @@ with Profiler(engine, capture_stack=True) as profiler:
 print(json.dumps([query.stack[-1].name for query in profiler.queries]))
 """
     assert run(program, tmp_path) == ["work", "work"]
+
+
+@pytest.mark.parametrize(
+    ("ignored", "events"),
+    [("", ["pending-rollback"]), ('ignore_logger("session_tracer")', [])],
+    ids=["recorded", "ignored"],
+)
+def test_sentry_records_a_finding_of_severity_error(
+    tmp_path: Path, ignored: str, events: list[str]
+) -> None:
+    program = f"""
+import sentry_sdk
+from sentry_sdk.integrations.logging import ignore_logger
+from sqlalchemy.exc import PendingRollbackError
+seen = []
+sentry_sdk.init(dsn="http://a@127.0.0.1:9/1", before_send=lambda event, _: seen.append(event))
+{ignored}
+instrumentation = instrument(SessionLocal, exporter="logging")
+work()
+with SessionLocal() as session:
+    session.add(Book(id=1))
+    try:
+        session.commit()
+    except IntegrityError:
+        pass
+    try:
+        session.connection()
+    except PendingRollbackError:
+        pass
+instrumentation.flush()
+print(json.dumps([
+    event["logentry"]["message"].partition(" ")[0] for event in seen if "logentry" in event
+]))
+"""
+    assert run(program, tmp_path) == events
+
+
+def test_datadogs_spans_of_statements_are_children_of_session_tracers(tmp_path: Path) -> None:
+    program = """
+from ddtrace.trace import TraceFilter, tracer
+seen = []
+class Keep(TraceFilter):
+    def process_trace(self, trace):
+        seen.extend(trace)
+tracer.configure(trace_processors=[Keep()])
+instrument(SessionLocal)
+work()
+names = {span.span_id: span.resource for span in seen}
+print(json.dumps([
+    names.get(span.parent_id, "") for span in seen if span.resource.startswith("SELECT")
+]))
+"""
+    start = """
+import os
+os.environ.update(
+    DD_TRACE_OTEL_ENABLED="true",
+    DD_TRACE_AGENT_URL="http://127.0.0.1:9",
+    DD_INSTRUMENTATION_TELEMETRY_ENABLED="false",
+)
+import ddtrace.auto
+"""
+    parents = run(program, tmp_path, start)
+    assert parents
+    assert set(parents) == {"transaction"}
