@@ -28,12 +28,13 @@ Part: TypeAlias = Literal["", "page", "next", "window", "list", "one", "unknown"
 # first ones, the one at an OFFSET, or those that come next after a bound.
 OfKey: TypeAlias = Literal["rows", "aggregate", "first", "offset", "next"]
 LoadKind: TypeAlias = Literal["relationship", "deferred", "expired", "refresh", "detached"]
-Ending: TypeAlias = Literal["close", "reset", "invalidate", "collected", "exit"]
+Ending: TypeAlias = Literal["close", "reset", "invalidate", "collected", "exit", "shutdown"]
 # A flush expires what the database generates, where it could not read that back with the write.
 Expiry: TypeAlias = Literal["commit", "rollback", "expire", "expire_all", "flush"]
 Departure: TypeAlias = Literal[
-    "close", "reset", "invalidate", "expunge", "expunge_all", "deleted", "collected", "exit"
-]
+    "close", "reset", "invalidate", "expunge", "expunge_all", "deleted", "collected", "exit",
+    "shutdown",
+]  # fmt: skip
 # Why a failed flush is not handled: its error left the scope, or the session was used on.
 Unhandled: TypeAlias = Literal["", "left", "used_again"]
 # Why a flush failed: a constraint, among them a row that exists (duplicate), an object with the key

@@ -186,6 +186,12 @@ def uninstrument(target: Instrumentable | None = None) -> None:
     _INSTRUMENTOR.remove_target(None if target is None else resolve(target))
 
 
+def flush_all() -> None:
+    """Wait until the exporters have emitted what was reported so far, of everything."""
+    for one in list(_INSTRUMENTOR._instrumentations):
+        one.flush()
+
+
 def capture(
     target: Target,
     name: str,

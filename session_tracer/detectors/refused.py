@@ -54,6 +54,7 @@ _DEPARTURES: Final[Mapping[str, str]] = {
     "deleted": "it was deleted",
     "collected": "its session was garbage collected without being closed",
     "exit": "the process began to exit",
+    "shutdown": "its application shut down",
 }
 
 

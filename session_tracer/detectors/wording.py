@@ -55,6 +55,7 @@ ENDED: Final[Mapping[Outcome, str]] = {
 NEVER_CLOSED: Final[Mapping[str, str]] = {
     "collected": "was garbage collected without being closed",
     "exit": "was still open when the process ended",
+    "shutdown": "was still open when its application shut down",
 }
 
 # Databases whose servers have a process or thread for each connection.

@@ -93,7 +93,7 @@ process.in_child(_IDS.seed)
 
 # Held while it changes which tracers report an open scope.
 _HANDING: Final = process.PerProcess(threads.RLock)
-_TAKEN: Final = ("collected", "exit")
+_TAKEN: Final = ("collected", "exit", "shutdown")
 _FIRST: Final = itemgetter(0)
 _EXPIRING: Final = frozenset({"expired", "relationship", "deferred"})
 

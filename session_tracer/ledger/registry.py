@@ -13,6 +13,7 @@ from session_tracer.model.live_session import LiveSession
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from session_tracer.facts import Ending
     from session_tracer.ledger.ledger import Ledger
     from session_tracer.ledger.report import Report, Tracer
     from session_tracer.where.callsite import CallSite
@@ -177,16 +178,36 @@ def _held(ledger: Ledger) -> int:
     return sum(not holding.is_given_back for holding in ledger.connections)
 
 
-def end_all(clock: Callable[[], float] = time.monotonic, seconds: float = 1.0) -> None:
-    """Report each session that is still open at the end of the process, for a second at most."""
+def is_used(ledger: Ledger) -> bool:
+    """Whether the session has begun a transaction."""
+    return ledger.is_used
+
+
+def end_all(
+    clock: Callable[[], float] = time.monotonic,
+    seconds: float = 1.0,
+    *,
+    ending: Ending = "exit",
+    is_left: Callable[[Ledger], bool] = is_used,
+) -> None:
+    """Report each session that is still open at the end, for a second at most.
+
+    Args:
+        clock: The time in seconds.
+        seconds: The longest time for all.
+        ending: What ends: the process, or an application in it.
+        is_left: Whether the session ends with it.
+    """
     until = clock() + seconds
     for ledger in list(LIVE):
         ref = LIVE.get(ledger)
-        if ref is None or not ledger.is_used or clock() > until:
+        if ref is None or clock() > until:
             continue
         session = ref()
         try:
+            if not is_left(ledger):
+                continue
             ledger.identity_map_size = 0 if session is None else len(session.identity_map)
-            ledger.end("exit", (ledger.last_site, "", False))
+            ledger.end(ending, (ledger.last_site, "", False))
         except Exception as error:
             ledger.failed("live", error)

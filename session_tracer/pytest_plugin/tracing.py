@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["Tracing"]
 
 # The endings of sessions that no code closed. Their test may have ended before.
-_ENDINGS_BY_ITSELF: Final = frozenset({"collected", "exit"})
+_ENDINGS_BY_ITSELF: Final = frozenset({"collected", "exit", "shutdown"})
 
 
 # Facts that come before or with what is counted.

@@ -183,10 +183,11 @@ def _end() -> None:
     if _Process.has_ended:
         return
     _Process.has_ended = True
-    last_first = list(_AT_END)[::-1]
-    for callback in sorted(last_first, key=_AT_END.__getitem__):
-        with suppress(Exception):
-            callback()
+    for stage in (SESSIONS, HELD_BACK, EXPORTERS):
+        # One stage may add to the next: the first repeat of all may be held back now.
+        for callback in [one for one, its in reversed(_AT_END.items()) if its == stage]:
+            with suppress(Exception):
+                callback()
 
 
 def _forked() -> None:

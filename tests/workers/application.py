@@ -15,6 +15,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.orm import sessionmaker
 
 from session_tracer import instrument
+from session_tracer.asgi import WorkMiddleware
 from session_tracer.celery import name_tasks
 
 if TYPE_CHECKING:
@@ -42,9 +43,24 @@ def sell() -> str:
     return str(os.getpid())
 
 
+LEFT_OPEN: list[Any] = []
+
+
+def leave_open() -> str:
+    """Leave a session open until the process ends; the process that did it."""
+    session = SessionLocal()
+    session.execute(text("SELECT 1"))
+    LEFT_OPEN.append(session)
+    return str(os.getpid())
+
+
+# The pages.
+PAGES = {"/": sell, "/leak": leave_open}
+
+
 def wsgi(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
     start_response("200 OK", [("Content-Type", "text/plain")])
-    return [sell().encode()]
+    return [PAGES[environ["PATH_INFO"]]().encode()]
 
 
 async def asgi(
@@ -58,7 +74,10 @@ async def asgi(
         await send({"type": "lifespan.shutdown.complete"})
         return
     await send({"type": "http.response.start", "status": 200, "headers": []})
-    await send({"type": "http.response.body", "body": sell().encode()})
+    await send({"type": "http.response.body", "body": PAGES[scope["path"]]().encode()})
+
+
+named_asgi = WorkMiddleware(asgi)
 
 
 celery = Celery("shop", broker="filesystem://", backend=None)
@@ -78,12 +97,7 @@ def sell_later() -> str:
     return sell()
 
 
-LEFT_OPEN: list[Any] = []
-
-
 @celery.task(name="forget")  # type: ignore[untyped-decorator, unused-ignore]
 def forget() -> None:
     """Leave a session open until the worker's process ends."""
-    session = SessionLocal()
-    session.execute(text("SELECT 1"))
-    LEFT_OPEN.append(session)
+    leave_open()

@@ -98,13 +98,13 @@ class Connection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
-def get(path: Path) -> str:
+def get(path: Path, page: str = "/") -> str:
     """What the server answers: which of its processes has served the page."""
     until = time.monotonic() + SECONDS
     while True:
         connection = Connection(path)
         try:
-            connection.request("GET", "/")
+            connection.request("GET", page)
             answer = connection.getresponse()
             body = answer.read().decode()
         except OSError:  # it is still starting
