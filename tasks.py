@@ -108,6 +108,7 @@ ALIKE_ON_EVERY_SQLALCHEMY = (
     "--ignore=tests/test_dashboard_expressions.py",
     "--ignore=tests/test_docs.py",
     "--ignore=tests/test_exporter_choice.py",
+    "--ignore=tests/test_forge.py",
     "--ignore=tests/test_framework_recipes.py",
     "--ignore=tests/test_imports.py",
     "--ignore=tests/test_incident.py",

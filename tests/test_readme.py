@@ -36,7 +36,8 @@ SNIPPETS = [
     for page in (README, *PAGES.values(), TESTING)
     for snippet in re.findall(r"```python\n(.*?)```", page, re.DOTALL)
 ]
-EVERY_PAGE = ["README.md", *(f"docs/{page.name}" for page in sorted(DOCS.glob("*.md")))]
+DOCS_PAGES = [f"docs/{page.name}" for page in sorted(DOCS.glob("*.md"))]
+EVERY_PAGE = [*(page.name for page in sorted(ROOT.glob("*.md"))), *DOCS_PAGES]
 
 
 def snippet_with(words: str) -> str:
@@ -225,7 +226,35 @@ def anchors_of(page: Path) -> set[str]:
 
 
 def test_the_readme_links_every_page() -> None:
-    assert [page for page in EVERY_PAGE[1:] if f"({page})" not in README] == []
+    assert [page for page in DOCS_PAGES if f"({page})" not in README] == []
+
+
+@pytest.mark.parametrize("page", EVERY_PAGE)
+def test_no_link_leads_to_an_address_that_stands_for_another(page: str) -> None:
+    addresses = re.findall(r"https?://[^\s)>\"'`]+", (ROOT / page).read_text())
+    assert [one for one in addresses if is_made_up(one)] == []
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://example.com/docs",
+        "https://docs.example.org",
+        "https://github.com/OWNER/session-tracer",
+        "https://github.com/your-org/session-tracer",
+        "https://github.com/<owner>/session-tracer",
+        "https://session-tracer.example/findings",
+    ],
+)
+def test_an_address_that_stands_for_another_is_seen(address: str) -> None:
+    assert is_made_up(address)
+    assert not is_made_up("https://keepachangelog.com/en/1.1.0/")
+
+
+def is_made_up(address: str) -> bool:
+    """Whether nothing can be at the address."""
+    pattern = r"//([\w.-]+\.)?example(\.|/|$)|/(owner|user|org|todo)/|your[-_]|[<{]"
+    return re.search(pattern, address, re.IGNORECASE) is not None
 
 
 ARCHITECTURE = (DOCS / "architecture.md").read_text()

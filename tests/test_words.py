@@ -32,7 +32,11 @@ PATTERN: Final = re.compile(rf"\b(?:{'|'.join(AVOIDED)})\b", re.IGNORECASE)
 
 PAGES: Final = sorted(
     str(path.relative_to(ROOT))
-    for path in [ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")]
+    for path in [
+        *ROOT.glob("*.md"),
+        *(ROOT / ".github").rglob("*.md"),
+        *(ROOT / "docs").glob("*.md"),
+    ]
 )
 
 MODULES: Final = ("exporters/*.py", "session_tracer/*.py", "session_tracer/[!e]*/*.py")
