@@ -49,6 +49,7 @@ SQLALCHEMY_2_0 = ("--editable=.[all]", "--group=test", "sqlalchemy<2.1")
 NEIGHBOURS = ("--editable=.[all]", "--group=neighbours", "sqlalchemy>=2.1")
 BENCHMARK = ("--editable=.[all]", "--group=test", "--group=benchmark")
 ACCURACY = ("--editable=.[all]", "--group=test", "--group=accuracy", "sqlalchemy>=2.1")
+DOCUMENTATION = ("--group=docs",)
 # Without constraints: the newest releases that pyproject.toml allows, and the oldest.
 NEWEST = (
     "--upgrade",
@@ -97,6 +98,7 @@ ALIKE_ON_EVERY_SQLALCHEMY = (
     "--ignore=tests/signals/test_histograms.py",
     "--ignore=tests/signals/test_limiter.py",
     "--ignore=tests/signals/test_log_keys.py",
+    "--ignore=tests/signals/test_signals_page.py",
     "--ignore=tests/test_accuracy.py",
     "--ignore=tests/test_alerts.py",
     "--ignore=tests/test_auto_instrumentation.py",
@@ -314,6 +316,11 @@ def constraints_of(line: str) -> Path:
     return ROOT / "constraints" / f"sqlalchemy-{line}.txt"
 
 
+def documentation_constraints() -> Path:
+    """The versions that build the documentation site."""
+    return ROOT / "constraints" / "docs.txt"
+
+
 def development() -> Path:
     return environment(ROOT / ".venv", DEVELOPMENT, constraints_of("2.1"))
 
@@ -324,6 +331,10 @@ def examples() -> Path:
 
 def neighbours() -> Path:
     return environment(ROOT / ".venv-neighbours", NEIGHBOURS, constraints_of("2.1"))
+
+
+def documentation() -> Path:
+    return environment(ROOT / ".venv-docs", DOCUMENTATION, documentation_constraints())
 
 
 def sqlalchemy_2_0() -> Path:
@@ -459,6 +470,26 @@ def accuracy_as_published() -> None:
     run([python, "-m", "benchmarks.accuracy", "--corpus", programs, "--check"])
 
 
+def site() -> None:
+    """Builds the documentation site; a link that leads nowhere fails."""
+    # Material's notice about a release of MkDocs that is not used here.
+    run([documentation(), "-m", "mkdocs", "build", "--strict"], NO_MKDOCS_2_WARNING="1")
+    loaded = [
+        f"{page.relative_to(ROOT)}: {asset}"
+        for page in (ROOT / "build" / "site").rglob("*.html")
+        for asset in assets_from_elsewhere(page.read_text(encoding="utf-8"))
+    ]
+    if loaded:
+        raise StepFailed(f"pages load from elsewhere: {loaded}")
+
+
+def assets_from_elsewhere(page: str) -> list[str]:
+    """The scripts, styles, fonts and pictures of a page that are at another address."""
+    return re.findall(
+        r"<(?:script|link|img|iframe)\b[^>]*(?:src|href)=\"?((?:https?:)?//[^\s\">]+)", page
+    )
+
+
 def refuse_incomplete(built: Path) -> None:
     """Raises StepFailed unless the wheel has every module of the checkout, and no other."""
     expected = {
@@ -557,6 +588,15 @@ def picture(arguments: list[str]) -> int:
     return run_program([development(), ROOT / "docs" / "picture.py", *arguments])
 
 
+def docs(arguments: list[str]) -> int:
+    refuse(arguments)
+    return carry_out([Step("Documentation site, in build/site", site)])
+
+
+def signals(arguments: list[str]) -> int:
+    return run_program([development(), ROOT / "docs" / "signals.py", *arguments])
+
+
 def findings(arguments: list[str]) -> int:
     return run_program([development(), ROOT / "docs" / "findings.py", *arguments])
 
@@ -597,6 +637,7 @@ def test(arguments: list[str]) -> int:
             Step("Tests on SQLAlchemy 2.1", lambda: tests_on_2_1(arguments)),
             Step("Accuracy on the corpus of a peer", accuracy_as_published),
             Step("Wheel, used in a clean environment", wheel),
+            Step("Documentation site", site),
             Step("Environment with SQLAlchemy 2.0", sqlalchemy_2_0, needed_by_the_rest=True),
             Step(
                 "Tests on SQLAlchemy 2.0",
@@ -650,8 +691,19 @@ def constraints(arguments: list[str]) -> int:
     refuse_newer_python("constraints")
     return carry_out(
         [
-            Step(f"Newest releases with SQLAlchemy {line}", partial(constrain, line))
-            for line in LINES
+            *(
+                Step(
+                    f"Newest releases with SQLAlchemy {line}",
+                    partial(
+                        constrain, constraints_of(line), [*EVERYTHING, f"sqlalchemy=={line}.*"]
+                    ),
+                )
+                for line in LINES
+            ),
+            Step(
+                "Newest releases for the documentation site",
+                partial(constrain, documentation_constraints(), DOCUMENTATION),
+            ),
         ]
     )
 
@@ -666,18 +718,16 @@ def refuse_newer_python(task: str) -> None:
         )
 
 
-def constrain(line: str) -> None:
-    """Writes the constraints of a line: what pip installs into an empty environment today."""
+def constrain(file: Path, wanted: Sequence[str]) -> None:
+    """Writes constraints: what pip installs into an empty environment today."""
     with tempfile.TemporaryDirectory(prefix="session-tracer-constraints-") as temporary:
         python = Path(temporary) / PROGRAM
         run_quietly([sys.executable, "-m", "venv", temporary])
         pip: Command = (python, "-m", "pip")
         # These two have constraints too: they install everything, and build the project.
         run_quietly([*pip, "install", "--quiet", "--upgrade", "pip", "setuptools"])
-        wanted = [*EVERYTHING, f"sqlalchemy=={line}.*"]
         run_quietly([*pip, "install", "--quiet", "--no-input", *wanted])
         frozen = run_quietly([*pip, "--quiet", "freeze", "--all", "--exclude=session-tracer"])
-    file = constraints_of(line)
     file.parent.mkdir(exist_ok=True)
     file.write_text(constraints_text(frozen))
 
@@ -751,6 +801,8 @@ TASKS = (
     Task("accuracy", "compare what it and its peers report on bugs: [--write]", accuracy),
     Task("soak", "run a load for [--minutes 20] while the collector stops and starts", soak),
     Task("dashboard", "write the Grafana dashboard; its arguments are passed on", dashboard),
+    Task("docs", "build the documentation site into build/site", docs),
+    Task("signals", "write the tables of docs/signals.md", signals),
     Task("findings", "write the output of the examples into docs/findings.md", findings),
     Task("picture", "draw the picture of the README from a real run", picture),
     Task("clean", "remove everything that these tasks have created", clean),

@@ -108,26 +108,43 @@ def test_one_oldest_python_everywhere() -> None:
     assert named[0] == oldest
 
 
-@pytest.mark.parametrize("line", tasks.LINES)
-def test_the_constraints_are_names_and_versions_and_nothing_else(line: str) -> None:
-    header, *pins = tasks.constraints_of(line).read_text().splitlines()
+CONSTRAINTS = [tasks.documentation_constraints(), *map(tasks.constraints_of, tasks.LINES)]
+
+
+@pytest.mark.parametrize("file", CONSTRAINTS, ids=lambda file: file.stem)
+def test_the_constraints_are_names_and_versions_and_nothing_else(file: Path) -> None:
+    header, *pins = file.read_text().splitlines()
     assert header == "# Written by: python3 tasks.py constraints"
     assert [pin for pin in pins if not re.fullmatch(r"[a-z0-9-]+==[a-z0-9.]+", pin)] == []
     assert pins == sorted(pins)
-    assert f"sqlalchemy=={line}." in "\n".join(pins)
+
+
+@pytest.mark.parametrize("line", tasks.LINES)
+def test_the_constraints_of_a_line_have_its_sqlalchemy(line: str) -> None:
+    assert f"\nsqlalchemy=={line}." in tasks.constraints_of(line).read_text()
 
 
 @pytest.mark.parametrize("line", tasks.LINES)
 def test_every_named_requirement_is_constrained(line: str) -> None:
-    pinned = {
-        pin.partition("==")[0] for pin in tasks.constraints_of(line).read_text().splitlines()[1:]
-    }
-    project, groups = PROJECT["project"], PROJECT["dependency-groups"]
+    project, groups = PROJECT["project"], dict(PROJECT["dependency-groups"])
+    del groups["docs"]
     named = [*PROJECT["build-system"]["requires"], *project["dependencies"]]
     for requirements in (*project["optional-dependencies"].values(), *groups.values()):
         named += [one for one in requirements if isinstance(one, str)]
-    names = {re.split(r"[^\w.-]", one)[0].lower().replace(".", "-") for one in named}
-    assert names - pinned == {"session-tracer"}
+    assert names_of(named) - pinned_in(tasks.constraints_of(line)) == {"session-tracer"}
+
+
+def test_what_builds_the_documentation_site_is_constrained() -> None:
+    named = PROJECT["dependency-groups"]["docs"]
+    assert names_of(named) - pinned_in(tasks.documentation_constraints()) == set()
+
+
+def names_of(requirements: list[str]) -> set[str]:
+    return {re.split(r"[^\w.-]", one)[0].lower().replace(".", "-") for one in requirements}
+
+
+def pinned_in(constraints: Path) -> set[str]:
+    return {pin.partition("==")[0] for pin in constraints.read_text().splitlines()[1:]}
 
 
 def test_every_extra_is_in_all() -> None:

@@ -379,3 +379,14 @@ def test_ci_runs_the_command_of_the_readme() -> None:
         "python3 tasks.py test",
         "python3 tasks.py newest --smoke",
     ]
+
+
+def test_what_a_page_loads_from_elsewhere_is_seen() -> None:
+    page = (
+        '<script src="assets/a.js"></script><a href="https://semver.org"></a><img src=a.svg>'
+        '<link rel=stylesheet href="https://fonts.googleapis.com/css"><script src=//unpkg.com/m.js>'
+    )
+    assert tasks.assets_from_elsewhere(page) == [
+        "https://fonts.googleapis.com/css",
+        "//unpkg.com/m.js",
+    ]
