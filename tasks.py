@@ -105,6 +105,7 @@ ALIKE_ON_EVERY_SQLALCHEMY = (
     "--ignore=tests/test_bad_input.py",
     "--ignore=tests/test_baseline.py",
     "--ignore=tests/test_benchmarks.py",
+    "--ignore=tests/test_compose.py",
     "--ignore=tests/test_cli.py",
     "--ignore=tests/test_dashboard.py",
     "--ignore=tests/test_dashboard_expressions.py",

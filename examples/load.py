@@ -213,7 +213,10 @@ def main() -> int:
     if options.incident:
         incident(options.application, options.seconds or 40)
     elif options.url is not None:
-        visit(options.url, options.seconds or 20, WITH_THE_CATALOGUE)
+        try:
+            visit(options.url, options.seconds or 20, WITH_THE_CATALOGUE)
+        except httpx.TransportError as error:
+            sys.exit(f"{options.url} does not answer: {error}")
     else:
         with running(options.application, ",".join(options.mistakes)) as url:
             visit(url, options.seconds or 20, WITH_THE_CATALOGUE)
@@ -252,4 +255,7 @@ def _options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    try:
+        raise SystemExit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
