@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from session_tracer.cli.check import check
 from session_tracer.cli.findings import show_finding, show_findings
 from session_tracer.cli.run import NotRunnable, Tracing, run_module, run_script
+from session_tracer.page.report import report
 from session_tracer.version import VERSION
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(options, run_parser)
     if options.command == "findings":
         return show_findings() if options.id is None else show_finding(options.id)
+    if options.command == "report":
+        return report(options.logs, options.output, options.compare)
     return check()
 
 
@@ -63,6 +66,19 @@ def _parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
         description="List the findings, or explain one with wrong and right code.",
     )
     findings.add_argument("id", nargs="?", help="a finding's id, for example n-plus-one")
+    of_logs = commands.add_parser(
+        "report",
+        help="write a page about the sessions of a log",
+        description="Write a page about the sessions of a log that the exporter jsonl wrote.",
+    )
+    of_logs.add_argument("logs", nargs="+", metavar="LOG", help="a log, or - for standard input")
+    of_logs.add_argument(
+        "-o",
+        dest="output",
+        metavar="FILE",
+        help="the HTML file, or - for standard output (default: LOG with .html)",
+    )
+    of_logs.add_argument("--compare", metavar="LOG", help="an earlier log: show what is new since")
     commands.add_parser(
         "check",
         help="show what is installed, which settings apply, and what is degraded",

@@ -133,13 +133,14 @@ class OverTime:
         self._add(at, 1, count)
 
     def _add(self, at: float, which: int, count: int) -> None:
-        period = int(at // self.seconds)
-        counts = self._counts.get(period)
-        if counts is None:
-            counts = self._counts[period] = [0, 0]
+        while (period := int(at // self.seconds)) not in self._counts:
+            self._counts[period] = [0, 0]
             if len(self._counts) > self._most:
                 self._shorten()
-        counts[which] += count
+            if self._keep == "last":
+                break
+        if period in self._counts:  # or it is older than all others
+            self._counts[period][which] += count
 
     def _shorten(self) -> None:
         if self._keep == "last":

@@ -451,7 +451,8 @@ def test_the_documentation_names_each_key(factory: sessionmaker[Session]) -> Non
     page = (Path(__file__).parents[2] / "docs" / "live-page.md").read_text()
     table = page.partition("\n## The document\n")[2]
     app = live_wsgi_app()
-    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == list(shown(app))
+    rows = re.findall(r"^\| (`.*?`) \|", table, re.MULTILINE)
+    assert set(shown(app)) <= set(re.findall(r"\w+", " ".join(rows)))
     with instrument(factory, exporter=Exporter()), factory() as session:
         ask(app)
         read_books_one_by_one(factory)
