@@ -598,6 +598,11 @@ def signals(arguments: list[str]) -> int:
     return run_program([development(), ROOT / "docs" / "signals.py", *arguments])
 
 
+def pictures(arguments: list[str]) -> int:
+    program = ROOT / "grafana" / "render" / "pictures.py"
+    return run_program([development(), program, *arguments])
+
+
 def findings(arguments: list[str]) -> int:
     return run_program([development(), ROOT / "docs" / "findings.py", *arguments])
 
@@ -804,6 +809,7 @@ TASKS = (
     Task("dashboard", "write the Grafana dashboard; its arguments are passed on", dashboard),
     Task("docs", "build the documentation site into build/site", docs),
     Task("signals", "write the tables of docs/signals.md", signals),
+    Task("pictures", "draw the dashboard in an incident; needs npm and chromium", pictures),
     Task("findings", "write the output of the examples into docs/findings.md", findings),
     Task("picture", "draw the picture of the README from a real run", picture),
     Task("clean", "remove everything that these tasks have created", clean),

@@ -58,7 +58,7 @@ def change_price(client: httpx.Client, rng: random.Random) -> httpx.Response:
 
 
 def sign_up(client: httpx.Client, rng: random.Random) -> httpx.Response:
-    return _sign_up_as("known" if rng.random() < 0.05 else uuid4().hex, client)
+    return _sign_up_as("known" if rng.random() < 0.02 else uuid4().hex, client)
 
 
 def _sign_up_as(name: str, client: httpx.Client) -> httpx.Response:

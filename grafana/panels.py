@@ -27,6 +27,8 @@ COUNT = units.Short
 PER_SECOND = units.OpsPerSecond
 SHARE = units.PercentUnit
 TEXT = units.String
+# Every digit of it.
+NUMBER = units.LocaleFormat
 
 # Bars that are shorter say less than lines, and each has to contain some looks at the counters.
 SHORTEST_BAR = "1m"
@@ -84,18 +86,28 @@ class Matrix:
 class Columns:
     """The headings of a table's columns by their original names; without one a column is hidden.
 
-    It is sorted by one of the headings, downwards. Columns may have a unit of their own.
+    It is sorted by one of the headings, downwards. Columns may have a unit of their own, and
+    fractions.
     """
 
     headings: Mapping[str, str | None]
     sorted_by: str
     matrix: Matrix | None = None
     units: Mapping[str, str] = field(default_factory=dict)
-    decimals: int = 0
+    fractions: Sequence[str] = ()
+
+
+def value_of(label: str) -> str:
+    """The value that a label of the line has that is clicked on."""
+    return f"${{__field.labels.{label}:percentencode}}"
 
 
 def yellow_from(value: float) -> model.Threshold:
     return model.Threshold(value, "yellow")
+
+
+def orange_from(value: float) -> model.Threshold:
+    return model.Threshold(value, "orange")
 
 
 def red_from(value: float) -> model.Threshold:
@@ -143,6 +155,9 @@ def chart(
         )
         .data_links([_link("Log lines", _explored(logged))])
     )
+    if words.unit == COUNT:
+        # Else an axis for nothing but zeros ends at 100.
+        panel.axis_soft_max(1)
     for ref_id, line in zip("ABCDEF", lines, strict=False):
         query = _query(line.expression).legend_format(line.legend).range().ref_id(ref_id)
         panel.with_target(query.exemplar(line.exemplars))
@@ -161,14 +176,28 @@ def stacked(
     unstacked: Sequence[str] = (),
     logged: str = FINDINGS_LOGGED,
     empty: str = "No data",
+    ranked: bool = False,
 ) -> timeseries.Panel:
-    """Stacked lines, for values whose sum is meaningful, and lines to compare it with."""
+    """Stacked lines, for values whose sum is meaningful, and lines to compare it with.
+
+    With `ranked`, the legend is a table with the largest last value first.
+    """
     panel = (
         chart(words, *lines, span=span, colours=colours, logged=logged)
         .stacking(shared.StackingConfig().mode(common.StackingMode.NORMAL).group("A"))
         .fill_opacity(40)
         .no_value(empty)
     )
+    if ranked:
+        panel.legend(
+            shared.VizLegendOptions()
+            .display_mode(common.LegendDisplayMode.TABLE)
+            .placement(common.LegendPlacement.RIGHT)
+            .show_legend(True)
+            .calcs(["last"])
+            .sort_by("Last")
+            .sort_desc(True)
+        )
     for series in unstacked:
         panel.override_by_name(
             series,
@@ -205,6 +234,7 @@ def number(words: Words, expression: str, *thresholds: model.Threshold) -> stat.
         .height(4)
         .min(0)
         .no_value("–")
+        .decimals(0)
         .color_mode(common.BigValueColorMode.VALUE)
         .graph_mode(common.BigValueGraphMode.NONE)
         .reduce_options(shared.ReduceDataOptions().calcs(["lastNotNull"]))
@@ -264,8 +294,10 @@ def rows_of(
         panel.with_transformation(model.DataTransformerConfig("merge", options={}))
     for heading, unit in columns.units.items():
         panel.override_by_name(heading, [model.DynamicConfigValue("unit", unit)])
+    for heading in columns.fractions:
+        panel.override_by_name(heading, [model.DynamicConfigValue("decimals", 1)])
     return (
-        panel.decimals(columns.decimals)
+        panel.decimals(0)
         .with_transformation(
             model.DataTransformerConfig(
                 "organize",

@@ -44,6 +44,14 @@ class Sample:
         return not math.isnan(self.value)
 
 
+@dataclass(frozen=True)
+class Course:
+    """One series of an answer over time: its labels, and its values with their seconds."""
+
+    labels: Mapping[str, str]
+    values: list[tuple[float, str]]
+
+
 class Prometheus:
     """A Prometheus that runs."""
 
@@ -62,6 +70,12 @@ class Prometheus:
         answer = self._get("/api/v1/query", {"query": expression})
         return [Sample(series["metric"], float(series["value"][1])) for series in answer["result"]]
 
+    def query_range(self, expression: str, begin: float, end: float, step: float) -> list[Course]:
+        """What an expression returns from one time to another. RefusedQuery if it is not PromQL."""
+        asked = {"query": expression, "start": f"{begin}", "end": f"{end}", "step": f"{step}"}
+        answer = self._get("/api/v1/query_range", asked)
+        return [Course(series["metric"], series["values"]) for series in answer["result"]]
+
     def metric_names(self) -> set[str]:
         """The names of all series it has ever scraped."""
         return set(self._get("/api/v1/label/__name__/values", {}))
@@ -77,17 +91,19 @@ class Prometheus:
 
 
 @contextmanager
-def prometheus(line: Lifeline, scraped_port: int) -> Iterator[Prometheus]:
-    """A Prometheus that scrapes a port of this machine once a second, for the block."""
+def prometheus(
+    line: Lifeline, scraped_port: int, *, job: str = JOB, every: str = "1s"
+) -> Iterator[Prometheus]:
+    """A Prometheus that scrapes a port of this machine, for the block."""
     port = free_port()
     folder = line.server_folder("prometheus")
     (folder / "prometheus.yml").write_text(
         json.dumps(  # which is YAML too
             {
-                "global": {"scrape_interval": "1s", "scrape_timeout": "1s"},
+                "global": {"scrape_interval": every, "scrape_timeout": "1s"},
                 "scrape_configs": [
                     {
-                        "job_name": JOB,
+                        "job_name": job,
                         "static_configs": [{"targets": [f"127.0.0.1:{scraped_port}"]}],
                     }
                 ],

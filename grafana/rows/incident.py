@@ -2,7 +2,9 @@
 
 from panels import (
     COUNT,
+    FINDINGS_LOGGED,
     LOGGED,
+    NUMBER,
     SECONDS,
     SHARE,
     TEXT,
@@ -15,9 +17,11 @@ from panels import (
     log_lines,
     names,
     number,
+    orange_from,
     red_from,
     rows_of,
     stacked,
+    value_of,
     yellow_from,
 )
 from promql import (
@@ -67,9 +71,12 @@ COLOURS = {"in use": "orange", "idle": "green", "at most": "text", "waiting": "r
 
 
 def _each(metric: str, *matchers: str) -> str:
-    """The average of one session of each version."""
-    return f"{happened_by_version(metric, *matchers)} / {happened_by_version(f'{ENDED}_count')}"
+    """The average of one session of each version; zero if there was none of it."""
+    sessions = happened_by_version(f"{ENDED}_count")
+    return f"({happened_by_version(metric, *matchers)} or 0 * {sessions}) / {sessions}"
 
+
+LASTING = {"long-transaction": "blue", "idle-in-transaction": "yellow", "leaked-session": "red"}
 
 IS_IT_THE_SESSIONS: Panels = (
     number(
@@ -82,7 +89,8 @@ IS_IT_THE_SESSIONS: Panels = (
         ),
         f"max({total(USED, *POOL)} / {total(MOST, *POOL)})",
         yellow_from(0.8),
-        red_from(1),
+        # Not red: it is full for a moment, again and again, and no code waits.
+        orange_from(1),
     ),
     number(
         Words(
@@ -196,6 +204,7 @@ WHO_HOLDS_THE_CONNECTIONS: Panels = (
         ),
         span=16,
         empty="Needs connection_sites=True",
+        ranked=True,
     ),
     log_lines(
         Words(
@@ -205,8 +214,9 @@ WHO_HOLDS_THE_CONNECTIONS: Panels = (
             "opened, and its trace. Needs the logs in Loki, sent by OTLP.",
             TEXT,
         ),
-        f'{LOGGED} | finding_id!="" | session_name=~"$session" '
-        '| line_format "{{.finding_id}} at {{.site}}: {{.explanation}} {{.remedy}}"',
+        f'{FINDINGS_LOGGED} | session_name=~"$session" '
+        '| line_format "{{.finding_id}}{{if .site}} at {{.site}}{{end}}: {{.explanation}}'
+        '{{if .remedy}} ▸ {{.remedy}}{{end}}"',
     ),
     chart(
         Words(
@@ -231,7 +241,8 @@ WHO_HOLDS_THE_CONNECTIONS: Panels = (
         ),
         Lines(total(SUSPECTS, "sqlalchemy_finding_id"), "{{sqlalchemy_finding_id}}"),
         span=12,
-        logged=f'{LOGGED} | finding_id="${{__field.labels.sqlalchemy_finding_id}}"',
+        colours=LASTING,
+        logged=f'{LOGGED} | finding_id="{value_of("sqlalchemy_finding_id")}"',
     ),
 )
 
@@ -262,11 +273,11 @@ WHAT_CHANGED: Panels = (
                 "Value #E": "Findings of each",
             },
             sorted_by="Version",
-            units={"Duration of each": SECONDS},
-            decimals=2,
+            units={"Sessions": NUMBER, "Duration of each": SECONDS},
+            fractions=("Statements of each", "Lazy loads of each", "Findings of each"),
         ),
         span=24,
-        height=5,
+        height=4,
     ),
     chart(
         Words(
@@ -301,7 +312,7 @@ WHAT_CHANGED: Panels = (
             "{{sqlalchemy_session_work}}",
         ),
         span=6,
-        logged=f'{LOGGED} | finding_id!="" | work="${{__field.labels.sqlalchemy_session_work}}"',
+        logged=f'{FINDINGS_LOGGED} | work="{value_of("sqlalchemy_session_work")}"',
     ),
     bars(
         Words(
@@ -315,7 +326,7 @@ WHAT_CHANGED: Panels = (
             f"{happened(of(FINDINGS), 'sqlalchemy_finding_id')} > 0", "{{sqlalchemy_finding_id}}"
         ),
         span=6,
-        logged=f'{LOGGED} | finding_id="${{__field.labels.sqlalchemy_finding_id}}"',
+        logged=f'{LOGGED} | finding_id="{value_of("sqlalchemy_finding_id")}"',
     ),
 )
 

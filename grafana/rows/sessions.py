@@ -68,7 +68,16 @@ PANELS: Panels = (
         Lines(mean(HELD), "held, mean"),
         Lines(quantile(0.95, BUSY), "SQL, p95"),
         Lines(mean(BUSY), "SQL, mean"),
-        span=12,
+    ),
+    chart(
+        Words(
+            "Time until a connection was had",
+            "How long does code wait for a connection of a pool, or for a new one? A pool that is "
+            "about to be exhausted is seen here first.",
+            SECONDS,
+            "the-pool-is-exhausted",
+        ),
+        *distribution("db_client_connection_wait_time_seconds"),
     ),
     chart(
         Words(
@@ -78,6 +87,5 @@ PANELS: Panels = (
             COUNT,
         ),
         *distribution("sqlalchemy_session_statements"),
-        span=12,
     ),
 )
