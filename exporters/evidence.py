@@ -68,11 +68,13 @@ LABELS: Final = (
     ("other_committed_at", "it committed at"),
     ("pool_size", "pool"),
     ("holders", "held by"),
+    ("waiters", "waited for at"),
     ("earlier", "reported before"),
     ("identity", "primary key"),
 )
 
 _MOST_HOLDERS: Final = 6
+_MOST_WORKS: Final = 3
 
 
 def evidence_rows(evidence: Evidence, site: CallSite | None) -> Iterator[Row]:
@@ -168,6 +170,26 @@ def _holders(label: str, evidence: Evidence, _site: CallSite | None) -> Iterator
         yield Row(label, f"no traced session: {counted(untraced, 'connection')}")
 
 
+def _waiters(label: str, evidence: Evidence, _site: CallSite | None) -> Iterator[Row]:
+    """Yield one row for each line at which others wait; where most wait is first."""
+    lines: dict[str, list[Mapping[str, Any]]] = {}
+    for waiter in evidence.get("waiters", ()):
+        lines.setdefault(plain(str(waiter.get("waits_at", "?"))), []).append(waiter)
+    for line, waiters in list(lines.items())[:_MOST_HOLDERS]:
+        number = sum(one["sessions"] for one in waiters)
+        waited = _in_words("waiting_ms", max(one["waiting_ms"] for one in waiters))
+        works = [_in_words("work", one["work"]) for one in waiters if "work" in one]
+        words = _listed(
+            f"1 for {waited}" if number == 1 else f"{number}, the first for {waited}",
+            *works[:_MOST_WORKS],
+            "…" if len(works) > _MOST_WORKS else "",
+        )
+        yield Row(label, f"{line}: {words}", hangs=True)
+        label = ""
+    if len(lines) > _MOST_HOLDERS:
+        yield Row("", f"… {len(lines) - _MOST_HOLDERS} more lines")
+
+
 def _held_at(holder: Mapping[str, Any]) -> str:
     line = holder.get("first_used_at") or holder.get("opened_at") or holder["session_name"]
     return plain(str(line))
@@ -191,7 +213,12 @@ def _pool(evidence: Evidence) -> str:
     used, size = evidence.get("checked_out"), evidence.get("pool_size")
     if used is None or size is None:
         return ""
-    return f"{used} in use, size {size}, overflow {evidence.get('pool_overflow', 0)}"
+    connecting, waiting = evidence.get("connecting"), evidence.get("waiting")
+    return _listed(
+        f"{used} in use, size {size}, overflow {evidence.get('pool_overflow', 0)}",
+        f"{connecting} being opened" if connecting else "",
+        f"{waiting} more waiting" if waiting else "",
+    )
 
 
 # The keys that have rows of their own.
@@ -200,6 +227,7 @@ _SEVERAL: Final[Mapping[str, Callable[[str, Evidence, CallSite | None], Iterator
     "doing": _doing,
     "holders": _holders,
     "loop": _loop,
+    "waiters": _waiters,
 }
 
 

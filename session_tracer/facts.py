@@ -766,7 +766,8 @@ class CheckoutTimedOut(_Value):
 
     `timeout` is in nanoseconds. `size` is the pool's size, `overflow` how many connections it has
     beyond that, and `checked_out` how many are in use; -1 if this kind of pool does not know it.
-    `untraced` is how many of those no traced session holds.
+    `untraced` is how many of those no traced session holds, and `connecting` how many are being
+    opened for sessions. `waiting` is how many others still wait, and `waiters` are their scopes.
     """
 
     at: int
@@ -777,6 +778,9 @@ class CheckoutTimedOut(_Value):
     overflow: int = -1
     checked_out: int = -1
     untraced: int = 0
+    connecting: int = 0
+    waiting: int = 0
+    waiters: tuple[LiveSession, ...] = ()
 
 
 @dataclass(slots=True, eq=False, repr=False)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from session_tracer.ledger.report import Report
     from session_tracer.model.findings import Finding
     from session_tracer.model.live_session import LiveSession
+    from session_tracer.where.callsite import CallSite
 
 _MOST_HOLDERS: Final = 20
 
@@ -72,11 +73,15 @@ class PoolExhausted(BuiltIn):
         if fact.untraced:
             # A session that gets or returns its connection at this moment does not hold it.
             hold += f", no traced session holds {fact.untraced} of the {fact.checked_out} in use"
+        if fact.connecting:
+            hold += f", {fact.connecting} {'is' if fact.connecting == 1 else 'are'} being opened"
+        if fact.waiting:
+            hold += f", {fact.waiting} more {'waits' if fact.waiting == 1 else 'wait'} for one"
         yield report.finding(
             "pool-exhausted",
             "error",
             f"the pool had no free connection{waited}: {hold}",
-            _remedy(holders),
+            _remedy(holders, fact.connecting),
             fact.site,
             count=max(number, 1),
             evidence=known(
@@ -85,6 +90,9 @@ class PoolExhausted(BuiltIn):
                 pool_overflow=_if_known(fact.overflow),
                 checked_out=_if_known(fact.checked_out),
                 untraced=fact.untraced or None,
+                connecting=fact.connecting or None,
+                waiting=fact.waiting or None,
+                waiters=_waiters(fact.waiters) or None,
                 holders=[_holder(live) for live in holders[:_MOST_HOLDERS]],
                 other_holders=number - _MOST_HOLDERS if number > _MOST_HOLDERS else None,
             ),
@@ -95,7 +103,9 @@ def _if_known(number: int) -> int | None:
     return number if number >= 0 else None
 
 
-def _remedy(holders: list[LiveSession]) -> str:
+def _remedy(holders: list[LiveSession], connecting: int) -> str:
+    if not holders and connecting:
+        return "check why the database is slow to accept connections: the pool waits for it"
     if not holders:
         return (
             "look for connections that are not closed and sessions that are not traced; "
@@ -111,6 +121,23 @@ def _remedy(holders: list[LiveSession]) -> str:
         f"commit or close sooner, first of all session {first.id[:6]}{where}: it has held "
         f"a connection for {duration(first.held_seconds * 1e9)}"
     )
+
+
+def _waiters(every: tuple[LiveSession, ...]) -> list[dict[str, Any]]:
+    """Return how many wait at each line for each work, and the longest of them; most come first."""
+    lines: dict[tuple[CallSite | None, str], list[LiveSession]] = {}
+    for live in every:
+        line = live.owner_stack[0] if live.owner_stack else live.first_used_site
+        lines.setdefault((line, live.work), []).append(live)
+    return [
+        known(
+            waits_at=line,
+            work=work or None,
+            sessions=len(waiting),
+            waiting_ms=ms(max(live.waiting_seconds for live in waiting) * 1e9),
+        )
+        for (line, work), waiting in sorted(lines.items(), key=lambda one: -len(one[1]))
+    ][:_MOST_HOLDERS]
 
 
 def _holder(live: LiveSession) -> dict[str, Any]:

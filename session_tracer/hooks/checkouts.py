@@ -10,6 +10,7 @@ from sqlalchemy.pool import Pool, SingletonThreadPool
 
 from session_tracer.hooks.patching import as_sqlalchemys
 from session_tracer.ledger import pools
+from session_tracer.ledger.waits import CHECKOUTS
 
 __all__ = ["begin", "remove"]
 
@@ -54,6 +55,7 @@ def _timed(found: Any) -> Any:
             except Exception as error:
                 pools.not_counted(self, clock() - began, error)
 
-    timed = functools.update_wrapper(as_sqlalchemys(connect), found)
+    timed: Any = functools.update_wrapper(as_sqlalchemys(connect), found)
     del timed.__wrapped__
+    CHECKOUTS.add(timed.__code__)
     return timed

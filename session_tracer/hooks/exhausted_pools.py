@@ -6,7 +6,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from session_tracer import facts
-from session_tracer.ledger import registry
+from session_tracer.ledger import pools, registry
 
 if TYPE_CHECKING:
     from session_tracer.ledger.ledger import Ledger
@@ -30,6 +30,9 @@ def timed_out(pool: Any, ledger: Ledger) -> facts.CheckoutTimedOut | None:
     if not _is_due(pool, tuple(map(weakref.ref, ledger.tracers)), now):
         return None
     checked_out = int(_asked(pool, "checkedout"))
+    every = registry.waiters_of(pool)
+    waiters = tuple(live for live in every if not live.is_connecting and live.id != ledger.id)
+    connecting = sum(live.is_connecting for live in every)
     return facts.CheckoutTimedOut(
         at=now,
         site=ledger.site(),
@@ -39,7 +42,10 @@ def timed_out(pool: Any, ledger: Ledger) -> facts.CheckoutTimedOut | None:
         # A pool lets a session wait only when it has all the connections that it may have.
         overflow=int(_asked(pool, "overflow")),
         checked_out=checked_out,
-        untraced=max(checked_out - registry.connections_held(pool), 0),
+        untraced=max(checked_out - registry.connections_held(pool) - connecting, 0),
+        connecting=connecting,
+        waiting=max(pools.waiting(pool), len(waiters)),
+        waiters=waiters,
     )
 
 

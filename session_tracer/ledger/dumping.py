@@ -129,6 +129,9 @@ def _transaction(live: LiveSession) -> str:
 
 
 def _connection(live: LiveSession) -> str:
+    if live.waits_for_pool:
+        how = "being opened for" if live.is_connecting else "waited for since"
+        return f"{how} {live.waiting_seconds:.1f} s, pool {live.waits_for_pool}"
     if not live.holds_connection:
         return ""
     server = "" if live.process_id is None else f", server process {live.process_id}"

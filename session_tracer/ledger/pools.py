@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from session_tracer.ledger import registry
 from session_tracer.ledger.in_progress import SLOT
+from session_tracer.ledger.waits import NAMES
 from session_tracer.runtime.degraded import warn_once, without
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ __all__ = [
     "renew",
     "timed_out",
     "use",
+    "waiting",
 ]
 
 
@@ -93,6 +95,7 @@ def use(connection: Any, database: Database, tracers: Iterable[Tracer]) -> None:
             return
         known = _Known(connection.engine, _name(connection.engine.pool, database))
         _KNOWN[dialect] = known
+        NAMES[dialect] = known.name
     known.tracers.update(tracers)
     known.report_waits(dialect)
     if is_new:
@@ -175,17 +178,22 @@ def _look(known: _Known, pool: Any) -> PoolNow:
     # two threads could make one each.
     is_new = getattr(pool, "_is_asyncio", False) and "_queue" not in getattr(queue, "__dict__", ())
     overflow = getattr(pool, "_max_overflow", -1)
-    waiting = 0 if is_new else _waiting(queue)
-    if waiting is None:
+    number = 0 if is_new else _waiting(queue)
+    if number is None:
         without("Queue.not_empty", "threads and tasks that wait for a connection are not counted")
     return PoolNow(
         name=known.name,
         used=0 if is_new else max(pool.checkedout(), 0),
         idle=0 if is_new else pool.checkedin(),
         most=pool.size() + overflow if overflow >= 0 else None,
-        waiting=waiting,
+        waiting=number,
         timeouts=known.timeouts,
     )
+
+
+def waiting(pool: Any) -> int:
+    """How many threads or tasks wait for a connection of the pool, as far as that is known."""
+    return _waiting(getattr(pool, "_pool", None)) or 0
 
 
 def _waiting(queue: Any) -> int | None:

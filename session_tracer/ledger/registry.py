@@ -8,6 +8,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from session_tracer.ledger.owner_state import owner_state
+from session_tracer.ledger.waits import Waits
 from session_tracer.model.live_session import LiveSession
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from session_tracer.facts import Ending
     from session_tracer.ledger.ledger import Ledger
     from session_tracer.ledger.report import Report, Tracer
+    from session_tracer.ledger.waits import Wait
     from session_tracer.where.callsite import CallSite
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "live_sessions",
     "look",
     "open_now",
+    "waiters_of",
 ]
 
 
@@ -68,7 +71,8 @@ def live_sessions() -> list[LiveSession]:
     ledgers = sorted(LIVE.copy(), key=lambda ledger: ledger.opened_at)
     # The clock is read first: to look at where the owners are takes longer than all the rest.
     reports = [(report, ledger.clock()) for ledger in ledgers for report in ledger.reports[:1]]
-    return [look(report, now, stack=False) for report, now in reports]
+    waits = Waits()
+    return [look(report, now, stack=False, waits=waits) for report, now in reports]
 
 
 def holders_of(pool: object) -> tuple[LiveSession, ...]:
@@ -86,9 +90,30 @@ def connections_held(pool: object) -> int:
     return sum(holding.is_of(pool) for ledger in list(LIVE) for holding in ledger.connections)
 
 
-def look(report: Report, now: int = 0, *, stack: bool = True) -> LiveSession:
+def waiters_of(pool: object) -> tuple[LiveSession, ...]:
+    """The open sessions that wait for a connection of the pool."""
+    waits = Waits()
+    return tuple(
+        look(report, waits=waits)
+        for ledger in list(LIVE)
+        if (wait := _wait(ledger, waits)) is not None and wait.pool is pool
+        for report in ledger.reports[:1]
+    )
+
+
+def _wait(ledger: Ledger, waits: Waits) -> Wait | None:
+    """The checkout for which the session waits, if it does. A transaction is begun before."""
+    reference = LIVE.get(ledger) if ledger.transactions_open and ledger.at_work is None else None
+    session = None if reference is None else reference()
+    return None if session is None else waits.of(ledger.owner, session)
+
+
+def look(
+    report: Report, now: int = 0, *, stack: bool = True, waits: Waits | None = None
+) -> LiveSession:
     """An open session as one tracer knows it. Its own thread may be changing it meanwhile."""
     ledger = report.ledger
+    wait = _wait(ledger, waits or Waits())
     now = now or ledger.clock()
     pending = dict(ledger.pending_by_class)
     state = owner_state(ledger, stack=stack)
@@ -107,6 +132,9 @@ def look(report: Report, now: int = 0, *, stack: bool = True) -> LiveSession:
         holds_connection=bool(ledger.held_since),
         held_seconds=_seconds(ledger.held_since, now),
         process_id=_process_id(ledger) if ledger.connections else None,
+        waits_for_pool="" if wait is None else wait.name,
+        waiting_seconds=0.0 if wait is None else _seconds(wait.since, now),
+        is_connecting=wait is not None and wait.is_connecting,
         statements=ledger.statements,
         sql_seconds=ledger.sql / 1e9,
         objects=_objects(ledger, sum(pending.values())),

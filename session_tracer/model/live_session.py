@@ -37,6 +37,11 @@ class LiveSession:
         held_seconds: Time for which it has held the connection.
         process_id: The server's process id for the connection, if the driver knows it without a
             round trip.
+        waits_for_pool: The name of the connection pool for whose connection it waits. Empty if it
+            does not wait for one.
+        waiting_seconds: Time for which it has waited.
+        is_connecting: Whether the pool is opening a new connection for it, rather than having to
+            wait until one is returned.
         statements: Number of statements.
         sql_seconds: Time in the driver's execute calls.
         objects: Number of objects by state: `persistent` (in the identity map), and not flushed
@@ -63,6 +68,9 @@ class LiveSession:
     holds_connection: bool = False
     held_seconds: float = 0.0
     process_id: int | None = None
+    waits_for_pool: str = ""
+    waiting_seconds: float = 0.0
+    is_connecting: bool = False
     statements: int = 0
     sql_seconds: float = 0.0
     objects: Counts = field(default_factory=dict)

@@ -16,6 +16,7 @@ from session_tracer.where.callsite import whole_stack
 from session_tracer.where.tasks import (
     awaiting_tasks,
     coroutines,
+    in_greenlet,
     in_groups,
     running_loop,
     suspended,
@@ -199,12 +200,20 @@ class Owner:
             # One of session_tracer's own frames would be kept alive. Not by the module: some of
             # them stand in for SQLAlchemy's. A task of asyncio's waits for a greenlet.
             return list(dropwhile(_is_ours, whole_stack()))
-        frames: list[FrameType] = []
-        frame = standing(self.ident)
-        while frame is not None:
-            frames.append(frame)
-            frame = frame.f_back
-        return frames
+        return list(self.frames_of_thread())
+
+    def frames_of_thread(self, most: int = sys.maxsize) -> Iterator[FrameType]:
+        """Yield the innermost frames of another thread, whatever it does now."""
+        here = self.ident is None or self.ident == threading.get_ident()
+        frame = None if here or self.ident is None else standing(self.ident)
+        while frame is not None and most > 0:
+            yield frame
+            frame, most = frame.f_back, most - 1
+
+    def frames_of_greenlet(self) -> Iterator[FrameType]:
+        """Yield the frames of SQLAlchemy's greenlet in which a task waits, the innermost first."""
+        task = None if self._task is None else self._task()
+        return iter(()) if task is None else in_greenlet(task)
 
 
 def standing(ident: int) -> FrameType | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sys
 from inspect import isasyncgen
 from types import CellType
 from typing import TYPE_CHECKING, Any, Final
@@ -17,6 +18,7 @@ __all__ = [
     "awaiting_tasks",
     "coroutines",
     "current_task",
+    "in_greenlet",
     "in_groups",
     "is_ready",
     "running_loop",
@@ -75,6 +77,20 @@ def coroutines(task: asyncio.Task[Any]) -> Iterator[tuple[Any, FrameType | None]
                 break
         else:
             return
+
+
+def in_greenlet(task: asyncio.Task[Any]) -> Iterator[FrameType]:
+    """Yield the frames of the greenlet of SQLAlchemy's for which the task waits, if it does."""
+    kind: Any = getattr(sys.modules.get("greenlet"), "greenlet", None)
+    for awaited, spawning in coroutines(task) if kind is not None else ():
+        if spawning is None or spawning.f_code.co_name != "greenlet_spawn":
+            continue
+        # By its type: the others are the application's, and may not be asked for anything.
+        for held in gc.get_referents(awaited):
+            frame = held.gr_frame if issubclass(type(held), kind) else None
+            while frame is not None:
+                yield frame
+                frame = frame.f_back
 
 
 def in_groups(

@@ -200,6 +200,30 @@ def test_what_stands_alone_is_shown_alone() -> None:
     assert rows_of(deleted={"Cart": 3}) == [("objects", "−3 Cart")]
 
 
+def test_sessions_that_wait_for_a_connection_are_shown_by_line() -> None:
+    line, page = "/srv/shop/pay.py:40 in pay()", "/srv/shop/views.py:7 in page()"
+    waiters = [
+        {"waits_at": line, "work": "GET /a", "sessions": 2, "waiting_ms": 10.0},
+        {"waits_at": page, "sessions": 1, "waiting_ms": 2_000.0},
+        {"waits_at": line, "work": "GET /b", "sessions": 1, "waiting_ms": 30.0},
+    ]
+    assert rows_of(waiters=waiters) == [
+        ("waited for at", f"{line}: 3, the first for 30.0 ms, GET /a, GET /b"),
+        ("", f"{page}: 1 for 2.00 s"),
+    ]
+    many = [
+        {"waits_at": line, "work": f"job {number}", "sessions": 1, "waiting_ms": 1.0}
+        for number in range(5)
+    ]
+    assert rows_of(waiters=many) == [
+        ("waited for at", f"{line}: 5, the first for 1.0 ms, job 0, job 1, job 2, …")
+    ]
+    lines = [
+        {"waits_at": f"app.py:{number}", "sessions": 1, "waiting_ms": 1.0} for number in range(8)
+    ]
+    assert rows_of(waiters=lines)[-1] == ("", "… 2 more lines")
+
+
 def test_the_holders_of_connections_are_shown_by_line() -> None:
     line, page = "/srv/shop/export.py:58 in export()", "/srv/shop/views.py:7 in page()"
     held = {"first_used_at": line, "held_ms": 2.0, "owner": "thread 1", "owner_state": "returned"}
