@@ -6,13 +6,14 @@ import asyncio
 import io
 import json
 import os
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
-from sqlalchemy.orm import sessionmaker
+from sqlalchemy.orm import Session, sessionmaker
 
 from session_tracer import Exporter, dump, instrument, work
 from tests.stories.lines import marked
@@ -107,6 +108,37 @@ def test_it_is_written_in_any_thread_while_the_main_thread_hangs(
         thread.join(20)  # hangs here
         assert not thread.is_alive()
     assert "1 open; 0 left behind" in capsys.readouterr().err
+
+
+def test_it_is_written_while_other_threads_make_engines_and_sessions(tmp_path: Path) -> None:
+    stop = threading.Event()
+    failed: list[str] = []
+
+    def make_engines() -> None:
+        while not stop.is_set():
+            engine = create_engine(f"sqlite:///{tmp_path / 'shop.db'}")
+            with Session(engine) as session:
+                session.execute(ONE)
+            engine.dispose()
+
+    threads = [threading.Thread(target=make_engines) for _ in range(4)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with instrument(exporter=Exporter()) as tracing:
+            tracing._tracer.failed = lambda where, error: failed.append(f"{where}: {error}")  # type: ignore[method-assign] # what it would log
+            for thread in threads:
+                thread.start()
+            for _ in range(150):
+                assert written()[0].startswith("process ")
+                as_json()
+            stop.set()
+            for thread in threads:
+                thread.join()
+    finally:
+        stop.set()
+        sys.setswitchinterval(interval)
+    assert failed == []
 
 
 def test_an_asynchronous_session_is_written_with_its_task(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from session_tracer.ledger import registry
 from session_tracer.ledger.in_progress import SLOT
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from session_tracer.facts import Database
     from session_tracer.ledger.report import Tracer
+
+_K = TypeVar("_K")
 
 __all__ = [
     "PoolNow",
@@ -50,7 +52,7 @@ class _Known:
         # is often made for one piece of work, and has the pool of the engine that it was made of.
         self.engine = weakref.ref(getattr(engine, "_proxied", engine))
         self.name = name
-        self.tracers: weakref.WeakSet[Tracer] = weakref.WeakSet()
+        self.tracers: weakref.WeakKeyDictionary[Tracer, None] = weakref.WeakKeyDictionary()
         self.timeouts = 0
 
     def report_waits(self, dialect: Any) -> None:
@@ -59,7 +61,7 @@ class _Known:
         Sessions of several names may use the pool: those with the same metrics count it once,
         under the first name.
         """
-        tracers = [tracer for tracer in self.tracers if not tracer.closed]
+        tracers = [tracer for tracer in _alive(self.tracers) if not tracer.closed]
         tracers.sort(key=lambda one: one.name, reverse=True)
         metrics = {key: sink for one in tracers for key, sink in one.pool_waits(self.name)}
         if tracers:
@@ -70,7 +72,7 @@ class _Known:
     @property
     def is_used(self) -> bool:
         """Whether the engine exists, and a tracer reports sessions that use it."""
-        return self.engine() is not None and any(not by.closed for by in self.tracers)
+        return self.engine() is not None and any(not by.closed for by in _alive(self.tracers))
 
 
 # By the engine's dialect, which engines with execution options share.
@@ -82,13 +84,22 @@ _FIRST: Final[list[tuple[int, int]]] = []
 _OF_ONE: Final = frozenset({"StaticPool", "SingletonThreadPool", "AssertionPool"})
 
 
+def _alive(weak: weakref.WeakKeyDictionary[_K, Any]) -> list[_K]:
+    """Return the keys that are alive, in one step: other threads add and remove some meanwhile."""
+    return [key for reference in weak.keyrefs() if (key := reference()) is not None]
+
+
+def _every() -> list[tuple[Any, _Known]]:
+    return [(key, known) for key in _alive(_KNOWN) if (known := _KNOWN.get(key)) is not None]
+
+
 def use(connection: Any, database: Database, tracers: Iterable[Tracer]) -> None:
     """Sessions of these tracers use the connection's pool from now on."""
     dialect = connection.dialect
     known = _KNOWN.get(dialect)
     is_new = known is None
     if known is None:
-        for other, one in list(_KNOWN.items()):
+        for other, one in _every():
             if not one.is_used:
                 _KNOWN.pop(other, None)
         if len(_KNOWN) >= _MOST_POOLS:
@@ -96,7 +107,7 @@ def use(connection: Any, database: Database, tracers: Iterable[Tracer]) -> None:
         known = _Known(connection.engine, _name(connection.engine.pool, database))
         _KNOWN[dialect] = known
         NAMES[dialect] = known.name
-    known.tracers.update(tracers)
+    known.tracers.update(dict.fromkeys(tracers))
     known.report_waits(dialect)
     if is_new:
         # Its first checkout was over before it was known whose it is.
@@ -107,7 +118,7 @@ def use(connection: Any, database: Database, tracers: Iterable[Tracer]) -> None:
 
 def renew(tracer: Tracer) -> None:
     """The tracer has other metrics, or has none any more."""
-    for dialect, known in _KNOWN.copy().items():
+    for dialect, known in _every():
         if tracer in known.tracers:
             known.report_waits(dialect)
 
@@ -119,13 +130,13 @@ def not_counted(pool: Any, duration: int, error: Exception) -> None:
         _FIRST[:] = [(id(dialect), duration)]
         return
     known = _KNOWN.get(dialect)
-    for tracer in () if known is None else list(known.tracers):
+    for tracer in () if known is None else _alive(known.tracers):
         tracer.failed("checkouts", error)
 
 
 def timed_out(pool: Any) -> None:
     """The pool had no connection in time, for a session or for other code."""
-    for known in _KNOWN.copy().values():
+    for _, known in _every():
         engine = known.engine()
         if engine is not None and engine.pool is pool:
             known.timeouts += 1
@@ -133,14 +144,14 @@ def timed_out(pool: Any) -> None:
 
 def every_pool() -> list[PoolNow]:
     """The pools of all tracers that are in use."""
-    every = [(known, known.engine()) for known in _KNOWN.copy().values() if known.is_used]
+    every = [(known, known.engine()) for _, known in _every() if known.is_used]
     return [_look(known, engine.pool) for known, engine in every if engine is not None]
 
 
 def pools_of(tracer: Tracer) -> list[tuple[int, PoolNow]]:
     """The pools that the tracer's sessions use, each with a key of its own."""
     found = []
-    for known in _KNOWN.copy().values():
+    for _, known in _every():
         engine = known.engine()
         if engine is not None and tracer in known.tracers:
             found.append((id(known), _look(known, engine.pool)))
@@ -150,7 +161,7 @@ def pools_of(tracer: Tracer) -> list[tuple[int, PoolNow]]:
 def _name(pool: Any, database: Database) -> str:
     """The name that the application gave the pool, or the database's, unique in the process."""
     name = getattr(pool, "logging_name", None) or _name_of(database)
-    taken = {known.name for known in _KNOWN.copy().values()}
+    taken = {known.name for _, known in _every()}
     return next(
         one
         for number in range(1, _MOST_POOLS + 2)
