@@ -67,8 +67,8 @@ def to_the_site(link: re.Match[str], folder: str) -> str:
     mark, text, target, anchor = link[1], link[2], link[3], link[4] or ""
     path = posixpath.normpath(posixpath.join(folder, target))
     names = {outside: name for name, outside in OUTSIDE.items()}
-    if path in names or posixpath.dirname(path) == "docs":
-        return f"{mark}[{text}]({names.get(path, posixpath.basename(path))}{anchor})"
+    if path in names or path.startswith("docs/"):
+        return f"{mark}[{text}]({names.get(path, path.removeprefix('docs/'))}{anchor})"
     if not (ROOT / path).exists():
         return link[0]  # the strict build fails
     source = PROJECT.get("urls", {}).get("Source")

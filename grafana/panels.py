@@ -30,7 +30,7 @@ TEXT = units.String
 # Every digit of it.
 NUMBER = units.LocaleFormat
 
-# Bars that are shorter say less than lines, and each has to contain some looks at the counters.
+# Each bar has to contain some looks at the counters (promql.py).
 SHORTEST_BAR = "1m"
 
 NO_COLOURS: Mapping[str, str] = {}

@@ -36,8 +36,7 @@ VARIABLES: Final = {variable["name"]: variable for variable in DASHBOARD["templa
 
 # What Prometheus adds to each process by itself.
 OF_THE_PROCESS: Final = {"target_info", "service_version"}
-# What does not happen to the bookshop. That these panels are right, test_alerts.py and the tests
-# below have from Prometheus' own tool.
+# The bookshop does not cause it; test_dashboard_expressions.py asks promtool.
 DOES_NOT_HAPPEN: Final = {"Does session_tracer fail?"}
 FINDING_LINE: Final = (
     "{{.finding_id}}{{if .site}} at {{.site}}{{end}}: {{.explanation}}"
@@ -174,7 +173,7 @@ def test_the_pictures_are_small_and_shown() -> None:
     assert [name for name, file in pictures.items() if file.stat().st_size > 120_000] == []
 
 
-def test_what_is_missing_to_draw_them_is_said_plainly(tmp_path: Path) -> None:
+def test_a_program_that_is_missing_to_draw_them_is_named(tmp_path: Path) -> None:
     drawn = subprocess.run(
         [sys.executable, GRAFANA / "render" / "pictures.py"],
         env={**os.environ, "PATH": str(tmp_path)},

@@ -106,6 +106,14 @@ def test_no_bar_counts_what_a_process_had_before_a_gap_or_a_restart(tmp_path: Pa
 
 
 @needs_promtool
+def test_the_first_failure_of_session_tracer_is_a_bar(tmp_path: Path) -> None:
+    failures = 'session_tracer_errors_total{job="shop",instance="1"%s}'
+    series = {failures % "": "0x40", failures % ',where="statements"': "_x17 1x23"}
+    of_a_minute = f"round({expression_of('Does session_tracer fail?')})"
+    check(tmp_path, series, {of_a_minute: {4: [], 5: [('{instance="1"}', 1)], 6: []}})
+
+
+@needs_promtool
 def test_a_process_that_is_gone_leaves_no_number(tmp_path: Path) -> None:
     labels = 'job="shop",instance="1",sqlalchemy_session_name="s"'
     values = {

@@ -71,7 +71,7 @@ PANELS: Panels = (
     ),
     chart(
         Words(
-            "Time until a connection was had",
+            "Time to get a connection",
             "How long does code wait for a connection of a pool, or for a new one? A pool that is "
             "about to be exhausted is seen here first.",
             SECONDS,
