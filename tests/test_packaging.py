@@ -55,6 +55,10 @@ def test_the_types_are_published() -> None:
     assert (CHECKOUT / "session_tracer" / "py.typed").exists()
 
 
+def test_the_template_of_the_page_is_installed() -> None:
+    assert PROJECT["tool"]["setuptools"]["package-data"]["session_tracer.page"] == ["page.html"]
+
+
 def test_the_page_of_the_findings_is_installed_for_the_command_that_prints_it() -> None:
     assert "findings.md" in PROJECT["tool"]["setuptools"]["package-data"]["session_tracer"]
     page = CHECKOUT / "session_tracer" / "findings.md"

@@ -261,6 +261,7 @@ def _owner(event: dict[str, Any]) -> str:
 def _stuck(line: LogLine, last_at: float) -> dict[str, Any]:
     """A session that was stuck when the log ended, with the keys of one that is open."""
     event, since = line.event, max(last_at - line.at, 0)
+    held = number(event, "held_ms") / 1e3
     return {
         "id": text(event, "session_id"),
         "name": text(event, "session_name"),
@@ -273,6 +274,7 @@ def _stuck(line: LogLine, last_at: float) -> dict[str, Any]:
         "owner_stack": texts(event, "doing"),
         "transaction": text(event, "transaction"),
         "transaction_seconds": round(number(event, "transaction_ms") / 1e3 + since, 3),
+        **({"holds_connection": True, "held_seconds": round(held + since, 3)} if held else {}),
         "process_id": text(event, "process_id"),
         "last_statement_seconds": round(number(event, "last_statement_ago_ms") / 1e3 + since, 3),
         "last_statement_site": text(event, "last_statement_at"),

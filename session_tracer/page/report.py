@@ -99,15 +99,17 @@ def _opened(path: str) -> AbstractContextManager[IO[bytes]]:
 
 
 def _write(out: str, html: str) -> int:
-    if out == _STANDARD:
-        sys.stdout.write(html)
-        return 0
     try:
-        Path(out).write_text(html, "utf-8")
+        if out == _STANDARD:
+            sys.stdout.buffer.write(html.encode())
+            sys.stdout.buffer.flush()
+        else:
+            Path(out).write_text(html, "utf-8")
     except OSError as error:
         _complain(f"session-tracer report: cannot write {out}: {error.strerror}")
         return 1
-    _complain(f"The report is in {out}")
+    if out != _STANDARD:
+        _complain(f"The report is in {out}")
     return 0
 
 

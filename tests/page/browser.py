@@ -29,7 +29,7 @@ def _run(address: str, *options: str) -> str:
                 *(*options, address),
             ],
             capture_output=True,
-            timeout=60,
+            timeout=100,  # on a busy machine
             check=True,
         )
     output = done.stderr.decode(errors="replace")

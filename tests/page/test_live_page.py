@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import os
 import re
+import subprocess
+import sys
 import threading
 import weakref
 from pathlib import Path
@@ -38,6 +41,7 @@ from session_tracer.testing import capture
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+ROOT = Path(__file__).parents[2]
 App = Any
 Answer = tuple[str, dict[str, str], bytes]
 CLIENT = {
@@ -331,6 +335,44 @@ def test_a_stranger_reads_nothing() -> None:
             assert "Allow" not in headers
 
 
+FORKED = """
+import json, os
+from sqlalchemy import create_engine, text
+from sqlalchemy.orm import sessionmaker
+from session_tracer import Exporter, instrument, live_wsgi_app
+
+SessionLocal = sessionmaker(create_engine("sqlite://"))
+instrument(SessionLocal, exporter=Exporter())
+app = live_wsgi_app()
+
+def shown():
+    environ = {"REQUEST_METHOD": "GET", "REMOTE_ADDR": "::1", "HTTP_HOST": "[::1]"}
+    environ["HTTP_ACCEPT"] = "application/json"
+    return json.loads(app(environ, lambda *_: None)[0])
+
+def use(times):
+    for _ in range(times):
+        with SessionLocal() as session:
+            session.execute(text("SELECT 1"))
+
+use(3)
+child = os.fork()
+use(2 if child else 1)
+document = shown()
+if child:
+    os.waitpid(child, 0)
+is_own = document["process"]["process_pid"] == os.getpid()
+print("parent" if child else "child", document["sessions"]["count"], is_own, flush=True)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+def test_a_forked_worker_shows_its_own_sessions() -> None:
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKED]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.splitlines() == ["child 1 True", "parent 5 True"]
+
+
 def test_a_page_that_cannot_be_made_is_no_exception(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -448,7 +490,7 @@ def test_threads_that_end_sessions_at_once_are_all_counted(
 
 
 def test_the_documentation_names_each_key(factory: sessionmaker[Session]) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "live-page.md").read_text()
+    page = (ROOT / "docs" / "live-page.md").read_text()
     table = page.partition("\n## The document\n")[2]
     app = live_wsgi_app()
     rows = re.findall(r"^\| (`.*?`) \|", table, re.MULTILINE)

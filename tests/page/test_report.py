@@ -325,6 +325,14 @@ def test_standard_input_is_reported_to_standard_output() -> None:
     assert document_in(done.stdout)["files"] == ["standard input"]
 
 
+def test_a_reader_that_leaves_is_no_traceback(tmp_path: Path) -> None:
+    log = write(tmp_path / "log.jsonl", found(), *[closed()] * 5_000)
+    command = f"{sys.executable} -m session_tracer report {log} -o - | head -c 10"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "<!doctype "
+    assert "Traceback" not in done.stderr
+
+
 def test_a_name_cannot_control_the_terminal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
