@@ -124,7 +124,7 @@ def wrong_queries(queries: list[str]) -> list[str]:
 
 @pytest.mark.skipif(
     not (GRAMMARS / "node_modules" / "@grafana" / "lezer-logql").exists(),
-    reason="no grammar of LogQL in grafana/render; `npm install` there installs it",
+    reason="no grammar of LogQL in grafana/render; `python3 tasks.py pictures` installs it",
 )
 def test_each_command_has_a_twin_in_logql() -> None:
     twins = [
