@@ -280,7 +280,7 @@ def _executing(name: str) -> Callable[..., bool | None]:
             )
             if is_repeated:
                 # For other rows of the flush: counting it is enough.
-                execute = dialect.do_execute
+                execute = flush.execute
                 worker = flush.owner if ledger.at_work is None else None
                 attached = ledger.attach() if ledger.attaches else None
             else:
@@ -378,8 +378,10 @@ def _executing(name: str) -> Callable[..., bool | None]:
                         _written(
                             ledger, context, statement, shape, size, site, ended, duration, failed
                         )
-                        if flush is not None and (is_shared or worker is None):
-                            flush.repeated = None
+                        if flush is not None:
+                            flush.execute = execute
+                            if is_shared or worker is None:
+                                flush.repeated = None
             except BaseException as error:
                 if attached is not None:
                     attached.detach()
@@ -659,7 +661,7 @@ def _written(
         run = (site, operation, shape.collection, statement, flush, duration)
         if is_row and ledger.wrote_row(*run):
             ledger.judge(_row(ledger, context, statement, at, duration))
-        if (is_row or operation == "INSERT") and ledger.comments is None:
+        if is_row or operation == "INSERT":
             # Others of this text, for other rows, need no more than be counted.
             flush.repeated = statement
             flush.repeats_rows = is_row

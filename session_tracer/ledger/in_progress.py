@@ -183,8 +183,10 @@ class Flush:
     # Whether the unit of work was executed.
     executed = False
     failed = False
-    # Its last statement, if it may be repeated for other rows, and whether it writes one each time.
+    # Its last statement, if it may be repeated for other rows; what executes it, and whether it
+    # writes one each time.
     repeated: str | None = None
+    execute: Any = None
     repeats_rows = False
     # New, dirty, deleted, unchanged.
     counts: tuple[Counts, Counts, Counts, Counts] = (NOTHING, NOTHING, NOTHING, NOTHING)

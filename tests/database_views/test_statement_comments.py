@@ -25,9 +25,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from session_tracer import work
+from session_tracer.runtime import degraded
 from session_tracer.testing import capture
 from tests.database_views.drivers import run
 from tests.stories.lines import marked
+from tests.twins import Twin, url_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,7 +38,6 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from tests.database_views.drivers import Driver
-    from tests.twins import Twin
 
 ONE = text("SELECT 1")
 HOSTILE = "*/ /* /*! 1 */ -- ' \" \\ ` ? %s %(name)s %% :name $1 ; # \n\r\0 {fn x} na\xefve \u6f22"
@@ -176,14 +177,19 @@ def test_every_statement_of_a_session_has_it_and_does_the_same(twin: Twin, drive
     run(twin, story)
 
 
-def test_a_session_in_sqlite_begins_its_transaction_as_before(tmp_path: Path) -> None:
+def test_a_session_in_sqlite_begins_its_transaction_as_before(
+    is_async: bool, tmp_path: Path
+) -> None:
     """Python's driver begins a transaction before a statement that it recognises as a write."""
-    engine = create_engine(f"sqlite:///{tmp_path / 'shelves.db'}")
-    Base.metadata.create_all(engine)
-    factory = sessionmaker(engine)
-    with capture(factory, statement_comment=True), factory() as session:
-        assert write_and_read(session) == LABELS
-    engine.dispose()
+    twin = Twin(url_of("sqlite", tmp_path / "shelves.db", "", is_async=is_async), is_async)
+
+    async def story() -> None:
+        await twin.execute(Base.metadata.create_all)
+        with capture(twin.factory, statement_comment=True):
+            async with twin.session() as session:
+                assert await session.run_sync(write_and_read) == LABELS
+
+    run(twin, story)
 
 
 @pytest.mark.parametrize(
@@ -201,6 +207,50 @@ def test_some_statements_are_left_as_they_are(statement: str) -> None:
         with factory() as session:
             session.execute(text(statement))
         assert sent == [("do_execute", statement)]
+
+
+def test_a_dialect_without_comments_is_reported_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(degraded, "_WARNED", set())
+    with sending_to_sqlite() as (factory, sent):
+        factory.kw["bind"].dialect.name = "firebird"
+        with capture(factory, statement_comment=True) as captured:
+            for _ in range(3):
+                with factory() as session:
+                    assert session.scalar(ONE) == 1
+        assert sent == [("do_execute", "SELECT 1")] * 3
+        assert [one.statements for one in captured.sessions] == [1, 1, 1]
+    (warning,) = [one for one in caplog.messages if "statement_comment" in one]
+    assert warning == (
+        "session_tracer: statement_comment has no effect with the dialect firebird, therefore its "
+        "statements are sent without a comment. Supported: mariadb, mysql, postgresql, sqlite."
+    )
+
+
+def test_work_that_cannot_be_named_leaves_the_comment_without_it() -> None:
+    def name() -> str:
+        raise LookupError
+
+    with sending_to_sqlite() as (factory, sent), capture(factory, statement_comment=True):
+        with work(name), factory() as session:
+            assert session.scalar(ONE) == 1
+        assert list(parsed(sent[0][1])[0]) == ["first_used_site", "session_name"]
+
+
+def test_a_generator_that_uses_the_session_before_it_lends_it_is_not_the_line() -> None:
+    def get_db(factory: sessionmaker[Session]) -> Iterator[Session]:
+        with factory() as session:
+            session.execute(ONE)
+            yield session
+
+    def endpoint(session: Session) -> None:
+        session.execute(ONE)  # <- used
+
+    with sending_to_sqlite() as (factory, sent), capture(factory, statement_comment=True):
+        for session in get_db(factory):
+            endpoint(session)
+        assert parsed(sent[1][1])[0]["first_used_site"] == str(marked(endpoint, "<- used"))
 
 
 def test_only_sessions_of_that_factory_have_it() -> None:
