@@ -64,8 +64,7 @@ class Recent:
         ledger = report.ledger
         if ledger.reports and ledger.reports[0] is not report:
             return  # another tracer reports it, too
-        publisher = report.publisher if self.wants_steps else None
-        timeline = None if publisher is None else publisher.timeline
+        timeline = None if report.publisher is None else report.publisher.timeline
         kept = self._kept.value
         kept.ended.append((report.name, _values(ledger), report.findings, timeline))
         if len(kept.ended) > _MOST_WAITING:

@@ -194,6 +194,16 @@ def test_steps_are_kept_once_the_page_is_read(factory: sessionmaker[Session]) ->
     assert [step["verb"] for step in one["steps"]] == ["begin", "select"]
 
 
+def test_steps_that_another_exporter_has_asked_for_are_shown(
+    factory: sessionmaker[Session],
+) -> None:
+    app = live_wsgi_app()
+    with instrument(factory, exporter=Exporter(on_session=lambda _: None)):
+        read_author(factory)
+        steps = shown(app)["sessions"]["latest"][0]["steps"]
+    assert [step["verb"] for step in steps] == ["begin", "select", "close"]
+
+
 def test_steps_are_kept_no_more_when_the_page_is_not_read(
     factory: sessionmaker[Session], monkeypatch: pytest.MonkeyPatch
 ) -> None:
