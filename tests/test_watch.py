@@ -416,6 +416,33 @@ def test_ten_thousand_open_sessions_take_a_hundredth_of_a_core(factory: Factory)
             session.close()
 
 
+@pytest.mark.parametrize("is_committed", [True, False], ids=["between", "in a transaction"])
+def test_one_look_at_ten_thousand_sessions_takes_a_hundredth_of_the_shortest_threshold(
+    factory: Factory, is_committed: bool
+) -> None:
+    """Of 5 seconds, 50 ms of CPU time: so often each session is looked at."""
+    later = 0
+    seldom: dict[str, Any] = {"leak_after_seconds": 9999, "long_transaction_seconds": 9999}
+    with watching(factory, time.perf_counter_ns, Told(), **seldom):
+        sessions = [factory() for _ in range(10_000)]
+        for session in sessions:
+            session.begin()
+            if is_committed:
+                session.commit()
+        a_watch = Watch(lambda: time.perf_counter_ns() + later)
+        a_watch.look()
+        took = []
+        for _ in range(5):
+            later += 6_000_000_000  # each is due again
+            began = time.thread_time()
+            a_watch.look()
+            took.append(time.thread_time() - began)
+        print(f"{min(took) * 1e3:.0f} ms")
+        assert min(took) < 0.05
+        for session in sessions:
+            session.close()
+
+
 # What fails.
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 import weakref
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -101,11 +102,12 @@ class Watch:
 
     def _came(self) -> list[tuple[Ledger, weakref.ref[Ledger]]]:
         """The scopes that were opened since the last look: they are the last of all."""
-        came = []
-        for ledger in reversed(list(LIVE)):
-            if ledger.id in self._known:
-                break
-            came.append((ledger, weakref.ref(ledger)))
+        came: list[tuple[Ledger, weakref.ref[Ledger]]] = []
+        with suppress(RuntimeError):  # one is opened or ends now: the next look has the others
+            for ledger in reversed(LIVE):
+                if ledger.id in self._known:
+                    break
+                came.append((ledger, weakref.ref(ledger)))
         return came[::-1]
 
     def _ready(self, now: int) -> list[tuple[Ledger, weakref.ref[Ledger]]]:
@@ -153,17 +155,22 @@ def _due(report: Report, last: int, now: int, passed: list[Report]) -> int:
     if not ledger.is_used:
         return due
     opened_at = ledger.opened_at
-    if not (ledger.transactions_open or report.suspicions) and now - opened_at < leak:
-        return due if due < opened_at + leak else opened_at + leak
-    # Of the leak, the last time before and the next.
-    leaked = opened_at + max(1, (now - opened_at - 1) // leak) * leak
-    moments = [leaked, leaked + leak, ledger.last_activity_at + leak]
+    if now - opened_at < leak and not report.suspicions:
+        # Nothing can have leaked. Most of ten thousand open sessions end here.
+        if opened_at + leak < due:
+            due = opened_at + leak
+        if not ledger.transactions_open:
+            return due
+        moments = []
+    else:
+        # Of the leak, the last time before and the next.
+        leaked = opened_at + max(1, (now - opened_at - 1) // leak) * leak
+        moments = [leaked, leaked + leak, ledger.last_activity_at + leak]
+        moments += [suspicion.due_at for suspicion in report.suspicions]
     if ledger.transactions_open and (began_at := ledger.transaction_began_at):
         moments.append(began_at + long)
-    if held_since := ledger.held_since:
+    if ledger.connections and (held_since := ledger.held_since):
         moments.append(max(held_since, ledger.last_statement_at) + idle)
-    if report.suspicions:
-        moments.extend([suspicion.due_at for suspicion in report.suspicions])
     has_passed = False
     for moment in moments:
         if moment >= now:
