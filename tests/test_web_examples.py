@@ -43,7 +43,10 @@ CONSEQUENCES: Final = {
 }
 IDLE_SECONDS: Final = 0.2
 PATIENCE_SECONDS: Final = 10.0
-LEFT_OPEN: Final = "SELECT pid FROM pg_stat_activity WHERE state = 'idle in transaction'"
+LEFT_OPEN: Final = (
+    "SELECT pid FROM pg_stat_activity"
+    " WHERE datname = current_database() AND state = 'idle in transaction'"
+)
 
 
 @pytest.fixture
@@ -121,10 +124,7 @@ def test_postgresql_is_used_if_the_environment_names_it(
         assert client.get("/authors").is_success
         assert client.get("/catalogue").is_success
         with psycopg.connect(postgres_url) as connection:
-            rows = connection.execute(
-                "SELECT pid FROM pg_stat_activity WHERE state LIKE 'idle in%'"
-            )
-            (left_open,) = rows.fetchone() or (None,)
+            ((left_open,),) = connection.execute(LEFT_OPEN).fetchall()
         deadline = time.monotonic() + PATIENCE_SECONDS
         while "leaked-session" not in named(log) and time.monotonic() < deadline:
             time.sleep(0.1)
