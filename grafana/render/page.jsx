@@ -128,30 +128,36 @@ function Table({ panel, answers, height }) {
   );
 }
 
-// What Grafana's transformations make of the answers: one row for the same labels, renamed columns.
+// What Grafana's transformations make of the answers: one row for the same labels, or for each value of
+// one label with a column for each value of another; columns renamed.
 function tableOf(panel, answers) {
   const found = Object.fromEntries(panel.transformations.map(({ id, options }) => [id, options]));
   const { renameByName: renamed, excludeByName: hidden } = found.organize;
+  const matrix = found.groupingToMatrix;
+  const corner = matrix && `${matrix.rowField}\\${matrix.columnField}`;
   const rows = new Map();
+  const columns = new Set(matrix ? [corner] : Object.keys(renamed).filter((column) => !hidden[column]));
   for (const { ref, series } of answers) {
     for (const { metric, values } of series) {
-      const key = found.groupingToMatrix ? metric[found.groupingToMatrix.rowField] : JSON.stringify(metric);
-      const row = rows.get(key) ?? rows.set(key, { ...metric }).get(key);
-      const matrix = found.groupingToMatrix;
-      const value = Number(values.at(-1)[1]);
-      if (matrix) row[metric[matrix.columnField]] = value;
-      else row[answers.length > 1 ? `Value #${ref}` : 'Value'] = value;
+      const key = matrix ? metric[matrix.rowField] : JSON.stringify(metric);
+      const row = rows.get(key) ?? rows.set(key, matrix ? { [corner]: key } : { ...metric }).get(key);
+      const column = matrix ? metric[matrix.columnField] : answers.length > 1 ? `Value #${ref}` : 'Value';
+      row[column] = Number(values.at(-1)[1]);
+      if (matrix) columns.add(column);
     }
   }
-  const columns = Object.keys(renamed).filter((column) => !hidden[column]);
-  const sortedBy = columns.find((column) => renamed[column] === panel.options.sortBy[0].displayName);
-  const ordered = [...rows.values()].sort((one, other) => (one[sortedBy] < other[sortedBy] ? 1 : -1));
+  return cellsOf(panel, [...columns], rows, (column) => renamed[column] ?? column);
+}
+
+function cellsOf(panel, columns, rows, headingOf) {
+  const sortedBy = columns.find((column) => headingOf(column) === panel.options.sortBy[0].displayName);
+  const ordered = [...rows.values()].sort((one, other) => ((one[sortedBy] ?? 0) < (other[sortedBy] ?? 0) ? 1 : -1));
   const cells = ordered.map((row) => columns.map((column) => {
     if (typeof row[column] !== 'number') return row[column] ?? panel.fieldConfig.defaults.noValue;
-    const { text, suffix } = number(panel, renamed[column], {}, [], 0).display(row[column]);
+    const { text, suffix } = number(panel, headingOf(column), {}, [], 0).display(row[column]);
     return text + (suffix ?? '');
   }));
-  return { headings: columns.map((column) => renamed[column]), cells };
+  return { headings: columns.map(headingOf), cells };
 }
 
 function Log({ lines, panel, height }) {

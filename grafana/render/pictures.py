@@ -179,7 +179,7 @@ class Shown:
         self._picture = picture
         # A multiple of the interval, as Grafana has it.
         self._to = picture.at // 60 * 60 + (picture.at % 60) // SCRAPED_EVERY * SCRAPED_EVERY
-        self._from = self._to - seconds // 60 * 60
+        self._from = self._to - max(1, seconds // 60) * 60
 
     def as_json(self) -> dict[str, Any]:
         dashboard = json.loads(DASHBOARD.read_text())

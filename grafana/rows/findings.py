@@ -1,6 +1,6 @@
 """The row about findings over a longer time."""
 
-from panels import COUNT, TEXT, Columns, Panels, Words, rows_of, traces
+from panels import NUMBER, TEXT, Columns, Panels, Words, rows_of, traces
 from promql import happened, of
 
 FINDINGS = of("sqlalchemy_findings_total")
@@ -12,7 +12,7 @@ PANELS: Panels = (
             "Top findings",
             "Which findings are most frequent in the time range? Each has its line and its remedy "
             "in the log.",
-            COUNT,
+            NUMBER,
         ),
         [f"topk(20, {happened(FINDINGS, *FINDING, window='$__range')} > 0)"],
         Columns(

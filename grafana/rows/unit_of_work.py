@@ -2,6 +2,7 @@
 
 from panels import (
     COUNT,
+    NUMBER,
     OUTCOMES,
     PER_SECOND,
     SECONDS,
@@ -113,7 +114,7 @@ PANELS: Panels = (
             "Objects, by entity and state",
             "How many objects of each mapped class were loaded, written, unchanged, deleted and "
             "detached in the time range?",
-            COUNT,
+            NUMBER,
         ),
         [increase(of(OBJECTS), "sqlalchemy_entity", "sqlalchemy_object_state")],
         Columns(
