@@ -179,15 +179,20 @@ class Tracer:
 
     def be_watched(self) -> None:
         """Report the sessions that begin from now on to the watchers, too."""
-        before, watchers = self._of_exporters, tuple(_WATCHERS)
-        wants_steps = any(one.wants_steps for one in watchers)
-        steps = before.steps or (self.settings.timeline_steps if wants_steps else 0)
+        metrics, logs, spans, sinks, listeners, steps, publishes, takes_ends = self._of_exporters
+        watchers = tuple(_WATCHERS)
+        if any(one.wants_steps for one in watchers):
+            steps = steps or self.settings.timeline_steps
         # In one step: another thread may begin a report meanwhile.
-        self._reporting = before._replace(
-            sinks=before.sinks + watchers,
+        self._reporting = Reporting(
+            metrics=metrics,
+            logs=logs,
+            spans=spans,
+            sinks=sinks + watchers,
+            listeners=listeners,
             steps=steps,
-            publishes=before.publishes or bool(steps),
-            takes_ends=before.takes_ends or bool(watchers),
+            publishes=publishes or bool(steps),
+            takes_ends=takes_ends or bool(watchers),
         )
 
         pools.renew(self)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final
 
@@ -64,8 +63,10 @@ def _bears(headers: list[tuple[str, bytes]], token: bytes) -> bool:
     sent = [value for name, value in headers if name == "authorization"]
     if len(sent) != 1:
         return False
+    from hmac import compare_digest  # with the first request: every application has this module
+
     scheme, _, credentials = sent[0].strip().partition(b" ")
-    return scheme.lower() == b"bearer" and hmac.compare_digest(credentials.strip(), token)
+    return scheme.lower() == b"bearer" and compare_digest(credentials.strip(), token)
 
 
 def _is_of_proxy(name: str) -> bool:

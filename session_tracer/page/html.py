@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -31,7 +30,9 @@ def as_json(document: Mapping[str, Any]) -> str:
 
 def page(document: Mapping[str, Any]) -> Page:
     """Return the page with the document in it. It asks for nothing from elsewhere."""
-    nonce = secrets.token_urlsafe(16)
+    from secrets import token_urlsafe  # with the first page
+
+    nonce = token_urlsafe(16)
     policy = (
         f"default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; "
         "connect-src 'self'; base-uri 'none'; form-action 'none'"
