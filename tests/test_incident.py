@@ -103,7 +103,7 @@ def test_each_command_answers_over_the_log_of_an_incident(log: Path) -> None:
             ["sh", "-c", command], cwd=log.parent, capture_output=True, text=True, check=True
         )
         assert done.stderr == "", section
-        assert re.search(ANSWERS[section], done.stdout), f"{section}: {done.stdout}"
+        assert re.search(ANSWERS[section], done.stdout, re.MULTILINE), f"{section}: {done.stdout}"
     events = [json.loads(line) for line in log.read_text().splitlines()]
     assert {event["service_version"] for event in events} == {"1.4.0", "1.5.0", "1.5.1"}
     assert {event["service"] for event in events} == {"shop"}

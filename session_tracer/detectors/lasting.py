@@ -43,7 +43,7 @@ class LeakedSession(BuiltIn):
     def judge(
         self, fact: TimePassed | SessionClosed, report: Report, memory: _Leak
     ) -> Iterator[Verdict]:
-        """Report a scope, and retract the finding if the application closes the session."""
+        """Report a scope, and retract the finding when it ends."""
         ledger = report.ledger
         age = fact.at - ledger.opened_at
         if isinstance(fact, TimePassed):
@@ -62,10 +62,12 @@ class LeakedSession(BuiltIn):
             memory.reported = leak
             ledger.is_suspect = True
             yield leak
-        elif memory.reported is not None and fact.ending not in NEVER_CLOSED:
+        elif memory.reported is not None:
+            # What is collected, or open as the process ends, holds nothing any more either.
+            how = f"{NEVER_CLOSED[fact.ending]}," if fact.ending in NEVER_CLOSED else "was closed"
             yield Retraction(
                 finding=memory.reported,
-                message=f"{session(report)} was closed after {duration(age)}",
+                message=f"{session(report)} {how} after {duration(age)}",
                 evidence=known(age_ms=ms(age), closed_at=fact.site),
             )
 

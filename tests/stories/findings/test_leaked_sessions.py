@@ -221,7 +221,7 @@ async def never_end(twin: Twin) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The garbage collector is trying to clean up")
-def test_a_leak_that_is_collected_is_not_retracted(twin: Twin) -> None:
+def test_a_leak_that_is_collected_is_over_too(twin: Twin) -> None:
     async def story() -> None:
         with capture(twin.factory) as captured:
             await never_end(twin)
@@ -244,6 +244,7 @@ def test_a_leak_that_is_collected_is_not_retracted(twin: Twin) -> None:
                 remedy=f"{block(twin)}\n    ...",
                 evidence={"ending": "collected"},
             ),
+            retracted=("leaked-session",),
         )
 
     twin.run(story)
