@@ -141,24 +141,24 @@ class Sink:
         return {event["session_name"] for event in self._logs}
 
     def _counted(self) -> dict[str, int]:
-        """The histograms' and counters' totals; the gauges are something else."""
+        """The histograms' and counters' totals; gauges, and what is the pool's, are left out."""
         data = self._reader.get_metrics_data()
         totals: Counter[str] = Counter()
         for of_resource in () if data is None else data.resource_metrics:
             for of_scope in of_resource.scope_metrics:
                 for metric in of_scope.metrics:
+                    if _is_gauge(metric.name) or metric.name.startswith("db.client.connection."):
+                        continue
                     for point in metric.data.data_points:
                         if isinstance(point, HistogramDataPoint):
                             totals[metric.name] += point.count
-                        elif _is_gauge(metric.name) or not isinstance(point, NumberDataPoint):
-                            continue
-                        elif point.value:  # counters start at 0
-                            totals[metric.name] += int(point.value)
+                        elif isinstance(point, NumberDataPoint) and point.value:
+                            totals[metric.name] += int(point.value)  # counters start at 0
         return dict(totals)
 
 
 def _is_gauge(name: str) -> bool:
-    return name.endswith((".open", ".oldest.age")) or name.startswith("db.client.connection.")
+    return name.endswith((".open", ".oldest.age"))
 
 
 def permuted(names: Sequence[str], most: int | None = None) -> list[tuple[str, ...]]:
