@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
@@ -208,6 +209,7 @@ def _parameters(parameters: Any) -> str:
 
 
 _PACKAGE: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_MODULE: Final = "sqlalchemy.engine.base"
 _SQLALCHEMY: Final = os.path.join(os.path.dirname(sqlalchemy.__file__), "session_tracer")
 
 
@@ -243,10 +245,13 @@ def as_sqlalchemys(function: C) -> C:
     """
     found: Any = function
     code = found.__code__
+    source: Any = _Source(code.co_filename)
     named = {
         **found.__globals__,
-        "__name__": "sqlalchemy.engine.base",
-        "__loader__": _Source(code.co_filename),
+        "__name__": _MODULE,
+        # `linecache` asks the one up to Python 3.12, and the other one later.
+        "__loader__": source,
+        "__spec__": ModuleSpec(_MODULE, source),
     }
     moved = _CODES.get(id(code))
     if moved is None:
