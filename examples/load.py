@@ -9,9 +9,10 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from types import MappingProxyType
 from uuid import uuid4
 
 import httpx
@@ -34,6 +35,12 @@ STOP_SECONDS = 10.0
 SOONER = {
     "idle-in-transaction": {"SHOP_PAYMENT_SECONDS": "6"},
     "leaked-session": {"SESSION_TRACER_LEAK_AFTER_SECONDS": "10"},
+}
+# Where an incident is reported, unless the environment has another place.
+OF_AN_INCIDENT = {
+    "SESSION_TRACER_EXPORTER": "prometheus,jsonl",
+    "SESSION_TRACER_JSONL_PATH": "incident.jsonl",
+    "SESSION_TRACER_CONNECTION_SITES": "true",
 }
 # More than the connections of the application's pool.
 LEAKS = 6
@@ -122,22 +129,20 @@ def _visit(url: str, end: float, visits: tuple[tuple[int, Visit], ...], seed: in
 
 def incident(application: str, seconds: float) -> None:
     """A quiet time, a deployment that makes an N+1, a leak until the pool is dry, and its end."""
-    os.environ.setdefault("SESSION_TRACER_EXPORTER", "prometheus,jsonl")
-    os.environ.setdefault("SESSION_TRACER_JSONL_PATH", "incident.jsonl")
-    os.environ.setdefault("SESSION_TRACER_CONNECTION_SITES", "true")
     port = os.environ.get("SESSION_TRACER_PROMETHEUS_PORT", "9464")
-    _say(f"   metrics: port {port}, log: {os.environ['SESSION_TRACER_JSONL_PATH']}")
-    with running(application, "", version="1.4.0") as url:
+    log = {**OF_AN_INCIDENT, **os.environ}["SESSION_TRACER_JSONL_PATH"]
+    _say(f"   metrics: port {port}, log: {log}")
+    with running(application, "", "1.4.0", OF_AN_INCIDENT) as url:
         _say(f"1  version 1.4.0 is right: {seconds:g} quiet seconds")
         visit(url, seconds)
-    with running(application, "n-plus-one,leaked-session", version="1.5.0") as url:
+    with running(application, "n-plus-one,leaked-session", "1.5.0", OF_AN_INCIDENT) as url:
         _say("2  version 1.5.0 is deployed, with an N+1")
         visit(url, seconds)
         _say(f"3  {LEAKS} visitors leave the catalogue before its last page: its sessions leak")
         with ThreadPoolExecutor(1) as leaving:
             leaving.submit(_leave, url, seconds / 2 / LEAKS)
             visit(url, seconds * 2.25)
-    with running(application, "", version="1.5.1") as url:
+    with running(application, "", "1.5.1", OF_AN_INCIDENT) as url:
         _say("4  version 1.5.1 is deployed, and it is over")
         visit(url, seconds)
 
@@ -150,8 +155,13 @@ def _leave(url: str, pause: float) -> None:
 
 
 @contextmanager
-def running(application: str, mistakes: str, version: str = "1.4.0") -> Iterator[str]:
-    """Run an application on a free port; its address."""
+def running(
+    application: str,
+    mistakes: str,
+    version: str = "1.4.0",
+    variables: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[str]:
+    """Run an application on a free port; its address. The environment has precedence."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -163,6 +173,7 @@ def running(application: str, mistakes: str, version: str = "1.4.0") -> Iterator
             for mistake in mistakes.split(",")
             for name, value in SOONER.get(mistake, {}).items()
         },
+        **variables,
         **os.environ,
         "SHOP_MISTAKES": mistakes,
     }

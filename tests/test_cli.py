@@ -55,6 +55,8 @@ if __name__ == "__main__":
         case ["exit"]:
             sys.exit(7)
         case ["interrupt"]:
+            # A run of the tests in the background may ignore it.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             signal.raise_signal(signal.SIGINT)
 """
 

@@ -13,7 +13,7 @@ from types import CodeType, ModuleType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from session_tracer.exporter_choice import names_in
-from session_tracer.instrumentor import instrument
+from session_tracer.instrumentor import Instrumentation, instrument
 from session_tracer.settings import Settings, read_setting
 
 if TYPE_CHECKING:
@@ -63,12 +63,12 @@ def run_script(script: str, arguments: Sequence[str], tracing: Tracing) -> None:
             source = file.read()
     except OSError as error:
         raise NotRunnable(f"cannot open {script!r}: {error.strerror}") from None
-    _trace(tracing)
+    traced = _trace(tracing)
     loader = importlib.machinery.SourceFileLoader(_MAIN, path)
     if not sys.flags.safe_path:
         sys.path[0] = os.path.dirname(os.path.realpath(script))
     sys.argv[:] = [script, *arguments]
-    _as_main(source, {"__file__": path, "__loader__": loader, "__spec__": None})
+    _as_main(traced, source, {"__file__": path, "__loader__": loader, "__spec__": None})
 
 
 def run_module(name: str, arguments: Sequence[str], tracing: Tracing) -> None:
@@ -85,13 +85,14 @@ def run_module(name: str, arguments: Sequence[str], tracing: Tracing) -> None:
     """
     if not sys.flags.safe_path:
         sys.path[0] = os.getcwd()
-    _trace(tracing, package=name.partition(".")[0])  # before its package is imported
+    traced = _trace(tracing, package=name.partition(".")[0])  # before its package is imported
     try:
         spec, code = _found(name)
     except _ImportFailed as failed:
         raise NotRunnable(str(failed)) from None
     sys.argv[:] = [str(spec.origin), *arguments]
     _as_main(
+        traced,
         code,
         {
             "__file__": spec.origin,
@@ -124,7 +125,7 @@ def _found(name: str) -> tuple[ModuleSpec, CodeType]:
     return spec, code
 
 
-def _trace(tracing: Tracing, package: str = "") -> None:
+def _trace(tracing: Tracing, package: str = "") -> Instrumentation:
     """Trace every session of the process. Lines of the package are the application's."""
     try:
         given = dict(map(_setting, tracing.settings))
@@ -132,7 +133,7 @@ def _trace(tracing: Tracing, package: str = "") -> None:
             known = given.get("application_packages", Settings.from_env().application_packages)
             given["application_packages"] = (*known, package)
         exporter = tracing.exporter or ",".join(names_in(None)) or "console"
-        instrument(name=tracing.name, exporter=exporter, **given)
+        return instrument(name=tracing.name, exporter=exporter, **given)
     except (ValueError, TypeError, OSError) as error:
         raise NotRunnable(str(error)) from None
 
@@ -149,7 +150,7 @@ def _setting(text: str) -> tuple[str, Any]:
     return name, value  # `instrument()` refuses it, and has the nearest match
 
 
-def _as_main(program: bytes | CodeType, variables: dict[str, Any]) -> None:
+def _as_main(traced: Instrumentation, program: bytes | CodeType, variables: dict[str, Any]) -> None:
     """Run a program as `__main__`. Its tracebacks begin with its own lines."""
     module = ModuleType(_MAIN)
     vars(module).update(variables, __builtins__=builtins)
@@ -165,11 +166,11 @@ def _as_main(program: bytes | CodeType, variables: dict[str, Any]) -> None:
         raise
     except BaseException:
         # Python prints the error, and exits as if it had started the program itself.
-        _leave_out_own_frames()
+        _leave_out_own_frames(traced)
         raise
 
 
-def _leave_out_own_frames() -> None:
+def _leave_out_own_frames(traced: Instrumentation) -> None:
     hook = sys.excepthook
 
     def print_error(
@@ -179,6 +180,7 @@ def _leave_out_own_frames() -> None:
             is_own, traceback = traceback.tb_frame.f_code is _as_main.__code__, traceback.tb_next
             if is_own:
                 break
+        traced.flush()  # or its lines and those of the traceback would be mixed
         hook(kind, error.with_traceback(traceback), traceback)
 
     sys.excepthook = print_error

@@ -80,6 +80,8 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.orm import sessionmaker
 from session_tracer import instrument
 
+# A run of the tests in the background may ignore it, and its children then do so, too.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 LOG = sys.argv[1]
 factory = sessionmaker(create_engine("sqlite://"))
 tracing = instrument(factory, exporter="jsonl", jsonl_path=LOG, log_level="debug")
