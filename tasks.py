@@ -443,6 +443,9 @@ def wheel() -> None:
         say(f"{built.name}, and a first session with it:\n{printed.rstrip()}")
         if "first-session" not in printed:
             raise StepFailed("the session did not appear on the console")
+        explained = run_quietly([python, "-I", "-m", "session_tracer", "findings", "n-plus-one"])
+        if "selectinload(Author.books)" not in explained:
+            raise StepFailed("the command did not explain a finding")
 
 
 def corpus(python: Path) -> Path:
@@ -492,11 +495,11 @@ def assets_from_elsewhere(page: str) -> list[str]:
 
 
 def refuse_incomplete(built: Path) -> None:
-    """Raises StepFailed unless the wheel has every module of the checkout, and no other."""
+    """Raises StepFailed unless the wheel has every file of the package, and no other."""
     expected = {
         f"{package}/{file.relative_to(folder).as_posix()}"
         for package, folder in PACKAGES
-        for pattern in ("*.py", "py.typed")
+        for pattern in ("*.py", "*.html", "*.md", "py.typed")
         for file in folder.rglob(pattern)
     }
     with zipfile.ZipFile(built) as archive:
