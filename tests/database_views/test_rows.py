@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import String, create_engine, func, insert, select, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from session_tracer import dump, work
+from session_tracer import dump, live_sessions, work
 from session_tracer.testing import capture
 from tests.database_views.drivers import run
 from tests.stories.lines import marked
@@ -135,7 +135,10 @@ def test_a_row_leads_to_the_line_by_its_comment_and_by_its_number(
             time.sleep(0.15)  # MariaDB renews its view of transactions after a tenth of a second
             with engine.connect() as connection:
                 rows.clear()
-                rows.update({name_of(row): row for row in connection.execute(text(query))})
+                # The server may have those of another test, in another database.
+                own = {session.process_id for session in live_sessions()}
+                found = (row for row in connection.execute(text(query)) if row[0] in own)
+                rows.update({name_of(row): row for row in found})
         file = io.StringIO()
         dump(file, format="json")
         dumped.update({one["process_id"]: one for one in json.loads(file.getvalue())["sessions"]})
