@@ -242,7 +242,9 @@ def test_real_signals_interrupt_the_application_and_harm_no_other_session(tmp_pa
                 connection.exec_driver_sql("DELETE FROM authors WHERE name IN ('Ada', 'Bea')")
             told.clear()
             wrong += unit_of_work(factory) != GOT
-            untold += [summary.outcome for summary in told][:1] != ["committed"]
+            # The interrupted session may be collected, and reported, as late as now.
+            ended = [one.outcome for one in told if one.ending != "collected"]
+            untold += ended[:1] != ["committed"]
         print(interrupted > 5, wrong, untold)
         """,
     )
