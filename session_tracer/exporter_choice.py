@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from session_tracer.exporter import Exporter, find_exporter
 from session_tracer.runtime import environment, threads
 from session_tracer.runtime.degraded import warn_once
-from session_tracer.runtime.project_file import read_table
 from session_tracer.settings import EXPORTER_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from session_tracer.exporter import Exporters, OpenExporter
+    from session_tracer.runtime.project_file import Table
     from session_tracer.settings import Settings
 
 __all__ = ["NONE", "Automatic", "Choice", "Named", "names_in"]
@@ -34,11 +34,12 @@ _PLACES: Final[dict[str, frozenset[str]]] = {
 }
 
 
-def names_in(exporter: object) -> tuple[str, ...]:
+def names_in(exporter: object, project: Table) -> tuple[str, ...]:
     """Return the names of the exporters in the argument of `instrument()` or the environment.
 
     Args:
-        exporter: The argument; None to use `SESSION_TRACER_EXPORTER`, else `pyproject.toml`.
+        exporter: The argument; None to use `SESSION_TRACER_EXPORTER`, else the project's table.
+        project: The table `[tool.session_tracer]`.
 
     Returns:
         The names, empty if neither is given.
@@ -51,8 +52,7 @@ def names_in(exporter: object) -> tuple[str, ...]:
     if given is None:
         given, option = os.environ.get(_VARIABLE), _VARIABLE
     if not given and exporter is None:
-        source, table = read_table()
-        given, option = table.get(EXPORTER_KEY), f"{EXPORTER_KEY} in {source}"
+        given, option = project.values.get(EXPORTER_KEY), f"{EXPORTER_KEY} in {project.source}"
     if given is None:
         return ()
     if not isinstance(given, str):

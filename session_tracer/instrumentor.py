@@ -34,7 +34,8 @@ from session_tracer.ledger.in_progress import SLOT
 from session_tracer.ledger.ledger import Ledger, Opening, new_tuple, recognising
 from session_tracer.ledger.registry import LIVE, open_now
 from session_tracer.runtime import environment, process, threads
-from session_tracer.settings import Settings
+from session_tracer.runtime.project_file import NO_TABLE, read_table
+from session_tracer.settings import Settings, settings_of
 from session_tracer.tracer import Tracer
 from session_tracer.where import owner as owners
 from session_tracer.where.application import packages_of
@@ -153,8 +154,9 @@ def instrument(
             exception is raised.
     """
     resolved = resolve(target)
-    chosen = (Settings.from_env() if settings is None else settings).override(overrides)
-    named = exporter if isinstance(exporter, Exporter) else names_in(exporter)
+    project = NO_TABLE if settings is not None and exporter is not None else read_table()
+    chosen = (settings_of(project) if settings is None else settings).override(overrides)
+    named = exporter if isinstance(exporter, Exporter) else names_in(exporter, project)
     if chosen.disabled or environment.is_sdk_disabled() or named == (NONE,):
         tracer = Tracer(
             name or "default", chosen, Named(Exporter(), chosen, Exporters()), (), open_now

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
     from session_tracer.model.findings import Severity
+    from session_tracer.runtime.project_file import Table
 
 __all__ = [
     "EXPORTER_KEY",
@@ -38,6 +39,7 @@ __all__ = [
     "Settings",
     "given_settings",
     "read_setting",
+    "settings_of",
 ]
 
 LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
@@ -471,7 +473,7 @@ class Settings:
             ValueError: a variable or a key of the table has an invalid value, or the table has an
                 unknown key.
         """
-        return cls(**{name: given.value for name, given in given_settings(environ).items()})
+        return settings_of(read_table(), environ)
 
     def override(self, overrides: Mapping[str, Any]) -> Settings:
         """Return a copy of these settings with some fields replaced.
@@ -497,10 +499,17 @@ class Given(NamedTuple):
     source: str
 
 
-def given_settings(environ: Mapping[str, str] | None = None) -> dict[str, Given]:
-    """Return the settings that the environment or `pyproject.toml` gives, by name.
+def settings_of(project: Table, environ: Mapping[str, str] | None = None) -> Settings:
+    """Return the settings as `Settings.from_env()` does, of a table that is read already."""
+    given = given_settings(project, environ)
+    return Settings(**{name: one.value for name, one in given.items()})
+
+
+def given_settings(project: Table, environ: Mapping[str, str] | None = None) -> dict[str, Given]:
+    """Return the settings that the environment or the project's table gives, by name.
 
     Args:
+        project: The table `[tool.session_tracer]`.
         environ: The environment variables, by default those of the process.
 
     Raises:
@@ -508,7 +517,7 @@ def given_settings(environ: Mapping[str, str] | None = None) -> dict[str, Given]
     """
     environ = os.environ if environ is None else environ
     _warn_of_unknown(environ)
-    source, table = read_table()
+    source, table = project
     for name in table:
         if name != EXPORTER_KEY:
             _check_name(name, (EXPORTER_KEY,), f"In {source}: ")

@@ -16,6 +16,7 @@ from session_tracer.cli.findings import read_page
 from session_tracer.hooks import private_api
 from session_tracer.model.findings import FINDING_IDS, documentation
 from session_tracer.version import VERSION
+from tests.detectors.feeding import bare_finding
 
 PROGRAM = """
 import sys
@@ -278,18 +279,7 @@ def test_the_help_of_a_finding_is_the_documentation_once_it_has_an_address(
     import importlib.metadata
     from email.message import Message
 
-    from session_tracer.model.findings import Finding
-
-    finding = Finding(
-        id="n-plus-one",
-        severity="info",
-        message="",
-        remedy="",
-        site=None,
-        session_id="",
-        session_name="",
-        session_site=None,
-    )
+    finding = bare_finding("n-plus-one")
     assert finding.help == "session-tracer findings n-plus-one"
     published = Message()
     published["Project-URL"] = "Source, https://example.org/source"

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from session_tracer import DEFAULT_DETECTORS, Finding, Settings, silence
+from session_tracer import DEFAULT_DETECTORS, Settings, silence
 from session_tracer import settings as settings_module
 from session_tracer.model.findings import FINDING_IDS
+from tests.detectors.feeding import bare_finding
 from tests.findings_page import Section, found_in, printed, read, skeleton
 
 __session_tracer_hide__ = True
@@ -57,17 +58,7 @@ def test_every_detector_names_its_finding() -> None:
 
 @each_section
 def test_the_help_of_a_finding_leads_to_its_section(section: Section) -> None:
-    finding = Finding(
-        id=section.finding,
-        severity="info",
-        message="",
-        remedy="",
-        site=None,
-        session_id="",
-        session_name="",
-        session_site=None,
-    )
-    assert finding.help == f"session-tracer findings {section.finding}"
+    assert bare_finding(section.finding).help == f"session-tracer findings {section.finding}"
 
 
 def test_the_list_above_the_findings_has_each_of_them() -> None:

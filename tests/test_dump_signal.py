@@ -429,13 +429,20 @@ def test_a_forked_child_writes_its_own_sessions(tmp_path: Path, when: str) -> No
         assert " 1 open; " in child.dumps()[1]
 
 
-def test_no_thread_runs_before_the_first_session(tmp_path: Path) -> None:
+def test_no_thread_runs_before_the_first_session_which_answers_an_earlier_signal(
+    tmp_path: Path,
+) -> None:
     program = """
         take()
-        say(threading.active_count())
+        os.kill(os.getpid(), signal.SIGUSR1)
+        time.sleep(0.1)  # a thread would have answered
+        say(threading.active_count(), open("errors").read())
+        open_one()
+        time.sleep(60)
         """
-    with running(tmp_path, program) as child:
+    with running(tmp_path, f"os.chdir({str(tmp_path)!r})\n" + textwrap.dedent(program)) as child:
         assert child.hear() == "1"
+        assert child.wait_for(1)[0].startswith(f"process {child.process.pid} on ")
 
 
 def test_a_process_that_closes_every_descriptor_loses_none_of_its_own(tmp_path: Path) -> None:

@@ -5,25 +5,23 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
 import urllib.request
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.servers.lifeline import free_port
+from tests.servers.running import SECONDS, running
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "frameworks.md").read_text()
-SECONDS = 60.0
 SERVERS = {
     "FastAPI": ["uvicorn", "app:app", "--port={port}"],
     "Starlette": ["uvicorn", "app:app", "--port={port}"],
@@ -49,37 +47,18 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@contextmanager
-def running(folder: Path, title: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
+def serving(folder: Path, title: str, port: int) -> AbstractContextManager[subprocess.Popen[bytes]]:
     """The application under its server, which is asked to end after the block."""
     (folder / "app.py").write_text(recipe(title))
     command = [part.format(port=port) for part in SERVERS[title]]
-    output = folder / "output"
-    with output.open("wb") as stream:
-        server = subprocess.Popen(
-            [sys.executable, "-m", *command],
-            cwd=folder,
-            env={
-                **os.environ,
-                "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]),
-                "SESSION_TRACER_EXPORTER": "jsonl",
-                "SESSION_TRACER_JSONL_PATH": str(folder / "events.jsonl"),
-                "SESSION_TRACER_LOG_LEVEL": "debug",
-            },
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        yield server
-        server.send_signal(signal.SIGTERM)
-        server.wait(SECONDS)
-    except BaseException:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
-        raise
-    finally:
-        print(output.read_text())
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]),
+        "SESSION_TRACER_EXPORTER": "jsonl",
+        "SESSION_TRACER_JSONL_PATH": str(folder / "events.jsonl"),
+        "SESSION_TRACER_LOG_LEVEL": "debug",
+    }
+    return running(command, folder=folder, environment=environment, output=folder / "output")
 
 
 def answer(server: subprocess.Popen[bytes], port: int) -> dict[str, int]:
@@ -119,7 +98,7 @@ def test_a_request_is_named_and_its_n_plus_one_is_at_the_line_of_the_view(
     folder: Path, title: str
 ) -> None:
     port = free_port()
-    with running(folder, title, port) as server:
+    with serving(folder, title, port) as server:
         assert set(answer(server, port).values()) == {2}
         finding = event(folder, "finding")
         closed = event(folder, "session.closed")
@@ -146,7 +125,7 @@ def test_a_task_is_named_and_its_n_plus_one_is_at_its_line(folder: Path) -> None
         check=True,
         timeout=SECONDS,
     )
-    with running(folder, "Celery", 0):
+    with serving(folder, "Celery", 0):
         finding = event(folder, "finding")
     assert (finding["finding_id"], finding["work"]) == ("n-plus-one", "task shop.count_books")
     assert "app.py" in finding["site"]

@@ -19,6 +19,7 @@ from sqlalchemy.orm import close_all_sessions, scoped_session, selectinload
 from session_tracer import CallSite, Exporter, Finding, SessionMisuse, instrument, silence
 from session_tracer import facts as what
 from session_tracer.testing import capture
+from tests.detectors.feeding import bare_finding
 from tests.library import Author, authors, keep
 from tests.stories.lines import marked
 
@@ -109,16 +110,7 @@ n-plus-one: Author.books was lazily loaded for 12 authors
 
 
 def test_it_names_no_more_than_it_knows() -> None:
-    nowhere = Finding(
-        id="own",
-        severity="info",
-        message="it is so",
-        remedy="",
-        site=None,
-        session_id="",
-        session_name="",
-        session_site=None,
-    )
+    nowhere = bare_finding("own", "it is so")
     assert (
         str(SessionMisuse(nowhere)) == "own: it is so\n    help       session-tracer findings own"
     )

@@ -12,6 +12,7 @@ from sqlalchemy.orm import sessionmaker
 
 from session_tracer import Settings, instrument
 from session_tracer.runtime import degraded
+from session_tracer.runtime.project_file import read_table
 from session_tracer.settings import Given, given_settings
 
 
@@ -52,7 +53,7 @@ def test_each_kind_of_setting_is_read(project: Path) -> None:
 
 def test_the_environment_takes_precedence_and_each_value_has_its_source(project: Path) -> None:
     project.write_text("[tool.session_tracer]\nmax_works = 7\nmax_entities = 8\n")
-    assert given_settings({"SESSION_TRACER_MAX_WORKS": "9"}) == {
+    assert given_settings(read_table(), {"SESSION_TRACER_MAX_WORKS": "9"}) == {
         "max_works": Given(9, "SESSION_TRACER_MAX_WORKS"),
         "max_entities": Given(8, str(project)),
     }
@@ -71,7 +72,7 @@ def test_the_nearest_file_is_read_even_if_it_has_no_table(project: Path) -> None
     project.write_text("[tool.session_tracer]\nmax_works = 7\n")
     nearer = project.parent / "src" / "pyproject.toml"
     nearer.write_text("[project]\nname = 'session_tracer'\n")
-    assert given_settings({}) == {}
+    assert given_settings(read_table(), {}) == {}
 
 
 @pytest.mark.parametrize(
@@ -130,6 +131,22 @@ def test_the_exporter_is_read_too(project: Path, monkeypatch: pytest.MonkeyPatch
     with instrument(Session := sessionmaker(create_engine("sqlite://"))), Session() as session:
         session.connection()
     assert '"session.closed"' in Path("e.jsonl").read_text()
+
+
+def test_the_file_is_read_once_for_the_settings_and_the_exporter(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.write_text("[tool.session_tracer]\nexporter = 'none'\nmax_works = 7\n")
+    read: list[Path] = []
+    read_bytes = Path.read_bytes
+
+    def noting(file: Path) -> bytes:
+        read.append(file)
+        return read_bytes(file)
+
+    monkeypatch.setattr(Path, "read_bytes", noting)
+    assert instrument(sessionmaker()).settings.max_works == 7
+    assert read == [project]
 
 
 def test_a_misspelt_exporter_is_refused_with_the_nearest(project: Path) -> None:

@@ -16,6 +16,7 @@ from session_tracer.exporter import GROUP
 from session_tracer.exporter_choice import names_in
 from session_tracer.hooks import private_api
 from session_tracer.runtime import environment
+from session_tracer.runtime.project_file import read_table
 from session_tracer.settings import Settings, given_settings
 from session_tracer.version import VERSION
 
@@ -111,7 +112,7 @@ def _exporters() -> Iterator[_Row]:
         else:
             yield _Row(entry.name, "available")
     try:
-        named = names_in(None)
+        named = names_in(None, read_table())
     except (ValueError, TypeError) as error:
         yield _Row("in use", str(error), True)
     else:
@@ -132,7 +133,7 @@ def _settings() -> Iterator[_Row]:
     if environment.is_sdk_disabled():
         yield _Row("nothing is traced", "OTEL_SDK_DISABLED is true", True)
     try:
-        given = given_settings()
+        given = given_settings(read_table())
     except (ValueError, TypeError) as error:
         yield _Row("invalid", str(error), True)
         return

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from session_tracer.exporter_choice import names_in
 from session_tracer.instrumentor import Instrumentation, instrument
+from session_tracer.runtime.project_file import read_table
 from session_tracer.settings import Settings, read_setting
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def _trace(tracing: Tracing, package: str = "") -> Instrumentation:
         if package:
             known = given.get("application_packages", Settings.from_env().application_packages)
             given["application_packages"] = (*known, package)
-        exporter = tracing.exporter or ",".join(names_in(None)) or "console"
+        exporter = tracing.exporter or ",".join(names_in(None, read_table())) or "console"
         return instrument(name=tracing.name, exporter=exporter, **given)
     except (ValueError, TypeError, OSError) as error:
         raise NotRunnable(str(error)) from None

@@ -44,6 +44,20 @@ def fixed(exporter: Exporter) -> Named:
     return Named(exporter, Settings(), Exporters())
 
 
+def bare_finding(id_: str, message: str = "") -> Finding:
+    """A finding with nothing but its id, and perhaps a message."""
+    return Finding(
+        id=id_,
+        severity="info",
+        message=message,
+        remedy="",
+        site=None,
+        session_id="",
+        session_name="",
+        session_site=None,
+    )
+
+
 def at(line: int, function: str = "index", file: str = "/srv/shop/views.py") -> CallSite:
     """A line of the application."""
     return CallSite(file, line, function)

@@ -157,6 +157,7 @@ def test_a_name_of_another_site_and_a_proxy_are_refused(port: int) -> None:
         {"host": "evil.example"},
         {"host": f"evil.example:{port}"},
         {"x-forwarded-for": "203.0.113.9"},
+        # A stranger may have written it, and uvicorn takes it for the client's address.
         {"x-forwarded-for": "127.0.0.1"},
     ):
         answer = page(port, **headers)

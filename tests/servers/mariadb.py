@@ -8,13 +8,12 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from subprocess import DEVNULL, PIPE, STDOUT, run
 from urllib.parse import urlsplit
 
 import pymysql
 
 from tests.servers.lifeline import Account, Lifeline, Server, ServerFailed, free_port
-from tests.servers.postgres import START_SECONDS, TRIES, account_of_servers
+from tests.servers.postgres import START_SECONDS, TRIES, account_of_servers, initialise
 
 # Where Debian has the server, which not every account's PATH includes.
 _PATH = f"{os.environ.get('PATH', '')}:/usr/sbin"
@@ -97,25 +96,11 @@ def _says_it_is_ready(server: Server) -> bool | None:
 
 
 def _initialised(folder: Path, account: Account | None) -> Path:
-    if account is not None:
-        os.chown(folder, account.uid, account.gid)
     data = folder / "data"
     install = shutil.which("mariadb-install-db", path=_PATH) or "mariadb-install-db"
-    done = run(
-        [
-            *(install, "--no-defaults", f"--datadir={data}", "--skip-test-db"),
-            "--auth-root-authentication-method=normal",
-        ],
-        stdin=DEVNULL,
-        stdout=PIPE,
-        stderr=STDOUT,
-        text=True,
-        check=False,
-        cwd=folder,
-        user=None if account is None else account.uid,
-        group=None if account is None else account.gid,
-        extra_groups=None if account is None else [],
-    )
-    if done.returncode != 0:
-        raise ServerFailed(f"{install} failed with {done.returncode}. Its output:\n{done.stdout}")
+    command = [
+        *(install, "--no-defaults", f"--datadir={data}", "--skip-test-db"),
+        "--auth-root-authentication-method=normal",
+    ]
+    initialise(folder, command, account)
     return data

@@ -6,7 +6,7 @@ import pwd
 import shutil
 import signal
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -179,14 +179,21 @@ def _copied(programs: Path, where: Path) -> Path:
 
 
 def _initialised(programs: Path, folder: Path, account: Account | None) -> Path:
+    data = folder / "data"
+    command: list[str | Path] = [
+        *(programs / "bin" / "initdb", "-D", data, "--username=postgres", "--auth=trust"),
+        *("--encoding=UTF8", "--locale=C", "--no-sync", "--no-instructions"),
+    ]
+    initialise(folder, command, account)
+    return data
+
+
+def initialise(folder: Path, command: Sequence[str | Path], account: Account | None) -> None:
+    """Run the program that makes a database's files in the folder, as the account."""
     if account is not None:
         os.chown(folder, account.uid, account.gid)
-    data = folder / "data"
-    initdb = run(
-        [
-            *(programs / "bin" / "initdb", "-D", data, "--username=postgres", "--auth=trust"),
-            *("--encoding=UTF8", "--locale=C", "--no-sync", "--no-instructions"),
-        ],
+    done = run(
+        command,
         stdin=DEVNULL,
         stdout=PIPE,
         stderr=STDOUT,
@@ -197,6 +204,7 @@ def _initialised(programs: Path, folder: Path, account: Account | None) -> Path:
         group=None if account is None else account.gid,
         extra_groups=None if account is None else [],
     )
-    if initdb.returncode != 0:
-        raise ServerFailed(f"initdb failed with {initdb.returncode}. Its output:\n{initdb.stdout}")
-    return data
+    if done.returncode != 0:
+        raise ServerFailed(
+            f"{command[0]} failed with {done.returncode}. Its output:\n{done.stdout}"
+        )

@@ -5,26 +5,25 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import signal
 import socket
-import subprocess
 import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.servers.running import SECONDS, running
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    import subprocess
+    from contextlib import AbstractContextManager
 
     from tests.servers.collector import Collector
 
 ROOT = Path(__file__).parents[2]
-SECONDS = 60.0
 REQUESTS = 24
 GUNICORN = ["gunicorn", "tests.workers.application:wsgi", "--workers=2", "--graceful-timeout=10"]
 UVICORN = ["uvicorn", "tests.workers.application:asgi", "--workers=2", "--lifespan=on"]
@@ -41,28 +40,9 @@ class Shop:
         self.environment = {**os.environ, "SHOP": str(folder), "HOME": str(folder)}
         self.output = folder / "output"
 
-    @contextmanager
-    def running(self, *command: str) -> Iterator[subprocess.Popen[bytes]]:
+    def running(self, *command: str) -> AbstractContextManager[subprocess.Popen[bytes]]:
         """A server, asked to end after the block; it has to end by itself."""
-        with self.output.open("wb") as output:
-            server = subprocess.Popen(
-                [sys.executable, "-m", *command],
-                cwd=ROOT,
-                env=self.environment,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        try:
-            yield server
-            server.send_signal(signal.SIGTERM)
-            server.wait(SECONDS)
-        except BaseException:
-            os.killpg(server.pid, signal.SIGKILL)
-            server.wait()
-            raise
-        finally:
-            print(self.output.read_text())
+        return running(command, folder=ROOT, environment=self.environment, output=self.output)
 
     def events(self) -> list[dict[str, Any]]:
         path = self.folder / "events.jsonl"
