@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import html
 import re
-import threading
 from typing import TYPE_CHECKING, Any
-from wsgiref.simple_server import WSGIRequestHandler, make_server
 
-import pytest
 from sqlalchemy import create_engine, select
 from sqlalchemy.orm import sessionmaker
 
-from session_tracer import Exporter, instrument, live_wsgi_app, work
+from session_tracer import Exporter, instrument, work
 from session_tracer.page.report import report
 from tests.page.browser import dom_of, needs_browser
 from tests.page.logs import closed, event, found, write
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = needs_browser
@@ -96,34 +92,9 @@ def test_a_report_shows_what_is_in_its_log(tmp_path: Path) -> None:
     ):
         assert words in body
     assert len(re.findall(r'<rect class="flush"', body)) == 1
-    assert '<button type="button" data-kind="slowest" aria-pressed="true">' in body
+    assert '<button type="button" aria-pressed="true">' in body
     assert "<html lang=" in dom
     assert body.count("<h1") == body.count("<main") == 1
-
-
-class _Quiet(WSGIRequestHandler):
-    def log_message(self, format: str, *arguments: Any) -> None:  # noqa: A002 - the base class's
-        pass
-
-
-@pytest.fixture
-def served() -> Iterator[tuple[str, list[str]]]:
-    """The live page's address, and what each request accepts."""
-    accepts: list[str] = []
-    app = live_wsgi_app()
-
-    def noting(environ: dict[str, Any], start: Any) -> Any:
-        accepts.append(environ.get("HTTP_ACCEPT", ""))
-        return app(environ, start)
-
-    with make_server("127.0.0.1", 0, noting, handler_class=_Quiet) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://localhost:{server.server_port}/", accepts
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 def test_the_live_page_shows_an_open_session_and_refreshes_itself(
