@@ -16,6 +16,7 @@ from session_tracer.where.application import packages_of
 try:
     from opentelemetry.sdk.metrics import MeterProvider
     from opentelemetry.sdk.metrics.export import AggregationTemporality, InMemoryMetricReader, Sum
+    from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import SimpleSpanProcessor
     from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -63,9 +64,10 @@ class Captured:
         self._sessions: list[SessionSummary] = []
         self._spans = InMemorySpanExporter()
         self._reader = InMemoryMetricReader()
-        self._meters = MeterProvider([self._reader], shutdown_on_exit=False)
+        resource = Resource.create()  # once for both: it starts threads to detect what runs here
+        self._meters = MeterProvider([self._reader], resource, shutdown_on_exit=False)
         self._histograms = sdk_histograms.new_histograms()
-        self._tracers = TracerProvider(shutdown_on_exit=False)
+        self._tracers = TracerProvider(resource=resource, shutdown_on_exit=False)
         processor = SimpleSpanProcessor(self._spans)
         self._tracers.add_span_processor(processor)
         self._recorder = recorder(self._tracers, [processor])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -39,14 +40,15 @@ def read_table(folder: Path | None = None) -> Table:
         )
         if file is None:
             return NO_TABLE
-        return Table(str(file), _table_of(file))
+        return Table(str(file), dict(_table_of(file, file.read_bytes())))
     except OSError as error:
         warn_once(f"session_tracer: {_FILE} cannot be read, therefore it is not used: {error}")
         return NO_TABLE
 
 
-def _table_of(file: Path) -> dict[str, Any]:
-    text = file.read_bytes()
+# A test suite reads it for each test.
+@functools.lru_cache(maxsize=1)
+def _table_of(file: Path, text: bytes) -> dict[str, Any]:
     if _TOOL.encode() not in text:
         return {}
     import tomllib  # only where there is a table: 4 ms of the import

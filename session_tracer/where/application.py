@@ -20,6 +20,9 @@ __all__ = ["packages_of"]
 # What calls a function of session_tracer for the application.
 _CALLERS: Final = MACHINERY_PACKAGES | {"_pytest", "pluggy"}
 
+# Packages that are never the application's own.
+_NOT_ITS_OWN: Final = _CALLERS | sys.stdlib_module_names
+
 _COMMAND: Final = "session_tracer.cli"
 
 
@@ -59,11 +62,13 @@ def _homes(target: object) -> Iterator[dict[str, Any]]:
         if type(module) is ModuleType:
             yield vars(module)
         return
-    for module in list(sys.modules.values()):
+    for name, module in list(sys.modules.items()):
         # A module of another type may run code when it is looked into. Thousands of values are
         # compared, without a step of Python for each.
-        if type(module) is ModuleType and any(
-            map(is_, list(vars(module).values()), repeat(target))
+        if (
+            type(module) is ModuleType
+            and name.partition(".")[0] not in _NOT_ITS_OWN
+            and any(map(is_, list(vars(module).values()), repeat(target)))
         ):
             yield vars(module)
 
