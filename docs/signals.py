@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -16,14 +19,24 @@ BEGIN: Final = "<!-- written by docs/signals.py -->"
 
 
 class Attribute(NamedTuple):
-    """The type of an attribute, with its unit, and its meaning."""
+    """The type of an attribute or of a log key, with its unit, and its meaning."""
 
     type: str
     meaning: str
 
 
 STRING, INT, DOUBLE, BOOLEAN = "string", "int", "double", "boolean"
+MILLISECONDS: Final = f"{DOUBLE}, ms"
+STRINGS, INTS, OBJECTS = "list of strings", "list of ints", "list of objects"
+OBJECTS_OR_STRINGS: Final = "list of objects or strings"
 PYTHON_TYPES: Final = {STRING: str, INT: int, DOUBLE: float, BOOLEAN: bool}
+# Of the elements of a list.
+ELEMENTS: Final[dict[str, set[type]]] = {
+    STRINGS: {str},
+    INTS: {int},
+    OBJECTS: {dict},
+    OBJECTS_OR_STRINGS: {dict, str},
+}
 
 ATTRIBUTES: Final = {
     names.SESSION_ID: Attribute(STRING, "the session scope, in all signals but metrics"),
@@ -174,6 +187,230 @@ EVENTS: Final = {
     names.EXCEPTION_EVENT: ("an error, without its message", (names.EXCEPTION_TYPE,)),
 }
 
+# By what they are about: each key of a log event. `_by_entity` and the like are described once.
+LOG_KEYS: Final = {
+    "In each event": {
+        "timestamp": Attribute(STRING, "ISO 8601, UTC"),
+        "level": Attribute(STRING, "`debug`, `info`, `warning` or `error`"),
+        "event": Attribute(STRING, "the event's name"),
+        "logger": Attribute(STRING, "`session_tracer`"),
+        "session_id": Attribute(
+            STRING, "the session scope's id, in all signals but metrics; not in `suppressed`"
+        ),
+        "session_name": Attribute(STRING, "the factory's name"),
+        "work": Attribute(
+            STRING, "[what the session works for](deployment.md#what-a-session-works-for)"
+        ),
+        "thread": Attribute(STRING, "name of the thread that used the session last"),
+        "task": Attribute(
+            STRING, "name of the asyncio task that used it last, instead of `thread`"
+        ),
+        "trace_id": Attribute(STRING, "hexadecimal; of the session's span, else of the caller's"),
+        "span_id": Attribute(STRING, "hexadecimal; the innermost open span"),
+        "process_pid": Attribute(INT, "id of the process"),
+        "host": Attribute(STRING, "name of the machine or container"),
+        "service": Attribute(
+            STRING, "`service.name` of the OpenTelemetry resource, else `OTEL_SERVICE_NAME`"
+        ),
+        "service_version": Attribute(
+            STRING, "`service.version` of the resource, else of `OTEL_RESOURCE_ATTRIBUTES`"
+        ),
+        "site": Attribute(
+            STRING,
+            "the line to look at: of a finding, of the end of a session or transaction, of a flush",
+        ),
+    },
+    "About sessions, transactions and flushes": {
+        "session_site": Attribute(STRING, "where the session was opened"),
+        "outcome": Attribute(
+            STRING, "`committed`, `rolled_back`, `closed`, `failed`, `abandoned` or `unused`"
+        ),
+        "ending": Attribute(
+            STRING,
+            "what ended the session: `close`, `reset`, `invalidate`, `collected`, `exit` (the "
+            "process ended) or `shutdown` (its ASGI application did)",
+        ),
+        "error_type": Attribute(STRING, "the class of the exception"),
+        "constraint": Attribute(
+            STRING, "the constraint that a row violated, where the driver has its name"
+        ),
+        "async": Attribute(BOOLEAN, "true for an `AsyncSession`"),
+        "reopened": Attribute(BOOLEAN, "true if the session was closed before"),
+        "nested": Attribute(BOOLEAN, "true for a savepoint"),
+        "two_phase": Attribute(BOOLEAN, "true for a two-phase transaction"),
+        "trigger": Attribute(
+            STRING, "what caused a flush: `explicit`, `autoflush`, `commit` or `savepoint`"
+        ),
+        "duration_ms": Attribute(MILLISECONDS, "how long it lasted"),
+        "held_ms": Attribute(MILLISECONDS, "how long connections were held"),
+        "sql_ms": Attribute(MILLISECONDS, "how much of it was spent in the driver's execute calls"),
+        "statements": Attribute(INT, "number of statements"),
+        "transactions": Attribute(INT, "number of transactions"),
+        "savepoints": Attribute(INT, "number of savepoints"),
+        "commits": Attribute(INT, "number of commits"),
+        "rollbacks": Attribute(INT, "number of rollbacks"),
+        "flushes": Attribute(INT, "number of flushes"),
+        "failed_flushes": Attribute(INT, "number of flushes that raised"),
+        "new": Attribute(INT, "objects inserted"),
+        "dirty": Attribute(INT, "objects of `session.dirty`"),
+        "unchanged": Attribute(INT, "objects of `session.dirty` without a net change"),
+        "deleted": Attribute(INT, "objects deleted"),
+        "loaded": Attribute(INT, "objects loaded"),
+        "pending": Attribute(INT, "objects added and not flushed"),
+        "lazy_loads": Attribute(INT, "number of loads of single objects"),
+        "lazy_loads_by_kind": Attribute(
+            STRING, "the same for `relationship`, `deferred`, `expired` and `refresh`, as text"
+        ),
+        "expired": Attribute(INT, "number of objects that `expire()` or `expire_all()` expired"),
+        "expunged": Attribute(INT, "number of objects expunged"),
+        "merged": Attribute(INT, "number of calls of `merge()`"),
+        "transitions": Attribute(INT, "number of changes of object states"),
+        "transitions_by_event": Attribute(STRING, "the same by SQLAlchemy's event, as text"),
+        "identity_map_size": Attribute(
+            INT, "objects in the identity map as the session was closed"
+        ),
+        "identity_map_peak": Attribute(INT, "the most objects in it"),
+        "findings": Attribute(
+            OBJECTS_OR_STRINGS,
+            "a list of the session's findings, at most 20, the worst first: `finding_id`, "
+            "`site`, `entity` and `attribute`, and `total`, `total_ms` and `share` of what "
+            "repeats; of a holder, their ids",
+        ),
+        "total": Attribute(INT, "how often it has happened in the whole session"),
+        "total_ms": Attribute(MILLISECONDS, "how long that took"),
+        "share": Attribute(DOUBLE, "its part of the session's duration, from 0 to 1"),
+        "db_system": Attribute(STRING, "OpenTelemetry's `db.system.name`"),
+        "db_namespace": Attribute(STRING, "OpenTelemetry's `db.namespace`"),
+        "suppressed": Attribute(INT, "number of events held back since the last one"),
+        "suppressed_event": Attribute(STRING, "their name"),
+    },
+    "About findings; what a finding has of these is its evidence": {
+        "finding_id": Attribute(STRING, "the [finding](findings.md)"),
+        "severity": Attribute(STRING, "`info`, `warning` or `error`"),
+        "explanation": Attribute(STRING, "what happened, where and how often"),
+        "remedy": Attribute(STRING, "what to change"),
+        "alternatives": Attribute(STRINGS, "other remedies"),
+        "help": Attribute(STRING, "where the finding is explained"),
+        "entity": Attribute(STRING, "the mapped class"),
+        "entities": Attribute(INT, "objects of several mapped classes that one line loads for"),
+        "attribute": Attribute(STRING, "the mapped attribute"),
+        "attributes": Attribute(STRINGS, "the mapped attributes"),
+        "count": Attribute(INT, "number of occurrences when it was reported"),
+        "loop": Attribute(STRING, "the line of the loop that repeats it"),
+        "statement": Attribute(
+            STRING, "the SQL that is repeated, without values, with at most 400 characters"
+        ),
+        "why": Attribute(STRING, "why SQLAlchemy had to load, repeat or refuse"),
+        "reason": Attribute(
+            STRING,
+            "why an object has no row: `gone`, `pending`, `rolled_back`, `merged`, "
+            "`never_added`, `deleted`, `detached` or `elsewhere`",
+        ),
+        "cause_at": Attribute(STRING, "the line that took the row away"),
+        "missing": Attribute(STRING, "the class of the object that is not in the session"),
+        "identity": Attribute(STRING, "the primary key, only with `record_identity=True`"),
+        "loaded_at": Attribute(STRING, "where the objects were loaded"),
+        "read_at": Attribute(STRING, "where a streamed result was read on"),
+        "streamed_at": Attribute(STRING, "where it was selected"),
+        "rows": Attribute(INT, "number of rows read from it"),
+        "first_at": Attribute(STRING, "where the repeated statement ran first"),
+        "opened_at": Attribute(STRING, "where the session that held the object was opened"),
+        "departure": Attribute(
+            STRING, "how an object left its session: `close`, `expunge`, `collected` and the like"
+        ),
+        "departed_at": Attribute(STRING, "where it left it"),
+        "departed_ago_ms": Attribute(MILLISECONDS, "how long ago"),
+        "dropped_at": Attribute(STRING, "where the generator that closed the session was dropped"),
+        "expired_at": Attribute(STRING, "what expired the object"),
+        "committed_at": Attribute(STRING, "the commit that expired it"),
+        "reloaded": Attribute(INT, "objects that were loaded again"),
+        "began_at": Attribute(STRING, "where the transaction began"),
+        "ended_at": Attribute(STRING, "where the transaction ended"),
+        "closed_at": Attribute(STRING, "where the session was closed"),
+        "closed_by": Attribute(STRING, "the thread or task that closed it"),
+        "failed_at": Attribute(STRING, "where the first failure was"),
+        "failed_ago_ms": Attribute(MILLISECONDS, "how long ago"),
+        "swallowed_at": Attribute(STRING, "the handler that caught it"),
+        "error_code": Attribute(STRING, "SQLSTATE, SQLite's name of the error, or MySQL's number"),
+        "column": Attribute(STRING, "the column that must not be NULL"),
+        "relationship": Attribute(STRING, "the relationship whose objects lost their parent"),
+        "added": Attribute(INT, "objects added and never flushed"),
+        "modified": Attribute(INT, "objects modified and never flushed"),
+        "removed": Attribute(INT, "objects marked as deleted and never flushed"),
+        "flushed_new": Attribute(INT, "objects inserted and never committed"),
+        "flushed_dirty": Attribute(INT, "objects updated and never committed"),
+        "flushed_deleted": Attribute(INT, "objects deleted and never committed"),
+        "added_at": Attribute(STRING, "where an object was added last"),
+        "flushed_at": Attribute(STRING, "where a flush was last"),
+        "unchanged_attributes": Attribute(STRINGS, "attributes set to the value that they had"),
+        "written": Attribute(INT, "objects that the transaction wrote"),
+        "rows_per_commit": Attribute(DOUBLE, "rows written for each commit"),
+        "table": Attribute(STRING, "the table written"),
+        "kind": Attribute(STRING, "`INSERT`, `UPDATE` or `DELETE`"),
+        "from_one_site": Attribute(INT, "number of them from one line"),
+        "objects": Attribute(INT, "number of objects"),
+        "came": Attribute(INT, "objects that were loaded or added"),
+        "sizes_after_commits": Attribute(
+            INTS, "size of the identity map after the first and the last commits"
+        ),
+        "owner": Attribute(STRING, "the thread or task that used the session last"),
+        "owner_state": Attribute(
+            STRING,
+            "whether it can still close the session: `running`, `waiting`, `suspended`, "
+            "`returned`, `ended`, `cancelled` or `failed`",
+        ),
+        "doing": Attribute(
+            STRINGS, "the owner's lines now, the innermost first, where they are the session's"
+        ),
+        "owners": Attribute(STRINGS, "threads, tasks or requests that used the session"),
+        "used_by": Attribute(STRING, "the thread or task of `site`"),
+        "used_at": Attribute(STRING, "where the session was used meanwhile"),
+        "in_use_by": Attribute(STRING, "the other thread or task"),
+        "in_use_at": Attribute(STRING, "its line"),
+        "first_used_site": Attribute(
+            STRING, "the line that used the session first, where other code opened it"
+        ),
+        "first_used_at": Attribute(STRING, "where it was used on the first event loop"),
+        "first_loop_thread": Attribute(STRING, "the thread of the first event loop"),
+        "loop_thread": Attribute(STRING, "the thread of this event loop"),
+        "lasting_ms": Attribute(MILLISECONDS, "time since the finding was reported"),
+        "age_ms": Attribute(MILLISECONDS, "age of the session"),
+        "idle_ms": Attribute(MILLISECONDS, "time since the last statement"),
+        "transaction": Attribute(STRING, "`none`, `open` or `savepoint`"),
+        "transaction_ms": Attribute(MILLISECONDS, "age of the transaction"),
+        "last_statement_at": Attribute(STRING, "where the last statement ran"),
+        "last_statement_ago_ms": Attribute(MILLISECONDS, "how long ago"),
+        "last_activity_at": Attribute(STRING, "where the session was used last"),
+        "last_activity_ago_ms": Attribute(MILLISECONDS, "how long ago"),
+        "modified_objects": Attribute(INT, "objects modified and not flushed"),
+        "deleted_objects": Attribute(INT, "objects marked as deleted and not flushed"),
+        "process_id": Attribute(INT, "the database server's process of the connection"),
+        "earlier": Attribute(STRINGS, "findings of the session before this one"),
+        "other_session_id": Attribute(STRING, "the other session"),
+        "other_session_name": Attribute(STRING, "its factory's name"),
+        "other_opened_at": Attribute(STRING, "where it was opened"),
+        "other_acquired_at": Attribute(STRING, "where it took its connection"),
+        "other_held_ms": Attribute(MILLISECONDS, "how long it has held it"),
+        "other_committed_at": Attribute(STRING, "where it committed"),
+        "other_written": Attribute(INT, "objects that it wrote"),
+        "other_findings": Attribute(STRINGS, "what was reported of it"),
+        "timeout_ms": Attribute(MILLISECONDS, "how long the session waited for a connection"),
+        "pool_size": Attribute(INT, "the pool's size"),
+        "pool_overflow": Attribute(INT, "connections beyond it"),
+        "checked_out": Attribute(INT, "connections in use"),
+        "untraced": Attribute(INT, "how many of them no session holds that is traced"),
+        "connecting": Attribute(INT, "how many of them are being opened for sessions"),
+        "waiting": Attribute(INT, "threads and tasks that still wait for a connection"),
+        "waiters": Attribute(OBJECTS, "the sessions that wait, by line and work, each an object"),
+        "waits_at": Attribute(STRING, "the line at which sessions wait"),
+        "sessions": Attribute(INT, "number of sessions that wait there"),
+        "waiting_ms": Attribute(MILLISECONDS, "how long the first of them has waited"),
+        "holders": Attribute(OBJECTS, "the sessions that hold the others, each an object"),
+        "now_at": Attribute(STRING, "the line at which the owner of a holder is"),
+        "other_holders": Attribute(INT, "number of sessions that are not listed"),
+    },
+}
+
 # The attributes of metrics next to the name of the session. A metric that is not listed has none.
 OF_METRICS: Final = {
     names.SESSION_DURATION: (names.SESSION_OUTCOME,),
@@ -241,8 +478,24 @@ def tables() -> str:
             "|---|---|---|",
             *(f"| `{name}` | {one.type} | {one.meaning} |" for name, one in ATTRIBUTES.items()),
             "",
+            "## Log keys",
+            "",
+            "[Log events](logs.md#keys) describes how a value is written, and when it is absent.",
+            "",
+            *(line for about, keys in LOG_KEYS.items() for line in _keys(about, keys)),
         ]
     )
+
+
+def _keys(about: str, keys: Mapping[str, Attribute]) -> list[str]:
+    return [
+        f"{about}:",
+        "",
+        "| key | type | meaning |",
+        "|---|---|---|",
+        *(f"| `{key}` | {one.type} | {one.meaning} |" for key, one in keys.items()),
+        "",
+    ]
 
 
 def _listed(attributes: tuple[str, ...]) -> str:

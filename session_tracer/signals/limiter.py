@@ -32,7 +32,7 @@ class Held:
     def __init__(self) -> None:
         self.count = 0
         self.latest: Any = None
-        self.sums: dict[str, float] = defaultdict(float)
+        self.sums: dict[str, float] = defaultdict(int)
 
     def add(self, latest: Any, numbers: Iterable[tuple[str, float]]) -> None:
         """Add one event and its numbers."""

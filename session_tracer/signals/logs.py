@@ -135,7 +135,7 @@ class LogSignal:
             latest = held.latest
             if isinstance(latest, _Summed):
                 fields = {"suppressed_event": latest.event, "suppressed": held.count}
-                sums = {key: _rounded(number) for key, number in held.sums.items()}
+                sums = {key: round(number, 3) for key, number in held.sums.items()}
                 flat = _flat(latest.identity, fields | latest.fields | sums)
                 self._log(latest.level, names.SUPPRESSED, flat, self._of_all, {})
             else:
@@ -467,10 +467,6 @@ def _numbers_of_flush(fact: facts.FlushFailed) -> Numbers:
 # Sizes of identity maps do not add up.
 _ADDED_UP: Final = tuple([key for key in NUMBERS if not key.startswith("identity_map")])
 _added_up: Final = attrgetter(*_ADDED_UP)
-
-
-def _rounded(number: float) -> float:
-    return round(number, 3) if isinstance(number, float) and number % 1 else int(number)
 
 
 def _flat(identity: LogEvent, fields: Mapping[str, Any]) -> LogEvent:

@@ -241,6 +241,7 @@ def test_failed_flushes_and_closed_sessions_of_one_line_are_summed_up(
     assert of_sessions["session_site"] == closed[0]["session_site"]
     assert of_sessions["error_type"] == closed[0]["error_type"]
     assert of_sessions["duration_ms"] > 0
+    assert {type(of_sessions[key]) for key in ("duration_ms", "failed_flushes")} == {float, int}
     assert "session_id" not in of_sessions
     assert sums["flush.failed"]["new"] == 9
 
