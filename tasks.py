@@ -437,6 +437,7 @@ def wheel() -> None:
         run_quietly([*build, "--outdir", outside, ROOT])
         (built,) = outside.glob("*.whl")
         refuse_incomplete(built)
+        refuse_dead_links(built)
         run_quietly([sys.executable, "-m", "venv", "--without-pip", outside / "venv"])
         python = outside / "venv" / PROGRAM
         pip: Command = (development(), "-m", "pip", "--python", python)
@@ -510,6 +511,15 @@ def refuse_incomplete(built: Path) -> None:
     if packed != expected:
         missing, unexpected = sorted(expected - packed), sorted(packed - expected)
         raise StepFailed(f"the wheel lacks {missing} and should not have {unexpected}")
+
+
+def refuse_dead_links(built: Path) -> None:
+    """Raises StepFailed if the page of the package index would have a link without an address."""
+    with zipfile.ZipFile(built) as archive:
+        (metadata,) = (one for one in archive.namelist() if one.endswith(".dist-info/METADATA"))
+        shown = archive.read(metadata).decode()
+    if dead := re.findall(r"\]\((?!https?://)([^)]*)\)", shown):
+        raise StepFailed(f"links of the README lead nowhere on the package index: {dead}")
 
 
 def carry_out(steps: Sequence[Step]) -> int:

@@ -3,6 +3,9 @@
 import inspect
 import os
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
 from importlib.metadata import EntryPoint, PackageNotFoundError, distribution
 from pathlib import Path
@@ -29,6 +32,49 @@ def test_the_symlink_shows_type_checkers_the_exporters() -> None:
     assert PROJECT["tool"]["setuptools"]["package-dir"] == {
         "session_tracer.exporters": os.readlink(link).removeprefix("../")
     }
+
+
+README = (CHECKOUT / "README.md").read_text()
+URLS = """
+[project.urls]
+Source = "https://example.org/tracer/"
+
+[dependency-groups]"""
+LINK = re.compile(r"(!?)\[([^][]*)\]\(([^)]*)\)")
+
+
+def shown_on_the_index(folder: Path, urls: str) -> str:
+    """The README in the metadata that is built of the package, with these URLs."""
+    for name in ("LICENSE", "README.md", "session_tracer", "exporters"):
+        (folder / name).symlink_to(CHECKOUT / name)
+    shutil.copy(CHECKOUT / "setup.py", folder)
+    described = (CHECKOUT / "pyproject.toml").read_text()
+    (folder / "pyproject.toml").write_text(described.replace("\n[dependency-groups]", urls))
+    build = "import setuptools.build_meta as backend; backend.prepare_metadata_for_build_wheel('.')"
+    subprocess.run([sys.executable, "-c", build], cwd=folder, check=True, capture_output=True)
+    (metadata,) = folder.glob("*.dist-info/METADATA")
+    return metadata.read_text().partition("\n\n")[2]
+
+
+def test_without_an_address_links_are_their_text_on_the_package_index(tmp_path: Path) -> None:
+    shown = shown_on_the_index(tmp_path, "\n[dependency-groups]")
+    plain = LINK.sub(lambda link: "" if link[1] else link[2], README)
+    assert shown.strip() == plain.strip()
+    assert "| leaked-session | error | " in shown
+
+
+def test_with_an_address_links_and_pictures_have_it_on_the_package_index(tmp_path: Path) -> None:
+    shown = shown_on_the_index(tmp_path, URLS)
+    files = f"https://example.org/tracer/{{}}/v{VERSION}/"
+    links = [
+        (picture, text, files.format("raw" if picture else "blob") + target)
+        for picture, text, target in LINK.findall(README)
+    ]
+    assert LINK.findall(shown) == links
+    assert ("", "leaked-session", files.format("blob") + "docs/findings.md#leaked-session") in links
+    assert [target for picture, _, target in links if picture] == [
+        files.format("raw") + "docs/console.svg"
+    ]
 
 
 def test_the_version_is_one() -> None:

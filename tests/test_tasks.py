@@ -6,6 +6,7 @@ import runpy
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from zipfile import ZipFile
@@ -266,6 +267,23 @@ def test_a_wheel_has_the_modules_of_the_checkout(
         return
     with pytest.raises(StepFailed, match=complaint):
         tasks.refuse_incomplete(tmp_path / "a.whl")
+
+
+@pytest.mark.parametrize(
+    ("shown", "dead"),
+    [
+        ("[Docs](https://example.org/docs) and `f(x)`", ""),
+        ("[Docs](docs/index.md)", r"\['docs/index.md'\]"),
+        ("![A picture](docs/a.svg) [below](#below)", r"\['docs/a.svg', '#below'\]"),
+    ],
+)
+def test_a_wheel_shows_no_dead_link_on_the_package_index(
+    shown: str, dead: str, tmp_path: Path
+) -> None:
+    with ZipFile(tmp_path / "a.whl", "w") as archive:
+        archive.writestr("a-1.dist-info/METADATA", f"Name: a\n\n{shown}")
+    with pytest.raises(StepFailed, match=dead) if dead else nullcontext():
+        tasks.refuse_dead_links(tmp_path / "a.whl")
 
 
 def test_an_old_python_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
