@@ -78,8 +78,9 @@ class _Known:
 # By the engine's dialect, which engines with execution options share.
 _KNOWN: Final[weakref.WeakKeyDictionary[Any, _Known]] = weakref.WeakKeyDictionary()
 _MOST_POOLS: Final = 100
-# The last checkout from a pool that is not known yet, by its dialect.
-_FIRST: Final[list[tuple[int, int]]] = []
+# The last checkout from a pool that is not known yet, by its dialect. Another dialect may get the
+# address of one that is gone, and must not get its checkout.
+_FIRST: Final[weakref.WeakKeyDictionary[Any, int]] = weakref.WeakKeyDictionary()
 # They have one connection, in all or for each thread, and nothing has to wait for it.
 _OF_ONE: Final = frozenset({"StaticPool", "SingletonThreadPool", "AssertionPool"})
 
@@ -109,11 +110,10 @@ def use(connection: Any, database: Database, tracers: Iterable[Tracer]) -> None:
         NAMES[dialect] = known.name
     known.tracers.update(dict.fromkeys(tracers))
     known.report_waits(dialect)
-    if is_new:
-        # Its first checkout was over before it was known whose it is.
-        for key, duration in _FIRST:
-            for waiting, take in dialect.__dict__.get(SLOT, ()) if key == id(dialect) else ():
-                waiting.append((take, duration, None, 0))
+    # Its first checkout was over before it was known whose it is.
+    if is_new and (duration := _FIRST.pop(dialect, None)) is not None:
+        for waiting, take in dialect.__dict__.get(SLOT, ()):
+            waiting.append((take, duration, None, 0))
 
 
 def renew(tracer: Tracer) -> None:
@@ -127,7 +127,9 @@ def not_counted(pool: Any, duration: int, error: Exception) -> None:
     """A checkout was not counted: no traced session is known to use the pool, or it failed."""
     dialect = getattr(pool, "_dialect", None)
     if SLOT not in getattr(dialect, "__dict__", ()):
-        _FIRST[:] = [(id(dialect), duration)]
+        _FIRST.clear()
+        if dialect is not None:
+            _FIRST[dialect] = duration
         return
     known = _KNOWN.get(dialect)
     for tracer in () if known is None else _alive(known.tracers):

@@ -26,6 +26,7 @@ from sqlalchemy.pool import (
 )
 
 from session_tracer import Exporter, instrument
+from session_tracer.ledger import pools
 from session_tracer.ledger.in_progress import SLOT
 from session_tracer.testing import capture
 from tests.library import Author, Base, Book
@@ -360,19 +361,32 @@ def test_checkouts_of_every_kind_of_pool_are_counted(
         assert number(measured) == {"shop.db": 3}
 
 
+class OwnPool(QueuePool):
+    def connect(self, untimed: Any = Pool.connect) -> Any:
+        return untimed(self)
+
+
 def test_a_pool_with_a_method_of_its_own_is_not_timed(
     make: Callable[..., Engine], measured: Measurements
 ) -> None:
-    class OwnPool(QueuePool):
-        def connect(self) -> Any:
-            return untimed(self)
-
-    untimed = Pool.connect
     factory = sessionmaker(make(poolclass=OwnPool))
     with instrument(factory, exporter=Exporter(meter_provider=measured.provider)):
         with factory() as session:
             session.execute(ONE)
             assert read(measured)["shop.db"]["used"] == 1
+        assert number(measured) == {}
+
+
+def test_a_checkout_is_not_of_a_pool_that_got_the_address_of_a_former_one(
+    make: Callable[..., Engine], measured: Measurements, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Python gives addresses again when it likes.
+    monkeypatch.setattr(pools, "id", lambda _: 1, raising=False)
+    factory = sessionmaker(make(poolclass=OwnPool))
+    with instrument(factory, exporter=Exporter(meter_provider=measured.provider)):
+        make("former.db").connect().close()
+        with factory() as session:
+            session.execute(ONE)
         assert number(measured) == {}
 
 
