@@ -204,6 +204,7 @@ def test_real_signals_interrupt_the_application_and_harm_no_other_session(tmp_pa
         from opentelemetry import context
         from opentelemetry.sdk.trace import TracerProvider
         import random
+        from session_tracer.ledger import watchdog
 
         told = []
         exporter = Exporter(
@@ -240,11 +241,10 @@ def test_real_signals_interrupt_the_application_and_harm_no_other_session(tmp_pa
             context.attach(before)
             with engine.begin() as connection:
                 connection.exec_driver_sql("DELETE FROM authors WHERE name IN ('Ada', 'Bea')")
+            watchdog.settle()  # its thread reports what was collected
             told.clear()
             wrong += unit_of_work(factory) != GOT
-            # The interrupted session may be collected, and reported, as late as now.
-            ended = [one.outcome for one in told if one.ending != "collected"]
-            untold += ended[:1] != ["committed"]
+            untold += [summary.outcome for summary in told][:1] != ["committed"]
         print(interrupted > 5, wrong, untold)
         """,
     )
