@@ -38,7 +38,7 @@ from session_tracer.runtime.project_file import NO_TABLE, read_table
 from session_tracer.settings import Settings, settings_of
 from session_tracer.tracer import Tracer
 from session_tracer.where import owner as owners
-from session_tracer.where.application import packages_of
+from session_tracer.where.application import own_packages
 from session_tracer.where.running import running_frame
 from session_tracer.where.work import BLOCKS, blocks_now
 
@@ -172,7 +172,7 @@ def instrument(
         chosen,
         tuple(detectors),
         written=written,
-        packages=packages_of(target),
+        is_own=own_packages(target),
     )
 
 
@@ -200,11 +200,11 @@ def capture(
     exporter: Exporter,
     settings: Settings,
     detectors: Iterable[Detector],
-    packages: frozenset[str] = frozenset(),
+    is_own: Callable[[str], bool] | None = None,
 ) -> Instrumentation:
     """Trace `target` in addition to the tracers that trace it already."""
     return _INSTRUMENTOR.add(
-        target, name, exporter, settings, tuple(detectors), packages=packages, capture=True
+        target, name, exporter, settings, tuple(detectors), is_own=is_own, capture=True
     )
 
 
@@ -231,7 +231,7 @@ class Instrumentor:
         detectors: tuple[Detector, ...],
         *,
         written: Collection[str] = (),
-        packages: frozenset[str] = frozenset(),
+        is_own: Callable[[str], bool] | None = None,
         capture: bool = False,
     ) -> Instrumentation:
         """Trace a target. Invalid arguments are rejected before SQLAlchemy is changed."""
@@ -253,7 +253,8 @@ class Instrumentor:
             except BaseException:
                 choice.close()
                 raise
-            tracer.locator.adopt(packages)
+            if is_own is not None:
+                tracer.locator.adopt(is_own)
             openings.forget()
             instrumentation = Instrumentation(target, tracer, capture=capture)
             self._instrumentations.append(instrumentation)
@@ -460,7 +461,7 @@ class Instrumentor:
             checkouts.remove()
             watchdog.stop()
         by_signal = [one._tracer for one in self._instrumentations if one.settings.dump_signal]
-        dump_signal.use({one.settings.dump_signal: one.locator.packages for one in by_signal})
+        dump_signal.use({one.settings.dump_signal: one.locator.is_own for one in by_signal})
 
     def _shortest(self) -> int:
         """Return the shortest threshold of all tracers, in nanoseconds."""

@@ -11,7 +11,7 @@ from session_tracer.hooks.targets import resolve
 from session_tracer.instrumentor import capture as _instrument
 from session_tracer.ledger import watchdog
 from session_tracer.settings import Settings
-from session_tracer.where.application import packages_of
+from session_tracer.where.application import own_packages
 
 try:
     from opentelemetry.sdk.metrics import MeterProvider
@@ -159,11 +159,11 @@ def capture(
     """
     settings = Settings.from_env().override({"log_level": "debug", **overrides})
     meant = resolve(target)  # before anything has to be shut down
-    packages = packages_of(target)
+    is_own = own_packages(target)
     captured = Captured()
     try:
         instrumentation = _instrument(
-            meant, name, captured._exporter(), settings, detectors, packages
+            meant, name, captured._exporter(), settings, detectors, is_own
         )
     except BaseException:
         captured._close()

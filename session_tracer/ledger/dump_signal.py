@@ -52,12 +52,12 @@ _MOST_BYTES: Final = 65_536
 _read: Final = os.read  # a library may patch it later
 
 
-def use(wanted: Mapping[str | int, frozenset[str]]) -> None:
+def use(wanted: Mapping[str | int, Callable[[str], bool]]) -> None:
     """Write the dump at these signals and at no others; never raise.
 
     Args:
-        wanted: The signals by name or number, each with the installed packages that are the
-            application's own.
+        wanted: The signals by name or number, each with a function that returns whether an
+            installed package is the application's own.
     """
     numbers = {}
     for named in wanted:
@@ -182,7 +182,7 @@ def _answer(pipe: _Pipe) -> None:
     pipe.close(pipe.read_end)
 
 
-def _is_to_chain(number: int, packages: frozenset[str]) -> bool:
+def _is_to_chain(number: int, is_own: Callable[[str], bool]) -> bool:
     """Return whether the handler from before is the application's, and has to be called too.
 
     Raises:
@@ -199,7 +199,7 @@ def _is_to_chain(number: int, packages: frozenset[str]) -> bool:
         return False
     if handler is None or _handler(number) not in _of_python(number):
         raise _Refused(f"a C extension handles {name}, perhaps faulthandler.{_free()}")
-    if owner := _library_of(handler, packages):
+    if owner := _library_of(handler, is_own):
         raise _Refused(f"{owner} handles {name}.{_free()}")
     return True
 
@@ -210,7 +210,7 @@ def _servers(name: str) -> list[str]:
     return [server for server, names in running if name in names]
 
 
-def _library_of(handler: Any, packages: frozenset[str]) -> str:
+def _library_of(handler: Any, is_own: Callable[[str], bool]) -> str:
     """Return the installed package whose handler it is, or an empty text if it is of none."""
     while isinstance(handler, partial | MethodType):
         handler = handler.func if isinstance(handler, partial) else handler.__func__
@@ -218,8 +218,8 @@ def _library_of(handler: Any, packages: frozenset[str]) -> str:
     module = sys.modules.get(str(home.__module__))
     package = str(home.__module__).partition(".")[0]
     file = getattr(module, "__file__", None) if type(module) is ModuleType else None
-    is_own = package in packages or not isinstance(file, str) or not is_installed(file)
-    return "" if is_own else package
+    is_installed_file = isinstance(file, str) and is_installed(file)
+    return package if is_installed_file and not is_own(package) else ""
 
 
 def _free() -> str:

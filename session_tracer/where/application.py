@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import sys
+import weakref
 from itertools import repeat
 from operator import is_
 from types import ModuleType
@@ -12,32 +14,42 @@ from session_tracer.where.callsite import MACHINERY_PACKAGES, is_installed
 from session_tracer.where.running import running_frame
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable
     from types import FrameType
 
-__all__ = ["packages_of"]
+__all__ = ["own_packages"]
 
 # What calls a function of session_tracer for the application.
 _CALLERS: Final = MACHINERY_PACKAGES | {"_pytest", "pluggy"}
 
-# Packages that are never the application's own.
-_NOT_ITS_OWN: Final = _CALLERS | sys.stdlib_module_names
-
 _COMMAND: Final = "session_tracer.cli"
 
 
-def packages_of(target: object) -> frozenset[str]:
-    """Return the installed packages that a call of `instrument()` shows to be the application's.
+def own_packages(target: object) -> Callable[[str], bool]:
+    """Return a function that returns whether an installed package is the application's own.
 
-    These are the package whose code calls it, and the one that defines the target: a script may
-    instrument the sessions of an application that is installed.
+    A call of `instrument()` shows two of them: the package whose code calls it, and the one that
+    defines the target, because a script may instrument the sessions of an installed application.
+    The modules of a package are looked through when it is asked about: all the modules of a large
+    application would take longer than `instrument()` itself.
     """
-    modules = [_caller(), *_homes(target)]
-    return frozenset(
-        str(module["__name__"]).partition(".")[0]
-        for module in modules
-        if _is_installed_package(module)
-    )
+    caller = _caller()
+    calling = _root(caller["__name__"]) if _is_installed_package(caller) else None
+    find = _weakly(target)
+
+    @functools.cache
+    def is_own(package: str) -> bool:
+        return package not in _CALLERS and (package == calling or _defines(package, find()))
+
+    return is_own
+
+
+def _weakly(target: object) -> Callable[[], object]:
+    # It must not be kept alive: a session may be instrumented alone.
+    try:
+        return weakref.ref(target)
+    except TypeError:
+        return lambda: None
 
 
 def _caller() -> dict[str, Any]:
@@ -47,30 +59,36 @@ def _caller() -> dict[str, Any]:
         name = str(frame.f_globals.get("__name__", ""))
         if name == _COMMAND:
             break  # it is called by Python, not by the application
-        if name.partition(".")[0] not in ("session_tracer", "contextlib"):
+        if _root(name) not in ("session_tracer", "contextlib"):
             return frame.f_globals
         frame = frame.f_back
     return {}
 
 
-def _homes(target: object) -> Iterator[dict[str, Any]]:
-    """Yield the globals of the modules in which the target is defined."""
+def _defines(package: str, target: object) -> bool:
+    """Return whether the target is defined in a module of the package, which is installed."""
     if target is None:
-        return
+        return False
     if isinstance(target, type):
         module = sys.modules.get(target.__module__)
-        if type(module) is ModuleType:
-            yield vars(module)
-        return
-    for name, module in list(sys.modules.items()):
-        # A module of another type may run code when it is looked into. Thousands of values are
-        # compared, without a step of Python for each.
-        if (
-            type(module) is ModuleType
-            and name.partition(".")[0] not in _NOT_ITS_OWN
-            and any(map(is_, list(vars(module).values()), repeat(target)))
-        ):
-            yield vars(module)
+        return _is_of(package, module) and _is_installed_package(vars(module))
+    # Thousands of values are compared, without a step of Python for each.
+    return any(
+        _is_of(package, module)
+        and any(map(is_, list(vars(module).values()), repeat(target)))
+        and _is_installed_package(vars(module))
+        for name, module in list(sys.modules.items())
+        if name.startswith(package)
+    )
+
+
+def _is_of(package: str, module: object) -> bool:
+    # A module of another type may run code when it is looked into.
+    return type(module) is ModuleType and _root(vars(module).get("__name__")) == package
+
+
+def _root(name: object) -> str:
+    return str(name).partition(".")[0]
 
 
 def _is_installed_package(module: dict[str, Any]) -> bool:
@@ -78,6 +96,6 @@ def _is_installed_package(module: dict[str, Any]) -> bool:
     return (
         isinstance(name, str)
         and isinstance(file, str)
-        and name.partition(".")[0] not in _CALLERS
+        and _root(name) not in _CALLERS
         and is_installed(file)
     )

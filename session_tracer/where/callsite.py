@@ -163,6 +163,7 @@ class Locator:
     """
 
     __slots__ = (
+        "_adopts",
         "_application",
         "_at_work",
         "_callers",
@@ -180,6 +181,7 @@ class Locator:
 
     def __init__(self, application_packages: tuple[str, ...] = (), frames: int = 1) -> None:
         self._application = frozenset(application_packages)
+        self._adopts: Callable[[str], bool] = lambda _: False
         self._frames = frames
         # All by id(code): hashing a code object reads its names and constants each time. The
         # code objects are kept, so that no other one can have their id.
@@ -204,14 +206,13 @@ class Locator:
         self._at_work: dict[tuple[CallSite, CallSite], bool] = {}
         self._kept: list[CodeType] = []
 
-    def adopt(self, packages: frozenset[str]) -> None:
-        """Treat these installed packages as the application's, too."""
-        self._application |= packages
+    def adopt(self, is_own: Callable[[str], bool]) -> None:
+        """Treat the installed packages that this names as the application's, too."""
+        self._adopts = is_own
 
-    @property
-    def packages(self) -> frozenset[str]:
-        """The installed packages that are the application's."""
-        return self._application
+    def is_own(self, package: str) -> bool:
+        """Return whether the package is the application's, although it is installed."""
+        return package in self._application or self._adopts(package)
 
     def locate(self, depth: int = 1) -> CallSite | None:
         """Return the innermost application line among the caller's frames and those outwards.
@@ -814,7 +815,7 @@ class Locator:
         if frame.f_globals.get("__session_tracer_hide__"):
             return _MACHINERY
         package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
-        if package in self._application:
+        if self.is_own(package):
             return _APPLICATION
         if package in MACHINERY_PACKAGES:
             return _MACHINERY
