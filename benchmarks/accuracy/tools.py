@@ -84,7 +84,8 @@ def outcomes(tool: Tool, programs: Programs) -> Mapping[str, bool]:
         tests, report = programs.prepare(folder), folder / "report.xml"
         others = [f"-pno:{plugin}" for plugin in _PLUGINS if plugin != tool.plugin]
         command: list[str | Path] = [sys.executable, "-m", "pytest", "-q", "-Wignore", tests]
-        command += ["-pno:cacheprovider", "-pno:randomly", f"--junit-xml={report}"]
+        unused = ("cacheprovider", "hypothesispytest", "randomly")
+        command += [*(f"-pno:{plugin}" for plugin in unused), f"--junit-xml={report}"]
         done = subprocess.run(
             [*command, *others, *tool.options],
             cwd=tests.parent,

@@ -101,7 +101,7 @@ class Project:
 
     def run(self, command: str) -> tuple[int, str]:
         """The exit code of a command of the page, and what it prints."""
-        plugins = "-p no:cacheprovider -p no:randomly -p no:asyncio"
+        plugins = "-p no:cacheprovider -p no:randomly -p no:asyncio -p no:hypothesispytest"
         python = f'"{sys.executable}" -B -m pytest {plugins}'
         who = {
             f"GIT_{role}_{what}": "somewhere@localhost"
