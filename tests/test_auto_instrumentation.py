@@ -34,6 +34,11 @@ def main():
 OF_ITS_OWN
 main()
 """
+PAGE = (Path(__file__).parents[1] / "docs" / "deployment.md").read_text()
+# The options of the page.
+(TO_THE_CONSOLE,) = re.findall(
+    r"^opentelemetry-instrument (-.*) python app.py$", PAGE, re.MULTILINE
+)
 ITSELF = 'import session_tracer\nsession_tracer.instrument(SessionLocal, name="orders-db")'
 CONFIGURATION = """
 file_format: "1.0"
@@ -57,7 +62,10 @@ def run(folder: Path, own: str = "", **variables: str) -> subprocess.CompletedPr
         if not name.startswith(("SESSION_TRACER_", "OTEL_"))
     }
     return subprocess.run(
-        [str(Path(sys.executable).parent / "opentelemetry-instrument"), sys.executable, "app.py"],
+        [
+            str(Path(sys.executable).parent / "opentelemetry-instrument"),
+            *(*TO_THE_CONSOLE.split(), sys.executable, "app.py"),
+        ],
         capture_output=True,
         text=True,
         check=True,
@@ -66,9 +74,6 @@ def run(folder: Path, own: str = "", **variables: str) -> subprocess.CompletedPr
         env={
             **environment,
             "PYTHONPATH": str(Path(__file__).parents[1]),
-            "OTEL_TRACES_EXPORTER": "console",
-            "OTEL_METRICS_EXPORTER": "none",
-            "OTEL_LOGS_EXPORTER": "none",
             # It makes a span for each statement where it accepts SQLAlchemy's release.
             "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "sqlalchemy",
             **variables,

@@ -85,6 +85,48 @@ print(json.dumps([names, metrics]))
     assert {"sqlalchemy.session.duration", "sqlalchemy.session.open"} <= set(metrics)
 
 
+def test_logfire_replaces_nothing_of_session_tracers_with_the_code_of_the_page(
+    tmp_path: Path,
+) -> None:
+    page = (ROOT / "docs" / "deployment.md").read_text().partition("**Logfire.**")[2]
+    code = page.partition("```python\n")[2].partition("```")[0]
+    kept = code.replace("logfire.configure(", "configure(")
+    program = f"""
+import gc
+from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogRecordProcessor
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+import logfire
+spans, logs = InMemorySpanExporter(), InMemoryLogRecordExporter()
+def configure(scrubbing):
+    logfire.configure(
+        send_to_logfire=False,
+        console=False,
+        scrubbing=scrubbing,
+        additional_span_processors=[SimpleSpanProcessor(spans)],
+        advanced=logfire.AdvancedOptions(log_record_processors=[SimpleLogRecordProcessor(logs)]),
+    )
+{kept}
+tracing = instrument(SessionLocal)
+work()
+lost = SessionLocal()
+lost.connection()
+del lost
+gc.collect()
+logfire.info("of the application", note="the session of a user")
+tracing.flush()
+records = [one.log_record for one in logs.get_finished_logs()]
+texts = [[one.body, *(one.attributes or {{}}).values()] for one in records]
+for span in spans.get_finished_spans():
+    texts += [list((one.attributes or {{}}).values()) for one in (span, *span.events)]
+texts = [str(text) for every in texts for text in every]
+print(json.dumps([text for text in texts if "Scrubbed" in text or "abandoned-session" in text]))
+"""
+    texts = run(program, tmp_path)
+    assert any(text.startswith("abandoned-session at program.py") for text in texts)
+    assert [text for text in texts if "Scrubbed" in text] == ["[Scrubbed due to 'session']"]
+
+
 def test_no_frame_of_session_tracers_is_the_applications_in_sentry(tmp_path: Path) -> None:
     program = """
 import sentry_sdk
