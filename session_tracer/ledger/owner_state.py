@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from session_tracer.where.callsite import Callers, CallSite, Locator
     from session_tracer.where.owner import Owner
 
-__all__ = ["GONE", "OwnerState", "is_ending", "owner_state"]
+__all__ = ["GONE", "OwnerState", "OwnerStates", "is_ending", "owner_state"]
 
 # No code is left that would close the session.
 GONE: Final = frozenset({"suspended", "returned", "ended", "cancelled", "failed"})
@@ -43,6 +43,34 @@ class OwnerState(NamedTuple):
 
     state: str
     sites: Sequence[CallSite] = ()
+
+
+class OwnerStates:
+    """What the owners of open sessions do at one moment, without their stacks.
+
+    It is found once for sessions that one function has opened and used alike: where a line leaks
+    thousands, they differ in nothing that it depends on.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[object, ...], str] = {}
+
+    def of(self, ledger: Use) -> str:
+        """Return the state, an empty text if it is unknown."""
+        key = (
+            id(ledger.owner),
+            id(ledger.opened_by),
+            id(ledger.locator),
+            id(ledger.scope.opened_site),
+            id(ledger.last_site),
+            ledger.cancelled,
+            # Hashing a code object reads its names and constants each time.
+            *[number for code, at in ledger.callers for number in (id(code), at)],
+        )
+        state = self._known.get(key)
+        if state is None:
+            state = self._known[key] = owner_state(ledger, stack=False).state
+        return state
 
 
 def owner_state(ledger: Use, *, stack: bool) -> OwnerState:

@@ -45,15 +45,13 @@ class Waits:
     def __init__(self) -> None:
         self._of_threads: dict[int | None, tuple[Any, Wait] | None] = {}
 
-    def of(self, owner: Owner, session: object) -> Wait | None:
-        """The checkout for which this session waits, whose owner that is."""
+    def of(self, owner: Owner) -> tuple[Any, Wait] | None:
+        """The session of this owner that waits for a checkout, if one does, and that checkout."""
         if owner.is_task and not owner.is_at_work():
-            found = _found(owner.frames_of_greenlet())
-        elif owner.ident in self._of_threads:
-            found = self._of_threads[owner.ident]
-        else:
-            found = self._of_threads[owner.ident] = _found(owner.frames_of_thread(_MOST_FRAMES))
-        return found[1] if found is not None and found[0] is session else None
+            return _found(owner.frames_of_greenlet())
+        if owner.ident not in self._of_threads:
+            self._of_threads[owner.ident] = _found(owner.frames_of_thread(_MOST_FRAMES))
+        return self._of_threads[owner.ident]
 
 
 def _found(frames: Iterable[FrameType]) -> tuple[Any, Wait] | None:
