@@ -157,13 +157,18 @@ def pictures(begun: Mapping[int, float], seconds: float, server: Prometheus) -> 
     return [
         Picture("quiet", begun[1] + seconds - SCRAPED_EVERY, (SESSIONS, HOLDERS)),
         Picture("deployment", begun[3] - SCRAPED_EVERY, (SESSIONS, CHANGED)),
-        Picture("leak", last(leaking), (SESSIONS, HOLDERS)),
-        Picture("pool-exhausted", last(waiting), (SESSIONS, HOLDERS)),
+        Picture("leak", last(leaking, "a leak was found"), (SESSIONS, HOLDERS)),
+        Picture("pool-exhausted", last(waiting, "code waited"), (SESSIONS, HOLDERS)),
     ]
 
 
-def last(courses: list[Course]) -> float:
+def last(courses: list[Course], what: str) -> float:
     """The last moment at which there is a value."""
+    if not courses:
+        sys.exit(
+            f"The pictures were not drawn: Prometheus saw no moment at which {what}. "
+            "A busy machine may have delayed the incident: play it again on a quiet one."
+        )
     return courses[0].values[-1][0]
 
 
