@@ -285,9 +285,12 @@ def test_what_is_still_open_at_exit_is_in_the_log(tmp_path: Path) -> None:
 def test_what_was_lost_just_before_exit_is_told() -> None:
     lines, complaints, _ = run(
         """
-instrument(factory, exporter=Exporter(
-    on_finding=lambda found: print(found.id, found.evidence["ending"], flush=True)
-))
+def report(found):
+    # The loop is a finding too where Python keeps the source of -c: from 3.13 on.
+    if found.id == "abandoned-session":
+        print(found.id, found.evidence["ending"], flush=True)
+
+instrument(factory, exporter=Exporter(on_finding=report))
 gc.disable()
 for _ in range(20):
     session = open_one()
