@@ -49,6 +49,7 @@ SQLALCHEMY_2_0 = ("--editable=.[all]", "--group=test", "sqlalchemy<2.1")
 NEIGHBOURS = ("--editable=.[all]", "--group=neighbours", "sqlalchemy>=2.1")
 BENCHMARK = ("--editable=.[all]", "--group=test", "--group=benchmark")
 ACCURACY = ("--editable=.[all]", "--group=test", "--group=accuracy", "sqlalchemy>=2.1")
+COVERAGE = ("--editable=.[all]", "--group=coverage", "sqlalchemy>=2.1")
 DOCUMENTATION = ("--group=docs",)
 # Without constraints: the newest releases that pyproject.toml allows, and the oldest.
 NEWEST = (
@@ -76,6 +77,7 @@ EVERYTHING = (
     "--group=test",
     "--group=accuracy",
     "--group=benchmark",
+    "--group=coverage",
     "--group=lint",
     "--group=build",
 )
@@ -155,6 +157,40 @@ SAMPLED = (
     "tests/hostile/test_interrupts.py",
     "tests/test_benchmarks.py",
     "tests/test_soak.py",
+)
+
+# The tests whose coverage is measured. The others would see the measuring itself: they count
+# instructions, compare traced programs with untraced ones, interrupt Python or kill processes.
+COVERED = (
+    "tests/database_views",
+    "tests/detectors",
+    "tests/exporters",
+    "tests/fallbacks",
+    "tests/page",
+    "tests/plugin",
+    "tests/signals",
+    "tests/stories",
+    "tests/test_auto_instrumentation.py",
+    "tests/test_baseline.py",
+    "tests/test_callsite.py",
+    "tests/test_cli.py",
+    "tests/test_detached.py",
+    "tests/test_dump.py",
+    "tests/test_dump_signal.py",
+    "tests/test_exporter_choice.py",
+    "tests/test_first_use.py",
+    "tests/test_instrumentor.py",
+    "tests/test_live_sessions.py",
+    "tests/test_loaders.py",
+    "tests/test_misuse.py",
+    "tests/test_owner_state.py",
+    "tests/test_policy.py",
+    "tests/test_polls.py",
+    "tests/test_settings.py",
+    "tests/test_silencing.py",
+    "tests/test_uninstrument.py",
+    "tests/test_work.py",
+    "tests/test_work_of_requests.py",
 )
 
 # A first session is reported with a plain `pip install`, without extras.
@@ -337,6 +373,10 @@ def examples() -> Path:
 
 def neighbours() -> Path:
     return environment(ROOT / ".venv-neighbours", NEIGHBOURS, constraints_of("2.1"))
+
+
+def coverage_environment() -> Path:
+    return environment(ROOT / ".venv-coverage", COVERAGE, constraints_of("2.1"))
 
 
 def documentation() -> Path:
@@ -684,6 +724,22 @@ def long(arguments: list[str]) -> int:
     )
 
 
+def coverage(arguments: list[str]) -> int:
+    # The report that follows holds the floor.
+    measured = ("--cov", "--cov-report=", "--cov-fail-under=0", *COVERED)
+    report = ("-m", "coverage", "report", "--skip-covered", "--show-missing")
+    return carry_out(
+        [
+            Step("Environment", coverage_environment, needed_by_the_rest=True),
+            Step("Tests", lambda: tests(coverage_environment(), [*measured, *arguments])),
+            Step(
+                "Lines and branches that they reach",
+                lambda: run([coverage_environment(), *report]),
+            ),
+        ]
+    )
+
+
 def newest(arguments: list[str]) -> int:
     chosen = [*SMOKE, *arguments[1:]] if arguments[:1] == ["--smoke"] else arguments
     return carry_out(on_releases("newest", newest_releases, (), chosen))
@@ -811,6 +867,7 @@ TASKS = (
     Task("load", "visit one of the two: [fastapi|flask] [mistake ...] [--incident] [--help]", load),
     Task("test", "check everything, as CI does; pytest's arguments are passed on", test),
     Task("long", "run all cases of the tests that `test` samples; takes an hour", long),
+    Task("coverage", "measure which lines and branches the tests reach", coverage),
     Task("lint", "check style and types only", lint),
     Task("newest", "check types and tests on the newest releases: [--smoke]", newest),
     Task("oldest", "check types and tests on the oldest releases that are allowed", oldest),
