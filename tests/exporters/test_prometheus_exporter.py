@@ -103,7 +103,9 @@ os.waitpid(child, 0)
 def forked(port: str) -> list[str]:
     """What is logged where a process instruments, forks, and its child opens a session."""
     done = subprocess.run(
-        [sys.executable, "-c", "import logging; logging.basicConfig(level='INFO')\n"
+        # From Python 3.12 on, Python warns of a fork where threads run.
+        [sys.executable, "-Wignore:This process:DeprecationWarning",
+         "-c", "import logging; logging.basicConfig(level='INFO')\n"
          + FORKED.replace("PORT", port)],
         capture_output=True, text=True, timeout=60, check=True,
     )  # fmt: skip
