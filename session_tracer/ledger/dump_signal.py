@@ -1,14 +1,17 @@
 """Writes `dump()` when the process receives a signal, also while its main thread hangs.
 
 A signal handler in Python runs when the main thread executes Python code again: never, if that
-hangs in a driver. faulthandler's handler is written in C and runs at once. It writes its traceback
-into a pipe, and a thread at the other end writes the dump. The wake-up descriptor is left to
-asyncio, Trio and servers: a process has only one.
+hangs in a driver. Python's own handler, which is written in C, runs at once. It writes the signal's
+number to the wake-up descriptor, here that of a pipe, and a thread at the other end writes the
+dump. A process has one such descriptor: where asyncio or another library has it, the handler in
+Python writes into the pipe.
+
+faulthandler would need neither, but it reads the frames of the thread that it interrupts while
+these change: one of some thousand signals to a busy thread crashes the interpreter.
 """
 
 from __future__ import annotations
 
-import faulthandler
 import os
 import signal
 import sys
@@ -25,7 +28,8 @@ from session_tracer.runtime.degraded import warn_once
 from session_tracer.where.callsite import is_installed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
+    from types import FrameType
 
 __all__ = ["use"]
 
@@ -46,8 +50,12 @@ _SERVERS: Final = {
 # Suggested where a signal cannot be taken.
 _CANDIDATES: Final = ("SIGUSR1", "SIGUSR2", "SIGINFO", "SIGPWR", "SIGRTMIN")
 _HARMLESS: Final = " The application is not affected."
-# The handler writes its text in parts. Signals in the same tenth of a second are answered once.
+# Signals in the same tenth of a second are answered once.
 _ONE_SIGNAL: Final = 0.1
+# What the handler in Python adds to the signal's number. No number is as large.
+_HANDLED: Final = 128
+# Ends the thread where its pipe stays open.
+_END: Final = 255
 _MOST_BYTES: Final = 65_536
 _read: Final = os.read  # a library may patch it later
 
@@ -63,12 +71,12 @@ def use(wanted: Mapping[str | int, Callable[[str], bool]]) -> None:
     for named in wanted:
         with _refusing(named):
             numbers[_number(named)] = named
-    for number in set(_TAKEN) - set(numbers):
-        _TAKEN.pop(number).release()
-    for number in set(numbers) - set(_TAKEN):
+    taken = _LISTENER.handlers
+    for number in set(taken) - set(numbers):
+        _LISTENER.release(number)
+    for number in set(numbers) - set(taken):
         with _refusing(numbers[number]):
-            chain = _is_to_chain(number, wanted[numbers[number]])
-            _TAKEN[number] = _Taken(number, chain=chain)
+            _LISTENER.take(number, _handler_before(number, wanted[numbers[number]]))
 
 
 class _Refused(Exception):
@@ -98,6 +106,11 @@ class _Pipe:
     def is_open(self) -> bool:
         return _identity(self.write_end) == self._identity
 
+    def write(self, number: int) -> None:
+        with suppress(OSError):  # it is full
+            if self.is_open:
+                os.write(self.write_end, bytes([number]))
+
     def close(self, *ends: int) -> None:
         for end in ends:
             if _identity(end) == self._identity:
@@ -112,81 +125,177 @@ def _identity(descriptor: int) -> object:
     return status.st_dev, status.st_ino
 
 
-class _Taken:
-    """A signal at which the dump is written. Its handler is in place until `release()`."""
+class _Handler:
+    """The handler of one signal, in Python. It calls the application's handler, too.
 
-    def __init__(self, number: int, *, chain: bool) -> None:
-        self.number = number
-        self._chain = chain
-        before = _handler(number)
-        self._begin()
-        self._ours = _handler(number)
-        if self._ours == before:  # another handler has replaced this one in an earlier use
-            self._close()
-            raise _Refused(f"another handler of it cannot be kept.{_free()}")
+    Args:
+        before: The handler from before, or what else was in place.
+        write: Is called with the signal's number.
+    """
+
+    def __init__(self, before: Any, write: Callable[[int], None]) -> None:
+        self.before = before
+        self._write = write
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self._write(number)
+        if callable(self.before):
+            self.before(number, frame)
+
+
+class _Listener:
+    """The pipe into which signals are written, and the thread that answers them."""
+
+    def __init__(self) -> None:
+        # By the number of the signal.
+        self.handlers: dict[int, _Handler] = {}
+        self._pipe: _Pipe | None = None
+        self._join: Callable[[float], None] | None = None
+        # Whether Python writes each signal's number into the pipe.
+        self._is_woken = False
+
+    def take(self, number: int, before: Any) -> None:
+        """Handle the signal."""
+        handler = _Handler(before, self._handled)
+        _set(number, handler)
+        # What the application waits for is not interrupted.
+        signal.siginterrupt(number, False)
+        self.handlers[number] = handler
+        if self._pipe is None:
+            self._pipe = _Pipe()
+            process.at_first_session(self._start)
         if process.has_begun():
             self._start()
-        process.at_first_session(self._start)
 
-    def release(self) -> None:
+    def release(self, number: int) -> None:
         """Restore the handler from before, unless another one has been set since."""
-        process.not_at_first_session(self._start)
-        if _handler(self.number) == self._ours:
-            faulthandler.unregister(self.number)
-        self._close()
+        handler = self.handlers.pop(number)
+        if not self.handlers:
+            self._close()
+        if _is_in_place(number, handler):
+            try:
+                _set(number, handler.before)
+            except _Refused as error:
+                warn_once(
+                    f"session_tracer: its handler of {_text(number)} stays, and does nothing: "
+                    f"{error}"
+                )
 
     def begin_in_child(self) -> None:
         """Write no longer into the pipe that the parent reads."""
-        inherited = self._pipe
-        self._begin()
-        inherited.close(inherited.read_end, inherited.write_end)
+        inherited, self._join = self._pipe, None
+        if inherited is not None:
+            self._sleep(inherited)
+            self._pipe = _Pipe()
+            inherited.close(inherited.read_end, inherited.write_end)
 
-    def _begin(self) -> None:
-        self._pipe = _Pipe()
-        self._join: Callable[[float], None] | None = None
-        # The second time, in a child, this changes nothing but the pipe.
-        faulthandler.register(
-            self.number, file=self._pipe.write_end, all_threads=False, chain=self._chain
-        )
+    def _handled(self, number: int) -> None:
+        if self._pipe is not None:
+            self._pipe.write(_HANDLED + number)
 
     def _start(self) -> None:
         """Start the thread, as the process opens its first session."""
-        if self._join is not None:
+        if self._join is not None or self._pipe is None:
             return
-        if _handler(self.number) != self._ours:
+        handlers = self.handlers.items()
+        replaced = [number for number, one in handlers if not _is_in_place(number, one)]
+        for number in replaced:
             warn_once(
-                f"session_tracer: no dump is written at {_text(self.number)}, because another "
+                f"session_tracer: no dump is written at {_text(number)}, because another "
                 f"handler of it was set after instrument().{_free()}{_HARMLESS}"
             )
+        if len(replaced) == len(handlers):
             return
         if not self._pipe.is_open:
-            self._begin()
-        self._join = threads.start(partial(_answer, self._pipe), "session_tracer-dump")
+            self._pipe = _Pipe()
+        # Not before: a process that becomes a daemon closes descriptors and uses their numbers.
+        with suppress(ValueError):  # in another thread
+            self._is_woken = _wake_up(self._pipe.write_end, -1)
+        answer = partial(_answer, self._pipe, self.handlers)
+        self._join = threads.start(answer, "session_tracer-dump")
 
     def _close(self) -> None:
+        process.not_at_first_session(self._start)
         pipe, join = self._pipe, self._join
-        pipe.close(pipe.write_end, *(() if join else (pipe.read_end,)))
+        self._pipe = self._join = None
+        if pipe is None:
+            return
+        if self._sleep(pipe):
+            pipe.close(pipe.write_end, *(() if join else (pipe.read_end,)))
+        else:
+            pipe.write(_END)
         if join is not None:
             join(1.0)  # the thread reads to the end of the pipe, and closes it
 
+    def _sleep(self, pipe: _Pipe) -> bool:
+        """Have Python write no more into the pipe; return whether the pipe may be closed.
 
-def _answer(pipe: _Pipe) -> None:
-    """Write a dump for each signal until the pipe is closed."""
+        In another thread than the main one this is not possible. The pipe's descriptors must not
+        be given to a file of the application's then.
+        """
+        if self._is_woken:
+            try:
+                _wake_up(-1, pipe.write_end)
+            except ValueError:
+                return False
+            self._is_woken = False
+        return True
+
+
+def _is_in_place(number: int, handler: _Handler) -> bool:
+    known: object = signal.getsignal(number)
+    return known is handler
+
+
+def _set(number: int, handler: Any) -> None:
+    try:
+        signal.signal(number, handler)
+    except ValueError:
+        raise _Refused("Python allows only the main thread to change its handler.") from None
+
+
+def _wake_up(descriptor: int, known: int) -> bool:
+    """Have Python write each signal's number to the descriptor, if it writes to `known` now.
+
+    Return whether it did. Another library's descriptor stays; Trio would warn of one of another.
+
+    Raises:
+        ValueError: this is not the main thread.
+    """
+    if known < 0 and "trio" in sys.modules:
+        return False
+    found = signal.set_wakeup_fd(descriptor, warn_on_full_buffer=False)
+    if found != known:
+        with suppress(OSError):  # it is closed
+            signal.set_wakeup_fd(found, warn_on_full_buffer=False)
+    return found == known
+
+
+def _answer(pipe: _Pipe, numbers: Collection[int]) -> None:
+    """Write a dump for each of these signals until the pipe is closed."""
     answered = 0.0
+    woken: set[int] = set()
     with suppress(OSError):
-        while _read(pipe.read_end, _MOST_BYTES):
+        while (came := set(_read(pipe.read_end, _MOST_BYTES))) and _END not in came:
+            # The handler runs later, perhaps much later, for what Python's own has written.
+            handled = {one - _HANDLED for one in came}
+            new = (came | (handled - woken)) & set(numbers)
+            woken = (woken | new) - handled
+            if not new:
+                continue
             if time.monotonic() - answered > _ONE_SIGNAL:
                 with suppress(Exception):  # standard error may be closed
                     dump()
-            answered = time.monotonic()
-    pipe.close(pipe.read_end)
+                answered = time.monotonic()
+    if not pipe.is_open:
+        pipe.close(pipe.read_end)
 
 
-def _is_to_chain(number: int, is_own: Callable[[str], bool]) -> bool:
-    """Return whether the handler from before is the application's, and has to be called too.
+def _handler_before(number: int, is_own: Callable[[str], bool]) -> Any:
+    """Return what handles the signal: the application's handler, the default action, or none.
 
     Raises:
-        _Refused: it is not the application's.
+        _Refused: another library handles it.
     """
     name = _text(number)
     for server in _servers(name):
@@ -196,12 +305,11 @@ def _is_to_chain(number: int, is_own: Callable[[str], bool]) -> bool:
         # Python knows nothing of handlers that are written in C, such as faulthandler's.
         if _handler(number) != int(handler):
             raise _Refused(f"a C extension handles {name}, perhaps faulthandler.{_free()}")
-        return False
-    if handler is None or _handler(number) not in _of_python(number):
+    elif handler is None or _handler(number) not in _of_python(number):
         raise _Refused(f"a C extension handles {name}, perhaps faulthandler.{_free()}")
-    if owner := _library_of(handler, is_own):
+    elif owner := _library_of(handler, is_own):
         raise _Refused(f"{owner} handles {name}.{_free()}")
-    return True
+    return handler
 
 
 def _servers(name: str) -> list[str]:
@@ -235,7 +343,7 @@ def _free() -> str:
 
 
 def _number(named: str | int) -> int:
-    if not hasattr(faulthandler, "register"):
+    if not hasattr(signal, "siginterrupt"):
         raise _Refused("this system has no such signals.")
     number = getattr(signal, named, None) if isinstance(named, str) else named
     if number is None:
@@ -265,17 +373,10 @@ def _of_python(number: int) -> set[int]:
     others = [
         _handler(other)
         for other in signal.valid_signals()
-        if other != number and callable(signal.getsignal(other)) and other not in _TAKEN
+        if other != number and callable(signal.getsignal(other))
     ]
     return set(others) or {_handler(number)}
 
 
-_TAKEN: Final[dict[int, _Taken]] = {}
-
-
-def _begin_in_child() -> None:
-    for taken in _TAKEN.values():
-        taken.begin_in_child()
-
-
-process.in_child(_begin_in_child)
+_LISTENER: Final = _Listener()
+process.in_child(_LISTENER.begin_in_child)
