@@ -15,6 +15,7 @@ from sqlalchemy import create_engine, select, text
 from sqlalchemy.orm import Session, sessionmaker
 
 from session_tracer import Exporter, LiveSession, instrument, live_sessions
+from session_tracer.ledger import registry
 from session_tracer.testing import capture
 from tests.library import Author, Base, Essay, authors, keep
 from tests.stories.findings.due import look_ahead
@@ -301,3 +302,21 @@ def test_ten_thousand_open_sessions_are_seen_at_once(factory: Factory) -> None:
         assert min(took) < 0.5
         for session in sessions:
             session.close()
+
+
+def test_who_holds_a_connection_for_longest_does_not_depend_on_how_long_a_look_takes(
+    factory: Factory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = registry.look
+
+    def slow_look(*arguments: Any, **options: Any) -> LiveSession:
+        time.sleep(0.05)
+        return look(*arguments, **options)
+
+    monkeypatch.setattr(registry, "look", slow_look)
+    with capture(factory), factory() as first, factory() as second:
+        for session in (first, second):
+            session.connection()
+        held = [one.held_seconds for one in registry.holders_of(factory.kw["bind"].pool)]
+    assert held == sorted(held, reverse=True)
+    assert len(held) == 2

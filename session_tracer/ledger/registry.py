@@ -77,12 +77,15 @@ def live_sessions() -> list[LiveSession]:
 
 def holders_of(pool: object) -> tuple[LiveSession, ...]:
     """The open sessions that hold a connection of the pool."""
-    return tuple(
-        look(report)
+    reports = [
+        report
         for ledger in list(LIVE)
         if any(holding.is_of(pool) for holding in ledger.connections)
         for report in ledger.reports[:1]
-    )
+    ]
+    # One time for all: who has held one for longest is compared, and a look takes a while.
+    now = reports[0].ledger.clock() if reports else 0
+    return tuple([look(report, now) for report in reports])
 
 
 def connections_held(pool: object) -> int:
