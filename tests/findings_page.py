@@ -103,7 +103,8 @@ _MASKS: Final = (
     (r"\b(session|shop) [0-9a-f]{6}\b", r"\1 ID"),
     (r'\btask "Task-\d+"', "TASK"),
     (r'\bthread "[^"]*"', "THREAD"),
-    (r"<string>:\d+ in <module> ", ""),  # below the example, in a worker of pytest-xdist
+    # Below the example, in a worker of pytest-xdist; Python 3.13 and newer keep the line's text.
+    (r"<string>:\d+ in <module> (import sys;exec\(eval\(sys\.stdin\.readline\(\)\)\) )?", ""),
 )
 
 

@@ -105,8 +105,10 @@ def _search(now: _Objects, seen: _Objects) -> Holder:
 
 def _outer(inner: _Objects, seen: _Objects) -> _Objects:
     """Return what refers to these objects, without frames and what was seen before."""
-    known = set(map(id, seen))
-    referrers = gc.get_referrers(*inner) if inner else ()
+    # From Python 3.13 on, the tuple of arguments is found to refer to them.
+    asked = tuple(inner)
+    known = {*map(id, seen), id(asked)}
+    referrers = gc.get_referrers(*asked) if asked else ()
     return _Objects(
         one
         for one in referrers

@@ -327,10 +327,12 @@ def test_a_server_whose_tasks_share_its_session_is_no_loop(twin: Twin, serve: An
     tasks: list[asyncio.Task[None]] = []
     served: list[int] = []
     done = asyncio.Event()
+    one_at_a_time = asyncio.Lock()
 
     async def later(session: Any, number: int) -> None:
         await asyncio.sleep(0.02 * number)
-        await find(session)
+        async with one_at_a_time:
+            await find(session)
         served.append(number)
         if len(served) == 6:
             done.set()
