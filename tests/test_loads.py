@@ -380,3 +380,64 @@ def test_a_map_is_left_as_it_would_be_without_us(factory: Factory) -> None:
     assert type(session.identity_map._wr) is weakref.ref
     assert set(vars(session.identity_map)) == set(vars(Session().identity_map))
     session.close()
+
+
+# What a session lets go of as it is closed.
+
+
+def let_go(factory: Factory, work: Callable[[Session], object]) -> dict[str, int]:
+    """How many objects the session holds as it is closed, by mapped class."""
+    with capture(factory), factory() as session:
+        held = work(session)
+        ledger = ledger_of(session)
+        session.close()
+        del held
+    assert ledger is not None
+    return dict(ledger.detached)
+
+
+def test_objects_of_one_class_are_let_go(factory: Factory) -> None:
+    assert let_go(factory, lambda session: session.scalars(select(Author)).all()) == {"Author": 3}
+
+
+def test_objects_of_a_hierarchy_are_let_go_as_of_its_base(factory: Factory) -> None:
+    assert let_go(factory, lambda session: session.scalars(select(Map)).all()) == {"Item": 1}
+    assert let_go(factory, lambda session: session.scalars(select(Item)).all()) == {"Item": 2}
+
+
+def test_objects_in_the_place_of_others_that_are_gone_are_let_go_as_what_they_are(
+    factory: Factory,
+) -> None:
+    with factory() as before:
+        book = before.scalars(select(Book)).first()
+    assert book is not None
+
+    def add_detached(session: Session) -> list[object]:
+        *kept, _ = session.scalars(select(Author)).all()
+        del _
+        session.add(book)
+        return [*kept, book]
+
+    def add_new(session: Session) -> list[object]:
+        *kept, _ = session.scalars(select(Author)).all()
+        del _
+        new = Book(title="new", author=kept[0])
+        session.add(new)
+        session.flush()
+        return [*kept, new]
+
+    assert let_go(factory, add_new) == {"Author": 2, "Book": 1}
+    assert let_go(factory, add_detached) == {"Author": 2, "Book": 1}
+
+
+def test_a_merged_object_is_let_go_as_what_it_is(factory: Factory) -> None:
+    with factory() as before:
+        book = before.scalars(select(Book)).first()
+    assert book is not None
+
+    def merge(session: Session) -> list[object]:
+        one = session.get(Author, 1)
+        del one
+        return [session.merge(book, load=False)]
+
+    assert let_go(factory, merge) == {"Book": 1}

@@ -13,7 +13,6 @@ import random
 import time
 import weakref
 from collections import Counter as Numbers
-from collections import defaultdict
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
@@ -138,161 +137,67 @@ new_tuple: Final = tuple.__new__
 class Ledger(Use):
     """What one session scope did so far. Times are nanoseconds of the tracers' monotonic clock.
 
-    Hooks write it; detectors and signals read it. An attribute keeps the class's value, which costs
-    nothing, until something changes it; a class's dictionary or tuple is never changed in place.
+    Hooks write it; detectors and signals read it. What nearly every session changes or reads has a
+    slot: CPython reads a default of the class, or a dictionary of this many attributes, far more
+    slowly. What most sessions leave as it is, is an attribute of the class until it changes: that
+    costs them nothing. The empty dictionaries and tuples are shared: none is changed in place.
     """
 
-    # The scope, and the tracers that report it.
-    publishers: tuple[Publisher, ...] = ()
-    # The reports whose spans are sampled, and what sets the context of statements.
-    recording: tuple[tuple[Report, Spans], ...] = ()
-    attaching: Attaching | None = None
+    __slots__ = (  # noqa: SIM905 # a list would take a line for each name
+        "announces_statements attaches attaching closed_at closed_during closed_site comments "
+        "commits committing committing_rows counter database decided deleted detached dirty "
+        "ended ending epoch failure failures first_began first_commit first_selects "
+        "first_used_site flush_number flushed_site flushes gates handled has_misuses held id "
+        "identity_map_peak identity_map_size is_beginning is_open is_streaming is_used "
+        "last_activity_at last_activity_site last_eager last_ended last_held last_load "
+        "last_operation last_outcome last_select last_statement_at last_statement_site "
+        "last_write lazy_loads left_site load_site loaded new opened_site origin outcome "
+        "publishers recording released route row_count row_folded row_ns row_run single_rows "
+        "size_before sizes sql statements sweeps_seen writes written"
+    ).split()
+
     gates: Gates
-    announces_statements = False
-    # What makes the comments of its statements, if a tracer wants them; and the comment so far: the
-    # line of the first use, and the text without and with the trace.
-    comments: Comments | None = None
-    comment: tuple[object, str, str] | None = None
-    # Whether a finding of any report was to be raised as `SessionMisuse`.
-    has_misuses = False
-    id = ""
-    is_open = True
-    # Until its reports are made, other threads only note which tracers shall report it.
-    is_beginning = True
     origin: Origin
-    # What to add to a monotonic time to get nanoseconds since 1970.
-    epoch = 0
-    # What stands for the factory: an async_sessionmaker has no class of its own.
-    kind: tuple[type, int] = (object, 0)
-    handled: Callable[[BaseException], bool] | None = None
+
+    # What most sessions leave as it is.
+    # The comment of its statements so far: the line of the first use, and the text without and with
+    # the trace.
+    comment: tuple[object, str, str] | None = None
     # The blocks of `work()` in which it was opened, the innermost last.
     blocks: Blocks = ()
     # What was bound to structlog's context variables as it was opened.
     bound: Mapping[str, Any] = NOTHING
-    opened_at = 0
-    opened_site: CallSite | None = None
-    # The line of the first use. The session is lent if what opened it (a dependency's generator, a
-    # plugin, a wrapper) was not at work by then; it may still be if a generator has only begun it.
-    first_used_site: CallSite | None = None
+    # The session is lent if what opened it (a dependency's generator, a plugin, a wrapper) was not
+    # at work at the first use; it may still be if a generator has only begun it.
     is_lent = False
+    may_be_lent = False
     # The loop that has opened this session and others before it.
     opened_in_loop: OpenedInLoop | None = None
-    may_be_lent = False
     # A scope that begins on a session that was closed before.
     is_reopened = False
-    closed_at = 0
-    closed_site: CallSite | None = None
-    ending: Ending | Literal[""] = ""
     # The line that dropped the generator which closed the session.
     dropped_site: CallSite | None = None
-    # The exception that is handled while the session is closed.
-    closed_during: BaseException | None = None
-    outcome: Outcome | None = None
     error = ""
-    # Where the last activity was before the scope ended, if it had begun a transaction.
-    left_site: CallSite | None = None
-    last_activity_at = 0
-    last_activity_site: CallSite | None = None
-
-    # Transactions and connections; a time is 0 while there is none.
-    is_used = False
-    last_outcome: Outcome = "closed"
     savepoints = 0
     open_savepoints = 0
-    # How many transactions and savepoints have ended, and the last one of them.
-    ended = 0
-    last_ended: OpenTransaction | None = None
-    commits = 0
     rollbacks = 0
-    # The first transaction's trace, and the outermost task and the owner that began it.
-    first_began: tuple[int, Owner, Owner] | None = None
     # What the scope had run before the open transaction.
     statements_before = 0
     sql_before = 0
-    database: Database | None = None
     # What is called as the open transaction ends, with how and where that was.
     when_ended: tuple[Callable[[Ledger, Session, Outcome, CallSite | None], None], ...] = ()
     # What is called as the scope ends, if it is suspect.
     when_closed: tuple[Callable[[Ledger], None], ...] = ()
     # Whether a transaction manager ends its transactions.
     is_managed = False
-    held = 0
-    # How long the open transaction, or the last one, held the last connection it gave back.
-    last_held = 0
-    # For how long the transaction that is ending held each connection, and in SQL.
-    released: tuple[tuple[int, int], ...] = ()
-
-    # Statements.
-    statements = 0
-    sql = 0
-    is_streaming = False
-    last_statement_at = 0
-    last_statement_site: CallSite | None = None
-    # The last statement: its verb, its eager loader, the load that it was for if it was for one.
-    last_operation = "SELECT"
-    last_eager = ""
-    last_load: Load | None = None
-    # The mapped class of the last SELECT of the application's own.
-    last_select = ""
-    # The first few SELECTs of the application's own: rows, then facts once a detector is called.
-    first_selects: tuple[Any, ...] = ()
     loads: Loads | None = None
     # Whether the last load was a refresh() of what was just written.
     is_refreshing = False
-    single_rows: SingleRows | None = None
-    # The last row that was written by a statement of its own, and how many there are of its kind;
-    # `single_rows` has the first `row_folded` of them; the others took `row_ns`.
-    row_run: Run | None = None
-    row_count = 0
-    row_folded = 0
-    row_ns = 0
-    # Whether code that runs during a statement could see which context is in force.
-    attaches = False
-
-    # The number of the last statement that wrote to each table. The table is empty for a statement
-    # of which it is not known, and for expire(): the application expects other values then.
-    writes: dict[str, int]
-
-    # Flushes.
-    flushes = 0
     failed_flushes = 0
-    # Which flush is writing, or was the last one that did.
-    flush_number = 0
-    failure: Failure | None = None
-    failures: Failures | None = None
-    # What the open transaction has written: objects, rows, and what a commit is compared by.
-    written: Counts = NOTHING
-    committing_rows = 0
-    committing: Counts = NOTHING
-    # The first commit of writes: its line, its rows, its objects, when it was done, and how long
-    # it took.
-    first_commit: tuple[CallSite | None, int, Counts, int, int] | None = None
-    # The last flush or commit, and its line, as long as nothing but refreshes has run since.
-    last_write: tuple[str, CallSite | None] | None = None
-    flushed_site: CallSite | None = None
-    # `new`, `dirty` and `deleted` as they were before what is not committed was flushed, and as
-    # each open savepoint began.
-    decided: tuple[Counts, ...] = (NOTHING, NOTHING, NOTHING)
     savepoints_began: tuple[tuple[Counts, ...], ...] = ()
-
-    # Objects.
-    counter: Counter = object_counter.NOTHING_LOADED
-    load_site: CallSite | None = None
-    route: Route | None = None
-    size_before = 0
     at_once = 0
     in_portions = False
-    sweeps_seen = 0
-    identity_map_size = 0
-    identity_map_peak = 0
-    # How large the identity map was after the first few commits, and the last few.
-    sizes: tuple[int, ...] = ()
-    loaded: Counts = NOTHING
-    new: Counts = NOTHING
-    dirty: Counts = NOTHING
     unchanged: Counts = NOTHING
-    deleted: Counts = NOTHING
-    lazy_loads: Counts = NOTHING
     # What was added and is not flushed, by mapped class, and where the last of it was.
     added_site: CallSite | None = None
     # How many were added before those; the transitions that no total covers, by name.
@@ -303,21 +208,129 @@ class Ledger(Use):
     merged = 0
     refused = 0
     pending = 0
-    # What the session let go of as it was closed: all its objects, and of them those with changes
-    # that were not flushed, and of objects that were marked as deleted.
-    detached: Counts = NOTHING
+    # Of what the session let go of as it was closed: what had changes that were not flushed, and
+    # what was marked as deleted.
     modified: Counts = NOTHING
     removed: Counts = NOTHING
 
     def __init__(
         self, tracers: tuple[Tracer, ...], *, is_async: bool, clock: Callable[[], int]
     ) -> None:
-        self.tracers = tracers
-        self.is_async = is_async
-        self.clock = clock
-        self.locator = tracers[0].locator
-        self.pending_by_class = defaultdict(int)
-        self.writes = {}
+        super().__init__(tracers, is_async=is_async, clock=clock)
+        # The scope, and the tracers that report it.
+        self.publishers: tuple[Publisher, ...] = ()
+        # The reports whose spans are sampled, and what sets the context of statements.
+        self.recording: tuple[tuple[Report, Spans], ...] = ()
+        self.attaching: Attaching | None = None
+        self.announces_statements = False
+        # What makes the comments of its statements, if a tracer wants them.
+        self.comments: Comments | None = None
+        # Whether a finding of any report was to be raised as `SessionMisuse`.
+        self.has_misuses = False
+        self.id = ""
+        self.is_open = True
+        # Until its reports are made, other threads only note which tracers shall report it.
+        self.is_beginning = True
+        # What to add to a monotonic time to get nanoseconds since 1970.
+        self.epoch = 0
+        # What stands for the factory: an async_sessionmaker has no class of its own.
+        self.kind: tuple[type, int] = (object, 0)
+        self.handled: Callable[[BaseException], bool] | None = None
+        self.opened_at = 0
+        self.opened_site: CallSite | None = None
+        self.first_used_site: CallSite | None = None
+        self.closed_at = 0
+        self.closed_site: CallSite | None = None
+        self.ending: Ending | Literal[""] = ""
+        # The exception that is handled while the session is closed.
+        self.closed_during: BaseException | None = None
+        self.outcome: Outcome | None = None
+        # Where the last activity was before the scope ended, if it had begun a transaction.
+        self.left_site: CallSite | None = None
+        self.last_activity_at = 0
+        self.last_activity_site: CallSite | None = None
+
+        # Transactions and connections; a time is 0 while there is none.
+        self.is_used = False
+        self.last_outcome: Outcome = "closed"
+        # How many transactions and savepoints have ended, and the last one of them.
+        self.ended = 0
+        self.last_ended: OpenTransaction | None = None
+        self.commits = 0
+        # The first transaction's trace, and the outermost task and the owner that began it.
+        self.first_began: tuple[int, Owner, Owner] | None = None
+        self.database: Database | None = None
+        self.held = 0
+        # How long the open transaction, or the last one, held the last connection it gave back.
+        self.last_held = 0
+        # For how long the transaction that is ending held each connection, and in SQL.
+        self.released: tuple[tuple[int, int], ...] = ()
+
+        # Statements.
+        self.statements = 0
+        self.sql = 0
+        self.is_streaming = False
+        self.last_statement_at = 0
+        self.last_statement_site: CallSite | None = None
+        # The last statement: its verb, its eager loader, and the load that it was for, if any.
+        self.last_operation = "SELECT"
+        self.last_eager = ""
+        self.last_load: Load | None = None
+        # The mapped class of the last SELECT of the application's own.
+        self.last_select = ""
+        # The first few SELECTs of the application's own: rows, then facts once they are judged.
+        self.first_selects: tuple[Any, ...] = ()
+        self.single_rows: SingleRows | None = None
+        # The last row that was written by a statement of its own, and how many there are of its
+        # kind; `single_rows` has the first `row_folded` of them; the others took `row_ns`.
+        self.row_run: Run | None = None
+        self.row_count = 0
+        self.row_folded = 0
+        self.row_ns = 0
+        # Whether code that runs during a statement could see which context is in force.
+        self.attaches = False
+        # The number of the last statement that wrote to each table. The table is empty for a
+        # statement of which it is not known, and for expire(): the application expects other values
+        # then.
+        self.writes: dict[str, int] = {}
+
+        # Flushes.
+        self.flushes = 0
+        # Which flush is writing, or was the last one that did.
+        self.flush_number = 0
+        self.failure: Failure | None = None
+        self.failures: Failures | None = None
+        # What the open transaction has written: objects, rows, and what a commit is compared by.
+        self.written: Counts = NOTHING
+        self.committing_rows = 0
+        self.committing: Counts = NOTHING
+        # The first commit of writes: its line, its rows, its objects, when it was done, and how
+        # long it took.
+        self.first_commit: tuple[CallSite | None, int, Counts, int, int] | None = None
+        # The last flush or commit, and its line, as long as nothing but refreshes has run since.
+        self.last_write: tuple[str, CallSite | None] | None = None
+        self.flushed_site: CallSite | None = None
+        # `new`, `dirty` and `deleted` as they were before what is not committed was flushed, and as
+        # each open savepoint began.
+        self.decided: tuple[Counts, ...] = (NOTHING, NOTHING, NOTHING)
+
+        # Objects.
+        self.counter: Counter = object_counter.NOTHING_LOADED
+        self.load_site: CallSite | None = None
+        self.route: Route | None = None
+        self.size_before = 0
+        self.sweeps_seen = 0
+        self.identity_map_size = 0
+        self.identity_map_peak = 0
+        # How large the identity map was after the first few commits, and the last few.
+        self.sizes: tuple[int, ...] = ()
+        self.loaded: Counts = NOTHING
+        self.new: Counts = NOTHING
+        self.dirty: Counts = NOTHING
+        self.deleted: Counts = NOTHING
+        self.lazy_loads: Counts = NOTHING
+        # What the session let go of as it was closed.
+        self.detached: Counts = NOTHING
 
     @classmethod
     def of_ended(cls, scope: Scope, tracer: Tracer, epoch: int) -> Ledger:
@@ -473,8 +486,8 @@ class Ledger(Use):
             if size > self.identity_map_peak:
                 self.identity_map_peak = size
             # The first part of an identity key is the mapped class, or its hierarchy's base.
-            if size == 1:
-                self.detached = {keys[0][0].__name__: 1}
+            if size == 1 or self._has_only_loaded(size):
+                self.detached = {keys[0][0].__name__: size}
             else:
                 self.detached = by_name(Numbers(map(_FIRST, keys)))
         # `new` and `deleted` build a set on each call. The private dictionaries behind them show
@@ -483,6 +496,18 @@ class Ledger(Use):
             self.pending = len(session.new)
         if getattr(session, "_deleted", True):
             self.removed = by_name(Numbers(map(type, session.deleted)))
+
+    def _has_only_loaded(self, size: int) -> bool:
+        """Whether the identity map's objects are known to be of one class, without counting them.
+
+        They are if nothing was loaded but they, and nothing came in that was not loaded.
+        """
+        loaded = self.loaded
+        return (
+            len(loaded) == 1
+            and size in loaded.values()
+            and not (self.new or self.other_transitions)
+        )
 
     def end(self, ending: Ending, leaving: tuple[CallSite | None, str, bool]) -> None:
         """The scope ended; nothing is remembered of it but what its objects carry.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from asyncio import CancelledError
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Final
 
 from session_tracer import facts
@@ -33,23 +34,18 @@ NO_OWNER: Final = owner.Owner(threading.main_thread(), None, None, object())
 
 
 class Use:
-    """The part of a ledger that knows who uses the session.
+    """The part of a ledger that knows who uses the session."""
 
-    What is most often as it was at first is an attribute of the class until it changes: that costs
-    a session that is opened for one unit of work nothing.
-    """
+    __slots__ = (  # noqa: SIM905 # a list would take a line for each name
+        "__dict__ __weakref__ at_work at_work_site borrowed callers clock commit connections "
+        "context flush is_async is_closing is_suspect kind last_site leaving locator opened_at "
+        "opened_by owner pending_by_class reports scope tracers transactions transactions_open"
+    ).split()
 
-    is_async = False
     kind: tuple[type, int]
-    tracers: tuple[Tracer, ...] = ()
-    reports: tuple[Report, ...] = ()
-    context: Any = None
-    clock: Callable[[], int]
-    locator: Locator
     scope: Scope
-    opened_by: Owner = NO_OWNER
-    # The thread or task that used it last.
-    owner: Owner = NO_OWNER
+
+    # What most sessions leave as it is.
     was_handed_on = False
     # How far the function has come that opened the session, while other tasks use it; and the loop
     # of that function which has waited for the last of these.
@@ -59,11 +55,6 @@ class Use:
     # one began to use it: in which transaction, and the request or the task.
     request = 0
     changed_by: tuple[int, Hashable] | None = None
-    transactions = 0
-    pending_by_class: dict[type, int]
-    # The thread or task that is inside an operation of the session, and where.
-    at_work: Owner | None = None
-    at_work_site: CallSite | None = None
     # The first use under asyncio, and the use of its connection on another event loop since, which
     # is reported only if the driver does not allow it.
     loop_owner: Owner | None = None
@@ -72,27 +63,45 @@ class Use:
     # What a session without AsyncSession has run on an event loop.
     blocking: Blocking | None = None
     cancelled = False
-    # Whether something happened that a detector wants to know the end of.
-    is_suspect = False
     is_joined = False
-    # What it has taken from a pool, and what it was given: a session that is bound to a connection
-    # holds none of its own.
-    connections: tuple[Holding, ...] = ()
-    borrowed: tuple[Holding, ...] = ()
-    opened_at = 0
-    # The first commit of the scope, and those of the scopes next to it.
-    commit: Commit | None = None
     beside: tuple[Commit, ...] = ()
     # The pairs of lines of which it was reported that a connection was taken next to its own.
     nested_lines: frozenset[tuple[CallSite | None, CallSite | None]] = frozenset()
-    transactions_open: tuple[OpenTransaction, ...] = ()
-    flush: Flush | None = None
-    last_site: CallSite | None = None
-    # What was at work at the first use (see `owner_state`).
-    callers: Callers = ()
-    # Where the scope is being left, the error that is leaving, and whether anything is.
-    leaving: tuple[CallSite | None, str, bool] | None = None
-    is_closing = False
+
+    def __init__(
+        self, tracers: tuple[Tracer, ...], *, is_async: bool, clock: Callable[[], int]
+    ) -> None:
+        self.tracers = tracers
+        self.is_async = is_async
+        self.clock = clock
+        self.locator: Locator = tracers[0].locator
+        self.reports: tuple[Report, ...] = ()
+        self.context: Any = None
+        self.opened_by: Owner = NO_OWNER
+        # The thread or task that used it last.
+        self.owner: Owner = NO_OWNER
+        self.transactions = 0
+        self.pending_by_class: dict[type, int] = defaultdict(int)
+        # The thread or task that is inside an operation of the session, and where.
+        self.at_work: Owner | None = None
+        self.at_work_site: CallSite | None = None
+        # Whether something happened that a detector wants to know the end of.
+        self.is_suspect = False
+        # What it has taken from a pool, and what it was given: a session that is bound to a
+        # connection holds none of its own.
+        self.connections: tuple[Holding, ...] = ()
+        self.borrowed: tuple[Holding, ...] = ()
+        self.opened_at = 0
+        # The first commit of the scope, and those of the scopes next to it.
+        self.commit: Commit | None = None
+        self.transactions_open: tuple[OpenTransaction, ...] = ()
+        self.flush: Flush | None = None
+        self.last_site: CallSite | None = None
+        # What was at work at the first use (see `owner_state`).
+        self.callers: Callers = ()
+        # Where the scope is being left, the error that is leaving, and whether anything is.
+        self.leaving: tuple[CallSite | None, str, bool] | None = None
+        self.is_closing = False
 
     def site(self) -> CallSite | None:
         """The application's line that is at work.
