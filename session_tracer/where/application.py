@@ -92,10 +92,5 @@ def _root(name: object) -> str:
 
 
 def _is_installed_package(module: dict[str, Any]) -> bool:
-    name, file = module.get("__name__"), module.get("__file__")
-    return (
-        isinstance(name, str)
-        and isinstance(file, str)
-        and _root(name) not in _CALLERS
-        and is_installed(file)
-    )
+    file = module.get("__file__")
+    return isinstance(file, str) and is_installed(file)
