@@ -172,8 +172,8 @@ def after_begin(session: Any = None, transaction: Any = None, connection: Any = 
         if type(connection) is not Connection and not statements.is_timed(connection):
             return
         # Another session may share the connection: the last to begin is the one at work.
-        before = connection.__dict__.get(SLOT)
-        connection.__dict__[SLOT] = ledger
+        before = getattr(connection, SLOT, None)
+        setattr(connection, SLOT, ledger)
         for known in ledger.connections:
             if known.holds(connection):
                 return
@@ -240,7 +240,7 @@ def _take_up(ledger: Ledger, session: Session, outermost: SessionTransaction) ->
     held = {id(entry[0]): (entry[0], not entry[3]) for entry in entries}
     for connection, borrowed in held.values():
         if statements.is_timed(connection):
-            connection.__dict__[SLOT] = ledger
+            setattr(connection, SLOT, ledger)
             holding = statements.hold(connection, now, ledger.owner, None)
             ledger.connection_acquired(holding, now, joined=False, borrowed=borrowed)
 

@@ -30,7 +30,7 @@ from session_tracer.hooks.sql import fingerprint as fingerprint_of
 from session_tracer.ledger import pools
 from session_tracer.ledger.guard import reporting
 from session_tracer.ledger.in_progress import SLOT, SURROUNDED, Holding
-from session_tracer.ledger.ledger import type_name
+from session_tracer.ledger.ledger import Ledger, type_name
 from session_tracer.runtime import process, threads
 from session_tracer.runtime.degraded import without
 from session_tracer.verdicts.misuse import raise_due
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from session_tracer.facts import Database
     from session_tracer.hooks.sql import Shape
     from session_tracer.ledger.in_progress import Flush
-    from session_tracer.ledger.ledger import Ledger
     from session_tracer.ledger.report import Attached
     from session_tracer.where.callsite import CallSite
     from session_tracer.where.owner import Owner
@@ -78,7 +77,7 @@ def hold(connection: Connection, since: int, owner: Owner, site: CallSite | None
     database = _DATABASES.get(dialect)
     if database is None:
         database = _listen_to(dialect, connection)
-    ledger = connection.__dict__[SLOT]
+    ledger = getattr(connection, SLOT)
     if not ledger.attaches and _has_onlookers(connection):
         ledger.attaches = True
     holding = Holding(connection, database, since, owner, site)
@@ -105,7 +104,7 @@ def _listen_to(dialect: Dialect, connection: Connection) -> Database:
     """Listen to a dialect that is not listened to, and return what its database is."""
     is_mariadb = bool(getattr(dialect, "is_mariadb", False))
     database = sql.database(connection.engine.url, is_mariadb=is_mariadb)
-    pools.use(connection, database, connection.__dict__[SLOT].tracers)
+    pools.use(connection, database, getattr(connection, SLOT).tracers)
     with _CHANGING.value:
         # Another thread may have been first, or may have uninstrumented meanwhile.
         if not _Listening.is_on:
@@ -227,7 +226,7 @@ def _surround(connection: Connection) -> bool:
 
 
 def _check(connection: Connection | None) -> None:
-    ledger = None if connection is None else connection.__dict__.get(SLOT)
+    ledger = getattr(connection, SLOT, None)
     if ledger is None or ledger.at_work is None:
         return
     try:
@@ -237,7 +236,7 @@ def _check(connection: Connection | None) -> None:
 
 
 def _attached(connection: Connection | None) -> Attached | None:
-    ledger = None if connection is None else connection.__dict__.get(SLOT)
+    ledger = getattr(connection, SLOT, None)
     if ledger is None:
         return None
     try:
@@ -264,14 +263,15 @@ def _executing(name: str) -> Callable[..., bool | None]:
     is_one, is_batch, is_bare = (name == one for one in _EXECUTES)
 
     def listener(cursor: Any, statement: str, parameters: Any, context: Any = None) -> bool | None:
-        ledger = None
+        ledger: Any = None
         try:
             if is_bare:
                 parameters, context = (), parameters
-            ledger = context.root_connection.__dict__.get(SLOT)
-            if ledger is None:
+            ledger = getattr(context.root_connection, SLOT, None)
+            if ledger.__class__ is not Ledger:
                 return None
-            flush, dialect = ledger.flush, context.dialect
+            flush: Any = ledger.flush
+            dialect = context.dialect
             is_repeated = (
                 flush is not None
                 and statement is flush.repeated

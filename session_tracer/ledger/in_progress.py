@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = ["SLOT", "SURROUNDED", "Flush", "Holding", "OpenTransaction"]
 
-# The one attribute by which a traced Session, and a Connection it holds, leads to its ledger.
+# The one attribute by which a traced Session, and a Connection it holds, leads to its ledger. On a
+# Connection it is read and set as an attribute: once code has asked an object for its `__dict__`,
+# CPython reads the object's attributes more slowly, SQLAlchemy's too.
 SLOT: Final = "_session_tracer"
 # The methods that are replaced on a Connection to whose cursor others listen.
 SURROUNDED: Final = ("execute", "exec_driver_sql")
@@ -117,17 +119,15 @@ class Holding:
     def unmark(self, ledger: object) -> None:
         """The connection leads to the ledger no longer."""
         connection = self._connection()
-        if connection is not None:
-            marked = connection.__dict__
-            if marked.get(SLOT) is ledger:
-                lender = self.lender
-                if lender is not None and lender.uses(connection):
-                    marked[SLOT] = lender
-                    return
-                del marked[SLOT]
-                if self.is_surrounded:
-                    for name in SURROUNDED:
-                        marked.pop(name, None)
+        if connection is not None and getattr(connection, SLOT, None) is ledger:
+            lender = self.lender
+            if lender is not None and lender.uses(connection):
+                setattr(connection, SLOT, lender)
+                return
+            delattr(connection, SLOT)
+            if self.is_surrounded:
+                for name in SURROUNDED:
+                    connection.__dict__.pop(name, None)
 
 
 def _driver_of(connection: Connection) -> Any:
