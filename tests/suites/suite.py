@@ -49,7 +49,9 @@ def source(version: str, folder: Path) -> Path:
         with tempfile.TemporaryDirectory(dir=folder) as temporary:
             archive = _download(f"sqlalchemy=={version}", Path(temporary))
             with tarfile.open(archive) as packed:
-                packed.extractall(temporary, filter="data")
+                # The first releases of Python 3.11 have no filter.
+                packed.extraction_filter = getattr(tarfile, "data_filter", lambda one, _: one)
+                packed.extractall(temporary)
             # Only what is complete gets the name.
             (Path(temporary) / tree.name).rename(tree)
     return tree
