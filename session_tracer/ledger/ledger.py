@@ -236,7 +236,6 @@ class Ledger(Use):
         # What stands for the factory: an async_sessionmaker has no class of its own.
         self.kind: tuple[type, int] = (object, 0)
         self.handled: Callable[[BaseException], bool] | None = None
-        self.opened_at = 0
         self.opened_site: CallSite | None = None
         self.first_used_site: CallSite | None = None
         self.closed_at = 0

@@ -34,7 +34,7 @@ def own_packages(target: object) -> Callable[[str], bool]:
     application would take longer than `instrument()` itself.
     """
     caller = _caller()
-    calling = _root(caller["__name__"]) if _is_installed_package(caller) else None
+    calling = _root(caller.get("__name__")) if _is_installed_package(caller) else None
     find = _weakly(target)
 
     @functools.cache
