@@ -5,16 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
+import linecache
+import re
+import sys
 import threading
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from sqlalchemy.util import greenlet_spawn
 
 from session_tracer.where.callsite import Locator
 from session_tracer.where.owner import Owner, current
+from session_tracer.where.running import locals_elsewhere
 from tests.stories.lines import marked
 
 if TYPE_CHECKING:
@@ -54,6 +59,51 @@ def test_the_main_thread_is_one_owner() -> None:
     assert current().name == 'thread "MainThread"'
     assert current().is_current()
     assert not current().is_task
+
+
+@pytest.mark.parametrize("is_collecting", [True, False], ids=["collecting", "switched off"])
+def test_no_garbage_is_collected_while_another_threads_frame_is_asked(is_collecting: bool) -> None:
+    """What a collection ends may let that thread run on: its function returns as it is read."""
+    entered, done = threading.Event(), threading.Event()
+    began: list[str] = []
+
+    def work(depth: int) -> None:
+        if depth:
+            return work(depth - 1)
+        entered.set()
+        done.wait(20)
+        return None
+
+    def note(phase: str, info: dict[str, int]) -> None:
+        del info
+        frame = sys._getframe(1)
+        if phase == "start":
+            began.append(linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip())
+
+    thread = threading.Thread(target=work, args=(40,))
+    thread.start()
+    entered.wait(20)
+    owner = Owner(thread, None, None, None)
+    threshold = gc.get_threshold()
+    if not is_collecting:
+        gc.disable()
+    gc.callbacks.append(note)
+    try:
+        gc.set_threshold(1)
+        frames = owner.frames()
+        values = [locals_elsewhere(frame) for frame in frames]
+        gc.set_threshold(*threshold)
+        assert gc.isenabled() == is_collecting
+    finally:
+        gc.set_threshold(*threshold)
+        gc.callbacks.remove(note)
+        gc.enable()
+        done.set()
+        thread.join()
+    assert sum(one.get("depth") in range(41) for one in values) == 41
+    assert bool(began) == is_collecting
+    asking = re.compile(r"\.f_back|\.f_locals|_current_frames|return ask\(\)")
+    assert [line for line in began if asking.search(line)] == []
 
 
 def test_each_thread_is_an_owner() -> None:

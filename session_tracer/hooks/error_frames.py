@@ -18,6 +18,8 @@ from sqlalchemy.orm import (
 )
 from sqlalchemy.orm.interfaces import LoaderStrategy
 
+from session_tracer.where.running import locals_elsewhere
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from types import FrameType
@@ -80,7 +82,7 @@ def session_near(frame: FrameType) -> Session | None:
 
 
 def _session_of(frame: FrameType) -> Session | None:
-    owner: Any = frame.f_locals.get("self")
+    owner: Any = locals_elsewhere(frame).get("self")
     if _is(owner, SessionTransaction):
         # Its constructor may be refused before it has set that.
         owner = getattr(owner, "session", None)
@@ -98,7 +100,7 @@ def is_inside(frame: FrameType, session: Session) -> bool:
         case "sqlalchemy.orm.session":
             return _session_of(frame) is session
         case "sqlalchemy.ext.asyncio.session":
-            proxy = frame.f_locals.get("self")
+            proxy = locals_elsewhere(frame).get("self")
             # An AsyncSessionTransaction knows its AsyncSession.
             proxy = getattr(proxy, "session", proxy)
             return getattr(proxy, "sync_session", None) is session

@@ -9,6 +9,8 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from session_tracer.where.running import locals_elsewhere
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from types import CodeType, FrameType
@@ -76,7 +78,7 @@ def _found(frames: Iterable[FrameType]) -> tuple[Any, Wait] | None:
 
 
 def _locals(frame: FrameType, *names: str) -> list[Any]:
-    values = frame.f_locals
+    values = locals_elsewhere(frame)
     found = [values.get(name) for name in names]
     if type(values) is dict:
         # Before Python 3.13 the frame would keep them.

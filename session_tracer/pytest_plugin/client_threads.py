@@ -8,7 +8,7 @@ import threading
 from typing import TYPE_CHECKING, Final
 
 from session_tracer.where.callsite import WAITING, is_installed, whole_stack
-from session_tracer.where.owner import standing
+from session_tracer.where.running import frames_of_thread, locals_elsewhere
 from session_tracer.where.tasks import suspended
 
 if TYPE_CHECKING:
@@ -52,11 +52,7 @@ class ClientThreads:
     def _waiting(self) -> Iterator[FrameType]:
         if self._thread in (0, threading.get_ident()) or not _is_of_a_library():
             return
-        frames = []
-        frame = standing(self._thread)
-        while frame is not None:
-            frames.append(frame)
-            frame = frame.f_back
+        frames = list(frames_of_thread(self._thread))
         # A coroutine's frames are inside of the ones of the loop that runs it.
         yield from self._waiting_coroutine(frames)
         yield from frames
@@ -79,7 +75,7 @@ def _loop_of(frame: FrameType) -> asyncio.AbstractEventLoop | None:
     if (frame.f_globals.get("__name__"), frame.f_code.co_name) != _RUNNING:
         return None
     # What this returns is kept for as long as the frame lives: the loop, and nothing of the test's.
-    loop = frame.f_locals.get("self")
+    loop = locals_elsewhere(frame).get("self")
     return loop if isinstance(loop, asyncio.AbstractEventLoop) else None
 
 

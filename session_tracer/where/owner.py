@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from session_tracer.runtime import process
 from session_tracer.where.callsite import whole_stack
+from session_tracer.where.running import frames_of_thread
 from session_tracer.where.tasks import (
     awaiting_tasks,
     coroutines,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator
     from types import FrameType
 
-__all__ = ["Owner", "current", "leaver_for", "others", "root_of", "standing"]
+__all__ = ["Owner", "current", "leaver_for", "others", "root_of"]
 
 # A thread of a pool does one piece of work after another, and those of several requests in turn.
 # Each piece that runs in a context of its own, as anyio's and `asyncio.to_thread()`'s do, is an
@@ -204,22 +205,14 @@ class Owner:
 
     def frames_of_thread(self, most: int = sys.maxsize) -> Iterator[FrameType]:
         """Yield the innermost frames of another thread, whatever it does now."""
-        here = self.ident is None or self.ident == threading.get_ident()
-        frame = None if here or self.ident is None else standing(self.ident)
-        while frame is not None and most > 0:
-            yield frame
-            frame, most = frame.f_back, most - 1
+        if self.ident is None or self.ident == threading.get_ident():
+            return iter(())
+        return frames_of_thread(self.ident, most)
 
     def frames_of_greenlet(self) -> Iterator[FrameType]:
         """Yield the frames of SQLAlchemy's greenlet in which a task waits, the innermost first."""
         task = None if self._task is None else self._task()
         return iter(()) if task is None else in_greenlet(task)
-
-
-def standing(ident: int) -> FrameType | None:
-    """Return the running frame of another thread, or None if this Python does not provide it."""
-    frames: Callable[[], dict[int, FrameType]] | None = getattr(sys, "_current_frames", None)
-    return None if frames is None else frames().get(ident)
 
 
 def _is_ours(frame: FrameType) -> bool:

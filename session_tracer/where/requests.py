@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 from session_tracer.where.callsite import whole_stack
+from session_tracer.where.running import locals_elsewhere
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -40,7 +41,7 @@ def _request(frames: Iterable[FrameType]) -> int:
     for frame in frames:
         code = frame.f_code
         if _ASGI.issubset(code.co_varnames[: code.co_argcount]):
-            scope = frame.f_locals.get("scope")
+            scope = locals_elsewhere(frame).get("scope")
             # A type of the application's own is not asked.
             if type(scope) is dict and scope.get("type") in _REQUESTS:
                 found = id(scope)

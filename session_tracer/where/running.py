@@ -1,15 +1,20 @@
-"""The running frame, if this Python provides it."""
+"""The frame that runs in this thread, and those of others, if this Python provides them."""
 
 from __future__ import annotations
 
+import gc
 import sys
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from operator import attrgetter, call
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from types import FrameType
 
-__all__ = ["IS_TOLD", "running_frame"]
+__all__ = ["IS_TOLD", "frames_of_thread", "locals_elsewhere", "outwards_elsewhere", "running_frame"]
+
+T = TypeVar("T")
 
 
 def _untold(depth: int = 0, /) -> FrameType | None:
@@ -21,3 +26,46 @@ def _untold(depth: int = 0, /) -> FrameType | None:
 IS_TOLD: Final = hasattr(sys, "_getframe")
 # The frame at a depth: 0 is the caller's. Raises ValueError if the stack is not as deep.
 running_frame: Final[Callable[[int], FrameType | None]] = getattr(sys, "_getframe", _untold)
+_caller: Final[Callable[[FrameType], FrameType | None]] = attrgetter("f_back")
+_values: Final[Callable[[FrameType], Any]] = attrgetter("f_locals")
+# Until Python 3.12 an allocation may begin a garbage collection, and what that ends may let other
+# threads run. A frame object is allocated when it is first asked for: the function may have
+# returned by then, and Python reads what another one has put in its place on the stack, or waits
+# for ever where the collection needs what `sys._current_frames` holds.
+_COLLECTS: Final = sys.version_info < (3, 12)
+
+
+def _undisturbed(ask: Callable[[], T]) -> T:
+    """Return what a function in C returns, which no other thread interrupts."""
+    if not _COLLECTS:
+        return ask()
+    found: list[Any] = []
+    # One call into C, between whose steps no other thread runs and sees it switched off.
+    alone = partial(found.extend, map(call, (gc.disable, ask, gc.enable)))
+    try:
+        all(map(call, (gc.isenabled, alone)))
+    except MemoryError:
+        gc.enable()
+        raise
+    # Nothing, where the application has switched it off.
+    return found[1] if found else ask()
+
+
+def outwards_elsewhere(frame: FrameType | None, most: int = sys.maxsize) -> Iterator[FrameType]:
+    """Yield a frame that may run in another thread and its callers, at most this many."""
+    for _ in range(most):
+        if frame is None:
+            return
+        yield frame
+        frame = _undisturbed(partial(_caller, frame))
+
+
+def locals_elsewhere(frame: FrameType) -> Any:
+    """Return the variables of a frame that may run in another thread."""
+    return _undisturbed(partial(_values, frame))
+
+
+def frames_of_thread(ident: int, most: int = sys.maxsize) -> Iterator[FrameType]:
+    """Yield the frames of another thread, the innermost first, at most this many."""
+    every: Callable[[], dict[int, FrameType]] = getattr(sys, "_current_frames", dict)
+    return outwards_elsewhere(_undisturbed(every).get(ident), most)

@@ -9,6 +9,8 @@ from inspect import isasyncgen
 from types import CellType
 from typing import TYPE_CHECKING, Any, Final
 
+from session_tracer.where.running import locals_elsewhere, outwards_elsewhere
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import FrameType
@@ -87,10 +89,8 @@ def in_greenlet(task: asyncio.Task[Any]) -> Iterator[FrameType]:
             continue
         # By its type: the others are the application's, and may not be asked for anything.
         for held in gc.get_referents(awaited):
-            frame = held.gr_frame if issubclass(type(held), kind) else None
-            while frame is not None:
-                yield frame
-                frame = frame.f_back
+            if issubclass(type(held), kind):
+                yield from outwards_elsewhere(held.gr_frame)
 
 
 def in_groups(
@@ -203,7 +203,7 @@ def awaiting_a_thread(frame: FrameType) -> list[FrameType]:
     """
     if frame.f_code.co_qualname != "WorkerThread.run" or "anyio" not in frame.f_code.co_filename:
         return []
-    values = frame.f_locals
+    values = locals_elsewhere(frame)
     future = values.get("future")
     if type(values) is dict:
         # Before Python 3.13 the frame would keep them, and it lives as long as the thread.
