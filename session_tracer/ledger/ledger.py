@@ -753,8 +753,10 @@ class Ledger(Use):
     @property
     def _outermost(self) -> OpenTransaction | None:
         # A listener of the application may begin the next one before the last one's end is seen.
-        opened = (one for one in reversed(self.transactions_open) if not one.nested)
-        return next(opened, None)
+        for one in reversed(self.transactions_open):
+            if not one.nested:
+                return one
+        return None
 
     @property
     def transaction_began_at(self) -> int:

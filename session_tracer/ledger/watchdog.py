@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 import time
 import weakref
+from collections import defaultdict
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final
 
 from session_tracer import facts
 from session_tracer.ledger import registry, same_owner
@@ -36,8 +37,15 @@ _MOST_SAVED: Final = 50_000_000
 _NEVER: Final = sys.maxsize
 
 
-# When to look at a scope, and its id.
-_Due: TypeAlias = "tuple[int, str, weakref.ref[Ledger]]"
+class _Watched:
+    """A scope, which must not be kept alive, and when to look at it, in nanoseconds."""
+
+    __slots__ = ("due", "id", "ledger")
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.due = 0
+        self.id = ledger.id
+        self.ledger = weakref.ref(ledger)
 
 
 class Watch:
@@ -64,16 +72,15 @@ class Watch:
         self._last = 0
         self._saved = _MOST_SAVED
         self._shortest = _NEVER
-        # When each scope is to be looked at, by slots of time; and the ids of these scopes. A
-        # scope must not be kept alive.
-        self._slots: dict[int, list[_Due]] = {}
+        # What is watched, by slots of the time when to look at it, and the ids of these scopes.
+        self._slots: defaultdict[int, list[_Watched]] = defaultdict(list)
         self._known: set[str] = set()
         self.gap = _LEAST_GAP / 1e9
 
     def begin_anew(self, shortest: int = _NEVER) -> None:
         """Look at every scope, and then at least as often as the shortest threshold passes."""
         self._shortest = shortest
-        self._slots, self._known = {}, set()
+        self._slots, self._known = defaultdict(list), set()
 
     def look(self) -> float | None:
         """Return the seconds until the next look, or None if no session has to be looked at.
@@ -85,8 +92,13 @@ class Watch:
         now, used = self._clock(), self._cpu()
         passed: list[Report] = []
         # Not before all are taken: the next time of one may be this very moment.
-        for ledger, reference in [*self._came(), *self._ready(now)]:
-            self._wait_for(ledger, reference, now, passed)
+        for one in [*self._came(), *self._ready(now)]:
+            if one.due <= now:
+                one.due = self._next(one, now, passed)
+            if one.due == _NEVER:
+                self._known.discard(one.id)
+            else:
+                self._slots[one.due // _LEAST_GAP].append(one)
         self._last, last = now, self._last
         self._saved = min(self._saved + (now - last) // _SHARE, _MOST_SAVED)
         self._saved -= self._cpu() - used
@@ -97,39 +109,30 @@ class Watch:
         self.gap = gap / 1e9
         if not (self._slots and LIVE):
             return None
-        soonest = min(due for due, _, _ in self._slots[min(self._slots)])
+        soonest = min(one.due for one in self._slots[min(self._slots)])
         return max(min(soonest - now, self._shortest), gap) / 1e9
 
-    def _came(self) -> list[tuple[Ledger, weakref.ref[Ledger]]]:
+    def _came(self) -> list[_Watched]:
         """The scopes that were opened since the last look: they are the last of all."""
-        came: list[tuple[Ledger, weakref.ref[Ledger]]] = []
+        came: list[_Watched] = []
         with suppress(RuntimeError):  # one is opened or ends now: the next look has the others
             for ledger in reversed(LIVE):
                 if ledger.id in self._known:
                     break
-                came.append((ledger, weakref.ref(ledger)))
+                came.append(_Watched(ledger))
+        self._known.update(one.id for one in came)
         return came[::-1]
 
-    def _ready(self, now: int) -> list[tuple[Ledger, weakref.ref[Ledger]]]:
-        """The open scopes whose time has come."""
-        ready = []
-        for slot in [slot for slot in self._slots if slot * _LEAST_GAP <= now]:
-            for one in self._slots.pop(slot):
-                due, id_, reference = one
-                ledger = reference()
-                if due > now:
-                    self._slots.setdefault(slot, []).append(one)
-                elif ledger is not None and ledger in LIVE:
-                    ready.append((ledger, reference))
-                else:
-                    self._known.discard(id_)
-        return ready
+    def _ready(self, now: int) -> list[_Watched]:
+        """The scopes whose slots have come; the time of some may come a little later."""
+        slots = [slot for slot in self._slots if slot * _LEAST_GAP <= now]
+        return [one for slot in slots for one in self._slots.pop(slot)]
 
-    def _wait_for(
-        self, ledger: Ledger, reference: weakref.ref[Ledger], now: int, passed: list[Report]
-    ) -> None:
-        """Note when to look at the scope next, and its reports of which a threshold has passed."""
-        soonest = _NEVER
+    def _next(self, one: _Watched, now: int, passed: list[Report]) -> int:
+        """When to look at the scope next; its reports of which a threshold has passed are added."""
+        ledger, soonest = one.ledger(), _NEVER
+        if ledger is None or ledger not in LIVE:
+            return soonest
         try:
             for report in ledger.reports:
                 if report.tracer.watches:
@@ -138,11 +141,7 @@ class Watch:
                         soonest = due
         except Exception as error:
             ledger.failed("watch", error)
-        if soonest == _NEVER:
-            self._known.discard(ledger.id)
-            return
-        self._known.add(ledger.id)
-        self._slots.setdefault(soonest // _LEAST_GAP, []).append((soonest, ledger.id, reference))
+        return soonest
 
 
 def _due(report: Report, last: int, now: int, passed: list[Report]) -> int:
