@@ -291,7 +291,7 @@ class Ledger(Use):
         # The number of the last statement that wrote to each table. The table is empty for a
         # statement of which it is not known, and for expire(): the application expects other values
         # then.
-        self.writes: dict[str, int] = {}
+        self.writes: dict[str, int] = NOTHING
 
         # Flushes.
         self.flushes = 0
@@ -1231,7 +1231,10 @@ class Ledger(Use):
     ) -> None:
         """A statement of the unit of work ran without an error."""
         number = self.statements = self.statements + 1
-        self.writes[collection] = number
+        writes = self.writes
+        if not writes:
+            writes = self.writes = {}
+        writes[collection] = number
         self.sql += duration
         self.last_statement_at = self.last_activity_at = at
         self.last_activity_site = self.last_statement_site = site
@@ -1292,11 +1295,11 @@ class Ledger(Use):
 
     def wrote_to(self, collection: str) -> None:
         """A statement of the application's own wrote to the table, empty where it is not known."""
-        writes = self.writes
-        if len(writes) >= _MOST_TABLES:  # names of tables can be made as the application runs
-            writes.clear()
-            collection = ""
-        writes[collection] = self.statements
+        if not self.writes or len(self.writes) >= _MOST_TABLES:
+            if self.writes:  # names of tables can be made as the application runs
+                collection = ""
+            self.writes = {}
+        self.writes[collection] = self.statements
 
     def reads_the_same(self, tables: frozenset[str], number: int) -> bool:
         """Whether the open transaction ran that statement, and has not written to these since."""
@@ -1545,7 +1548,7 @@ class Ledger(Use):
         """`expire()` or `expire_all()` was called."""
         self._did(now, site)
         self.expired += count
-        self.writes[""] = self.statements
+        self.wrote_to("")
         self.publish(facts.ObjectsExpired(now, site, count))
 
     def objects_expunged(self, now: int, site: CallSite | None, count: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from asyncio import CancelledError
-from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Final
 
 from session_tracer import facts
@@ -27,9 +26,11 @@ if TYPE_CHECKING:
     from session_tracer.where.callsite import Callers, CallSite, Locator
     from session_tracer.where.owner import Owner
 
-__all__ = ["NO_OWNER", "Use"]
+__all__ = ["NOTHING_PENDING", "NO_OWNER", "Use"]
 
 _frame: Final[Any] = running_frame
+# What most sessions have pending. Never added to.
+NOTHING_PENDING: Final[dict[type, int]] = {}
 NO_OWNER: Final = owner.Owner(threading.main_thread(), None, None, object())
 
 
@@ -81,7 +82,8 @@ class Use:
         # The thread or task that used it last.
         self.owner: Owner = NO_OWNER
         self.transactions = 0
-        self.pending_by_class: dict[type, int] = defaultdict(int)
+        # What is added and not flushed; a dictionary of its own from the first object on.
+        self.pending_by_class: dict[type, int] = NOTHING_PENDING
         # The thread or task that is inside an operation of the session, and where.
         self.at_work: Owner | None = None
         self.at_work_site: CallSite | None = None
@@ -152,16 +154,20 @@ class Use:
                     frame = inner.f_back
                     site = locator.known.get((id(frame.f_code), frame.f_lasti))
                     if site is not None:
-                        one = frame.f_back
-                        two = one.f_back
-                        three = two.f_back
-                        self.callers = (
-                            (frame.f_code, frame.f_lasti),
-                            (one.f_code, one.f_lasti),
-                            (two.f_code, two.f_lasti),
-                            (three.f_code, three.f_lasti),
-                        )
                         self.last_site = site
+                        one = frame.f_back
+                        two = one and one.f_back
+                        three = two and two.f_back
+                        self.callers = (
+                            (
+                                (frame.f_code, frame.f_lasti),
+                                (one.f_code, one.f_lasti),
+                                (two.f_code, two.f_lasti),
+                                (three.f_code, three.f_lasti),
+                            )
+                            if three is not None
+                            else locator.callers(2)
+                        )
                         return site
         except (AttributeError, LookupError, ValueError):
             pass

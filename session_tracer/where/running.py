@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import gc
+import operator
 import sys
 from functools import partial
-from operator import attrgetter, call
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 if TYPE_CHECKING:
@@ -26,8 +26,9 @@ def _untold(depth: int = 0, /) -> FrameType | None:
 IS_TOLD: Final = hasattr(sys, "_getframe")
 # The frame at a depth: 0 is the caller's. Raises ValueError if the stack is not as deep.
 running_frame: Final[Callable[[int], FrameType | None]] = getattr(sys, "_getframe", _untold)
-_caller: Final[Callable[[FrameType], FrameType | None]] = attrgetter("f_back")
-_values: Final[Callable[[FrameType], Any]] = attrgetter("f_locals")
+_call: Final[Callable[..., Any]] = operator.call
+_caller: Final[Callable[[FrameType], FrameType | None]] = operator.attrgetter("f_back")
+_values: Final[Callable[[FrameType], Any]] = operator.attrgetter("f_locals")
 # Until Python 3.12 an allocation may begin a garbage collection, and what that ends may let other
 # threads run. A frame object is allocated when it is first asked for: the function may have
 # returned by then, and Python reads what another one has put in its place on the stack, or waits
@@ -41,9 +42,9 @@ def _undisturbed(ask: Callable[[], T]) -> T:
         return ask()
     found: list[Any] = []
     # One call into C, between whose steps no other thread runs and sees it switched off.
-    alone = partial(found.extend, map(call, (gc.disable, ask, gc.enable)))
+    alone = partial(found.extend, map(_call, (gc.disable, ask, gc.enable)))
     try:
-        all(map(call, (gc.isenabled, alone)))
+        all(map(_call, (gc.isenabled, alone)))
     except MemoryError:
         gc.enable()
         raise
