@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from session_tracer.ledger.ledger import Ledger
     from session_tracer.ledger.report import Report
+    from session_tracer.where.owner import Owner
 
 __all__ = ["Watch", "at_end", "collected", "settle", "start", "stop"]
 
@@ -46,6 +47,42 @@ class _Watched:
         self.due = 0
         self.id = ledger.id
         self.ledger = weakref.ref(ledger)
+
+
+class _Slots:
+    """What is watched, by slots of the time when to look at it."""
+
+    def __init__(self) -> None:
+        self.slots: defaultdict[int, list[_Watched]] = defaultdict(list)
+        # The ids of these scopes.
+        self._known: set[str] = set()
+
+    def put(self, one: _Watched) -> None:
+        """Keep it until it is due, or forget it if it never is."""
+        if one.due == _NEVER:
+            self._known.discard(one.id)
+        else:
+            self.slots[one.due // _LEAST_GAP].append(one)
+
+    def came(self) -> list[_Watched]:
+        """The scopes that were opened since the last look: they are the last of all."""
+        came: list[_Watched] = []
+        with suppress(RuntimeError):  # one is opened or ends now: the next look has the others
+            for ledger in reversed(LIVE):
+                if ledger.id in self._known:
+                    break
+                came.append(_Watched(ledger))
+        self._known.update(one.id for one in came)
+        return came[::-1]
+
+    def ready(self, now: int) -> list[_Watched]:
+        """The scopes whose slots have come, taken; the time of some may come a little later."""
+        slots = [slot for slot in self.slots if slot * _LEAST_GAP <= now]
+        return [one for slot in slots for one in self.slots.pop(slot)]
+
+    def soonest(self) -> int:
+        """When the first of them is due."""
+        return min(one.due for one in self.slots[min(self.slots)])
 
 
 class Watch:
@@ -72,15 +109,13 @@ class Watch:
         self._last = 0
         self._saved = _MOST_SAVED
         self._shortest = _NEVER
-        # What is watched, by slots of the time when to look at it, and the ids of these scopes.
-        self._slots: defaultdict[int, list[_Watched]] = defaultdict(list)
-        self._known: set[str] = set()
+        self._watched = _Slots()
         self.gap = _LEAST_GAP / 1e9
 
     def begin_anew(self, shortest: int = _NEVER) -> None:
         """Look at every scope, and then at least as often as the shortest threshold passes."""
         self._shortest = shortest
-        self._slots, self._known = defaultdict(list), set()
+        self._watched = _Slots()  # a look that is going on has the old ones
 
     def look(self) -> float | None:
         """Return the seconds until the next look, or None if no session has to be looked at.
@@ -92,41 +127,23 @@ class Watch:
         now, used = self._clock(), self._cpu()
         passed: list[Report] = []
         # Not before all are taken: the next time of one may be this very moment.
-        for one in [*self._came(), *self._ready(now)]:
+        watched = self._watched
+        for one in [*watched.came(), *watched.ready(now)]:
             if one.due <= now:
                 one.due = self._next(one, now, passed)
-            if one.due == _NEVER:
-                self._known.discard(one.id)
-            else:
-                self._slots[one.due // _LEAST_GAP].append(one)
+            watched.put(one)
         self._last, last = now, self._last
         self._saved = min(self._saved + (now - last) // _SHARE, _MOST_SAVED)
         self._saved -= self._cpu() - used
         # What is to be reported is not counted: it is most when it is needed most.
+        at_end: dict[tuple[Owner, int], bool] = {}
         for report in passed:
-            _judge(report, now)
+            _judge(report, now, at_end)
         gap = min(max(_LEAST_GAP, -self._saved * _SHARE), _MOST_GAP)
         self.gap = gap / 1e9
-        if not (self._slots and LIVE):
+        if not (watched.slots and LIVE):
             return None
-        soonest = min(one.due for one in self._slots[min(self._slots)])
-        return max(min(soonest - now, self._shortest), gap) / 1e9
-
-    def _came(self) -> list[_Watched]:
-        """The scopes that were opened since the last look: they are the last of all."""
-        came: list[_Watched] = []
-        with suppress(RuntimeError):  # one is opened or ends now: the next look has the others
-            for ledger in reversed(LIVE):
-                if ledger.id in self._known:
-                    break
-                came.append(_Watched(ledger))
-        self._known.update(one.id for one in came)
-        return came[::-1]
-
-    def _ready(self, now: int) -> list[_Watched]:
-        """The scopes whose slots have come; the time of some may come a little later."""
-        slots = [slot for slot in self._slots if slot * _LEAST_GAP <= now]
-        return [one for slot in slots for one in self._slots.pop(slot)]
+        return max(min(watched.soonest() - now, self._shortest), gap) / 1e9
 
     def _next(self, one: _Watched, now: int, passed: list[Report]) -> int:
         """When to look at the scope next; its reports of which a threshold has passed are added."""
@@ -182,12 +199,18 @@ def _due(report: Report, last: int, now: int, passed: list[Report]) -> int:
     return due
 
 
-def _judge(report: Report, now: int) -> None:
+def _judge(report: Report, now: int, at_end: dict[tuple[Owner, int], bool]) -> None:
+    """Report that time has passed; which owners end a transaction is found once for each look."""
     ledger = report.ledger
     if ledger not in LIVE:
         return  # it has ended since the look began
     try:
-        running = ledger.at_work is not None or ledger.is_streaming or is_ending(ledger)
+        running = ledger.at_work is not None or ledger.is_streaming
+        if not running:
+            key = ledger.owner, id(ledger.locator)
+            if key not in at_end:
+                at_end[key] = is_ending(ledger)
+            running = at_end[key]
         fact = facts.TimePassed(now, running, lambda: registry.look(report))
         if report.publisher is not None:
             report.publisher.publish(fact)
