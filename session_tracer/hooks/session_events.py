@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections import defaultdict
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
@@ -422,8 +421,6 @@ def transient_to_pending(session: Any = None, state: Any = None) -> None:
         ledger = session.__dict__[SLOT]
         if ledger.__class__ is Ledger:
             pending = ledger.pending_by_class
-            if not pending:
-                pending = ledger.pending_by_class = defaultdict(int)
             entity = state.class_
             count = pending[entity] = pending[entity] + 1
             if count in _LOOKED_FOR:

@@ -87,6 +87,9 @@ __all__ = [
 SIZES_KEPT: Final = 3
 _MOST_SIZES: Final = 2 * SIZES_KEPT
 
+# `new`, `dirty` and `deleted` of a session that has flushed nothing.
+_NOTHING_FLUSHED: Final = (NOTHING, NOTHING, NOTHING)
+
 _IDS = random.Random()
 process.in_child(_IDS.seed)
 
@@ -311,7 +314,7 @@ class Ledger(Use):
         self.flushed_site: CallSite | None = None
         # `new`, `dirty` and `deleted` as they were before what is not committed was flushed, and as
         # each open savepoint began.
-        self.decided: tuple[Counts, ...] = (NOTHING, NOTHING, NOTHING)
+        self.decided: tuple[Counts, ...] = _NOTHING_FLUSHED
 
         # Objects.
         self.counter: Counter = object_counter.NOTHING_LOADED

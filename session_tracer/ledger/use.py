@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from asyncio import CancelledError
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Final
 
 from session_tracer import facts
@@ -26,11 +27,9 @@ if TYPE_CHECKING:
     from session_tracer.where.callsite import Callers, CallSite, Locator
     from session_tracer.where.owner import Owner
 
-__all__ = ["NOTHING_PENDING", "NO_OWNER", "Use"]
+__all__ = ["NO_OWNER", "Use"]
 
 _frame: Final[Any] = running_frame
-# What most sessions have pending. Never added to.
-NOTHING_PENDING: Final[dict[type, int]] = {}
 NO_OWNER: Final = owner.Owner(threading.main_thread(), None, None, object())
 
 
@@ -82,8 +81,7 @@ class Use:
         # The thread or task that used it last.
         self.owner: Owner = NO_OWNER
         self.transactions = 0
-        # What is added and not flushed; a dictionary of its own from the first object on.
-        self.pending_by_class: dict[type, int] = NOTHING_PENDING
+        self.pending_by_class: dict[type, int] = defaultdict(int)
         # The thread or task that is inside an operation of the session, and where.
         self.at_work: Owner | None = None
         self.at_work_site: CallSite | None = None
