@@ -12,6 +12,7 @@ import threading
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,7 +20,7 @@ from sqlalchemy.util import greenlet_spawn
 
 from session_tracer.where.callsite import Locator
 from session_tracer.where.owner import Owner, current
-from session_tracer.where.running import locals_elsewhere
+from session_tracer.where.running import locals_elsewhere, undisturbed
 from tests.stories.lines import marked
 
 if TYPE_CHECKING:
@@ -107,6 +108,17 @@ def test_no_garbage_is_collected_while_another_threads_frame_is_asked(is_collect
     assert bool(began) == is_collecting
     asking = re.compile(r"\.f_back|\.f_locals|_current_frames|return ask\(\)")
     assert [line for line in began if asking.search(line)] == []
+
+
+def test_garbage_is_collected_after_a_frame_could_not_be_asked() -> None:
+    class Refusing:
+        @property
+        def cr_frame(self) -> None:
+            raise LookupError("not now")
+
+    with pytest.raises(LookupError, match="not now"):
+        undisturbed(partial(getattr, Refusing(), "cr_frame"))
+    assert gc.isenabled()
 
 
 def test_each_thread_is_an_owner() -> None:

@@ -12,7 +12,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import FrameType
 
-__all__ = ["IS_TOLD", "frames_of_thread", "locals_elsewhere", "outwards_elsewhere", "running_frame"]
+__all__ = [
+    "IS_TOLD",
+    "frames_of_thread",
+    "locals_elsewhere",
+    "outwards_elsewhere",
+    "running_frame",
+    "undisturbed",
+]
 
 T = TypeVar("T")
 
@@ -36,17 +43,18 @@ _values: Final[Callable[[FrameType], Any]] = operator.attrgetter("f_locals")
 _COLLECTS: Final = sys.version_info < (3, 12)
 
 
-def _undisturbed(ask: Callable[[], T]) -> T:
-    """Return what a function in C returns, which no other thread interrupts."""
+def undisturbed(ask: Callable[[], T]) -> T:
+    """Return what a function in C returns, which no garbage collection interrupts."""
     if not _COLLECTS:
         return ask()
     found: list[Any] = []
-    # One call into C, between whose steps no other thread runs and sees it switched off.
+    # One call into C: between its steps no other thread runs, which could see it switched off.
     alone = partial(found.extend, map(_call, (gc.disable, ask, gc.enable)))
     try:
         all(map(_call, (gc.isenabled, alone)))
-    except MemoryError:
-        gc.enable()
+    except BaseException:
+        if found:
+            gc.enable()
         raise
     # Nothing, where the application has switched it off.
     return found[1] if found else ask()
@@ -58,15 +66,15 @@ def outwards_elsewhere(frame: FrameType | None, most: int = sys.maxsize) -> Iter
         if frame is None:
             return
         yield frame
-        frame = _undisturbed(partial(_caller, frame))
+        frame = undisturbed(partial(_caller, frame))
 
 
 def locals_elsewhere(frame: FrameType) -> Any:
     """Return the variables of a frame that may run in another thread."""
-    return _undisturbed(partial(_values, frame))
+    return undisturbed(partial(_values, frame))
 
 
 def frames_of_thread(ident: int, most: int = sys.maxsize) -> Iterator[FrameType]:
     """Yield the frames of another thread, the innermost first, at most this many."""
     every: Callable[[], dict[int, FrameType]] = getattr(sys, "_current_frames", dict)
-    return outwards_elsewhere(_undisturbed(every).get(ident), most)
+    return outwards_elsewhere(undisturbed(every).get(ident), most)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import gc
 import sys
+from functools import partial
 from inspect import isasyncgen
 from types import CellType
 from typing import TYPE_CHECKING, Any, Final
 
-from session_tracer.where.running import locals_elsewhere, outwards_elsewhere
+from session_tracer.where.running import locals_elsewhere, outwards_elsewhere, undisturbed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -63,6 +64,7 @@ def suspended(task: asyncio.Task[Any]) -> list[FrameType]:
 
 # What an `async for` awaits, and of each kind of coroutine its frame and what it awaits.
 _STEPS: Final = frozenset({"async_generator_asend", "async_generator_athrow"})
+_NOWHERE: Final = object()
 _KINDS: Final = (("cr_frame", "cr_await"), ("gi_frame", "gi_yieldfrom"), ("ag_frame", "ag_await"))
 
 
@@ -73,8 +75,10 @@ def coroutines(task: asyncio.Task[Any]) -> Iterator[tuple[Any, FrameType | None]
         if type(awaited).__name__ in _STEPS:  # it has the generator, and no attribute for it
             awaited = next(filter(isasyncgen, gc.get_referents(awaited)), None)
         for frame, inner in _KINDS:
-            if hasattr(awaited, frame):
-                yield awaited, getattr(awaited, frame)
+            # The task may be another thread's.
+            found = undisturbed(partial(getattr, awaited, frame, _NOWHERE))
+            if found is not _NOWHERE:
+                yield awaited, found
                 awaited = getattr(awaited, inner, None)
                 break
         else:
