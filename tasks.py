@@ -508,11 +508,16 @@ def corpus(python: Path) -> Path:
             say(f"fetching {CORPUS}; this is done once")
             fetch: Command = (python, "-m", "pip", "download", "--quiet", "--no-deps")
             run_quietly([*fetch, "--no-binary=:all:", "--dest", temporary, CORPUS])
-            with tarfile.open(Path(temporary) / f"{name}.tar.gz") as archive:
-                # The first releases of Python 3.11 have no filter.
-                archive.extraction_filter = getattr(tarfile, "data_filter", lambda one, _: one)
-                archive.extractall(folder.parent)
+            unpack(Path(temporary) / f"{name}.tar.gz", folder.parent)
     return folder
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpack a source distribution in a folder."""
+    with tarfile.open(archive) as packed:
+        # The first releases of Python 3.11 have no filter.
+        packed.extraction_filter = getattr(tarfile, "data_filter", lambda one, _: one)
+        packed.extractall(folder)
 
 
 def accuracy_as_published() -> None:

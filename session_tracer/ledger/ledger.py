@@ -1298,9 +1298,9 @@ class Ledger(Use):
 
     def wrote_to(self, collection: str) -> None:
         """A statement of the application's own wrote to the table, empty where it is not known."""
-        if not self.writes or len(self.writes) >= _MOST_TABLES:
-            if self.writes:  # names of tables can be made as the application runs
-                collection = ""
+        if len(self.writes) >= _MOST_TABLES:  # names can be made as the application runs
+            self.writes, collection = NOTHING, ""
+        if not self.writes:
             self.writes = {}
         self.writes[collection] = self.statements
 

@@ -3,13 +3,13 @@
 import os
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from tasks import unpack
 from tests.suites.outcomes import Outcomes
 from tests.suites.tracing import Account
 
@@ -48,10 +48,7 @@ def source(version: str, folder: Path) -> Path:
     if not tree.exists():
         with tempfile.TemporaryDirectory(dir=folder) as temporary:
             archive = _download(f"sqlalchemy=={version}", Path(temporary))
-            with tarfile.open(archive) as packed:
-                # The first releases of Python 3.11 have no filter.
-                packed.extraction_filter = getattr(tarfile, "data_filter", lambda one, _: one)
-                packed.extractall(temporary)
+            unpack(archive, Path(temporary))
             # Only what is complete gets the name.
             (Path(temporary) / tree.name).rename(tree)
     return tree
