@@ -48,8 +48,8 @@ def _timed(found: Any) -> Any:
             return found(self)
         finally:
             try:
-                for waiting, take in self._dialect._session_tracer:  # its SLOT
-                    waiting.append((take, clock() - began, None, 0))
+                for waiting, taker in self._dialect._session_tracer:  # its SLOT
+                    waiting.append((taker, None, 0, clock() - began))
                     if len(waiting) >= waiting.limit:
                         waiting.relieve()
             except Exception as error:

@@ -190,9 +190,10 @@ def after_begin(session: Any = None, transaction: Any = None, connection: Any = 
             if type(before) is Ledger and before is not ledger:
                 holding.lender = before
             return
-        nested = same_owner.nested_in(ledger, connection, now)
-        if nested is not None:
-            ledger.suspect(nested)
+        if len(ledger.together) > 1 or ledger.was_handed_on:
+            nested = same_owner.nested_in(ledger, connection, now)
+            if nested is not None:
+                ledger.suspect(nested)
     except Exception as error:
         _failed(session, "after_begin", error)
 

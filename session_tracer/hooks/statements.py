@@ -78,7 +78,7 @@ def hold(connection: Connection, since: int, owner: Owner, site: CallSite | None
     if database is None:
         database = _listen_to(dialect, connection)
     ledger = getattr(connection, SLOT)
-    if not ledger.attaches and _has_onlookers(connection):
+    if ledger.attaching is not None and not ledger.attaches and _has_onlookers(connection):
         ledger.attaches = True
     holding = Holding(connection, database, since, owner, site)
     if dialect.driver == "mysqldb":
@@ -296,10 +296,12 @@ def _executing(name: str) -> Callable[..., bool | None]:
                 size = len(parameters) if is_batch else 1
                 if flush is None:
                     site = ledger.site()
+                    worker = ledger.executing(site, brings=True)
                 else:
                     site = flush.site
                     flush.repeated = None
-                worker = ledger.executing(site)
+                    changes = context.isupdate or context.isdelete
+                    worker = ledger.executing(site, brings=not changes)
                 options = context.execution_options
                 if "yield_per" in options or "stream_results" in options:
                     _stream(ledger, options, context, site)

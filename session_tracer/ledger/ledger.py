@@ -1025,8 +1025,11 @@ class Ledger(Use):
         """A transaction with writes was committed: has a session next to it done so, too?"""
         commit = new_tuple(same_owner.Commit, (self.scope, site, self.written))
         self.written = NOTHING
-        for split in same_owner.committed(self, commit, now):
-            self.suspect(split)
+        if len(self.together) > 1 or self.beside:
+            for split in same_owner.committed(self, commit, now):
+                self.suspect(split)
+        else:
+            self.commit = commit
 
     def _give_up_transactions(self, now: int, site: CallSite | None) -> None:
         """Report transactions that were never ended as abandoned."""
@@ -1423,10 +1426,11 @@ class Ledger(Use):
         if object_counter.IS_KNOWN:
             self.counter = object_counter.MapCounter(session.identity_map, self.origin, site)
 
-    def executing(self, site: CallSite | None) -> Owner | None:
+    def executing(self, site: CallSite | None, *, brings: bool) -> Owner | None:
         """A statement is about to run here; return what runs it, None inside of another statement.
 
-        All its rows may become objects at once, unless `streaming()` follows.
+        All its rows may become objects at once, unless `streaming()` follows. It `brings` none that
+        are new to the session if it is a flush's UPDATE or DELETE.
         """
         counter = self.counter
         if counter.counts:
@@ -1441,10 +1445,11 @@ class Ledger(Use):
             self._not_streaming()
         self.size_before = counter.size()
         if site is not self.load_site or self.sweeps_seen != self.scope.sweeps:
-            self.load_site = site
-            self.sweeps_seen = self.scope.sweeps
-            self.route = None
-            counter.come_from(site)
+            if brings:
+                self.load_site = site
+                self.sweeps_seen = self.scope.sweeps
+                self.route = None
+                counter.come_from(site)
             if self.may_be_lent and site is not None:
                 first_use.elsewhere(self, site)
         return worker

@@ -112,8 +112,8 @@ def use(connection: Any, database: Database, tracers: Iterable[Tracer]) -> None:
     known.report_waits(dialect)
     # Its first checkout was over before it was known whose it is.
     if is_new and (duration := _FIRST.pop(dialect, None)) is not None:
-        for waiting, take in dialect.__dict__.get(SLOT, ()):
-            waiting.append((take, duration, None, 0))
+        for waiting, taker in dialect.__dict__.get(SLOT, ()):
+            waiting.append((taker, None, 0, duration))
 
 
 def renew(tracer: Tracer) -> None:

@@ -493,6 +493,8 @@ class Report:
         # the ones that its other instrumentations belong to.
         if self.attaching is not None and self.ledger.reports[0] is self:
             self.ledger.attaching = self.attaching
+            # It is not known whether code runs within the statements of what is held already.
+            self.ledger.attaches = bool(self.ledger.connections or self.ledger.borrowed)
 
     def session_ended(self) -> None:
         """The scope ended, and was measured."""

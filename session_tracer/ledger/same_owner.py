@@ -21,7 +21,17 @@ if TYPE_CHECKING:
     from session_tracer.where.callsite import CallSite
     from session_tracer.where.owner import Owner
 
-__all__ = ["Commit", "Member", "committed", "forget", "hand_on", "join", "leave", "nested_in"]
+__all__ = [
+    "ALONE",
+    "Commit",
+    "Member",
+    "committed",
+    "forget",
+    "hand_on",
+    "join",
+    "leave",
+    "nested_in",
+]
 
 
 class Commit(NamedTuple):
@@ -37,6 +47,8 @@ class Member(Protocol):
 
     scope: Scope
     kind: tuple[type, int]
+    # Those that its opener has open, itself among them, from its first use to its end.
+    together: dict[Member, None]
     context: Any
     tracers: tuple[Tracer, ...]
     opened_by: Owner
@@ -67,12 +79,14 @@ _MOST_LEFT_BEHIND: Final = 8
 # same one for all, and a thread may have ten thousand open.
 _MOST_ASKED: Final = 100
 _AT_WORK: Final = frozenset({"running", "waiting"})
-_ALONE: Final[dict[Member, None]] = {}
+# Of a scope that is not used yet; nothing is added to it.
+ALONE: Final[dict[Any, None]] = {}
 
 
 def join(member: Member) -> None:
     """A scope was opened by its owner, and is used now."""
-    _TOGETHER.setdefault(member.opened_by.key, {})[member] = None
+    together = member.together = _TOGETHER.setdefault(member.opened_by.key, {})
+    together[member] = None
 
 
 def hand_on(member: Member, before: Owner) -> None:
@@ -86,22 +100,25 @@ def hand_on(member: Member, before: Owner) -> None:
 
 def leave(member: Member) -> None:
     """The scope ended."""
-    key = member.opened_by.key
-    together = _TOGETHER.get(key)
-    if together is not None:
-        together.pop(member, None)
-        if not together:
-            _TOGETHER.pop(key, None)
+    together, member.together = member.together, ALONE
+    together.pop(member, None)
+    if not together:
+        _forget_empty(together, member.opened_by.key)
     if member.was_handed_on:
         _part(member, member.owner.key)
 
 
 def _part(member: Member, key: Hashable) -> None:
-    together = _TOGETHER.get(key)
-    if together is not None:
-        together.pop(member, None)
-        if not together:
-            _TOGETHER.pop(key, None)
+    together = _TOGETHER.get(key, ALONE)
+    together.pop(member, None)
+    if not together:
+        _forget_empty(together, key)
+
+
+def _forget_empty(together: dict[Member, None], key: Hashable) -> None:
+    # A scope that was never used is in none: its opener may have others open.
+    if _TOGETHER.get(key) is together:
+        _TOGETHER.pop(key, None)
 
 
 def forget() -> None:
@@ -116,7 +133,7 @@ def nested_in(member: Member, connection: Connection, now: int) -> facts.Connect
     that were reported: each session that takes a second one may be new. A session that was left
     behind is not nested in: this thread does other work now.
     """
-    together = _TOGETHER.get(member.owner.key, _ALONE)
+    together = _TOGETHER.get(member.owner.key, ALONE)
     if len(together) <= 1:
         return None
     left_behind: set[Member] = set()
@@ -189,13 +206,9 @@ def committed(member: Member, commit: Commit, now: int) -> Sequence[facts.Writes
     Next to it is one of the same factory, opened and used by the same thread or task alone, under
     the same span of the caller.
     """
-    together = _TOGETHER.get(member.opened_by.key, _ALONE)
-    if len(together) <= 1 and not member.beside:
-        member.commit = commit
-        return ()
     earlier = list(member.beside)
     member.beside = ()
-    for other in tuple(together):
+    for other in tuple(member.together):
         if other is member or not _is_beside(member, other):
             continue
         if other.commit is None:

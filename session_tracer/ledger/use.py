@@ -39,7 +39,8 @@ class Use:
     __slots__ = (  # noqa: SIM905 # a list would take a line for each name
         "__dict__ __weakref__ at_work at_work_site borrowed callers clock commit connections "
         "context flush is_async is_closing is_suspect kind last_site leaving locator opened_at "
-        "opened_by owner pending_by_class reports scope tracers transactions transactions_open"
+        "opened_by owner pending_by_class reports scope together tracers transactions "
+        "transactions_open"
     ).split()
 
     kind: tuple[type, int]
@@ -94,6 +95,7 @@ class Use:
         self.opened_at = 0
         # The first commit of the scope, and those of the scopes next to it.
         self.commit: Commit | None = None
+        self.together: dict[same_owner.Member, None] = same_owner.ALONE
         self.transactions_open: tuple[OpenTransaction, ...] = ()
         self.flush: Flush | None = None
         self.last_site: CallSite | None = None

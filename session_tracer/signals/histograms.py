@@ -17,9 +17,11 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections import deque
+from collections import defaultdict, deque
+from itertools import repeat
+from operator import itemgetter
 from time import time_ns
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias, TypeVar, cast
 
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -31,18 +33,22 @@ from session_tracer.where.running import running_frame
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from opentelemetry.metrics import CallbackOptions, Histogram, Meter, Observation
 
     from session_tracer.signals.names import Metric
 
-__all__ = ["Exemplar", "Histograms", "Point", "RecordedHistograms", "Series", "Waiting"]
+__all__ = ["Exemplar", "Histograms", "Point", "RecordedHistograms", "Row", "Series", "Waiting"]
 
 T = TypeVar("T")
 Attributes: TypeAlias = "Mapping[str, str | int]"
 # The trace id and the span id come first.
 Span: TypeAlias = "tuple[Any, ...]"
+# What takes the row; the sampled span in which it was measured, if there was one; when it was
+# measured, if there was one; and its values.
+Row: TypeAlias = "tuple[Any, ...]"
+_SPAN: Final = itemgetter(1)
 
 # The number of rows that `Histograms` lets wait before it counts them.
 _FOLD_AT: Final = 128
@@ -85,22 +91,26 @@ class Point(NamedTuple):
     exemplars: tuple[Exemplar, ...]
 
 
-class Series(Protocol):
-    """One histogram with one set of attributes."""
+class Taker(Protocol):
+    """What takes rows of its kind, all that wait at once; it never raises."""
 
-    def take(self, value: float, span: Span | None, time_unix_ns: int) -> None:
-        """Take a value; negative ones are ignored, as by `Histogram.record`.
+    def take(self, rows: Sequence[Row]) -> None: ...
+
+
+class Series(Taker, Protocol):
+    """One histogram with one set of attributes. A row that it takes has one value."""
+
+    def add(self, values: Sequence[float], rows: Sequence[Row]) -> None:
+        """Add values; negative ones are ignored, as by `Histogram.record`.
 
         Args:
-            value: The value, in the metric's unit.
-            span: The sampled span in which it was measured, if there was one.
-            time_unix_ns: When it was measured, if there was one.
+            values: In the metric's unit.
+            rows: For each of the values the row from which it is.
         """
 
 
 if TYPE_CHECKING:
-    # What takes the row and never raises, and its arguments.
-    Rows = deque[tuple[Callable[[Any, Span | None, int], None], Any, Span | None, int]]
+    Rows = deque[Row]
 else:
     Rows = deque
 
@@ -118,6 +128,30 @@ class Waiting(Rows):
         super().__init__()
         self.limit = limit
         self.relieve = relieve
+
+    def take(self, most: int) -> None:
+        """Have rows taken, those of each kind together.
+
+        No more than wait now: other threads may append rows as fast as these are taken.
+        """
+        groups: defaultdict[Taker, list[Row]] = defaultdict(list)
+        try:
+            for _ in range(min(most, len(self))):
+                row = self.popleft()
+                groups[row[0]].append(row)
+        except IndexError:  # another thread has taken the rest
+            pass
+        try:
+            while groups:
+                taker = next(iter(groups))
+                taker.take(groups.pop(taker))
+        finally:
+            for rows in groups.values():  # after an interrupt
+                self.extend(rows)
+
+
+def _last(rows: Sequence[Row]) -> list[float]:
+    return [cast("float", row[-1]) for row in rows]
 
 
 class _Buckets:
@@ -153,19 +187,29 @@ class _Buckets:
         self._max = -math.inf
         self._exemplars.clear()
 
-    def take(self, value: float, span: Span | None, time_unix_ns: int) -> None:
-        if value < 0:  # a clock was set back
+    def take(self, rows: Sequence[Row]) -> None:
+        self.add(_last(rows), rows)
+
+    def add(self, values: Sequence[float], rows: Sequence[Row]) -> None:
+        if not values:
             return
+        least = min(values)
+        if least < 0:  # a clock was set back
+            kept = [(value, row) for value, row in zip(values, rows, strict=True) if value >= 0]
+            self.add([value for value, _ in kept], [row for _, row in kept])
+            return
+        counts = self._counts
         # The upper boundary of a bucket belongs to it, the lower one does not.
-        bucket = bisect_left(self._boundaries, value)
-        self._counts[bucket] += 1
-        self._sum += value
-        if value < self._min:
-            self._min = value
-        if value > self._max:
-            self._max = value
-        if span is not None and self._with_exemplars:
-            self._exemplars[bucket] = Exemplar(value, time_unix_ns, span[0], span[1])
+        for bucket in map(bisect_left, repeat(self._boundaries), values):
+            counts[bucket] += 1
+        self._sum += sum(values)
+        self._min = min(self._min, least)
+        self._max = max(self._max, *values)
+        if self._with_exemplars and any(map(_SPAN, rows)):
+            for value, (_, span, at, *_) in zip(values, rows, strict=True):
+                if span is not None:
+                    bucket = bisect_left(self._boundaries, value)
+                    self._exemplars[bucket] = Exemplar(value, at, span[0], span[1])
 
     def collect(self, now: int, *, delta: bool) -> Point | None:
         """What was counted; None where there is nothing."""
@@ -244,11 +288,7 @@ class Histograms:
         self._exclusively(self._fold, _APPLICATION_PATIENCE if is_full else 0)
 
     def _fold(self) -> None:
-        # No more than wait now: other threads may add values as fast as this one counts them.
-        take_next = self.waiting.popleft
-        for _ in range(len(self.waiting)):
-            take, row, span, time_unix_ns = take_next()
-            take(row, span, time_unix_ns)
+        self.waiting.take(len(self.waiting))
 
     def _exclusively(self, work: Callable[[], T], patience: float) -> T | None:
         """Do the work under the lock.
@@ -329,11 +369,7 @@ class RecordedHistograms:
             return
         recording.add(this_thread)
         try:
-            for _ in range(most):
-                take, row, span, time_unix_ns = self.waiting.popleft()
-                take(row, span, time_unix_ns)
-        except IndexError:  # another thread has taken the rest
-            pass
+            self.waiting.take(most)
         finally:
             recording.discard(this_thread)
 
@@ -352,9 +388,15 @@ class _Instrument:
         self._histogram = histogram
         self._attributes = dict(attributes)
 
-    def take(self, value: float, span: Span | None, time_unix_ns: int) -> None:
-        if value < 0:  # a clock was set back; the SDK would log a warning
-            return
+    def take(self, rows: Sequence[Row]) -> None:
+        self.add(_last(rows), rows)
+
+    def add(self, values: Sequence[float], rows: Sequence[Row]) -> None:
+        for value, row in zip(values, rows, strict=True):
+            if value >= 0:  # else a clock was set back; the SDK would log a warning
+                self._record(value, row[1])
+
+    def _record(self, value: float, span: Span | None) -> None:
         # The span that is current in the collecting thread is not the one of this value.
         context = _NO_SPAN if span is None else _context(span)
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
+from functools import partial
 from operator import attrgetter
 from time import time_ns
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -24,7 +25,7 @@ from session_tracer.signals.histograms import RecordedHistograms
 from session_tracer.signals.holders import HolderLines
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from session_tracer import facts
     from session_tracer.facts import Counts, Database, Outcome, Trigger
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from session_tracer.ledger.report import Report
     from session_tracer.model.findings import Finding
     from session_tracer.settings import Settings
-    from session_tracer.signals.histograms import Histograms, Series, Span
+    from session_tracer.signals.histograms import Histograms, Row, Series, Span
     from session_tracer.signals.names import Metric
     from session_tracer.where.callsite import CallSite
 
@@ -56,7 +57,6 @@ _UNUSED: Final = "unused"
 _STATES: Final = ("loaded", "new", "dirty", "unchanged", "deleted", "detached")
 # What is kept of a scope that ended.
 _totals: Final = attrgetter(
-    "outcome",
     "opened_at",
     "closed_at",
     "identity_map_peak",
@@ -272,6 +272,42 @@ def _reference_to(provider: MeterProvider) -> Callable[[], MeterProvider | None]
         return lambda: provider
 
 
+class _Taker:
+    """What takes rows of one kind, and counts them by `take`; a failure is `failed`'s."""
+
+    __slots__ = ("_failed", "_take")
+
+    def __init__(
+        self, take: Callable[[Sequence[Row]], None], failed: Callable[[str, Exception], None]
+    ) -> None:
+        self._take = take
+        self._failed = failed
+
+    def take(self, rows: Sequence[Row]) -> None:
+        try:
+            self._take(rows)
+        except Exception as error:
+            self._failed(MetricSignal.__name__, error)
+
+
+class _Takers(dict[Any, _Taker]):
+    """What takes rows of one kind, by what these have in common."""
+
+    __slots__ = ("_failed", "_take")
+
+    def __init__(
+        self,
+        take: Callable[[Any, Sequence[Row]], None],
+        failed: Callable[[str, Exception], None],
+    ) -> None:
+        self._take = take
+        self._failed = failed
+
+    def __missing__(self, key: Any) -> _Taker:
+        taker = self[key] = _Taker(partial(self._take, key), self._failed)
+        return taker
+
+
 class MetricSignal:
     """The metrics of the sessions of one tracer.
 
@@ -305,6 +341,11 @@ class MetricSignal:
         self._series: dict[tuple[Any, ...], Series] = {}
         self._objects: dict[str, dict[str, Total]] = {state: {} for state in _STATES}
         self._loads: dict[tuple[str, str], Total] = {}
+        self._transactions = _Takers(self._take_transactions, failed)
+        self._flushes = _Takers(self._take_flushes, failed)
+        self._statements = _Taker(self._take_statements, failed)
+        self._sessions = _Takers(self._take_sessions, failed)
+        self._unused = _Taker(self._take_unused, failed)
         instruments.join(self, name)
 
     def open_now(self) -> list[OpenNow]:
@@ -320,14 +361,10 @@ class MetricSignal:
     def pool_waits(self, pool: str) -> tuple[object, tuple[Any, Any]]:
         """The instruments, and where the nanoseconds of a checkout are added to them.
 
-        That is the rows that wait, and what takes one.
+        That is the rows that wait, and what takes them.
         """
-        series = self._series_of(names.POOL_WAIT, names.POOL_NAME, pool)
-
-        def take(duration: int, span: Span | None, at: int) -> None:
-            series.take(duration / 1e9, span, at)
-
-        return self._instruments, (self._waiting, take)
+        taker = _Taker(partial(self._take_waits, pool), self._failed)
+        return self._instruments, (self._waiting, taker)
 
     def close(self) -> None:
         """Stop answering the gauges."""
@@ -369,9 +406,8 @@ class MetricSignal:
         span = report.span_context
         if span is None and report.may_be_traced and get_current():
             span = _sampled_span()
-        row = (MetricSignal._take_transaction, outcome, duration, held)
-        waiting = self._waiting
-        waiting.append((self._take, row, span, time_ns() if span else 0))
+        waiting, taker = self._waiting, self._transactions[outcome]
+        waiting.append((taker, span, time_ns() if span else 0, duration, held))
         if len(waiting) >= waiting.limit:
             waiting.relieve()
 
@@ -380,9 +416,8 @@ class MetricSignal:
         span = report.span_context
         if span is None and report.may_be_traced and get_current():
             span = _sampled_span()
-        row = (MetricSignal._take_flush, trigger, error, duration)
-        waiting = self._waiting
-        waiting.append((self._take, row, span, time_ns() if span else 0))
+        waiting, taker = self._waiting, self._flushes[trigger, error]
+        waiting.append((taker, span, time_ns() if span else 0, duration))
         if len(waiting) >= waiting.limit:
             waiting.relieve()
 
@@ -393,9 +428,8 @@ class MetricSignal:
         span = report.span_context
         if span is None and report.may_be_traced and get_current():
             span = _sampled_span()
-        row = (MetricSignal._take_statement, report.ledger.database, fact)
-        waiting = self._waiting
-        waiting.append((self._take, row, span, time_ns() if span else 0))
+        waiting, database = self._waiting, report.ledger.database
+        waiting.append((self._statements, span, time_ns() if span else 0, database, fact))
         if len(waiting) >= waiting.limit:
             waiting.relieve()
 
@@ -407,52 +441,39 @@ class MetricSignal:
         ledger = report.ledger
         # A name is only needed where loads are counted by it.
         work = ledger.work if ledger.lazy_loads else ""
-        row = (MetricSignal._take_session, _totals(ledger), work)
-        waiting = self._waiting
-        waiting.append((self._take, row, span, time_ns() if span else 0))
+        waiting, taker = self._waiting, self._sessions[ledger.outcome]
+        waiting.append((taker, span, time_ns() if span else 0, work, _totals(ledger)))
         if len(waiting) >= waiting.limit:
             waiting.relieve()
 
     def closed_unused(self, duration: int) -> None:
         """A session was closed that was never used."""
         waiting = self._waiting
-        waiting.append((self._take, (MetricSignal._take_unused, duration), None, 0))
+        waiting.append((self._unused, None, 0, duration))
         if len(waiting) >= waiting.limit:
             waiting.relieve()
 
     # What is made of it.
 
-    def _take(self, row: tuple[Any, ...], span: Span | None, at: int) -> None:
-        take, *values = row
-        try:
-            take(self, span, at, *values)
-        except Exception as error:
-            self._failed(type(self).__name__, error)
-
-    def _take_transaction(
-        self,
-        span: Span | None,
-        at: int,
-        outcome: Outcome,
-        duration: int,
-        held: tuple[tuple[int, int], ...],
-    ) -> None:
+    def _take_transactions(self, outcome: Outcome, rows: Sequence[Row]) -> None:
         of_outcome = names.TRANSACTION_DURATION, names.TRANSACTION_OUTCOME, outcome
-        self._series_of(*of_outcome).take(duration / 1e9, span, at)
-        for duration_held, busy in held:
-            self._series_of(names.CONNECTION_HELD_DURATION).take(duration_held / 1e9, span, at)
-            self._series_of(names.CONNECTION_BUSY_DURATION).take(busy / 1e9, span, at)
+        self._series_of(*of_outcome).add([row[3] / 1e9 for row in rows], rows)
+        held = [(row, *one) for row in rows for one in row[4]]
+        of = [row for row, _, _ in held]
+        self._series_of(names.CONNECTION_HELD_DURATION).add([one / 1e9 for _, one, _ in held], of)
+        self._series_of(names.CONNECTION_BUSY_DURATION).add([one / 1e9 for _, _, one in held], of)
 
-    def _take_flush(
-        self, span: Span | None, at: int, trigger: Trigger, error: str, duration: int
-    ) -> None:
+    def _take_flushes(self, kind: tuple[Trigger, str], rows: Sequence[Row]) -> None:
+        trigger, error = kind
         failed = (names.ERROR_TYPE, error) if error else ()
         series = self._series_of(names.FLUSH_DURATION, names.FLUSH_TRIGGER, trigger, *failed)
-        series.take(duration / 1e9, span, at)
+        series.add([row[3] / 1e9 for row in rows], rows)
 
-    def _take_statement(
-        self, span: Span | None, at: int, database: Database, fact: facts.StatementExecuted
-    ) -> None:
+    def _take_statements(self, rows: Sequence[Row]) -> None:
+        for row in rows:
+            self._take_statement(row[3], row[4], row)
+
+    def _take_statement(self, database: Database, fact: facts.StatementExecuted, row: Row) -> None:
         values = (
             database.system,
             names.BATCH + fact.operation if fact.batch_size > 1 else fact.operation,
@@ -470,32 +491,33 @@ class MetricSignal:
             for one in (key, value)
         ]
         series = self._series_of(names.CLIENT_OPERATION_DURATION, *attributes)
-        series.take(fact.duration / 1e9, span, at)
+        series.add([fact.duration / 1e9], [row])
 
-    def _take_session(
-        self,
-        span: Span | None,
-        at: int,
-        totals: tuple[Any, ...],
-        work: str,
-    ) -> None:
-        outcome, opened_at, closed_at, peak, statements, lazy_loads, *objects = totals
+    def _take_sessions(self, outcome: str, rows: Sequence[Row]) -> None:
+        columns = zip(*[row[4] for row in rows], strict=True)
+        opened_at, closed_at, peaks, statements, loads, *objects = columns
         series = self._series_of(names.SESSION_DURATION, names.SESSION_OUTCOME, outcome or "closed")
-        series.take((closed_at - opened_at) / 1e9, span, at)
+        lives = zip(opened_at, closed_at, strict=True)
+        series.add([(closed - opened) / 1e9 for opened, closed in lives], rows)
         if outcome == _UNUSED:
             return
-        self._series_of(names.IDENTITY_MAP).take(peak, span, at)
-        self._series_of(names.SESSION_STATEMENTS).take(statements, span, at)
+        self._series_of(names.IDENTITY_MAP).add(peaks, rows)
+        self._series_of(names.SESSION_STATEMENTS).add(statements, rows)
         with _LOCK.value:
-            for state, counts in zip(_STATES, objects, strict=True):
-                if counts:
+            for state, every in zip(_STATES, objects, strict=True):
+                for counts in filter(None, every):
                     self._count_objects(state, counts)
-            for kind, number in lazy_loads.items():
-                self._count_loads(kind, work, number)
+            for row, kinds in zip(rows, loads, strict=True):
+                for kind, number in kinds.items():
+                    self._count_loads(kind, row[3], number)
 
-    def _take_unused(self, span: Span | None, at: int, duration: int) -> None:
+    def _take_unused(self, rows: Sequence[Row]) -> None:
         series = self._series_of(names.SESSION_DURATION, names.SESSION_OUTCOME, _UNUSED)
-        series.take(duration / 1e9, span, at)
+        series.add([row[3] / 1e9 for row in rows], rows)
+
+    def _take_waits(self, pool: str, rows: Sequence[Row]) -> None:
+        series = self._series_of(names.POOL_WAIT, names.POOL_NAME, pool)
+        series.add([row[3] / 1e9 for row in rows], rows)
 
     def load_refused(self, report: Report) -> None:
         """A detached object was refused a load."""

@@ -45,7 +45,7 @@ def put(
 ) -> None:
     """Add a value that was measured in that span, if in any, as the metrics of a session do."""
     waiting = histograms.waiting
-    waiting.append((series.take, value, span, time_ns() if span else 0))
+    waiting.append((series, span, time_ns() if span else 0, value))
     if len(waiting) >= waiting.limit:
         waiting.relieve()
 
