@@ -9,7 +9,7 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import create_engine, func, select
+from sqlalchemy import create_engine, event, func, literal, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, attributes, sessionmaker
 
@@ -65,6 +65,56 @@ def test_what_a_flush_repeats_is_counted_the_same_with_and_without_facts(
     assert [one[0] for one in quiet].count("finding") == 1
     executed = [one for one in published if isinstance(one, facts.StatementExecuted)]
     assert len([one for one in executed if one.operation == "INSERT"]) == 13
+
+
+@pytest.mark.parametrize(("least", "counts"), [(7, [7]), (8, [])])
+def test_a_statement_between_two_that_a_flush_repeats_is_no_row(
+    least: int,
+    counts: list[int],
+    factory: sessionmaker[Session],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def read(mapper: Any, connection: Any, author: Author) -> None:
+        if author.id % 3 == 0:
+            connection.execute(select(literal(author.name))).scalar()
+
+    monkeypatch.setattr(Author.__mapper__, "batch", False)  # each is read after its own INSERT
+    logged: list[Mapping[str, Any]] = []
+    exporter = Exporter(on_log=logged.append)
+    event.listen(Author, "after_insert", read)
+    try:
+        with instrument(factory, exporter=exporter, single_row_writes=least), factory() as session:
+            session.add_all(authors(7))
+            session.flush()
+            session.rollback()
+    finally:
+        event.remove(Author, "after_insert", read)
+    (closed,) = [one for one in logged if one["event"] == "session.closed"]
+    assert closed["statements"] == 9
+    assert [one["count"] for one in logged if one["event"] == "finding"] == counts
+
+
+def test_a_statement_that_runs_within_a_repeated_one_ends_the_repeats(
+    factory: sessionmaker[Session],
+) -> None:
+    def upper(name: str) -> str:
+        if name == "two":
+            session.execute(select(1)).all()
+        return name.upper()
+
+    logged: list[Mapping[str, Any]] = []
+    exporter = Exporter(on_log=logged.append)
+    with instrument(factory, exporter=exporter, single_row_writes=4), factory() as session:
+        driver: Any = session.connection().connection.dbapi_connection
+        driver.create_function("upper", 1, upper)
+        for name in ("zero", "one", "two", "three", "four"):
+            session.add(Author(name=func.upper(name)))
+        session.flush()
+        session.rollback()
+    (closed,) = [one for one in logged if one["event"] == "session.closed"]
+    assert closed["statements"] == 6
+    (finding,) = [one for one in logged if one["event"] == "finding"]
+    assert (finding["finding_id"], finding["count"]) == ("row-by-row-writes", 4)
 
 
 # Why.

@@ -333,6 +333,8 @@ def _remember_deleted(ledger: Ledger, flush: Flush, context: UOWTransaction) -> 
 def _flush_ends(
     ledger: Ledger, flush: Flush, session: Session, transaction: SessionTransaction
 ) -> None:
+    if flush.repeated is not None:
+        ledger.end_repeats()
     ledger.flush = None
     now = ledger.clock()
     if ledger.counter.counts:

@@ -271,19 +271,14 @@ def _executing(name: str) -> Callable[..., bool | None]:
             if ledger.__class__ is not Ledger:
                 return None
             flush: Any = ledger.flush
-            dialect = context.dialect
             is_repeated = (
                 flush is not None
                 and statement is flush.repeated
                 and is_one
                 and (flush.repeats_rows or len(context.compiled_parameters) > 1)
             )
-            if is_repeated:
-                # For other rows of the flush: counting it is enough.
-                execute = flush.execute
-                worker = flush.owner if ledger.at_work is None else None
-                attached = ledger.attach() if ledger.attaches else None
-            else:
+            if not is_repeated:
+                dialect = context.dialect
                 execute = getattr(dialect, name)
                 listeners = getattr(dialect.dispatch, name)
                 is_shared = len(listeners) > 1
@@ -299,7 +294,8 @@ def _executing(name: str) -> Callable[..., bool | None]:
                     worker = ledger.executing(site, brings=True)
                 else:
                     site = flush.site
-                    flush.repeated = None
+                    if flush.repeated is not None:
+                        ledger.end_repeats()
                     changes = context.isupdate or context.isdelete
                     worker = ledger.executing(site, brings=not changes)
                 options = context.execution_options
@@ -315,6 +311,8 @@ def _executing(name: str) -> Callable[..., bool | None]:
             if ledger is not None:  # else a dialect's own, or what a test has put in its place
                 ledger.failed("statements", error)
             return None
+        if is_repeated:
+            return _again(ledger, flush, context, started, cursor, statement, parameters)
         failed = None
         try:
             if attached is not None:
@@ -324,8 +322,6 @@ def _executing(name: str) -> Callable[..., bool | None]:
             execute(cursor, statement, parameters, context)
         except BaseException as error:
             failed = error
-            if is_repeated:
-                is_repeated, is_shared, site, size = False, False, flush.site, 1
             raise
         finally:
             try:
@@ -335,55 +331,29 @@ def _executing(name: str) -> Callable[..., bool | None]:
                 if attached is not None:
                     attached.detach()
                 duration = ended - started
-                holdings = ledger.connections
-                if len(holdings) == 1:
-                    holdings[0].busy += duration
+                if len(ledger.connections) > 1:
+                    _note_elsewhere(ledger.connections, context, duration)
+                if failed is not None:
+                    _failed(ledger, context, statement, site, duration, failed)
+                shape = _known_shape(statement) or sql.shape(statement)
+                if shape.operation == "SELECT":
+                    _selected(
+                        ledger,
+                        context,
+                        statement,
+                        parameters,
+                        size,
+                        site,
+                        ended,
+                        duration,
+                        failed,
+                    )
                 else:
-                    _hold_longer(holdings, context, duration)
-                if is_repeated:
-                    ledger.sql += duration
-                    ledger.statements += 1
-                    ledger.last_statement_at = ledger.last_activity_at = ended
-                    if flush.repeats_rows:
-                        ledger.row_count += 1
-                        ledger.row_ns += duration
-                        if ledger.row_count in ledger.gates.single_rows:
-                            ledger.fold_rows()
-                            ledger.judge(_row(ledger, context, statement, ended, duration))
-                else:
-                    if failed is not None and not ledger.is_cancellation(failed):
-                        loops.refused(ledger, context.root_connection, failed)
-                    if failed is not None:
-                        in_flush = flush is not None and flush.began
-                        statement_failed(
-                            ledger,
-                            failed,
-                            site,
-                            statement=statement,
-                            duration=duration,
-                            in_flush=in_flush,
-                        )
-                    shape = _known_shape(statement) or sql.shape(statement)
-                    if shape.operation == "SELECT":
-                        _selected(
-                            ledger,
-                            context,
-                            statement,
-                            parameters,
-                            size,
-                            site,
-                            ended,
-                            duration,
-                            failed,
-                        )
-                    else:
-                        _written(
-                            ledger, context, statement, shape, size, site, ended, duration, failed
-                        )
-                        if flush is not None:
-                            flush.execute = execute
-                            if is_shared or worker is None:
-                                flush.repeated = None
+                    _written(ledger, context, statement, shape, size, site, ended, duration, failed)
+                    if flush is not None:
+                        flush.execute = execute
+                        if is_shared or worker is None:
+                            flush.repeated = None
             except BaseException as error:
                 if attached is not None:
                     attached.detach()
@@ -401,6 +371,62 @@ def _executing(name: str) -> Callable[..., bool | None]:
 
 
 _known_shape: Final = sql.SHAPES.get
+
+
+def _executing_again(
+    ledger: Ledger,
+    flush: Flush,
+    context: Any,
+    started: int,
+    cursor: Any,
+    statement: str,
+    parameters: Any,
+) -> bool:
+    """A flush repeats its last statement for other rows: to time and count it is enough.
+
+    Any other statement would have ended the repeats, and so would a second connection.
+    """
+    failed = None
+    try:
+        ledger.at_work = flush.owner
+        flush.execute(cursor, statement, parameters, context)
+    except BaseException as error:
+        failed = error
+        raise
+    finally:
+        ledger.at_work = None
+        try:
+            ended = ledger.clock()
+            duration = ended - started
+            if failed is None:
+                ledger.sql += duration
+                number = ledger.statements = ledger.statements + 1
+                ledger.last_statement_at = ledger.last_activity_at = ended
+                if number == flush.counts_at and ledger.repeated(flush):
+                    ledger.judge(_row(ledger, context, statement, ended, duration))
+            else:
+                ledger.end_repeats()
+                site, shape = flush.site, sql.shape(statement)
+                _failed(ledger, context, statement, site, duration, failed)
+                _written(ledger, context, statement, shape, 1, site, ended, duration, failed)
+        except Exception as error:
+            ledger.failed("statements", error)
+        failed = None  # the error's traceback holds this frame
+    return True
+
+
+def _failed(
+    ledger: Ledger,
+    context: Any,
+    statement: str,
+    site: CallSite | None,
+    duration: int,
+    error: BaseException,
+) -> None:
+    if not ledger.is_cancellation(error):
+        loops.refused(ledger, context.root_connection, error)
+    in_flush = ledger.flush is not None and ledger.flush.began
+    statement_failed(ledger, error, site, statement=statement, duration=duration, in_flush=in_flush)
 
 
 def _after(own: Callable[..., bool | None], listeners: Any) -> list[Any]:
@@ -423,10 +449,10 @@ def _execute_bare(execute: Any, cursor: Any, statement: str, parameters: Any, co
     execute(cursor, statement, context)
 
 
-def _hold_longer(holdings: Iterable[Holding], context: Any, duration: int) -> None:
+def _note_elsewhere(holdings: Iterable[Holding], context: Any, duration: int) -> None:
     for holding in holdings:
-        if holding.holds(context.root_connection):
-            holding.busy += duration
+        if not holding.holds(context.root_connection):
+            holding.elsewhere += duration
 
 
 def _attach(ledger: Ledger, attached: Attached) -> None:
@@ -663,10 +689,9 @@ def _written(
         run = (site, operation, shape.collection, statement, flush, duration)
         if is_row and ledger.wrote_row(*run):
             ledger.judge(_row(ledger, context, statement, at, duration))
-        if is_row or operation == "INSERT":
+        if (is_row or operation == "INSERT") and flush.only is None:
             # Others of this text, for other rows, need no more than be counted.
-            flush.repeated = statement
-            flush.repeats_rows = is_row
+            ledger.repeats(flush, statement, rows=is_row)
 
 
 def _executed(
@@ -755,6 +780,8 @@ def _rows(context: Any, operation: str, size: int) -> int:
     return 1 if operation == "INSERT" else -1
 
 
+# These have the module's names as they are here: what is below, they would not find.
+_again: Final = as_sqlalchemys(_executing_again)
 _LISTENERS: Final[tuple[tuple[str, Callable[..., Any]], ...]] = tuple(
     (name, _executing(name)) for name in _EXECUTES
 )

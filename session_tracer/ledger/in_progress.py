@@ -55,8 +55,10 @@ class Holding:
     It is held weakly: an abandoned session's connection must go back to its pool as it would.
     """
 
-    # How long its statements ran.
-    busy = 0
+    # How long the statements of its scope had run as it was taken, and how long those on other
+    # connections have run since.
+    sql_before = 0
+    elsewhere = 0
     # Whether methods of the connection are replaced.
     is_surrounded = False
     # The ledger of the session whose connection it is, where another one was bound to it.
@@ -77,6 +79,10 @@ class Holding:
         self.site = site
         self.database = database
         self.since = since
+
+    def busy(self, sql: int) -> int:
+        """How long its statements ran, by how long all of its scope did."""
+        return sql - self.sql_before - self.elsewhere
 
     def holds(self, connection: Connection) -> bool:
         """Whether this is that connection."""
@@ -183,11 +189,16 @@ class Flush:
     # Whether the unit of work was executed.
     executed = False
     failed = False
-    # Its last statement, if it may be repeated for other rows; what executes it, and whether it
+    # Its last statement, if it is being repeated for other rows; what executes it, and whether it
     # writes one each time.
     repeated: str | None = None
     execute: Any = None
     repeats_rows = False
+    # How many statements the scope had run, and for how long, when the rows were last counted, and
+    # the number of the statement after which they are to be counted again.
+    counted = 0
+    counted_sql = 0
+    counts_at = 0
     # New, dirty, deleted, unchanged.
     counts: tuple[Counts, Counts, Counts, Counts] = (NOTHING, NOTHING, NOTHING, NOTHING)
     # The one object of the unit of work, if it is one that has changed.

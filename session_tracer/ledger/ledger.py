@@ -699,6 +699,7 @@ class Ledger(Use):
         the last row that was written, may be its first. If the turn is for one report only, the
         others do not repeat a finding.
         """
+        self.end_repeats()
         for one in self.reports:
             one.repeats = one.repeats if report is None else one is report
             one.forget_repeats()
@@ -984,6 +985,8 @@ class Ledger(Use):
         if borrowed:
             self.borrowed += (holding,)
         else:
+            self.end_repeats()
+            holding.sql_before = self.sql
             self.connections += (holding,)
         if joined:
             self.is_joined = True
@@ -1009,17 +1012,16 @@ class Ledger(Use):
             duration = self.last_held = now - holding.since
             self.held += duration
             if self.publishers:
-                self._publish(
-                    facts.ConnectionReleased(now, duration, holding.busy, holding.database)
-                )
-            self.released += ((duration, holding.busy),)
+                busy = holding.busy(self.sql)
+                self._publish(facts.ConnectionReleased(now, duration, busy, holding.database))
+            self.released += ((duration, holding.busy(self.sql)),)
 
     def _give_back(self, now: int) -> None:
         borrowed, self.borrowed = self.borrowed, ()
         for holding in borrowed:
             holding.unmark(self)
             duration = now - holding.since
-            self.publish(facts.ConnectionReleased(now, duration, holding.busy, holding.database))
+            self.publish(facts.ConnectionReleased(now, duration, 0, holding.database))
 
     def writes_committed(self, now: int, site: CallSite | None) -> None:
         """A transaction with writes was committed: has a session next to it done so, too?"""
@@ -1276,6 +1278,41 @@ class Ledger(Use):
             return False
         self.fold_rows()
         return True
+
+    def repeats(self, flush: Flush, statement: str, *, rows: bool) -> None:
+        """The flush has run a statement that it may repeat, for one row each time or for several.
+
+        The statements that follow are then only timed and counted as such. The first of them looks
+        after how many more the rows are to be judged.
+        """
+        if self.attaches or len(self.connections) > 1:
+            return  # more is to be done for each
+        flush.repeated = statement
+        flush.repeats_rows = rows
+        flush.counted = self.statements
+        flush.counted_sql = self.sql
+        flush.counts_at = self.statements + 1 if rows else 0
+
+    def repeated(self, flush: Flush) -> bool:
+        """Count the rows that were written by repeats; whether they are enough now."""
+        number = self.statements
+        self.row_count += number - flush.counted
+        self.row_ns += self.sql - flush.counted_sql
+        flush.counted, flush.counted_sql = number, self.sql
+        count, thresholds = self.row_count, self.gates.single_rows
+        flush.counts_at = number + min([at - count for at in thresholds if at > count], default=0)
+        if count not in thresholds:
+            return False
+        self.fold_rows()
+        return True
+
+    def end_repeats(self) -> None:
+        """What runs or is counted from now on is another statement than the one before."""
+        flush = self.flush
+        if flush is not None and flush.repeated is not None:
+            flush.repeated = None
+            if flush.repeats_rows:
+                self.repeated(flush)
 
     def fold_rows(self) -> None:
         """Add the rows of the last kind to the others."""

@@ -187,7 +187,7 @@ class PlayedScope:
         holding = held[0] if held else self._holding(fact)
         others = tuple(one for one in ledger.connections if one is not holding)
         holding.since = fact.at - fact.held
-        holding.busy = fact.busy
+        holding.sql_before = ledger.sql - fact.busy
         ledger.connections = (holding,)
         ledger.release_connections(fact.at)
         ledger.connections = others

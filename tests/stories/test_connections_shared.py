@@ -8,9 +8,11 @@ from sqlalchemy import Connection, create_engine, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import Session, sessionmaker
 
+from session_tracer import Exporter, facts, instrument
 from session_tracer.testing import capture
 from tests.library import Author, Base, Map, authors
 from tests.outline import outline
+from tests.signals.telling import Measurements
 from tests.twins import Block, Twin
 
 
@@ -165,3 +167,37 @@ def test_a_session_with_two_databases_holds_two_connections(
     ]
     (summary,) = captured.sessions
     assert summary.sql_ms < summary.held_ms
+
+
+def test_each_of_two_connections_is_busy_for_its_own_statements(
+    two_databases: sessionmaker[Session],
+) -> None:
+    with capture(two_databases) as captured, two_databases() as session:
+        session.scalars(select(Author)).all()
+        for scale in (10_000, 25_000, 50_000):
+            session.add(Map(scale=scale))
+            session.flush()
+        session.scalars(select(Author.name)).all()
+        session.rollback()
+    spent = {"authors": 0, "maps": 0}
+    for fact in captured.facts:
+        if isinstance(fact, facts.StatementExecuted):
+            spent["authors" if fact.entity == "Author" else "maps"] += fact.duration
+    released = [fact for fact in captured.facts if isinstance(fact, facts.ConnectionReleased)]
+    assert {Path(one.database.namespace).stem: one.busy for one in released} == spent
+
+
+def test_two_connections_are_busy_for_what_a_flush_repeats_on_each(
+    two_databases: sessionmaker[Session],
+) -> None:
+    measured, logged = Measurements(), list[Any]()
+    exporter = Exporter(meter_provider=measured.provider, on_log=logged.append)
+    with instrument(two_databases, exporter=exporter), two_databases() as session:
+        session.add_all([*authors(20), *[Map(scale=number) for number in range(20)]])
+        session.commit()
+    (busy,) = measured.points("sqlalchemy.connection.busy.duration").values()
+    (closed,) = [event for event in logged if event["event"] == "session.closed"]
+    assert closed["statements"] > 20
+    assert busy.count == 2
+    assert busy.min > 0
+    assert busy.sum * 1_000 == pytest.approx(closed["sql_ms"], abs=0.002)
