@@ -25,13 +25,14 @@ from sqlalchemy.ext.asyncio import (
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from sqlalchemy.pool import StaticPool
 
-from session_tracer import CallSite, Exporter, facts
+from session_tracer import CallSite, Exporter, facts, instrument
 from session_tracer.testing import Captured, capture
 from session_tracer.where.callsite import Locator
 from tests.library import Author, Base, Book, Item
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from types import FrameType
 
     from sqlalchemy.orm import ORMExecuteState
 
@@ -743,6 +744,126 @@ def test_a_road_leads_to_the_same_line_whatever_was_travelled_before(
         travel(session, road)
     assert executed(captured)[before:] == executed(at_first)
     assert {site.file for site in executed(captured) if site is not None} == {__file__}
+
+
+async def awaiting_scalars(session: AsyncSession) -> None:
+    (await session.scalars(select(Author))).all()
+
+
+async def awaiting_a_helper(session: AsyncSession) -> None:
+    await awaiting_scalars(session)
+    await awaiting_connection(session)
+
+
+async def awaiting_connection(session: AsyncSession) -> None:
+    await (await session.connection()).execute(ONE)
+
+
+async def awaiting_a_function(session: AsyncSession) -> None:
+    await session.run_sync(by_query)
+    await session.run_sync(lambda inner: by_attribute(inner))
+    await session.run_sync(by_flush)
+
+
+async def awaiting_a_flush(session: AsyncSession) -> None:
+    session.add(Author(name="flushed"))
+    await session.flush()
+    await awaiting_scalars(session)
+
+
+async def awaiting_a_block(session: AsyncSession) -> None:
+    async with session.begin_nested():
+        await session.execute(ONE)
+
+
+async def awaiting_a_task(session: AsyncSession) -> None:
+    await asyncio.create_task(awaiting_scalars(session))
+    await asyncio.gather(awaiting_a_flush(session))
+
+
+ASYNC_ROADS = (
+    awaiting_scalars, awaiting_a_helper, awaiting_connection, awaiting_a_function, awaiting_a_flush,
+    awaiting_a_block, awaiting_a_task,
+)  # fmt: skip
+
+
+async def travel_async(
+    session: AsyncSession, road: Callable[[AsyncSession], Awaitable[None]]
+) -> None:
+    await road(session)
+    await session.rollback()
+    session.expunge_all()
+
+
+@pytest.fixture
+async def async_library(async_factory: AsyncFactory) -> AsyncFactory:
+    async with async_factory.kw["bind"].begin() as connection:
+        await connection.run_sync(Base.metadata.create_all)
+    async with async_factory() as session, session.begin():
+        biography = "long"
+        session.add_all(
+            Author(name=f"author {number}", biography=biography, books=[Book(title="one")])
+            for number in range(2)
+        )
+    return async_factory
+
+
+@pytest.mark.parametrize("road", ASYNC_ROADS)
+async def test_an_awaited_road_leads_to_the_same_line_whatever_was_travelled_before(
+    async_library: AsyncFactory, road: Callable[[AsyncSession], Awaitable[None]]
+) -> None:
+    with capture(async_library) as at_first:
+        async with async_library() as session:
+            await travel_async(session, road)
+    with capture(async_library) as captured:
+        async with async_library() as session:
+            for another in ASYNC_ROADS:
+                if another is not road:
+                    await travel_async(session, another)
+            before = len(executed(captured))
+            await travel_async(session, road)
+    assert executed(captured)[before:] == executed(at_first)
+    assert {site.file for site in executed(captured) if site is not None} == {__file__}
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+async def test_the_stack_is_not_searched_for_a_line_that_is_known(
+    is_async: bool,
+    library: Factory,
+    async_library: AsyncFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def work() -> None:
+        with library() as session:
+            author = session.get_one(Author, 1)
+            author.name += "."
+            session.commit()
+
+    async def await_work() -> None:
+        async with async_library() as session:
+            author = await session.get_one(Author, 1)
+            author.name += "."
+            await session.commit()
+
+    searched: list[FrameType] = []
+    kind_of = Locator._kind
+
+    def looked_at(locator: Locator, frame: FrameType) -> int:
+        searched.append(frame)
+        return kind_of(locator, frame)
+
+    with instrument(async_library if is_async else library, exporter=Exporter()):
+        for _ in range(3):
+            await await_work() if is_async else work()
+        monkeypatch.setattr(Locator, "_kind", looked_at)
+        await await_work() if is_async else work()
+        monkeypatch.undo()
+    # The callers at the first use are looked at, where they are a coroutine's.
+    names = [frame.f_code.co_name for frame in searched]
+    assert set(names) <= {
+        "await_work",
+        test_the_stack_is_not_searched_for_a_line_that_is_known.__name__,
+    }
 
 
 # How far the eye goes.

@@ -196,33 +196,33 @@ def _surround(connection: Connection) -> bool:
         return False
     # A connection that is forgotten must go back to its pool: it may not be held by its own method.
     reference = weakref.ref(connection)
-
-    def surrounded(method: Any) -> Any:
-        def execute(*args: Any, **kwargs: Any) -> Any:
-            connection = reference()
-            attached = None
-            try:
-                with suppress(Exception):  # there may be no memory to call it
-                    attached = enter(connection)
-                    if attached is not None:
-                        attached.attach()
-                return method(connection, *args, **kwargs)
-            finally:
-                try:
-                    if attached is not None:
-                        attached.detach()
-                except BaseException as error:
-                    # Not left to an interrupt either.
-                    if attached is not None:
-                        attached.detach()
-                    if not isinstance(error, Exception):
-                        raise
-
-        return as_sqlalchemys(execute)
-
     for name in SURROUNDED:
-        connection.__dict__[name] = surrounded(getattr(type(connection), name))
+        method = getattr(type(connection), name)
+        connection.__dict__[name] = partial(_surrounded, enter, method, reference)
     return True
+
+
+def _executing_surrounded(
+    enter: Any, method: Any, reference: Any, /, *args: Any, **kwargs: Any
+) -> Any:
+    connection = reference()
+    attached = None
+    try:
+        with suppress(Exception):  # there may be no memory to call it
+            attached = enter(connection)
+            if attached is not None:
+                attached.attach()
+        return method(connection, *args, **kwargs)
+    finally:
+        try:
+            if attached is not None:
+                attached.detach()
+        except BaseException as error:
+            # Not left to an interrupt either.
+            if attached is not None:
+                attached.detach()
+            if not isinstance(error, Exception):
+                raise
 
 
 def _check(connection: Connection | None) -> None:
@@ -782,6 +782,7 @@ def _rows(context: Any, operation: str, size: int) -> int:
 
 # These have the module's names as they are here: what is below, they would not find.
 _again: Final = as_sqlalchemys(_executing_again)
+_surrounded: Final = as_sqlalchemys(_executing_surrounded)
 _LISTENERS: Final[tuple[tuple[str, Callable[..., Any]], ...]] = tuple(
     (name, _executing(name)) for name in _EXECUTES
 )

@@ -113,8 +113,11 @@ class Use:
         """
         if self.is_closing and self.leaving is not None:
             return self.leaving[0]
-        # As `Locator.locate()` does it, without the call.
         locator = self.locator
+        if self.is_async and (awaiting := locator.across(2)) is not None:
+            self.last_site = locator.known[id(awaiting.f_code), awaiting.f_lasti]
+            return self.last_site
+        # As `Locator.locate()` does it, without the call.
         try:
             for distance, entry in locator.jumps[id(_frame(1).f_code)]:
                 inner = _frame(distance)
@@ -147,6 +150,10 @@ class Use:
         """The application's line that uses the session for the first time; note its callers."""
         # As in `site()`: a call to it would cost more than its lines.
         locator = self.locator
+        if self.is_async and (awaiting := locator.across(2)) is not None:
+            self.callers = locator.callers(awaiting)
+            self.last_site = locator.known[id(awaiting.f_code), awaiting.f_lasti]
+            return self.last_site
         try:
             for distance, entry in locator.jumps[id(_frame(1).f_code)]:
                 inner = _frame(distance)
@@ -166,12 +173,12 @@ class Use:
                                 (three.f_code, three.f_lasti),
                             )
                             if three is not None
-                            else locator.callers(2)
+                            else locator.callers(frame)
                         )
                         return site
         except (AttributeError, LookupError, ValueError):
             pass
-        self.callers = locator.callers(2)
+        self.callers = locator.callers(_frame(1))
         return self._search_site()
 
     @property
@@ -215,7 +222,7 @@ class Use:
         if not self.is_async:
             if user.is_task or self.blocking is not None:
                 self.on_loop(user)
-        elif self.loop_change is None:
+        elif self.loop_owner is not user and self.loop_change is None:  # else it is its own loop
             self.check_loop(site)
         return user
 

@@ -245,28 +245,29 @@ class Locator:
         start = _frame(depth)
         if start is None:
             return None
-        if id(start.f_code) in self._crossings:
-            site = self._cross(start, depth + 1)
-            if site is not None:
-                return site
+        frame = self.across(depth + 1)
+        if frame is not None:
+            return self.known[id(frame.f_code), frame.f_lasti]
         return self._walk(start) or self._search_outwards(start)
 
-    def _cross(self, start: FrameType, depth: int) -> CallSite | None:
-        """Return the line that awaits the greenlet, at the distance where it was found before."""
-        for distance, hops, entry in self._crossings[id(start.f_code)]:
+    def across(self, depth: int) -> FrameType | None:
+        """Return the application's frame that awaits the greenlet.
+
+        It is looked for as far away as it was found before, and its line is known.
+        """
+        for distance, hops, entry in self._crossings.get(id(_frame(depth).f_code), ()):
             try:
                 bottom = _frame(depth + distance)
-            except ValueError:  # the stack is not as deep
-                break
-            # SQLAlchemy's greenlet runs one of its own methods: an application's would come first.
-            if bottom.f_code is entry and bottom.f_back is None:
-                frame: FrameType | None = _outer_greenlet(None)[1]
-                for _ in range(hops):
-                    frame = None if frame is None else frame.f_back
-                if frame is not None:
-                    site = self.known.get((id(frame.f_code), frame.f_lasti))
-                    if site is not None:
-                        return site
+                # SQLAlchemy's greenlet runs one of its own methods: an application's would come
+                # first.
+                if bottom.f_code is entry and bottom.f_back is None:
+                    frame = sys.modules["greenlet"].getcurrent().parent.gr_frame
+                    for _ in range(hops):
+                        frame = frame.f_back
+                    if (id(frame.f_code), frame.f_lasti) in self.known:
+                        return frame  # type: ignore[no-any-return] # greenlet's are not typed
+            except (AttributeError, ValueError):  # the stack is not as deep
+                pass
         return None
 
     def _walk(self, start: FrameType) -> CallSite | None:
@@ -328,13 +329,13 @@ class Locator:
         self.known[id(frame.f_code), frame.f_lasti] = site
         return site
 
-    def callers(self, depth: int) -> Callers:
+    def callers(self, start: FrameType | None) -> Callers:
         """Return the functions and instructions that are at work, from the application's line on.
 
         There are at most four: that of the line, and its callers.
         """
         found: list[tuple[CodeType, int]] = []
-        for frame in _stack(_frame(depth)):
+        for frame in _stack(start):
             if found or self._kind(frame) <= _TEMPLATE:
                 found.append((frame.f_code, frame.f_lasti))
             if len(found) == _MOST_CALLERS:
@@ -750,10 +751,13 @@ class Locator:
 
     def _remember_crossing(self, start: FrameType, found: FrameType) -> None:
         """Record the distances to the greenlet's end, and from its parent to what awaits it."""
-        distance, bottom = 0, start
+        distance, inner, bottom = 0, start, start
         while bottom.f_back is not None and bottom is not found:
-            bottom, distance = bottom.f_back, distance + 1
-        frame = None if bottom is found else _outer_greenlet(None)[1]
+            inner, bottom, distance = bottom, bottom.f_back, distance + 1
+        if bottom is found:  # a coroutine, which awaits one of SQLAlchemy's
+            self._remember_jump(start.f_code, distance, inner.f_code)
+            return
+        frame = _outer_greenlet(None)[1]
         hops = 0
         while frame is not None and frame is not found:
             frame, hops = frame.f_back, hops + 1

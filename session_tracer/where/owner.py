@@ -97,16 +97,18 @@ class Owner:
 
     def is_current(self) -> bool:
         """Return whether this thread or task is running now, on the calling thread."""
+        loop = running_loop()
+        if self._task is not None:  # no other thread runs its loop
+            task = None if loop is None else asyncio.current_task(loop)
+            return task is not None and self._task() is task
         if threading.get_ident() != self.ident:
             return False
-        loop = running_loop()
-        if loop is None:
-            if self._task is not None or self.is_plain:
-                return self.is_plain
-            piece = _PIECE.get()
-            return piece is not None and piece.owner is self
-        task = asyncio.current_task(loop)
-        return task is None if self._task is None else self._task() is task
+        if loop is not None:
+            return asyncio.current_task(loop) is None
+        if self.is_plain:
+            return True
+        piece = _PIECE.get()
+        return piece is not None and piece.owner is self
 
     @property
     def given_name(self) -> str:
