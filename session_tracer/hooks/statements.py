@@ -402,7 +402,7 @@ def _executing_again(
                 ledger.sql += duration
                 number = ledger.statements = ledger.statements + 1
                 ledger.last_statement_at = ledger.last_activity_at = ended
-                if number == flush.counts_at and ledger.repeated(flush):
+                if number == flush.counts_at and ledger.count_repeats(flush):
                     ledger.judge(_row(ledger, context, statement, ended, duration))
             else:
                 ledger.end_repeats()
@@ -691,7 +691,7 @@ def _written(
             ledger.judge(_row(ledger, context, statement, at, duration))
         if (is_row or operation == "INSERT") and flush.only is None:
             # Others of this text, for other rows, need no more than be counted.
-            ledger.repeats(flush, statement, rows=is_row)
+            ledger.may_repeat(flush, statement, rows=is_row)
 
 
 def _executed(

@@ -1279,7 +1279,7 @@ class Ledger(Use):
         self.fold_rows()
         return True
 
-    def repeats(self, flush: Flush, statement: str, *, rows: bool) -> None:
+    def may_repeat(self, flush: Flush, statement: str, *, rows: bool) -> None:
         """The flush has run a statement that it may repeat, for one row each time or for several.
 
         The statements that follow are then only timed and counted as such. The first of them looks
@@ -1293,7 +1293,7 @@ class Ledger(Use):
         flush.counted_sql = self.sql
         flush.counts_at = self.statements + 1 if rows else 0
 
-    def repeated(self, flush: Flush) -> bool:
+    def count_repeats(self, flush: Flush) -> bool:
         """Count the rows that were written by repeats; whether they are enough now."""
         number = self.statements
         self.row_count += number - flush.counted
@@ -1312,7 +1312,7 @@ class Ledger(Use):
         if flush is not None and flush.repeated is not None:
             flush.repeated = None
             if flush.repeats_rows:
-                self.repeated(flush)
+                self.count_repeats(flush)
 
     def fold_rows(self) -> None:
         """Add the rows of the last kind to the others."""

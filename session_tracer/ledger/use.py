@@ -115,7 +115,7 @@ class Use:
             return self.leaving[0]
         locator = self.locator
         if self.is_async and (awaiting := locator.across(2)) is not None:
-            self.last_site = locator.known[id(awaiting.f_code), awaiting.f_lasti]
+            self.last_site = awaiting[1]
             return self.last_site
         # As `Locator.locate()` does it, without the call.
         try:
@@ -151,8 +151,8 @@ class Use:
         # As in `site()`: a call to it would cost more than its lines.
         locator = self.locator
         if self.is_async and (awaiting := locator.across(2)) is not None:
-            self.callers = locator.callers(awaiting)
-            self.last_site = locator.known[id(awaiting.f_code), awaiting.f_lasti]
+            frame, self.last_site = awaiting
+            self.callers = locator.callers(frame)
             return self.last_site
         try:
             for distance, entry in locator.jumps[id(_frame(1).f_code)]:

@@ -245,17 +245,18 @@ class Locator:
         start = _frame(depth)
         if start is None:
             return None
-        frame = self.across(depth + 1)
-        if frame is not None:
-            return self.known[id(frame.f_code), frame.f_lasti]
+        awaiting = self.across(depth + 1)
+        if awaiting is not None:
+            return awaiting[1]
         return self._walk(start) or self._search_outwards(start)
 
-    def across(self, depth: int) -> FrameType | None:
-        """Return the application's frame that awaits the greenlet.
+    def across(self, depth: int) -> tuple[FrameType, CallSite] | None:
+        """Return the application's frame that awaits the greenlet, and its line.
 
-        It is looked for as far away as it was found before, and its line is known.
+        It is looked for only as far away as it was found before.
         """
-        for distance, hops, entry in self._crossings.get(id(_frame(depth).f_code), ()):
+        start = _frame(depth)
+        for distance, hops, entry in self._crossings.get(id(start and start.f_code), ()):
             try:
                 bottom = _frame(depth + distance)
                 # SQLAlchemy's greenlet runs one of its own methods: an application's would come
@@ -264,9 +265,10 @@ class Locator:
                     frame = sys.modules["greenlet"].getcurrent().parent.gr_frame
                     for _ in range(hops):
                         frame = frame.f_back
-                    if (id(frame.f_code), frame.f_lasti) in self.known:
-                        return frame  # type: ignore[no-any-return] # greenlet's are not typed
-            except (AttributeError, ValueError):  # the stack is not as deep
+                    site = self.known.get((id(frame.f_code), frame.f_lasti))
+                    if site is not None:
+                        return frame, site
+            except (AttributeError, LookupError, ValueError):  # the stack is not as deep
                 pass
         return None
 
