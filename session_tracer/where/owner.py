@@ -241,12 +241,12 @@ def _current() -> Owner:
     if known is not None and known.ident == ident and known._thread() is not None:
         return known
     thread = threading.current_thread()
-    if thread is threading.main_thread():
-        owner = Owner(thread, None, None, None)
-        if owner.ident == ident:
-            _MAIN[ident] = owner
+    if thread is threading.main_thread() and thread.ident == ident:
+        owner = _MAIN[ident] = Owner(thread, None, None, None)
     else:
         owner = Owner(thread, None, None, object())
+        # A greenlet of eventlet's may take itself for the thread that it runs in.
+        owner.ident = ident
         piece = _Piece(owner)
         owner.piece = weakref.ref(piece)
         _PIECE.set(piece)

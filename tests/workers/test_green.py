@@ -46,3 +46,63 @@ def test_sessions_are_reported_and_the_process_ends(
     assert {event["finding_id"] for event in events if event["event"] == "finding"} == {
         "idle-in-transaction"
     }
+
+
+SPAWNED = """
+import eventlet
+
+eventlet.monkey_patch()
+IMPORTS
+
+import threading
+
+from sqlalchemy import create_engine
+from sqlalchemy.orm import sessionmaker
+from sqlalchemy.pool import StaticPool
+
+from session_tracer.testing import capture
+from session_tracer.where import owner
+from tests.library import Author, Base
+
+engine = create_engine("sqlite://", poolclass=StaticPool)
+Base.metadata.create_all(engine)
+factory = sessionmaker(engine)
+
+
+def work(name):
+    assert owner.current() == owner.current()
+    assert owner.current().is_current()
+    with factory() as session:
+        session.add(Author(name=name))
+        session.flush()
+        session.commit()
+
+
+with capture(factory) as captured:
+    for name in ("Ada", "Grace", "Mary"):
+        eventlet.spawn_n(work, name)
+    eventlet.sleep(0.1)
+print(len(captured.sessions), captured.findings)
+"""
+# OpenStack's services do this, so that the threads of both modules are the same.
+SHARED = """
+import __original_module_threading
+import threading
+
+__original_module_threading.current_thread.__globals__["_active"] = threading._active
+"""
+
+
+@pytest.mark.parametrize("imports", ["", SHARED], ids=["plain", "as OpenStack does"])
+def test_a_greenlet_that_takes_itself_for_another_thread_uses_a_session_alone(
+    imports: str,
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", SPAWNED.replace("IMPORTS", imports)],
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+        cwd=Path(__file__).parents[2],
+    )
+    assert (done.stdout, done.stderr) == ("3 []\n", "")
