@@ -25,6 +25,7 @@ from session_tracer.facts import (
     TransactionEnded,
 )
 from session_tracer.where.blocks import is_end_of_block, is_inside_block
+from session_tracer.where.callsite import registry_at_work
 from session_tracer.where.frameworks import is_test_teardown
 
 if TYPE_CHECKING:
@@ -260,7 +261,8 @@ class ReusedAfterClose(BuiltIn):
     """`reused-after-close`: a session that a block or generator has closed is used outside of one.
 
     The thread or task that closed it uses it again, and nothing is left to close it. A session that
-    is closed explicitly and then used for another unit of work, or in another block, is a pattern.
+    is closed explicitly and then used for another unit of work, or in another block, is a pattern,
+    and so is one that a `scoped_session` gives out again.
     """
 
     candidates = (SessionOpened, TransactionBegan)
@@ -294,5 +296,6 @@ def _is_left_open(opened: SessionOpened, report: Report) -> bool:
     return (
         closed is not None
         and is_end_of_block(closed)
+        and registry_at_work() is None  # its `remove()` closes it
         and not is_inside_block(report.tracer.locator.lines(), closed)
     )

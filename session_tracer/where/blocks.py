@@ -19,6 +19,8 @@ __all__ = ["is_end_of_block", "is_inside_block", "took_from_generator"]
 # session_tracer's own blocks, in which sessions are traced.
 _OWN: Final = frozenset({"capture", "instrument", "silence"})
 _FUNCTIONS: Final = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+_LOOPS: Final = (ast.For, ast.AsyncFor, ast.While)
+_CLOSING: Final = frozenset({"aclose", "close", "invalidate", "reset"})
 
 
 class _Block(NamedTuple):
@@ -28,13 +30,26 @@ class _Block(NamedTuple):
     head: range
 
 
-_Source: TypeAlias = tuple[tuple[_Block, ...], tuple[range, ...]]
+class _Generator(NamedTuple):
+    """The lines of a generator function, and those that close at its end what it has lent."""
+
+    lines: range
+    ends: frozenset[int]
+
+
+_Source: TypeAlias = tuple[tuple[_Block, ...], tuple[_Generator, ...]]
 
 
 def is_end_of_block(site: CallSite) -> bool:
-    """Return whether what ends at the line is a `with` block or a generator."""
+    """Return whether what ends at the line is a `with` block or a generator.
+
+    A generator ends a session that it has made or yielded, after its last `yield`. One that it
+    closes for others, or between two items, is closed explicitly.
+    """
     blocks, generators = _read(site.file)
-    return any(site.line in block.head for block in blocks) or _is_in(site.line, generators)
+    return any(site.line in block.head for block in blocks) or any(
+        site.line in generator.ends for generator in generators
+    )
 
 
 def is_inside_block(lines: Sequence[CallSite], closed: CallSite) -> bool:
@@ -46,7 +61,7 @@ def is_inside_block(lines: Sequence[CallSite], closed: CallSite) -> bool:
     """
     for site in lines:
         blocks, generators = _read(site.file)
-        if _is_in(site.line, generators):
+        if any(site.line in generator.lines for generator in generators):
             return True
         is_closer = (site.file, site.function) == (closed.file, closed.function)
         for block in blocks:
@@ -64,10 +79,6 @@ def took_from_generator(site: CallSite, generator: CallSite) -> bool:
     return "next(" in line or generator.function.rpartition(".")[2] in line
 
 
-def _is_in(line: int, functions: tuple[range, ...]) -> bool:
-    return any(line in function for function in functions)
-
-
 @lru_cache(maxsize=64)
 def _read(file: str) -> _Source:
     """Return the blocks and the generator functions of a file; none if it cannot be read."""
@@ -81,8 +92,10 @@ def _read(file: str) -> _Source:
             blocks.append(_Block(_lines(node), head or range(node.lineno, node.lineno + 1)))
         elif isinstance(node, ast.Try | ast.TryStar) and node.finalbody:
             blocks.append(_Block(_lines(node), range(0)))
-        elif isinstance(node, _FUNCTIONS) and any(map(_yields, _own_nodes(node))):
-            generators.append(_lines(node))
+        elif isinstance(node, _FUNCTIONS):
+            own = list(_own_nodes(node))
+            if any(map(_yields, own)):
+                generators.append(_Generator(_lines(node), _ends(own)))
     return tuple(blocks), tuple(generators)
 
 
@@ -94,6 +107,50 @@ def _is_own(node: ast.With | ast.AsyncWith) -> bool:
 
 def _yields(node: ast.AST) -> bool:
     return isinstance(node, ast.Yield | ast.YieldFrom)
+
+
+def _ends(own: Sequence[ast.AST]) -> frozenset[int]:
+    """Return the lines at which a generator of these nodes closes at its end what it has lent."""
+    yields = [one for one in own if isinstance(one, ast.Yield | ast.YieldFrom)]
+    lent = {name for one in yields for name in _lent(one.value)}
+    lent |= {one.id for one in own if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)}
+    within = [_lines(one) for one in own if isinstance(one, _LOOPS) and _has_yield(one.body)]
+    at_end = [
+        _lines(statement)
+        for one in own
+        if isinstance(one, ast.Try | ast.TryStar) and _has_yield(one.body)
+        for statement in one.finalbody
+    ]
+    last = max(_lines(one)[-1] for one in yields)
+    return frozenset(
+        line
+        for one in own
+        if isinstance(one, ast.Call)
+        and isinstance(one.func, ast.Attribute)
+        and one.func.attr in _CLOSING
+        and ast.unparse(one.func.value) in lent
+        for line in _lines(one)
+        if any(line in lines for lines in at_end)
+        or (line > last and not any(line in lines for lines in within))
+    )
+
+
+def _lent(value: ast.expr | None) -> Iterator[str]:
+    """Yield what a generator yields, by itself or in what it makes of it, as written."""
+    if isinstance(value, ast.Name | ast.Attribute):
+        yield ast.unparse(value)
+        return
+    parts: list[ast.expr] = []
+    if isinstance(value, ast.Call):
+        parts = [*value.args, *[one.value for one in value.keywords]]
+    elif isinstance(value, ast.Tuple | ast.List):
+        parts = value.elts
+    for part in parts:
+        yield from _lent(part)
+
+
+def _has_yield(body: list[ast.stmt]) -> bool:
+    return any(_yields(part) for one in body for part in ast.walk(one))
 
 
 def _own_nodes(function: ast.AST) -> Iterator[ast.AST]:

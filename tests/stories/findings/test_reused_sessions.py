@@ -296,3 +296,113 @@ def test_a_session_that_another_task_goes_on_with(twin: Twin) -> None:
         assert_found(captured)
 
     twin.run(story)
+
+
+def between_two_items(session: Any) -> Generator[int]:
+    for number in range(3):
+        session.scalars(select(Author)).all()
+        session.close()
+        yield number
+
+
+def before_the_end(session: Any) -> Generator[int]:
+    for number in range(3):
+        session.scalars(select(Author)).all()
+        yield number
+        session.close()
+
+
+def around_another_one(session: Any) -> Generator[None]:
+    session.scalars(select(Author)).all()
+    yield
+    session.close()
+
+
+def of_something_else(session: Any) -> Generator[Author]:
+    yield from session.scalars(select(Author))
+    session.close()
+
+
+@only_sync
+@pytest.mark.parametrize(
+    "generator", [between_two_items, before_the_end, around_another_one, of_something_else]
+)
+def test_a_session_that_a_generator_closes_and_has_not_lent(
+    twin: Twin, generator: Callable[[Any], Generator[Any]]
+) -> None:
+    async def story() -> None:
+        with capture(twin.factory) as captured:
+            session = twin.factory()
+            for _ in range(2):
+                for _ in generator(session):
+                    pass
+                session.scalars(select(Author)).all()
+                session.close()
+        assert_found(captured)
+
+    twin.run(story)
+
+
+@only_sync
+def test_a_session_of_a_registry_that_a_generator_lends_twice(twin: Twin) -> None:
+    def lend() -> Generator[Any]:
+        yield registry
+        registry.close()
+
+    def lend_one() -> Generator[Any]:
+        session = registry()
+        yield session
+        session.close()
+
+    async def story() -> None:
+        with capture(twin.factory) as captured:
+            for lender in (lend, lend_one):
+                for _ in range(2):
+                    lent = lender()
+                    next(lent)
+                    registry.scalars(select(Author)).all()
+                    next(lent, None)
+            registry.remove()
+        assert_found(captured)
+
+    registry = scoped_session(twin.factory)
+    twin.run(story)
+
+
+def lend_in_a_helper(twin: Twin) -> Generator[Any]:
+    session = twin.factory()
+    yield (session, "and more")
+    session.close()  # <- closed
+
+
+def lend_what_is_bound_to_it(twin: Twin) -> Generator[Any]:
+    session = twin.factory()
+    session.info["lent"] = session
+    try:
+        yield
+    finally:
+        session.close()  # <- closed
+
+
+@only_sync
+@pytest.mark.parametrize("lend", [lend_in_a_helper, lend_what_is_bound_to_it])
+def test_a_session_that_is_used_after_its_generator_has_ended(
+    twin: Twin, lend: Callable[[Twin], Generator[Any]]
+) -> None:
+    def use(session: Any) -> None:
+        session.scalars(select(Author)).all()  # <- used
+        session.close()
+
+    async def story() -> None:
+        with capture(twin.factory) as captured:
+            generator = lend(twin)
+            next(generator)
+            session = generator.gi_frame.f_locals["session"]
+            session.scalars(select(Author)).all()
+            next(generator, None)
+            use(session)
+        (finding,) = captured.findings
+        assert (finding.id, finding.site) == ("reused-after-close", marked(use, "<- used"))
+        assert finding.evidence == {"closed_at": str(marked(lend, "<- closed"))}
+
+    twin.run(story)
