@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Final
 
 from session_tracer.detectors.evidence import known, looping
@@ -97,7 +98,13 @@ def _load_together(fact: AttributeLoaded, names: list[str], report: Report) -> s
     if fact.expired_by:
         return f"{selecting(root, options, None, report)} after {expiry(fact)}"
     site = fact.root_site or fact.loaded_site
+    if site in report.ledger.locked_at:
+        # The join would be an outer one, whose rows PostgreSQL refuses to lock.
+        options = _JOINED.sub(r"\1selectinload(", options)
     return selecting(root, options, site, report, fact.through)
+
+
+_JOINED: Final = re.compile(r"(^|, )joinedload\(")
 
 
 def _is_lookup(fact: StatementExecuted) -> bool:

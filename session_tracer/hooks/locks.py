@@ -46,6 +46,8 @@ _REFUSING: Final = frozenset({"REPEATABLE READ", "SERIALIZABLE"})
 
 def follow(ledger: Ledger, context: Any, site: CallSite | None) -> None:
     """SELECT ... FOR UPDATE was executed: look at what its rows are made of."""
+    if site not in ledger.locked_at:
+        ledger.locked_at |= {site}
     counter = ledger.counter
     identity_map = counter.ref() if isinstance(counter, MapCounter) else None
     if identity_map is None or _refuses(context):

@@ -194,6 +194,8 @@ class Ledger(Use):
     # Whether a transaction manager ends its transactions.
     is_managed = False
     loads: Loads | None = None
+    # The lines whose SELECT ... FOR UPDATE brought objects.
+    locked_at: frozenset[CallSite | None] = frozenset()
     # Whether the last load was a refresh() of what was just written.
     is_refreshing = False
     failed_flushes = 0

@@ -48,6 +48,10 @@ def all_of_them(query: Select[Any]) -> Select[Any]:
     return query
 
 
+def locked(query: Select[Any]) -> Select[Any]:
+    return query.with_for_update()
+
+
 def whole(query: Select[Any]) -> Select[Any]:
     return query.where(Part.whole_id.is_(None))
 
@@ -131,6 +135,26 @@ ONE_BY_ONE = {
         Book,
         lambda book: book.author,
         "select(Book).options(joinedload(Book.author))",
+    ),
+    # PostgreSQL refuses to lock the rows of an outer join.
+    "a many-to-one of rows that are locked": OneByOne(
+        "Book",
+        "author",
+        lambda: authors(3, books_each=1),
+        Book,
+        lambda book: book.author,
+        "select(Book).options(selectinload(Book.author))",
+        narrow=locked,
+    ),
+    "a subclass's many-to-one of rows that are locked": OneByOne(
+        "Manager",
+        "office",
+        managers,
+        Employee,
+        lambda manager: manager.office,
+        f"select(Employee).options({OF_MANAGERS}, selectinload(Manager.office))",
+        narrow=locked,
+        also=(("Manager", None, f"select(Employee).options({OF_MANAGERS})"),),
     ),
     "a many-to-many": OneByOne(
         "Student",
