@@ -287,7 +287,7 @@ class SessionPerItem(BuiltIn):
         # What tasks do at the same time is known when they have done it.
         if opened.is_at_once != isinstance(fact, TransactionEnded):
             return
-        report.passed = opened.passed
+        report.passed, report.loop = opened.passed, opened.loop
         message = (
             f"a loop opened at least {opened.sessions} sessions one after the other, at one line"
         )

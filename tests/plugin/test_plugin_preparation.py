@@ -148,3 +148,61 @@ def test_what_prepares_a_test_may_cost_what_it_likes(suites: Suites) -> None:
     assert {line.split()[0] for line in run.summary[:-1] if not line.startswith(" ")} == {
         "commit-in-loop"
     }
+
+
+WAREHOUSE: Final = """
+import contextlib
+
+from sqlalchemy import create_engine, text
+from sqlalchemy.orm import sessionmaker
+from sqlalchemy.pool import StaticPool
+from tests.library import Author, Base
+
+maker = sessionmaker(create_engine("sqlite://", poolclass=StaticPool))
+Base.metadata.create_all(maker.kw["bind"])
+
+@contextlib.contextmanager
+def managed():
+    with maker() as session:
+        session.execute(text("SELECT 1"))
+        yield session
+        session.commit()
+
+def get(key):
+    with managed() as session:
+        return session.get(Author, key)
+
+def start(key):
+    get(key)
+    with managed() as session:
+        session.get(Author, key)
+
+def start_all():
+    for key in range(101):
+        start(key)
+"""
+
+LOOPS: Final = """
+from warehouse import get, start, start_all
+
+@pytest.mark.parametrize("before", range(4))
+@pytest.mark.parametrize("call", [get, start])
+def test_loops_itself(call, before):
+    for _ in range(before):
+        get(1)
+    for key in range(101):
+        call(key)
+
+def test_the_application_loops():
+    start_all()
+"""
+
+
+def test_a_loop_of_the_test_may_open_sessions_by_functions_of_the_application(
+    suites: Suites,
+) -> None:
+    (suites.folder / "warehouse.py").write_text(WAREHOUSE)
+    suites.configure("pythonpath = .")
+    run = suites.run_source(LOOPS, "--session-tracer=info")
+    failed = [name for name, outcome in run.outcomes.items() if outcome != "passed"]
+    assert failed == ["test_the_application_loops"]
