@@ -341,3 +341,44 @@ def test_packages_that_retry_are_known_by_name(twin: Twin, package: str) -> None
         assert found(captured) == (["failed-flush"] if package == "ours" else [])
 
     twin.run(story)
+
+
+# As oslo.db has it: `self` is known where the function is called that is decorated.
+OSLO = """
+class wrap_db_retry:
+    def __init__(self, errors, exception_checker=lambda error: False):
+        self.db_error = errors
+        self.exception_checker = exception_checker
+
+    def __call__(self, work):
+        def wrapper():
+            try:
+                return work()
+            except Exception as error:
+                if not (isinstance(error, self.db_error) or self.exception_checker(error)):
+                    raise
+        return wrapper
+"""
+RETRIES: Final[dict[str, tuple[tuple[Any, ...], list[str]]]] = {
+    "its class": (((IntegrityError,),), []),
+    "a base class of it": (((LookupError, SQLAlchemyError),), []),
+    "another class": (((LookupError,),), ["failed-flush"]),
+    "what a function knows": (((LookupError,), lambda error: bool(error)), []),
+}
+
+
+@only_sync
+@pytest.mark.parametrize(("options", "due"), RETRIES.values(), ids=RETRIES)
+def test_a_retry_of_oslo_handles_the_errors_that_it_was_given(
+    twin: Twin, options: tuple[Any, ...], due: list[str]
+) -> None:
+    module: dict[str, Any] = {"__name__": "oslo_db.api"}
+    exec(OSLO, module)
+
+    async def story() -> None:
+        await keep(twin, *authors(1))
+        with capture(twin.factory) as captured, suppress(IntegrityError):
+            module["wrap_db_retry"](*options)(lambda: twin.drive(create(twin)))()
+        assert found(captured) == due
+
+    twin.run(story)

@@ -9,6 +9,7 @@ from sqlalchemy.orm.session import SessionTransactionOrigin
 
 from session_tracer import facts
 from session_tracer.hooks.scopes import ledger_of, resumed
+from session_tracer.where.error_handlers import asserts
 from session_tracer.where.except_finder import failure, is_expected
 
 if TYPE_CHECKING:
@@ -87,4 +88,4 @@ def _ended(transaction: SessionTransaction, ledger: Ledger) -> OpenTransaction |
 def is_handled(error: Any, ledger: Ledger, frame: FrameType) -> bool:
     """Whether the application expects to be refused, and tries."""
     sites = ledger.locator.frames(frame)
-    return is_expected(failure(error, sites), sites, _GENERAL)
+    return is_expected(failure(error, sites), sites, _GENERAL) or asserts(frame)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from types import FrameType
 
-__all__ = ["is_handled"]
+__all__ = ["asserts", "is_handled"]
 
 _MOST_FRAMES: Final = 200
 # Packages whose decorators call a function again if it raises an error.
@@ -58,12 +58,38 @@ def _handles(frame: FrameType, kinds: list[type]) -> bool:
         return True
     if package in _TESTING:
         return _expects(frame)
+    if package == "oslo_db":
+        return _tries_again(frame.f_locals.get("self"), kinds)
     if package not in _STARLETTE:
         return False
     values = frame.f_locals
     scope = values.get("scope") or getattr(values.get("request"), "scope", None)
     handlers, *_ = scope.get("starlette.exception_handlers", ({},)) if scope else ({},)
     return any(kind in handlers for kind in kinds)
+
+
+def _tries_again(retry: Any, kinds: list[type]) -> bool:
+    """Return whether `wrap_db_retry` of oslo.db may call again what has raised an error.
+
+    It does for the classes that it was given. A function that it was given is not asked here: only
+    the one that it has by itself says no to every error.
+    """
+    errors: tuple[type, ...] = getattr(retry, "db_error", ())
+    checker = getattr(retry, "exception_checker", None)
+    defaults = getattr(type(retry).__init__, "__defaults__", None) or ()
+    return any(kind in errors for kind in kinds) or checker not in (None, *defaults)
+
+
+def asserts(frame: FrameType | None) -> bool:
+    """Return whether a test's assertion, on the stack from `frame` outwards, expects an error."""
+    for _ in range(_MOST_FRAMES):
+        if frame is None:
+            return False
+        package = str(frame.f_globals.get("__name__")).partition(".")[0]
+        if package in _TESTING and _expects(frame):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _expects(frame: FrameType) -> bool:

@@ -124,7 +124,7 @@ def _through(
     for block in _around(site):
         for handler in block.handlers:
             caught = _catches(handler, failed)
-            if caught is None:
+            if caught is None or (caught and handler.is_filter):
                 return None, None
             if caught and handler.may_go_on and not _ANY_ERROR.issuperset(handler.names):
                 return None, None  # it knows this error, and raises another one only sometimes
@@ -143,7 +143,8 @@ def _through(
 class _Handler(NamedTuple):
     """Code that catches errors: its line, the classes (none: all), its body, what it raises.
 
-    With `may_go_on`, it can be left before it raises that.
+    With `may_go_on`, it can be left before it raises that. With `is_filter`, it asks the error
+    whether it raises it again.
     """
 
     line: int
@@ -152,6 +153,7 @@ class _Handler(NamedTuple):
     raised: ast.Raise | None = None
     caught_as: str | None = None
     may_go_on: bool = False
+    is_filter: bool = False
 
 
 class _Block(NamedTuple):
@@ -245,7 +247,35 @@ def _handler(node: ast.ExceptHandler) -> _Handler:
         raised=raised,
         caught_as=node.name,
         may_go_on=raised is not None and any(map(_leaves_early, node.body)),
+        is_filter=_is_filter(node),
     )
+
+
+def _is_filter(node: ast.ExceptHandler) -> bool:
+    """Return whether errors are raised again or not by what they hold, or what a function says.
+
+    A question for their class does not count: that decides it by itself.
+    """
+    if node.name is None:
+        return False
+    parts = [part for statement in node.body for part in ast.walk(statement)]
+    asks = any(isinstance(part, ast.If) and _asks(part.test, node.name) for part in parts)
+    return asks and any(
+        isinstance(part, ast.Raise)
+        and (part.exc is None or (isinstance(part.exc, ast.Name) and part.exc.id == node.name))
+        for part in parts
+    )
+
+
+def _asks(test: ast.AST, name: str) -> bool:
+    if isinstance(test, ast.Name):
+        return test.id == name
+    if isinstance(test, ast.Call) and ast.unparse(test.func) in _OF_CLASSES:
+        return False
+    return any(_asks(part, name) for part in ast.iter_child_nodes(test))
+
+
+_OF_CLASSES: Final = frozenset({"isinstance", "type"})
 
 
 _LEAVING: Final = (ast.Return, ast.Break, ast.Continue)

@@ -367,6 +367,30 @@ async def leave_the_loop(twin: Twin) -> int:
     return 409
 
 
+def is_duplicate(error: Exception) -> bool:
+    return isinstance(error, IntegrityError)
+
+
+async def ask_a_function(twin: Twin) -> int:
+    try:
+        await create(twin)
+    except Exception as error:
+        if not is_duplicate(error):
+            raise
+    return 409
+
+
+async def ask_for_its_code(twin: Twin) -> int:
+    for _ in range(3):
+        try:
+            await create(twin)
+        except Exception as error:
+            if getattr(error, "code", None) == "gkpj":
+                continue
+            raise
+    return 409
+
+
 async def expect(twin: Twin) -> int:
     with pytest.raises((IntegrityError, LookupError)):
         await create(twin)
@@ -379,6 +403,8 @@ EXPECTING = [
     try_the_next_or_refuse,
     answer_or_raise,
     leave_the_loop,
+    ask_a_function,
+    ask_for_its_code,
     expect,
 ]
 
@@ -476,7 +502,35 @@ async def try_again_whatever_fails(twin: Twin) -> None:
             raise
 
 
-NOT_EXPECTING = [log_whatever_fails, translate, log_and_raise, try_again_whatever_fails]
+async def let_another_class_through(twin: Twin) -> None:
+    try:
+        await create(twin)
+    except Exception as error:
+        if isinstance(error, LookupError):
+            raise
+
+
+async def log_what_it_holds(twin: Twin) -> None:
+    messages: list[object] = []
+    try:
+        try:
+            await create(twin)
+        except Exception as error:
+            if error.args:
+                messages.extend(error.args)
+            raise LookupError from error
+    except Exception:
+        return
+
+
+NOT_EXPECTING = [
+    log_whatever_fails,
+    translate,
+    log_and_raise,
+    try_again_whatever_fails,
+    let_another_class_through,
+    log_what_it_holds,
+]
 
 
 @pytest.mark.parametrize("how", NOT_EXPECTING)

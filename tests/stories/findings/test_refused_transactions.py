@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unittest
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import InvalidRequestError, SQLAlchemyError
 
 from session_tracer.testing import Captured, capture
-from tests.good_code.silence import assert_silent, beginning
+from tests.good_code.silence import assert_silent, beginning, only_sync
 from tests.library import Author, authors, keep
 from tests.stories.findings.due import Due, assert_found
 from tests.stories.lines import marked
@@ -411,6 +412,34 @@ async def expect_it_in_a_test(session: Any) -> None:
 def test_code_that_expects_the_refusal_is_not_reported(twin: Twin, work: Any) -> None:
     async def story() -> None:
         assert_silent(await traced(twin, work), sessions=1)
+
+    twin.run(story)
+
+
+# What a test's assertion calls, rather than a block in which it is called.
+ASSERTIONS: dict[str, Callable[[type[Exception], Any], object]] = {
+    "unittest": unittest.TestCase().assertRaises,
+    "pytest": lambda kind, call: pytest.raises(kind, call),  # noqa: RUF061 - what is tested
+}
+
+
+@only_sync
+@pytest.mark.parametrize("how", ASSERTIONS)
+@pytest.mark.parametrize(("kind", "due"), [(InvalidRequestError, 0), (Exception, 1)])
+def test_what_a_tests_assertion_calls_is_to_be_refused(
+    twin: Twin, how: str, kind: type[Exception], due: int
+) -> None:
+    async def work(session: Any) -> None:
+        session.scalars(select(Author)).all()
+        ASSERTIONS[how](kind, session.begin)
+        session.commit()
+
+    async def story() -> None:
+        with capture(twin.factory) as captured:
+            session = twin.factory()
+            await work(session)
+            session.close()
+        assert [one.id for one in captured.findings] == ["refused-transaction"] * due
 
     twin.run(story)
 
