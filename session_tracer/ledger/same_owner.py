@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, cast
 
 from session_tracer import facts
 from session_tracer.ledger.owner_state import owner_state
+from session_tracer.where.blocks import blocks_of
 from session_tracer.where.callsite import is_in
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
+    from types import CodeType
 
     from sqlalchemy.engine import Connection
 
@@ -166,13 +169,34 @@ def _is_at_work(first: Member, member: Member) -> bool:
     """Whether the code that has the other session is still at work with it.
 
     One line that opens both may be in a function that was called again, after it left one open. It
-    is not, if that function has called itself.
+    is not, if that function has called itself. A generator is on no stack while it waits: there it
+    is the function that has the session from it, as far as that is known.
     """
-    site = first.scope.opened_site
-    if site is not None and site == member.scope.opened_site:
-        frames = member.owner.frames()
+    site, mine, other = first.scope.opened_site, cast("Use", member), cast("Use", first)
+    if site is None or site != member.scope.opened_site:
+        return owner_state(other, stack=False).state in _AT_WORK
+    frames = member.owner.frames()
+    if not mine.locator.is_in_generator(site):
         return sum(is_in(site, frame.f_code) for frame in frames) > 1
-    return owner_state(cast("Use", first), stack=False).state in _AT_WORK
+    borrower = _borrower(other, site)
+    if borrower is not None:
+        is_called_again = borrower is _borrower(mine, site)
+        return sum(frame.f_code is borrower for frame in frames) > is_called_again
+    manager = site.function.rpartition(".")[2]
+    return sum(blocks_of(line, manager) for line in mine.locator.sites(frames)) > 1
+
+
+def _borrower(ledger: Use, site: CallSite) -> CodeType | None:
+    """The function that has the session from a generator, if that used it before it yielded it.
+
+    The generator has opened it at the line.
+    """
+    if not any(is_in(site, code) for code, _ in ledger.callers):
+        return None
+    for code, _ in ledger.callers:
+        if not (is_in(site, code) or code.co_filename == contextlib.__file__):
+            return code
+    return None
 
 
 def _first_next_to(

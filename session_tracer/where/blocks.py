@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from session_tracer.where.callsite import CallSite
 
-__all__ = ["is_end_of_block", "is_inside_block", "took_from_generator"]
+__all__ = ["blocks_of", "is_end_of_block", "is_inside_block", "took_from_generator"]
 
 # session_tracer's own blocks, in which sessions are traced.
 _OWN: Final = frozenset({"capture", "instrument", "silence"})
@@ -24,10 +24,14 @@ _CLOSING: Final = frozenset({"aclose", "close", "invalidate", "reset"})
 
 
 class _Block(NamedTuple):
-    """The lines of a `with`, or of a `try` with a `finally`; and those of the `with` itself."""
+    """The lines of a `with`, or of a `try` with a `finally`; and those of the `with` itself.
+
+    `managers` are the names of the functions that make its context managers.
+    """
 
     lines: range
     head: range
+    managers: frozenset[str] = frozenset()
 
 
 class _Generator(NamedTuple):
@@ -73,6 +77,17 @@ def is_inside_block(lines: Sequence[CallSite], closed: CallSite) -> bool:
     return False
 
 
+def blocks_of(site: CallSite, manager: str) -> int:
+    """Return in how many `with` blocks the line is whose context manager a function makes.
+
+    Args:
+        site: The line.
+        manager: The name of the function.
+    """
+    blocks, _ = _read(site.file)
+    return sum(site.line in block.lines and manager in block.managers for block in blocks)
+
+
 def took_from_generator(site: CallSite, generator: CallSite) -> bool:
     """Return whether the line takes a value from that generator, and no more of it."""
     line = linecache.getline(site.file, site.line)
@@ -89,7 +104,8 @@ def _read(file: str) -> _Source:
     for node in ast.walk(tree):
         if isinstance(node, ast.With | ast.AsyncWith) and not _is_own(node):
             head = range(node.lineno, node.body[0].lineno)
-            blocks.append(_Block(_lines(node), head or range(node.lineno, node.lineno + 1)))
+            head = head or range(node.lineno, node.lineno + 1)
+            blocks.append(_Block(_lines(node), head, _managers(node)))
         elif isinstance(node, ast.Try | ast.TryStar) and node.finalbody:
             blocks.append(_Block(_lines(node), range(0)))
         elif isinstance(node, _FUNCTIONS):
@@ -100,9 +116,13 @@ def _read(file: str) -> _Source:
 
 
 def _is_own(node: ast.With | ast.AsyncWith) -> bool:
+    return not _OWN.isdisjoint(_managers(node))
+
+
+def _managers(node: ast.With | ast.AsyncWith) -> frozenset[str]:
     calls = [item.context_expr for item in node.items]
     names = [ast.unparse(call.func) for call in calls if isinstance(call, ast.Call)]
-    return any(name.rpartition(".")[2] in _OWN for name in names)
+    return frozenset(name.rpartition(".")[2] for name in names)
 
 
 def _yields(node: ast.AST) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,7 +21,7 @@ from tests.stories.lines import marked
 from tests.twins import Twin
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
 PASS_IT = (
     "pass that session to this code, or end it first: code that waits for a second "
@@ -257,6 +258,81 @@ def test_a_session_that_was_left_open_on_a_threads_pool_is_not_nested_in(twin: T
         KEPT.clear()
 
     twin.run(story)
+
+
+@asynccontextmanager
+async def managed(twin: Twin, ask: bool) -> AsyncIterator[Any]:
+    async with twin.session() as session:
+        if ask:
+            await session.execute(text("SELECT 1"))
+        yield session
+        await session.commit()
+
+
+async def look_up_managed(twin: Twin, ask: bool) -> None:
+    async with managed(twin, ask) as session:
+        (await session.scalars(select(Book))).all()
+
+
+async def nest_managed(twin: Twin, ask: bool) -> None:
+    async with managed(twin, ask) as session:
+        await read(session)
+        await look_up_managed(twin, ask)
+
+
+async def call_itself_managed(twin: Twin, ask: bool, depth: int = 1) -> None:
+    async with managed(twin, ask) as session:
+        await read(session)
+        if depth:
+            await call_itself_managed(twin, ask, depth - 1)
+
+
+async def one_after_the_other(twin: Twin, ask: bool) -> None:
+    for _ in range(3):
+        await look_up_managed(twin, ask)
+
+
+async def leave_open_managed(twin: Twin, ask: bool) -> None:
+    manager = managed(twin, ask)
+    LEFT.append(manager)
+    session = await manager.__aenter__()
+    await read(session)
+
+
+async def call_again(twin: Twin, ask: bool) -> None:
+    for _ in range(3):
+        await leave_open_managed(twin, ask)
+
+
+async def go_on_with_another(twin: Twin, ask: bool) -> None:
+    await leave_open_managed(twin, ask)
+    await look_up_managed(twin, ask)
+
+
+LEFT: list[Any] = []
+MANAGED = {
+    nest_managed: 1,
+    call_itself_managed: 1,
+    one_after_the_other: 0,
+    call_again: 0,
+    go_on_with_another: 0,
+}
+
+
+@pytest.mark.parametrize("ask", [False, True], ids=["used by the function", "used by the manager"])
+@pytest.mark.parametrize("work", MANAGED)
+def test_sessions_that_one_context_manager_opens(twin: Twin, work: Any, ask: bool) -> None:
+    async def story() -> None:
+        with capture(twin.factory, ignore=AFTERWARDS) as captured:
+            await work(twin, ask)
+            while LEFT:
+                await LEFT.pop().__aexit__(None, None, None)
+        assert [one.id for one in captured.findings] == ["nested-sessions"] * MANAGED[work]
+
+    twin.run(story)
+
+
+AFTERWARDS = {"split-writes", "abandoned-session", "leaked-session"}
 
 
 async def look_up_twice_in_each_of_many(twin: Twin) -> None:
