@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from session_tracer.model.findings import Finding
 
 _MOST_ENTITIES: Final = 5
+_PORTION: Final = 1000
 
 
 class LargeIdentityMap(BuiltIn):
@@ -68,7 +69,12 @@ def _shrink(
         and not (fact.at_once or report.ledger.commits or last.is_lazy)
         and last.operation == "SELECT"
     ):
-        yield _streamed(last.selected(fact.loaded))
+        parent = last.attribute.partition(".")[0]
+        if parent and report.ledger.loaded.get(parent, 0) < _PORTION:
+            # With yield_per, all of these would be in one portion.
+            yield f"select fewer {parent} objects at a time: each brings its {last.attribute}"
+        else:
+            yield _streamed(last.selected(fact.loaded))
     yield "use one session for each batch of objects"
     yield "call session.expunge_all() after each batch"
 
@@ -119,7 +125,7 @@ class _LastStatement:
 
 
 def _streamed(entity: str) -> str:
-    return f"select({entity}).execution_options(yield_per=1000)"
+    return f"select({entity}).execution_options(yield_per={_PORTION})"
 
 
 def _read_less(fact: ObjectsLoaded, last: _LastStatement) -> Iterator[str]:

@@ -164,7 +164,7 @@ def insert_and_return(session: Session) -> None:
 HOLDING = {
     "what is loaded eagerly": (
         read_eagerly,
-        "select(Author).execution_options(yield_per=1000)",
+        "select fewer Author objects at a time: each brings its Author.books",
         "Book",
         5,
     ),
@@ -183,6 +183,16 @@ def test_a_session_that_holds(twin: Twin, what: str) -> None:
         await keep(twin, *authors(1, books_each=4))
         captured = await tell(twin, how, large_identity_map_objects=3)
         assert_found(captured, large_map(marked(how, "<- read"), remedy, entity, count))
+
+    twin.run(story)
+
+
+def test_many_objects_that_are_loaded_with_what_belongs_to_them(twin: Twin) -> None:
+    async def story() -> None:
+        await keep(twin, *authors(1_000, books_each=1))
+        captured = await tell(twin, read_eagerly, large_identity_map_objects=1_500)
+        (finding,) = captured.findings
+        assert finding.remedy == "select(Author).execution_options(yield_per=1000)"
 
     twin.run(story)
 
