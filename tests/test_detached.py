@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from sqlalchemy import StaticPool, create_engine, select
+from sqlalchemy import Select, StaticPool, create_engine, select
 from sqlalchemy.orm import Session, joinedload, sessionmaker
 from sqlalchemy.orm.exc import DetachedInstanceError
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The garbage collector is trying 
 class Read(NamedTuple):
     """Something read too late, and what is concluded from it."""
 
-    leave: Callable[[Twin, type[Any]], Awaitable[Any]]
+    leave: Callable[[Twin, Select[Any]], Awaitable[Any]]
     read: Callable[[Any], object]
     entity: type[Any]
     attribute: str
@@ -174,7 +174,7 @@ def test_what_is_read_after_the_session_is_closed(twin: Twin, what: str) -> None
     async def story() -> None:
         await stock(twin)
         with capture(twin.factory, name="shop-db") as told:
-            found = await late.leave(twin, late.entity)
+            found = await late.leave(twin, select(late.entity))
             with pytest.raises(DetachedInstanceError):
                 late.read(found)
         (summary,) = told.sessions
@@ -230,7 +230,7 @@ def test_each_way_an_object_leaves_its_session(twin: Twin, departure: str) -> No
         # A session that nobody closed is a mistake of its own.
         besides = {"abandoned-session"} if departure == "collected" else set()
         with capture(twin.factory, ignore=besides) as told:
-            essay = await leave(twin, Essay)
+            essay = await leave(twin, select(Essay))
             with pytest.raises(DetachedInstanceError):
                 detached.read_text(essay)
         (summary,) = told.sessions

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from session_tracer.detectors.wording import awaited
-from session_tracer.where.source import calls_at
+from session_tracer.where.source import calls_at, is_for_any_class
 
 if TYPE_CHECKING:
     from session_tracer.ledger.report import Report
@@ -27,10 +27,11 @@ def selecting(
     """Return the statement that loads more, and the line if such a statement is there.
 
     A line that calls a function of a library, which runs the statement, has none to be changed. Nor
-    has a line of a test, if code of the application reads the object. Where there is no line, what
-    was to be loaded `through` a relationship can still be loaded before that is read.
+    has a line of a test, if code of the application reads the object, or of a function that selects
+    whatever class its caller names: the option would be wrong for the others. Where there is no
+    line, what was to be loaded `through` a relationship can still be loaded before that is read.
     """
-    if site is not None and report.is_left_out(site):
+    if site is not None and (report.is_left_out(site) or is_for_any_class(site)):
         site = None
     select = f"select({root}).options({options})"
     alone = f"{select} before {through} is read" if through else select

@@ -11,7 +11,9 @@ from session_tracer.where.syntax import parsed, source_of
 if TYPE_CHECKING:
     from session_tracer.where.callsite import CallSite
 
-__all__ = ["calls_at"]
+__all__ = ["calls_at", "is_for_any_class"]
+
+_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def calls_at(site: CallSite) -> frozenset[str] | None:
@@ -40,6 +42,49 @@ def _calls(source: str, line: int) -> frozenset[str] | None:
                 if isinstance(call, ast.Call) and (name := _name(call.func))
             }
     return frozenset(names)
+
+
+def is_for_any_class(site: CallSite) -> bool:
+    """Return whether the function of the line selects objects of a class that its caller names.
+
+    That is `select(model)` or `session.get(self.model, key)`, for a parameter of the function.
+    """
+    return _selects_parameter(source_of(site.file), site.line)
+
+
+@lru_cache(maxsize=64)
+def _selects_parameter(source: str, line: int) -> bool:
+    tree = parsed(source) if source else None
+    around = [
+        node
+        for node in ast.walk(tree or ast.Module([], []))
+        if isinstance(node, _FUNCTIONS) and node.lineno <= line <= (node.end_lineno or 0)
+    ]
+    if not around:
+        return False
+    function = around[-1]  # the innermost
+    named = function.args
+    parameters = {one.arg for one in [*named.posonlyargs, *named.args, *named.kwonlyargs]}
+    return any(
+        isinstance(call, ast.Call) and _selected_by(call) in parameters
+        for call in ast.walk(function)
+    )
+
+
+def _selected_by(call: ast.Call) -> str | None:
+    """Return the variable that has the class which the call selects, or has it as an attribute."""
+    name = _name(call.func)
+    # A dictionary's `get` may have a single argument.
+    if not call.args or not (name in _SELECTS or (name in _GETS and len(call.args) > 1)):
+        return None
+    selected = call.args[0]
+    while isinstance(selected, ast.Attribute):
+        selected = selected.value
+    return selected.id if isinstance(selected, ast.Name) else None
+
+
+_SELECTS = frozenset({"select", "query"})
+_GETS = frozenset({"get", "get_one"})
 
 
 def _head(statement: ast.stmt) -> list[ast.AST]:

@@ -7,9 +7,9 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import select
-
 if TYPE_CHECKING:
+    from sqlalchemy import Select
+
     from session_tracer import Finding
     from tests.library import Author, Book, Essay
     from tests.twins import Twin
@@ -23,89 +23,89 @@ def steady(finding: Finding) -> Finding:
     return replace(finding, message=message, evidence=evidence)
 
 
-async def closed(twin: Twin, entity: type[Any]) -> Any:
+async def closed(twin: Twin, query: Select[Any]) -> Any:
     async with twin.session() as session:  # opened # departed
-        return (await session.scalars(select(entity))).first()  # loaded
+        return (await session.scalars(query)).first()  # loaded
 
 
-async def reset(twin: Twin, entity: type[Any]) -> Any:
+async def reset(twin: Twin, query: Select[Any]) -> Any:
     session = twin.session()  # opened
-    found = (await session.scalars(select(entity))).first()  # loaded
+    found = (await session.scalars(query)).first()  # loaded
     await session.reset()  # departed
     return found
 
 
-async def invalidated(twin: Twin, entity: type[Any]) -> Any:
+async def invalidated(twin: Twin, query: Select[Any]) -> Any:
     session = twin.session()  # opened
-    found = (await session.scalars(select(entity))).first()  # loaded
+    found = (await session.scalars(query)).first()  # loaded
     await session.invalidate()  # departed
     return found
 
 
-async def expunged(twin: Twin, entity: type[Any]) -> Any:
+async def expunged(twin: Twin, query: Select[Any]) -> Any:
     async with twin.session() as session:  # opened
-        found = (await session.scalars(select(entity))).first()  # loaded
+        found = (await session.scalars(query)).first()  # loaded
         session.expunge(found)  # departed
     return found
 
 
-async def expunged_with_all(twin: Twin, entity: type[Any]) -> Any:
+async def expunged_with_all(twin: Twin, query: Select[Any]) -> Any:
     async with twin.session() as session:  # opened
-        found = (await session.scalars(select(entity))).first()  # loaded
+        found = (await session.scalars(query)).first()  # loaded
         session.expunge_all()  # departed
-        (await session.scalars(select(entity))).all()
+        (await session.scalars(query)).all()
     return found
 
 
-async def collected(twin: Twin, entity: type[Any]) -> Any:
+async def collected(twin: Twin, query: Select[Any]) -> Any:
     session = twin.session()  # opened
-    found = (await session.scalars(select(entity))).first()  # loaded # departed
+    found = (await session.scalars(query)).first()  # loaded # departed
     del session
     gc.collect()
     return found
 
 
-async def deleted(twin: Twin, entity: type[Any]) -> Any:
+async def deleted(twin: Twin, query: Select[Any]) -> Any:
     async with twin.session(expire_on_commit=False) as session:  # opened
-        found = (await session.scalars(select(entity))).first()  # loaded
+        found = (await session.scalars(query)).first()  # loaded
         await session.delete(found)
         await session.commit()  # departed
     return found
 
 
-async def deleted_and_expired(twin: Twin, entity: type[Any]) -> Any:
+async def deleted_and_expired(twin: Twin, query: Select[Any]) -> Any:
     async with twin.session() as session:  # opened
-        found = (await session.scalars(select(entity))).first()  # loaded
+        found = (await session.scalars(query)).first()  # loaded
         await session.delete(found)
         await session.flush()
         await session.commit()  # departed
     return found
 
 
-async def expired_by_commit(twin: Twin, entity: type[Any]) -> Any:
+async def expired_by_commit(twin: Twin, query: Select[Any]) -> Any:
     async with twin.session() as session:  # opened # departed
-        found = (await session.scalars(select(entity))).first()  # loaded
+        found = (await session.scalars(query)).first()  # loaded
         await session.commit()  # expired
     return found
 
 
-async def expired_by_rollback(twin: Twin, entity: type[Any]) -> Any:
+async def expired_by_rollback(twin: Twin, query: Select[Any]) -> Any:
     async with twin.session() as session:  # opened # departed
-        found = (await session.scalars(select(entity))).first()  # loaded
+        found = (await session.scalars(query)).first()  # loaded
         await session.rollback()  # expired
     return found
 
 
-async def expired_by_hand(twin: Twin, entity: type[Any]) -> Any:
+async def expired_by_hand(twin: Twin, query: Select[Any]) -> Any:
     async with twin.session() as session:  # opened # departed
-        found = (await session.scalars(select(entity))).first()  # loaded
+        found = (await session.scalars(query)).first()  # loaded
         session.expire(found)  # expired
     return found
 
 
-async def expired_with_all(twin: Twin, entity: type[Any]) -> Any:
+async def expired_with_all(twin: Twin, query: Select[Any]) -> Any:
     async with twin.session() as session:  # opened # departed
-        found = (await session.scalars(select(entity))).first()  # loaded
+        found = (await session.scalars(query)).first()  # loaded
         session.expire_all()  # expired
     return found
 

@@ -30,7 +30,7 @@ def test_a_detached_object_merged_back_and_read(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(1, books_each=2))
         with capture(twin.factory) as captured:
-            author = await detached.closed(twin, Author)
+            author = await detached.closed(twin, select(Author))
             async with twin.session() as session:
                 merged = await session.merge(author)
                 assert len(await session.run_sync(lambda _: merged.books)) == 2
@@ -43,7 +43,7 @@ def test_a_detached_object_added_back_and_read(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(1, books_each=2))
         with capture(twin.factory) as captured:
-            author = await detached.expunged(twin, Author)
+            author = await detached.expunged(twin, select(Author))
             async with twin.session() as session:  # opened
                 session.add(author)
                 assert len(await session.run_sync(lambda _: author.books)) == 2

@@ -22,7 +22,7 @@ ERROR = "sqlalchemy.orm.exc.DetachedInstanceError"
 async def refused(twin: Twin, name: str = "default", **settings: Any) -> Captured:
     """A capture of one collection read too late."""
     with capture(twin.factory, name=name, **settings) as captured:
-        author = await detached.closed(twin, Author)
+        author = await detached.closed(twin, select(Author))
         with pytest.raises(DetachedInstanceError):
             detached.read_books(author)
     return captured
@@ -192,7 +192,7 @@ def test_the_error_is_sqlalchemys_own(twin: Twin) -> None:
             detached.read_letters,
         )
         with capture(twin.factory) as captured:
-            author = await detached.expired_by_commit(twin, Author)
+            author = await detached.expired_by_commit(twin, select(Author))
             traced = [raised(read, author) for read in reads]
         untraced = [raised(read, author) for read in reads]
         assert traced == untraced
@@ -211,7 +211,7 @@ def test_a_task_that_reads_what_another_loaded_is_the_reader(twin: Twin) -> None
     async def story() -> None:
         await keep(twin, *authors(1, books_each=1))
         with capture(twin.factory) as captured:
-            author = await detached.closed(twin, Author)
+            author = await detached.closed(twin, select(Author))
             await asyncio.gather(reader(author))
         assert [finding.site for finding in captured.findings] == [marked(reader, "read")]
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import select
 
+from session_tracer.testing import capture
 from tests.library import Author, Book, Essay, authors, keep
 from tests.stories.findings.due import Due, assert_found
 from tests.stories.findings.mappings import (
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sqlalchemy import Select
+    from sqlalchemy.orm import Session
 
     from session_tracer import CallSite
     from tests.twins import Twin
@@ -359,5 +361,33 @@ def test_what_is_loaded_one_by_one_and_what_to_write(twin: Twin, what: str) -> N
             assert_found(told, *case.due())
             written = case.narrow(pasted(to_write(told.findings[-1])))
             assert_found(await read_each(twin, written, case.read, **at_three))
+
+    twin.run(story)
+
+
+def all_of(session: Session, model: type[Any]) -> list[Any]:
+    return list(session.scalars(select(model)))
+
+
+def read_all(session: Session, all_: Callable[[Session], list[Any]]) -> None:
+    for author in all_(session):
+        assert author.books
+
+
+def select_authors(session: Session) -> list[Author]:
+    return list(session.scalars(select(Author)))  # <- for authors
+
+
+def test_the_line_of_a_function_that_selects_any_class_is_not_to_be_changed(twin: Twin) -> None:
+    async def story() -> None:
+        await keep(twin, *authors(3, books_each=1))
+        remedies = []
+        for all_ in (lambda session: all_of(session, Author), select_authors):
+            with capture(twin.factory, lazy_loads_from_one_site=3) as captured:
+                async with twin.session() as session:
+                    await session.run_sync(lambda plain, all_=all_: read_all(plain, all_))
+            remedies += [finding.remedy for finding in captured.findings]
+        write = "select(Author).options(selectinload(Author.books))"
+        assert remedies == [write, f"{write} at {marked(select_authors, '<- for authors')}"]
 
     twin.run(story)

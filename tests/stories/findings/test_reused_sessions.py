@@ -395,7 +395,7 @@ def test_a_session_that_is_used_after_its_generator_has_ended(
 
     async def story() -> None:
         with capture(twin.factory) as captured:
-            generator = lend(twin)
+            generator: Any = lend(twin)
             next(generator)
             session = generator.gi_frame.f_locals["session"]
             session.scalars(select(Author)).all()
