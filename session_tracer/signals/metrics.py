@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections import Counter
+from collections import Counter, defaultdict
 from functools import partial
 from operator import attrgetter
 from time import time_ns
@@ -470,10 +470,19 @@ class MetricSignal:
         series.add([row[3] / 1e9 for row in rows], rows)
 
     def _take_statements(self, rows: Sequence[Row]) -> None:
+        kinds: defaultdict[tuple[Any, ...], list[Row]] = defaultdict(list)
         for row in rows:
-            self._take_statement(row[3], row[4], row)
+            database, fact = row[3:]
+            is_batch = fact.batch_size > 1
+            kind = (fact.operation, is_batch, fact.collection, fact.error, fact.status)
+            # Its hash is computed by Python code, its id is not.
+            kinds[id(database), *kind].append(row)
+        for alike in kinds.values():
+            attributes = self._of_statement(*alike[0][3:])
+            series = self._series_of(names.CLIENT_OPERATION_DURATION, *attributes)
+            series.add([row[4].duration / 1e9 for row in alike], alike)
 
-    def _take_statement(self, database: Database, fact: facts.StatementExecuted, row: Row) -> None:
+    def _of_statement(self, database: Database, fact: facts.StatementExecuted) -> list[str | int]:
         values = (
             database.system,
             names.BATCH + fact.operation if fact.batch_size > 1 else fact.operation,
@@ -484,14 +493,12 @@ class MetricSignal:
             fact.error,
             fact.status,
         )
-        attributes = [
+        return [
             one
             for key, value in zip(_OF_STATEMENTS, values, strict=True)
             if value is not None and (value != "" or key in _ALWAYS)
             for one in (key, value)
         ]
-        series = self._series_of(names.CLIENT_OPERATION_DURATION, *attributes)
-        series.add([fact.duration / 1e9], [row])
 
     def _take_sessions(self, outcome: str, rows: Sequence[Row]) -> None:
         columns = zip(*[row[4] for row in rows], strict=True)
