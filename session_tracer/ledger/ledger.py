@@ -1284,8 +1284,8 @@ class Ledger(Use):
     def may_repeat(self, flush: Flush, statement: str, *, rows: bool) -> None:
         """The flush has run a statement that it may repeat, for one row each time or for several.
 
-        The statements that follow are then only timed and counted as such. The first of them looks
-        after how many more the rows are to be judged.
+        The repeats are only timed and counted. The first of them finds out after which number of
+        statements the rows are to be judged.
         """
         if self.attaches or len(self.connections) > 1:
             return  # more is to be done for each
@@ -1296,7 +1296,7 @@ class Ledger(Use):
         flush.counts_at = self.statements + 1 if rows else 0
 
     def count_repeats(self, flush: Flush) -> bool:
-        """Count the rows that were written by repeats; whether they are enough now."""
+        """Count the rows that repeats have written. Return whether they are to be judged."""
         number = self.statements
         self.row_count += number - flush.counted
         self.row_ns += self.sql - flush.counted_sql
@@ -1309,7 +1309,7 @@ class Ledger(Use):
         return True
 
     def end_repeats(self) -> None:
-        """What runs or is counted from now on is another statement than the one before."""
+        """Count the rows that repeats have written, because another statement follows."""
         flush = self.flush
         if flush is not None and flush.repeated is not None:
             flush.repeated = None

@@ -50,7 +50,7 @@ class Member(Protocol):
 
     scope: Scope
     kind: tuple[type, int]
-    # Those that its opener has open, itself among them, from its first use to its end.
+    # The sessions that its opener has open, including this one; set from its first use to its end.
     together: dict[Member, None]
     context: Any
     tracers: tuple[Tracer, ...]
@@ -82,7 +82,7 @@ _MOST_LEFT_BEHIND: Final = 8
 # same one for all, and a thread may have ten thousand open.
 _MOST_ASKED: Final = 100
 _AT_WORK: Final = frozenset({"running", "waiting"})
-# Of a scope that is not used yet; nothing is added to it.
+# For a scope that is not used yet. Nothing is added to it.
 ALONE: Final[dict[Any, None]] = {}
 
 
@@ -169,8 +169,8 @@ def _is_at_work(first: Member, member: Member) -> bool:
     """Whether the code that has the other session is still at work with it.
 
     One line that opens both may be in a function that was called again, after it left one open. It
-    is not, if that function has called itself. A generator is on no stack while it waits: there it
-    is the function that has the session from it, as far as that is known.
+    is not, if that function has called itself. A generator is on no stack while it waits: then the
+    function counts that has received the session from it.
     """
     site, mine, other = first.scope.opened_site, cast("Use", member), cast("Use", first)
     if site is None or site != member.scope.opened_site:
@@ -187,9 +187,9 @@ def _is_at_work(first: Member, member: Member) -> bool:
 
 
 def _borrower(ledger: Use, site: CallSite) -> CodeType | None:
-    """The function that has the session from a generator, if that used it before it yielded it.
+    """The function that received the session from a generator, which opened it at the line.
 
-    The generator has opened it at the line.
+    It is known if the generator has used the session before it yielded it.
     """
     if not any(is_in(site, code) for code, _ in ledger.callers):
         return None

@@ -92,7 +92,7 @@ class Point(NamedTuple):
 
 
 class Taker(Protocol):
-    """What takes rows of its kind, all that wait at once; it never raises."""
+    """Takes all waiting rows of one kind at once; never raises."""
 
     def take(self, rows: Sequence[Row]) -> None: ...
 

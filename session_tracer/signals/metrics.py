@@ -273,7 +273,7 @@ def _reference_to(provider: MeterProvider) -> Callable[[], MeterProvider | None]
 
 
 class _Taker:
-    """What takes rows of one kind, and counts them by `take`; a failure is `failed`'s."""
+    """Passes rows of one kind to `take`, and calls `failed` if that raises an exception."""
 
     __slots__ = ("_failed", "_take")
 
@@ -291,7 +291,7 @@ class _Taker:
 
 
 class _Takers(dict[Any, _Taker]):
-    """What takes rows of one kind, by what these have in common."""
+    """What takes rows of one kind, by the value that these have in common, such as an outcome."""
 
     __slots__ = ("_failed", "_take")
 

@@ -35,7 +35,7 @@ class _Block(NamedTuple):
 
 
 class _Generator(NamedTuple):
-    """The lines of a generator function, and those that close at its end what it has lent."""
+    """The lines of a generator function, and the lines that close a session at its end."""
 
     lines: range
     ends: frozenset[int]
@@ -47,8 +47,8 @@ _Source: TypeAlias = tuple[tuple[_Block, ...], tuple[_Generator, ...]]
 def is_end_of_block(site: CallSite) -> bool:
     """Return whether what ends at the line is a `with` block or a generator.
 
-    A generator ends a session that it has made or yielded, after its last `yield`. One that it
-    closes for others, or between two items, is closed explicitly.
+    A generator ends a session that it has created or yielded, after its last `yield`. A session
+    that it only uses, or closes between two items, is closed explicitly.
     """
     blocks, generators = _read(site.file)
     return any(site.line in block.head for block in blocks) or any(
@@ -78,7 +78,7 @@ def is_inside_block(lines: Sequence[CallSite], closed: CallSite) -> bool:
 
 
 def blocks_of(site: CallSite, manager: str) -> int:
-    """Return in how many `with` blocks the line is whose context manager a function makes.
+    """Return the number of `with` blocks around the line whose context manager a function creates.
 
     Args:
         site: The line.
@@ -130,7 +130,10 @@ def _yields(node: ast.AST) -> bool:
 
 
 def _ends(own: Sequence[ast.AST]) -> frozenset[int]:
-    """Return the lines at which a generator of these nodes closes at its end what it has lent."""
+    """Return the lines of a generator that close, at its end, what it has created or yielded.
+
+    `own` are the nodes of its function.
+    """
     yields = [one for one in own if isinstance(one, ast.Yield | ast.YieldFrom)]
     lent = {name for one in yields for name in _lent(one.value)}
     lent |= {one.id for one in own if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)}
@@ -156,7 +159,7 @@ def _ends(own: Sequence[ast.AST]) -> frozenset[int]:
 
 
 def _lent(value: ast.expr | None) -> Iterator[str]:
-    """Yield what a generator yields, by itself or in what it makes of it, as written."""
+    """Yield the names in an expression that a generator yields: `db` in `yield Repository(db)`."""
     if isinstance(value, ast.Name | ast.Attribute):
         yield ast.unparse(value)
         return

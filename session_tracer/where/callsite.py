@@ -253,7 +253,7 @@ class Locator:
     def across(self, depth: int) -> tuple[FrameType, CallSite] | None:
         """Return the application's frame that awaits the greenlet, and its line.
 
-        It is looked for only as far away as it was found before.
+        Only the distances at which it was found before are tried.
         """
         start = _frame(depth)
         for distance, hops, entry in self._crossings.get(id(start and start.f_code), ()):

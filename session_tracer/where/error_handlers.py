@@ -69,10 +69,10 @@ def _handles(frame: FrameType, kinds: list[type]) -> bool:
 
 
 def _tries_again(retry: Any, kinds: list[type]) -> bool:
-    """Return whether `wrap_db_retry` of oslo.db may call again what has raised an error.
+    """Return whether `wrap_db_retry` of oslo.db may call the function again after an error.
 
-    It does for the classes that it was given. A function that it was given is not asked here: only
-    the one that it has by itself says no to every error.
+    It does for the classes in `db_error`, and if `exception_checker` returns true. That is a
+    function of the application, which is not called here. The default one always returns False.
     """
     errors: tuple[type, ...] = getattr(retry, "db_error", ())
     checker = getattr(retry, "exception_checker", None)

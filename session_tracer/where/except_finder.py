@@ -143,8 +143,8 @@ def _through(
 class _Handler(NamedTuple):
     """Code that catches errors: its line, the classes (none: all), its body, what it raises.
 
-    With `may_go_on`, it can be left before it raises that. With `is_filter`, it asks the error
-    whether it raises it again.
+    With `may_go_on`, it can be left before it raises that. With `is_filter`, a condition about the
+    error decides whether it is raised again.
     """
 
     line: int
@@ -252,9 +252,9 @@ def _handler(node: ast.ExceptHandler) -> _Handler:
 
 
 def _is_filter(node: ast.ExceptHandler) -> bool:
-    """Return whether errors are raised again or not by what they hold, or what a function says.
+    """Return whether a condition about the error decides whether it is raised again.
 
-    A question for their class does not count: that decides it by itself.
+    A check of its class does not count: whether that is the error's class is known.
     """
     if node.name is None:
         return False
