@@ -394,6 +394,9 @@ def _in_loop(
         if not is_walk
         else tree(what)
     )
+    if fact.of_key == "rows" and report.ledger.new.get(fact.entity, 0) > 1:
+        # An autoflush has written what the loop adds, so that the next SELECT finds it.
+        remedy += f", and add each new {fact.entity} to its result"
     return report.finding(
         "query-in-loop",
         "warning",

@@ -638,3 +638,39 @@ def test_one_row_after_the_other_by_number_in_a_while_loop(twin: Twin) -> None:
         assert [finding.id for finding in captured.findings] == ["query-in-loop"]
 
     twin.run(story)
+
+
+async def add_or_find(session: Any, names: list[str]) -> None:
+    for name in names:
+        query = select(Author).where(Author.name == name)
+        if (await session.scalars(query)).one_or_none() is None:
+            session.add(Author(name=name))
+
+
+async def add_or_find_in_its_result(session: Any, names: list[str]) -> None:
+    query = select(Author).where(Author.name.in_(names))
+    found = {author.name: author for author in await session.scalars(query)}
+    for name in names:
+        if name not in found:
+            found[name] = Author(name=name)
+            session.add(found[name])
+
+
+def test_what_the_loop_adds_belongs_to_the_result_of_the_one_select(twin: Twin) -> None:
+    async def story() -> None:
+        names = [f"author {number}" for number in range(11)]
+        with capture(twin.factory) as captured:
+            async with twin.session() as session:
+                await add_or_find(session, [*names, names[0]])
+                await session.rollback()
+        (finding,) = captured.findings
+        assert finding.id == "query-in-loop"
+        assert finding.remedy.endswith(", and add each new Author to its result")
+        with capture(twin.factory) as captured:
+            async with twin.session() as session:
+                await add_or_find_in_its_result(session, [*names, names[0]])
+                await session.commit()
+                assert len((await session.scalars(select(Author))).all()) == 11
+        assert_found(captured)
+
+    twin.run(story)
