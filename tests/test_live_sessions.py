@@ -32,7 +32,9 @@ ONE = text("SELECT 1")
 
 @pytest.fixture
 def factory(tmp_path: Path) -> Iterator[Factory]:
-    engine = create_engine(f"sqlite:///{tmp_path / 'library.db'}")
+    # A thread that writes may have to wait for long: SQLite lets any other go first.
+    file = f"sqlite:///{tmp_path / 'library.db'}"
+    engine = create_engine(file, connect_args={"timeout": 60})
     Base.metadata.create_all(engine)
     yield sessionmaker(engine)
     engine.dispose()

@@ -18,6 +18,8 @@ from tests.stories.lines import marked
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from sqlalchemy import Select
+
     from tests.twins import Twin
 
 # SQLAlchemy 2.1 wraps the error of a statement that could not be awaited.
@@ -31,12 +33,12 @@ pytestmark = [
 
 async def read_too_early(
     twin: Twin,
-    entity: type[Any],
+    query: Select[Any],
     meanwhile: Callable[[Any, Any], Awaitable[None]],
     read: Callable[[Any], object],
 ) -> None:
     async with twin.session() as session:  # <- opened
-        found = (await session.scalars(select(entity))).first()  # <- loaded
+        found = (await session.scalars(query)).first()  # <- loaded
         await meanwhile(session, found)
         with pytest.raises(REFUSED):
             read(found)
@@ -287,7 +289,7 @@ def test_what_is_read_without_an_await(twin: Twin, what: str) -> None:
     async def story() -> None:
         await keep(twin, *authors(1, books_each=1), Essay(title="on waiting"), Map(scale=1))
         with capture(twin.factory) as captured:
-            await read_too_early(twin, read.entity, read.meanwhile, read.read)
+            await read_too_early(twin, select(read.entity), read.meanwhile, read.read)
         assert_found(
             captured,
             Due(
