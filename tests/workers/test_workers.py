@@ -165,8 +165,8 @@ def test_uvicorns_workers_report_each_session(shop: Shop) -> None:
 def test_celerys_pools_report_each_task_and_what_is_left_open(shop: Shop, pool: str) -> None:
     from celery import Celery
 
-    queue = {"data_folder_in": str(shop.folder / "queue"), "data_folder_out": ""}
-    queue["data_folder_out"] = queue["data_folder_in"]
+    folder, control = str(shop.folder / "queue"), str(shop.folder / "control")
+    queue = {"data_folder_in": folder, "data_folder_out": folder, "control_folder": control}
     client = Celery("client", broker="filesystem://")
     client.conf.broker_transport_options = queue
     for _ in range(6):
