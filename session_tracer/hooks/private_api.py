@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["RELIANCES", "Reliance", "check", "missing"]
 
 _ABSENT: Final = object()
+_CONNECT: Final = "sqlalchemy.pool.base:_ConnectionRecord._ConnectionRecord__connect"
 
 
 class Reliance(NamedTuple):
@@ -143,6 +144,11 @@ RELIANCES: Final = (
         "Pool._dialect",
         _sets("sqlalchemy.pool:Pool.__init__", "_dialect"),
         "how long the checkouts of connections take is not reported",
+    ),
+    Reliance(
+        "_ConnectionRecord.__connect",
+        lambda: _found(_CONNECT).__code__.co_name == "__connect",
+        "a session for which a pool opens a connection is reported as waiting for one",
     ),
     Reliance(
         "QueuePool._max_overflow",

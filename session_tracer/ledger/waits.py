@@ -58,7 +58,7 @@ class Waits:
 
 def _found(frames: Iterable[FrameType]) -> tuple[Any, Wait] | None:
     """The session that waits on this stack, if one does, and for what."""
-    wait, is_connecting = None, True
+    wait, is_connecting = None, False
     for frame in frames:
         module = frame.f_globals.get("__name__")
         if wait is None:
@@ -67,8 +67,8 @@ def _found(frames: Iterable[FrameType]) -> tuple[Any, Wait] | None:
                 if began is None:
                     return None
                 wait = Wait(pool, began, is_connecting)
-            elif module == "sqlalchemy.util.queue":
-                is_connecting = False
+            elif frame.f_code.co_name == "__connect" and module == "sqlalchemy.pool.base":
+                is_connecting = True
         elif frame.f_code.co_name == "_connection_for_bind" and module == "sqlalchemy.orm.session":
             (taker,) = _locals(frame, "self")
             return getattr(taker, "session", taker), wait

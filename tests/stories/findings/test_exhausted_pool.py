@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -153,6 +156,36 @@ def test_a_holder_that_is_no_session_is_reported_to_be_one(twin: Twin) -> None:
                 evidence={"holders": [], "checked_out": 1, "untraced": 1},
             ),
         )
+
+    twin.run(story)
+
+
+@only_sync
+def test_threads_that_time_out_together_open_no_connection(
+    twin: Twin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wait() -> None:
+        with twin.factory() as session, suppress(PoolTimeoutError):
+            session.connection()
+
+    def when_all_have(*arguments: Any) -> Any:
+        time.sleep(0.1)
+        return timed_out(*arguments)
+
+    # As where the one that looks first takes longer.
+    timed_out = exhausted_pools.timed_out
+    monkeypatch.setattr(exhausted_pools, "timed_out", when_all_have)
+
+    async def story() -> None:
+        await shrink_pool(twin, timeout=0.3)
+        connection: Any = twin.engine.connect()
+        with capture(twin.factory) as captured, ThreadPoolExecutor(8) as threads:
+            for _ in range(8):
+                threads.submit(wait)
+        connection.close()
+        (finding,) = captured.findings
+        evidence = finding.evidence
+        assert (evidence.get("connecting"), evidence["untraced"]) == (None, 1)
 
     twin.run(story)
 
