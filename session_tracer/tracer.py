@@ -304,7 +304,7 @@ class Tracer:
             if least <= _DEBUG:
                 listeners = (logs.fact, *listeners)
             report.publisher = FactPublisher(
-                report, steps=steps, detectors=self._published, listeners=listeners
+                ledger.opened_at, steps=steps, detectors=self._published, listeners=listeners
             )
         return report
 

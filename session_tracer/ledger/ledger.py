@@ -51,7 +51,6 @@ if TYPE_CHECKING:
         Attached,
         Attaching,
         Comments,
-        Publisher,
         Report,
         Spans,
         Tracer,
@@ -223,7 +222,8 @@ class Ledger(Use):
     ) -> None:
         super().__init__(tracers, is_async=is_async, clock=clock)
         # The scope, and the tracers that report it.
-        self.publishers: tuple[Publisher, ...] = ()
+        # The reports that publish facts.
+        self.publishers: tuple[Report, ...] = ()
         # The reports whose spans are sampled, and what sets the context of statements.
         self.recording: tuple[tuple[Report, Spans], ...] = ()
         self.attaching: Attaching | None = None
@@ -429,7 +429,7 @@ class Ledger(Use):
                 report = tracer.begin(self)
                 more += (report,)
                 if report.publisher is not None:
-                    self.publishers += (report.publisher,)
+                    self.publishers += (report,)
                 if tracer.tells_statements:
                     self.announces_statements = True
                 if tracer.comments is not None:
@@ -671,9 +671,7 @@ class Ledger(Use):
                 if report.tracer is tracer:
                     report.stop()
             self.reports = tuple(one for one in self.reports if one.tracer is not tracer)
-            self.publishers = tuple(
-                report.publisher for report in self.reports if report.publisher is not None
-            )
+            self.publishers = tuple([one for one in self.reports if one.publisher is not None])
             self.tracers = tuple(one for one in self.tracers if one is not tracer)
             if self.is_open and not self.is_beginning:
                 self.scope.reports = self.reports
@@ -744,12 +742,12 @@ class Ledger(Use):
             self._publish(fact)
 
     def _publish(self, fact: Fact) -> None:
-        for publisher in self.publishers:
-            publisher.publish(fact)
+        for report in self.publishers:
+            report.publish(fact)
 
     def _publish_and_judge(self, fact: Fact, *, judged: bool) -> None:
-        for publisher in self.publishers:
-            publisher.publish(fact)
+        for report in self.publishers:
+            report.publish(fact)
         if judged:
             for report in self.reports:
                 report.judge(fact)

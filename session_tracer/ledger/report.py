@@ -66,7 +66,7 @@ class Publisher(Protocol):
     @property
     def timeline(self) -> Timeline: ...
 
-    def publish(self, fact: Fact) -> None: ...
+    def publish(self, fact: Fact, report: Report) -> None: ...
 
     def mute(self, signal: object) -> None: ...
 
@@ -476,6 +476,11 @@ class Report:
         if self.spans is signal:
             self._lose_spans()
 
+    def _end_spans(self, end: Callable[[Any], None], argument: Any) -> None:
+        self.emit(end, argument)
+        # They hold this report: only the garbage collector would end the two.
+        self.spans = self.attaching = None
+
     def _lose_spans(self) -> None:
         ledger = self.ledger
         ledger.recording = tuple([one for one in ledger.recording if one[0] is not self])
@@ -496,12 +501,17 @@ class Report:
             # It is not known whether code runs within the statements of what is held already.
             self.ledger.attaches = bool(self.ledger.connections or self.ledger.borrowed)
 
+    def publish(self, fact: Fact) -> None:
+        """Hand the fact to the code that asked for facts, if any did; never raises."""
+        if self.publisher is not None:
+            self.publisher.publish(fact, self)
+
     def session_ended(self) -> None:
         """The scope ended, and was measured."""
         if self.logs is not None and self.reports_end:
             self.emit(self.logs.session_closed, self)
         if self.spans is not None:
-            self.emit(self.spans.session_ended, self.ledger.closed_at)
+            self._end_spans(self.spans.session_ended, self.ledger.closed_at)
         for sink in self.sinks:
             if sink.wants_sessions:
                 self.emit(sink.session, self)
@@ -512,31 +522,25 @@ class Report:
             return
         if self.span_source is not None:
             self.emit(self.span_source.refused, self, origin)
-        if self.publisher is not None:
-            self.publisher.publish(fact)
+        self.publish(fact)
         self.judge(fact)
         for metrics in self.metrics:
             self.emit(metrics.load_refused, self)
         if self.spans is not None:
-            self.emit(self.spans.detached_load_failed, fact)
+            self._end_spans(self.spans.detached_load_failed, fact)
 
     def take_up(self, now: int) -> None:
         """The scope is open already: report how far it is."""
-        ledger, publisher = self.ledger, self.publisher
-        if publisher is not None:
-            publisher.publish(facts.SessionOpened(now, ledger.opened_site))
+        ledger = self.ledger
+        self.publish(facts.SessionOpened(now, ledger.opened_site))
         for one in ledger.transactions_open:
-            if publisher is not None:
-                publisher.publish(
-                    facts.TransactionBegan(now, None, one.nested, one.two_phase, one.owner)
-                )
+            self.publish(facts.TransactionBegan(now, None, one.nested, one.two_phase, one.owner))
             if self.span_source is not None:
                 self.begin_spans(self.span_source)
             if self.spans is not None:
                 self.emit(self.spans.transaction_began, now, None, one.nested)
-        if publisher is not None:
-            for holding in ledger.connections + ledger.borrowed:
-                publisher.publish(facts.ConnectionAcquired(now, holding.database))
+        for holding in ledger.connections + ledger.borrowed:
+            self.publish(facts.ConnectionAcquired(now, holding.database))
 
     def stop(self) -> None:
         """End the report unfinished."""

@@ -212,8 +212,7 @@ def _judge(report: Report, now: int, at_end: dict[tuple[Owner, int], bool]) -> N
                 at_end[key] = is_ending(ledger)
             running = at_end[key]
         fact = facts.TimePassed(now, running, lambda: registry.look(report))
-        if report.publisher is not None:
-            report.publisher.publish(fact)
+        report.publish(fact)
         report.judge(fact)
         for suspicion in report.suspicions:
             suspicion.advance(now)

@@ -22,23 +22,23 @@ class FactPublisher:
 
     `detectors` has, by type of fact, the application's own detectors that judge every such fact,
     each with its place among the tracer's. `listeners` are called with each fact and its report.
+    `opened_at` is when the scope was opened, in nanoseconds of the facts' clock.
     """
 
-    __slots__ = ("_detectors", "_listeners", "_report", "_steps", "timeline")
+    __slots__ = ("_detectors", "_listeners", "_steps", "timeline")
 
     def __init__(
         self,
-        report: Report,
+        opened_at: int,
         *,
         steps: int,
         detectors: Mapping[type[Fact], tuple[tuple[int, Judge], ...]],
         listeners: tuple[Callable[[Any, Report], None], ...],
     ) -> None:
-        self._report = report
         self.timeline = Timeline(steps) if steps else NO_TIMELINE
         self._detectors = detectors
         self._listeners = listeners
-        self._steps = Steps(self.timeline, report.ledger.opened_at) if steps else None
+        self._steps = Steps(self.timeline, opened_at) if steps else None
 
     def mute(self, signal: object) -> None:
         """A signal has failed: its listener gets no more facts."""
@@ -46,9 +46,8 @@ class FactPublisher:
             one for one in self._listeners if getattr(one, "__self__", one) is not signal
         )
 
-    def publish(self, fact: Fact) -> None:
-        """Publish a fact; never raises."""
-        report = self._report
+    def publish(self, fact: Fact, report: Report) -> None:
+        """Publish a fact of this report; never raises."""
         if self._steps is not None:
             try:
                 self._steps.add(fact)

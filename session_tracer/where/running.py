@@ -56,8 +56,10 @@ def undisturbed(ask: Callable[[], T]) -> T:
         if found:
             gc.enable()
         raise
-    # Nothing, where the application has switched it off.
-    return found[1] if found else ask()
+    # Nothing, where the application has switched it off. What is returned may hold this frame,
+    # which must not hold it as well: only the garbage collector would end the two, and all that the
+    # frames of other threads have, in whichever thread it happens to run.
+    return found.pop(1) if found else ask()
 
 
 def outwards_elsewhere(frame: FrameType | None, most: int = sys.maxsize) -> Iterator[FrameType]:

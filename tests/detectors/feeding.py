@@ -333,8 +333,7 @@ class PlayedScope:
 
     def _time_passed(self, fact: facts.TimePassed) -> None:
         # The watchdog asks each report.
-        if self.report.publisher is not None:
-            self.report.publisher.publish(fact)
+        self.report.publish(fact)
         self.report.judge(fact)
 
 
