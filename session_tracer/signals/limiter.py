@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict
+from itertools import compress
 from typing import TYPE_CHECKING, Any, Final
 
 from session_tracer.ledger.guard import aside
@@ -11,11 +12,13 @@ from session_tracer.runtime import process, threads
 from session_tracer.runtime.background_queue import BackgroundQueue
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable
+    from collections.abc import Callable, Hashable, Iterable, Sequence
 
 __all__ = ["Held", "Limiter"]
 
 _MOST_KEYS: Final = 1_000
+# Of one key, before they are added up.
+_MOST_ROWS: Final = 16
 
 
 class Held:
@@ -24,24 +27,34 @@ class Held:
     Attributes:
         count: Number of events.
         latest: What the latest event was about, as the code that logs it knows it.
-        sums: The sums of their numbers, by log key.
     """
 
-    __slots__ = ("count", "latest", "sums")
+    __slots__ = ("_keys", "_rows", "count", "latest")
 
     def __init__(self) -> None:
         self.count = 0
         self.latest: Any = None
-        self.sums: dict[str, float] = defaultdict(int)
+        self._keys: Sequence[str] = ()
+        # The latest events' numbers: many are added up together in a fraction of the time.
+        self._rows: list[tuple[float, ...]] = []
 
-    def add(self, latest: Any, numbers: Iterable[tuple[str, float]]) -> None:
-        """Add one event and its numbers."""
+    def add(self, latest: Any, keys: Sequence[str], numbers: tuple[float, ...]) -> None:
+        """Add one event and its numbers, of which each has a log key."""
         self.count += 1
         self.latest = latest
-        sums = self.sums
-        for key, number in numbers:
-            if number:
-                sums[key] += number
+        self._keys = keys
+        self._rows.append(numbers)
+        if len(self._rows) > _MOST_ROWS:
+            self._rows = [self._added_up()]
+
+    @property
+    def sums(self) -> dict[str, float]:
+        """The sums of the events' numbers that are not zero, by log key."""
+        sums = self._added_up()
+        return dict(compress(zip(self._keys, sums, strict=True), sums))
+
+    def _added_up(self) -> tuple[float, ...]:
+        return tuple(map(sum, zip(*self._rows, strict=True)))
 
 
 class _Period:
@@ -80,13 +93,20 @@ class Limiter:
         self._periods: process.PerProcess[OrderedDict[Hashable, _Period]]
         self._periods = process.PerProcess(OrderedDict)
 
-    def hold(self, key: Hashable, latest: Any, numbers: Iterable[tuple[str, float]] = ()) -> bool:
+    def hold(
+        self,
+        key: Hashable,
+        latest: Any,
+        keys: Sequence[str] = (),
+        numbers: tuple[float, ...] = (),
+    ) -> bool:
         """Hold an event back if one of its key was logged in this period.
 
         Args:
             key: What makes events repeats of each other.
             latest: What is kept of the event until the next one.
-            numbers: Log keys and numbers, which are summed up.
+            keys: The log keys of the numbers, which are the same for each event of the key.
+            numbers: The event's numbers, which are summed up.
 
         Returns:
             False if the event has to be logged now.
@@ -108,7 +128,7 @@ class Limiter:
                     ended.append(oldest.held)
             else:
                 held = period.held
-                held.add(latest, numbers)
+                held.add(latest, keys, numbers)
         if held is not None and held.count == 1:
             _TIMER.watch(self)
         self._log_all(ended)

@@ -7,7 +7,7 @@ import time
 from functools import lru_cache
 from itertools import compress
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from opentelemetry import trace
 
@@ -20,7 +20,7 @@ from session_tracer.signals import names
 from session_tracer.signals.limiter import Limiter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
 
     from session_tracer.exporter import Exporter, LogEvent
     from session_tracer.facts import Fact
@@ -133,6 +133,8 @@ class LogSignal:
         """Log what was held back; never raises."""
         try:
             latest = held.latest
+            if isinstance(latest, _Closed):
+                latest = latest.summed()
             if isinstance(latest, _Summed):
                 fields = {"suppressed_event": latest.event, "suppressed": held.count}
                 sums = {key: round(number, 3) for key, number in held.sums.items()}
@@ -146,12 +148,9 @@ class LogSignal:
         except Exception as error:
             self._failed(type(self).__name__, error)
 
-    def _is_repeated(self, summed: _Summed, numbers: Callable[[], Numbers]) -> bool:
-        """Whether such an event was logged just now. Code that asked for all of them gets all."""
-        if self.least <= _DEBUG or self._heard(_DEBUG):
-            return False
-        key = (summed.event, summed.level, summed.identity["work"], *summed.fields.items())
-        return self._limiter.hold(key, summed, numbers())
+    def _sums_up(self) -> bool:
+        """Whether repeats are held back: code that asked for all events gets all."""
+        return self.least > _DEBUG and not self._heard(_DEBUG)
 
     def lasting(self, lasting: Lasting, report: Report, moment: Moment | None, lasts: int) -> None:
         """Log that a finding still holds, which it has for `lasts` nanoseconds.
@@ -236,7 +235,8 @@ class LogSignal:
             {"session_name": report.name, "work": report.ledger.work},
             {"error_type": fact.error, "constraint": fact.constraint, "site": site},
         )
-        if self._is_repeated(summed, lambda: _numbers_of_flush(fact)):
+        key = (level, names.FLUSH_FAILED, report.ledger.work, *summed.fields.values())
+        if self._sums_up() and self._limiter.hold(key, summed, *_numbers_of_flush(fact)):
             return
         fields = {
             "trigger": fact.trigger,
@@ -269,8 +269,10 @@ class LogSignal:
         number = LEVELS[level]
         if number < self.least and not self._heard(number):
             return
-        if is_notable and self._is_repeated(_closed(report), lambda: _numbers_of_session(report)):
-            return
+        if is_notable and self._sums_up():
+            closed = _closed(report)
+            if self._limiter.hold(closed, closed, _SUMMED, _numbers_of_session(report)):
+                return
         fields = _identity(report)
         fields["outcome"] = ledger.outcome
         fields["ending"] = ledger.ending
@@ -406,8 +408,6 @@ _BY: Final = {
     "transitions": "transitions_by_event",
 }
 
-Numbers: TypeAlias = "Iterable[tuple[str, float]]"
-
 
 class _Summed(NamedTuple):
     """What events that are held back have in common, and are logged with once."""
@@ -418,26 +418,52 @@ class _Summed(NamedTuple):
     fields: dict[str, Any]
 
 
-def _closed(report: Report) -> _Summed:
-    ledger = report.ledger
-    fields = {
-        "outcome": ledger.outcome,
-        "error_type": ledger.error,
-        "session_site": _site(ledger.opened_site),
-        "site": _site(ledger.closed_site),
-    }
-    identity = {"session_name": report.name, "work": ledger.work}
-    return _Summed("info", names.SESSION_CLOSED, identity, fields)
+class _Closed(NamedTuple):
+    """What sessions have in common whose ends are logged with once."""
+
+    event: str
+    session_name: str
+    work: str
+    outcome: str | None
+    error: str
+    opened_site: CallSite | None
+    closed_site: CallSite | None
+
+    def summed(self) -> _Summed:
+        """The same as what is logged."""
+        fields = {
+            "outcome": self.outcome,
+            "error_type": self.error,
+            "session_site": _site(self.opened_site),
+            "site": _site(self.closed_site),
+        }
+        identity = {"session_name": self.session_name, "work": self.work}
+        return _Summed("info", self.event, identity, fields)
 
 
-def _numbers_of_session(report: Report) -> Numbers:
+def _closed(report: Report) -> _Closed:
     ledger = report.ledger
-    yield "duration_ms", (ledger.closed_at - ledger.opened_at) / 1e6
-    yield "held_ms", ledger.held / 1e6
-    yield "sql_ms", ledger.sql / 1e6
-    yield from zip(_ADDED_UP, _added_up(ledger), strict=True)
-    for key, counts in zip(COUNTS, _counts(ledger), strict=True):
-        yield key, sum(counts.values())
+    return _Closed(
+        names.SESSION_CLOSED,
+        report.name,
+        ledger.work,
+        ledger.outcome,
+        ledger.error,
+        ledger.opened_site,
+        ledger.closed_site,
+    )
+
+
+def _numbers_of_session(report: Report) -> tuple[float, ...]:
+    """The numbers for the keys `_SUMMED`."""
+    ledger = report.ledger
+    return (
+        (ledger.closed_at - ledger.opened_at) / 1e6,
+        ledger.held / 1e6,
+        ledger.sql / 1e6,
+        *_added_up(ledger),
+        *[sum(counts.values()) if counts else 0 for counts in _counts(ledger)],
+    )
 
 
 def _totals(findings: tuple[Finding, ...], duration: int) -> list[LogEvent]:
@@ -458,15 +484,16 @@ def _totals(findings: tuple[Finding, ...], duration: int) -> list[LogEvent]:
     return totals
 
 
-def _numbers_of_flush(fact: facts.FlushFailed) -> Numbers:
-    yield "duration_ms", fact.duration / 1e6
-    for key, counts in (("new", fact.new), ("dirty", fact.dirty), ("deleted", fact.deleted)):
-        yield key, sum(counts.values())
+def _numbers_of_flush(fact: facts.FlushFailed) -> tuple[tuple[str, ...], tuple[float, ...]]:
+    """The log keys of a flush's numbers, and the numbers."""
+    counts = [sum(of_class.values()) for of_class in (fact.new, fact.dirty, fact.deleted)]
+    return ("duration_ms", "new", "dirty", "deleted"), (fact.duration / 1e6, *counts)
 
 
 # Sizes of identity maps do not add up.
 _ADDED_UP: Final = tuple([key for key in NUMBERS if not key.startswith("identity_map")])
 _added_up: Final = attrgetter(*_ADDED_UP)
+_SUMMED: Final = ("duration_ms", "held_ms", "sql_ms", *_ADDED_UP, *COUNTS)
 
 
 def _flat(identity: LogEvent, fields: Mapping[str, Any]) -> LogEvent:

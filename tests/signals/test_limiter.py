@@ -52,7 +52,7 @@ class Log:
         self.entries.append((held.latest, held.count, dict(held.sums)))
 
     def hold(self, key: str, latest: Any = None) -> bool:
-        return self.limiter.hold(key, latest, [("rows", 2), ("none", 0)])
+        return self.limiter.hold(key, latest, ("rows", "none"), (2, 0))
 
 
 def test_the_first_event_of_a_period_is_logged_and_its_repeats_are_summed_up() -> None:
