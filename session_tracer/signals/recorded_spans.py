@@ -84,6 +84,8 @@ class RecordedSpans(Attaching):
     """
 
     _database: Database | None = None
+    # What ends the attributes of all spans of the scope, made again for each database.
+    _shared: Attributes | None = None
 
     def __init__(
         self,
@@ -96,8 +98,6 @@ class RecordedSpans(Attaching):
         self._databases = databases
         self._report = report
         self._ledger = report.ledger
-        # What ends the attributes of all spans of the scope, made again for each database.
-        self._shared: Attributes = {SESSION_ID: report.ledger.id}
         # The outermost is the session's, or that of a refused load.
         self._open = [one]
         self._statement: RecordedSpan | None = None
@@ -236,10 +236,11 @@ class RecordedSpans(Attaching):
                 return
             while (one := opened[-1]).name != name:
                 self._end(one.name, at, {}, "")
-        database = ledger.database
-        if database is not self._database and database is not None:
+        database, shared = ledger.database, self._shared
+        if shared is None or (database is not self._database and database is not None):
             self._database = database
-            self._shared = {SESSION_ID: ledger.id, **self._databases.of(database)}
+            of_database = {} if database is None else self._databases.of(database)
+            shared = self._shared = {SESSION_ID: ledger.id, **of_database}
         report, site = self._report, one.site
         # In the order of a live span's.
         attributes: Attributes
@@ -254,7 +255,7 @@ class RecordedSpans(Attaching):
                 CODE_FILE_PATH: site.file,
                 CODE_LINE_NUMBER: site.line,
             }
-        one.attributes = attributes | self._shared | later
+        one.attributes = attributes | shared | later
         if error:
             one.fail(error)
         del opened[-1]
