@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Mapping
 
     from session_tracer.facts import OfKey
+    from session_tracer.ledger.ledger import Ledger
     from session_tracer.ledger.loads import Passed
     from session_tracer.ledger.report import Report
     from session_tracer.model.findings import Finding
@@ -110,6 +111,7 @@ class _Asked:
         "due",
         "found",
         "is_batched",
+        "made_before",
         "most_steps",
         "number",
         "parts",
@@ -137,6 +139,8 @@ class _Asked:
         self.steps: dict[int, set[int]] = {}
         self.most_steps = 0
         self.tally = Tally()
+        # How many new objects of its class the session had written when it ran first.
+        self.made_before = 0
         self._transaction = 0
         self._at = 0
 
@@ -144,10 +148,12 @@ class _Asked:
         """Whether that finding was reported: it may be ignored, or silenced."""
         return bool(self.found) and report.was_reported(self.found)
 
-    def add(self, fact: StatementExecuted, transaction: int) -> tuple[bool, bool]:
+    def add(self, fact: StatementExecuted, ledger: Ledger) -> tuple[bool, bool]:
         """Take a SELECT into account. Return whether it is another one, and another step."""
+        transaction = ledger.transactions
         if transaction != self._transaction or fact.at - fact.duration > self._at + _PAUSE:
             self._transaction = transaction
+            self.made_before = ledger.new.get(fact.entity, 0)
             self.parts.clear()
             self.number = self.unknown = 0
             self.steps.clear()
@@ -270,12 +276,14 @@ def _repeated(
         what = f"the same SELECT{of} with the same parameters ran at least {repeats.count} times"
         why = "the identity map is not a query cache: only get() can return without a SELECT"
     loop = looping(repeats.passed, report)
-    keep = f"run it once{elsewhere(loop, fact.site, 'before the loop at')} and keep the result"
+    remedy = f"run it once{elsewhere(loop, fact.site, 'before the loop at')} and keep the result"
     commit = f"{awaited(report)}session.commit(){_EACH}"
-    remedy, other = keep, commit
+    alternatives = [commit]
     if is_poll:
         why = "an object in the session keeps its values until it expires, so no change is seen"
-        remedy, other = commit, ".execution_options(populate_existing=True)"
+        remedy, alternatives = commit, [".execution_options(populate_existing=True)"]
+    elif len(repeats.sites) > 1 or (loop is not None and goes_over(loop)):
+        alternatives = []  # it waits for nobody's change
     return report.finding(
         "repeated-select",
         "warning",
@@ -289,7 +297,7 @@ def _repeated(
             **known(loop=loop, statement=fact.sql or None),
             "why": why,
             **evidence,
-            "alternatives": [other],
+            **known(alternatives=alternatives or None),
         },
     )
 
@@ -312,11 +320,11 @@ def _different(
     ledger, enough = report.ledger, report.settings.queries_from_one_site
     for one in earlier:
         if _is_query(one) and one.number > ledger.statements_before:
-            memory.asked.of((one.site, one.query)).add(one, ledger.transactions)
+            memory.asked.of((one.site, one.query)).add(one, ledger)
     if not _is_query(fact):
         return
     asked = memory.asked.of((fact.site, fact.query))
-    is_other, is_step = asked.add(fact, ledger.transactions)
+    is_other, is_step = asked.add(fact, ledger)
     if asked.found == "query-in-loop":
         return
     if is_step and _is_of_items(fact, asked, report):
@@ -394,7 +402,8 @@ def _in_loop(
         if not is_walk
         else tree(what)
     )
-    if fact.of_key == "rows" and report.ledger.new.get(fact.entity, 0) > 1:
+    made = report.ledger.new.get(fact.entity, 0) - asked.made_before
+    if fact.of_key == "rows" and made > 1:
         # An autoflush has written what the loop adds, so that the next SELECT finds it.
         remedy += f", and add each new {fact.entity} to its result"
     return report.finding(

@@ -85,8 +85,8 @@ class CommitInLoop(BuiltIn):
 
         Commits of batches and commits without writes do not count, nor what comes after a pause: a
         worker commits job by job, also where the next message of its queue is there already. A
-        session that a test joins to an outer transaction is used by many requests, and its commits
-        commit nothing.
+        session that a test joins to an outer transaction is used by many requests: its commits
+        count where a loop of the application is known to be around them, and not one of the test.
         """
         ledger = report.ledger
         if fact.nested or fact.outcome != "committed" or ledger.first_commit is None:
@@ -103,10 +103,12 @@ class CommitInLoop(BuiltIn):
         enough = report.settings.commits_from_one_site
         if commits and commits.number == enough - 1:
             commits.passed = ledger.locator.passed()
-        if commits and commits.number == enough and not (commits.is_reported or ledger.is_joined):
+        if commits and commits.number == enough and not commits.is_reported:
             commits.is_reported = True
             loop = ledger.locator.loop(commits.passed, ledger.opened_site)
-            if loop is None or not takes_messages(loop):
+            may_be_tests = loop is None or not report.tells_tests_apart
+            takes_jobs = loop is not None and takes_messages(loop)
+            if not (takes_jobs or (ledger.is_joined and may_be_tests)):
                 yield _commits(fact.site, commits, report)
 
 

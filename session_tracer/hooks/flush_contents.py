@@ -100,7 +100,8 @@ def look(flush: Flush, context: UOWTransaction) -> None:
         for state, how in found.items():
             if how == _TO_WRITE and state.key is not None and changed(state):
                 flush.only = state
-                flush.counts = (NOTHING, {state.class_.__name__: 1}, NOTHING, NOTHING)
+                if not links_outside_only(state):
+                    flush.counts = (NOTHING, {state.class_.__name__: 1}, NOTHING, NOTHING)
                 return
     flush.found = [*found.values(), *map(id, map(_KEY, found))]
     if number > _FEW and {*found.values()} == _WRITTEN and not any(map(_KEY, found)):
@@ -151,6 +152,8 @@ def _counts(
         elif state.key is None:
             into = new
         elif (unchanged is not None and state not in unchanged) or changed(state):
+            if links_outside_only(state):
+                continue
             into = dirty
         else:
             into = same

@@ -258,6 +258,8 @@ class Report:
     passed: Passed = MappingProxyType({})
     # The line that loops, of the last finding of which one was looked for.
     loop: CallSite | None = None
+    # Whether what the tests themselves repeat is left out afterwards, by the pytest plugin.
+    tells_tests_apart = False
     # Whether a remedy does not name a line: the pytest plugin leaves out those of tests.
     is_left_out: Callable[[CallSite], bool] = staticmethod(lambda _: False)
     _memories: dict[int, Any] | None = None

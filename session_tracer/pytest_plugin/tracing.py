@@ -244,6 +244,7 @@ class Tracing:
         """Note which fact is reported, because another detector is called before `judge()`."""
         self._current.site = fact.site if isinstance(fact, _LOADING) else None
         report.is_left_out = self._is_left_out
+        report.tells_tests_apart = True
         known = self._open.get(report.ledger.id)
         # The scope of a session that has ended was noted by judge() with its last fact.
         if known is not None:

@@ -440,13 +440,14 @@ class Locator:
         loop = self._looping(before, opened, start)
         least = self._called_again(before, start)
         inside: list[FrameType] = []
-        for number, frame in enumerate(_outwards(start)):
+        for number, frame, line in self._since_opening(opened, start):
             if self._kind(frame) <= _TEMPLATE:
                 inside.append(frame)
                 if frame is loop:
                     return is_poll(self.sites(inside))
                 is_same = before.get((id(frame), id(frame.f_code))) == frame.f_lasti
-                if loop is None and number >= least and is_same and is_retry(self._site(frame, 0)):
+                may_retry = loop is None and number >= least and is_same
+                if may_retry and is_retry(self._site(frame, 0), line):
                     return True
         return False
 
@@ -484,32 +485,42 @@ class Locator:
         start: FrameType | None,
     ) -> FrameType | None:
         called_again = self._called_again(before, start)
-        if opened in self._registered:
-            opened = None
-        for number, frame in enumerate(_outwards(start)):
-            kind = self._kind(frame)
-            if kind == _MACHINERY:
-                if frame.f_globals.get("__name__") in _REGISTRIES:
-                    # The session is the thread's or task's, whatever function used it first.
-                    opened = None
-                continue
+        for number, frame, line in self._since_opening(opened, start):
             code = frame.f_code
-            is_opening = (
-                opened is not None
-                and code.co_filename == opened.file
-                and _written_name(code) == opened.function
-                and code.co_name not in _COMPREHENSIONS
-            )
-            line = opened.line if opened is not None and is_opening else 0
             if (
                 (id(frame), id(code)) in before
                 and (number >= called_again or code.co_flags & _CO_GENERATOR)
                 and is_in_loop(code, frame.f_lasti, line)
             ):
                 return frame
-            if is_opening:
-                return None
         return None
+
+    def _since_opening(
+        self, opened: CallSite | None, start: FrameType | None
+    ) -> Iterator[tuple[int, FrameType, int]]:
+        """Yield the frames that may loop while a session is open, with their numbers from inside.
+
+        The last one is that of the function which opened it, with the line that did: a loop around
+        that opens another session in each turn. The line of the others is 0.
+        """
+        if opened in self._registered:
+            opened = None
+        for number, frame in enumerate(_outwards(start)):
+            if self._kind(frame) == _MACHINERY:
+                if frame.f_globals.get("__name__") in _REGISTRIES:
+                    # The session is the thread's or task's, whatever function used it first.
+                    opened = None
+                continue
+            code = frame.f_code
+            if (
+                opened is not None
+                and code.co_filename == opened.file
+                and _written_name(code) == opened.function
+                and code.co_name not in _COMPREHENSIONS
+            ):
+                yield number, frame, opened.line
+                return
+            yield number, frame, 0
 
     def is_in_loop(self) -> bool:
         """Return whether a function of the application that is at work now is in a loop."""

@@ -50,7 +50,7 @@ def handler_of(failed: Failure, here: Sequence[CallSite]) -> CallSite | None:
     Returns:
         The line, or None if it cannot be determined from the source.
     """
-    caught = _caught(failed, {(site.file, site.function) for site in here})
+    caught = _caught(failed, here)
     if caught is None or caught.by is None:
         return None
     return CallSite(caught.at.file, caught.by.line, caught.at.function)
@@ -63,7 +63,7 @@ def is_caught(failed: Failure, here: Sequence[CallSite]) -> bool:
     It counts if it contains one of the lines `here`: then it is what handles the exception now.
     If the source does not decide it, the exception may be expected.
     """
-    caught = _caught(failed, set())
+    caught = _caught(failed, ())
     if caught is None:
         return False
     by, at = caught.by, caught.at
@@ -82,12 +82,16 @@ class _Caught(NamedTuple):
     by: _Handler | None
 
 
-def _caught(failed: Failure, went_on: set[tuple[str, str]]) -> _Caught | None:
-    """Return what catches the error, from where it is raised outwards, or None if nothing does."""
+def _caught(failed: Failure, here: Sequence[CallSite]) -> _Caught | None:
+    """Return what catches the error, from where it is raised outwards, or None if nothing does.
+
+    `here` are lines that are executed now, after it was raised.
+    """
     for site in failed.sites:
         if site.function.endswith("<lambda>"):
             continue  # it lies in the function that made it, which need not have called it
-        by, leaving = _through(site, failed, stays=(site.file, site.function) in went_on)
+        now = [one.line for one in here if (one.file, one.function) == (site.file, site.function)]
+        by, leaving = _through(site, failed, now)
         if by is not None or leaving is None:
             return _Caught(site, by)
         failed = leaving
@@ -114,16 +118,18 @@ def is_expected(failed: Failure, sites: Sequence[CallSite], general: frozenset[s
 
 
 def _through(
-    site: CallSite, failed: Failure, *, stays: bool
+    site: CallSite, failed: Failure, now: Sequence[int]
 ) -> tuple[_Handler | None, Failure | None]:
     """Return what catches the error there, or None and the error that propagates.
 
-    Returns twice None if the source does not decide it. With `stays`, execution may still be in
-    this function.
+    Returns twice None if the source does not decide it. If there are lines of the function that are
+    executed `now`, execution may still be in it: in a handler, too, that raises another error next.
     """
     for block in _around(site):
         for handler in block.handlers:
             caught = _catches(handler, failed)
+            if caught and any(line in handler.body for line in now):
+                return handler, None
             if caught is None or (caught and handler.is_filter):
                 return None, None
             if caught and handler.may_go_on and not _ANY_ERROR.issuperset(handler.names):
@@ -135,7 +141,7 @@ def _through(
                 failed = after
                 break
         else:
-            if block.is_opaque and stays:
+            if block.is_opaque and now:
                 return None, None  # perhaps its context manager has caught it
     return None, failed
 

@@ -42,9 +42,14 @@ def is_poll(lines: Sequence[CallSite]) -> bool:
     )
 
 
-def is_retry(site: CallSite) -> bool:
-    """Return whether a loop is around a line, which only an exception can lead back to."""
-    return any(_holds(node, site.line) for node in _own(_function(source_of(site.file), site.line)))
+def is_retry(site: CallSite, opened: int = 0) -> bool:
+    """Return whether a loop is around a line, which only an exception can lead back to.
+
+    A loop that is also around the line `opened` of the function, which opens the session, has
+    another session in each turn.
+    """
+    function = _function(source_of(site.file), site.line)
+    return any(_holds(one, site.line) and not _holds(one, opened) for one in _own(function))
 
 
 @lru_cache(maxsize=64)

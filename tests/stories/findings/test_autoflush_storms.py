@@ -240,6 +240,29 @@ def test_what_is_no_storm(twin: Twin, how: Any) -> None:
     twin.run(story)
 
 
+def link_what_is_not_saved(session: Session) -> None:
+    """Books that are made to be looked at, and are in no session."""
+    author = session.get_one(Author, 1)
+    assert len(author.books) == 1
+    for number in range(3):
+        assert Book(title=str(number), author=author).author is author
+        session.scalar(select(Book).where(Book.id == number))
+
+
+@pytest.mark.filterwarnings("default:Object of type <Book> not in session")
+def test_links_to_what_is_in_no_session_are_not_written(twin: Twin) -> None:
+    """Nor are they lost as the session is closed."""
+
+    async def story() -> None:
+        await keep(twin, *authors(1, books_each=1))
+        captured = await tell(twin, link_what_is_not_saved, autoflushes_from_one_site=2)
+        assert {finding.id for finding in captured.findings} <= {"lost-link"}
+        (session,) = captured.sessions
+        assert (session.new, session.dirty, session.unchanged) == ({}, {}, {})
+
+    twin.run(story)
+
+
 def test_a_session_that_does_not_autoflush(twin: Twin) -> None:
     async def story() -> None:
         twin.factory.configure(autoflush=False)

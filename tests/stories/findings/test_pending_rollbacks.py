@@ -134,11 +134,28 @@ async def run_and_swallow(session: Any) -> None:
         await session.scalars(select(Author))  # <- used
 
 
+async def rename(session: Any) -> None:
+    session.add(Author(name=None))
+    try:
+        await session.flush()  # <- flushed
+    except IntegrityError as error:  # <- caught
+        with pytest.raises(PendingRollbackError):
+            await session.scalars(select(Author))  # <- used
+        await session.rollback()
+        raise LookupError("no such name") from error
+
+
+async def use_before_the_rollback(session: Any) -> None:
+    with suppress(LookupError):
+        await rename(session)
+
+
 SWALLOWED: dict[str, tuple[Any, Any, Any, Any]] = {
     "in the same function": (swallow_here, swallow_here, swallow_here, swallow_here),
     "at a commit": (swallow_a_commits, swallow_a_commits, swallow_a_commits, swallow_a_commits),
     "in an inner function": (swallow_within, save, save_or_not, swallow_within),
     "in a loop": (swallow_in_a_loop, add_and_flush, swallow_in_a_loop, add_and_flush),
+    "in a handler that goes on": (use_before_the_rollback, rename, rename, rename),
     "by suppress()": (suppress_it, suppress_it, suppress_it, suppress_it),
     "by what the source does not tell": (
         swallow_by_a_context_manager,

@@ -647,6 +647,27 @@ async def add_or_find(session: Any, names: list[str]) -> None:
             session.add(Author(name=name))
 
 
+async def look_each_up(session: Any, names: list[str]) -> None:
+    for name in names:
+        query = select(Author).where(Author.name == name)
+        assert (await session.scalars(query)).one_or_none() is not None
+
+
+def test_what_was_added_before_the_loop_is_found_by_the_one_select(twin: Twin) -> None:
+    async def story() -> None:
+        names = [f"author {number}" for number in range(11)]
+        with capture(twin.factory) as captured:
+            async with twin.session() as session:
+                session.add_all([Author(name=name) for name in names])
+                await look_each_up(session, names)
+                await session.rollback()
+        (finding,) = captured.findings
+        assert finding.id == "query-in-loop"
+        assert "add each new" not in finding.remedy
+
+    twin.run(story)
+
+
 async def add_or_find_in_its_result(session: Any, names: list[str]) -> None:
     query = select(Author).where(Author.name.in_(names))
     found = {author.name: author for author in await session.scalars(query)}

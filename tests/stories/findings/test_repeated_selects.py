@@ -379,3 +379,74 @@ def test_what_is_loaded_eagerly_belongs_to_its_select(twin: Twin) -> None:
         kept.clear()
 
     twin.run(story)
+
+
+async def fill_a_page(session: Any) -> None:
+    """The same SELECT for each part of the page."""
+    await select_here_or_there(session, 0)
+    await select_here_or_there(session, 1)
+    await select_here_or_there(session, 0)
+    await select_here_or_there(session, 1)
+    await select_here_or_there(session, 0)
+
+
+async def with_a_session_each(twin: Twin) -> None:
+    for _ in range(2):
+        async with twin.session() as session:
+            await fill_a_page(session)
+
+
+async def close_each(twin: Twin) -> None:
+    pages = 2
+    while pages:
+        session = twin.session()
+        try:
+            await fill_a_page(session)
+        finally:
+            await session.close()
+        pages -= 1
+
+
+async def page_by_page(twin: Twin) -> None:
+    async def page() -> None:
+        async with twin.session() as session:
+            await fill_a_page(session)
+
+    for _ in range(2):
+        await page()
+
+
+@pytest.mark.parametrize("how", [with_a_session_each, close_each, page_by_page])
+def test_a_loop_around_the_session_waits_for_no_answer(
+    twin: Twin, how: Callable[[Twin], Awaitable[None]]
+) -> None:
+    async def story() -> None:
+        await keep(twin, *authors(2))
+        with capture(twin.factory) as captured:
+            await how(twin)
+        told = [(one.id, one.remedy, one.evidence.get("loop")) for one in captured.findings]
+        assert told == [("repeated-select", "run it once and keep the result", None)] * 2
+
+    twin.run(story)
+
+
+async def ask_in_turn(session: Any, number: int) -> Any:
+    return await [select_here_or_there, select_all][number % 2](session, 0)
+
+
+def test_a_commit_before_each_read_is_advised_only_where_it_may_wait(twin: Twin) -> None:
+    async def story() -> None:
+        for how, is_advised in ((select_all, True), (ask_in_turn, False)):
+            (finding,) = (await ask(twin, 5, how)).findings
+            alternatives = finding.evidence.get("alternatives", [])
+            assert [one.partition("#")[2].strip() for one in alternatives] == (
+                ["before each read, to see what others have committed"] if is_advised else []
+            )
+        with capture(twin.factory) as captured:
+            async with twin.session() as session:
+                for name in ["Ada", "Grace", "Kurt", "Alan", "Emmy"]:
+                    assert name not in await select_all(session, 0)
+        (finding,) = captured.findings
+        assert "alternatives" not in finding.evidence
+
+    twin.run(story)
