@@ -34,11 +34,12 @@ def groups(
     finding_of: Callable[[T], Finding],
     sessions_of: Callable[[T], Iterable[str]] | None = None,
 ) -> list[list[T]]:
-    """Return the findings in groups: each is about one line, or about one loop of one session.
+    """Return the findings in groups: each is about one loop, of one line or of one session.
 
     The others of a group are about other classes or attributes, or other lines of the loop, or they
     follow from the first one: what is loaded again after a commit in a loop. Only what repeats is
-    joined. `sessions_of` returns the ids of the sessions that had it, if there may be several.
+    joined; what one line does in several loops is to be mended in each of them. `sessions_of`
+    returns the ids of the sessions that had it, if there may be several.
     """
     if sessions_of is None:
 
@@ -99,14 +100,14 @@ def _commit(finding: Finding) -> Hashable:
 def _places(finding: Finding, sessions: Iterable[str]) -> Iterator[Hashable]:
     if finding.id not in REPEATS:
         return
-    about = (finding.id, finding.severity, finding.session_name, finding.work)
+    loop = finding.evidence.get("loop")
+    about = (finding.id, finding.severity, finding.session_name, finding.work, loop)
     if finding.site is not None:
         yield (*about, finding.site)
-    loop = finding.evidence.get("loop")
     if loop is not None:
         # A loop in a helper that runs any function is another mistake in another session.
         for session in sessions:
-            yield (*about, loop, session)
+            yield (*about, session)
 
 
 def join(group: Sequence[Finding]) -> Finding:

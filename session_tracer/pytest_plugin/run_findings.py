@@ -24,12 +24,13 @@ _MOST_SEVERE_FIRST: Final = ("error", "warning", "info")
 
 @dataclass(slots=True)
 class Entry:
-    """One finding at one site, in one or more tests.
+    """One finding at one site and in one loop, in one or more tests.
 
     Attributes:
         state: Whether it is new, in the baseline, or allowed by the tests' markers.
         reason: Why it is allowed.
         cost: What it cost in the test in which it took the longest.
+        dearest: The id of that test.
         tests: The phase of each test by the test's id.
         sessions: The ids of sessions that had it, not more than a thousand.
     """
@@ -38,6 +39,7 @@ class Entry:
     state: State
     reason: str = ""
     cost: Cost = NOTHING
+    dearest: str = ""
     tests: dict[str, str] = field(default_factory=dict)
     sessions: list[str] = field(default_factory=list)
 
@@ -51,6 +53,11 @@ class Entry:
         """What happened, and how often."""
         message, cost = self.finding.message, self.cost
         return with_total(message, cost.number, str(cost)) if cost.noun else message
+
+    def has_cost(self, cost: Cost, test: str) -> None:
+        """Take into account what it cost in one test."""
+        if cost > self.cost:
+            self.cost, self.dearest = cost, test
 
 
 class RunFindings:
@@ -100,7 +107,7 @@ class RunFindings:
         finding = reported.finding
         cost = Cost.of([finding])
         sessions = [finding.session_id]
-        self._add(Entry(finding, reported.state, reported.reason, cost, tests, sessions))
+        self._add(Entry(finding, reported.state, reported.reason, cost, nodeid, tests, sessions))
 
     def ended(self, case: Case) -> None:
         """A test has ended: what its findings cost is known."""
@@ -111,14 +118,13 @@ class RunFindings:
         for one in case.reported:
             found.setdefault(_key(one.finding, one.state), []).append(one.finding)
         for key, findings in found.items():
-            entry = self._entries[key]
-            entry.cost = max(entry.cost, Cost.of(findings, case.took_ms))
+            self._entries[key].has_cost(Cost.of(findings, case.took_ms), case.nodeid)
 
     def _add(self, one: Entry) -> None:
         finding = one.finding
         new = Entry(finding, one.state, one.reason)
         entry = self._entries.setdefault(_key(finding, one.state), new)
-        entry.cost = max(entry.cost, one.cost)
+        entry.has_cost(one.cost, one.dearest)
         entry.tests = {**one.tests, **entry.tests}
         entry.sessions = [*dict.fromkeys([*entry.sessions, *one.sessions])][:_MOST_SESSIONS]
 
@@ -143,7 +149,8 @@ class RunFindings:
 
 def _key(finding: Finding, state: State) -> Hashable:
     about = (finding.id, finding.site, finding.entity, finding.attribute, finding.work)
-    return (*about, state)
+    # What one line does in several loops is to be mended in each of them.
+    return (*about, finding.evidence.get("loop"), state)
 
 
 def _rank(entry: Entry) -> tuple[object, ...]:

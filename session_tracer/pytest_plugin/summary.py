@@ -98,7 +98,8 @@ def _of_one_mistake(entries: Iterable[Entry]) -> list[list[Entry]]:
         one = group[0].finding
         # Without an entity, what it is about is in its message.
         alone = None if one.entity and one.site else id(group)
-        alike.setdefault((one.id, one.severity, one.site, one.work, alone), []).extend(group)
+        about = (one.id, one.severity, one.site, one.work, one.evidence.get("loop"), alone)
+        alike.setdefault(about, []).extend(group)
     return list(alike.values())
 
 
@@ -113,10 +114,15 @@ def _subjects(group: Sequence[Entry]) -> str:
 
 
 def _cost(group: Sequence[Entry]) -> str:
-    """Return what the findings of one line cost together, if all of them repeat the same."""
+    """Return what the findings cost together in one test, if all of them repeat the same.
+
+    It is the test in which one of them took the longest.
+    """
     costs = [entry.cost for entry in group]
     if not all(costs[0].noun == cost.noun for cost in costs) or not costs[0].noun:
         return ""
+    test = max(group, key=lambda entry: entry.cost).dearest
+    costs = [entry.cost for entry in group if entry.dearest == test]
     ms, count = sum(cost.ms for cost in costs), sum(cost.number for cost in costs)
     return str(Cost(ms, count, max(cost.of_ms for cost in costs), costs[0].noun))
 

@@ -64,11 +64,24 @@ def test_several_lines_of_one_loop_are_one_finding() -> None:
     assert one.message.endswith(f"; also Author.awards at {OTHER.path}:12")
 
 
-def test_what_has_the_line_of_one_and_the_loop_of_another_joins_them() -> None:
+def test_what_one_line_does_in_two_loops_is_to_be_mended_in_both() -> None:
     looped: dict[str, Any] = {"evidence": {"loop": LOOP}}
     elsewhere: dict[str, Any] = {"evidence": {"loop": str(at(3))}, "session_id": "2"}
-    (one,) = joined(
+    letters, awards = joined(
         [found("letters", **elsewhere), found("awards", site=OTHER, **looped), found(**looped)]
+    )
+    assert letters.message == "Author.letters was lazily loaded"
+    assert awards.message.startswith("Author.awards was lazily loaded; also Author.books at ")
+
+
+def test_the_line_of_one_and_the_loop_of_another_join_them() -> None:
+    looped: dict[str, Any] = {"evidence": {"loop": LOOP}}
+    (one,) = joined(
+        [
+            found("letters", session_id="2", **looped),
+            found("awards", site=OTHER, **looped),
+            found(**looped),
+        ]
     )
     assert (
         one.message

@@ -1095,10 +1095,58 @@ def test_creates_books(session):
     )
     rows = [steady(line) for line in run.summary if line.startswith("refresh-after-write")]
     assert sorted(rows) == [
-        "refresh-after-write service.py:11 Author, Book 11 SELECTs, TIME of TIME 2 tests",
-        "refresh-after-write service.py:5 Author, Book 11 SELECTs, TIME of TIME 2 tests",
+        # Not of both tests together: it is shown beside the time of one.
+        "refresh-after-write service.py:11 Author, Book 6 SELECTs, TIME of TIME 2 tests",
+        "refresh-after-write service.py:5 Author, Book 6 SELECTs, TIME of TIME 2 tests",
     ]
     assert run.summary[-1] == "2 findings in 3 sessions"
+
+
+def test_two_loops_that_call_one_line_are_two_rows(suites: Suites) -> None:
+    """Each has its own numbers."""
+    (suites.folder / "service.py").write_text(
+        """
+from uuid import uuid4
+from tests.library import Author
+
+def create(session):
+    session.add(Author(name=str(uuid4())))
+    session.commit()
+
+def seed(session):
+    for _ in range(20):
+        create(session)
+
+def seed_more(session):
+    for _ in range(12):
+        create(session)
+"""
+    )
+    suites.configure("pythonpath = .")
+    run = suites.run_source(
+        """
+from service import seed, seed_more
+
+def test_seeds(session):
+    seed(session)
+
+def test_seeds_more(session):
+    seed_more(session)
+""",
+        "--session-tracer=report",
+    )
+    rows = [steady(line) for line in run.summary if line.startswith("commit-in-loop")]
+    assert sorted(rows) == [
+        "commit-in-loop service.py:7 Author 12 commits, TIME of TIME "
+        "1 test (test_library.py::test_seeds_more)",
+        "commit-in-loop service.py:7 Author 20 commits, TIME of TIME "
+        "1 test (test_library.py::test_seeds)",
+    ]
+    remedies = [line.partition(" at ")[2] for line in run.summary if "once after" in line]
+    assert sorted(remedies) == [
+        "service.py:11 in seed(), or once for each batch",
+        "service.py:15 in seed_more(), or once for each batch",
+    ]
 
 
 def test_what_is_refreshed_after_each_commit_of_a_loop_is_in_the_row_of_the_commits(
