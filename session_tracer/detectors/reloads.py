@@ -111,10 +111,12 @@ def _selected_again(fact: AttributeLoaded, reloads: Loads, names: list[str]) -> 
 class _Refreshes:
     """How often one line has refreshed what was just written."""
 
-    __slots__ = ("last", "passed", "tally")
+    __slots__ = ("entities", "last", "passed", "tally")
 
     def __init__(self) -> None:
         self.tally = Tally()
+        # The mapped classes, in the order in which they came.
+        self.entities: dict[str, None] = {}
         self.last = 0
         self.passed: Passed = {}
 
@@ -122,8 +124,9 @@ class _Refreshes:
     def count(self) -> int:
         return self.tally.count
 
-    def add(self, duration: int) -> None:
+    def add(self, entity: str, duration: int) -> None:
         self.tally.add(duration)
+        self.entities[entity] = None
         self.last = duration
 
     def take_back(self) -> None:
@@ -167,7 +170,7 @@ class RefreshAfterWrite(BuiltIn):
             return
         memory.write = write
         refreshes = memory.last = memory.of(fact.site)
-        refreshes.add(fact.duration)
+        refreshes.add(fact.entity, fact.duration)
         if refreshes.count == report.settings.refreshes_from_one_site - 1:
             refreshes.passed = report.ledger.locator.passed()
         if refreshes.count == report.settings.refreshes_from_one_site:
@@ -181,6 +184,8 @@ def _refreshed(
     report: Report,
 ) -> Finding:
     (what, site), count = write, refreshes.count
+    entities = list(refreshes.entities)
+    is_any = len(entities) > 1  # one helper writes and refreshes objects of any class
     if what == "commit":
         remedy, where = f"remove refresh(), and use {maker(report)}", known(committed_at=site)
     else:
@@ -188,15 +193,18 @@ def _refreshed(
     return report.finding(
         "refresh-after-write",
         "info",
-        f"{fact.entity} was refreshed directly after a {what} at least {count} times, "
-        "one SELECT each",
+        f"{listed(entities)} {'were' if is_any else 'was'} refreshed directly after a {what} "
+        f"at least {count} times{' in all' if is_any else ''}, one SELECT each",
         remedy,
         fact.site,
-        entity=fact.entity or None,
+        entity=None if is_any else fact.entity or None,
         count=count,
         total=Total("SELECT", refreshes.tally),
         evidence={
-            **known(loop=looping(refreshes.passed, report)),
+            **known(
+                loop=looping(refreshes.passed, report),
+                entities=entities if is_any else None,
+            ),
             **where,
             "why": "an INSERT returns generated values if the database supports RETURNING",
             "alternatives": [

@@ -28,7 +28,7 @@ from session_tracer.facts import (
 from session_tracer.model.counts import add_counts
 from session_tracer.model.totals import Tally, Total
 from session_tracer.where.frameworks import is_shutdown
-from session_tracer.where.iteration import takes_messages
+from session_tracer.where.iteration import goes_on_after_errors, takes_messages
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -118,11 +118,17 @@ def _commits(site: CallSite | None, commits: _Commits, report: Report) -> Findin
     written = f" ({counted(commits.written)})" if commits.written else ""
     loop = looping(commits.passed, report)
     after = f"once after the loop{elsewhere(loop, site)}, or once for each batch"
+    remedy = f"{awaited(report)}session.commit()  # {after}"
+    if loop is not None and goes_on_after_errors(loop):
+        # One commit for all would lose the items before one that fails.
+        within = "async with" if report.ledger.is_async else "with"
+        around = "around each item, in place of its commit and rollback"
+        remedy = f"{within} session.begin_nested():  # {around}; session.commit() {after}"
     return report.finding(
         "commit-in-loop",
         "warning",
         f"one line committed at least {commits.number} times, {each} each{written}",
-        f"{awaited(report)}session.commit()  # {after}",
+        remedy,
         site,
         entity=next(iter(commits.written)) if len(commits.written) == 1 else None,
         count=commits.number,

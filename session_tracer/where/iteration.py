@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Iteration",
+    "goes_on_after_errors",
     "goes_over",
     "goes_over_chunks",
     "goes_turn_by_turn",
@@ -30,6 +31,7 @@ _FUNCTIONS: Final = (ast.FunctionDef, ast.AsyncFunctionDef)
 _COMPREHENSIONS: Final = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 _LOOPS: Final = (ast.For, ast.AsyncFor, ast.While, *_COMPREHENSIONS)
 _BLOCKS: Final = (ast.With, ast.AsyncWith)
+_LEAVING: Final = (ast.Raise, ast.Return, ast.Break)
 _COUNTING: Final = frozenset({"range", "count", "repeat", "cycle"})
 _GROUPING: Final = frozenset({"items", "groupby"})
 # Number of arguments of `range()` with a step, and parts of the names of what makes chunks.
@@ -98,6 +100,17 @@ def goes_turn_by_turn(site: CallSite) -> bool:
     """
     loop = _innermost(site)
     return isinstance(loop, ast.While) and "len" not in _called(loop.test)
+
+
+def goes_on_after_errors(site: CallSite) -> bool:
+    """Return whether the innermost loop around the line catches an item's error and goes on."""
+    loop = _innermost(site)
+    return isinstance(loop, (ast.For, ast.AsyncFor, ast.While)) and any(
+        isinstance(node, ast.Try)
+        and node.body[0].lineno <= site.line <= (node.body[-1].end_lineno or 0)
+        and not all(isinstance(handler.body[-1], _LEAVING) for handler in node.handlers)
+        for node in ast.walk(loop)
+    )
 
 
 def is_over_items(site: CallSite) -> bool:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import delete, insert, select, update
+from sqlalchemy.exc import IntegrityError
 
 from session_tracer.testing import capture
 from tests.library import Author, Book, authors
@@ -189,6 +190,85 @@ def test_commits_that_are_no_loop_of_small_ones(twin: Twin, work: Callable[[Twin
 
 
 # Savepoints.
+
+
+NAMES = ["Ada", "Grace", "Kurt", "Grace", "Alan", "Emmy"]
+
+
+async def hire(session: Any, name: str) -> None:
+    try:
+        session.add(Author(name=name))
+        await session.commit()  # <- commits
+    except IntegrityError:
+        await session.rollback()
+        raise
+
+
+async def hire_who_can_be(twin: Twin) -> list[str]:
+    refused = []
+    async with twin.session() as session:  # <- opened
+        for name in NAMES:
+            try:
+                await hire(session, name)  # <- loops
+            except IntegrityError:
+                refused.append(name)
+    return refused
+
+
+async def hire_in_savepoints(twin: Twin) -> list[str]:
+    refused = []
+    async with twin.session() as session:
+        for name in NAMES:
+            try:
+                async with session.begin_nested():
+                    session.add(Author(name=name))
+            except IntegrityError:
+                refused.append(name)
+        await session.commit()
+    return refused
+
+
+async def hire_until_one_is_refused(twin: Twin) -> None:
+    async with twin.session() as session:
+        for name in NAMES[:3]:
+            try:
+                await hire(session, name)
+            except IntegrityError:
+                break
+
+
+def test_items_that_may_fail_are_kept_apart_by_savepoints(twin: Twin) -> None:
+    """One commit after the loop alone would lose the items before the one that fails."""
+
+    async def hired() -> list[str]:
+        async with twin.session() as session:
+            names = list(await session.scalars(select(Author.name).order_by(Author.id)))
+            await session.execute(delete(Author))
+            await session.commit()
+        return names
+
+    async def story() -> None:
+        with capture(twin.factory, commits_from_one_site=3) as captured:
+            assert await hire_who_can_be(twin) == ["Grace"]
+        loop = marked(hire_who_can_be, "<- loops")
+        (finding,) = captured.findings
+        assert (finding.id, finding.site) == ("commit-in-loop", marked(hire, "<- commits"))
+        assert finding.remedy == (
+            f"{'async ' if twin.is_async else ''}with session.begin_nested():  # around each item, "
+            "in place of its commit and rollback; session.commit() once after the loop at "
+            f"{loop}, or once for each batch"
+        )
+        written = await hired()
+        with capture(twin.factory, commits_from_one_site=3) as captured:
+            assert await hire_in_savepoints(twin) == ["Grace"]
+        assert_found(captured)
+        assert await hired() == written
+        with capture(twin.factory, commits_from_one_site=3) as captured:
+            await hire_until_one_is_refused(twin)
+        (finding,) = captured.findings
+        assert "begin_nested" not in finding.remedy
+
+    twin.run(story)
 
 
 async def begin_nested_for_each(twin: Twin, count: int) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import select
 
-from tests.library import Author, authors, keep
+from tests.library import Author, Essay, authors, keep
 from tests.stories.findings.due import Due, assert_found
 from tests.stories.findings.reading import tell
 from tests.stories.findings.remedies import unexpiring, use
@@ -93,6 +93,32 @@ def test_what_is_refreshed_after(twin: Twin, what: str) -> None:
         await twin.execute(Author.metadata.drop_all)
         await twin.execute(Author.metadata.create_all)
         return await tell(twin, work, **settings)
+
+    twin.run(story)
+
+
+def create(session: Session, thing: Author | Essay) -> None:
+    session.add(thing)
+    session.commit()
+    session.refresh(thing)
+
+
+def create_one_after_the_other(session: Session) -> None:
+    create(session, Author(name="new"))
+    create(session, Essay(title="on names"))
+    create(session, Essay(title="on numbers"))
+
+
+def test_a_helper_that_refreshes_objects_of_any_class(twin: Twin) -> None:
+    async def story() -> None:
+        told = await tell(twin, create_one_after_the_other, refreshes_from_one_site=3)
+        (finding,) = told.findings
+        assert (finding.id, finding.entity, finding.count) == ("refresh-after-write", None, 3)
+        assert finding.message == (
+            "Author and Essay were refreshed directly after a commit at least 3 times in all, "
+            "one SELECT each"
+        )
+        assert finding.evidence["entities"] == ["Author", "Essay"]
 
     twin.run(story)
 
