@@ -38,7 +38,7 @@ def groups(
 
     The others of a group are about other classes or attributes, or other lines of the loop, or they
     follow from the first one: what is loaded again after a commit in a loop. Only what repeats is
-    joined; what one line does in several loops is to be mended in each of them. `sessions_of`
+    joined; what one line does in several loops has to be changed in each of them. `sessions_of`
     returns the ids of the sessions that had it, if there may be several.
     """
     if sessions_of is None:

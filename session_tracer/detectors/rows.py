@@ -37,7 +37,11 @@ class LostLink(BuiltIn):
             where = "where it is linked"  # the line of a query is not the one to change
         name = dotted(fact.holder, fact.attribute)
         what = "its removal from" if fact.removed else "its link in"
-        cascade = f'relationship(cascade="save-update, merge") for {name}'
+        alternatives = []
+        if not (fact.cascades or fact.removed):
+            alternatives.append(f'relationship(cascade="save-update, merge") for {name}')
+        if not fact.removed:  # as an object that is made only to be looked at
+            alternatives.append(f"leave the link out, if the {fact.entity} is not to be saved")
         yield report.finding(
             "lost-link",
             "warning",
@@ -46,10 +50,7 @@ class LostLink(BuiltIn):
             fact.site,
             entity=fact.holder,
             attribute=fact.attribute,
-            evidence=known(
-                missing=fact.entity,
-                alternatives=None if fact.cascades or fact.removed else [cascade],
-            ),
+            evidence=known(missing=fact.entity, alternatives=alternatives or None),
         )
 
 

@@ -149,7 +149,7 @@ class RunFindings:
 
 def _key(finding: Finding, state: State) -> Hashable:
     about = (finding.id, finding.site, finding.entity, finding.attribute, finding.work)
-    # What one line does in several loops is to be mended in each of them.
+    # What one line does in several loops has to be changed in each of them.
     return (*about, finding.evidence.get("loop"), state)
 
 

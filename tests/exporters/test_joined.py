@@ -64,7 +64,7 @@ def test_several_lines_of_one_loop_are_one_finding() -> None:
     assert one.message.endswith(f"; also Author.awards at {OTHER.path}:12")
 
 
-def test_what_one_line_does_in_two_loops_is_to_be_mended_in_both() -> None:
+def test_what_one_line_does_in_two_loops_has_to_be_changed_in_both() -> None:
     looped: dict[str, Any] = {"evidence": {"loop": LOOP}}
     elsewhere: dict[str, Any] = {"evidence": {"loop": str(at(3))}, "session_id": "2"}
     letters, awards = joined(
