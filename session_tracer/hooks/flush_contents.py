@@ -98,9 +98,9 @@ def look(flush: Flush, context: UOWTransaction) -> None:
     number = len(found)
     if number == 1:
         for state, how in found.items():
-            if how == _TO_WRITE and state.key is not None and changed(state):
+            if how == _TO_WRITE and state.key is not None and (change := _change(state)):
                 flush.only = state
-                if not links_outside_only(state):
+                if change == _VALUE or not links_outside_only(state):
                     flush.counts = (NOTHING, {state.class_.__name__: 1}, NOTHING, NOTHING)
                 return
     flush.found = [*found.values(), *map(id, map(_KEY, found))]
@@ -152,8 +152,8 @@ def _counts(
         elif state.key is None:
             into = new
         elif (unchanged is not None and state not in unchanged) or changed(state):
-            if links_outside_only(state):
-                continue
+            if _change(state) != _VALUE and links_outside_only(state):
+                continue  # nothing of it is written
             into = dirty
         else:
             into = same
@@ -179,19 +179,28 @@ def changed(state: Any) -> bool:
     A value of a type that could have an `__eq__` of the application's counts as changed unless it
     is the very same object. A collection that holds the same objects in another order is as it was.
     """
+    return _change(state) > 0
+
+
+# The first net change of an object: that of a plain value, which is no link, or another one.
+_VALUE: Final = 1
+_OTHER: Final = 2
+
+
+def _change(state: Any) -> int:
     values = state.dict
     for key, before in state.committed_state.items():
         if before is NO_VALUE or key not in values:
-            return True
+            return _OTHER
         now = values[key]
         if now is before:
             continue
         if type(now) in PLAIN and type(before) in PLAIN:
             if now != before:
-                return True
+                return _VALUE
         elif type(now) not in _COLLECTIONS or not _holds_same(now, before):
-            return True
-    return False
+            return _OTHER
+    return 0
 
 
 def _holds_same(now: Any, before: Any) -> bool:
