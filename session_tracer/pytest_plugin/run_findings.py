@@ -30,7 +30,7 @@ class Entry:
         state: Whether it is new, in the baseline, or allowed by the tests' markers.
         reason: Why it is allowed.
         cost: What it cost in the test in which it took the longest.
-        dearest: The id of that test.
+        costliest_in: The id of that test.
         tests: The phase of each test by the test's id.
         sessions: The ids of sessions that had it, not more than a thousand.
     """
@@ -39,7 +39,7 @@ class Entry:
     state: State
     reason: str = ""
     cost: Cost = NOTHING
-    dearest: str = ""
+    costliest_in: str = ""
     tests: dict[str, str] = field(default_factory=dict)
     sessions: list[str] = field(default_factory=list)
 
@@ -57,7 +57,7 @@ class Entry:
     def has_cost(self, cost: Cost, test: str) -> None:
         """Take into account what it cost in one test."""
         if cost > self.cost:
-            self.cost, self.dearest = cost, test
+            self.cost, self.costliest_in = cost, test
 
 
 class RunFindings:
@@ -124,7 +124,7 @@ class RunFindings:
         finding = one.finding
         new = Entry(finding, one.state, one.reason)
         entry = self._entries.setdefault(_key(finding, one.state), new)
-        entry.has_cost(one.cost, one.dearest)
+        entry.has_cost(one.cost, one.costliest_in)
         entry.tests = {**one.tests, **entry.tests}
         entry.sessions = [*dict.fromkeys([*entry.sessions, *one.sessions])][:_MOST_SESSIONS]
 

@@ -121,8 +121,8 @@ def _cost(group: Sequence[Entry]) -> str:
     costs = [entry.cost for entry in group]
     if not all(costs[0].noun == cost.noun for cost in costs) or not costs[0].noun:
         return ""
-    test = max(group, key=lambda entry: entry.cost).dearest
-    costs = [entry.cost for entry in group if entry.dearest == test]
+    test = max(group, key=lambda entry: entry.cost).costliest_in
+    costs = [entry.cost for entry in group if entry.costliest_in == test]
     ms, count = sum(cost.ms for cost in costs), sum(cost.number for cost in costs)
     return str(Cost(ms, count, max(cost.of_ms for cost in costs), costs[0].noun))
 
