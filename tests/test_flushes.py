@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, attributes, sessionmaker
 
 from session_tracer import Exporter, facts, instrument
-from session_tracer.hooks.flush_contents import changed, constraint
+from session_tracer.hooks.flush_contents import change_of, constraint
 from session_tracer.testing import Captured, capture
 from tests.library import Author, Base, Book, authors
 from tests.twins import on_each_database
@@ -269,7 +269,7 @@ def after(before: object, now: object) -> bool:
     attributes.set_committed_value(book, "title", before)
     state._commit_all(state.dict)
     book.title = now  # type: ignore[assignment] # any value will do
-    return changed(state)
+    return change_of(state) == "written"
 
 
 @pytest.mark.parametrize(
@@ -323,13 +323,30 @@ def test_an_object_that_nothing_was_done_to_is_unchanged() -> None:
     attributes.set_committed_value(book, "title", "Emma")
     state = attributes.instance_state(book)
     state._commit_all(state.dict)
-    assert not changed(state)
+    assert change_of(state) == ""
 
 
 def test_a_value_whose_old_one_was_never_loaded_counts_as_changed() -> None:
     book = Book(id=1)
     book.title = "Emma"
-    assert changed(attributes.instance_state(book))
+    assert change_of(attributes.instance_state(book)) == "written"
+
+
+def test_a_value_that_the_database_computes_is_a_change_beside_what_is_unchanged(
+    factory: sessionmaker[Session],
+) -> None:
+    """When the flush ends and what is unchanged is looked at again, the value is forgotten."""
+    with factory() as session:
+        session.add_all(authors(2))
+        session.commit()
+    with capture(factory) as captured, factory() as session:
+        author, another = session.scalars(select(Author).order_by(Author.id))
+        author.name = func.upper(author.name)
+        another.name = str(another.name)
+        session.flush()
+        session.rollback()
+    (flushed,) = [fact for fact in captured.facts if isinstance(fact, facts.FlushCompleted)]
+    assert (flushed.dirty, flushed.unchanged) == ({"Author": 1}, {"Author": 1})
 
 
 def test_a_flush_distinguishes_changed_from_unchanged(factory: sessionmaker[Session]) -> None:

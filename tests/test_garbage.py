@@ -1,4 +1,4 @@
-"""Tests that nothing of ours is left to the garbage collector.
+"""Tests that session_tracer leaves no objects to the garbage collector.
 
 It ends what it finds in whichever thread it happens to run. Where that thread has SQLite's write
 lock, and what it ends is a cursor whose connection waits for the lock, both wait.
@@ -43,7 +43,7 @@ def measured(twin: Twin) -> AbstractContextManager[object]:
     return instrument(twin.factory, exporter=exporter)
 
 
-def told_whole(twin: Twin) -> AbstractContextManager[object]:
+def with_whole_sessions(twin: Twin) -> AbstractContextManager[object]:
     """Every session is handed on with its steps."""
     return instrument(twin.factory, exporter=Exporter(on_session=lambda _: None))
 
@@ -53,7 +53,7 @@ WAYS: dict[str, Callable[[Twin], AbstractContextManager[object]]] = {
     "recorded spans": lambda twin: Recorded().of(twin),
     "live spans": lambda twin: Traces().of(twin),
     "spans of statements": lambda twin: Recorded().of(twin, statement_spans=True),
-    "whole sessions": told_whole,
+    "whole sessions": with_whole_sessions,
     "facts": lambda twin: capture(twin.factory),
 }
 
@@ -91,13 +91,15 @@ def left_behind() -> Iterator[list[object]]:
         gc.enable()
 
 
-def ours(every: list[object]) -> list[str]:
-    """The types of those that are session_tracer's own."""
-    types = {type(one) for one in every if isinstance(one, FrameType) or is_ours(type(one))}
+def of_session_tracer(every: list[object]) -> list[str]:
+    """The types of session_tracer's objects, and of frames."""
+    types = {
+        type(one) for one in every if isinstance(one, FrameType) or is_of_session_tracer(type(one))
+    }
     return sorted(one.__qualname__ for one in types)
 
 
-def is_ours(kind: type) -> bool:
+def is_of_session_tracer(kind: type) -> bool:
     """Whether the type is one of session_tracer's."""
     return kind.__module__.partition(".")[0] == "session_tracer"
 
@@ -109,7 +111,7 @@ def test_a_unit_of_work_leaves_no_garbage(twin: Twin, way: str) -> None:
             await work(twin)  # what is made once
             with left_behind() as found:
                 await work(twin)
-        return ours(found)
+        return of_session_tracer(found)
 
     assert twin.run(story) == []
 
@@ -117,9 +119,9 @@ def test_a_unit_of_work_leaves_no_garbage(twin: Twin, way: str) -> None:
 def look() -> None:
     """Look at every session, as a person does who searches for what hangs."""
     assert len(live_sessions()) == 1
-    told = io.StringIO()
-    dump(told)
-    assert "1 open" in told.getvalue()
+    written = io.StringIO()
+    dump(written)
+    assert "1 open" in written.getvalue()
 
 
 def test_a_look_at_another_thread_keeps_nothing_of_its() -> None:

@@ -283,7 +283,7 @@ def _repeated(
         why = "an object in the session keeps its values until it expires, so no change is seen"
         remedy, alternatives = commit, [".execution_options(populate_existing=True)"]
     elif len(repeats.sites) > 1 or (loop is not None and goes_over(loop)):
-        alternatives = []  # it waits for nobody's change
+        alternatives = []  # such a loop does not wait for a change
     return report.finding(
         "repeated-select",
         "warning",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from sqlalchemy.orm import NO_VALUE, RelationshipProperty, Session, attributes
 from sqlalchemy.orm.collections import InstrumentedDict, InstrumentedList, InstrumentedSet
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from session_tracer.facts import Counts, Trigger
     from session_tracer.ledger.in_progress import Flush
 
-__all__ = ["changed", "constraint", "links_outside_only", "look", "look_again", "trigger"]
+__all__ = ["change_of", "constraint", "look", "look_again", "trigger"]
 
 # The objects of a unit of work: whether each is deleted, and whether it is only listed.
 States: TypeAlias = "dict[InstanceState[Any], tuple[bool, bool]]"
@@ -98,10 +98,9 @@ def look(flush: Flush, context: UOWTransaction) -> None:
     number = len(found)
     if number == 1:
         for state, how in found.items():
-            if how == _TO_WRITE and state.key is not None and (change := _change(state)):
+            if how == _TO_WRITE and state.key is not None and change_of(state) == "written":
                 flush.only = state
-                if change == _VALUE or not links_outside_only(state):
-                    flush.counts = (NOTHING, {state.class_.__name__: 1}, NOTHING, NOTHING)
+                flush.counts = (NOTHING, {state.class_.__name__: 1}, NOTHING, NOTHING)
                 return
     flush.found = [*found.values(), *map(id, map(_KEY, found))]
     if number > _FEW and {*found.values()} == _WRITTEN and not any(map(_KEY, found)):
@@ -112,7 +111,7 @@ def look(flush: Flush, context: UOWTransaction) -> None:
         flush.unchanged = tuple(
             state
             for state, (is_delete, list_only) in found.items()
-            if not (is_delete or list_only or state.key is None or changed(state))
+            if not (is_delete or list_only or state.key is None or change_of(state))
         )
         flush.unchanged_attributes = _attributes(flush.unchanged)
 
@@ -151,9 +150,9 @@ def _counts(
             into = deleted
         elif state.key is None:
             into = new
-        elif (unchanged is not None and state not in unchanged) or changed(state):
-            if _change(state) != _VALUE and links_outside_only(state):
-                continue  # nothing of it is written
+        elif (change := change_of(state)) == "left out":
+            continue
+        elif change or (unchanged is not None and state not in unchanged):
             into = dirty
         else:
             into = same
@@ -173,34 +172,28 @@ def _attributes(unchanged: Iterable[InstanceState[Any]]) -> tuple[str, ...]:
     return tuple(sorted(named)[:_MOST_ATTRIBUTES])
 
 
-def changed(state: Any) -> bool:
-    """Whether a persistent object has a net change, found without running the application's code.
+def change_of(state: Any) -> Literal["", "written", "left out"]:
+    """What a flush does with the net change of a persistent object; empty if it has none.
 
-    A value of a type that could have an `__eq__` of the application's counts as changed unless it
-    is the very same object. A collection that holds the same objects in another order is as it was.
+    It is found without running the application's code: a value of a type that could have an
+    `__eq__` of the application's counts as changed unless it is the very same object. A collection
+    that holds the same objects in another order is as it was.
     """
-    return _change(state) > 0
-
-
-# The first net change of an object: that of a plain value, which is no link, or another one.
-_VALUE: Final = 1
-_OTHER: Final = 2
-
-
-def _change(state: Any) -> int:
     values = state.dict
     for key, before in state.committed_state.items():
         if before is NO_VALUE or key not in values:
-            return _OTHER
+            break
         now = values[key]
         if now is before:
             continue
         if type(now) in PLAIN and type(before) in PLAIN:
             if now != before:
-                return _VALUE
+                return "written"
         elif type(now) not in _COLLECTIONS or not _holds_same(now, before):
-            return _OTHER
-    return 0
+            break
+    else:
+        return ""
+    return "left out" if _links_outside_only(state) else "written"
 
 
 def _holds_same(now: Any, before: Any) -> bool:
@@ -211,7 +204,7 @@ def _holds_same(now: Any, before: Any) -> bool:
     return sorted(map(id, members)) == sorted(map(id, before))
 
 
-def links_outside_only(state: Any) -> bool:
+def _links_outside_only(state: Any) -> bool:
     """Whether all changes of a persistent object are links to objects that are in no session.
 
     A flush leaves them out, and writes nothing of the object. A backref makes such links as another

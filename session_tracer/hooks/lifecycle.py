@@ -125,7 +125,7 @@ def _modified(session: Session) -> Counts:
     counts: Counts = {}
     for instance in session.dirty:
         state = attributes.instance_state(instance)
-        if flush_contents.changed(state) and not flush_contents.links_outside_only(state):
+        if flush_contents.change_of(state) == "written":
             entity = state.class_.__name__
             counts[entity] = counts.get(entity, 0) + 1
     return counts

@@ -111,8 +111,8 @@ def create_one_after_the_other(session: Session) -> None:
 
 def test_a_helper_that_refreshes_objects_of_any_class(twin: Twin) -> None:
     async def story() -> None:
-        told = await tell(twin, create_one_after_the_other, refreshes_from_one_site=3)
-        (finding,) = told.findings
+        captured = await tell(twin, create_one_after_the_other, refreshes_from_one_site=3)
+        (finding,) = captured.findings
         assert (finding.id, finding.entity, finding.count) == ("refresh-after-write", None, 3)
         assert finding.message == (
             "Author and Essay were refreshed directly after a commit at least 3 times in all, "

@@ -424,8 +424,8 @@ def test_a_loop_around_the_session_waits_for_no_answer(
         await keep(twin, *authors(2))
         with capture(twin.factory) as captured:
             await how(twin)
-        told = [(one.id, one.remedy, one.evidence.get("loop")) for one in captured.findings]
-        assert told == [("repeated-select", "run it once and keep the result", None)] * 2
+        found = [(one.id, one.remedy, one.evidence.get("loop")) for one in captured.findings]
+        assert found == [("repeated-select", "run it once and keep the result", None)] * 2
 
     twin.run(story)
 
