@@ -8,6 +8,7 @@ import pytest
 
 from session_tracer import CallSite
 from session_tracer.where.iteration import (
+    asks_by_item,
     goes_over,
     goes_over_chunks,
     goes_turn_by_turn,
@@ -172,3 +173,37 @@ def test_whether_a_loop_goes_over_chunks(tmp_path: Path, source: str) -> None:
     file.write_text(source)
     line = len(source.splitlines())
     assert goes_over_chunks(CallSite(str(file), line, "<module>")) is IN_CHUNKS[source]
+
+
+# The loop, and the body of the `ask()` that it calls; the loop asks by itself where there is none.
+ASKING = "def ask(session, key, name='x', *, of=None):\n    {}\n"
+BY_ITEM = {
+    ("for row in rows:\n    ask(s, row.key)", "s.scalar(select(A).where(A.id == key))"): True,
+    ("for row in rows:\n    ask(s, 1, of=row)", "s.get(A, of)"): True,
+    ("[ask(s, row) for row in rows]", "s.get(A, key)"): True,
+    ("for row in rows:\n    x = row.y\n    ask(s, x)", "s.get(A, key)"): True,
+    ("for row in rows:\n    ask(s, row)", "q = select(A)\n    q = q.where(key)\n    s.x(q)"): True,
+    ("for row in rows:\n    ask(s, row)", "s.scalars(select(A)).all()"): False,
+    ("for row in rows:\n    ask(s, row)", "log(key)\n    s.get(A, 1)"): False,
+    ("for row in rows:\n    ask(s, 1)", "s.get(A, key)"): False,
+    ("for row in rows:\n    x = 1\n    ask(s, x)", "s.get(A, key)"): False,
+    ("while row := rows.pop():\n    ask(s, row)", "s.get(A, key)"): False,
+    ("for row in rows:\n    s.ask(row)", ""): True,
+    ("for row in rows:\n    s.ask(1)", ""): False,
+    ("for row in rows:\n    self.row = row\n    s.ask(self.one)", ""): False,
+}
+
+
+@pytest.mark.parametrize(("source", "asks"), BY_ITEM)
+def test_whether_an_item_decides_what_is_asked(tmp_path: Path, source: str, asks: str) -> None:
+    file = tmp_path / "app.py"
+    asking = ASKING.format(asks) if asks else ""
+    file.write_text(asking + source)
+    lines = (asking + source).splitlines()
+    (line,) = [n for n, text in enumerate(lines, 1) if "ask(" in text and "def" not in text]
+    loop = CallSite(str(file), line, "<module>")
+    site = CallSite(str(file), len(asking.splitlines()), "ask") if asks else loop
+    assert asks_by_item(loop, site) is BY_ITEM[source, asks]
+    assert not asks_by_item(CallSite("/gone.py", 1, "f"), site)
+    if asks:
+        assert not asks_by_item(loop, CallSite("/gone.py", 1, "f"))

@@ -12,7 +12,7 @@ from session_tracer.detectors.protocol import BuiltIn
 from session_tracer.detectors.wording import awaited, elsewhere, listed
 from session_tracer.facts import StatementExecuted
 from session_tracer.model.totals import Tally, Total
-from session_tracer.where.iteration import goes_over
+from session_tracer.where.iteration import asks_by_item, goes_over
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Mapping
@@ -282,6 +282,10 @@ def _repeated(
     if is_poll:
         why = "an object in the session keeps its values until it expires, so no change is seen"
         remedy, alternatives = commit, [".execution_options(populate_existing=True)"]
+    elif loop is not None and fact.site is not None and asks_by_item(loop, fact.site):
+        # These were the same; the next one may be another.
+        remedy = _one_for_all(fact, subject, loop)
+        alternatives = ["keep its results by their parameters, in a dict"]
     elif len(repeats.sites) > 1 or (loop is not None and goes_over(loop)):
         alternatives = []  # such a loop does not wait for a change
     return report.finding(
@@ -378,6 +382,10 @@ def _before(loop: CallSite | None, site: CallSite | None) -> str:
     return elsewhere(loop, site, "before the loop at") or " before the loop"
 
 
+def _one_for_all(fact: StatementExecuted, what: str, loop: CallSite | None) -> str:
+    return f"run one SELECT of {what} {_FOR_ALL[fact.of_key]}{_before(loop, fact.site)}"
+
+
 def _in_loop(
     fact: StatementExecuted,
     number: int,
@@ -397,11 +405,7 @@ def _in_loop(
             tallies.append(other.tally)
     loop = looping(asked.passed, report)
     what = listed(list(subjects))
-    remedy = (
-        f"run one SELECT of {what} {_FOR_ALL[fact.of_key]}{_before(loop, fact.site)}"
-        if not is_walk
-        else tree(what)
-    )
+    remedy = tree(what) if is_walk else _one_for_all(fact, what, loop)
     made = report.ledger.new.get(fact.entity, 0) - asked.made_before
     if fact.of_key == "rows" and made > 1:
         # An autoflush has written what the loop adds, so that the next SELECT finds it.

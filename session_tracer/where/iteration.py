@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ast
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias, TypeGuard
 
-from session_tracer.where.syntax import parsed, source_of
+from session_tracer.where.syntax import function_at, parsed, source_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Iteration",
+    "asks_by_item",
     "goes_on_after_errors",
     "goes_over",
     "goes_over_chunks",
@@ -60,18 +61,58 @@ def is_around_block(site: CallSite, function: str) -> bool:
 
 def goes_over(site: CallSite) -> Iteration:
     """Return what the innermost loop around the line goes over. A loop that counts is none."""
-    loop = _innermost(site)
-    body: Sequence[ast.AST]
-    if isinstance(loop, ast.For | ast.AsyncFor):
-        target, over, body = loop.target, loop.iter, loop.body
-    elif isinstance(loop, _COMPREHENSIONS):
-        last = loop.generators[-1]
-        target, over, body = last.target, last.iter, _results(loop)
-    else:
+    parts = _parts(_innermost(site))
+    if parts is None:
         return ""
+    target, over, body = parts
     if not _COUNTING.isdisjoint(_called(over)) or _names(target).isdisjoint(_used(body)):
         return ""
     return "items" if _GROUPING.isdisjoint(_called(over)) else "groups"
+
+
+def asks_by_item(loop: CallSite, site: CallSite) -> bool:
+    """Return whether the item of a loop decides what a line asks for.
+
+    Args:
+        loop: The line in the loop that asks, or that calls the function which asks.
+        site: The line that asks.
+    """
+    parts = _parts(_innermost(loop))
+    if parts is None or not _passes(parts[2], loop.line, _names(parts[0])):
+        return False
+    if (loop.file, loop.line) == (site.file, site.line):
+        return True
+    function = function_at(source_of(site.file), site.line)
+    if isinstance(function, ast.Module):
+        return False
+    given = function.args
+    names = {one.arg for one in (*given.posonlyargs, *given.args, *given.kwonlyargs)}
+    return _passes(function.body, site.line, names)
+
+
+def _passes(body: Sequence[ast.AST], line: int, names: set[str]) -> bool:
+    """Whether a call at the line has an argument that depends on these names."""
+    nodes = [node for part in body for node in ast.walk(part)]
+    known, number = set(names), -1
+    while number < len(known):
+        number = len(known)
+        for node in nodes:
+            if isinstance(node, (ast.Assign, ast.AnnAssign, ast.NamedExpr)) and (
+                node.value is not None and not known.isdisjoint(_used([node.value]))
+            ):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                known |= {one.id for to in targets for one in ast.walk(to) if _is_set(one)}
+    arguments = [
+        argument
+        for node in nodes
+        if isinstance(node, ast.Call) and node.lineno <= line <= (node.end_lineno or 0)
+        for argument in (*node.args, *(one.value for one in node.keywords))
+    ]
+    return not known.isdisjoint(_used(arguments))
+
+
+def _is_set(node: ast.AST) -> TypeGuard[ast.Name]:
+    return isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
 
 
 def goes_over_chunks(site: CallSite) -> bool:
@@ -158,6 +199,16 @@ def _loops(site: CallSite) -> list[ast.AST]:
         for loop in loops
         if not isinstance(loop, _COMPREHENSIONS) or any(map(_called, _results(loop)))
     ]
+
+
+def _parts(loop: ast.AST | None) -> tuple[ast.expr, ast.expr, Sequence[ast.AST]] | None:
+    """The target of a loop, what it goes over, and what it runs for each item."""
+    if isinstance(loop, ast.For | ast.AsyncFor):
+        return loop.target, loop.iter, loop.body
+    if isinstance(loop, _COMPREHENSIONS):
+        last = loop.generators[-1]
+        return last.target, last.iter, _results(loop)
+    return None
 
 
 def _has_items(loop: ast.AST) -> bool:

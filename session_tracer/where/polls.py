@@ -6,7 +6,7 @@ import ast
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
-from session_tracer.where.syntax import parsed, source_of
+from session_tracer.where.syntax import function_at, source_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -48,14 +48,14 @@ def is_retry(site: CallSite, opened: int = 0) -> bool:
     A loop that is also around the line `opened` of the function, which opens the session, has
     another session in each turn.
     """
-    function = _function(source_of(site.file), site.line)
+    function = function_at(source_of(site.file), site.line)
     return any(_holds(one, site.line) and not _holds(one, opened) for one in _own(function))
 
 
 @lru_cache(maxsize=64)
 def _is_passed_on(source: str, line: int) -> bool:
     """Whether the answer at the line decides what its function returns, or whether it raises."""
-    flow = _Flow(_function(source, line), line)
+    flow = _Flow(function_at(source, line), line)
     return any(
         flow.has(node.value)
         if isinstance(node, (ast.Return, ast.Yield))
@@ -69,7 +69,7 @@ def _is_passed_on(source: str, line: int) -> bool:
 @lru_cache(maxsize=64)
 def _is_left(source: str, line: int) -> bool:
     """Whether a loop around the line is left depending on the answer at the line."""
-    function = _function(source, line)
+    function = function_at(source, line)
     nodes = list(_own(function))
     calls = [node for node in nodes if isinstance(node, ast.Call) and _name(node) in _ENDING]
     for loop in nodes:
@@ -166,17 +166,6 @@ class _Flow:
             if isinstance(call.func, ast.Attribute) and any(map(self.has, call.args)):
                 return set() if _is_at(call.func, self._line) else _names(call.func.value)
         return set()
-
-
-def _function(source: str, line: int) -> ast.AST:
-    """The innermost function with a name whose body has the line, or the module."""
-    found: ast.AST = parsed(source) or ast.Module([], [])
-    for node in ast.walk(found):
-        if isinstance(node, _FUNCTIONS[:2]) and node.body[0].lineno <= line <= (
-            node.end_lineno or 0
-        ):
-            found = node
-    return found
 
 
 def _own(node: ast.AST) -> Iterator[ast.AST]:

@@ -6,7 +6,7 @@ import ast
 import linecache
 from typing import Final
 
-__all__ = ["parsed", "source_of"]
+__all__ = ["function_at", "parsed", "source_of"]
 
 # Enough that another failure is not by chance: each needs a garbage collection at the wrong moment.
 _ATTEMPTS: Final = 5
@@ -34,3 +34,15 @@ def parsed(source: str) -> ast.Module | None:
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             return None
     return None
+
+
+def function_at(source: str, line: int) -> ast.FunctionDef | ast.AsyncFunctionDef | ast.Module:
+    """Return the innermost function with a name whose body has the line, or the module."""
+    tree = parsed(source) or ast.Module([], [])
+    found: ast.FunctionDef | ast.AsyncFunctionDef | ast.Module = tree
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and (
+            node.body[0].lineno <= line <= (node.end_lineno or 0)
+        ):
+            found = node
+    return found

@@ -450,3 +450,72 @@ def test_a_commit_before_each_read_is_advised_only_where_it_may_wait(twin: Twin)
         assert "alternatives" not in finding.evidence
 
     twin.run(story)
+
+
+async def select_its_author(session: Any, book: Book) -> Any:
+    named = select(Author).where(Author.id == book.author_id)
+    return await session.scalar(named)  # <- asked
+
+
+async def select_the_first_author(session: Any, book: Book) -> Any:
+    assert book.title
+    return await session.scalar(select(Author).where(Author.id == 1))  # <- asked
+
+
+async def ask_by_book(twin: Twin, how: Callable[[Any, Book], Awaitable[Any]]) -> Captured:
+    with capture(twin.factory) as captured:
+        async with twin.session() as session:
+            for book in (await session.scalars(select(Book))).all():
+                await how(session, book)  # <- loops
+    return captured
+
+
+async def ask_within_the_loop(twin: Twin) -> Captured:
+    with capture(twin.factory) as captured:
+        async with twin.session() as session:
+            for book in (await session.scalars(select(Book))).all():
+                key = book.author_id
+                await session.scalar(select(Author).where(Author.id == key))  # <- loops
+    return captured
+
+
+def test_what_an_item_decides_is_read_for_all_items_at_once(twin: Twin) -> None:
+    """All books of the library may have one author; those of the next library need not."""
+
+    async def for_all_at_once() -> list[str]:
+        async with twin.session() as session:
+            books = (await session.scalars(select(Book))).all()
+            wanted = select(Author).where(Author.id.in_({book.author_id for book in books}))
+            by_key = {one.id: one for one in (await session.scalars(wanted)).all()}
+            return [by_key[book.author_id].name for book in books]
+
+    async def from_a_dict() -> list[str]:
+        names: dict[int, str] = {}
+        async with twin.session() as session:
+            books = (await session.scalars(select(Book))).all()
+            for book in books:
+                if book.author_id not in names:
+                    names[book.author_id] = (await select_its_author(session, book)).name
+            return [names[book.author_id] for book in books]
+
+    async def story() -> None:
+        await keep(twin, *authors(1, books_each=7))
+        loop = marked(ask_by_book, "<- loops")
+        for found, where in (
+            (await ask_by_book(twin, select_its_author), f" at {loop}"),
+            (await ask_within_the_loop(twin), ""),
+        ):
+            (finding,) = found.findings
+            assert (finding.id, finding.remedy, finding.evidence["alternatives"]) == (
+                "repeated-select",
+                f"run one SELECT of Author with .in_(...) or a join before the loop{where}",
+                ["keep its results by their parameters, in a dict"],
+            )
+        (finding,) = (await ask_by_book(twin, select_the_first_author)).findings
+        assert finding.remedy == f"run it once before the loop at {loop} and keep the result"
+        for cure in (for_all_at_once, from_a_dict):
+            with capture(twin.factory) as captured:
+                assert await cure() == ["author 0"] * 7
+            assert_found(captured)
+
+    twin.run(story)
