@@ -112,15 +112,25 @@ class Holding:
         drivers = _driver_of(mine), _driver_of(connection)
         return None not in drivers and drivers[0] is not drivers[1]
 
-    def process_id(self) -> int | None:
-        """The database server's process of the connection, where the driver knows it by itself."""
+    def look(self) -> tuple[bool, int | None]:
+        """Whether the connection is held, and by which process of the database server.
+
+        The process is None where the driver does not know it by itself.
+        """
         connection = self._connection()
-        driver = None if connection is None else _driver_of(connection)
-        return None if driver is None else self._noted or _process_id(driver)
+        if connection is None:
+            return True, None
+        driver = _driver_of(connection)
+        if driver is None:
+            return False, None
+        try:
+            return True, self._noted or _process_id(driver)
+        except Exception:  # the connection is being closed at this moment
+            return True, None
 
     def note_process_id(self) -> None:
         """Ask the driver now: it may refuse to answer another thread while a statement runs."""
-        self._noted = self.process_id()
+        self._noted = self.look()[1]
 
     def unmark(self, ledger: object) -> None:
         """The connection leads to the ledger no longer."""

@@ -130,9 +130,10 @@ def look(
     ledger = report.ledger
     wait = _wait(ledger, waits or Waits())
     now = now or ledger.clock()
-    pending = dict(ledger.pending_by_class)
     state = owner_state(ledger, stack=True) if states is None else OwnerState(states.of(ledger))
-    held_since = ledger.held_since
+    held_since, process_id = _held(ledger)
+    pending = ledger.pending_by_class
+    pending = dict(pending) if pending else {}
     return LiveSession(
         id=ledger.id,
         name=report.name,
@@ -147,14 +148,14 @@ def look(
         transaction_seconds=_seconds(ledger.transaction_began_at, now),
         holds_connection=bool(held_since),
         held_seconds=_seconds(held_since, now),
-        process_id=_process_id(ledger) if ledger.connections else None,
+        process_id=process_id,
         waits_for_pool="" if wait is None else wait.name,
         waiting_seconds=0.0 if wait is None else _seconds(wait.since, now),
         is_connecting=wait is not None and wait.is_connecting,
         statements=ledger.statements,
         sql_seconds=ledger.sql / 1e9,
         objects=_objects(ledger, sum(pending.values())),
-        pending_entities={kind.__name__: count for kind, count in pending.items()},
+        pending_entities={kind.__name__: pending[kind] for kind in pending},
         last_activity_seconds=_seconds(ledger.last_activity_at, now),
         last_activity_site=ledger.last_activity_site,
         last_statement_seconds=_seconds(ledger.last_statement_at, now),
@@ -173,13 +174,13 @@ def _transaction(ledger: Ledger) -> str:
     return "none" if depth == 0 else "open" if depth == 1 else "savepoint"
 
 
-def _process_id(ledger: Ledger) -> int | None:
-    try:
-        for holding in ledger.connections:
-            return holding.process_id()
-    except Exception:  # the connection is being closed at this moment
-        pass
-    return None
+def _held(ledger: Ledger) -> tuple[int, int | None]:
+    """Since when the session holds a connection, 0 if it holds none, and the server's process."""
+    for holding in ledger.connections:
+        is_held, process_id = holding.look()
+        if is_held:
+            return holding.since, process_id
+    return 0, None
 
 
 def _objects(ledger: Ledger, pending: int) -> dict[str, int]:
@@ -213,12 +214,12 @@ def open_now(tracer: Tracer) -> OpenNow:
                 if ledger.transaction_began_at:
                     found.transactions.append((now - ledger.transaction_began_at) / 1e9)
                 found.suspects.extend(one.finding.id for one in report.suspicions[-1:])
-                if by_line and (held := _held(ledger)):
+                if by_line and (held := _number_held(ledger)):
                     found.holders[ledger.first_used_site or ledger.opened_site] += held
     return found
 
 
-def _held(ledger: Ledger) -> int:
+def _number_held(ledger: Ledger) -> int:
     return sum(not holding.is_given_back for holding in ledger.connections)
 
 

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 __all__ = ["LiveSession"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+# Not frozen: there may be ten thousand to make at once, and each is made for one caller.
+@dataclass(slots=True, kw_only=True)
 class LiveSession:
     """One session scope that is open now. Ages and durations are in seconds.
 
