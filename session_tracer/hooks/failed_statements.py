@@ -48,7 +48,7 @@ def statement_failed(
         passes = passes._replace(names=passes.names | _WRAPPED_IN)
         first = First("a statement", ledger.clock(), site, type_name(error), code, failure=passes)
         ledger.note_failure(first)
-        if is_locked(code):
+        if is_locked(code, error):
             what = sql.shape(statement).summary
             fact = _locked(ledger, _wrapper(error), site, what, code, duration)
             ledger.lock_refused(fact, passes, error)
@@ -58,7 +58,7 @@ def commit_failed(ledger: Ledger, error: BaseException, site: CallSite | None) -
     """Note a COMMIT that fails because of another transaction's lock, or conflicts with it."""
     original = getattr(error, "orig", None)
     code = sql.status_code(original) if isinstance(original, BaseException) else ""
-    if is_locked(code):
+    if is_locked(code, original):
         passes = failure(error, ledger.locator.frames(running_frame(1)))
         fact = _locked(ledger, type_name(error), site, "COMMIT", code, duration=0)
         ledger.lock_refused(fact, passes, error)

@@ -34,6 +34,8 @@ _UNIQUE: Final = frozenset(
 # Serialization failure, deadlock, a lock that is not available; MySQL's lock wait timeout.
 _LOCKED: Final = frozenset({"40001", "40P01", "55P03", "1205", "1213", "3572"})
 _SQLITE_LOCKED: Final = ("SQLITE_BUSY", "SQLITE_LOCKED")
+# SQLite's message where the connection itself is busy with a statement whose rows are not all read.
+_IN_PROGRESS: Final = "sql statements in progress"
 _ABORTED: Final = "25P02"
 # The column that a driver names in its message alone: SQLite's, and those for MySQL.
 _COLUMN: Final = re.compile(
@@ -76,9 +78,11 @@ def cause_of(
     return _of_rows(error, code, frames, flush, session)
 
 
-def is_locked(code: str) -> bool:
-    """Whether the database gives this code where another transaction has a lock, or conflicts."""
-    return code in _LOCKED or code.startswith(_SQLITE_LOCKED)
+def is_locked(code: str, error: BaseException | None) -> bool:
+    """Whether the driver raises this error where another transaction has a lock, or conflicts."""
+    return code in _LOCKED or (
+        code.startswith(_SQLITE_LOCKED) and _IN_PROGRESS not in str(error).lower()
+    )
 
 
 def _of_rows(
@@ -86,7 +90,7 @@ def _of_rows(
 ) -> Cause:
     if isinstance(error, StaleDataError):
         return Cause("stale", code)
-    if is_locked(code):
+    if is_locked(code, getattr(error, "orig", None)):
         return Cause("locked", code)
     if code == _ABORTED:
         return Cause("aborted", code)

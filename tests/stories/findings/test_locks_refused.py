@@ -7,7 +7,7 @@ from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import create_engine, delete, select, text, update
+from sqlalchemy import create_engine, delete, event, select, text, update
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import sessionmaker
 
@@ -96,6 +96,26 @@ def commit(session: Session) -> None:
     session.add(Author(name="new"))
     session.flush()
     session.commit()  # <- refused
+
+
+def test_a_connection_that_is_busy_itself_waits_for_no_other_transaction(
+    maker: sessionmaker[Session],
+) -> None:
+    refused: list[str] = []
+
+    @event.listens_for(maker.kw["bind"], "handle_error")
+    def keep_code(context: Any) -> None:
+        refused.append(context.original_exception.sqlite_errorname)
+
+    with capture(maker) as captured, suppress(Exception), maker() as session:
+        session.add_all([Author(name="one"), Author(name="two")])
+        session.flush()
+        driver: Any = session.connection().connection.dbapi_connection
+        rows = driver.execute("UPDATE authors SET biography = 'new' RETURNING id")
+        rows.fetchone()
+        session.commit()
+    assert refused == ["SQLITE_BUSY"]
+    assert captured.findings == []
 
 
 def commit_by_block(session: Session) -> None:
