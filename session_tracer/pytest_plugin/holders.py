@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import time
 from collections import deque
+from functools import partial
 from types import (
     AsyncGeneratorType,
     CellType,
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 if TYPE_CHECKING:
     import weakref
-    from collections.abc import Hashable
+    from collections.abc import Callable, Hashable
 
 __all__ = ["Holder", "Holders"]
 
@@ -35,8 +37,12 @@ _ASYNC_SESSION: Final = ("sqlalchemy.ext.asyncio.session", "AsyncSession")
 _FIXTURE: Final = ("_pytest.fixtures", "FixtureDef")
 _MOST_STEPS: Final = 15
 _MOST_OBJECTS: Final = 5_000
-# Each step reads every object of the process. Sessions of one line are mostly held alike.
+# Each step reads every object of the process, of which there may be millions. Sessions of one line
+# are mostly held alike.
 _MOST_LOOKS: Final = 3
+# What all searches may take: so many seconds, and this share of the time since the run began.
+_SECONDS: Final = 1.0
+_SHARE: Final = 0.03
 
 
 class Holders:
@@ -44,10 +50,18 @@ class Holders:
 
     If these are there for longer than the test and its own fixtures, they keep the session for
     others, and no code has forgotten to close it. What `gc.freeze()` has set aside is not seen.
+    Where no time is left to search, others are supposed to hold the session: tests must not get
+    much slower by it, and a finding is reported only if it is sure.
+
+    Args:
+        clock: Returns monotonic seconds.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._found: dict[Hashable, tuple[int, Holder]] = {}
+        self._clock = clock
+        self._began = clock()
+        self._spent = 0.0
 
     def of(self, session: object, registry: weakref.ref[Any] | None, lines: Hashable) -> Holder:
         """Return what holds a session.
@@ -62,18 +76,28 @@ class Holders:
             return "others"  # they have thrown it away, with the sessions that it had to close
         looks, holder = self._found.get(lines, (0, "nothing"))
         if looks < _MOST_LOOKS:
-            holder = (
-                _of_session(session) if keeper is None else _search(_Objects([keeper]), _Objects())
-            )
+            began = self._clock()
+            left = _SECONDS + _SHARE * (began - self._began) - self._spent
+            if left <= 0:
+                return "others"
+            is_late = partial(self._is_past, began + left)
+            if keeper is None:
+                holder = _of_session(session, is_late)
+            else:
+                holder = _search(_Objects([keeper]), _Objects(), is_late)
+            self._spent += self._clock() - began
             self._found[lines] = looks + 1, holder
         return holder
+
+    def _is_past(self, moment: float) -> bool:
+        return self._clock() > moment
 
 
 class _Objects(list[Any]):
     """Objects that are looked at. It has a type of its own because it refers to them as well."""
 
 
-def _of_session(session: object) -> Holder:
+def _of_session(session: object, is_late: Callable[[], bool]) -> Holder:
     """Return what holds a session, or the AsyncSession that has it."""
     inner = _Objects([session])
     direct = _outer(inner, inner)
@@ -82,10 +106,10 @@ def _of_session(session: object) -> Holder:
         inner = _Objects([session, *wrappers])
         direct = _outer(inner, inner)
     named = (one for one in direct if type(one) not in _PASSING and not _is_sqlalchemys(one))
-    return _search(_Objects(named), inner)
+    return _search(_Objects(named), inner, is_late)
 
 
-def _search(now: _Objects, seen: _Objects) -> Holder:
+def _search(now: _Objects, seen: _Objects, is_late: Callable[[], bool]) -> Holder:
     """Look for it from the inside out. Nothing is kept, and no object is asked for anything."""
     found: Holder = "nothing"
     for _ in range(_MOST_STEPS):
@@ -98,7 +122,7 @@ def _search(now: _Objects, seen: _Objects) -> Holder:
         now = _outer(_Objects(one for one in now if not _is_pytests(one)), seen)
         if not now:
             return found
-        if len(seen) > _MOST_OBJECTS:
+        if len(seen) > _MOST_OBJECTS or is_late():
             break
     return "others"
 

@@ -20,6 +20,7 @@ from session_tracer.ledger.registry import LIVE
 from session_tracer.model.findings import Finding
 from session_tracer.pytest_plugin.case import Case, Reported, Scope
 from session_tracer.pytest_plugin.client_threads import ClientThreads
+from session_tracer.runtime import process
 from session_tracer.verdicts.policy import Policy
 from session_tracer.where.callsite import registry_at_work, task_stack
 from session_tracer.where.tasks import is_ready, suspended
@@ -112,6 +113,7 @@ class Tracing:
         # The scopes of what no code of the running test did, by the ids of session and finding.
         self._by_itself: dict[tuple[str, str], Scope] = {}
         self._clients = ClientThreads()
+        self._has_threads = False
         # Sessions of several threads may be reported at the same time.
         self._lock = threading.Lock()
 
@@ -129,6 +131,7 @@ class Tracing:
         self._policy = Policy(settings, judges)
         self._instrumentation = capture(resolve(None), "default", exporter, settings, judges)
         self._clients.start()
+        self._has_threads = False
 
     def stop(self) -> None:
         """Stop tracing."""
@@ -147,6 +150,11 @@ class Tracing:
         the test's first statement.
         """
         self.case = case
+        if not self._has_threads:
+            # Not in the first session: a fixture may compare the threads before and after its test.
+            # Nor as the run starts: modules that are imported then may patch threads.
+            self._has_threads = True
+            process.began_work()
         self._clients.begin(case.own_files)
         failures.forget_repeats()
         self._failed.clear()

@@ -94,13 +94,17 @@ class LogSignal:
 
     def finding(self, finding: Finding, report: Report, moment: Moment | None = None) -> None:
         """Log a finding at its severity; its repeats are held back and counted."""
-        number = LEVELS[finding.severity]
-        if number < self._of_findings.least and not self._is_enabled(number):
+        if not self._is_received(finding):
             return
         repeated = (finding.id, finding.entity, finding.attribute, finding.site, finding.work)
         moment = moment or _moment(report)
         if not self._limiter.hold(repeated, (finding, moment)):
             self._log_finding(finding, moment, 0)
+
+    def _is_received(self, finding: Finding) -> bool:
+        """Whether anything receives events about the finding."""
+        number = LEVELS[finding.severity]
+        return number >= self._of_findings.least or self._is_enabled(number)
 
     def _log_finding(self, finding: Finding, moment: Moment, suppressed: int) -> None:
         fields = {
@@ -158,6 +162,8 @@ class LogSignal:
         Repeats are held back and counted as those of the finding are.
         """
         finding = lasting.finding
+        if not self._is_received(finding):
+            return
         fields = {
             "finding_id": finding.id,
             "explanation": lasting.message,
@@ -228,6 +234,9 @@ class LogSignal:
         """
         fact = decided.failed
         level = "warning" if decided.unhandled else "info"
+        number = LEVELS[level]
+        if number < self.least and not self._heard(number):
+            return
         site = _site(fact.site)
         summed = _Summed(
             level,

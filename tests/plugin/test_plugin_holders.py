@@ -121,3 +121,22 @@ def test_what_is_known_of_a_line_is_not_looked_for_again(monkeypatch: pytest.Mon
     assert not looks
     assert holders.of(session, None, "another line") == "nothing"
     assert looks
+
+
+def test_a_search_takes_a_small_part_of_the_runs_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a process with millions of objects each step of it takes half a second."""
+    now, look = [100.0], gc.get_referrers
+
+    def slow(*of: object) -> list[Any]:
+        now[0] += 0.4
+        return look(*of)
+
+    monkeypatch.setattr(gc, "get_referrers", slow)
+    holders, session = Holders(lambda: now[0]), Session()
+    found = [holders.of(session, None, number) for number in range(6)]
+    assert set(found) == {"nothing", "others"}
+    assert found[-1] == "others"
+    assert now[0] < 103
+    now[0] += 60
+    # What is left is enough for another one.
+    assert holders.of(session, None, 5) == "nothing"

@@ -304,3 +304,40 @@ def install(folder: Path) -> None:
     (info / "entry_points.txt").write_text(
         "[pytest11]\nsession_tracer = session_tracer.pytest_plugin\n"
     )
+
+
+COMPARED = """
+import threading
+
+import pytest
+from sqlalchemy.exc import IntegrityError
+from tests.library import Author
+
+@pytest.fixture(autouse=True)
+def same_threads():
+    before = threading.enumerate()
+    yield
+    assert threading.enumerate() == before
+
+def test_a_session(SessionLocal):
+    read_one_by_one(SessionLocal(), 12)
+
+def test_failures_that_repeat(SessionLocal):
+    for _ in range(3):
+        with pytest.raises(IntegrityError), SessionLocal.begin() as session:
+            session.add(Author(id=1, name="new"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("option", "mark"),
+    [("--session-tracer", ""), ("-v", "pytestmark = pytest.mark.session_budget(statements=99)")],
+)
+@pytest.mark.parametrize("chosen", ["test_a_session", "test_failures_that_repeat"])
+def test_no_thread_starts_during_a_test(
+    suites: Suites, chosen: str, option: str, mark: str
+) -> None:
+    suites.write(COMPARED + mark)
+    run = suites.run(option, "-k", chosen, apart=True)
+    assert run.exit_code == 0, run.text
+    assert run.has("1 passed")
