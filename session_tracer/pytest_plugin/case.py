@@ -62,6 +62,7 @@ class Scope:
         registry: The `scoped_session` that has made its session.
         opened_for: The line of the tests that led to its first use.
         is_tests: Whether the tests' own code has used it.
+        is_of_a_fixture: Whether a fixture made its session.
         last: The test that used it last.
         commits: What was at work at the last commit of each line, by the line's text.
         call: The test's call that used it last.
@@ -75,6 +76,7 @@ class Scope:
     registry: weakref.ref[Any] | None = None
     opened_for: CallSite | None = None
     is_tests: bool = False
+    is_of_a_fixture: bool = False
     last: Case | None = None
     commits: dict[str, Passed] = field(default_factory=dict)
     call: Call = ()
@@ -102,6 +104,11 @@ class Scope:
         """Return whether the application opened it, at this line, and the tests keep or use it."""
         is_theirs = (self.is_tests or is_kept) and self.opened_for is not None
         return is_theirs and self.case is not None and not self.case.has_line(opened)
+
+    @property
+    def is_registered(self) -> bool:
+        """Whether a `scoped_session` has its session, or may have it."""
+        return self.registry is not None and self.registry() is not None
 
     @property
     def is_in_a_traceback(self) -> bool:

@@ -29,7 +29,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Iterator
 
     from session_tracer.detectors import Detector
-    from session_tracer.facts import EventLoopBlocked, Fact, FlushFailureDecided
+    from session_tracer.facts import (
+        ConnectionNested,
+        EventLoopBlocked,
+        Fact,
+        FlushFailureDecided,
+        WritesSplit,
+    )
     from session_tracer.instrumentor import Instrumentation
     from session_tracer.ledger.loads import Passed
     from session_tracer.ledger.report import Report, Verdict
@@ -98,8 +104,10 @@ class Tracing:
         self._instrumentation: Instrumentation | None = None
         self._policy: Policy | None = None
         self._sharing = 0
-        # The ids of the open sessions that fixtures opened.
+        # The ids of the open sessions that fixtures opened, and the sessions themselves: what is
+        # used again after close() is a fixture's still.
         self._of_fixtures: set[str] = set()
+        self._sessions_of_fixtures: weakref.WeakSet[Any] = weakref.WeakSet()
         # The open sessions by their ids.
         self._open: dict[str, tuple[Report, Scope]] = {}
         self._registries: weakref.WeakKeyDictionary[Any, weakref.ref[Any]]
@@ -271,25 +279,37 @@ class Tracing:
 
     def _opened(self, report: Report, scope: Scope) -> None:
         self._open[report.ledger.id] = report, scope
-        scope.registry = self._registry_of(report)
+        session = LIVE[report.ledger]()
+        scope.registry = self._registry_of(session)
         if scope.case is not None:
             scope.opened_for = report.ledger.locator.innermost(scope.case.own_files.begins)
         self.sessions += self.is_on  # sessions that were open before are not counted
-        if self._sharing or self.case is None or self.case.phase != "call":
+        if session is not None and (
+            self._sharing or self.case is None or self.case.phase != "call"
+        ):
+            self._sessions_of_fixtures.add(session)
+        scope.is_of_a_fixture = session in self._sessions_of_fixtures
+        if scope.is_of_a_fixture:
             self._of_fixtures.add(report.ledger.id)
 
-    def _registry_of(self, report: Report) -> weakref.ref[Any] | None:
+    def _registry_of(self, session: object) -> weakref.ref[Any] | None:
         """Return the `scoped_session` that has made the session, for this or an earlier scope."""
-        session, registry = LIVE[report.ledger](), registry_at_work()
+        registry = registry_at_work()
         if session is None:
             return None
         if registry is not None:
             self._registries[session] = weakref.ref(registry)
         return self._registries.get(session)
 
-    def is_of_a_fixture(self, *session_ids: str) -> bool:
-        """Return whether one of these sessions is open and was opened by a fixture."""
-        return not self._of_fixtures.isdisjoint(session_ids)
+    def is_beside_the_tests(self, fact: ConnectionNested | WritesSplit, report: Report) -> bool:
+        """Return whether one of two sessions is a fixture's, or one of them alone is the tests'.
+
+        The application would not have that one.
+        """
+        if not self._of_fixtures.isdisjoint((report.ledger.id, fact.other)):
+            return True
+        case, opened = self.case, (report.ledger.opened_site, fact.other_opened_site)
+        return case is not None and len(set(map(case.has_line, opened))) > 1
 
     def outlives_tests(self) -> bool:
         """Return whether the session that this thread reports now belongs to no test."""
@@ -362,10 +382,12 @@ class Tracing:
             scope.shared
             or scope.left_open
             or scope.is_in_a_traceback
-            or (scope.is_tests and finding.id == "leaked-session")
+            or (finding.id == "leaked-session" and (scope.is_tests or scope.is_registered))
+            or (scope.is_of_a_fixture and finding.evidence.get("owner_state") == "suspended")
         ):
-            # The fixture decides how long a shared session is open. A session that was left open
-            # has its finding already, and what the tests use is reported if their test leaves it.
+            # The fixture decides how long a shared session is open, and pytest resumes it. A
+            # session that was left open has its finding already, and what the tests use is reported
+            # if their test leaves it. A registry may have its session for the whole run.
             self._report(finding, scope.case)
 
     def _report(self, finding: Finding, case: Case | None) -> None:
@@ -440,7 +462,7 @@ class _PerTest:
         if memory.case is not self._tracing.case and self._tracing.outlives_tests():
             memory.case, memory.of_detector = self._tracing.case, self._detector.memory()
         if isinstance(fact, facts.ConnectionNested | facts.WritesSplit) and (
-            self._tracing.is_of_a_fixture(report.ledger.id, fact.other)
+            self._tracing.is_beside_the_tests(fact, report)
         ):
             return ()
         if isinstance(fact, facts.FlushFailureDecided) and self._tracing.was_written(fact, report):

@@ -1409,6 +1409,117 @@ def test_next_to_a_fixture(SessionLocal, session, shared_session):
     assert "nested-sessions" in run.text
 
 
+SERVICE = """
+from sqlalchemy.orm import scoped_session
+from tests.library import Author
+
+def opened(SessionLocal):
+    with SessionLocal() as session:
+        yield session
+
+def ask(session):
+    session.connection()
+
+def save(SessionLocal, name):
+    with SessionLocal() as session:
+        session.add(Author(name=name))
+        session.commit()
+
+def save_with_another(SessionLocal, name):
+    with SessionLocal() as session:
+        session.add(Author(name=name))
+        session.commit()
+        save(SessionLocal, name + name)
+
+class Application:
+    every = []
+
+    def __init__(self, SessionLocal):
+        self.session = scoped_session(SessionLocal, scopefunc=lambda: 1)
+        self.every.append(self)
+
+    def add(self):
+        self.session.add(Author(name=str(id(self))))
+        self.session.commit()
+"""
+
+
+@pytest.fixture
+def service(suites: Suites) -> None:
+    (suites.folder / "service.py").write_text(SERVICE)
+    suites.configure("pythonpath = .")
+
+
+@pytest.mark.usefixtures("service")
+def test_a_session_of_the_tests_beside_the_applications(suites: Suites) -> None:
+    run = suites.run_source(
+        """
+from service import ask, save, save_with_another
+
+def test_saves_by_itself(SessionLocal):
+    with SessionLocal() as session:
+        session.add(Author(name="first"))
+        session.commit()
+        save(SessionLocal, "second")
+
+def test_uses_a_fixtures_again(SessionLocal, session):
+    session.close()
+    ask(session)
+    session.add(Author(name="third"))
+    session.commit()
+    save(SessionLocal, "fourth")
+
+def test_the_application_has_two(SessionLocal):
+    save_with_another(SessionLocal, "fifth")
+""",
+        "--session-tracer=warning",
+    )
+    assert run.outcomes == {
+        "test_saves_by_itself": "passed",
+        "test_uses_a_fixtures_again": "passed",
+        "test_the_application_has_two": "failed",
+    }
+    assert "split-writes" in run.text
+
+
+@pytest.mark.usefixtures("service")
+def test_what_is_resumed_or_registered_is_not_given_up(suites: Suites) -> None:
+    run = suites.run_source(
+        """
+from service import Application, ask, opened
+from tests.stories.findings.due import look_ahead
+
+@pytest.fixture
+def of_a_generator(SessionLocal):
+    for session in opened(SessionLocal):
+        yield session
+
+@pytest.fixture
+def used(of_a_generator):
+    ask(of_a_generator)
+
+def test_waits(used):
+    look_ahead(20)
+
+def test_has_a_registry(SessionLocal):
+    Application(SessionLocal).add()
+    look_ahead(61)
+
+def test_gives_it_up(SessionLocal):
+    generator = opened(SessionLocal)
+    ask(next(generator))
+    look_ahead(20)
+    generator.close()
+""",
+        "--session-tracer=warning",
+    )
+    assert run.outcomes == {
+        "test_waits": "passed",
+        "test_has_a_registry": "passed",
+        "test_gives_it_up": "failed",
+    }
+
+
 def test_how_long_a_shared_session_lives_is_no_tests_fault(suites: Suites) -> None:
     run = suites.run_source(
         """
