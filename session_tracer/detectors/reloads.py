@@ -9,11 +9,13 @@ from session_tracer.detectors.memory import MOST_REPORTED, Recent
 from session_tracer.detectors.protocol import BuiltIn
 from session_tracer.detectors.wording import dotted_each, elsewhere, expiry, listed, maker, objects
 from session_tracer.facts import AttributeLoaded, StatementExecuted
+from session_tracer.model.counts import add_counts
 from session_tracer.model.totals import Tally, Total
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from session_tracer.facts import Counts
     from session_tracer.ledger.loads import Loads, Passed
     from session_tracer.ledger.report import Report
     from session_tracer.model.findings import Finding
@@ -115,9 +117,9 @@ class _Refreshes:
 
     def __init__(self) -> None:
         self.tally = Tally()
-        # The mapped classes, in the order in which they came.
-        self.entities: dict[str, None] = {}
-        self.last = 0
+        # By mapped class, in the order in which they came.
+        self.entities: Counts = {}
+        self.last = ("", 0)
         self.passed: Passed = {}
 
     @property
@@ -126,13 +128,15 @@ class _Refreshes:
 
     def add(self, entity: str, duration: int) -> None:
         self.tally.add(duration)
-        self.entities[entity] = None
-        self.last = duration
+        add_counts(self.entities, {entity: 1})
+        self.last = entity, duration
 
     def take_back(self) -> None:
         """Do not count the last one."""
+        entity, duration = self.last
         self.tally.count -= 1
-        self.tally.ns -= self.last
+        self.tally.ns -= duration
+        add_counts(self.entities, {entity: -1})
 
 
 class _Refreshing(Recent["CallSite | None", _Refreshes]):
@@ -184,7 +188,7 @@ def _refreshed(
     report: Report,
 ) -> Finding:
     (what, site), count = write, refreshes.count
-    entities = list(refreshes.entities)
+    entities = {entity: number for entity, number in refreshes.entities.items() if number}
     is_any = len(entities) > 1  # one helper writes and refreshes objects of any class
     if what == "commit":
         remedy, where = f"remove refresh(), and use {maker(report)}", known(committed_at=site)
@@ -193,7 +197,7 @@ def _refreshed(
     return report.finding(
         "refresh-after-write",
         "info",
-        f"{listed(entities)} {'were' if is_any else 'was'} refreshed directly after a {what} "
+        f"{listed(list(entities))} {'were' if is_any else 'was'} refreshed directly after a {what} "
         f"at least {count} times{' in all' if is_any else ''}, one SELECT each",
         remedy,
         fact.site,

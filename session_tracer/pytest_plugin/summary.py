@@ -50,7 +50,7 @@ def rows(entries: Iterable[Entry]) -> Iterator[Row]:
         id_, where, subject = map(str.ljust, cells, widths)
         columns = [where, subject] if widths[2] else [where]
         tests = {nodeid: phase for entry in group for nodeid, phase in entry.tests.items()}
-        rest = "   ".join([*columns, _tests(tests)])
+        rest = "   ".join([*columns, _tests(tests, _costliest(group).costliest_in)])
         yield Row(finding.severity, id_, rest, list(_below(group, tests)))
 
 
@@ -106,7 +106,8 @@ def _of_one_mistake(entries: Iterable[Entry]) -> list[list[Entry]]:
 def _subjects(group: Sequence[Entry]) -> str:
     # A mistake costs what its own finding counts, and not what follows from it.
     group = [entry for entry in group if entry.finding.id == group[0].finding.id]
-    every = [*dict.fromkeys(subject_of(entry.finding, entry.cost) for entry in group)]
+    subjects_of = (subject_of(entry.finding, entry.cost) for entry in group)
+    every = [*dict.fromkeys(filter(None, subjects_of))]
     shown = sorted(every[:_MOST_SUBJECTS])
     more = len(every) - len(shown)
     subjects = ", ".join([*shown, f"… {more} more"] if more else shown)
@@ -121,16 +122,21 @@ def _cost(group: Sequence[Entry]) -> str:
     costs = [entry.cost for entry in group]
     if not all(costs[0].noun == cost.noun for cost in costs) or not costs[0].noun:
         return ""
-    test = max(group, key=lambda entry: entry.cost).costliest_in
+    test = _costliest(group).costliest_in
     costs = [entry.cost for entry in group if entry.costliest_in == test]
     ms, count = sum(cost.ms for cost in costs), sum(cost.number for cost in costs)
     return str(Cost(ms, count, max(cost.of_ms for cost in costs), costs[0].noun))
 
 
-def _tests(tests: dict[str, str]) -> str:
+def _costliest(group: Sequence[Entry]) -> Entry:
+    return max(group, key=lambda entry: entry.cost)
+
+
+def _tests(tests: dict[str, str], costliest: str) -> str:
     if not tests:
         return "outside of tests"
     if len(tests) > 1:
-        return counted(len(tests), "test")
+        example = costliest if costliest in tests else next(iter(tests))
+        return f"{counted(len(tests), 'test')} ({example}, …)"
     ((nodeid, phase),) = tests.items()
     return f"1 test ({nodeid}{'' if phase == 'call' else f', {phase}'})"

@@ -102,6 +102,8 @@ def timelines(summaries: Sequence[SessionSummary]) -> str:
 def subject_of(finding: Finding, cost: Cost) -> str:
     """Return what it is about: `Author.books`, or `Author ×1001` if it does not repeat."""
     name = ".".join(filter(None, [finding.entity, finding.attribute]))
+    if not name:
+        name = ", ".join(finding.evidence.get("entities") or ())
     return f"{name} ×{cost.number}".strip() if cost.number > 1 and not cost.noun else name
 
 

@@ -198,9 +198,10 @@ def _outcomes(phases: dict[str, Any]) -> Iterator[str]:
 
 
 def steady(text: str) -> str:
-    """The text without what differs from run to run: times and sessions' ids."""
+    """The text without what differs from run to run: times, sessions' ids and the slowest test."""
     text = re.sub(r"(less than )?\d+(\.\d+)? m?s\b", "TIME", text)
     text = re.sub(r"\b(default) [0-9a-f]{6}\b", r"\1 ID", text)
+    text = re.sub(r"( tests) \(\S+, …\)", r"\1", text)
     text = re.sub(r"(under )?\d+ %", "PERCENT", text)
     text = re.sub(r"^ {4,}\d+\.\d ", "TIME ", text, flags=re.MULTILINE)
     return re.sub(r"[ ]+", " ", text)

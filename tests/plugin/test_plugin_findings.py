@@ -125,7 +125,7 @@ def test_failing(loud_before, loud_after):
     for name in ("test_before", "test_after"):
         crash = run.reports[name]["teardown"].longrepr.reprcrash
         assert crash.message == f"session finding: demo-error ({site})"
-    assert run.summary[0] == f"demo-error   {site}   4 tests"
+    assert run.summary[0] == f"demo-error   {site}   4 tests (test_library.py::test_before, …)"
 
 
 def test_a_test_that_fails_by_itself_keeps_its_failure(suites: Suites) -> None:
@@ -1355,7 +1355,7 @@ def test_adds_many_elsewhere(traced_session):
     )
     assert set(run.outcomes.values()) == {"passed"}
     found = [line for line in run.summary if line.startswith("row-by-row-writes")]
-    assert [line.endswith("3 tests") for line in found] == [True, False]
+    assert ["3 tests (" in line for line in found] == [True, False]
 
 
 def test_what_a_fixture_wrote_is_no_commit_of_the_tests(
@@ -1409,7 +1409,7 @@ def test_next_to_a_fixture(SessionLocal, session, shared_session):
     assert "nested-sessions" in run.text
 
 
-SERVICE = """
+SESSIONS = """
 from sqlalchemy.orm import scoped_session
 from tests.library import Author
 
@@ -1445,16 +1445,16 @@ class Application:
 
 
 @pytest.fixture
-def service(suites: Suites) -> None:
-    (suites.folder / "service.py").write_text(SERVICE)
+def sessions(suites: Suites) -> None:
+    (suites.folder / "sessions.py").write_text(SESSIONS)
     suites.configure("pythonpath = .")
 
 
-@pytest.mark.usefixtures("service")
+@pytest.mark.usefixtures("sessions")
 def test_a_session_of_the_tests_beside_the_applications(suites: Suites) -> None:
     run = suites.run_source(
         """
-from service import ask, save, save_with_another
+from sessions import ask, save, save_with_another
 
 def test_saves_by_itself(SessionLocal):
     with SessionLocal() as session:
@@ -1482,11 +1482,11 @@ def test_the_application_has_two(SessionLocal):
     assert "split-writes" in run.text
 
 
-@pytest.mark.usefixtures("service")
+@pytest.mark.usefixtures("sessions")
 def test_what_is_resumed_or_registered_is_not_given_up(suites: Suites) -> None:
     run = suites.run_source(
         """
-from service import Application, ask, opened
+from sessions import Application, ask, opened
 from tests.stories.findings.due import look_ahead
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import pytest
 from session_tracer.model.findings import Finding, Severity
 from session_tracer.pytest_plugin.annotations import is_github_actions, workflow_commands
 from session_tracer.pytest_plugin.case import Reported
+from session_tracer.pytest_plugin.cost import Cost
 from session_tracer.pytest_plugin.run_findings import Entry, RunFindings
 from session_tracer.pytest_plugin.summary import rows
 from session_tracer.version import VERSION
@@ -79,6 +80,16 @@ def test_several_options_of_one_statement_are_written_once() -> None:
         ),
         "write select(Book).options(selectinload(Book.shelf)) at a.py:7",
     ]
+
+
+def test_of_several_tests_the_one_is_named_that_takes_the_longest() -> None:
+    found = finding("warning", "", CallSite("/srv/views.py", 9, "show"))
+    tests = dict.fromkeys(["t.py::test_a", "t.py::test_b", "t.py::test_c"], "call")
+    entry = Entry(found, "new", tests=tests)
+    assert [row.rest.rpartition("   ")[2] for row in rows([entry])] == ["3 tests (t.py::test_a, …)"]
+    entry.has_cost(Cost(1.0, 3, 8.0, "SELECT"), "t.py::test_c")
+    entry.has_cost(Cost(2.0, 2, 8.0, "SELECT"), "t.py::test_b")
+    assert [row.rest.rpartition("   ")[2] for row in rows([entry])] == ["3 tests (t.py::test_b, …)"]
 
 
 def test_what_happens_outside_of_tests_is_reported_as_that(suites: Suites) -> None:

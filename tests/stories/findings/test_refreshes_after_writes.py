@@ -118,7 +118,7 @@ def test_a_helper_that_refreshes_objects_of_any_class(twin: Twin) -> None:
             "Author and Essay were refreshed directly after a commit at least 3 times in all, "
             "one SELECT each"
         )
-        assert finding.evidence["entities"] == ["Author", "Essay"]
+        assert finding.evidence["entities"] == {"Author": 1, "Essay": 2}
 
     twin.run(story)
 
