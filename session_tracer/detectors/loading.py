@@ -52,7 +52,11 @@ class NPlusOne(BuiltIn):
             why = "a SELECT of the base class does not load the columns of its subclasses"
         remedy, others = _load_together(fact, names, report), None
         if fact.for_delete:
-            remedy, others = _DELETED.format(listed(names)), [remedy]
+            passive = _DELETED.format(listed(names))
+            remedy, others = passive, [remedy]
+            if report.ledger.system == "sqlite":
+                # Unless an application asks for it, SQLite deletes no rows that refer to others.
+                remedy, others = others[0], [f"{passive} and PRAGMA foreign_keys = ON"]
         yield report.finding(
             "n-plus-one",
             "warning",

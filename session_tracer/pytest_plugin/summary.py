@@ -106,8 +106,9 @@ def _of_one_mistake(entries: Iterable[Entry]) -> list[list[Entry]]:
 def _subjects(group: Sequence[Entry]) -> str:
     # A mistake costs what its own finding counts, and not what follows from it.
     group = [entry for entry in group if entry.finding.id == group[0].finding.id]
-    subjects_of = (subject_of(entry.finding, entry.cost) for entry in group)
-    every = [*dict.fromkeys(filter(None, subjects_of))]
+    # One finding may be about several classes, and another one about one of these.
+    listed = ", ".join(subject_of(entry.finding, entry.cost) for entry in group)
+    every = [*dict.fromkeys(filter(None, listed.split(", ")))]
     shown = sorted(every[:_MOST_SUBJECTS])
     more = len(every) - len(shown)
     subjects = ", ".join([*shown, f"… {more} more"] if more else shown)

@@ -82,6 +82,14 @@ def test_several_options_of_one_statement_are_written_once() -> None:
     ]
 
 
+def test_each_class_is_named_once() -> None:
+    found = finding("warning", "", CallSite("/srv/views.py", 9, "show"))
+    several = replace(found, evidence={"entities": {"Book": 2, "Author": 1}})
+    alone = replace(found, entity="Author")
+    entries = [Entry(one, "new", tests={"t.py::test_a": "call"}) for one in (several, alone)]
+    assert {row.rest.split("   ")[1].strip() for row in rows(entries)} == {"Author, Book", "Author"}
+
+
 def test_of_several_tests_the_one_is_named_that_takes_the_longest() -> None:
     found = finding("warning", "", CallSite("/srv/views.py", 9, "show"))
     tests = dict.fromkeys(["t.py::test_a", "t.py::test_b", "t.py::test_c"], "call")
