@@ -56,6 +56,12 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(run, "session_tracer_run")
 
 
+def pytest_unconfigure(config: pytest.Config) -> None:
+    run = config.stash.get(_RUN, None)
+    if run is not None:
+        run.close()
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     try:
         read_limits(metafunc.definition, {})

@@ -29,6 +29,7 @@ from session_tracer.pytest_plugin.run_findings import RunFindings
 from session_tracer.pytest_plugin.summary import rows, update_lines
 from session_tracer.pytest_plugin.tracing import Tracing
 from session_tracer.verdicts import baseline
+from session_tracer.where.callsite import name_from, named_from
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -64,9 +65,17 @@ class Run:
         self._found = RunFindings()
         self._holders = Holders()
         self._completeness = Completeness(config)
+        # xdist's workers that have not reported their findings.
+        self._silent_workers = 0
         self._update: baseline.Update | None = None
         settings = settings_for_tests(options.settings)
         self.tracing = Tracing(settings, self._baseline, self._found.add)
+        self._folder = str(config.invocation_params.dir)
+        name_from(self._folder)
+
+    def close(self) -> None:
+        """End the run, when everything is printed and written."""
+        named_from(self._folder)
 
     # For one test.
 
@@ -176,10 +185,15 @@ class Run:
             write_sarif(options.sarif, found, root)
 
     @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodeready(self) -> None:
+        self._silent_workers += 1
+
+    @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
         # A worker that crashed has no output.
         dumped = getattr(node, "workeroutput", {}).get(_OUTPUT)
         if dumped is not None:
+            self._silent_workers -= 1
             self._found.merge(dumped)
             self._completeness.merge(node.workeroutput[_COMPLETENESS])
 
@@ -198,10 +212,15 @@ class Run:
                 terminalreporter.write_line(f"    {line}")
         for line in update_lines(self._update):
             terminalreporter.write_line(line)
-        terminalreporter.write_line(self._last_line(len(shown), known))
+        terminalreporter.write_line(self._last_line(len(shown), known) + self._missing())
         if is_github_actions():
             for line in workflow_commands(new):
                 terminalreporter.write_line(line)
+
+    def _missing(self) -> str:
+        """Return what to add if workers were stopped, or have crashed."""
+        number = self._silent_workers
+        return f"; the findings of {counted(number, 'worker')} are missing" if number else ""
 
     def _last_line(self, new: int, known: int) -> str:
         file, allowed = self._options.baseline, self._found.allowed

@@ -27,6 +27,8 @@ __all__ = [
     "Locator",
     "is_in",
     "is_installed",
+    "name_from",
+    "named_from",
     "registry_at_work",
     "task_stack",
     "whole_stack",
@@ -66,19 +68,37 @@ class CallSite:
 
     @property
     def path(self) -> str:
-        """The file, relative to the working directory if it is below it."""
-        return _relative(self.file)
+        """The file, relative to the working directory if it is below it (see `name_from`)."""
+        return _relative(self.file, _NAMED_FROM[-1])
 
     def __str__(self) -> str:
         call = self.function if self.function.startswith("<") else f"{self.function}()"
         return f"{self.path}:{self.line} in {call}"
 
 
+# The folders below which files have relative paths, of which the last one is in force.
+_NAMED_FROM: Final = [os.curdir]
+
+
+def name_from(folder: str) -> None:
+    """Show files from this folder on, wherever the working directory is, until `named_from()`.
+
+    Tests may change the working directory, and one file is to have one path in all of a run.
+    """
+    _NAMED_FROM.append(folder)
+
+
+def named_from(folder: str) -> None:
+    """Show files from this folder on no longer."""
+    if folder in _NAMED_FROM[1:]:
+        _NAMED_FROM.remove(folder)
+
+
 @functools.lru_cache(maxsize=_MOST_SITES)
-def _relative(file: str) -> str:
+def _relative(file: str, folder: str) -> str:
     try:
-        relative = os.path.relpath(file)
-    except ValueError:  # another drive on Windows
+        relative = os.path.relpath(file, folder)
+    except (ValueError, OSError):  # another drive on Windows, or a folder that is gone
         return file
     return file if relative.startswith("..") else relative
 

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import pytest
 
@@ -365,3 +365,53 @@ def test_no_thread_starts_during_a_test(
     run = suites.run(option, "-k", chosen, apart=True)
     assert run.exit_code == 0, run.text
     assert run.has("1 passed")
+
+
+def test_a_file_has_one_path_wherever_a_test_goes(suites: Suites) -> None:
+    run = suites.run_source(
+        """
+import os, shutil
+
+def test_far_away(SessionLocal, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    read_too_late(SessionLocal)
+
+def test_where_nothing_is_left(SessionLocal, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.rmtree(tmp_path)
+    with SessionLocal() as session:
+        read_one_by_one(session, 12)
+
+@pytest.mark.session_allow("n-plus-one@test_library.py", reason="of old")
+def test_is_allowed(SessionLocal, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with SessionLocal() as session:
+        read_one_by_one(session, 12)
+""",
+        "--session-tracer",
+    )
+    assert set(run.outcomes.values()) == {"passed"}
+    assert str(suites.folder) not in "\n".join(run.summary)
+    assert [line for line in run.summary if "n-plus-one@test_library.py" in line] == []
+    assert run.summary[-1] == "2 findings in 4 sessions, 1 allowed"
+
+
+INTERRUPT: Final = """
+def pytest_configure(config):
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Interrupting())
+
+class Interrupting:
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_logreport(self, report):
+        if report.when == "call":
+            raise KeyboardInterrupt
+"""
+
+
+def test_workers_that_are_stopped_are_named(suites: Suites) -> None:
+    conftest = suites.folder / "conftest.py"
+    conftest.write_text(conftest.read_text() + INTERRUPT)
+    suites.write(MANY)
+    run = suites.run("--session-tracer", "-n1", apart=True)
+    assert run.has("no findings in 0 sessions; the findings of 1 worker are missing")
