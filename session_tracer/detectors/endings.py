@@ -151,6 +151,7 @@ class DiscardedChanges(BuiltIn):
                 if ledger.left_site in (site, fact.site, lost.flushed_at, lost.unflushed_at)
                 else ledger.left_site,
                 closed_at=fact.site if site != fact.site else None,
+                alternatives=lost.intended(),
             ),
         )
 
@@ -199,6 +200,14 @@ class _Lost:
 
     def __bool__(self) -> bool:
         return bool(self.unflushed or self.flushed)
+
+    def intended(self) -> list[str] | None:
+        """Return what to write if what was only modified is not to be saved, such as an answer."""
+        if self.flushed or set(self.unflushed) != {"modified"}:
+            return None
+        entity = self.entity()
+        one = "..." if entity is None else variable(entity)
+        return [f"session.expunge({one}) before the change, if it is not to be saved"]
 
     def __str__(self) -> str:
         """`2 Stock modified (never flushed) and 3 Order added (flushed, never committed)`."""

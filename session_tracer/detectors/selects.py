@@ -286,8 +286,8 @@ def _repeated(
         # These were the same; the next one may be another.
         remedy = _one_for_all(fact, subject, loop)
         alternatives = ["keep its results by their parameters, in a dict"]
-    elif len(repeats.sites) > 1 or (loop is not None and goes_over(loop)):
-        alternatives = []  # such a loop does not wait for a change
+    elif loop is None or len(repeats.sites) > 1 or goes_over(loop):
+        alternatives = []  # nothing waits there for a change
     return report.finding(
         "repeated-select",
         "warning",

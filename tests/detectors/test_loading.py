@@ -254,9 +254,6 @@ def test_the_same_select_again_and_again() -> None:
             evidence={
                 "why": "the identity map is not a query cache: "
                 "only get() can return without a SELECT",
-                "alternatives": [
-                    "session.commit()  # before each read, to see what others have committed"
-                ],
             },
             **OF_SESSION,
         )

@@ -428,3 +428,39 @@ def test_a_prepared_transaction_that_is_ended(twin: Twin) -> None:
         assert_found(captured)
 
     twin.run(story)
+
+
+async def expunge_and_modify(twin: Twin) -> None:
+    async with twin.session() as session:
+        essay = await first(session)
+        session.expunge(essay)
+        essay.title = "On leaving"
+
+
+async def modify_for_an_answer_and_add(twin: Twin) -> None:
+    async with twin.session() as session:
+        (await first(session)).title = "On leaving"
+        session.add(Author(name="Ada"))
+
+
+def test_what_is_not_to_be_saved_is_expunged(twin: Twin) -> None:
+    """An endpoint that reads may change what it read, for its answer alone."""
+    expunge = "before the change, if it is not to be saved"
+
+    async def story() -> None:
+        await keep(twin, *authors(1, books_each=1), Essay(title="On going"))
+        for work, advised in (
+            (modify, [f"session.expunge(essay) {expunge}"]),
+            (take_a_book_from_an_author, [f"session.expunge(...) {expunge}"]),
+            (modify_for_an_answer_and_add, None),
+            (write, None),
+        ):
+            with capture(twin.factory) as captured:
+                await work(twin)
+            (finding,) = captured.findings
+            assert finding.evidence.get("alternatives") == advised
+        with capture(twin.factory) as captured:
+            await expunge_and_modify(twin)
+        assert_found(captured)
+
+    twin.run(story)
