@@ -322,7 +322,7 @@ LOG_KEYS: Final = {
         "departed_ago_ms": Attribute(MILLISECONDS, "how long ago"),
         "dropped_at": Attribute(STRING, "where the generator that closed the session was dropped"),
         "expired_at": Attribute(STRING, "what expired the object"),
-        "committed_at": Attribute(STRING, "the commit that expired it"),
+        "committed_at": Attribute(STRING, "the commit that expired it, or that ended the work"),
         "reloaded": Attribute(INT, "objects that were loaded again"),
         "began_at": Attribute(STRING, "where the transaction began"),
         "ended_at": Attribute(STRING, "where the transaction ended"),

@@ -24,6 +24,7 @@ __all__ = [
     "live_evidence",
     "looping",
     "ms",
+    "work_site",
     "written",
 ]
 
@@ -76,6 +77,22 @@ def life_site(report: Report) -> CallSite | None:
     """
     ledger = report.ledger
     return ledger.first_used_site if ledger.is_lent else ledger.opened_site
+
+
+def work_site(site: CallSite | None, report: Report) -> CallSite | None:
+    """Return the line to look at first if a session does its work at `site`.
+
+    Where a wrapper ends the blocks of all its callers there, such as a context manager that
+    commits, it is the line of the one that this session's work belongs to.
+    """
+    opened = report.ledger.opened_site
+    if site is None or opened is None:
+        return site
+    is_openers = (site.file, site.function) == (opened.file, opened.function)
+    ends_block = site.function.endswith(("__exit__", "__aexit__"))
+    if ends_block or (is_openers and report.ledger.is_lent):
+        return life_site(report)
+    return site
 
 
 def added_up(contents: Mapping[str, Counts]) -> Counts:

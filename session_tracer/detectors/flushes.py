@@ -11,6 +11,7 @@ from session_tracer.detectors.evidence import (
     largest,
     looping,
     ms,
+    work_site,
     written,
 )
 from session_tracer.detectors.flush_remedies import remedies, what_failed
@@ -296,16 +297,18 @@ class LargeFlush(BuiltIn):
             return
         kind = max(contents, key=lambda kind: total(contents[kind]))
         entity = largest(contents[kind])
+        site = work_site(fact.site, report)
         yield report.finding(
             "large-flush",
             "warning",
             f"one flush contained {objects(added_up(contents))}",
             bulk_write(_OPERATIONS[kind], entity or "", report),
-            fact.site,
+            site,
             entity=entity,
             count=size,
             evidence=known(
                 trigger=fact.trigger,
+                flushed_at=fact.site if site != fact.site else None,
                 **contents,
                 duration_ms=ms(fact.duration),
                 alternatives=["flush after each batch of objects"],
@@ -324,7 +327,7 @@ class UnchangedDirty(BuiltIn):
         count = total(fact.unchanged)
         if not count or count < report.settings.unchanged_dirty_objects:
             return
-        attributes = list(fact.unchanged_attributes)
+        attributes, site = list(fact.unchanged_attributes), work_site(fact.site, report)
         what = f": {', '.join(attributes)} set to the same value" if attributes else ""
         yield report.finding(
             "unchanged-dirty",
@@ -332,7 +335,7 @@ class UnchangedDirty(BuiltIn):
             f"{objects(fact.unchanged)} in session.dirty had no net change{what}",
             "assign only values that differ: the flush compares each of these objects and writes "
             "nothing",
-            fact.site,
+            site,
             entity=largest(fact.unchanged),
             attribute=attributes[0].rpartition(".")[2] if len(attributes) == 1 else None,
             count=count,
@@ -340,5 +343,6 @@ class UnchangedDirty(BuiltIn):
                 "unchanged": dict(fact.unchanged),
                 "unchanged_attributes": attributes,
                 "trigger": fact.trigger,
+                **known(flushed_at=fact.site if site != fact.site else None),
             },
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from session_tracer.detectors.evidence import known, looping, ms
+from session_tracer.detectors.evidence import known, looping, ms, work_site
 from session_tracer.detectors.memory import Once, Recent
 from session_tracer.detectors.protocol import BuiltIn
 from session_tracer.detectors.wording import (
@@ -260,7 +260,8 @@ class SplitWrites(BuiltIn):
 
     def judge(self, fact: WritesSplit, report: Report, memory: Once) -> Iterator[Finding]:
         """Report each pair of lines that commit once."""
-        if not memory.first((fact.site, fact.other_site)):
+        site = work_site(fact.site, report)
+        if not memory.first((site, fact.site, fact.other_opened_site, fact.other_site)):
             return
         yield report.finding(
             "split-writes",
@@ -268,8 +269,9 @@ class SplitWrites(BuiltIn):
             f"this session committed {counted(fact.written)}, and session {fact.other[:6]}, open "
             f"at the same time, {counted(fact.other_written)}: one of the commits can fail alone",
             f"{opening(report)} SessionLocal.begin() as session:  # one session for all of it",
-            fact.site,
+            site,
             evidence=known(
+                committed_at=fact.site if site != fact.site else None,
                 written=dict(fact.written),
                 other_session_id=fact.other,
                 other_written=dict(fact.other_written),
