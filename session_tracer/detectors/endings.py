@@ -151,7 +151,7 @@ class DiscardedChanges(BuiltIn):
                 if ledger.left_site in (site, fact.site, lost.flushed_at, lost.unflushed_at)
                 else ledger.left_site,
                 closed_at=fact.site if site != fact.site else None,
-                alternatives=lost.intended(),
+                alternatives=lost.unsaved(),
             ),
         )
 
@@ -201,8 +201,8 @@ class _Lost:
     def __bool__(self) -> bool:
         return bool(self.unflushed or self.flushed)
 
-    def intended(self) -> list[str] | None:
-        """Return what to write if what was only modified is not to be saved, such as an answer."""
+    def unsaved(self) -> list[str] | None:
+        """Return what to write where objects were only modified, perhaps for an answer alone."""
         if self.flushed or set(self.unflushed) != {"modified"}:
             return None
         entity = self.entity()

@@ -91,7 +91,7 @@ def work_site(site: CallSite | None, report: Report) -> CallSite | None:
     is_openers = (site.file, site.function) == (opened.file, opened.function)
     ends_block = site.function.endswith(("__exit__", "__aexit__"))
     if ends_block or (is_openers and report.ledger.is_lent):
-        return life_site(report)
+        return life_site(report) or site
     return site
 
 

@@ -29,7 +29,7 @@ from session_tracer.pytest_plugin.run_findings import RunFindings
 from session_tracer.pytest_plugin.summary import rows, update_lines
 from session_tracer.pytest_plugin.tracing import Tracing
 from session_tracer.verdicts import baseline
-from session_tracer.where.callsite import name_from, named_from
+from session_tracer.where.callsite import show_paths_from
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -70,12 +70,11 @@ class Run:
         self._update: baseline.Update | None = None
         settings = settings_for_tests(options.settings)
         self.tracing = Tracing(settings, self._baseline, self._found.add)
-        self._folder = str(config.invocation_params.dir)
-        name_from(self._folder)
+        self._end_paths = show_paths_from(str(config.invocation_params.dir))
 
     def close(self) -> None:
         """End the run, when everything is printed and written."""
-        named_from(self._folder)
+        self._end_paths()
 
     # For one test.
 

@@ -107,7 +107,8 @@ class Tracing:
         # The ids of the open sessions that fixtures opened, and the sessions themselves: what is
         # used again after close() is a fixture's still.
         self._of_fixtures: set[str] = set()
-        self._sessions_of_fixtures: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._sessions_of_fixtures: weakref.WeakValueDictionary[int, Any]
+        self._sessions_of_fixtures = weakref.WeakValueDictionary()
         # The open sessions by their ids.
         self._open: dict[str, tuple[Report, Scope]] = {}
         self._registries: weakref.WeakKeyDictionary[Any, weakref.ref[Any]]
@@ -287,8 +288,8 @@ class Tracing:
         if session is not None and (
             self._sharing or self.case is None or self.case.phase != "call"
         ):
-            self._sessions_of_fixtures.add(session)
-        scope.is_of_a_fixture = session in self._sessions_of_fixtures
+            self._sessions_of_fixtures[id(session)] = session
+        scope.is_of_a_fixture = id(session) in self._sessions_of_fixtures
         if scope.is_of_a_fixture:
             self._of_fixtures.add(report.ledger.id)
 

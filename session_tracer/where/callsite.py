@@ -27,9 +27,8 @@ __all__ = [
     "Locator",
     "is_in",
     "is_installed",
-    "name_from",
-    "named_from",
     "registry_at_work",
+    "show_paths_from",
     "task_stack",
     "whole_stack",
 ]
@@ -68,30 +67,28 @@ class CallSite:
 
     @property
     def path(self) -> str:
-        """The file, relative to the working directory if it is below it (see `name_from`)."""
-        return _relative(self.file, _NAMED_FROM[-1])
+        """The file, relative to the working directory if it is below it (see `show_paths_from`)."""
+        return _relative(self.file, _SHOWN_FROM[-1])
 
     def __str__(self) -> str:
         call = self.function if self.function.startswith("<") else f"{self.function}()"
         return f"{self.path}:{self.line} in {call}"
 
 
-# The folders below which files have relative paths, of which the last one is in force.
-_NAMED_FROM: Final = [os.curdir]
+# The folders from which files are shown, of which the last one is in force.
+_SHOWN_FROM: Final = [os.curdir]
 
 
-def name_from(folder: str) -> None:
-    """Show files from this folder on, wherever the working directory is, until `named_from()`.
+def show_paths_from(folder: str) -> Callable[[], None]:
+    """Show files from this folder on, and not from the working directory.
 
-    Tests may change the working directory, and one file is to have one path in all of a run.
+    Tests may change that, and one file is to have one path in all of a run.
+
+    Returns:
+        A function that ends it.
     """
-    _NAMED_FROM.append(folder)
-
-
-def named_from(folder: str) -> None:
-    """Show files from this folder on no longer."""
-    if folder in _NAMED_FROM[1:]:
-        _NAMED_FROM.remove(folder)
+    _SHOWN_FROM.append(folder)
+    return functools.partial(_SHOWN_FROM.remove, folder)
 
 
 @functools.lru_cache(maxsize=_MOST_SITES)
