@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -70,11 +71,13 @@ class Run:
         self._update: baseline.Update | None = None
         settings = settings_for_tests(options.settings)
         self.tracing = Tracing(settings, self._baseline, self._found.add)
-        self._end_paths = show_paths_from(str(config.invocation_params.dir))
+        self._paths = ExitStack()
+        if options.on:  # else a single test may be traced, and the others are left alone
+            self._paths.callback(show_paths_from(str(config.invocation_params.dir)))
 
     def close(self) -> None:
         """End the run, when everything is printed and written."""
-        self._end_paths()
+        self._paths.close()
 
     # For one test.
 

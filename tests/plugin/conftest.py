@@ -1,10 +1,27 @@
 """Gives the plugin's tests suites to run."""
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import pytest
 
-from session_tracer import DEFAULT_DETECTORS, detectors
+from session_tracer import DEFAULT_DETECTORS, CallSite, detectors
 from tests.plugin.on_demand import OnDemand
 from tests.plugin.suites import ROOT, Suites
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(autouse=True)
+def _paths_as_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[None]:
+    """A run in this process shows files from its own folder only as long as it runs."""
+    yield
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / f"{request.node.name.partition('[')[0]}.py"
+    assert CallSite(str(file), 1, "f").path == file.name
 
 
 @pytest.fixture
