@@ -79,20 +79,22 @@ def life_site(report: Report) -> CallSite | None:
     return ledger.first_used_site if ledger.is_lent else ledger.opened_site
 
 
-def work_site(site: CallSite | None, report: Report) -> CallSite | None:
+def work_site(site: CallSite | None, report: Report) -> tuple[CallSite | None, CallSite | None]:
     """Return the line to look at first if a session does its work at `site`.
 
     Where a wrapper ends the blocks of all its callers there, such as a context manager that
-    commits, it is the line of the one that this session's work belongs to.
+    commits, it is the line of the one that this session's work belongs to, and the other line that
+    is returned is the wrapper's.
     """
     opened = report.ledger.opened_site
     if site is None or opened is None:
-        return site
+        return site, None
     is_openers = (site.file, site.function) == (opened.file, opened.function)
     ends_block = site.function.endswith(("__exit__", "__aexit__"))
     if ends_block or (is_openers and report.ledger.is_lent):
-        return life_site(report) or site
-    return site
+        first = life_site(report) or site
+        return first, site if first != site else None
+    return site, None
 
 
 def added_up(contents: Mapping[str, Counts]) -> Counts:

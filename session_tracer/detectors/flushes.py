@@ -297,7 +297,7 @@ class LargeFlush(BuiltIn):
             return
         kind = max(contents, key=lambda kind: total(contents[kind]))
         entity = largest(contents[kind])
-        site = work_site(fact.site, report)
+        site, wrapper = work_site(fact.site, report)
         yield report.finding(
             "large-flush",
             "warning",
@@ -308,7 +308,7 @@ class LargeFlush(BuiltIn):
             count=size,
             evidence=known(
                 trigger=fact.trigger,
-                flushed_at=fact.site if site != fact.site else None,
+                flushed_at=wrapper,
                 **contents,
                 duration_ms=ms(fact.duration),
                 alternatives=["flush after each batch of objects"],
@@ -327,7 +327,8 @@ class UnchangedDirty(BuiltIn):
         count = total(fact.unchanged)
         if not count or count < report.settings.unchanged_dirty_objects:
             return
-        attributes, site = list(fact.unchanged_attributes), work_site(fact.site, report)
+        attributes = list(fact.unchanged_attributes)
+        site, wrapper = work_site(fact.site, report)
         what = f": {', '.join(attributes)} set to the same value" if attributes else ""
         yield report.finding(
             "unchanged-dirty",
@@ -343,6 +344,6 @@ class UnchangedDirty(BuiltIn):
                 "unchanged": dict(fact.unchanged),
                 "unchanged_attributes": attributes,
                 "trigger": fact.trigger,
-                **known(flushed_at=fact.site if site != fact.site else None),
+                **known(flushed_at=wrapper),
             },
         )

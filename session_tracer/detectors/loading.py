@@ -53,10 +53,11 @@ class NPlusOne(BuiltIn):
         remedy, others = _load_together(fact, names, report), None
         if fact.for_delete:
             passive = _DELETED.format(listed(names))
-            remedy, others = passive, [remedy]
             if report.ledger.system == "sqlite":
                 # Unless an application asks for it, SQLite deletes no rows that refer to others.
-                remedy, others = others[0], [f"{passive} and PRAGMA foreign_keys = ON"]
+                others = [f"{passive} and PRAGMA foreign_keys = ON"]
+            else:
+                remedy, others = passive, [remedy]
         yield report.finding(
             "n-plus-one",
             "warning",

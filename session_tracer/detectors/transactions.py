@@ -260,7 +260,7 @@ class SplitWrites(BuiltIn):
 
     def judge(self, fact: WritesSplit, report: Report, memory: Once) -> Iterator[Finding]:
         """Report each pair of lines that commit once."""
-        site = work_site(fact.site, report)
+        site, wrapper = work_site(fact.site, report)
         if not memory.first((site, fact.site, fact.other_opened_site, fact.other_site)):
             return
         yield report.finding(
@@ -271,7 +271,7 @@ class SplitWrites(BuiltIn):
             f"{opening(report)} SessionLocal.begin() as session:  # one session for all of it",
             site,
             evidence=known(
-                committed_at=fact.site if site != fact.site else None,
+                committed_at=wrapper,
                 written=dict(fact.written),
                 other_session_id=fact.other,
                 other_written=dict(fact.other_written),

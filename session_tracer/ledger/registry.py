@@ -132,8 +132,7 @@ def look(
     now = now or ledger.clock()
     state = owner_state(ledger, stack=True) if states is None else OwnerState(states.of(ledger))
     held_since, process_id = _held(ledger)
-    pending = ledger.pending_by_class
-    pending = dict(pending) if pending else {}
+    pending = dict(ledger.pending_by_class)
     return LiveSession(
         id=ledger.id,
         name=report.name,
@@ -155,7 +154,7 @@ def look(
         statements=ledger.statements,
         sql_seconds=ledger.sql / 1e9,
         objects=_objects(ledger, sum(pending.values())),
-        pending_entities={kind.__name__: pending[kind] for kind in pending},
+        pending_entities={kind.__name__: count for kind, count in pending.items()},
         last_activity_seconds=_seconds(ledger.last_activity_at, now),
         last_activity_site=ledger.last_activity_site,
         last_statement_seconds=_seconds(ledger.last_statement_at, now),

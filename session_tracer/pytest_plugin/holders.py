@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import time
 from collections import deque
-from functools import partial
 from types import (
     AsyncGeneratorType,
     CellType,
@@ -40,8 +39,8 @@ _MOST_OBJECTS: Final = 5_000
 # Each step reads every object of the process, of which there may be millions. Sessions of one line
 # are mostly held alike.
 _MOST_LOOKS: Final = 3
-# What all searches may take: so many seconds, and this share of the time since the run began. It is
-# the processor's time, so that what is found does not depend on how busy the machine is.
+# All searches may take two seconds, and this share of the time since the run began. It is the
+# processor's time, so that what is found does not depend on how busy the machine is.
 _SECONDS: Final = 2.0
 _SHARE: Final = 0.03
 
@@ -81,7 +80,10 @@ class Holders:
             left = _SECONDS + _SHARE * (began - self._began) - self._spent
             if left <= 0:
                 return "others"
-            is_late = partial(self._is_past, began + left)
+
+            def is_late() -> bool:
+                return self._clock() > began + left
+
             if keeper is None:
                 holder = _of_session(session, is_late)
             else:
@@ -89,9 +91,6 @@ class Holders:
             self._spent += self._clock() - began
             self._found[lines] = looks + 1, holder
         return holder
-
-    def _is_past(self, moment: float) -> bool:
-        return self._clock() > moment
 
 
 class _Objects(list[Any]):

@@ -234,8 +234,7 @@ class LogSignal:
         """
         fact = decided.failed
         level = "warning" if decided.unhandled else "info"
-        number = LEVELS[level]
-        if number < self.least and not self._heard(number):
+        if not self._heard(LEVELS[level]):
             return
         site = _site(fact.site)
         summed = _Summed(
