@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -187,6 +188,12 @@ BY_ITEM = {
     ("for row in rows:\n    ask(s, row)", "log(key)\n    s.get(A, 1)"): False,
     ("for row in rows:\n    ask(s, 1)", "s.get(A, key)"): False,
     ("for row in rows:\n    x = 1\n    ask(s, x)", "s.get(A, key)"): False,
+    ("for row in rows:\n    ask(s, 1, row)", "s.get(A, key)"): False,
+    ("for row in rows:\n    ask(s, 1, row)", "s.get(A, name)"): True,
+    ("for row in rows:\n    ask(s, *row)", "s.get(A, key)"): False,
+    ("for row in rows:\n    ask(**row)", "s.get(A, key)"): False,
+    ("for row in rows:\n    how[ask](s, row)", "s.get(A, key)"): True,
+    ("for row in rows:\n    how[ask](s, chosen(row))", "s.get(A, key)"): False,
     ("while row := rows.pop():\n    ask(s, row)", "s.get(A, key)"): False,
     ("for row in rows:\n    s.ask(row)", ""): True,
     ("for row in rows:\n    s.ask(1)", ""): False,
@@ -200,10 +207,57 @@ def test_whether_an_item_decides_what_is_asked(tmp_path: Path, source: str, asks
     asking = ASKING.format(asks) if asks else ""
     file.write_text(asking + source)
     lines = (asking + source).splitlines()
-    (line,) = [n for n, text in enumerate(lines, 1) if "ask(" in text and "def" not in text]
+    (line,) = [
+        n for n, text in enumerate(lines, 1) if re.search(r"ask[(\]]", text) and "def" not in text
+    ]
     loop = CallSite(str(file), line, "<module>")
-    site = CallSite(str(file), len(asking.splitlines()), "ask") if asks else loop
-    assert asks_by_item(loop, site) is BY_ITEM[source, asks]
-    assert not asks_by_item(CallSite("/gone.py", 1, "f"), site)
+    inside = [CallSite(str(file), len(asking.splitlines()), "ask")] if asks else []
+    assert asks_by_item([*inside, loop]) is BY_ITEM[source, asks]
+    gone = CallSite("/gone.py", 1, "f")
+    assert not asks_by_item([*inside, gone])
     if asks:
-        assert not asks_by_item(loop, CallSite("/gone.py", 1, "f"))
+        assert not asks_by_item([gone, loop])
+
+
+def test_an_item_is_followed_through_each_call(tmp_path: Path) -> None:
+    file = tmp_path / "app.py"
+    file.write_text(
+        "class Repository:\n"
+        "    def one(self, key, shown):\n"
+        "        return self.session.get(A, key)\n"
+        "    def first(self, where, key):\n"
+        "        return self.one(where, key)\n"
+        "    def second(self, where, key):\n"
+        "        return self.one(key, where)\n"
+        "def show(repository, rows):\n"
+        "    for row in rows:\n"
+        "        repository.first(1, row)\n"
+        "    for row in rows:\n"
+        "        repository.second(1, key=row)\n"
+    )
+
+    def at(line: int) -> CallSite:
+        return CallSite(str(file), line, "any")
+
+    assert not asks_by_item([at(3), at(5), at(10)])
+    assert asks_by_item([at(3), at(7), at(12)])
+
+
+WALKS = {
+    "for _ in range(9):\n    found = ask(keys)\n    keys = [one.id for one in found]": True,
+    "for _ in range(9):\n    for one in ask(keys):\n        keys.append(one.id)": True,
+    "async for _ in count():\n    keys = await ask(keys)": True,
+    "for key in range(9):\n    found = ask(key)": False,
+    "for _ in range(9):\n    key = chosen()\n    found = ask(key)": False,
+    "for key in keys:\n    found = ask(found)": False,
+    "while keys:\n    keys = ask(keys)": True,
+    "while number < len(keys):\n    keys = ask(keys)": False,
+}
+
+
+@pytest.mark.parametrize("source", WALKS)
+def test_whether_a_turn_finds_what_the_next_one_asks_for(tmp_path: Path, source: str) -> None:
+    file = tmp_path / "app.py"
+    file.write_text(source)
+    (line,) = [n for n, text in enumerate(source.splitlines(), 1) if "ask(" in text]
+    assert goes_turn_by_turn(CallSite(str(file), line, "<module>")) is WALKS[source]

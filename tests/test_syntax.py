@@ -9,8 +9,14 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
+from sqlalchemy import create_engine, select
+from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.pool import StaticPool
 
+from session_tracer.testing import capture
+from session_tracer.where import blocks, except_finder, source, syntax
 from session_tracer.where.syntax import parsed, source_of
+from tests.library import Author, Base, Book, authors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,3 +88,39 @@ def test_a_file_that_changes_is_read_again(tmp_path: Path) -> None:
     assert source_of(str(file)) == "one()\n"
     file.write_text("another()\n")
     assert source_of(str(file)) == "another()\n"
+
+
+def test_a_file_is_parsed_once_however_many_sessions_have_a_finding_in_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = create_engine("sqlite://", poolclass=StaticPool)
+    Base.metadata.create_all(engine)
+    factory = sessionmaker(engine)
+    with factory.begin() as session:
+        session.add_all(authors(8, books_each=1))
+    parses: list[str] = []
+
+    def counted(source: str) -> ast.Module | None:
+        parses.append(source)
+        return parsed(source)
+
+    for module in (syntax, source, blocks, except_finder):
+        monkeypatch.setattr(module, "parsed", counted)
+    for findings in ({"n-plus-one", "repeated-select", "query-in-loop"}, None):
+        with capture(factory) as captured:
+            _read_one_by_one(factory)
+        if findings:
+            assert {one.id for one in captured.findings} == findings
+            assert parses
+            parses.clear()
+    assert (len(captured.findings), parses) == (3, [])
+    engine.dispose()
+
+
+def _read_one_by_one(factory: sessionmaker[Session]) -> None:
+    with factory() as session:
+        for author in session.scalars(select(Author)).all():
+            assert author.books
+            session.scalars(select(Book).where(Book.author_id == 1)).all()
+        for key in range(12):
+            session.scalars(select(Author).where(Author.id == key)).all()

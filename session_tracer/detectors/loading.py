@@ -184,7 +184,7 @@ class GetInLoop(BuiltIn):
         entity, place = fact.entity or fact.collection, elsewhere(loop, fact.site)
         remedy = f"run one select({entity}) for all keys before the loop{place}"
         if is_walk:
-            remedy = tree(entity)
+            remedy = tree(entity, loop, fact.site)
         elif fact.entity and fact.key:
             remedy = f"select({entity}).where({entity}.{fact.key}.in_(keys))"
             if place:

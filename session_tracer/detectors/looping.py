@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from session_tracer.detectors.wording import elsewhere
 from session_tracer.where.iteration import goes_over_chunks, goes_turn_by_turn
 
 if TYPE_CHECKING:
@@ -55,10 +56,11 @@ def goes_in_chunks(passed: Passed, report: Report) -> bool:
     return loop is not None and (goes_over_chunks(loop) or goes_turn_by_turn(loop))
 
 
-def tree(entity: str) -> str:
+def tree(entity: str, loop: CallSite | None, site: CallSite | None) -> str:
     """Return how a whole tree is read at once."""
     one = f"select({entity}).where(...).cte(recursive=True)"
-    return f"read the whole tree with one recursive CTE: {one}"
+    instead = elsewhere(loop, site, " # in place of the loop at")
+    return f"read the whole tree with one recursive CTE: {one}{instead}"
 
 
 def walks(passed: Passed, report: Report) -> bool:

@@ -276,18 +276,19 @@ def _repeated(
         what = f"the same SELECT{of} with the same parameters ran at least {repeats.count} times"
         why = "the identity map is not a query cache: only get() can return without a SELECT"
     loop = looping(repeats.passed, report)
-    remedy = f"run it once{elsewhere(loop, fact.site, 'before the loop at')} and keep the result"
     commit = f"{awaited(report)}session.commit(){_EACH}"
     alternatives = [commit]
     if is_poll:
         why = "an object in the session keeps its values until it expires, so no change is seen"
         remedy, alternatives = commit, [".execution_options(populate_existing=True)"]
-    elif loop is not None and fact.site is not None and asks_by_item(loop, fact.site):
+    elif loop is not None and _asks_by_item(fact, loop, report):
         # These were the same; the next one may be another.
         remedy = _one_for_all(fact, subject, loop)
         alternatives = ["keep its results by their parameters, in a dict"]
-    elif loop is None or len(repeats.sites) > 1 or goes_over(loop):
-        alternatives = []  # nothing waits there for a change
+    else:
+        remedy = _once(fact, loop, repeats, report)
+        if loop is None or len(repeats.sites) > 1 or goes_over(loop):
+            alternatives = []  # nothing waits there for a change
     return report.finding(
         "repeated-select",
         "warning",
@@ -307,6 +308,25 @@ def _repeated(
 
 
 _EACH: Final = "  # before each read, to see what others have committed"
+
+
+def _asks_by_item(fact: StatementExecuted, loop: CallSite, report: Report) -> bool:
+    if fact.site is None:
+        return False
+    lines = report.ledger.locator.called_from(fact.site, loop)
+    return bool(lines) and asks_by_item(lines)
+
+
+def _once(fact: StatementExecuted, loop: CallSite | None, repeats: _Repeats, report: Report) -> str:
+    """Return where to run the SELECT once, and until when its result can be kept."""
+    ledger = report.ledger
+    caller = ledger.locator.in_a_row(repeats.passed)
+    if caller is not None and fact.site is not None and caller.function != fact.site.function:
+        return f"run it once in {caller.function}() and pass the result on"
+    if loop is not None and ledger.has_written(fact.reads):
+        table = fact.entity or fact.collection
+        return f"run it once in each turn of the loop at {loop}, or until it writes {table}"
+    return f"run it once{elsewhere(loop, fact.site, 'before the loop at')} and keep the result"
 
 
 def _is_query(fact: StatementExecuted) -> bool:
@@ -405,7 +425,7 @@ def _in_loop(
             tallies.append(other.tally)
     loop = looping(asked.passed, report)
     what = listed(list(subjects))
-    remedy = tree(what) if is_walk else _one_for_all(fact, what, loop)
+    remedy = tree(what, loop, fact.site) if is_walk else _one_for_all(fact, what, loop)
     made = report.ledger.new.get(fact.entity, 0) - asked.made_before
     if fact.of_key == "rows" and made > 1:
         # An autoflush has written what the loop adds, so that the next SELECT finds it.

@@ -1351,6 +1351,10 @@ class Ledger(Use):
         since = {table_name(name) for name, last in self.writes.items() if last >= number}
         return "" not in since and since.isdisjoint(tables)
 
+    def has_written(self, tables: frozenset[str]) -> bool:
+        """Whether the scope has written to one of these tables."""
+        return not tables.isdisjoint(map(table_name, self.writes))
+
     def statement_started(self, fact: facts.StatementStarted) -> None:
         """A statement is about to go to the driver."""
         if reporting.now:

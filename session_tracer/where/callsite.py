@@ -7,6 +7,7 @@ import os
 import sys
 import sysconfig
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from session_tracer.where.iteration import is_around_block, is_over_items
@@ -705,6 +706,35 @@ class Locator:
     def frames(self, frame: FrameType | None) -> list[CallSite]:
         """Return every application line from `frame` outwards, the innermost first."""
         return self.sites(_outwards(frame))
+
+    def called_from(self, site: CallSite, loop: CallSite) -> list[CallSite]:
+        """Return the application's lines from `site` to `loop`, which called its function.
+
+        It is empty if one of these is not at work now.
+        """
+        sites = self.frames(_frame(1))
+        places = [(one.file, one.line) for one in sites]
+        try:
+            first = places.index((site.file, site.line))
+            return sites[first : places.index((loop.file, loop.line), first) + 1]
+        except ValueError:
+            return []
+
+    def in_a_row(self, before: Mapping[tuple[int, int], int]) -> CallSite | None:
+        """Return the application's line that has made one call after the other, in no loop.
+
+        Its function has not been called again, or was at a later instruction in the call before.
+
+        Args:
+            before: As for `loop()`.
+        """
+        start = _frame(1)
+        frame = next(islice(_stack(start), self._called_again(before, start), None))
+        was_at = before.get((id(frame), id(frame.f_code)), frame.f_lasti)
+        if was_at >= frame.f_lasti or is_in_loop(frame.f_code, frame.f_lasti):
+            return None
+        kind = self._kind(frame)
+        return self._site(frame, kind) if kind <= _TEMPLATE else None
 
     def lines(self) -> list[CallSite]:
         """Return every application line, and the library's lines inside of the innermost one."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias, TypeGuard
+from itertools import chain
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
-from session_tracer.where.syntax import function_at, parsed, source_of
+from session_tracer.where.flow import FORS, Flow, is_at, own_nodes
+from session_tracer.where.syntax import function_at, source_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,8 +29,8 @@ __all__ = [
 
 # What a loop goes over: items that its body uses, or lists of items, each of which has a key.
 Iteration: TypeAlias = Literal["", "items", "groups"]
+_Function: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef
 
-_FUNCTIONS: Final = (ast.FunctionDef, ast.AsyncFunctionDef)
 _COMPREHENSIONS: Final = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 _LOOPS: Final = (ast.For, ast.AsyncFor, ast.While, *_COMPREHENSIONS)
 _BLOCKS: Final = (ast.With, ast.AsyncWith)
@@ -70,49 +72,55 @@ def goes_over(site: CallSite) -> Iteration:
     return "items" if _GROUPING.isdisjoint(_called(over)) else "groups"
 
 
-def asks_by_item(loop: CallSite, site: CallSite) -> bool:
-    """Return whether the item of a loop decides what a line asks for.
+def asks_by_item(lines: Sequence[CallSite]) -> bool:
+    """Return whether the item of a loop decides what is asked, as far as calls pass it on by name.
 
     Args:
-        loop: The line in the loop that asks, or that calls the function which asks.
-        site: The line that asks.
+        lines: The line that asks, the lines that called its function, and last that of the loop.
     """
-    parts = _parts(_innermost(loop))
-    if parts is None or not _passes(parts[2], loop.line, _names(parts[0])):
+    *inside, loop = lines
+    within = _innermost(loop)
+    parts = _parts(within)
+    if within is None or parts is None:
         return False
-    if (loop.file, loop.line) == (site.file, site.line):
-        return True
-    function = function_at(source_of(site.file), site.line)
-    if isinstance(function, ast.Module):
-        return False
-    given = function.args
-    names = {one.arg for one in (*given.posonlyargs, *given.args, *given.kwonlyargs)}
-    return _passes(function.body, site.line, names)
+    line, names = loop.line, _names(parts[0])
+    for one in reversed(inside):
+        function = function_at(source_of(one.file), one.line)
+        if isinstance(function, ast.Module):
+            return False
+        names = _given(function, _calls(within, line), Flow(within, 0, names))
+        within, line = function, one.line
+    flow = Flow(within, 0, names)
+    return any(map(flow.has_name, chain.from_iterable(map(_arguments, _calls(within, line)))))
 
 
-def _passes(body: Sequence[ast.AST], line: int, names: set[str]) -> bool:
-    """Whether a call at the line has an argument that depends on these names."""
-    nodes = [node for part in body for node in ast.walk(part)]
-    known, number = set(names), -1
-    while number < len(known):
-        number = len(known)
-        for node in nodes:
-            if isinstance(node, (ast.Assign, ast.AnnAssign, ast.NamedExpr)) and (
-                node.value is not None and not known.isdisjoint(_used([node.value]))
-            ):
-                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-                known |= {one.id for to in targets for one in ast.walk(to) if _is_set(one)}
-    arguments = [
-        argument
-        for node in nodes
-        if isinstance(node, ast.Call) and node.lineno <= line <= (node.end_lineno or 0)
-        for argument in (*node.args, *(one.value for one in node.keywords))
-    ]
-    return not known.isdisjoint(_used(arguments))
+def _calls(within: ast.AST, line: int) -> list[ast.Call]:
+    nodes = [node for node in own_nodes(within) if isinstance(node, ast.Call)]
+    return [node for node in nodes if is_at(node, line)]
 
 
-def _is_set(node: ast.AST) -> TypeGuard[ast.Name]:
-    return isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+def _arguments(call: ast.Call) -> list[ast.expr]:
+    return [*call.args, *(one.value for one in call.keywords)]
+
+
+def _given(function: _Function, calls: list[ast.Call], flow: Flow) -> set[str]:
+    """The parameters of a function for which calls have an argument with one of the flow's names.
+
+    A single call may be of the function by another name. After an argument with a star it is not
+    known which parameters they are.
+    """
+    given: set[str] = set()
+    parameters = function.args
+    names = [one.arg for one in (*parameters.posonlyargs, *parameters.args)]
+    named = [one for one in calls if function.name in _called(one)]
+    for call in named or calls[:1] * (len(calls) == 1):
+        is_method = isinstance(call.func, ast.Attribute) and names[:1] in (["self"], ["cls"])
+        for name, value in zip(names[is_method:], call.args, strict=False):
+            if isinstance(value, ast.Starred):
+                break
+            given |= {name} if flow.has_name(value) else set()
+        given |= {one.arg for one in call.keywords if one.arg and flow.has_name(one.value)}
+    return given
 
 
 def goes_over_chunks(site: CallSite) -> bool:
@@ -137,10 +145,17 @@ def goes_over_chunks(site: CallSite) -> bool:
 def goes_turn_by_turn(site: CallSite) -> bool:
     """Return whether the innermost loop around the line may know only then what its next turn is.
 
-    That is a `while`, unless it goes over a list by index.
+    That is a `while`, unless it goes over a list by index, and a loop that only counts the turns,
+    each of which asks for what the one before has found.
     """
     loop = _innermost(site)
-    return isinstance(loop, ast.While) and "len" not in _called(loop.test)
+    if isinstance(loop, ast.While):
+        return "len" not in _called(loop.test)
+    if not isinstance(loop, FORS) or _COUNTING.isdisjoint(_called(loop.iter)):
+        return False
+    flow = Flow(loop, site.line)
+    asked = chain.from_iterable(map(_arguments, _calls(loop, site.line)))
+    return _names(loop.target).isdisjoint(_used(loop.body)) and any(map(flow.has_name, asked))
 
 
 def goes_on_after_errors(site: CallSite) -> bool:
@@ -249,18 +264,15 @@ def _used(body: Sequence[ast.AST]) -> set[str]:
     return {one.id for one in used if isinstance(one.ctx, ast.Load)}
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def _around(source: str, line: int) -> tuple[ast.AST, ...]:
     """The loops and blocks around a line, in its function, the outermost first."""
-    tree = parsed(source)
     found: list[ast.AST] = []
-    for node in () if tree is None else ast.walk(tree):
-        first = getattr(node, "lineno", 0)
-        if isinstance(node, (*_FUNCTIONS, *_LOOPS, *_BLOCKS)) and line <= (node.end_lineno or 0):
-            if isinstance(node, (*_FUNCTIONS, ast.For, ast.AsyncFor, *_BLOCKS)):
+    for node in ast.walk(function_at(source, line)):
+        if isinstance(node, (*_LOOPS, *_BLOCKS)) and line <= (node.end_lineno or 0):
+            first = node.lineno
+            if isinstance(node, (*FORS, *_BLOCKS)):
                 first = node.body[0].lineno  # what is in its head is outside
-            if isinstance(node, _FUNCTIONS) and first <= line:
-                found.clear()
-            elif first <= line:
+            if first <= line:
                 found.append(node)
     return tuple(found)

@@ -26,7 +26,7 @@ def calls_at(site: CallSite) -> frozenset[str] | None:
     return _calls(source, site.line) if source else None
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def _calls(source: str, line: int) -> frozenset[str] | None:
     tree = parsed(source)
     if tree is None:
@@ -52,7 +52,7 @@ def is_for_any_class(site: CallSite) -> bool:
     return _selects_parameter(source_of(site.file), site.line)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def _selects_parameter(source: str, line: int) -> bool:
     tree = parsed(source) if source else None
     around = [

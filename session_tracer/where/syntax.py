@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import ast
 import linecache
+from functools import lru_cache
 from typing import Final
 
 __all__ = ["function_at", "parsed", "source_of"]
+
+_MOST_FILES: Final = 64
+# The lines of each file as `linecache` has them, and their text, which is one object for all keys.
+_TEXTS: Final[dict[str, tuple[list[str], str]]] = {}
 
 # Enough that another failure is not by chance: each needs a garbage collection at the wrong moment.
 _ATTEMPTS: Final = 5
@@ -15,7 +20,13 @@ _ATTEMPTS: Final = 5
 def source_of(file: str) -> str:
     """Return the present source of a file, or an empty text if it cannot be read."""
     linecache.checkcache(file)
-    return "".join(linecache.getlines(file))
+    lines = linecache.getlines(file)
+    known = _TEXTS.get(file)
+    if known is None or known[0] is not lines:
+        if len(_TEXTS) >= _MOST_FILES:
+            _TEXTS.clear()
+        known = _TEXTS[file] = (lines, "".join(lines))
+    return known[1]
 
 
 def parsed(source: str) -> ast.Module | None:
@@ -36,6 +47,7 @@ def parsed(source: str) -> ast.Module | None:
     return None
 
 
+@lru_cache(maxsize=256)
 def function_at(source: str, line: int) -> ast.FunctionDef | ast.AsyncFunctionDef | ast.Module:
     """Return the innermost function with a name whose body has the line, or the module."""
     tree = parsed(source) or ast.Module([], [])

@@ -425,7 +425,8 @@ def test_a_loop_around_the_session_waits_for_no_answer(
         with capture(twin.factory) as captured:
             await how(twin)
         found = [(one.id, one.remedy, one.evidence.get("loop")) for one in captured.findings]
-        assert found == [("repeated-select", "run it once and keep the result", None)] * 2
+        once = "run it once in fill_a_page() and pass the result on"
+        assert found == [("repeated-select", once, None)] * 2
 
     twin.run(story)
 
@@ -517,5 +518,58 @@ def test_what_an_item_decides_is_read_for_all_items_at_once(twin: Twin) -> None:
             with capture(twin.factory) as captured:
                 assert await cure() == ["author 0"] * 7
             assert_found(captured)
+
+    twin.run(story)
+
+
+async def count_authors(session: Any) -> int:
+    counted: int = await session.scalar(select(func.count(Author.id)))  # <- asked
+    return counted
+
+
+async def invite(session: Any, name: str) -> None:
+    free = 9 - await count_authors(session)
+    free -= await count_authors(session) + await count_authors(session)
+    if await count_authors(session) + await count_authors(session) + free:
+        session.add(Author(name=name))
+
+
+def test_the_calls_of_one_turn_are_not_laid_to_the_loop_around_them(twin: Twin) -> None:
+    """Each turn writes: what was read before the loop would be wrong from its second turn on."""
+
+    async def story() -> None:
+        for names in (["one"], ["two", "three"]):
+            with capture(twin.factory) as captured:
+                async with twin.session() as session:
+                    for name in names:
+                        await invite(session, name)
+                    await session.commit()
+            (finding,) = captured.findings
+            assert finding.site == marked(count_authors, "<- asked")
+            assert finding.remedy == "run it once in invite() and pass the result on"
+
+    twin.run(story)
+
+
+async def add_when_free(twin: Twin, *, adds_at: int) -> Captured:
+    with capture(twin.factory) as captured:
+        async with twin.session() as session:
+            for number in range(9):
+                await count_authors(session)  # <- loops
+                if number == adds_at:
+                    session.add(Author(name="another"))
+            await session.commit()
+    return captured
+
+
+def test_what_the_loop_may_write_is_not_read_once_before_it(twin: Twin) -> None:
+    async def story() -> None:
+        loop = marked(add_when_free, "<- loops")
+        (finding,) = (await add_when_free(twin, adds_at=2)).findings
+        assert finding.remedy == (
+            f"run it once in each turn of the loop at {loop}, or until it writes Author"
+        )
+        (finding,) = (await add_when_free(twin, adds_at=9)).findings
+        assert finding.remedy == f"run it once before the loop at {loop} and keep the result"
 
     twin.run(story)

@@ -53,33 +53,35 @@ def down_by_query(session: Session) -> list[int]:
     found, level = [], of_whole(session, 1)
     while level:
         found += [part.id for part in level]
-        level = of_whole(session, level[0].id)
+        level = of_whole(session, level[0].id)  # <- level
     return found
 
 
 def down_by_recursion(session: Session, key: int = 1) -> list[int]:
     found: list[int] = []
     for part in of_whole(session, key):
-        found += [part.id, *down_by_recursion(session, part.id)]
+        found += [part.id, *down_by_recursion(session, part.id)]  # <- recursion
     return found
 
 
-WALKS: dict[Any, tuple[str, Any]] = {
-    up_by_get: ("get-in-loop", up_by_get),
-    down_by_query: ("query-in-loop", of_whole),
-    down_by_recursion: ("query-in-loop", of_whole),
+# The finding, the line that asks, and the one that loops if it is another.
+WALKS: dict[Any, tuple[str, Any, str]] = {
+    up_by_get: ("get-in-loop", up_by_get, ""),
+    down_by_query: ("query-in-loop", of_whole, "<- level"),
+    down_by_recursion: ("query-in-loop", of_whole, "<- recursion"),
 }
 
 
 @pytest.mark.parametrize("walk", WALKS)
 def test_a_walk_of_a_tree(twin: Twin, walk: Any) -> None:
-    id_, asking = WALKS[walk]
+    id_, asking, loop = WALKS[walk]
+    instead = f"  # in place of the loop at {marked(walk, loop)}" if loop else ""
 
     async def story() -> None:
         async with chain(twin):
             settings = {"gets_from_one_site": 3, "queries_from_one_site": 3}
             (finding,) = (await tell(twin, walk, **settings)).findings
-            assert (finding.id, finding.remedy) == (id_, RECURSIVE)
+            assert (finding.id, finding.remedy) == (id_, RECURSIVE + instead)
             assert finding.site == marked(asking, "<- asked")
 
     twin.run(story)
@@ -114,6 +116,13 @@ def by_level_of_one(session: Session) -> None:
         keys = list(session.scalars(select(Part.id).where(Part.whole_id.in_(keys))))
 
 
+def by_counted_levels(session: Session) -> None:
+    key = 1
+    for _ in range(LAST):
+        reports = list(session.scalars(select(Report).where(Report.manager_id == key)))
+        key = max((report.id for report in reports), default=key + 1)
+
+
 def in_chunks_of_one(session: Session) -> None:
     keys = list(range(1, LAST))
     for start in range(0, len(keys), 1):
@@ -141,6 +150,7 @@ def one_after_the_other(session: Session) -> None:
     [
         by_level,
         by_level_of_one,
+        by_counted_levels,
         in_chunks_of_one,
         along_a_list_of_no_tree,
         one_after_the_other,
