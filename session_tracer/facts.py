@@ -455,7 +455,8 @@ class ImplicitLoadFailed(_Value):
     """Reading an attribute needed a load where none can be awaited (`MissingGreenlet`).
 
     `load` is what was missing. `options`, `root`, `root_site`, `loaded_site`, `expired_by` and
-    `expired_site` are as in `AttributeLoaded`.
+    `expired_site` are as in `AttributeLoaded`. It is `expected` if the application catches the
+    error by its name.
     """
 
     at: int
@@ -470,6 +471,7 @@ class ImplicitLoadFailed(_Value):
     expired_site: CallSite | None = None
     root_site: CallSite | None = None
     identity: str = ""
+    expected: bool = False
 
 
 @dataclass(slots=True, eq=False, repr=False)

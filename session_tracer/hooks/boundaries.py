@@ -10,7 +10,7 @@ from sqlalchemy.orm.session import SessionTransactionOrigin
 from session_tracer import facts
 from session_tracer.hooks.scopes import ledger_of, resumed
 from session_tracer.where.error_handlers import asserts
-from session_tracer.where.except_finder import failure, is_expected
+from session_tracer.where.except_finder import Failure, is_expected
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from session_tracer.ledger.in_progress import OpenTransaction
     from session_tracer.ledger.ledger import Ledger
 
-__all__ = ["begin_refused", "is_handled", "used_after_end"]
+__all__ = ["begin_refused", "is_handled", "is_named", "used_after_end"]
 
 # An `except` of one of these is no sign that the code expects one error in particular.
 _GENERAL: Final = frozenset({"SQLAlchemyError", "Exception", "BaseException", "object"})
@@ -87,5 +87,11 @@ def _ended(transaction: SessionTransaction, ledger: Ledger) -> OpenTransaction |
 
 def is_handled(error: Any, ledger: Ledger, frame: FrameType) -> bool:
     """Whether the application expects to be refused, and tries."""
+    return is_named(type(error), ledger, frame) or asserts(frame)
+
+
+def is_named(kind: type[BaseException], ledger: Ledger, frame: FrameType) -> bool:
+    """Whether the application catches errors of this kind by one of their names."""
     sites = ledger.locator.frames(frame)
-    return is_expected(failure(error, sites), sites, _GENERAL) or asserts(frame)
+    names = frozenset(one.__name__ for one in kind.__mro__)
+    return is_expected(Failure(sites, names), sites, _GENERAL)

@@ -7,6 +7,7 @@ from contextlib import suppress
 from itertools import dropwhile
 from typing import TYPE_CHECKING, Any, Final
 
+import sqlalchemy
 from sqlalchemy import exc
 from sqlalchemy.orm.exc import DetachedInstanceError, ObjectDeletedError
 
@@ -219,6 +220,12 @@ def _load_refused(error: Any, frame: FrameType) -> tuple[Ledger | None, Fact | N
     return ledger, facts.LoadRefused(ledger.clock(), ledger.site(), state.class_.__name__, key)
 
 
+# What reaches the application: SQLAlchemy 2.1 wraps the error of a statement that has begun.
+_UNAWAITED: Final = (
+    exc.MissingGreenlet if sqlalchemy.__version__.startswith("2.0.") else exc.StatementError
+)
+
+
 def _implicit(error: Any, frame: FrameType) -> tuple[Ledger | None, Fact | None]:
     del error
     read = error_frames.refused_read(frame)
@@ -248,6 +255,7 @@ def _implicit(error: Any, frame: FrameType) -> tuple[Ledger | None, Fact | None]
         expired_by=by,
         expired_site=expired_site,
         root_site=root_site,
+        expected=boundaries.is_named(_UNAWAITED, ledger, frame),
     )
     fact.identity = _identity(state, ledger.tracers[0])
     return ledger, fact

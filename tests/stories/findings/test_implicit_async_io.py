@@ -314,3 +314,37 @@ def test_what_is_read_without_an_await(twin: Twin, what: str) -> None:
         )
 
     twin.run(story)
+
+
+async def load_where_needed(session: Any, author: Author) -> list[Book]:
+    try:
+        return author.books
+    except (MissingGreenlet, StatementError):
+        await session.refresh(author, ["books"])
+        return author.books
+
+
+async def log_whatever_fails(session: Any, author: Author) -> list[Book]:
+    try:
+        return author.books
+    except Exception:
+        return []
+
+
+@pytest.mark.parametrize(
+    ("how", "severity"), [(load_where_needed, "info"), (log_whatever_fails, "error")]
+)
+def test_an_error_that_is_caught_by_its_name_is_expected(
+    twin: Twin, how: Callable[[Any, Author], Awaitable[list[Book]]], severity: str
+) -> None:
+    async def story() -> None:
+        await keep(twin, *authors(1, books_each=2))
+        with capture(twin.factory) as captured:
+            async with twin.session() as session:
+                author = (await session.scalars(select(Author))).one()
+                await how(session, author)
+        assert [(one.id, one.severity) for one in captured.findings] == [
+            ("implicit-async-io", severity)
+        ]
+
+    twin.run(story)
