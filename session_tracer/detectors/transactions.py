@@ -277,8 +277,15 @@ class SplitWrites(BuiltIn):
                 other_written=dict(fact.other_written),
                 other_opened_at=fact.other_opened_site,
                 other_committed_at=fact.other_site,
+                alternatives=[_APART],
             ),
         )
+
+
+# Such as the status of a job, which is shown while the job goes on, and has to survive its rollback.
+_APART: Final = (
+    'session_tracer.silence("split-writes", reason="...")  # if each may be committed alone'
+)
 
 
 class SessionPerItem(BuiltIn):
