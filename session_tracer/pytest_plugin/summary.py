@@ -80,12 +80,34 @@ def update_lines(update: Update | None) -> Iterator[str]:
 
 
 def _below(group: Sequence[Entry], tests: dict[str, str]) -> Iterator[str]:
-    finding = group[0].finding
-    if not (finding.entity or finding.attribute):
-        yield group[0].message
+    first, *further = _by_line(group)
+    if not _has_name(first[0].finding):
+        yield first[0].message
+    for there in further:
+        yield f"also {_line(there, group[0].finding)}"
     for remedy in remedies(entry.finding for entry in group if entry.finding.remedy):
         yield f"{remedy_label(remedy)} {remedy.partition(chr(10))[0]}"
     yield f"allow {allowing((entry.finding for entry in group), in_tests=bool(tests))}"
+
+
+def _by_line(group: Iterable[Entry]) -> list[list[Entry]]:
+    lines: dict[tuple[object, ...], list[Entry]] = {}
+    for entry in group:
+        lines.setdefault((entry.finding.id, entry.finding.site), []).append(entry)
+    return list(lines.values())
+
+
+def _line(there: Sequence[Entry], first: Finding) -> str:
+    """Return what the group has at another line than its first finding's."""
+    finding = there[0].finding
+    id_ = finding.id if finding.id != first.id else ""
+    about = _subjects(there) if _has_name(finding) else there[0].message
+    return "   ".join(filter(None, [id_, place_of(finding), about]))
+
+
+def _has_name(finding: Finding) -> bool:
+    """Return whether it names a class or an attribute. Else its message has what it is about."""
+    return bool(finding.entity or finding.attribute)
 
 
 def _of_one_mistake(entries: Iterable[Entry]) -> list[list[Entry]]:

@@ -1176,7 +1176,79 @@ def test_creates_many(session):
     assert [steady(line) for line in run.summary if line.startswith("commit-in-loop")] == [
         "commit-in-loop service.py:5 Author 12 commits, TIME of TIME 2 tests"
     ]
+    assert [steady(line) for line in run.summary if line.startswith("    also")] == [
+        " also refresh-after-write service.py:6 Author 12 SELECTs, TIME of TIME"
+    ]
     assert run.summary[-1] == "1 finding in 3 sessions"
+
+
+def test_each_line_that_one_loop_leads_to_is_shown(suites: Suites) -> None:
+    """One SELECT of each class before the loop is one change; it concerns both lines."""
+    (suites.folder / "service.py").write_text(
+        """
+from sqlalchemy import select
+from tests.library import Author, Book
+
+def authors(session, name):
+    return session.scalars(select(Author).where(Author.name == name)).all()
+
+def books(session, title):
+    return session.scalars(select(Book).where(Book.title == title)).all()
+
+def again(session, name):
+    return session.scalars(select(Author).where(Author.name == name)).all()
+
+def both(session, key):
+    authors(session, key)
+    books(session, key)
+    again(session, key)
+
+def find_all(session, keys):
+    for key in keys:
+        both(session, key)
+
+def find_apart(session, keys):
+    for key in keys:
+        authors(session, key)
+    for key in keys:
+        books(session, key)
+"""
+    )
+    suites.configure("pythonpath = .")
+    run = suites.run_source(
+        """
+from service import find_all
+
+def test_finds(session):
+    find_all(session, "abcdef")
+""",
+        "--session-tracer=report",
+    )
+    row, *also, remedy, _, last = map(steady, run.summary)
+    assert "Author, Book 18 SELECTs, TIME of TIME 1 test" in row
+    # The line that took the longest comes first.
+    own = {6: "Author", 9: "Book", 12: "Author"}
+    first = next(line for line in own if f"query-in-loop service.py:{line} " in row)
+    assert sorted(also) == sorted(
+        f" also service.py:{line} {entity} 6 SELECTs, TIME of TIME"
+        for line, entity in own.items()
+        if line != first
+    )
+    assert remedy.endswith(" before the loop at service.py:21 in find_all()")
+    assert last == "1 finding in 2 sessions"
+
+    suites.write(
+        """
+from service import find_apart
+
+def test_finds(session):
+    find_apart(session, "abcdef")
+"""
+    )
+    run = suites.run("--session-tracer=report")
+    rows = sorted(line.split()[1] for line in run.summary if line.startswith("query-in-loop"))
+    assert rows == ["service.py:6", "service.py:9"]
+    assert not [line for line in run.summary if line.startswith("    also")]
 
 
 WRITES: Final = """

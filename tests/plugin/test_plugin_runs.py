@@ -82,6 +82,25 @@ def test_several_options_of_one_statement_are_written_once() -> None:
     ]
 
 
+def test_the_other_lines_of_a_mistake_are_shown_with_their_remedies() -> None:
+    site, other = CallSite("/srv/views.py", 9, "show"), CallSite("/srv/parts.py", 3, "part")
+    named = replace(
+        finding("warning", "", site),
+        id="query-in-loop",
+        entity="Author",
+        remedy="run one SELECT of Author before the loop",
+        evidence={"loop": "views.py:8 in show()"},
+    )
+    text = "one statement runs for each item"
+    unnamed = replace(named, site=other, entity=None, message=text, remedy="select once")
+    (row,) = rows([Entry(named, "new", sessions=["1"]), Entry(unnamed, "new", sessions=["1"])])
+    assert row.below[:-1] == [
+        f"also /srv/parts.py:3   {text}",
+        "do run one SELECT of Author before the loop",
+        "do select once",
+    ]
+
+
 def test_each_class_is_named_once() -> None:
     found = finding("warning", "", CallSite("/srv/views.py", 9, "show"))
     several = replace(found, evidence={"entities": {"Book": 2, "Author": 1}})
