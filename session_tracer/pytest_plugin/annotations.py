@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -36,9 +37,12 @@ def workflow_commands(
         yield f"::{_COMMANDS[finding.severity]} {listed}::{message}"
 
 
-def repository(otherwise: str, environ: Mapping[str, str] = os.environ) -> str:
-    """Return the folder of the repository on GitHub Actions, or another one elsewhere."""
-    return environ.get("GITHUB_WORKSPACE") or otherwise
+def repository(folder: str, environ: Mapping[str, str] = os.environ) -> str:
+    """Return the folder of the repository that contains this one, or this one if none does."""
+    named = environ.get("GITHUB_WORKSPACE")
+    around = (folder, *map(str, Path(folder).parents))
+    has_git = (one for one in around if os.path.exists(os.path.join(one, ".git")))
+    return named or next(has_git, folder)
 
 
 def below(file: str, root: str) -> str:

@@ -180,7 +180,7 @@ class Run:
             has_seen = self._completeness.conclude()
             self._update = self._baseline.updated(found.not_allowed(), has_seen)
             baseline.write(options.baseline, self._update.baseline)
-        root = Path(repository(str(self._config.rootpath)))
+        root = Path(repository(str(_outer_folder(self._config))))
         if options.json is not None:
             write_json(options.json, found, root)
         if options.sarif is not None:
@@ -206,7 +206,7 @@ class Run:
         new, known = self._found.new, self._found.known
         if new or known:
             terminalreporter.section("session findings")
-        shown = list(rows(new))
+        shown = list(rows(new, self._shown))
         for row in shown:
             terminalreporter.write(row.id_, **{_COLOURS[row.severity]: True})
             terminalreporter.write_line(f"   {row.rest}")
@@ -218,6 +218,19 @@ class Run:
         if is_github_actions():
             for line in workflow_commands(new):
                 terminalreporter.write_line(line)
+
+    def _shown(self, nodeid: str) -> str:
+        """Return a test's id from the working folder on; pytest counts it from its root folder.
+
+        `Config.cwd_relative_nodeid()` takes another type in each version of pytest.
+        """
+        file, *names = nodeid.split("::")
+        path = self._config.rootpath / file
+        try:
+            relative = os.path.relpath(path, self._config.invocation_params.dir)
+        except ValueError:  # another drive on Windows
+            relative = str(path)
+        return "::".join([relative.replace(os.sep, "/"), *names])
 
     def _missing(self) -> str:
         """Return what to add if workers were stopped, or have crashed."""
@@ -247,6 +260,15 @@ def _load(options: Options) -> Baseline:
         return baseline.load(path)
     except ValueError as error:
         raise pytest.UsageError(f"--session-tracer-baseline: {error}") from None
+
+
+def _outer_folder(config: pytest.Config) -> Path:
+    """Return pytest's root folder, or the working folder if that is around it.
+
+    A configuration file in `tests` makes that the root: the application lies outside of it.
+    """
+    started_in = config.invocation_params.dir
+    return started_in if started_in in config.rootpath.parents else config.rootpath
 
 
 def _check_files(options: Options) -> None:

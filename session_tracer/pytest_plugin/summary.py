@@ -14,7 +14,7 @@ from session_tracer.pytest_plugin.wording import place_of, subject_of
 from session_tracer.verdicts.ignoring import Ignored
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from session_tracer.model.findings import Finding, Severity
     from session_tracer.pytest_plugin.run_findings import Entry
@@ -38,8 +38,13 @@ class Row(NamedTuple):
     below: list[str]
 
 
-def rows(entries: Iterable[Entry]) -> Iterator[Row]:
-    """Yield a row for each mistake, which lists what the findings about it are about."""
+def rows(entries: Iterable[Entry], shown: Callable[[str], str] = str) -> Iterator[Row]:
+    """Yield a row for each mistake, which lists what the findings about it are about.
+
+    Args:
+        entries: The findings, each once.
+        shown: Returns the id of a test as pytest is started with it.
+    """
     mistakes = _of_one_mistake(entries)
     table = [
         (group[0].finding.id, place_of(group[0].finding), _subjects(group)) for group in mistakes
@@ -50,7 +55,7 @@ def rows(entries: Iterable[Entry]) -> Iterator[Row]:
         id_, where, subject = map(str.ljust, cells, widths)
         columns = [where, subject] if widths[2] else [where]
         tests = {nodeid: phase for entry in group for nodeid, phase in entry.tests.items()}
-        rest = "   ".join([*columns, _tests(tests, _costliest(group).costliest_in)])
+        rest = "   ".join([*columns, _tests(tests, _costliest(group).costliest_in, shown)])
         yield Row(finding.severity, id_, rest, list(_below(group, tests)))
 
 
@@ -155,11 +160,11 @@ def _costliest(group: Sequence[Entry]) -> Entry:
     return max(group, key=lambda entry: entry.cost)
 
 
-def _tests(tests: dict[str, str], costliest: str) -> str:
+def _tests(tests: dict[str, str], costliest: str, shown: Callable[[str], str]) -> str:
     if not tests:
         return "outside of tests"
     if len(tests) > 1:
         example = costliest if costliest in tests else next(iter(tests))
-        return f"{counted(len(tests), 'test')} ({example}, …)"
+        return f"{counted(len(tests), 'test')} ({shown(example)}, …)"
     ((nodeid, phase),) = tests.items()
-    return f"1 test ({nodeid}{'' if phase == 'call' else f', {phase}'})"
+    return f"1 test ({shown(nodeid)}{'' if phase == 'call' else f', {phase}'})"

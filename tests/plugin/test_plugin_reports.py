@@ -158,6 +158,81 @@ def test_paths_are_relative_to_the_repository_on_github(
     assert uri == f"{suites.folder.name}/test_library.py"
 
 
+@pytest.fixture
+def apart(suites: Suites) -> Suites:
+    """An application next to its folder of tests, which has pytest's configuration file."""
+    (suites.folder / "app.py").write_text(
+        """
+from sqlalchemy import select
+from tests.library import Author
+from tests.plugin.on_demand import each
+
+def read_one_by_one(session):
+    each(session.scalars(select(Author)).all(), lambda author: author.books)
+"""
+    )
+    suites.write(
+        """
+from app import read_one_by_one
+
+def test_reads(SessionLocal):
+    with SessionLocal() as session:
+        read_one_by_one(session)
+"""
+    )
+    folder = suites.folder / "checks"
+    folder.mkdir()
+    for name in ("test_library.py", "conftest.py", "tox.ini"):
+        (suites.folder / name).rename(folder / name)
+    with (folder / "tox.ini").open("a") as configuration:
+        configuration.write("\npythonpath = ..\n")
+    return suites
+
+
+def places_of(log: dict[str, Any]) -> list[str]:
+    """The paths of the results and of what belongs to them."""
+    return [
+        place["physicalLocation"]["artifactLocation"]["uri"]
+        for one in log["runs"][0]["results"]
+        for place in (*one["locations"], *one["relatedLocations"])
+    ]
+
+
+def test_paths_and_tests_are_those_of_the_working_folder(apart: Suites) -> None:
+    run = apart.run("checks", "--session-tracer", *FILES)
+    report, log = written(apart)
+    assert run.summary[0].endswith(" 1 test (checks/test_library.py::test_reads)")
+    assert places_of(log) == ["app.py", "checks/test_library.py"]
+    assert report["findings"][0]["site"]["file"] == "app.py"
+    # The file has pytest's own id.
+    assert report["findings"][0]["tests"][0]["id"] == "test_library.py::test_reads"
+    again = apart.run("checks/test_library.py::test_reads", "--session-tracer")
+    assert again.outcomes == {"test_reads": "passed"}
+
+
+def test_paths_are_relative_to_the_repository_where_git_has_it(
+    apart: Suites, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (apart.folder / ".git").write_text("gitdir: elsewhere")
+    monkeypatch.chdir(apart.folder / "checks")
+    monkeypatch.setattr(apart, "folder", apart.folder / "checks")
+    run = apart.run("--session-tracer", *FILES)
+    assert run.summary[0].endswith(" 1 test (test_library.py::test_reads)")
+    assert places_of(written(apart)[1]) == ["app.py", "checks/test_library.py"]
+
+
+def test_paths_are_relative_to_pytests_folder_if_the_working_folder_is_inside(
+    suites: Suites, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suites.write(LIBRARY)
+    (suites.folder / "part").mkdir()
+    monkeypatch.chdir(suites.folder / "part")
+    names = tuple(one.replace("=", f"={suites.folder}/") for one in FILES)
+    run = suites.run("..", "--session-tracer", *names)
+    assert " 1 test (../test_library.py::test_late)" in run.text
+    assert set(places_of(written(suites)[1])) == {"test_library.py"}
+
+
 def test_a_path_is_a_valid_uri(suites: Suites, tmp_path_factory: pytest.TempPathFactory) -> None:
     elsewhere = tmp_path_factory.mktemp("else where") / "näme.py"
     elsewhere.write_text("def close(maker):\n    maker().close()\n")
