@@ -26,6 +26,7 @@ __all__ = [
     "CallSite",
     "Callers",
     "Locator",
+    "is_asgi",
     "is_in",
     "is_installed",
     "registry_at_work",
@@ -136,6 +137,9 @@ _CO_AWAITED: Final = 0x80 | 0x20 | 0x100 | 0x200  # coroutine, generator, or eit
 _REGISTRIES: Final = frozenset({"sqlalchemy.orm.scoping", "sqlalchemy.ext.asyncio.scoping"})
 # A test's client calls the application; its framework goes on when the application has answered.
 _CLIENTS: Final = frozenset({"flask.testing", "httpx", "starlette.testclient", "werkzeug.test"})
+# The parameters of an ASGI application, and what a WSGI application, or what calls one, has.
+_ASGI: Final = frozenset({"scope", "receive", "send"})
+_WSGI: Final = "start_response"
 _CO_GENERATOR: Final = 0x20 | 0x200
 _COMPREHENSIONS: Final = frozenset({"<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>"})
 _MOST_JUMPS: Final = 8
@@ -554,7 +558,7 @@ class Locator:
 
         Where a context manager of the application opens them, the loop is around the `with` that
         calls it. A loop inside of that uses one session. A worker that takes its next job is no
-        such loop.
+        such loop, nor is one around a request that a client runs in this process.
 
         Args:
             before: What `passed()` returned at an earlier session.
@@ -579,6 +583,8 @@ class Locator:
                 for one in frames[(own or 0) + number :]
             ):
                 return self._loop_over_items(frame, key)
+            if is_asgi(code) or _WSGI in code.co_varnames:
+                return None
         return None
 
     def _loop_over_items(
@@ -904,6 +910,11 @@ def is_in(site: CallSite | None, code: CodeType) -> bool:
     return (
         site is not None and site.file == code.co_filename and site.function == _written_name(code)
     )
+
+
+def is_asgi(code: CodeType) -> bool:
+    """Return whether the function is an ASGI application."""
+    return _ASGI.issubset(code.co_varnames[: code.co_argcount])
 
 
 def registry_at_work() -> Any:

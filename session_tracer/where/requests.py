@@ -6,7 +6,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Final
 
-from session_tracer.where.callsite import whole_stack
+from session_tracer.where.callsite import is_asgi, whole_stack
 from session_tracer.where.running import locals_elsewhere
 
 if TYPE_CHECKING:
@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["is_of_test", "request_of", "running_request"]
 
-# The parameters of an ASGI application, and the scopes that are requests.
-_ASGI: Final = frozenset({"scope", "receive", "send"})
+# The ASGI scopes that are requests.
 _REQUESTS: Final = frozenset({"http", "websocket"})
 
 
@@ -39,8 +38,7 @@ def request_of(owner: Owner) -> int:
 def _request(frames: Iterable[FrameType]) -> int:
     found = 0
     for frame in frames:
-        code = frame.f_code
-        if _ASGI.issubset(code.co_varnames[: code.co_argcount]):
+        if is_asgi(frame.f_code):
             scope = locals_elsewhere(frame).get("scope")
             # A type of the application's own is not asked.
             if type(scope) is dict and scope.get("type") in _REQUESTS:

@@ -8,8 +8,10 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import flask
 import pytest
 from sqlalchemy import select
+from werkzeug.test import EnvironBuilder
 
 from session_tracer.ledger import openings
 from session_tracer.testing import Captured, capture
@@ -493,6 +495,137 @@ def test_threads_that_serve_one_after_the_other(twin: Twin) -> None:
         with capture(twin.factory, sessions_from_one_site=5) as captured:
             work()
         assert_found(captured)
+
+    twin.run(story)
+
+
+async def asgi_requests(twin: Twin, times: int) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        del receive, send
+        await name_of(twin, scope["number"])
+
+    for number in range(times):
+        await app({"type": "http", "number": number}, None, None)
+
+
+async def one_asgi_request(twin: Twin, times: int) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        del receive, send
+        for number in range(scope["times"]):
+            await name_of(twin, number)  # <- loops
+
+    await app({"type": "http", "times": times}, None, None)
+
+
+async def one_asgi_request_with_a_view(twin: Twin, times: int) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        del receive, send
+        await in_a_helper(twin, scope["times"])
+
+    for _ in range(2):
+        await app({"type": "http", "times": times}, None, None)
+
+
+def wsgi(twin: Twin, *, is_streamed: bool = False) -> Any:
+    """An application of Flask's: its view opens a session, or one for each item."""
+    app = flask.Flask(__name__)
+
+    def name(number: int) -> str:
+        with twin.factory() as session:
+            found = session.get(Author, number)
+            return found.name if found else "none"
+
+    @app.get("/<int:number>")
+    def view(number: int) -> Any:
+        return (name(one) for one in [number]) if is_streamed else name(number)
+
+    @app.get("/all/<int:times>")
+    def view_all(times: int) -> str:
+        return "".join([name(number) for number in range(times)])  # <- loops
+
+    return app
+
+
+async def wsgi_requests(twin: Twin, times: int) -> None:
+    client = wsgi(twin).test_client()
+    for number in range(times):
+        client.get(f"/{number}")
+
+
+async def wsgi_requests_that_stream(twin: Twin, times: int) -> None:
+    client = wsgi(twin, is_streamed=True).test_client()
+    for number in range(times):
+        client.get(f"/{number}")
+
+
+async def wsgi_requests_without_a_framework(twin: Twin, times: int) -> None:
+    app = wsgi(twin).wsgi_app
+    for number in range(times):
+        environ = EnvironBuilder(path=f"/{number}").get_environ()
+        b"".join(app(environ, lambda status, headers: None))
+
+
+async def one_wsgi_request(twin: Twin, times: int) -> None:
+    client = wsgi(twin).test_client()
+    for _ in range(2):
+        client.get(f"/all/{times}")
+
+
+async def a_loop_that_has_a_client(twin: Twin, times: int) -> None:
+    client = wsgi(twin).test_client()
+    for number in range(times):
+        await name_of(twin, number)  # <- loops
+        client.get("/nothing/here")
+
+
+async def loops_of(twin: Twin, how: Any) -> set[str]:
+    """The lines that loop, of what is found."""
+    await keep(twin, *authors(2))
+    found = (await run(twin, how, 23)).findings
+    return {str(one.evidence["loop"]).partition(" in ")[0] for one in found}
+
+
+def looping(function: Any) -> set[str]:
+    return {str(marked(function, "<- loops")).partition(" in ")[0]}
+
+
+def test_requests_that_a_client_runs_in_this_task(twin: Twin) -> None:
+    async def story() -> None:
+        assert await loops_of(twin, asgi_requests) == set()
+
+    twin.run(story)
+
+
+@only_sync
+@pytest.mark.parametrize(
+    "how", [wsgi_requests, wsgi_requests_that_stream, wsgi_requests_without_a_framework]
+)
+def test_requests_that_a_client_runs_in_this_thread(twin: Twin, how: Any) -> None:
+    async def story() -> None:
+        assert await loops_of(twin, how) == set()
+
+    twin.run(story)
+
+
+@pytest.mark.parametrize(
+    ("how", "loop"),
+    [
+        (one_asgi_request, one_asgi_request),
+        (one_asgi_request_with_a_view, in_a_helper),
+        (a_loop_that_has_a_client, a_loop_that_has_a_client),
+    ],
+)
+def test_a_loop_inside_of_a_request_or_next_to_it(twin: Twin, how: Any, loop: Any) -> None:
+    async def story() -> None:
+        assert await loops_of(twin, how) == looping(loop)
+
+    twin.run(story)
+
+
+@only_sync
+def test_a_loop_inside_of_a_wsgi_request(twin: Twin) -> None:
+    async def story() -> None:
+        assert await loops_of(twin, one_wsgi_request) == looping(wsgi)
 
     twin.run(story)
 
