@@ -23,6 +23,7 @@ from session_tracer.pytest_plugin.client_threads import ClientThreads
 from session_tracer.runtime import process
 from session_tracer.verdicts.policy import Policy
 from session_tracer.where.callsite import registry_at_work, task_stack
+from session_tracer.where.owner import waiting_for_both
 from session_tracer.where.tasks import is_ready, suspended
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
         EventLoopBlocked,
         Fact,
         FlushFailureDecided,
+        SessionUsedConcurrently,
         WritesSplit,
     )
     from session_tracer.instrumentor import Instrumentation
@@ -58,6 +60,9 @@ _COUNTED: Final = (
     facts.TransactionEnded,
 )
 
+
+# What is about how long a session, or its transaction, is open.
+_LASTING: Final = frozenset({"leaked-session", "long-transaction", "idle-in-transaction"})
 
 # What is about an object that one SELECT could have loaded.
 _LOADING: Final = (facts.AttributeLoaded, facts.DetachedLoadFailed, facts.ImplicitLoadFailed)
@@ -312,6 +317,51 @@ class Tracing:
         case, opened = self.case, (report.ledger.opened_site, fact.other_opened_site)
         return case is not None and len(set(map(case.has_line, opened))) > 1
 
+    def is_shared_by_tests(self, fact: SessionUsedConcurrently, report: Report) -> bool:
+        """Return whether tasks or threads of the tests share a session that the tests opened.
+
+        The application would give each its own. What it starts itself shares it there, too.
+        """
+        case = self.case
+        if case is None or fact.leaves or not case.has_line(report.ledger.opened_site):
+            return False
+        if fact.owner.is_task:
+            waiting = waiting_for_both(fact.owner, fact.other_owner)
+            return case.has_line(next(iter(report.ledger.locator.sites(waiting)), None))
+        return all(
+            any(map(case.own_files.begins, owner.frames()))
+            for owner in (fact.owner, fact.other_owner)
+        )
+
+    def lasts_for_tests(self, finding: Finding, report: Report) -> bool:
+        """Return whether tests decide how long it lasts, of a session that they opened.
+
+        The transaction ends when they end it. Where a line of the application leaves the session
+        waiting, its function is at work.
+        """
+        case, ledger = self.case, report.ledger
+        if case is None or finding.id not in _LASTING:
+            return False
+        if ledger.id not in self._of_fixtures and not case.has_line(ledger.opened_site):
+            return False
+        if finding.id == "long-transaction":
+            return True
+        at_work = next(iter(ledger.locator.sites(ledger.owner.frames())), None)
+        return not case.has_line(finding.site) and (at_work is None or case.has_line(at_work))
+
+    def with_line_of_tests(self, finding: Finding, report: Report) -> Finding:
+        """Return the finding with the line of the tests that opened the session used by several."""
+        if finding.id != "concurrent-use" or self.case is None:
+            return finding
+        opened, known = report.ledger.opened_site, self._open.get(report.ledger.id)
+        if not self.case.has_line(opened):
+            is_fixtures = known is not None and known[1].is_of_a_fixture
+            opened = known[1].opened_for if known is not None and is_fixtures else None
+        if opened is None:
+            return finding
+        where = f"the tests opened the session at {opened}"
+        return replace(finding, message=f"{finding.message}; {where}")
+
     def outlives_tests(self) -> bool:
         """Return whether the session that this thread reports now belongs to no test."""
         return self._current.scope is None or self._current.scope.case is None
@@ -466,6 +516,10 @@ class _PerTest:
             self._tracing.is_beside_the_tests(fact, report)
         ):
             return ()
+        if isinstance(fact, facts.SessionUsedConcurrently) and (
+            self._tracing.is_shared_by_tests(fact, report)
+        ):
+            return ()
         if isinstance(fact, facts.FlushFailureDecided) and self._tracing.was_written(fact, report):
             return ()
         if isinstance(fact, facts.EventLoopBlocked):
@@ -483,7 +537,10 @@ class _PerTest:
             loop, report.loop = report.loop, None
             case = self._tracing.case
             if isinstance(one, Finding):
+                if self._tracing.lasts_for_tests(one, report):
+                    continue
                 self._tracing.note_finding(one)
+                one = self._tracing.with_line_of_tests(one, report)
             if case is None:
                 yield one
             elif isinstance(one, Finding) and (

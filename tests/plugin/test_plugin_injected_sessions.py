@@ -1,0 +1,222 @@
+"""That what tests do with a session they opened is not put at a line of the application."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.plugin.suites import Suites
+
+SERVICE: Final = """
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from sqlalchemy import event, select, text
+from tests.library import Author
+from tests.stories.findings.due import look_ahead
+
+async def handle(session):
+    return await session.scalar(text("SELECT 1"))  # handles
+
+async def handle_both(session):
+    await asyncio.gather(handle(session), handle(session))
+
+class Application:
+    async def start(self, maker):
+        self.session = maker()
+        await self.session.connection()
+
+    async def request(self):
+        await handle(self.session)
+
+def write(session, inside, done):
+    event.listen(session, "after_flush", lambda *_: (inside.set(), done.wait(20)))
+    session.add(Author(name="new"))
+    session.flush()
+
+def read_meanwhile(session, inside, done):
+    inside.wait(20)
+    try:
+        with session.no_autoflush:
+            session.scalar(text("SELECT 1"))
+    finally:
+        done.set()
+
+def write_and_read(session):
+    events = threading.Event(), threading.Event()
+    with ThreadPoolExecutor() as pool:
+        pool.submit(write, session, *events)
+        pool.submit(read_meanwhile, session, *events)
+
+def read(session):
+    session.scalars(select(Author).limit(1)).all()  # reads
+
+def opened(SessionLocal):
+    return SessionLocal()
+
+def read_and_wait(session):
+    session.scalars(select(Author).limit(1)).all()  # reads and waits
+    look_ahead(31)
+
+def read_in_its_own(SessionLocal):
+    with SessionLocal() as session:
+        read(session)
+        look_ahead(31)
+"""
+
+TASKS: Final = """
+import pytest_asyncio
+from service import Application, handle, handle_both
+from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
+
+@pytest_asyncio.fixture
+async def maker():
+    engine = create_async_engine("sqlite+aiosqlite://")
+    yield async_sessionmaker(engine)
+    await engine.dispose()
+
+@pytest_asyncio.fixture
+async def shared(maker):
+    async with maker() as session:  # opens a fixture's
+        await session.connection()
+        yield session
+
+@pytest_asyncio.fixture
+async def application(maker):
+    application = Application()
+    await application.start(maker)  # starts
+    yield application
+    await application.session.close()
+"""
+
+
+@pytest.fixture
+def service(suites: Suites) -> Suites:
+    (suites.folder / "service.py").write_text(SERVICE)
+    suites.configure("pythonpath = .")
+    return suites
+
+
+def test_tasks_of_a_test_that_share_its_session(service: Suites) -> None:
+    run = service.run_source(
+        TASKS
+        + """
+async def test_of_a_fixture(shared):
+    await asyncio.gather(handle(shared), handle(shared))
+
+async def test_of_its_own(maker):
+    async with maker() as session:
+        await session.connection()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(handle(session))
+            group.create_task(handle(session))
+""",
+        "--session-tracer=warning",
+    )
+    assert set(run.outcomes.values()) == {"passed"}, run.text
+    assert "concurrent-use" not in run.text
+
+
+def test_tasks_of_the_application_that_share_a_session(service: Suites) -> None:
+    run = service.run_source(
+        TASKS
+        + """
+async def test_of_a_fixture(shared):
+    await handle_both(shared)
+
+async def test_of_requests(shared):
+    await asyncio.gather(handle_both(shared), asyncio.sleep(0))
+
+async def test_of_the_application(application):
+    await asyncio.gather(application.request(), application.request())
+""",
+        "--session-tracer=error",
+    )
+    assert set(run.outcomes.values()) == {"failed"}, run.text
+    for test, words in {
+        "test_of_a_fixture": "# opens a fixture's",
+        "test_of_requests": "# opens a fixture's",
+        "test_of_the_application": "# starts",
+    }.items():
+        text = " ".join(run.reports[test]["call"].longreprtext.split())
+        assert f"({service.at('# handles', 'service')})" in text
+        assert f"; the tests opened the session at {service.at(words)} in " in text
+
+
+def test_threads_share_a_session_of_the_tests(service: Suites) -> None:
+    run = service.run_source(
+        """
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+from service import read_meanwhile, write, write_and_read
+from sqlalchemy import create_engine
+from sqlalchemy.orm import Session
+from sqlalchemy.pool import StaticPool
+from tests.library import Base
+
+@pytest.fixture
+def shared():
+    options = {"check_same_thread": False}
+    engine = create_engine("sqlite://", poolclass=StaticPool, connect_args=options)
+    Base.metadata.create_all(engine)
+    with Session(engine) as session:
+        session.connection()
+        yield session
+
+def test_of_its_own(shared):
+    events = Event(), Event()
+    with ThreadPoolExecutor() as pool:
+        pool.submit(lambda: write(shared, *events))
+        pool.submit(lambda: read_meanwhile(shared, *events))
+
+def test_of_the_application(shared):
+    write_and_read(shared)
+""",
+        "--session-tracer=error",
+    )
+    assert run.outcomes == {"test_of_its_own": "passed", "test_of_the_application": "failed"}
+    assert "concurrent-use" in run.text
+
+
+def test_how_long_a_transaction_of_the_tests_is_open(service: Suites) -> None:
+    source = """
+from service import opened, read, read_and_wait, read_in_its_own
+from tests.stories.findings.due import look_ahead
+
+@pytest.fixture
+def from_a_helper(SessionLocal):
+    with opened(SessionLocal) as session:
+        yield session
+
+def test_of_a_fixture(session):
+    read(session)
+    look_ahead(31)
+
+def test_of_a_helper(from_a_helper):
+    read(from_a_helper)
+    look_ahead(31)
+
+def test_that_leaks(session):
+    read(session)
+    look_ahead(61)
+
+def test_in_which_the_application_waits(session):
+    read_and_wait(session)
+
+def test_of_the_application(SessionLocal):
+    read_in_its_own(SessionLocal)
+"""
+    run = service.run_source(source, "--session-tracer=warning")
+    silent = ["test_of_a_fixture", "test_of_a_helper", "test_that_leaks"]
+    found = ["test_in_which_the_application_waits", "test_of_the_application"]
+    expected = dict.fromkeys(silent, "passed") | dict.fromkeys(found, "failed")
+    assert run.outcomes == expected, run.text
+
+    # Of one that is not idle, its line is the one that began it.
+    service.configure("pythonpath = .\nsession_tracer_idle_in_transaction_seconds = 99")
+    run = service.run("--session-tracer=warning")
+    expected["test_in_which_the_application_waits"] = "passed"
+    assert run.outcomes == expected, run.text
+    assert run.summary[0].startswith(f"long-transaction   {service.at('# reads', 'service')} ")
