@@ -282,8 +282,12 @@ class AttributeLoaded(_Value):
     `expired_site` are the commit, rollback or `expire()` of this scope that expired, or may have
     expired, the attribute.
     `left_out` is whether it is a column of a subclass, which a SELECT of the base class does not
-    read. `sql` is the text of the statement without its values, shortened. `key` is the attribute
-    of the primary key of an object that is refreshed, if it is one.
+    read. `sql` is the text of the statement without its values, shortened.
+
+    Of an object that is refreshed, `attribute` has the relationships and deferred columns that
+    `refresh()` names. `root` is empty if the object is to be read again, and `options` then also
+    load again what options had loaded with it. `key` is the attribute of its primary key, if it is
+    one.
     """
 
     at: int

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Final
 
 from session_tracer.detectors.evidence import known, looping
 from session_tracer.detectors.looping import Due, tree, walks
 from session_tracer.detectors.memory import Recent
 from session_tracer.detectors.protocol import BuiltIn
-from session_tracer.detectors.selecting import selecting
+from session_tracer.detectors.selecting import selecting, selecting_with
 from session_tracer.detectors.wording import (
     dotted_each,
     elsewhere,
@@ -102,14 +101,7 @@ def _load_together(fact: AttributeLoaded, names: list[str], report: Report) -> s
     root = fact.root or fact.entity
     if fact.expired_by:
         return f"{selecting(root, options, None, report)} after {expiry(fact)}"
-    site = fact.root_site or fact.loaded_site
-    if site in report.ledger.locked_at:
-        # The join would be an outer one, whose rows PostgreSQL refuses to lock.
-        options = _JOINED.sub(r"\1selectinload(", options)
-    return selecting(root, options, site, report, fact.through)
-
-
-_JOINED: Final = re.compile(r"(^|, )joinedload\(")
+    return selecting_with(root, options, fact, report)
 
 
 def _is_lookup(fact: StatementExecuted) -> bool:

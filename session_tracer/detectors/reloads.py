@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from session_tracer.detectors.evidence import known, largest, looping
 from session_tracer.detectors.memory import MOST_REPORTED, Recent
 from session_tracer.detectors.protocol import BuiltIn
+from session_tracer.detectors.selecting import selecting_with
 from session_tracer.detectors.wording import dotted_each, elsewhere, expiry, listed, maker, objects
 from session_tracer.facts import AttributeLoaded, StatementExecuted
 from session_tracer.model.counts import add_counts
@@ -282,16 +283,30 @@ class RefreshInLoop(BuiltIn):
 def _read_again(fact: AttributeLoaded, read: _Read, count: int, report: Report) -> Finding:
     loop = looping(read.passed, report)
     entity, place = fact.entity, elsewhere(loop, fact.site)
+    names = dotted_each(entity, fact.attribute) if fact.attribute else []
     rows = f".where({entity}.{fact.key}.in_(keys))" if fact.key else ""
+    options = f".options({fact.options})" if fact.options else ""
+    again = f"select({entity}){rows}{options}.execution_options(populate_existing=True)"
+    remedy, others = f"{again}  # before the loop{place}", None
+    if fact.root:
+        remedy = selecting_with(fact.root, fact.options, fact, report)
+        if fact.root == entity:
+            others = [f"{again}  # if {listed(names)} had been loaded before"]
     return report.finding(
         "refresh-in-loop",
         "warning",
         f"at least {count} {entity} objects were refreshed, one SELECT each",
-        f"select({entity}){rows}.execution_options(populate_existing=True)  "
-        f"# before the loop{place}",
+        remedy,
         fact.site,
         entity=entity or None,
+        attribute=fact.attribute if len(names) == 1 else None,
         count=count,
         total=Total("SELECT", read.tally),
-        evidence=known(loop=loop, statement=fact.sql or None),
+        evidence=known(
+            loop=loop,
+            statement=fact.sql or None,
+            loaded_at=fact.loaded_site if fact.root else None,
+            attributes=names or None,
+            alternatives=others,
+        ),
     )

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Final
 
 from session_tracer.detectors.wording import awaited
 from session_tracer.where.source import calls_at, is_for_any_class
 
 if TYPE_CHECKING:
+    from session_tracer.facts import AttributeLoaded
     from session_tracer.ledger.report import Report
     from session_tracer.where.callsite import CallSite
 
-__all__ = ["selecting"]
+__all__ = ["selecting", "selecting_with"]
 
 # What is called where a statement is written or executed.
 _SELECTS: Final = frozenset(
@@ -44,3 +46,15 @@ def selecting(
         got = next(iter(calls & _GETS))
         return f"{awaited(report)}session.{got}({root}, key, options=[{options}]) at {site}"
     return alone
+
+
+def selecting_with(root: str, options: str, fact: AttributeLoaded, report: Report) -> str:
+    """Return the SELECT that brought the object, so that it loads more, and its line if known."""
+    site = fact.root_site or fact.loaded_site
+    if site in report.ledger.locked_at:
+        # The join would be an outer one, whose rows PostgreSQL refuses to lock.
+        options = _JOINED.sub(r"\1selectinload(", options)
+    return selecting(root, options, site, report, fact.through)
+
+
+_JOINED: Final = re.compile(r"(^|, )joinedload\(")

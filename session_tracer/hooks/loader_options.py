@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
-from sqlalchemy.orm import RelationshipProperty
+from sqlalchemy.orm import ColumnProperty, RelationshipProperty
 from sqlalchemy.orm.interfaces import RelationshipDirection
 
 from session_tracer.ledger import object_counter
@@ -34,6 +34,7 @@ __all__ = [
     "owner",
     "primary_key",
     "refers_here",
+    "refreshing",
     "route_to",
     "selection",
 ]
@@ -168,6 +169,76 @@ def selection(state: InstanceState[Any], attribute: str) -> Selection:
     except Exception:  # the path is SQLAlchemy's own business: without it, what is certain
         _without_path()
         return alone
+
+
+class Refreshing(NamedTuple):
+    """What `refresh()` loads of an object that not every SELECT of its class does.
+
+    `attribute` has the relationships and deferred columns that it was called with. `selection` is
+    what to select so that they are there; its root is empty where the object is to be read again.
+    """
+
+    attribute: str
+    selection: Selection
+
+
+def refreshing(
+    state: InstanceState[Any], names: Iterable[str] | None, *, is_current: bool
+) -> Refreshing:
+    """What `refresh()` loads: all of the object, or the attributes with these names.
+
+    With `is_current`, what the object's SELECT has read is still there, and has not changed since.
+    """
+    mapper = state.manager.mapper
+    columns, named = _known(mapper).columns, []
+    known: list[Any] = [
+        prop
+        for prop in _came_with(state)
+        if prop.key not in columns and mapper.attrs.get(prop.key) is prop
+    ]
+    if names is not None:
+        found = [mapper.attrs.get(name) for name in sorted(names) if name not in columns]
+        named = [prop for prop in found if isinstance(prop, _PROPERTIES)]
+        keys = {mapper.get_property_by_column(column).key for column in mapper.primary_key}
+        is_loaded = any(prop in known or _is_eager(prop) for prop in named)
+        is_current = is_current and not is_loaded and columns.isdisjoint({*names} - keys)
+    selection = _with_select(state, named) if named and is_current else None
+    if selection is None:
+        own = dict.fromkeys(_loader([prop]) for prop in (*named, *known))
+        selection = Selection("", ", ".join(filter(None, own)))
+    return Refreshing(", ".join([prop.key for prop in named]), selection)
+
+
+def _with_select(state: InstanceState[Any], properties: list[Any]) -> Selection | None:
+    """What to select so that several attributes are there, if the object was selected."""
+    found = [selection(state, prop.key) for prop in properties]
+    if not load_path(state) or not all(one.options for one in found):
+        return None
+    options = ", ".join(dict.fromkeys(one.options for one in found))
+    return found[0]._replace(options=options)
+
+
+def _is_eager(prop: Any) -> bool:
+    return getattr(prop, "lazy", None) in _EAGER
+
+
+def _came_with(state: InstanceState[Any]) -> list[Any]:
+    """The relationships and deferred columns that options of its SELECT loaded with an object."""
+    found: list[Any] = []
+    try:
+        options: Any = state.load_options
+        for part in [part for one in options for part in getattr(one, "context", ())]:
+            strategy = dict(part.strategy or ())
+            if strategy.get("lazy") in _EAGER or strategy.get("deferred") is False:
+                found += [step for step in part.path.path if isinstance(step, _PROPERTIES)][-1:]
+    except Exception:  # the shape of an option is SQLAlchemy's own business
+        without("InstanceState.load_options", "the options of an object's SELECT are not advised")
+    return found
+
+
+_PROPERTIES: Final = (ColumnProperty, RelationshipProperty)
+# What a relationship that is loaded with its object is mapped or selected with.
+_EAGER: Final = frozenset({"joined", "selectin", "subquery", "immediate", False})
 
 
 def loaded_at(state: InstanceState[Any]) -> CallSite | None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import inspect, select, update
+from sqlalchemy.orm import joinedload, load_only, selectinload, undefer
 
-from tests.library import Author, authors, keep
+from tests.library import Author, Book, authors, keep
 from tests.stories.findings.due import Due, assert_found
 from tests.stories.findings.mappings import Course, Exam, Student, tables
 from tests.stories.findings.reading import tell
@@ -32,11 +33,6 @@ def refresh_each(session: Session) -> None:
 def refresh_names(session: Session) -> None:
     for author in session.scalars(select(Author).order_by(Author.id)).all():
         session.refresh(author, ["name"])  # <- refreshed
-
-
-def refresh_books(session: Session) -> None:
-    for author in session.scalars(select(Author).order_by(Author.id)).all():
-        session.refresh(author, ["books"])  # <- refreshed
 
 
 def refresh_to_lock(session: Session) -> None:
@@ -67,7 +63,6 @@ def refreshed(how: Any, count: int) -> Due:
     [
         refresh_each,
         refresh_names,
-        refresh_books,
         refresh_to_lock,
         refresh_after_a_flush_of_nothing,
     ],
@@ -108,6 +103,182 @@ def test_what_it_reports_and_its_remedy(twin: Twin) -> None:
 
 
 NOTHING = {"synchronize_session": False}
+
+
+def refresh_named(session: Session, query: Any, names: list[str] | None) -> None:
+    for one in session.scalars(query).unique().all():  # <- selected
+        session.refresh(one, names)  # <- named
+
+
+NAMED_AT, SELECTED_AT = marked(refresh_named, "<- named"), marked(refresh_named, "<- selected")
+IN_KEYS = "select(Author).where(Author.id.in_(keys))"
+AGAIN = ".execution_options(populate_existing=True)"
+
+# What is selected, what refresh() names, and what to select in its place.
+NAMED: dict[str, tuple[Any, list[str] | None, str]] = {
+    "a collection": (
+        select(Author),
+        ["books"],
+        "select(Author).options(selectinload(Author.books))",
+    ),
+    "a deferred column": (
+        select(Author),
+        ["biography"],
+        "select(Author).options(undefer(Author.biography))",
+    ),
+    "both": (
+        select(Author),
+        ["books", "biography"],
+        "select(Author).options(undefer(Author.biography), selectinload(Author.books))",
+    ),
+    "its object": (select(Book), ["author"], "select(Book).options(joinedload(Book.author))"),
+}
+
+
+def loaded(one: Any) -> set[str]:
+    return set(inspect(one).dict)
+
+
+@pytest.mark.parametrize("what", NAMED)
+def test_a_refresh_of_what_the_select_of_the_objects_left_out(twin: Twin, what: str) -> None:
+    query, names, remedy = NAMED[what]
+
+    def each(session: Session) -> None:
+        refresh_named(session, query, names)
+
+    def once(session: Session) -> None:
+        for one in session.scalars(pasted(remedy)).unique().all():
+            assert set(names or ()) <= loaded(one)
+
+    async def story() -> None:
+        await keep(twin, *authors(6, books_each=1))
+        (finding,) = (await tell(twin, each)).findings
+        assert finding.id == "refresh-in-loop"
+        assert (finding.site, finding.remedy) == (NAMED_AT, f"{remedy} at {SELECTED_AT}")
+        assert finding.evidence["loaded_at"] == str(SELECTED_AT)
+        entity, options = remedy.removeprefix("select(").split(")", 1)
+        again = f"select({entity}).where({entity}.id.in_(keys)){options}{AGAIN}"
+        (other,) = finding.evidence["alternatives"]
+        assert other.startswith(f"{again}  # if {entity}.")
+        assert_found(await tell(twin, once, refreshes_from_one_site=2))
+
+    twin.run(story)
+
+
+# What an option of their SELECT had loaded is there after the remedy as well.
+READ_AGAIN: dict[str, tuple[Any, list[str] | None, str, set[str]]] = {
+    "a collection that came with the objects": (
+        select(Author).options(selectinload(Author.books)),
+        ["books"],
+        f"{IN_KEYS}.options(selectinload(Author.books)){AGAIN}",
+        {"books"},
+    ),
+    "a column and a collection": (
+        select(Author),
+        ["name", "books"],
+        f"{IN_KEYS}.options(selectinload(Author.books)){AGAIN}",
+        {"books", "name"},
+    ),
+    "objects that came with a collection": (
+        select(Author).options(selectinload(Author.books), undefer(Author.biography)),
+        None,
+        f"{IN_KEYS}.options(selectinload(Author.books), undefer(Author.biography)){AGAIN}",
+        {"biography", "books", "name"},
+    ),
+    "a column of objects that came with a collection": (
+        select(Author).options(joinedload(Author.books)),
+        ["name"],
+        f"{IN_KEYS}.options(selectinload(Author.books)){AGAIN}",
+        {"books", "name"},
+    ),
+    "objects of which a part was selected": (
+        select(Author).options(load_only(Author.id)),
+        None,
+        f"{IN_KEYS}{AGAIN}",
+        {"name"},
+    ),
+    "what is no attribute of a row": (
+        select(Author),
+        ["letters"],
+        f"{IN_KEYS}{AGAIN}",
+        {"name"},
+    ),
+}
+
+
+@pytest.mark.parametrize("what", READ_AGAIN)
+def test_a_refresh_that_reads_the_objects_again(twin: Twin, what: str) -> None:
+    query, names, remedy, there = READ_AGAIN[what]
+
+    def each(session: Session) -> None:
+        refresh_named(session, query, names)
+
+    def once(session: Session) -> None:
+        known = session.scalars(query).unique().all()
+        session.execute(update(Author).values(name=Author.name + "!"), execution_options=NOTHING)
+        session.scalars(pasted(remedy, keys=[one.id for one in known])).all()
+        for one in known:
+            assert there <= loaded(one)
+            assert one.name.endswith("!")
+        session.rollback()
+
+    async def story() -> None:
+        await keep(twin, *authors(6, books_each=1))
+        (finding,) = (await tell(twin, each)).findings
+        assert (finding.id, finding.site) == ("refresh-in-loop", NAMED_AT)
+        assert finding.remedy == f"{remedy}  # before the loop"
+        assert "alternatives" not in finding.evidence
+        assert_found(await tell(twin, once, refreshes_from_one_site=2))
+
+    twin.run(story)
+
+
+def refresh_books_after_a_write(session: Session) -> None:
+    writers = session.scalars(select(Author)).all()
+    session.add(Book(title="late", author_id=writers[0].id))
+    session.flush()
+    assert session.scalar(select(Book.title).where(Book.title == "late"))
+    for author in writers:
+        session.refresh(author, ["books"])
+    session.rollback()
+
+
+def refresh_books_of_new_objects(session: Session) -> None:
+    writers = [Author(name=f"new {number}") for number in range(6)]
+    session.add_all(writers)
+    session.flush()
+    assert session.scalar(select(Author.name).where(Author.name == "new 1"))
+    for author in writers:
+        session.refresh(author, ["books"])
+    session.rollback()
+
+
+def refresh_books_after_they_expired(session: Session) -> None:
+    writers = session.scalars(select(Author)).all()
+    session.expire_all()
+    for author in writers:
+        session.refresh(author, ["books"])
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        refresh_books_after_a_write,
+        refresh_books_of_new_objects,
+        refresh_books_after_they_expired,
+    ],
+)
+def test_a_select_before_brings_no_collection_that_is_refreshed_later(
+    twin: Twin, how: Callable[[Session], None]
+) -> None:
+    async def story() -> None:
+        await keep(twin, *authors(6))
+        found = [one for one in (await tell(twin, how)).findings if one.id == "refresh-in-loop"]
+        assert [one.remedy for one in found] == [
+            f"{IN_KEYS}.options(selectinload(Author.books)){AGAIN}  # before the loop"
+        ]
+
+    twin.run(story)
 
 
 def test_a_key_of_two_columns(twin: Twin) -> None:
