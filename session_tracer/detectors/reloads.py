@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from session_tracer.detectors.evidence import known, largest, looping
+from session_tracer.detectors.looping import walks
 from session_tracer.detectors.memory import MOST_REPORTED, Recent
 from session_tracer.detectors.protocol import BuiltIn
 from session_tracer.detectors.selecting import selecting_with
@@ -276,8 +277,14 @@ class RefreshInLoop(BuiltIn):
             read.passed = ledger.locator.passed()
         if len(read.objects) != enough:
             return
-        if ledger.locator.is_repeated(read.passed, ledger.opened_site) is not False:
+        if ledger.locator.is_repeated(read.passed, ledger.opened_site) is False:
+            return
+        if _FOLLOWED in fact.options or not walks(read.passed, report):
             yield _read_again(fact, read, enough, report)
+
+
+# An option that loads a whole tree, also where what a turn reads is known only by the turn before.
+_FOLLOWED: Final = "recursion_depth=-1"
 
 
 def _read_again(fact: AttributeLoaded, read: _Read, count: int, report: Report) -> Finding:
@@ -290,7 +297,7 @@ def _read_again(fact: AttributeLoaded, read: _Read, count: int, report: Report) 
     remedy, others = f"{again}  # before the loop{place}", None
     if fact.root:
         remedy = selecting_with(fact.root, fact.options, fact, report)
-        if fact.root == entity:
+        if fact.root == entity and _FOLLOWED not in fact.options:
             others = [f"{again}  # if {listed(names)} had been loaded before"]
     return report.finding(
         "refresh-in-loop",

@@ -6,12 +6,13 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import inspect, select
 from sqlalchemy.orm import aliased
 
 from session_tracer.testing import capture
-from tests.stories.findings.mappings import Part, Report, tables
+from tests.stories.findings.mappings import Manager, Part, Report, tables
 from tests.stories.findings.reading import tell
+from tests.stories.findings.remedies import pasted, to_write
 from tests.stories.lines import marked
 
 if TYPE_CHECKING:
@@ -220,5 +221,113 @@ def test_a_loop_after_calls_in_a_row(twin: Twin) -> None:
         async with chain(twin):
             (finding,) = (await tell(twin, mixed, gets_from_one_site=3)).findings
             assert (finding.id, finding.count) == ("get-in-loop", 10)
+
+    twin.run(story)
+
+
+# What is refreshed is known only by the refresh before.
+
+
+def refresh_upwards(session: Session, option: Any = None) -> None:
+    options = () if option is None else (option,)
+    part: Part | None = session.get_one(Part, LAST, options=options)  # <- selected
+    while part is not None:
+        if option is None:
+            session.refresh(part, ["whole"])  # <- refreshed
+        else:
+            assert "whole" in inspect(part).dict
+        part = part.whole
+
+
+def refresh_downwards(session: Session, option: Any = None) -> None:
+    options = () if option is None else (option,)
+    todo = [session.get_one(Part, 1, options=options)]  # <- selected
+    while todo:
+        part = todo.pop()
+        if option is None:
+            session.refresh(part, ["parts"])  # <- refreshed
+        else:
+            assert "parts" in inspect(part).dict
+        todo += part.parts
+
+
+@pytest.mark.parametrize("walk", [refresh_upwards, refresh_downwards])
+def test_a_walk_of_a_tree_that_refreshes_its_relationship(twin: Twin, walk: Any) -> None:
+    attribute = "whole" if walk is refresh_upwards else "parts"
+    option = f"selectinload(Part.{attribute}, recursion_depth=-1)"
+
+    async def story() -> None:
+        async with chain(twin):
+            settings = {"refreshes_from_one_site": 3, "lazy_loads_from_one_site": 100}
+            (finding,) = (await tell(twin, walk, **settings)).findings
+            assert (finding.id, finding.site) == ("refresh-in-loop", marked(walk, "<- refreshed"))
+            get = "await session" if twin.is_async else "session"
+            assert to_write(finding) == f"{get}.get_one(Part, key, options=[{option}])"
+            assert "alternatives" not in finding.evidence
+            cured = await tell(twin, lambda session: walk(session, pasted(option)), **settings)
+            assert cured.findings == []
+
+    twin.run(story)
+
+
+def refresh_whole_objects(session: Session) -> None:
+    part: Part | None = session.get_one(Part, LAST)
+    while part is not None:
+        session.refresh(part)
+        part = None if part.whole_id is None else session.get(Part, part.whole_id)
+
+
+def refresh_by_recursion(session: Session, part: Part | None = None) -> None:
+    part = session.get_one(Part, 1) if part is None else part
+    session.refresh(part)
+    for one in part.parts:
+        refresh_by_recursion(session, one)
+
+
+def refresh_another_relationship(session: Session) -> None:
+    manager: Manager | None = session.scalars(select(Manager).order_by(Manager.id)).first()
+    while manager is not None:
+        session.refresh(manager, ["office"])
+        manager = session.scalar(
+            select(Manager).where(Manager.id > manager.id).order_by(Manager.id).limit(1)
+        )
+
+
+@pytest.mark.parametrize(
+    "walk", [refresh_whole_objects, refresh_by_recursion, refresh_another_relationship]
+)
+def test_a_walk_that_no_select_replaces(twin: Twin, walk: Any) -> None:
+    async def story() -> None:
+        async with chain(twin):
+            async with twin.session() as session:
+                session.add_all(Manager() for _ in range(6))
+                await session.commit()
+            found = (await tell(twin, walk, refreshes_from_one_site=3)).findings
+            assert [one for one in found if one.id == "refresh-in-loop"] == []
+
+    twin.run(story)
+
+
+def refresh_each_level(session: Session) -> None:
+    level = list(session.scalars(select(Part)))
+    while level:
+        for part in level:
+            session.refresh(part)  # <- refreshed
+        level = []
+
+
+def refresh_by_index(session: Session) -> None:
+    parts, at = list(session.scalars(select(Part))), 0
+    while at < len(parts):
+        session.refresh(parts[at])  # <- refreshed
+        at += 1
+
+
+@pytest.mark.parametrize("how", [refresh_each_level, refresh_by_index])
+def test_refreshed_objects_that_are_known_before_the_loop(twin: Twin, how: Any) -> None:
+    async def story() -> None:
+        async with chain(twin):
+            (finding,) = (await tell(twin, how, refreshes_from_one_site=3)).findings
+            assert (finding.id, finding.site) == ("refresh-in-loop", marked(how, "<- refreshed"))
 
     twin.run(story)
