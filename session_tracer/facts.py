@@ -29,6 +29,8 @@ Part: TypeAlias = Literal["", "page", "next", "window", "list", "one", "unknown"
 OfKey: TypeAlias = Literal["rows", "aggregate", "first", "offset", "next"]
 LoadKind: TypeAlias = Literal["relationship", "deferred", "expired", "refresh", "detached"]
 Ending: TypeAlias = Literal["close", "reset", "invalidate", "collected", "exit", "shutdown"]
+# Which statement of the last flush or commit wrote an object, if one did.
+Write: TypeAlias = Literal["", "INSERT", "UPDATE"]
 # A flush expires what the database generates, where it could not read that back with the write.
 Expiry: TypeAlias = Literal["commit", "rollback", "expire", "expire_all", "flush"]
 Departure: TypeAlias = Literal[
@@ -287,7 +289,8 @@ class AttributeLoaded(_Value):
     Of an object that is refreshed, `attribute` has the relationships and deferred columns that
     `refresh()` names. `root` is empty if the object is to be read again, and `options` then also
     load again what options had loaded with it. `key` is the attribute of its primary key, if it is
-    one.
+    one. `written` is empty also if `refresh()` loads relationships or deferred columns, which no
+    write returns.
     """
 
     at: int
@@ -308,6 +311,7 @@ class AttributeLoaded(_Value):
     duration: int = 0
     sql: str = ""
     key: str = ""
+    written: Write = ""
 
 
 @dataclass(slots=True, eq=False, repr=False)

@@ -10,7 +10,7 @@ from session_tracer.detectors.memory import MOST_REPORTED, Recent
 from session_tracer.detectors.protocol import BuiltIn
 from session_tracer.detectors.selecting import selecting_with
 from session_tracer.detectors.wording import dotted_each, elsewhere, expiry, listed, maker, objects
-from session_tracer.facts import AttributeLoaded, StatementExecuted
+from session_tracer.facts import AttributeLoaded
 from session_tracer.model.counts import add_counts
 from session_tracer.model.totals import Tally, Total
 
@@ -115,72 +115,46 @@ def _selected_again(fact: AttributeLoaded, reloads: Loads, names: list[str]) -> 
 class _Refreshes:
     """How often one line has refreshed what was just written."""
 
-    __slots__ = ("entities", "last", "passed", "tally")
+    __slots__ = ("entities", "passed", "tally")
 
     def __init__(self) -> None:
         self.tally = Tally()
         # By mapped class, in the order in which they came.
         self.entities: Counts = {}
-        self.last = ("", 0)
         self.passed: Passed = {}
 
     @property
     def count(self) -> int:
         return self.tally.count
 
-    def add(self, entity: str, duration: int) -> None:
-        self.tally.add(duration)
-        add_counts(self.entities, {entity: 1})
-        self.last = entity, duration
-
-    def take_back(self) -> None:
-        """Do not count the last one."""
-        entity, duration = self.last
-        self.tally.count -= 1
-        self.tally.ns -= duration
-        add_counts(self.entities, {entity: -1})
-
-
-class _Refreshing(Recent["CallSite | None", _Refreshes]):
-    """The refreshes of each line, and the last one."""
-
-    __slots__ = ("last", "write")
-
-    def __init__(self) -> None:
-        super().__init__(_Refreshes)
-        self.last: _Refreshes | None = None
-        self.write: tuple[str, CallSite | None] | None = None
+    def add(self, fact: AttributeLoaded) -> None:
+        self.tally.add(fact.duration)
+        add_counts(self.entities, {fact.entity: 1})
 
 
 class RefreshAfterWrite(BuiltIn):
     """`refresh-after-write`: `refresh()` reads back what was written just before."""
 
-    candidates = (AttributeLoaded, StatementExecuted)
+    candidates = (AttributeLoaded,)
     counts_repeats = True
-    memory = _Refreshing
+
+    def memory(self) -> Recent[CallSite | None, _Refreshes]:
+        """Return the refreshes of each line."""
+        return Recent(_Refreshes)
 
     def judge(
-        self, fact: AttributeLoaded | StatementExecuted, report: Report, memory: _Refreshing
+        self, fact: AttributeLoaded, report: Report, memory: Recent[CallSite | None, _Refreshes]
     ) -> Iterator[Finding]:
         """Report each line once."""
-        write, last = report.ledger.last_write, memory.last
-        if isinstance(fact, StatementExecuted):
-            if last is not None and fact.eager and not fact.in_flush:
-                # refresh(author, ["books"]) loads what no write returns.
-                if write is memory.write:
-                    last.take_back()
-                memory.last = None
+        write = report.ledger.last_write
+        if not fact.written or write is None:
             return
-        memory.last = None
-        if fact.kind != "refresh" or write is None:
-            return
-        memory.write = write
-        refreshes = memory.last = memory.of(fact.site)
-        refreshes.add(fact.entity, fact.duration)
+        refreshes = memory.of(fact.site)
+        refreshes.add(fact)
         if refreshes.count == report.settings.refreshes_from_one_site - 1:
             refreshes.passed = report.ledger.locator.passed()
         if refreshes.count == report.settings.refreshes_from_one_site:
-            yield _refreshed(fact, refreshes, write, report)
+            yield _refreshed(fact, refreshes, write[:2], report)
 
 
 def _refreshed(
@@ -189,13 +163,11 @@ def _refreshed(
     write: tuple[str, CallSite | None],
     report: Report,
 ) -> Finding:
-    (what, site), count = write, refreshes.count
-    entities = {entity: number for entity, number in refreshes.entities.items() if number}
+    (what, site), count, entities = write, refreshes.count, refreshes.entities
     is_any = len(entities) > 1  # one helper writes and refreshes objects of any class
+    remedy = "remove refresh()"
     if what == "commit":
-        remedy, where = f"remove refresh(), and use {maker(report)}", known(committed_at=site)
-    else:
-        remedy, where = "remove refresh()", known(flushed_at=site)
+        remedy = f"{remedy}, and use {maker(report)}"
     return report.finding(
         "refresh-after-write",
         "info",
@@ -210,8 +182,9 @@ def _refreshed(
             **known(
                 loop=looping(refreshes.passed, report),
                 entities=entities if is_any else None,
+                committed_at=site if what == "commit" else None,
+                flushed_at=site if what == "flush" else None,
             ),
-            **where,
             "why": "an INSERT returns generated values if the database supports RETURNING",
             "alternatives": [
                 '__mapper_args__ = {"eager_defaults": True}  # for values generated by an UPDATE'
@@ -267,7 +240,7 @@ class RefreshInLoop(BuiltIn):
         come then are others. What is written just before is reported as `refresh-after-write`.
         """
         ledger, enough = report.ledger, report.settings.refreshes_from_one_site
-        if fact.kind != "refresh" or ledger.last_write is not None:
+        if fact.kind != "refresh" or fact.written:
             return
         before = (ledger.transactions, max(ledger.writes.values(), default=0))
         read = memory.of((fact.site, fact.entity))

@@ -19,11 +19,16 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import InstanceState, UOWTransaction
 
-    from session_tracer.facts import Counts, Trigger
+    from session_tracer.facts import Counts, Trigger, Write
     from session_tracer.ledger.in_progress import Flush
 
-__all__ = ["change_of", "constraint", "look", "look_again", "trigger"]
+__all__ = ["LOST", "change_of", "constraint", "look", "look_again", "trigger", "wrote"]
 
+# What is not reported if a transaction does not keep what its flushes have written.
+LOST: Final = (
+    "objects that SELECT ... FOR UPDATE returns with values from before the lock are not reported, "
+    "nor is refresh() after a flush"
+)
 # The objects of a unit of work: whether each is deleted, and whether it is only listed.
 States: TypeAlias = "dict[InstanceState[Any], tuple[bool, bool]]"
 
@@ -254,4 +259,20 @@ def constraint(error: BaseException | None) -> str:
         name = getattr(source, "constraint_name", None)
         if isinstance(name, str):
             return name
+    return ""
+
+
+def wrote(session: Session, state: InstanceState[Any]) -> Write:
+    """How flushes of the open transaction have written the object last, if any did.
+
+    Raises:
+        AttributeError: SQLAlchemy does not keep it as expected.
+    """
+    transaction: Any = session.get_nested_transaction() or session.get_transaction()
+    while transaction is not None:
+        if state in transaction._dirty:
+            return "UPDATE"
+        if state in transaction._new:
+            return "INSERT"
+        transaction = transaction.parent
     return ""

@@ -10,14 +10,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from session_tracer import facts
-from session_tracer.hooks import loader_options, sql
+from session_tracer.hooks import flush_contents, loader_options, sql
 from session_tracer.ledger import object_counter
 from session_tracer.ledger.ledger import new_tuple
 from session_tracer.ledger.loads import Load
 from session_tracer.runtime.degraded import without
 
 if TYPE_CHECKING:
-    from session_tracer.facts import Expiry, LoadKind
+    from session_tracer.facts import Expiry, LoadKind, Write
     from session_tracer.ledger.in_progress import Flush
     from session_tracer.ledger.ledger import Ledger
     from session_tracer.ledger.origin import Route
@@ -164,11 +164,15 @@ def report_load(
     if mark is not None and mark.site is not None and ledger.line() is None:
         site = mark.site  # a framework reads what the application has returned to it
     attribute, selection = load.attribute, loader_options.Selection("", "")
+    written: Write = ""
     if load.attribute:
         selection = loader_options.selection(state, load.attribute)
     elif load.kind == "refresh":
         is_current = not (by or ledger.writes)
-        attribute, selection = loader_options.refreshing(state, why.names, is_current=is_current)
+        refreshing = loader_options.refreshing(state, why.names, is_current=is_current)
+        attribute, selection, is_more = refreshing
+        if not is_more:
+            written = _written(state, ledger)
     if counts_as == "commit" and ledger.loads is not None:
         loader_options.add_loaders(state.manager.mapper, ledger.loads.attributes)
     fact = facts.AttributeLoaded(
@@ -192,10 +196,28 @@ def report_load(
         duration=duration,
         sql=sql.shown(statement, ledger.system),
         key=loader_options.primary_key(state.manager.mapper) if load.kind == "refresh" else "",
+        written=written,
     )
     ledger.publish(fact)
     if is_judged:
         ledger.judge(fact)
+
+
+def _written(state: Any, ledger: Ledger) -> Write:
+    """How the last flush or commit wrote the object: after a commit, only its class is known."""
+    if ledger.last_write is None:
+        return ""
+    what, _, before = ledger.last_write
+    if what == "flush":
+        try:
+            return flush_contents.wrote(state.session, state)
+        except AttributeError:
+            without("SessionTransaction._new", flush_contents.LOST)
+            return ""
+    entity, (new, dirty, _) = state.class_.__name__, before
+    if ledger.new.get(entity, 0) > new.get(entity, 0) and not loader_options.load_path(state):
+        return "INSERT"
+    return "UPDATE" if ledger.dirty.get(entity, 0) > dirty.get(entity, 0) else ""
 
 
 def _is_cascade(flush: Flush, load: Load) -> bool:

@@ -176,10 +176,12 @@ class Refreshing(NamedTuple):
 
     `attribute` has the relationships and deferred columns that it was called with. `selection` is
     what to select so that they are there; its root is empty where the object is to be read again.
+    `is_more` is whether there are any, with or without a name.
     """
 
     attribute: str
     selection: Selection
+    is_more: bool
 
 
 def refreshing(
@@ -190,13 +192,15 @@ def refreshing(
     With `is_current`, what the object's SELECT has read is still there, and has not changed since.
     """
     mapper = state.manager.mapper
-    columns, named = _known(mapper).columns, []
+    columns, named, is_more = _known(mapper).columns, [], False
     known: list[Any] = [
         prop
         for prop in _came_with(state)
         if prop.key not in columns and mapper.attrs.get(prop.key) is prop
     ]
-    if names is not None:
+    if names is None:
+        is_more = bool(known) or any(map(_is_eager, mapper.relationships))
+    else:
         found = [mapper.attrs.get(name) for name in sorted(names) if name not in columns]
         named = [prop for prop in found if isinstance(prop, _PROPERTIES)]
         keys = {mapper.get_property_by_column(column).key for column in mapper.primary_key}
@@ -206,7 +210,7 @@ def refreshing(
     if selection is None:
         own = dict.fromkeys(_loader([prop]) for prop in (*named, *known))
         selection = Selection("", ", ".join(filter(None, own)))
-    return Refreshing(", ".join([prop.key for prop in named]), selection)
+    return Refreshing(", ".join([prop.key for prop in named]), selection, is_more or bool(named))
 
 
 def _with_select(state: InstanceState[Any], properties: list[Any]) -> Selection | None:

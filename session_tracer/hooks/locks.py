@@ -11,6 +11,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, Final
 
 from session_tracer import facts
+from session_tracer.hooks import flush_contents
 from session_tracer.hooks.error_frames import is_sqlalchemys
 from session_tracer.hooks.load_reason import is_by_key
 from session_tracer.hooks.patching import as_sqlalchemys
@@ -127,16 +128,12 @@ class _Locks:
             self._found(state, context.session)
 
     def _found(self, state: Any, session: Session) -> None:
-        transaction: Any = session.get_nested_transaction() or session.get_transaction()
-        while transaction is not None:
-            try:
-                is_written = state in transaction._new or state in transaction._dirty
-            except AttributeError:
-                without("SessionTransaction._new", LOST)
-                return
-            if is_written:
+        try:
+            if flush_contents.wrote(session, state):
                 return  # its row has been locked since this transaction wrote it
-            transaction = transaction.parent
+        except AttributeError:
+            without("SessionTransaction._new", flush_contents.LOST)
+            return
         mark = mark_of(state)
         loaded = None if mark is None or state.runid is None else mark.site  # else it was added
         self._left.append((weakref.ref(state), state.runid, state.class_.__name__, loaded))

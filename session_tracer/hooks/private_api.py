@@ -6,7 +6,7 @@ import inspect
 import sys
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from session_tracer.hooks import locks, session_events, statements, targets
+from session_tracer.hooks import flush_contents, locks, session_events, statements, targets
 from session_tracer.ledger import object_counter
 from session_tracer.runtime.degraded import without
 from session_tracer.where import running
@@ -238,7 +238,7 @@ RELIANCES: Final = (
                 ).__code__.co_names
             }
         ),
-        locks.LOST,
+        flush_contents.LOST,
     ),
     Reliance(
         "UOWTransaction.register_object",

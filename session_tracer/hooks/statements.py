@@ -562,25 +562,15 @@ def _selected(
         locks.follow(ledger, context, site)
     entity = "" if subject is None else subject.class_.__name__
     ledger.executed(at, site, duration, "SELECT", entity, eager, in_flush, load)
-    if is_quiet and not ledger.is_refreshing:
+    if is_quiet:
         return
     by_key, streamed = why is None and load_reason.is_by_key(context), ledger.is_streaming
     key = fingerprint_of(statement, parameters)
     number = ledger.statements
     select = (at, site, statement, subject, duration, by_key, key, streamed, in_flush, size, number)
-    _publish_select(ledger, select, parameters, eager, error)
+    ledger.statement_executed(_select(select, ledger, parameters, eager, error))
     if why is None and error is None and key:
         ledger.selected(select, _select, parameters)
-
-
-def _publish_select(
-    ledger: Ledger, select: Any, parameters: Any, eager: str, error: BaseException | None
-) -> None:
-    fact = _select(select, ledger, parameters, eager, error)
-    ledger.statement_executed(fact)
-    if ledger.is_refreshing and eager and not fact.in_flush:
-        ledger.is_refreshing = False
-        ledger.judge(fact)
 
 
 def _select(

@@ -195,8 +195,6 @@ class Ledger(Use):
     loads: Loads | None = None
     # The lines whose SELECT ... FOR UPDATE brought objects.
     locked_at: frozenset[CallSite | None] = frozenset()
-    # Whether the last load was a refresh() of what was just written.
-    is_refreshing = False
     failed_flushes = 0
     savepoints_began: tuple[tuple[Counts, ...], ...] = ()
     at_once = 0
@@ -311,8 +309,9 @@ class Ledger(Use):
         # The first commit of writes: its line, its rows, its objects, when it was done, and how
         # long it took.
         self.first_commit: tuple[CallSite | None, int, Counts, int, int] | None = None
-        # The last flush or commit, and its line, as long as nothing but refreshes has run since.
-        self.last_write: tuple[str, CallSite | None] | None = None
+        # The last flush or commit, its line, and `decided` before the commit, as long as nothing
+        # but refreshes has run since.
+        self.last_write: tuple[str, CallSite | None, tuple[Counts, ...]] | None = None
         self.flushed_site: CallSite | None = None
         # `new`, `dirty` and `deleted` as they were before what is not committed was flushed, and as
         # each open savepoint began.
@@ -855,7 +854,7 @@ class Ledger(Use):
             self.failures.transaction_ended(self, committed=outcome == "committed")
         if outcome == "committed" and not nested:
             commits = self.commits = self.commits + 1
-            self.last_write = ("commit", site)
+            self.last_write = ("commit", site, self.decided)
             self.last_activity_at = now - ended.took
             self.last_activity_site = site
             if self.loads is not None:
@@ -1078,7 +1077,7 @@ class Ledger(Use):
             self.written = with_counts(self.written, written) if self.written else written
             self.committing = with_counts(self.committing, written) if self.committing else written
             self.committing_rows += size
-            self.last_write = ("flush", site)
+            self.last_write = ("flush", site, ())
         self.flushed_site = self.last_activity_site = site
         self.last_activity_at = flush.began_at
         self.flushes += 1
@@ -1400,7 +1399,6 @@ class Ledger(Use):
         if self.lazy_loads is NOTHING:
             self.lazy_loads = {}
         self.lazy_loads[kind] = self.lazy_loads.get(kind, 0) + 1
-        self.is_refreshing = False
         if kind == "detached":
             return False
         loads, gates = self.loads, self.gates
@@ -1409,7 +1407,6 @@ class Ledger(Use):
         if kind == "refresh":
             loads.refreshes += 1
             loads.refreshed_site = site
-            self.is_refreshing = self.last_write is not None
             return True
         if expired_by == "commit" and kind in _EXPIRING:
             count = loads.count = loads.reloaded(load, parent, duration, gates.most_reloads)

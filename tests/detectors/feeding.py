@@ -237,9 +237,6 @@ class PlayedScope:
         if fact.operation == "SELECT":
             if load is None or not is_quiet:
                 ledger.statement_executed(fact)
-            if ledger.is_refreshing and fact.eager and not fact.in_flush:
-                ledger.is_refreshing = False
-                ledger.judge(fact)
             is_own = load is None and fact.fingerprint and not (fact.eager or fact.error)
             if is_own:
                 numbered = replace(fact, number=ledger.statements)

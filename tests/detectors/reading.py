@@ -84,8 +84,9 @@ def select(fingerprint: int = 7, site: CallSite | None = LOOP, **more: Any) -> F
     return StatementExecuted(1, site, duration=MS, fingerprint=fingerprint, **more)
 
 
-def refresh(site: CallSite | None = LOOP) -> list[Fact]:
-    return [AttributeLoaded(1, site, "refresh", "Author", ""), select(site=site)]
+def refresh(site: CallSite | None = LOOP, **more: Any) -> list[Fact]:
+    more = {"written": "INSERT", **more}
+    return [AttributeLoaded(1, site, "refresh", "Author", "", **more), select(site=site)]
 
 
 FLUSHED: Fact = FlushCompleted(1, COMMIT, "explicit", MS, {"Author": 1})

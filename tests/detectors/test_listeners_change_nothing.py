@@ -186,6 +186,7 @@ class Program:
             parent=self.rng.randrange(9),
             expired_by=self.rng.choice(["", "commit"]),
             expired_site=self.site(),
+            written=self.rng.choice(["", "INSERT", "UPDATE"]),
         )
         yield self.executed(
             "SELECT",

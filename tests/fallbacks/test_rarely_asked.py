@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import pytest
 from sqlalchemy import select, text, update
 from sqlalchemy.exc import SAWarning, SQLAlchemyError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, selectinload
 from sqlalchemy.orm.unitofwork import UOWTransaction
 
 from session_tracer import live_sessions
-from session_tracer.hooks import locks, streams
+from session_tracer.hooks import flush_contents, loader_options, locks, streams
 from session_tracer.testing import capture
 from session_tracer.where import tasks
 from tests.fallbacks.missing import hide, rename, unfound
@@ -57,6 +57,16 @@ def lock(factory: Factory) -> object:
         return book.copies
 
 
+def write(factory: Factory) -> object:
+    with factory() as session:
+        for number in range(5):
+            author = Author(name=f"new {number}")
+            session.add(author)
+            session.flush()
+            session.refresh(author)
+        return author.name
+
+
 class Missing(NamedTuple):
     """What is taken away, the occasion, what is said of it, and the finding that is not made."""
 
@@ -90,7 +100,7 @@ def no_function_of_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def no_written_objects(monkeypatch: pytest.MonkeyPatch) -> None:
     unfound(monkeypatch, "sqlalchemy.orm.session:SessionTransaction._take_snapshot")
-    hide(monkeypatch, locks._Locks._found, "_new")
+    hide(monkeypatch, flush_contents.wrote, "_new")
 
 
 MISSING: Final = {
@@ -105,6 +115,9 @@ MISSING: Final = {
     "function of a row": Missing(no_function_of_a_row, lock, "IdentityMap.get", "stale-lock"),
     "objects of a transaction": Missing(
         no_written_objects, lock, "SessionTransaction._new", "stale-lock"
+    ),
+    "written objects": Missing(
+        no_written_objects, write, "SessionTransaction._new", "refresh-after-write"
     ),
 }
 
@@ -128,6 +141,28 @@ def test_the_finding_is_not_made_and_all_else_is_as_before(
     missing.take(monkeypatch)
     assert seen(missing.occasion) == (result, [], [])
     assert said() == [missing.said]
+
+
+def test_without_the_options_of_a_select_a_refresh_is_reported_without_them(
+    said: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def remedy() -> str:
+        for factory in library():
+            with capture(factory, refreshes_from_one_site=2) as captured, factory() as session:
+                query = select(Author).options(selectinload(Author.books))
+                for author in session.scalars(query).all():
+                    session.refresh(author)
+            (finding,) = captured.findings
+            return finding.remedy
+        raise AssertionError
+
+    again = ".execution_options(populate_existing=True)  # before the loop"
+    selected = "select(Author).where(Author.id.in_(keys))"
+    assert remedy() == f"{selected}.options(selectinload(Author.books)){again}"
+    assert said() == []
+    hide(monkeypatch, loader_options._came_with, "load_options")
+    assert remedy() == f"{selected}{again}"
+    assert said() == ["InstanceState.load_options"]
 
 
 def test_without_the_deleted_objects_all_others_are_counted(

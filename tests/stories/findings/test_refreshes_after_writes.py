@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
+from sqlalchemy.orm import joinedload, selectinload
 
-from tests.library import Author, Essay, authors, keep
+from tests.library import Author, Book, Essay, authors, keep
 from tests.stories.findings.due import Due, assert_found
 from tests.stories.findings.reading import tell
 from tests.stories.findings.remedies import unexpiring, use
@@ -123,6 +124,78 @@ def test_a_helper_that_refreshes_objects_of_any_class(twin: Twin) -> None:
     twin.run(story)
 
 
+# What a loop reads again after a write, and what to select once in its place.
+
+
+def refresh_others_after_a_commit(session: Session) -> None:
+    known = session.scalars(select(Author)).all()
+    session.add(Essay(title="on others"))
+    session.commit()
+    for author in known:
+        session.refresh(author)  # <- refreshed
+
+
+def refresh_others_after_a_commit_of_new_ones(session: Session) -> None:
+    known = session.scalars(select(Author)).all()
+    session.add(Author(name="one more"))
+    session.commit()
+    for author in known:
+        session.refresh(author)  # <- refreshed
+
+
+def refresh_others_after_a_flush(session: Session) -> None:
+    known = session.scalars(select(Author).order_by(Author.id)).all()
+    known[0].name = "changed"
+    session.flush()
+    for author in known[1:]:
+        session.refresh(author)  # <- refreshed
+    session.rollback()
+
+
+def refresh_after_a_commit_of_nothing(session: Session) -> None:
+    known = session.scalars(select(Author)).all()
+    session.commit()
+    for author in known:
+        session.refresh(author)  # <- refreshed
+
+
+def refresh_after_an_update_of_all(session: Session) -> None:
+    known = session.scalars(select(Author)).all()
+    session.execute(update(Author).values(name=Author.name + "!"), execution_options=UNSEEN)
+    session.commit()
+    for author in known:
+        session.refresh(author)  # <- refreshed
+
+
+UNSEEN = {"synchronize_session": False}
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        refresh_others_after_a_commit,
+        refresh_others_after_a_commit_of_new_ones,
+        refresh_others_after_a_flush,
+        refresh_after_a_commit_of_nothing,
+        refresh_after_an_update_of_all,
+    ],
+)
+def test_what_was_not_written_is_refreshed_in_a_loop(
+    twin: Twin, how: Callable[[Session], None]
+) -> None:
+    async def story() -> None:
+        await keep(twin, *authors(4))
+        twin.factory.configure(expire_on_commit=False)
+        (finding,) = (await tell(twin, how, refreshes_from_one_site=3)).findings
+        assert (finding.id, finding.site) == ("refresh-in-loop", marked(how, "<- refreshed"))
+        assert finding.remedy == (
+            "select(Author).where(Author.id.in_(keys)).execution_options(populate_existing=True)"
+            "  # before the loop"
+        )
+
+    twin.run(story)
+
+
 def refresh_books(session: Session) -> None:
     for number in range(3):
         author = Author(name=f"new {number}")
@@ -151,6 +224,70 @@ def refresh_after_another_select(session: Session) -> None:
     session.commit()
 
 
+def refresh_the_other_side(session: Session) -> None:
+    """No SELECT is needed for the author, who is in the session."""
+    known = session.scalars(select(Author)).all()
+    for author in known:
+        for book in author.books:
+            book.author_id = known[0].id
+            session.flush()
+            session.refresh(book, ["author"])
+            assert book.author is known[0]
+    session.rollback()
+
+
+def refresh_what_came_by_a_join(session: Session) -> None:
+    for book in session.scalars(select(Book).options(joinedload(Book.author))).all():
+        book.author_id = 1
+        session.commit()
+        session.refresh(book)
+        assert book.author.id == 1
+
+
+def refresh_what_came_by_another_select(session: Session) -> None:
+    for author in session.scalars(select(Author).options(selectinload(Author.books))).all():
+        session.add(Book(title="new", author_id=author.id))
+        author.name += "!"
+        session.flush()
+        session.refresh(author)
+        assert len(author.books) == 2
+    session.rollback()
+
+
+def refresh_a_deferred_column(session: Session) -> None:
+    for author in session.scalars(select(Author)).all():
+        author.name += "!"
+        session.flush()
+        session.refresh(author, ["biography"])
+    session.rollback()
+
+
+def refresh_another_one(session: Session) -> None:
+    *written, other = session.scalars(select(Author)).all()
+    for author in written:
+        author.name += "!"
+        session.flush()
+        session.refresh(other)
+    session.rollback()
+
+
+def refresh_one_of_another_class(session: Session) -> None:
+    books = session.scalars(select(Book)).all()
+    for book in books:
+        session.add(Author(name=f"by {book.id}"))
+        session.commit()
+        session.refresh(book)
+
+
+def refresh_after_a_rollback_to_a_savepoint(session: Session) -> None:
+    for author in session.scalars(select(Author)).all():
+        savepoint = session.begin_nested()
+        author.name += "!"
+        session.flush()
+        savepoint.rollback()
+        session.refresh(author)
+
+
 def refresh_at_two_lines(session: Session) -> None:
     first, second = authors(2)
     first.name, second.name = "first", "second"
@@ -168,12 +305,19 @@ def refresh_at_two_lines(session: Session) -> None:
         refresh_books,
         refresh_after_a_rollback,
         refresh_after_another_select,
+        refresh_the_other_side,
+        refresh_what_came_by_a_join,
+        refresh_what_came_by_another_select,
+        refresh_a_deferred_column,
+        refresh_another_one,
+        refresh_one_of_another_class,
+        refresh_after_a_rollback_to_a_savepoint,
         refresh_at_two_lines,
     ],
 )
 def test_what_is_no_refresh_after_a_write(twin: Twin, how: Callable[[Session], None]) -> None:
     async def story() -> None:
-        await keep(twin, *authors(3))
+        await keep(twin, *authors(3, books_each=1))
         assert_found(await tell(twin, how, refreshes_from_one_site=2))
 
     twin.run(story)
