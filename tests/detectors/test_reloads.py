@@ -187,6 +187,28 @@ def test_objects_refreshed_directly_after_the_flush_that_wrote_them() -> None:
     )
 
 
+def test_a_commit_that_expires_nothing() -> None:
+    found = one(reported(RefreshAfterWrite(), *[FLUSHED, COMMITTED, *refresh()] * 5))
+    assert (found.remedy, found.evidence["committed_at"]) == ("remove refresh()", str(COMMIT))
+
+
+UPDATED = "an object has the values that its UPDATE has written"
+INSERTED = "an INSERT returns generated values if the database supports RETURNING"
+
+
+@pytest.mark.parametrize(
+    ("written", "why"),
+    [
+        (["INSERT"] * 5, INSERTED),
+        (["UPDATE"] * 5, UPDATED),
+        ([*["UPDATE"] * 4, "INSERT"], f"{INSERTED}, and {UPDATED}"),
+    ],
+)
+def test_why_the_values_are_there(written: list[str], why: str) -> None:
+    facts = [fact for by in written for fact in (FLUSHED, *refresh(written=by))]
+    assert one(reported(RefreshAfterWrite(), *facts)).evidence["why"] == why
+
+
 def test_several_objects_refreshed_after_one_commit() -> None:
     assert len(reported(RefreshAfterWrite(), COMMITTED, *refresh() * 5)) == 1
 

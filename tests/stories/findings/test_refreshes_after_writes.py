@@ -124,6 +124,54 @@ def test_a_helper_that_refreshes_objects_of_any_class(twin: Twin) -> None:
     twin.run(story)
 
 
+def change_each(session: Session, *, refresh: bool = True) -> None:
+    for number, author in enumerate(session.scalars(select(Author)).all()):
+        author.name = f"changed {number}"
+        with session.begin_nested():
+            session.flush()  # <- written
+        if refresh:
+            session.refresh(author, ["name"])  # <- refreshed
+        assert author.name == f"changed {number}"
+    session.commit()
+
+
+def change_all(session: Session, *, refresh: bool = True) -> None:
+    known = session.scalars(select(Author)).all()
+    for number, author in enumerate(known):
+        author.name = f"changed {number}"
+    session.commit()  # <- written
+    for number, author in enumerate(known):
+        if refresh:
+            session.refresh(author)  # <- refreshed
+        assert author.name == f"changed {number}"
+
+
+@pytest.mark.parametrize("how", [change_each, change_all])
+@pytest.mark.parametrize("expires", [True, False])
+def test_what_is_refreshed_after_an_update(twin: Twin, how: Any, expires: bool) -> None:
+    settings = {"refreshes_from_one_site": 3, "reloads_after_commit": 2}
+
+    async def story() -> None:
+        await keep(twin, *authors(3))
+        twin.factory.configure(expire_on_commit=expires)
+        (finding,) = (await tell(twin, how, **settings)).findings
+        assert (finding.id, finding.site) == ("refresh-after-write", marked(how, "<- refreshed"))
+        maker = unexpiring(twin)
+        assert finding.remedy == (
+            f"remove refresh(), and use {maker}"
+            if expires and how is change_all
+            else "remove refresh()"
+        )
+        assert finding.evidence["why"] == "an object has the values that its UPDATE has written"
+        if maker in finding.remedy:
+            use(twin, maker)
+        told = await tell(twin, lambda session: how(session, refresh=False), **settings)
+        assert_found(told)
+        assert [summary.loaded for summary in told.sessions] == [{"Author": 3}]
+
+    twin.run(story)
+
+
 # What a loop reads again after a write, and what to select once in its place.
 
 
