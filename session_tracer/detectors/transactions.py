@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from session_tracer.detectors.evidence import known, looping, ms, work_site
 from session_tracer.detectors.memory import Once, Recent
@@ -282,7 +282,7 @@ class SplitWrites(BuiltIn):
         )
 
 
-# Such as the status of a job, which is shown while the job goes on, and has to survive its rollback.
+# Such as the status of a job, which is seen while that goes on, and has to survive its rollback.
 _APART: Final = (
     'session_tracer.silence("split-writes", reason="...")  # if each may be committed alone'
 )

@@ -23,7 +23,6 @@ from session_tracer.pytest_plugin.client_threads import ClientThreads
 from session_tracer.runtime import process
 from session_tracer.verdicts.policy import Policy
 from session_tracer.where.callsite import registry_at_work, task_stack
-from session_tracer.where.owner import waiting_for_both
 from session_tracer.where.tasks import is_ready, suspended
 
 if TYPE_CHECKING:
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
         EventLoopBlocked,
         Fact,
         FlushFailureDecided,
-        SessionUsedConcurrently,
         WritesSplit,
     )
     from session_tracer.instrumentor import Instrumentation
@@ -317,22 +315,6 @@ class Tracing:
         case, opened = self.case, (report.ledger.opened_site, fact.other_opened_site)
         return case is not None and len(set(map(case.has_line, opened))) > 1
 
-    def is_shared_by_tests(self, fact: SessionUsedConcurrently, report: Report) -> bool:
-        """Return whether tasks or threads of the tests share a session that the tests opened.
-
-        The application would give each its own. What it starts itself shares it there, too.
-        """
-        case = self.case
-        if case is None or fact.leaves or not case.has_line(report.ledger.opened_site):
-            return False
-        if fact.owner.is_task:
-            waiting = waiting_for_both(fact.owner, fact.other_owner)
-            return case.has_line(next(iter(report.ledger.locator.sites(waiting)), None))
-        return all(
-            any(map(case.own_files.begins, owner.frames()))
-            for owner in (fact.owner, fact.other_owner)
-        )
-
     def lasts_for_tests(self, finding: Finding, report: Report) -> bool:
         """Return whether tests decide how long it lasts, of a session that they opened.
 
@@ -514,10 +496,6 @@ class _PerTest:
             memory.case, memory.of_detector = self._tracing.case, self._detector.memory()
         if isinstance(fact, facts.ConnectionNested | facts.WritesSplit) and (
             self._tracing.is_beside_the_tests(fact, report)
-        ):
-            return ()
-        if isinstance(fact, facts.SessionUsedConcurrently) and (
-            self._tracing.is_shared_by_tests(fact, report)
         ):
             return ()
         if isinstance(fact, facts.FlushFailureDecided) and self._tracing.was_written(fact, report):

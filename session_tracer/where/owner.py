@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator
     from types import FrameType
 
-__all__ = ["Owner", "current", "leaver_for", "others", "root_of", "waiting_for_both"]
+__all__ = ["Owner", "current", "leaver_for", "others", "root_of"]
 
 # A thread of a pool does one piece of work after another, and those of several requests in turn.
 # Each piece that runs in a context of its own, as anyio's and `asyncio.to_thread()`'s do, is an
@@ -279,14 +279,6 @@ def root_of(owner: Owner) -> Owner:
     if outermost is None or outermost is running:
         return owner
     return Owner(threading.current_thread(), outermost, owner.loop(), None)
-
-
-def waiting_for_both(one: Owner, other: Owner) -> list[FrameType]:
-    """Return the frames of the task that waits for both tasks, directly or not, if one does."""
-    tasks = [None if owner._task is None else owner._task() for owner in (one, other)]
-    first, second = ([task, *awaiting_tasks(task)] for task in tasks)
-    waiting = next((task for task in first if task is not None and task in second), None)
-    return [] if waiting is None or _runs(waiting) else suspended(waiting)
 
 
 def leaver_for(owner: Owner) -> Owner | None:

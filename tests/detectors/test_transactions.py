@@ -269,6 +269,9 @@ SPLIT = WritesSplit(
 )
 
 
+APART = 'session_tracer.silence("split-writes", reason="...")  # if each may be committed alone'
+
+
 def test_writes_are_committed_by_two_sessions() -> None:
     assert reported(SplitWrites(), OPENING, SPLIT) == [
         Finding(
@@ -285,10 +288,7 @@ def test_writes_are_committed_by_two_sessions() -> None:
                 "other_written": {"Stock": 3},
                 "other_opened_at": str(BEGAN),
                 "other_committed_at": str(ELSEWHERE),
-                "alternatives": [
-                    'session_tracer.silence("split-writes", reason="...")  '
-                    "# if each may be committed alone"
-                ],
+                "alternatives": [APART],
             },
         )
     ]

@@ -11,9 +11,7 @@ if TYPE_CHECKING:
 
 SERVICE: Final = """
 import asyncio
-import threading
-from concurrent.futures import ThreadPoolExecutor
-from sqlalchemy import event, select, text
+from sqlalchemy import select, text
 from tests.library import Author
 from tests.stories.findings.due import look_ahead
 
@@ -30,25 +28,6 @@ class Application:
 
     async def request(self):
         await handle(self.session)
-
-def write(session, inside, done):
-    event.listen(session, "after_flush", lambda *_: (inside.set(), done.wait(20)))
-    session.add(Author(name="new"))
-    session.flush()
-
-def read_meanwhile(session, inside, done):
-    inside.wait(20)
-    try:
-        with session.no_autoflush:
-            session.scalar(text("SELECT 1"))
-    finally:
-        done.set()
-
-def write_and_read(session):
-    events = threading.Event(), threading.Event()
-    with ThreadPoolExecutor() as pool:
-        pool.submit(write, session, *events)
-        pool.submit(read_meanwhile, session, *events)
 
 def read(session):
     session.scalars(select(Author).limit(1)).all()  # reads
@@ -99,32 +78,12 @@ def service(suites: Suites) -> Suites:
     return suites
 
 
-def test_tasks_of_a_test_that_share_its_session(service: Suites) -> None:
+def test_tasks_that_share_a_session_of_the_tests(service: Suites) -> None:
     run = service.run_source(
         TASKS
         + """
 async def test_of_a_fixture(shared):
     await asyncio.gather(handle(shared), handle(shared))
-
-async def test_of_its_own(maker):
-    async with maker() as session:
-        await session.connection()
-        async with asyncio.TaskGroup() as group:
-            group.create_task(handle(session))
-            group.create_task(handle(session))
-""",
-        "--session-tracer=warning",
-    )
-    assert set(run.outcomes.values()) == {"passed"}, run.text
-    assert "concurrent-use" not in run.text
-
-
-def test_tasks_of_the_application_that_share_a_session(service: Suites) -> None:
-    run = service.run_source(
-        TASKS
-        + """
-async def test_of_a_fixture(shared):
-    await handle_both(shared)
 
 async def test_of_requests(shared):
     await asyncio.gather(handle_both(shared), asyncio.sleep(0))
@@ -143,41 +102,6 @@ async def test_of_the_application(application):
         text = " ".join(run.reports[test]["call"].longreprtext.split())
         assert f"({service.at('# handles', 'service')})" in text
         assert f"; the tests opened the session at {service.at(words)} in " in text
-
-
-def test_threads_share_a_session_of_the_tests(service: Suites) -> None:
-    run = service.run_source(
-        """
-from concurrent.futures import ThreadPoolExecutor
-from threading import Event
-from service import read_meanwhile, write, write_and_read
-from sqlalchemy import create_engine
-from sqlalchemy.orm import Session
-from sqlalchemy.pool import StaticPool
-from tests.library import Base
-
-@pytest.fixture
-def shared():
-    options = {"check_same_thread": False}
-    engine = create_engine("sqlite://", poolclass=StaticPool, connect_args=options)
-    Base.metadata.create_all(engine)
-    with Session(engine) as session:
-        session.connection()
-        yield session
-
-def test_of_its_own(shared):
-    events = Event(), Event()
-    with ThreadPoolExecutor() as pool:
-        pool.submit(lambda: write(shared, *events))
-        pool.submit(lambda: read_meanwhile(shared, *events))
-
-def test_of_the_application(shared):
-    write_and_read(shared)
-""",
-        "--session-tracer=error",
-    )
-    assert run.outcomes == {"test_of_its_own": "passed", "test_of_the_application": "failed"}
-    assert "concurrent-use" in run.text
 
 
 def test_how_long_a_transaction_of_the_tests_is_open(service: Suites) -> None:
