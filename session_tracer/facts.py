@@ -239,7 +239,8 @@ class StatementExecuted(_Value):
     SELECT could replace, which reads `of_key` for the keys of all of them, and `ignored` for parts
     whose values that choose no rows are the same. `is_tree` is whether rows of `entity` refer to
     other rows of it.
-    `sql` is the text of a SELECT without its values, shortened.
+    `sql` is the text of a SELECT without its values, shortened. `clauses` has the methods that gave
+    an INSERT more than its values, such as `returning`, if it is judged.
     """
 
     at: int
@@ -269,6 +270,7 @@ class StatementExecuted(_Value):
     of_key: OfKey = "rows"
     is_tree: bool = False
     sql: str = ""
+    clauses: tuple[str, ...] = ()
 
 
 @dataclass(slots=True, eq=False, repr=False)

@@ -33,6 +33,7 @@ from session_tracer.facts import (
 )
 from session_tracer.model.counts import add_counts, total
 from session_tracer.model.totals import Tally, Total
+from session_tracer.where.callsite import writes_now
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -222,7 +223,7 @@ class _Autoflushes:
 
 
 class AutoflushStorm(BuiltIn):
-    """`autoflush-storm`: each read in a loop flushes what the loop has changed."""
+    """`autoflush-storm`: each statement of a loop flushes what the loop has changed."""
 
     candidates = (FlushCompleted,)
     counts_repeats = True
@@ -247,11 +248,15 @@ class AutoflushStorm(BuiltIn):
             return
         objects_by_class = added_up(autoflushes.written)
         loop = looping(autoflushes.passed, report)
-        remedy, *others = _without_flushes(ledger.locator.called_by(_MERGING), loop, fact.site)
+        verb = writes_now()
+        what = f"{verb}s" if verb else "reads"
+        remedy, *others = _without_flushes(
+            verb, ledger.locator.called_by(_MERGING), loop, fact.site
+        )
         yield report.finding(
             "autoflush-storm",
             "warning",
-            f"reads at one line caused at least {enough} autoflushes in one transaction "
+            f"{what} at one line caused at least {enough} autoflushes in one transaction "
             f"({counted(objects_by_class)})",
             remedy,
             fact.site,
@@ -270,11 +275,21 @@ class AutoflushStorm(BuiltIn):
 _MERGING: Final = frozenset({"merge"})
 
 
-def _without_flushes(is_merge: bool, loop: CallSite | None, site: CallSite | None) -> Iterator[str]:
+# What the loop is to collect, by the verb of the statement that it executes.
+_COLLECTED: Final = {"INSERT": "rows", "UPDATE": "new values", "DELETE": "keys"}
+
+
+def _without_flushes(
+    verb: str, is_merge: bool, loop: CallSite | None, site: CallSite | None
+) -> Iterator[str]:
     """Yield the remedies; merge() flushes also where it finds its object in the session."""
     block, place = "with session.no_autoflush:", elsewhere(loop, site)
     if is_merge:
         yield f"{block}  # around the loop{place}"
+    elif verb:
+        what = f"collect the {_COLLECTED[verb]} and execute one {verb} for all of them"
+        yield f"{what} after the loop{place}"
+        yield block
     else:
         yield f"load what the loop needs before the loop{place}"
         yield block

@@ -75,11 +75,14 @@ def _is_by_library(fact: StatementExecuted, rows: Rows, report: Report) -> bool:
 
 def _cause(fact: StatementExecuted, rows: Rows, report: Report) -> tuple[str, str, str]:
     """Return where the rows were written, why one by one, and the remedy."""
-    bulk = bulk_write(fact.operation, fact.entity, report)
+    bulk = bulk_write(fact.operation, fact.entity, report, fact.clauses)
     if not fact.in_flush:
         why = "there is one execute() for each row"
-        remedy = f"one {bulk} for all rows" if fact.operation == "DELETE" else bulk
-        return "from one line", why, remedy
+        if fact.operation == "DELETE" or "from_select" in fact.clauses:
+            bulk = f"one {bulk} for all rows"
+        for clause in _OF_EACH_ROW.keys() & fact.clauses:
+            bulk += f"  # take the new values from {_OF_EACH_ROW[clause]}"
+        return "from one line", why, bulk
     where = "in one flush" if rows.flushes == 1 else f"in {rows.flushes} flushes from one line"
     if rows.flushes == rows.count:
         why = "one statement can only write rows of the same flush"
@@ -95,6 +98,11 @@ def _cause(fact: StatementExecuted, rows: Rows, report: Report) -> tuple[str, st
     return where, _ONE_BY_ONE[fact.operation], bulk
 
 
+# How the clause of one INSERT names the values of the row that it could not insert.
+_OF_EACH_ROW: Final[Mapping[str, str]] = {
+    "on_conflict_do_update": "excluded",
+    "on_duplicate_key_update": "inserted",
+}
 # When SQLAlchemy's unit of work executes one statement for each row although their SQL is the same.
 _ONE_BY_ONE: Final[Mapping[str, str]] = {
     "INSERT": (

@@ -191,9 +191,12 @@ def variable(entity: str) -> str:
     return f"{name}_" if taken else name
 
 
-def bulk_write(operation: str, entity: str, report: Report) -> str:
-    """Return the statement that writes many rows of a mapped class."""
+def bulk_write(operation: str, entity: str, report: Report, clauses: tuple[str, ...] = ()) -> str:
+    """Return the statement that writes many rows of a mapped class, with such clauses."""
     made = f"{operation.lower()}({entity or '...'})"
+    made += "".join([f".{clause}(...)" for clause in clauses])
     if operation == "DELETE":
         return f"{awaited(report)}session.execute({made}.where(...))"
+    if "from_select" in clauses:
+        return f"{awaited(report)}session.execute({made})"
     return f"{awaited(report)}session.execute({made}, [{{...}}, {{...}}, ...])"

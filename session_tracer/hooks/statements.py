@@ -735,10 +735,25 @@ def _executed(
         rows=rows,
         streamed=ledger.is_streaming,
         text=hash(statement),
+        clauses=_clauses(context.invoked_statement) if has_crossed else (),
     )
     ledger.statement_executed(fact)
     if has_crossed:
         ledger.judge(fact)
+
+
+def _clauses(insert: Any) -> tuple[str, ...]:
+    """The methods that gave an INSERT more than its values, in the order of its SQL."""
+    if not getattr(insert, "is_insert", False):
+        return ()
+    conflict = getattr(insert, "_post_values_clause", None)
+    is_there = {
+        "prefix_with": bool(getattr(insert, "_prefixes", ())),
+        "from_select": insert.select is not None,
+        getattr(conflict, "__visit_name__", ""): conflict is not None,
+        "returning": bool(getattr(insert, "_returning", ())),
+    }
+    return tuple([name for name, is_so in is_there.items() if is_so])
 
 
 _ONE_ROW: Final = frozenset({"INSERT", "UPDATE", "DELETE"})

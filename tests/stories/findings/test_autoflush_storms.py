@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import Insert, __version__, delete, func, insert, select, text, update
 
 from tests.library import Author, Book, authors, keep
 from tests.stories.findings.due import Due, assert_found
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from tests.twins import Twin
 
+IS_20 = __version__.startswith("2.0.")
 NO_AUTOFLUSH = "with session.no_autoflush:"
 
 
@@ -120,6 +121,107 @@ def test_autoflushes_by(twin: Twin, what: str) -> None:
         await keep(twin, *authors(3, books_each=1))
         told = await tell(twin, how, autoflushes_from_one_site=3)
         assert_found(told, storm(how, 3, **written))
+
+    twin.run(story)
+
+
+def change_each(session: Session, write: Any) -> None:
+    for author in session.scalars(select(Author).order_by(Author.id)).all():  # <- began
+        author.name += "."
+        session.execute(write(author.id))  # <- read
+    session.commit()
+
+
+def insert_book(author: int) -> Insert:
+    return insert(Book).values(title="new", author_id=author)
+
+
+WRITES: dict[str, tuple[Any, str, Any]] = {
+    "INSERT": (insert_book, "rows", insert(Book).values(title="new", author_id=1)),
+    "UPDATE": (
+        lambda author: update(Book).where(Book.author_id == author).values(copies=7),
+        "new values",
+        update(Book).values(copies=7),
+    ),
+    "DELETE": (
+        lambda author: delete(Book).where(Book.author_id == author),
+        "keys",
+        delete(Book),
+    ),
+}
+
+
+@pytest.mark.parametrize("verb", WRITES)
+def test_what_a_loop_writes_by_itself_is_one_statement_after_it(twin: Twin, verb: str) -> None:
+    write, what, for_all = WRITES[verb]
+
+    def cured(session: Session) -> None:
+        for author in session.scalars(select(Author)).all():
+            author.name += "."
+        session.execute(for_all)
+        session.commit()
+
+    def in_block(session: Session) -> None:
+        without_autoflush(session, lambda session: change_each(session, write))
+
+    async def story() -> None:
+        await keep(twin, *authors(4, books_each=1))
+        told = await tell(
+            twin, lambda session: change_each(session, write), autoflushes_from_one_site=3
+        )
+        (finding,) = told.findings
+        assert finding.site == marked(change_each, "<- read")
+        assert finding.message == (
+            f"{verb}s at one line caused at least 3 autoflushes in one transaction (3 Author)"
+        )
+        assert finding.remedy == (
+            f"collect the {what} and execute one {verb} for all of them after the loop"
+        )
+        assert finding.evidence["alternatives"] == [NO_AUTOFLUSH]
+        for how in (cured, in_block):
+            assert_found(await tell(twin, how, autoflushes_from_one_site=2))
+
+    twin.run(story)
+
+
+@pytest.mark.skipif(IS_20, reason="SQLAlchemy 2.0 flushes for mapped classes alone")
+@pytest.mark.parametrize(
+    "statement",
+    [
+        insert(Book.metadata.tables["books"]).values(title="new", author_id=1),
+        text("INSERT INTO books (title, copies, author_id) VALUES ('new', 1, 1)"),
+    ],
+)
+def test_an_insert_of_no_mapped_class_is_not_called_a_read(twin: Twin, statement: Any) -> None:
+    async def story() -> None:
+        await keep(twin, *authors(3))
+        told = await tell(
+            twin,
+            lambda session: change_each(session, lambda _: statement),
+            autoflushes_from_one_site=2,
+        )
+        (finding,) = told.findings
+        assert finding.message.startswith("INSERTs at one line caused at least 2 autoflushes")
+
+    twin.run(story)
+
+
+def count_and_insert(session: Session) -> None:
+    for author in session.scalars(select(Author).order_by(Author.id)).all():  # <- began
+        author.name += "."
+        copies = select(func.count(Book.id))
+        session.execute(insert_book(author.id).values(copies=session.scalar(copies)))  # <- read
+    session.commit()
+
+
+def test_a_line_that_reads_before_it_inserts_flushes_by_reading(twin: Twin) -> None:
+    async def story() -> None:
+        await keep(twin, *authors(4))
+        told = await tell(twin, count_and_insert, autoflushes_from_one_site=3)
+        storms = [finding for finding in told.findings if finding.id == "autoflush-storm"]
+        assert [finding.remedy for finding in storms] == [
+            "load what the loop needs before the loop"
+        ]
 
     twin.run(story)
 

@@ -8,7 +8,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import delete, func, insert, literal, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 
 from session_tracer.testing import Captured, capture
 from tests.library import Author, Book, authors, keep
@@ -127,6 +128,77 @@ def test_an_execute_for_each_row(twin: Twin, kind: str) -> None:
         await twin.execute(Author.metadata.drop_all)
         await twin.execute(Author.metadata.create_all)
         await keep(twin, *authors(0 if kind == "INSERT" else 3))
+
+    twin.run(story)
+
+
+UPSERTS = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+# By the clause: what is added to an INSERT by it, and the remedy's comment.
+CLAUSES: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "on_conflict_do_nothing(...)": (lambda made: made.on_conflict_do_nothing(), ""),
+    "on_conflict_do_update(...)": (
+        lambda made: made.on_conflict_do_update(
+            index_elements=["name"], set_={"biography": made.excluded.name}
+        ),
+        "  # take the new values from excluded",
+    ),
+    "returning(...)": (lambda made: made.returning(Author.id), ""),
+    "on_conflict_do_nothing(...).returning(...)": (
+        lambda made: made.on_conflict_do_nothing().returning(Author),
+        "",
+    ),
+}
+
+
+@on_each_database
+@pytest.mark.parametrize("clause", CLAUSES)
+def test_a_list_of_rows_keeps_the_clauses_of_the_insert(
+    twin: Twin, database: str, clause: str
+) -> None:
+    add, comment = CLAUSES[clause]
+    statement = add(UPSERTS[database](Author))
+
+    async def insert_each_with_it(session: Any) -> None:
+        for row in [*ROWS, *ROWS] if "conflict" in clause else ROWS:
+            await session.execute(statement.values(name=row["name"]))  # <- written
+        await session.commit()
+
+    async def cured(session: Any) -> None:
+        rows = [{"name": row["name"]} for row in ROWS]
+        await session.execute(statement, rows)
+        await session.commit()
+
+    async def story() -> None:
+        captured = await tell(twin, insert_each_with_it, single_row_writes=3)
+        remedy = f"session.execute(insert(Author).{clause}, [{{...}}, {{...}}, ...]){comment}"
+        due = one_by_one(
+            insert_each_with_it,
+            "Author",
+            f"{awaited(twin)}{remedy}",
+            why="there is one execute() for each row",
+        )
+        assert_found(captured, due)
+        if "conflict" not in clause:
+            await twin.execute(Author.metadata.drop_all)
+            await twin.execute(Author.metadata.create_all)
+        assert_found(await tell(twin, cured, single_row_writes=2))
+
+    twin.run(story)
+
+
+async def insert_each_from_a_select(session: Any) -> None:
+    for number in (1, 2, 3):
+        name = select(literal(f"new {number}"))
+        await session.execute(insert(Author).from_select(["name"], name))  # <- written
+    await session.commit()
+
+
+def test_an_insert_from_a_select_takes_no_list_of_rows(twin: Twin) -> None:
+    async def story() -> None:
+        (finding,) = (await tell(twin, insert_each_from_a_select, single_row_writes=3)).findings
+        assert finding.remedy == (
+            f"one {awaited(twin)}session.execute(insert(Author).from_select(...)) for all rows"
+        )
 
     twin.run(story)
 
