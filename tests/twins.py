@@ -18,8 +18,13 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import aiosqlite
 import pytest
 from sqlalchemy import URL, Engine, create_engine, make_url
-from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.ext.asyncio import (
+    AsyncEngine,
+    async_scoped_session,
+    async_sessionmaker,
+    create_async_engine,
+)
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from tests.library import Base
 
@@ -164,6 +169,13 @@ class Twin:
         """A new session of the factory, to be used as an AsyncSession is."""
         made = self.factory(**options)
         return made if self.is_async else SyncSession(made)
+
+    def registry(self, scope: Callable[[], Any] | None = None) -> Any:
+        """A `scoped_session` of the factory, to be used as an `async_scoped_session` is."""
+        if self.is_async:
+            return async_scoped_session(self.factory, scope or asyncio.current_task)
+        registry: Any = scoped_session(self.factory, scope)
+        return SyncSession(registry)
 
     async def execute(self, work: Callable[[Any], Any]) -> None:
         """Run something on a connection of its own, untraced."""

@@ -10,6 +10,7 @@ from session_tracer.detectors.protocol import BuiltIn
 from session_tracer.detectors.wording import (
     NEVER_CLOSED,
     awaited,
+    closing,
     duration,
     own_session,
     session,
@@ -89,7 +90,7 @@ def _abandoned(fact: SessionClosed, report: Report, memory: _LastTransaction) ->
         "abandoned-session",
         "error",
         f"{session(report)} {NEVER_CLOSED[fact.ending]}, {harm}",
-        with_block(report),
+        closing(report),
         life_site(report),
         entity=lost.entity(),
         count=max(lost.count(), 1),

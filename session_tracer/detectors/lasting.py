@@ -9,8 +9,10 @@ from session_tracer.detectors.protocol import BuiltIn
 from session_tracer.detectors.wording import (
     ENDED,
     NEVER_CLOSED,
+    closing,
     connection,
     duration,
+    removal,
     session,
     with_block,
 )
@@ -130,15 +132,18 @@ def _function(site: CallSite | None) -> str:
 
 
 def _end_it(fact: TimePassed, live: LiveSession, report: Report) -> str:
-    with_line = _with_line(report)
+    remove, with_line = removal(report), _with_line(report)
     if live.owner_state == "suspended":
-        return f"yield inside `{with_line}`, and close the generator when its caller is done"
+        inside = f"try, with {remove} in its finally" if remove else f"`{with_line}`"
+        return f"yield inside {inside}, and close the generator when its caller is done"
     if live.holds_connection and live.owner_stack and not fact.running:
         return f"commit before the wait at {live.owner_stack[0]}, or open the session after it"
     unsaved = any(live.objects.get(state) for state in ("pending", "modified", "deleted"))
     if unsaved or (live.transaction != "none" and report.ledger.wrote):
+        if remove:
+            return f"commit or roll back; {remove} at the end of each request or task"
         return f"commit or roll back, then close the session; `{with_line}` always closes it"
-    return with_block(report)
+    return closing(report)
 
 
 class _Watched:
@@ -245,7 +250,8 @@ def _idle(idle: int, live: LiveSession, report: Report) -> Finding:
     if wait is not None:
         remedy = f"commit or close before the wait at {wait}, or wait outside the transaction"
     elif live.owner_state in GONE:
-        remedy = f"close the session: {_gone(live, report)}; `{_with_line(report)}` closes it"
+        closes = removal(report) or f"`{_with_line(report)}`"
+        remedy = f"close the session: {_gone(live, report)}; {closes} closes it"
     else:
         remedy = "commit or close as soon as the last statement's result is read"
     if ledger.is_lent:

@@ -12,6 +12,7 @@ from session_tracer.detectors.wording import (
     ENDED,
     NEVER_CLOSED,
     awaited,
+    closing,
     counted,
     duration,
     elsewhere,
@@ -232,7 +233,7 @@ def _cancelled(
     when = ""
     remedy = "run the work again, or use asyncio.shield() for code that must not be interrupted"
     if not is_closed:
-        remedy = with_block(report)
+        remedy = closing(report)
     elif is_shutdown():
         severity, when = "info", ", as its event loop ended,"
         remedy = "await the task before the event loop ends, unless the work is done again later"

@@ -26,6 +26,7 @@ __all__ = [
     "NEVER_CLOSED",
     "awaited",
     "bulk_write",
+    "closing",
     "connection",
     "counted",
     "dotted",
@@ -39,6 +40,7 @@ __all__ = [
     "objects",
     "opening",
     "own_session",
+    "removal",
     "session",
     "variable",
     "with_block",
@@ -174,6 +176,21 @@ def with_block(report: Report, comment: str = "") -> str:
     """Return the code that closes a session in all cases."""
     head = f"{opening(report)} SessionLocal() as session:"
     return f"{head}  # {comment}" if comment else f"{head}\n    ..."
+
+
+def removal(report: Report) -> str:
+    """Return the call that closes a session which a `scoped_session` has made, else nothing."""
+    ledger = report.ledger
+    is_registered = any(
+        map(ledger.locator.is_registered, {ledger.opened_site, ledger.first_used_site})
+    )
+    return f"{awaited(report)}Session.remove()" if is_registered else ""
+
+
+def closing(report: Report) -> str:
+    """Return the code that closes a session which its thread or task has left open."""
+    remove = removal(report)
+    return f"{remove}  # at the end of each request or task" if remove else with_block(report)
 
 
 def own_session(report: Report, each: str = "task") -> str:

@@ -214,7 +214,7 @@ class Locator:
         # The instructions that call a library that calls the application's functions.
         self._drivers: set[tuple[int, int]] = set()
         # The lines at which a registry was called, such as one that opened a session.
-        self._registered: set[CallSite] = set()
+        self._registered: set[CallSite | None] = set()
         # By the instruction: working out a frame's line costs more than all the rest.
         self.known: dict[tuple[int, int], CallSite] = {}
         # From the code that asks: how far away the application's frames have been, and the function
@@ -527,7 +527,7 @@ class Locator:
         The last one is that of the function which opened it, with the line that did: a loop around
         that opens another session in each turn. The line of the others is 0.
         """
-        if opened in self._registered:
+        if self.is_registered(opened):
             opened = None
         for number, frame in enumerate(_outwards(start)):
             if self._kind(frame) == _MACHINERY:
@@ -773,6 +773,10 @@ class Locator:
     def is_application(self, frame: FrameType) -> bool:
         """Return whether the frame is the application's."""
         return self._kind(frame) <= _TEMPLATE
+
+    def is_registered(self, site: CallSite | None) -> bool:
+        """Return whether a `scoped_session` was called at the line, which this locator found."""
+        return site in self._registered
 
     def is_in_generator(self, site: CallSite | None) -> bool:
         """Return whether the line, which this locator found, is one of a generator function."""

@@ -248,6 +248,83 @@ def test_with_the_remedy_a_task_leaves_nothing_open(twin: Twin, id_: str, state:
     twin.run(lambda: assert_cures(twin, id_, state, BY_TASKS[state]))
 
 
+# A session that a registry has made.
+
+
+async def leave_in_a_registry(place: Place) -> None:
+    registry = place.twin.registry(lambda: None)
+    place.left.append(registry)
+    registry.add(Author(name=f"Ada {next(NUMBERS)}"))
+    await registry.flush()
+
+
+async def read_in_a_registry(place: Place) -> None:
+    registry = place.twin.registry(lambda: None)
+    place.left.append(registry)
+    await registry.scalar(COUNT)
+
+
+async def remove_from_the_registry(place: Place) -> None:
+    registry = place.twin.registry(lambda: None)
+    await add(registry)
+    await registry.commit()
+    await registry.remove()
+
+
+async def registry_of_a_dependency(place: Place) -> AsyncIterator[Any]:
+    registry = place.twin.registry(lambda: None)
+    place.left.append(registry)
+    await registry.connection()
+    yield registry
+    await registry.remove()
+
+
+async def leave_a_generator_with_a_registry(place: Place) -> None:
+    generator = registry_of_a_dependency(place)
+    place.generators.append(generator)
+    await add(await anext(generator))
+
+
+AT_THE_END: Final = "at the end of each request or task"
+REMOVED: Final = [
+    (leave_in_a_registry, "leaked-session", f"commit or roll back; {{}} {AT_THE_END}"),
+    (
+        leave_in_a_registry,
+        "idle-in-transaction",
+        "close the session: leave_in_a_registry() has returned; {} closes it",
+    ),
+    (read_in_a_registry, "leaked-session", f"{{}}  # {AT_THE_END}"),
+]
+YIELDED: Final = (
+    "yield inside try, with {} in its finally, and close the generator when its caller is done"
+)
+
+
+async def assert_removes(twin: Twin, leaves: Work, id_: str, remedy: str) -> None:
+    later, settings = LASTING[id_]
+    place = Place(twin, later)
+    (found,) = (await seen(place, lambda it: by_one_that_goes_on(it, leaves), **settings)).findings
+    remove = f"{'await ' if twin.is_async else ''}Session.remove()"
+    assert (found.id, found.remedy) == (id_, remedy.format(remove))
+    for generator in place.generators:
+        await generator.aclose()
+    cured = Place(twin, later)
+    assert_found(await seen(cured, lambda it: by_one_that_goes_on(it, remove_from_the_registry)))
+
+
+@pytest.mark.parametrize(("leaves", "id_", "remedy"), REMOVED)
+def test_with_the_remedy_nothing_is_left_in_a_registry(
+    twin: Twin, leaves: Work, id_: str, remedy: str
+) -> None:
+    twin.run(lambda: assert_removes(twin, leaves, id_, remedy))
+
+
+@only_sync
+def test_with_the_remedy_no_generator_keeps_the_session_of_a_registry(twin: Twin) -> None:
+    work = leave_a_generator_with_a_registry
+    twin.run(lambda: assert_removes(twin, work, "leaked-session", YIELDED))
+
+
 # Code that waits while its own session has a transaction.
 
 

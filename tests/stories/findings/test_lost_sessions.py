@@ -127,6 +127,62 @@ def test_a_session_that_is_lost_during_a_transaction(
     twin.run(story)
 
 
+async def read_by_a_registry(twin: Twin) -> Any:
+    registry = twin.registry()
+    await registry.scalars(select(Author))
+    return registry
+
+
+async def read_by_the_session_of_a_registry(twin: Twin) -> Any:
+    registry = twin.registry()
+    session = registry() if twin.is_async else registry.sync_session()
+    read = session.scalars(select(Author))
+    if twin.is_async:
+        await read
+    return registry
+
+
+@pytest.mark.parametrize("read_by", [read_by_a_registry, read_by_the_session_of_a_registry])
+def test_the_session_of_a_registry_is_to_be_removed(twin: Twin, read_by: Any) -> None:
+    async def story() -> None:
+        with capture(twin.factory) as captured:
+            await read_by(twin)
+            gc.collect()
+        (finding,) = captured.findings
+        remove = f"{'await ' if twin.is_async else ''}Session.remove()"
+        assert (finding.id, finding.remedy) == (
+            "abandoned-session",
+            f"{remove}  # at the end of each request or task",
+        )
+        with capture(twin.factory) as captured:
+            registry = await read_by(twin)
+            await registry.remove()
+            del registry
+            gc.collect()
+        assert_found(captured)
+
+    twin.run(story)
+
+
+async def read_by_the_factory_of_a_registry(twin: Twin) -> None:
+    registry = twin.registry()
+    session = (registry if twin.is_async else registry.sync_session).session_factory()
+    read = session.scalars(select(Author))
+    if twin.is_async:
+        await read
+
+
+def test_what_the_factory_of_a_registry_makes_is_not_in_the_registry(twin: Twin) -> None:
+    async def story() -> None:
+        with capture(twin.factory) as captured:
+            await read_by_the_factory_of_a_registry(twin)
+            gc.collect()
+        (finding,) = captured.findings
+        assert finding.remedy.endswith("with SessionLocal() as session:\n    ...")
+
+    twin.run(story)
+
+
 async def commit(twin: Twin) -> None:
     session = twin.session()
     session.add(Author(name="Ada"))
