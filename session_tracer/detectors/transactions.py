@@ -28,8 +28,9 @@ from session_tracer.facts import (
 )
 from session_tracer.model.counts import add_counts
 from session_tracer.model.totals import Tally, Total
+from session_tracer.where.except_finder import Failure, handler_of
 from session_tracer.where.frameworks import is_shutdown
-from session_tracer.where.iteration import goes_on_after_errors, takes_messages
+from session_tracer.where.iteration import goes_on_at, takes_messages
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -120,10 +121,10 @@ def _commits(site: CallSite | None, commits: _Commits, report: Report) -> Findin
     loop = looping(commits.passed, report)
     after = f"once after the loop{elsewhere(loop, site)}, or once for each batch"
     remedy = f"{awaited(report)}session.commit()  # {after}"
-    if loop is not None and goes_on_after_errors(loop):
+    if loop is not None and _goes_on(loop, report):
         # One commit for all would lose the items before one that fails.
         within = "async with" if report.ledger.is_async else "with"
-        around = "around each item, in place of its commit and rollback"
+        around = "around each item, in place of its commit and any rollback"
         remedy = f"{within} session.begin_nested():  # {around}; session.commit() {after}"
     return report.finding(
         "commit-in-loop",
@@ -136,6 +137,30 @@ def _commits(site: CallSite | None, commits: _Commits, report: Report) -> Findin
         total=Total("commit", commits.tally),
         evidence=known(loop=loop, rows_per_commit=round(rows, 2), written=dict(commits.written)),
     )
+
+
+# What a commit may raise, by the names with which an `except` catches it.
+_COMMIT_ERRORS: Final = frozenset(
+    {"IntegrityError", "OperationalError", "DataError", "ProgrammingError", "InternalError"}
+    | {"InterfaceError", "DatabaseError", "DBAPIError", "StatementError", "SQLAlchemyError"}
+    | {"StaleDataError", "FlushError", "Exception", "BaseException"}
+)
+
+
+def _goes_on(loop: CallSite, report: Report) -> bool:
+    """Whether the loop goes on with the next item if a commit fails, or if it rolls one back."""
+    goes_on = goes_on_at(loop)
+    if not goes_on or any(goes_on.values()):
+        return bool(goes_on)
+    lines = report.ledger.locator.lines()
+    if loop not in lines:
+        return False
+    passed = lines[: lines.index(loop) + 1]
+    caught = handler_of(Failure(passed, _COMMIT_ERRORS), ())
+    if caught is None:
+        return False
+    is_in_loop = (caught.file, caught.function) == (loop.file, loop.function)
+    return not is_in_loop or caught.line in goes_on
 
 
 class _Savepoints:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Iteration",
     "asks_by_item",
-    "goes_on_after_errors",
+    "goes_on_at",
     "goes_over",
     "goes_over_chunks",
     "goes_turn_by_turn",
@@ -158,15 +158,22 @@ def goes_turn_by_turn(site: CallSite) -> bool:
     return _names(loop.target).isdisjoint(_used(loop.body)) and any(map(flow.has_name, asked))
 
 
-def goes_on_after_errors(site: CallSite) -> bool:
-    """Return whether the innermost loop around the line catches an item's error and goes on."""
+def goes_on_at(site: CallSite) -> dict[int, bool]:
+    """Return the lines of each `except` by which the innermost loop around the line goes on.
+
+    An `except` that leaves the loop is not among them. The values are whether each rolls back.
+    """
     loop = _innermost(site)
-    return isinstance(loop, (ast.For, ast.AsyncFor, ast.While)) and any(
-        isinstance(node, ast.Try)
-        and node.body[0].lineno <= site.line <= (node.body[-1].end_lineno or 0)
-        and not all(isinstance(handler.body[-1], _LEAVING) for handler in node.handlers)
+    if not isinstance(loop, (ast.For, ast.AsyncFor, ast.While)):
+        return {}
+    return {
+        handler.lineno: any("rollback" in name for part in handler.body for name in _called(part))
         for node in ast.walk(loop)
-    )
+        if isinstance(node, ast.Try)
+        and node.body[0].lineno <= site.line <= (node.body[-1].end_lineno or 0)
+        for handler in node.handlers
+        if not isinstance(handler.body[-1], _LEAVING)
+    }
 
 
 def is_over_items(site: CallSite) -> bool:
@@ -248,8 +255,8 @@ def _results(loop: ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp)
     return [*parts, *loop.generators[-1].ifs]
 
 
-def _called(expression: ast.expr) -> set[str]:
-    """The names of the functions and methods that an expression calls."""
+def _called(expression: ast.AST) -> set[str]:
+    """The names of the functions and methods that an expression or statement calls."""
     functions = [one.func for one in ast.walk(expression) if isinstance(one, ast.Call)]
     names = {one.attr for one in functions if isinstance(one, ast.Attribute)}
     return names | {one.id for one in functions if isinstance(one, ast.Name)}

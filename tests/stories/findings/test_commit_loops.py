@@ -255,7 +255,7 @@ def test_items_that_may_fail_are_kept_apart_by_savepoints(twin: Twin) -> None:
         assert (finding.id, finding.site) == ("commit-in-loop", marked(hire, "<- commits"))
         assert finding.remedy == (
             f"{'async ' if twin.is_async else ''}with session.begin_nested():  # around each item, "
-            "in place of its commit and rollback; session.commit() once after the loop at "
+            "in place of its commit and any rollback; session.commit() once after the loop at "
             f"{loop}, or once for each batch"
         )
         written = await hired()
@@ -267,6 +267,109 @@ def test_items_that_may_fail_are_kept_apart_by_savepoints(twin: Twin) -> None:
             await hire_until_one_is_refused(twin)
         (finding,) = captured.findings
         assert "begin_nested" not in finding.remedy
+
+    twin.run(story)
+
+
+class RefusedError(Exception):
+    """What the application raises itself, before it writes anything or in place of an error."""
+
+
+async def hire_if_known(session: Any, name: str) -> None:
+    if not name:
+        raise RefusedError
+    session.add(Author(name=name))
+    await session.commit()
+
+
+async def hire_or_refuse(session: Any, name: str) -> None:
+    try:
+        await hire_if_known(session, name)
+    except IntegrityError as error:
+        raise RefusedError from error
+
+
+async def skip_refusals(session: Any, names: list[str]) -> None:
+    for name in names:
+        try:
+            await hire_if_known(session, name)
+        except RefusedError:
+            continue
+
+
+async def skip_refusals_and_leave_at_an_error(session: Any, names: list[str]) -> None:
+    for name in names:
+        try:
+            await hire_if_known(session, name)
+        except IntegrityError:
+            break
+        except RefusedError:
+            continue
+
+
+async def skip_refusals_in_a_block(session: Any, names: list[str]) -> None:
+    try:
+        for name in names:
+            try:
+                await hire_if_known(session, name)
+            except RefusedError:
+                continue
+    except IntegrityError:
+        await session.rollback()
+
+
+async def roll_back_refusals(session: Any, names: list[str]) -> None:
+    for name in names:
+        try:
+            await hire_if_known(session, name)
+        except RefusedError:
+            await session.rollback()
+
+
+async def skip_what_a_helper_refuses(session: Any, names: list[str]) -> None:
+    for name in names:
+        try:
+            await hire_or_refuse(session, name)
+        except RefusedError:
+            continue
+
+
+async def skip_any_error(session: Any, names: list[str]) -> None:
+    for name in names:
+        try:
+            await hire_if_known(session, name)
+        except Exception:
+            names = []
+
+
+ONCE = (skip_refusals, skip_refusals_and_leave_at_an_error, skip_refusals_in_a_block)
+APART = (roll_back_refusals, skip_what_a_helper_refuses, skip_any_error)
+
+
+@pytest.mark.parametrize("loop", [*ONCE, *APART], ids=lambda story: story.__name__)
+def test_savepoints_are_for_loops_that_go_on_after_a_commit_has_failed(
+    twin: Twin, loop: Callable[[Any, list[str]], Any]
+) -> None:
+    async def once(session: Any, names: list[str]) -> None:
+        session.add_all([Author(name=name) for name in names if name])
+        await session.commit()
+
+    async def apart(session: Any, names: list[str]) -> None:
+        for name in names:
+            async with session.begin_nested():
+                session.add(Author(name=name))
+        await session.commit()
+
+    async def story() -> None:
+        with capture(twin.factory, commits_from_one_site=3) as captured:
+            async with twin.session() as session:
+                await loop(session, ["Ada", "Grace", "Kurt"])
+        (finding,) = captured.findings
+        assert ("begin_nested" in finding.remedy) == (loop in APART)
+        with capture(twin.factory, commits_from_one_site=2) as captured:
+            async with twin.session() as session:
+                await (apart if loop in APART else once)(session, ["Alan", "Emmy"])
+        assert_found(captured)
 
     twin.run(story)
 
