@@ -281,12 +281,13 @@ class AttributeLoaded(_Value):
     options, as code, that load the attribute with its object (`selectinload(Author.books)`), and
     `root` is the mapped class to select with them. `loaded_site` is where the object was loaded,
     and None if it was added; `root_site` is where the SELECT of `root` is, and `through` the
-    relationship of `root` by which the object came. `for_delete` is whether the object is deleted,
-    and the rows that refer to it are looked for. `expired_by` and
-    `expired_site` are the commit, rollback or `expire()` of this scope that expired, or may have
-    expired, the attribute.
-    `left_out` is whether it is a column of a subclass, which a SELECT of the base class does not
-    read. `sql` is the text of the statement without its values, shortened.
+    relationship of `root` by which the object came. `replacement` is set if that SELECT has an
+    option that leaves the attribute out: `lazyload(Author.books) by selectinload(Author.books)`.
+    `for_delete` is whether the object is deleted, and the rows that refer to it are looked for.
+    `expired_by` and `expired_site` are the commit, rollback or `expire()` of this scope that
+    expired, or may have expired, the attribute. `left_out` is whether it is a column of a subclass,
+    which a SELECT of the base class does not read. `sql` is the text of the statement without its
+    values, shortened.
 
     Of an object that is refreshed, `attribute` has the relationships and deferred columns that
     `refresh()` names. `root` is empty if the object is to be read again, and `options` then also
@@ -308,6 +309,7 @@ class AttributeLoaded(_Value):
     expired_site: CallSite | None = None
     root_site: CallSite | None = None
     through: str = ""
+    replacement: str = ""
     for_delete: bool = False
     left_out: bool = False
     duration: int = 0
@@ -437,10 +439,10 @@ class DetachedLoadFailed(_Value):
     """A detached object's attribute needed a load, and SQLAlchemy refused it.
 
     `load` is what was missing: a relationship, a deferred column, expired columns, or the query of
-    a dynamic relationship. `options`, `root` and `root_site` are as in `AttributeLoaded`. The other
-    fields are about the session that last held the object: where it loaded the object, what
-    expired it, and how, where and when (`departed_at`, monotonic) the object left it. `departure`
-    is empty if no traced session is known to have held the object.
+    a dynamic relationship. `options`, `root`, `root_site` and `replacement` are as in
+    `AttributeLoaded`. The other fields are about the session that last held the object: where it
+    loaded the object, what expired it, and how, where and when (`departed_at`, monotonic) the
+    object left it. `departure` is empty if no traced session is known to have held the object.
     """
 
     at: int
@@ -451,6 +453,7 @@ class DetachedLoadFailed(_Value):
     options: str = ""
     root: str = ""
     root_site: CallSite | None = None
+    replacement: str = ""
     loaded_site: CallSite | None = None
     departure: Departure | Literal[""] = ""
     departed_at: int = 0
@@ -464,9 +467,9 @@ class DetachedLoadFailed(_Value):
 class ImplicitLoadFailed(_Value):
     """Reading an attribute needed a load where none can be awaited (`MissingGreenlet`).
 
-    `load` is what was missing. `options`, `root`, `root_site`, `loaded_site`, `expired_by` and
-    `expired_site` are as in `AttributeLoaded`. It is `expected` if the application catches the
-    error by its name.
+    `load` is what was missing. `options`, `root`, `root_site`, `replacement`, `loaded_site`,
+    `expired_by` and `expired_site` are as in `AttributeLoaded`. It is `expected` if the application
+    catches the error by its name.
     """
 
     at: int
@@ -480,6 +483,7 @@ class ImplicitLoadFailed(_Value):
     expired_by: Expiry | Literal[""] = ""
     expired_site: CallSite | None = None
     root_site: CallSite | None = None
+    replacement: str = ""
     identity: str = ""
     expected: bool = False
 

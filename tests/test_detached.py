@@ -372,6 +372,32 @@ def test_the_remedy_is_code_that_brings_what_was_read(what: str) -> None:
     assert cured.findings == []
 
 
+@pytest.mark.parametrize(
+    ("option", "better", "read"),
+    [
+        ("lazyload(Author.books)", "selectinload(Author.books)", detached.read_books),
+        ("defer(Author.biography)", "undefer(Author.biography)", detached.read_biography),
+    ],
+)
+def test_an_option_that_leaves_out_what_was_read_is_to_be_replaced(
+    twin: Twin, option: str, better: str, read: Callable[[Any], object]
+) -> None:
+    async def story() -> None:
+        await stock(twin)
+        with capture(twin.factory) as told:
+            found = await detached.closed(twin, select(Author).options(pasted(option)))
+            with pytest.raises(DetachedInstanceError):
+                read(found)
+        (finding,) = told.findings
+        loaded = marked(detached.closed, "loaded")
+        assert finding.remedy == f"replace {option} by {better} in the SELECT at {loaded}"
+        with capture(twin.factory) as told:
+            read(await detached.closed(twin, select(Author).options(pasted(better))))
+        assert told.findings == []
+
+    twin.run(story)
+
+
 def test_a_column_of_a_subclass_after_a_commit() -> None:
     maker = _company()
     with capture(maker) as told:

@@ -50,6 +50,9 @@ class NPlusOne(BuiltIn):
         elif fact.left_out:
             why = "a SELECT of the base class does not load the columns of its subclasses"
         remedy, others = _load_together(fact, names, report), None
+        if fact.replacement and not fact.expired_by:
+            few = f"select({fact.root}).where(...).options({fact.options})"
+            others = [f"{few} before the loop, for the few objects that need it"]
         if fact.for_delete:
             passive = _DELETED.format(listed(names))
             if report.ledger.system == "sqlite":

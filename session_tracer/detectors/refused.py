@@ -113,15 +113,13 @@ def _keep_loaded(name: str, fact: DetachedLoadFailed, report: Report) -> str:
         case _ if not fact.options:
             return f"read {name} while the session is open, or {merge}"
         case _ if fact.expired_by == "commit":
-            return (
-                f"{selecting(root, fact.options, site, report)}, and {maker(report)}: "
-                f"{by} expired what was loaded before"
-            )
+            select = selecting(root, fact.options, site, report, replacement=fact.replacement)
+            return f"{select}, and {maker(report)}: {by} expired what was loaded before"
         case _ if by:
             select = selecting(root, fact.options, None, report)
             return f"{select} after {by}, which expired what was loaded before"
         case _:
-            return selecting(root, fact.options, site, report)
+            return selecting(root, fact.options, site, report, replacement=fact.replacement)
 
 
 class ImplicitAsyncIO(BuiltIn):
@@ -197,7 +195,7 @@ def _never_loaded(fact: ImplicitLoadFailed, one: str, report: Report) -> Iterato
     refresh = f'await session.refresh({one}, ["{fact.attribute}"])'
     site = fact.root_site or fact.loaded_site
     if select and site is not None and not fact.expired_by:
-        yield selecting(root, fact.options, site, report)
+        yield selecting(root, fact.options, site, report, replacement=fact.replacement)
         yield refresh
         return
     # A loader option does not survive a commit, and an object that was added was never selected.

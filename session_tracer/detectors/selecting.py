@@ -24,7 +24,12 @@ _GETS: Final = frozenset({"get", "get_one"})
 
 
 def selecting(
-    root: str, options: str, site: CallSite | None, report: Report, through: str = ""
+    root: str,
+    options: str,
+    site: CallSite | None,
+    report: Report,
+    through: str = "",
+    replacement: str = "",
 ) -> str:
     """Return the statement that loads more, and the line if such a statement is there.
 
@@ -32,9 +37,12 @@ def selecting(
     has a line of a test, if code of the application reads the object, or of a function that selects
     whatever class its caller names: the option would be wrong for the others. Where there is no
     line, what was to be loaded `through` a relationship can still be loaded before that is read.
+    With a `replacement`, the statement has an option already that is to be replaced.
     """
     if site is not None and (report.is_left_out(site) or is_for_any_class(site)):
         site = None
+    if replacement:
+        return f"replace {replacement} in the SELECT{'' if site is None else f' at {site}'}"
     select = f"select({root}).options({options})"
     alone = f"{select} before {through} is read" if through else select
     calls = None if site is None else calls_at(site)
@@ -50,11 +58,13 @@ def selecting(
 
 def selecting_with(root: str, options: str, fact: AttributeLoaded, report: Report) -> str:
     """Return the SELECT that brought the object, so that it loads more, and its line if known."""
-    site = fact.root_site or fact.loaded_site
+    site, replacement = fact.root_site or fact.loaded_site, fact.replacement
     if site in report.ledger.locked_at:
         # The join would be an outer one, whose rows PostgreSQL refuses to lock.
-        options = _JOINED.sub(r"\1selectinload(", options)
-    return selecting(root, options, site, report, fact.through)
+        options, replacement = (
+            _JOINED.sub(r"\1selectinload(", one) for one in (options, replacement)
+        )
+    return selecting(root, options, site, report, fact.through, replacement)
 
 
-_JOINED: Final = re.compile(r"(^|, )joinedload\(")
+_JOINED: Final = re.compile(r"(^|, | by )joinedload\(")

@@ -240,7 +240,7 @@ def _implicit(error: Any, frame: FrameType) -> tuple[Ledger | None, Fact | None]
     if load == "expired" and by != "flush" and loader_options.is_left_out(state, (read.attribute,)):
         load = "left_out"
     mark = object_counter.mark_of(state)
-    root, options, root_site, _ = loader_options.selection(state, read.attribute)
+    selected = loader_options.selection(state, read.attribute)
     # A framework may read what the application has returned to it.
     site = ledger.line() or (None if mark is None else mark.site) or ledger.site()
     fact = facts.ImplicitLoadFailed(
@@ -249,12 +249,13 @@ def _implicit(error: Any, frame: FrameType) -> tuple[Ledger | None, Fact | None]
         entity=state.class_.__name__,
         attribute=read.attribute,
         load=load,
-        root=root,
-        options=options,
+        root=selected.root,
+        options=selected.options,
+        replacement=selected.replacement,
         loaded_site=loader_options.loaded_at(state),
         expired_by=by,
         expired_site=expired_site,
-        root_site=root_site,
+        root_site=selected.site,
         expected=boundaries.is_named(_UNAWAITED, ledger, frame),
     )
     fact.identity = _identity(state, ledger.tracers[0])
@@ -352,7 +353,7 @@ def _fact(
     if site is None or site.distance > 1:
         # A framework reads what the application has returned to it.
         site = mark.site or mark.departed_site or origin.departed_site or origin.scope.opened_site
-    root, options, root_site, _ = loader_options.selection(state, read.attribute)
+    selected = loader_options.selection(state, read.attribute)
     is_left_out = read.load == "expired" and loader_options.is_left_out(state, (read.attribute,))
     fact = facts.DetachedLoadFailed(
         at=now,
@@ -360,9 +361,10 @@ def _fact(
         entity=state.class_.__name__,
         attribute=read.attribute,
         load="left_out" if is_left_out else read.load,
-        options=options,
-        root=root,
-        root_site=root_site,
+        options=selected.options,
+        root=selected.root,
+        root_site=selected.site,
+        replacement=selected.replacement,
         loaded_site=loader_options.loaded_at(state),
         departure=mark.departure or origin.departure or "collected",
         departed_at=mark.departed_at or origin.departed_at,

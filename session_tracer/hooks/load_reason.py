@@ -189,6 +189,7 @@ def report_load(
         expired_site=expired_site,
         root_site=selection.site,
         through=selection.through,
+        replacement=selection.replacement,
         for_delete=load.kind == "relationship"
         and ledger.locator.called_by(_DELETING)
         and loader_options.refers_here(state.manager.mapper, load.attribute),

@@ -6,7 +6,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from sqlalchemy.orm import ColumnProperty, RelationshipProperty
-from sqlalchemy.orm.interfaces import RelationshipDirection
+from sqlalchemy.orm.interfaces import MapperProperty, RelationshipDirection
 
 from session_tracer.ledger import object_counter
 from session_tracer.ledger.ledger import new_tuple
@@ -144,12 +144,15 @@ class Selection(NamedTuple):
     """The class to select, the options to select it with, and the line where it was selected.
 
     `through` is the relationship of that class by which the object came, if it was not selected.
+    `replacement` is what there is to replace, if an option of that line has left the attribute out:
+    `lazyload(Author.books) by selectinload(Author.books)`. SQLAlchemy refuses both together.
     """
 
     root: str
     options: str
     site: CallSite | None = None
     through: str = ""
+    replacement: str = ""
 
 
 def selection(state: InstanceState[Any], attribute: str) -> Selection:
@@ -162,13 +165,46 @@ def selection(state: InstanceState[Any], attribute: str) -> Selection:
     mark = object_counter.mark_of(state)
     alone = Selection(mapper.class_.__name__, loader(mapper, attribute), loaded_at(state))
     try:
-        route = _route(state, mark)
-        if route.root is mapper and not route.steps:
-            return alone
-        return _along(route, mapper, attribute) or alone
+        route, selected = _route(state, mark), alone
+        if route.root is not mapper or route.steps:
+            selected = _along(route, mapper, attribute) or alone
+        if state.load_options:
+            replacement = _replacement(state, route.steps, attribute)
+            selected = selected._replace(replacement=replacement)
+        return selected
     except Exception:  # the path is SQLAlchemy's own business: without it, what is certain
         _without_path()
         return alone
+
+
+# How SQLAlchemy names the options that leave a relationship or a column out.
+_LAZY: Final = (("lazy", "select"),)
+_DEFERRED: Final = (("deferred", True), ("instrument", True))
+
+
+def _replacement(state: InstanceState[Any], steps: tuple[Any, ...], attribute: str) -> str:
+    """The option by which a SELECT has left the attribute out, or a step to it; and a better one.
+
+    One that is not for an attribute by its name, `lazyload("*")`, can stay.
+    """
+    mapper = state.manager.mapper
+    left_out = {
+        tuple([step for step in element.path.path if isinstance(step, MapperProperty)])
+        for option in state.load_options
+        for element in getattr(option, "context", ())
+        if element.strategy in (_LAZY, _DEFERRED)
+    }
+    properties = _properties(mapper, attribute)
+    columns = properties
+    if properties and isinstance(properties[0], RelationshipProperty):
+        steps, columns = (*steps, properties[0]), []
+    for number, step in enumerate(steps):
+        if steps[: number + 1] in left_out:
+            further = _options(step.parent, steps[number:], _owner(mapper, properties), columns)
+            return f"lazyload({_name(step)}) by {', '.join(further)}"
+    deferred = [f"defer({_name(one)})" for one in columns if (*steps, one) in left_out]
+    undeferred = ", ".join(_undeferred_each(columns))
+    return f"{', '.join(deferred)} by {undeferred}" if deferred else ""
 
 
 class Refreshing(NamedTuple):
@@ -218,8 +254,10 @@ def _with_select(state: InstanceState[Any], properties: list[Any]) -> Selection 
     found = [selection(state, prop.key) for prop in properties]
     if not load_path(state) or not all(one.options for one in found):
         return None
+    if len(found) == 1:
+        return found[0]
     options = ", ".join(dict.fromkeys(one.options for one in found))
-    return found[0]._replace(options=options)
+    return found[0]._replace(options=options, replacement="")
 
 
 def _is_eager(prop: Any) -> bool:

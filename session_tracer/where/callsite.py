@@ -934,8 +934,9 @@ def registry_at_work() -> Any:
 def writes_now() -> str:
     """Return the verb of the INSERT, UPDATE or DELETE that autoflushes now; empty if none does."""
     for frame in task_stack():
-        if frame.f_code.co_name == "_autoflush" and frame.f_back is not None:
-            statement: Any = frame.f_back.f_locals.get("statement")
+        asking = frame.f_back if frame.f_code.co_name == "_autoflush" else None
+        if asking is not None and asking.f_globals.get("__name__", "").startswith("sqlalchemy."):
+            statement: Any = asking.f_locals.get("statement")
             words = [getattr(statement, "__visit_name__", "")]
             if words == ["textclause"]:
                 words = str(statement.text).split(maxsplit=1)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 from sqlalchemy import select
 from sqlalchemy.exc import MissingGreenlet, StatementError
+from sqlalchemy.orm import lazyload, selectinload
 
 from session_tracer.testing import capture
 from tests.good_code.silence import only_async
@@ -277,6 +278,24 @@ READS = {
 
 
 OUTCOMES: dict[Any, str] = {commit: "committed", rollback: "rolled_back"}
+
+
+def test_an_option_that_leaves_out_what_is_read_is_to_be_replaced(twin: Twin) -> None:
+    async def story() -> None:
+        await keep(twin, *authors(1, books_each=1))
+        lazy = select(Author).options(lazyload(Author.books))
+        with capture(twin.factory) as captured:
+            await read_too_early(twin, lazy, nothing, detached.read_books)
+        (finding,) = captured.findings
+        replaced = "replace lazyload(Author.books) by selectinload(Author.books)"
+        assert finding.remedy == f"{replaced} in the SELECT at {LOADED}"
+        eager = select(Author).options(selectinload(Author.books))
+        with capture(twin.factory) as captured:
+            async with twin.session() as session:
+                detached.read_books((await session.scalars(eager)).first())
+        assert_found(captured)
+
+    twin.run(story)
 
 
 @pytest.mark.parametrize("what", READS)

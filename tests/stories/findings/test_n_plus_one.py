@@ -365,6 +365,118 @@ def test_what_is_loaded_one_by_one_and_what_to_write(twin: Twin, what: str) -> N
     twin.run(story)
 
 
+# By a SELECT that leaves out what is read: what it is of, what is read, what to replace by what.
+LEFT_OUT: dict[str, tuple[Callable[[], list[Any]], Callable[[Any], object], str, str]] = {
+    "select(Author).options(lazyload(Author.books))": (
+        lambda: authors(3, books_each=1),
+        lambda author: author.books,
+        "lazyload(Author.books)",
+        "selectinload(Author.books)",
+    ),
+    "select(Book).options(Load(Book).lazyload(Book.author))": (
+        lambda: authors(3, books_each=1),
+        lambda book: book.author,
+        "lazyload(Book.author)",
+        "joinedload(Book.author)",
+    ),
+    "select(Book).options(lazyload(Book.author)).with_for_update()": (
+        lambda: authors(3, books_each=1),
+        lambda book: book.author,
+        "lazyload(Book.author)",
+        "selectinload(Book.author)",
+    ),
+    "select(Student).options(selectinload(Student.exams).lazyload(Exam.answers))": (
+        lambda: [Student(exams=exams(3))],
+        lambda student: [exam.answers for exam in student.exams],
+        "lazyload(Exam.answers)",
+        "selectinload(Exam.answers)",
+    ),
+    "select(Student).options(lazyload(Student.exams))": (
+        lambda: [Student(exams=exams(3))],
+        lambda student: [exam.answers for exam in student.exams],
+        "lazyload(Student.exams)",
+        "selectinload(Student.exams).selectinload(Exam.answers)",
+    ),
+    "select(Author).options(defer(Author.name))": (
+        lambda: authors(3),
+        lambda author: author.name,
+        "defer(Author.name)",
+        "undefer(Author.name)",
+    ),
+}
+
+
+@pytest.mark.parametrize("written", LEFT_OUT)
+def test_an_option_that_leaves_it_out_is_to_be_replaced(twin: Twin, written: str) -> None:
+    """SQLAlchemy refuses the other option beside it."""
+    kept, read, option, better = LEFT_OUT[written]
+
+    async def story() -> None:
+        async with tables(twin):
+            await keep(twin, *kept())
+            told = await read_each(twin, pasted(written), read, lazy_loads_from_one_site=3)
+            (finding,) = told.findings
+            assert finding.remedy == f"replace {option} by {better} in the SELECT at {SELECTED}"
+            cured = pasted(written.replace(option, better))
+            assert_found(await read_each(twin, cured, read, lazy_loads_from_one_site=3))
+            (few,) = finding.evidence["alternatives"]
+            code, _, when = few.partition(" before ")
+            assert when == "the loop, for the few objects that need it"
+            needed = pasted(code.replace("(...)", "()"))
+            with capture(twin.factory, lazy_loads_from_one_site=3) as captured:
+                async with twin.session() as session:
+                    await session.run_sync(lambda plain: read_needed(plain, needed))
+            assert_found(captured)
+
+    def read_needed(session: Session, needed: Select[Any]) -> None:
+        every = session.scalars(pasted(written)).all()
+        assert [*session.scalars(needed).unique()] == every
+        for one in every:
+            read(one)
+
+    twin.run(story)
+
+
+# Other options that the one which is advised can stand beside.
+BESIDE: dict[str, tuple[Callable[[], list[Any]], Callable[[Any], object], str, str]] = {
+    'lazyload("*")': (
+        lambda: authors(3, books_each=1),
+        lambda author: author.books,
+        "Author",
+        "selectinload(Author.books)",
+    ),
+    "lazyload(Student.courses)": (
+        lambda: [Student(exams=exams(1)) for _ in range(3)],
+        lambda student: student.exams,
+        "Student",
+        "selectinload(Student.exams)",
+    ),
+    "load_only(Author.id)": (
+        lambda: authors(3),
+        lambda author: author.name,
+        "Author",
+        "undefer(Author.name)",
+    ),
+}
+
+
+@pytest.mark.parametrize("other", BESIDE)
+def test_an_option_for_others_can_stay(twin: Twin, other: str) -> None:
+    kept, read, root, option = BESIDE[other]
+
+    async def story() -> None:
+        async with tables(twin):
+            await keep(twin, *kept())
+            written = pasted(f"select({root}).options({other})")
+            (finding,) = (await read_each(twin, written, read, lazy_loads_from_one_site=3)).findings
+            assert finding.remedy == f"select({root}).options({option}) at {SELECTED}"
+            assert "alternatives" not in finding.evidence
+            cured = pasted(f"select({root}).options({other}, {option})")
+            assert_found(await read_each(twin, cured, read, lazy_loads_from_one_site=3))
+
+    twin.run(story)
+
+
 def all_of(session: Session, model: type[Any]) -> list[Any]:
     return list(session.scalars(select(model)))
 
