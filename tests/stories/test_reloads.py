@@ -162,7 +162,7 @@ def test_refreshing_a_relationship(twin: Twin) -> None:
                 author = await one_author(session)
                 await session.refresh(author, ["books"])
                 assert len(author.books) == 2
-        assert "load of refresh Author" in since(captured, "loaded 1 Author")
+        assert "load of refresh Author.books" in since(captured, "loaded 1 Author")
         (summary,) = captured.sessions
         assert "relationship" not in summary.lazy_loads
 
