@@ -78,18 +78,23 @@ def asks_by_item(lines: Sequence[CallSite]) -> bool:
     Args:
         lines: The line that asks, the lines that called its function, and last that of the loop.
     """
-    *inside, loop = lines
-    within = _innermost(loop)
+    return _asks_by_item(tuple([(source_of(one.file), one.line) for one in lines]))
+
+
+@lru_cache(maxsize=256)
+def _asks_by_item(lines: tuple[tuple[str, int], ...]) -> bool:
+    *inside, (source, line) = lines
+    within = _innermost_at(source, line)
     parts = _parts(within)
     if within is None or parts is None:
         return False
-    line, names = loop.line, _names(parts[0])
-    for one in reversed(inside):
-        function = function_at(source_of(one.file), one.line)
+    names = _names(parts[0])
+    for source, next_line in reversed(inside):
+        function = function_at(source, next_line)
         if isinstance(function, ast.Module):
             return False
         names = _given(function, _calls(within, line), Flow(within, 0, names))
-        within, line = function, one.line
+        within, line = function, next_line
     flow = Flow(within, 0, names)
     return any(map(flow.has_name, chain.from_iterable(map(_arguments, _calls(within, line)))))
 
@@ -182,7 +187,7 @@ def is_over_items(site: CallSite) -> bool:
     A worker takes its next job in a `while`, an `async for` or from a queue. Whether it has to wait
     for the job depends on how much there is to do.
     """
-    loops = _loops(site)
+    loops = _loops(source_of(site.file), site.line)
     return bool(loops) and all(map(_has_items, loops))
 
 
@@ -210,12 +215,16 @@ def _takes_message(call: ast.Call) -> bool:
 
 
 def _innermost(site: CallSite) -> ast.AST | None:
-    return next(reversed(_loops(site)), None)
+    return _innermost_at(source_of(site.file), site.line)
 
 
-def _loops(site: CallSite) -> list[ast.AST]:
+def _innermost_at(source: str, line: int) -> ast.AST | None:
+    return next(reversed(_loops(source, line)), None)
+
+
+def _loops(source: str, line: int) -> list[ast.AST]:
     """The loops around a line that call a function, the outermost first."""
-    loops = [node for node in _around(source_of(site.file), site.line) if isinstance(node, _LOOPS)]
+    loops = [node for node in _around(source, line) if isinstance(node, _LOOPS)]
     return [
         loop
         for loop in loops
