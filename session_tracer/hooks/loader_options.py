@@ -168,7 +168,7 @@ def selection(state: InstanceState[Any], attribute: str) -> Selection:
         route, selected = _route(state, mark), alone
         if route.root is not mapper or route.steps:
             selected = _along(route, mapper, attribute) or alone
-        if state.load_options:
+        if getattr(state, "load_options", ()):
             replacement = _replacement(state, route.steps, attribute)
             selected = selected._replace(replacement=replacement)
         return selected
