@@ -121,6 +121,11 @@ def _read_one_by_one(factory: sessionmaker[Session]) -> None:
     with factory() as session:
         for author in session.scalars(select(Author)).all():
             assert author.books
-            session.scalars(select(Book).where(Book.author_id == 1)).all()
+            _first_books(session, author)
         for key in range(12):
             session.scalars(select(Author).where(Author.id == key)).all()
+
+
+def _first_books(session: Session, author: Author) -> None:
+    assert author.name
+    session.scalars(select(Book).where(Book.author_id == 1)).all()
