@@ -7,7 +7,7 @@ import linecache
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
-from session_tracer.where.syntax import parsed, source_of
+from session_tracer.where.syntax import FORS, FUNCTIONS, own_nodes, parsed, source_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -18,8 +18,7 @@ __all__ = ["blocks_of", "is_end_of_block", "is_inside_block", "took_from_generat
 
 # session_tracer's own blocks, in which sessions are traced.
 _OWN: Final = frozenset({"capture", "instrument", "silence"})
-_FUNCTIONS: Final = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
-_LOOPS: Final = (ast.For, ast.AsyncFor, ast.While)
+_LOOPS: Final = (*FORS, ast.While)
 _CLOSING: Final = frozenset({"aclose", "close", "invalidate", "reset"})
 
 
@@ -108,8 +107,8 @@ def _read(file: str) -> _Source:
             blocks.append(_Block(_lines(node), head, _managers(node)))
         elif isinstance(node, ast.Try | ast.TryStar) and node.finalbody:
             blocks.append(_Block(_lines(node), range(0)))
-        elif isinstance(node, _FUNCTIONS):
-            own = list(_own_nodes(node))
+        elif isinstance(node, FUNCTIONS):
+            own = list(own_nodes(node))
             if any(map(_yields, own)):
                 generators.append(_Generator(_lines(node), _ends(own)))
     return tuple(blocks), tuple(generators)
@@ -174,15 +173,6 @@ def _lent(value: ast.expr | None) -> Iterator[str]:
 
 def _has_yield(body: list[ast.stmt]) -> bool:
     return any(_yields(part) for one in body for part in ast.walk(one))
-
-
-def _own_nodes(function: ast.AST) -> Iterator[ast.AST]:
-    """Yield what is in a function and not in one that it defines."""
-    nodes = [*ast.iter_child_nodes(function)]
-    for node in nodes:  # which grows as it is read
-        yield node
-        if not isinstance(node, _FUNCTIONS):
-            nodes.extend(ast.iter_child_nodes(node))
 
 
 def _lines(node: ast.AST) -> range:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import ast
 from typing import TYPE_CHECKING, Final
 
+from session_tracer.where.syntax import FORS, is_at, own_nodes
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
-__all__ = ["ASSIGNMENTS", "FORS", "Flow", "is_at", "names_of", "own_nodes", "targets", "used"]
+__all__ = ["ASSIGNMENTS", "Flow", "names_of", "targets", "used"]
 
-FORS: Final = (ast.For, ast.AsyncFor)
 ASSIGNMENTS: Final = (ast.Assign, ast.AnnAssign, ast.NamedExpr)
-_FUNCTIONS: Final = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 
 
 class Flow:
@@ -52,21 +52,6 @@ class Flow:
             if isinstance(call.func, ast.Attribute) and any(map(self.has, call.args)):
                 return set() if is_at(call.func, self._line) else names_of(call.func.value)
         return set()
-
-
-def own_nodes(node: ast.AST) -> Iterator[ast.AST]:
-    """Yield what is in a node and not in a function that is defined in it."""
-    nodes = [*ast.iter_child_nodes(node)]
-    for one in nodes:  # which grows as it is read
-        yield one
-        if not isinstance(one, _FUNCTIONS):
-            nodes.extend(ast.iter_child_nodes(one))
-
-
-def is_at(node: ast.AST, line: int) -> bool:
-    """Return whether a node is written at the line, or around it."""
-    first = getattr(node, "lineno", None)
-    return first is not None and first <= line <= (getattr(node, "end_lineno", None) or first)
 
 
 def targets(node: ast.AST) -> list[ast.expr]:

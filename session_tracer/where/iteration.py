@@ -7,8 +7,16 @@ from functools import lru_cache
 from itertools import chain
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
-from session_tracer.where.flow import FORS, Flow, is_at, own_nodes
-from session_tracer.where.syntax import function_at, source_of
+from session_tracer.where.flow import Flow
+from session_tracer.where.syntax import (
+    COMPREHENSIONS,
+    COUNTING,
+    FORS,
+    function_at,
+    is_at,
+    own_nodes,
+    source_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,11 +39,9 @@ __all__ = [
 Iteration: TypeAlias = Literal["", "items", "groups"]
 _Function: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef
 
-_COMPREHENSIONS: Final = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
-_LOOPS: Final = (ast.For, ast.AsyncFor, ast.While, *_COMPREHENSIONS)
+_LOOPS: Final = (*FORS, ast.While, *COMPREHENSIONS)
 _BLOCKS: Final = (ast.With, ast.AsyncWith)
 _LEAVING: Final = (ast.Raise, ast.Return, ast.Break)
-_COUNTING: Final = frozenset({"range", "count", "repeat", "cycle"})
 _GROUPING: Final = frozenset({"items", "groupby"})
 # Number of arguments of `range()` with a step, and parts of the names of what makes chunks.
 _STEP: Final = 3
@@ -67,7 +73,7 @@ def goes_over(site: CallSite) -> Iteration:
     if parts is None:
         return ""
     target, over, body = parts
-    if not _COUNTING.isdisjoint(_called(over)) or _names(target).isdisjoint(_used(body)):
+    if not COUNTING.isdisjoint(_called(over)) or _names(target).isdisjoint(_used(body)):
         return ""
     return "items" if _GROUPING.isdisjoint(_called(over)) else "groups"
 
@@ -134,9 +140,9 @@ def goes_over_chunks(site: CallSite) -> bool:
     It counts in steps, or goes over what a function or variable of such a name has made.
     """
     loop = _innermost(site)
-    if isinstance(loop, ast.For | ast.AsyncFor):
+    if isinstance(loop, FORS):
         over = loop.iter
-    elif isinstance(loop, _COMPREHENSIONS):
+    elif isinstance(loop, COMPREHENSIONS):
         over = loop.generators[-1].iter
     else:
         return False
@@ -156,7 +162,7 @@ def goes_turn_by_turn(site: CallSite) -> bool:
     loop = _innermost(site)
     if isinstance(loop, ast.While):
         return "len" not in _called(loop.test)
-    if not isinstance(loop, FORS) or _COUNTING.isdisjoint(_called(loop.iter)):
+    if not isinstance(loop, FORS) or COUNTING.isdisjoint(_called(loop.iter)):
         return False
     flow = Flow(loop, site.line)
     asked = chain.from_iterable(map(_arguments, _calls(loop, site.line)))
@@ -169,7 +175,7 @@ def goes_on_at(site: CallSite) -> dict[int, bool]:
     An `except` that leaves the loop is not among them. The values are whether each rolls back.
     """
     loop = _innermost(site)
-    if not isinstance(loop, (ast.For, ast.AsyncFor, ast.While)):
+    if not isinstance(loop, (*FORS, ast.While)):
         return {}
     return {
         handler.lineno: any("rollback" in name for part in handler.body for name in _called(part))
@@ -197,7 +203,7 @@ def takes_messages(site: CallSite) -> bool:
     A `get()` without a key is a queue's, not that of a dictionary or a session.
     """
     loop = _innermost(site)
-    if isinstance(loop, ast.For | ast.AsyncFor):
+    if isinstance(loop, FORS):
         return _is_endless(loop.iter)
     if not isinstance(loop, ast.While):
         return False
@@ -228,15 +234,15 @@ def _loops(source: str, line: int) -> list[ast.AST]:
     return [
         loop
         for loop in loops
-        if not isinstance(loop, _COMPREHENSIONS) or any(map(_called, _results(loop)))
+        if not isinstance(loop, COMPREHENSIONS) or any(map(_called, _results(loop)))
     ]
 
 
 def _parts(loop: ast.AST | None) -> tuple[ast.expr, ast.expr, Sequence[ast.AST]] | None:
     """The target of a loop, what it goes over, and what it runs for each item."""
-    if isinstance(loop, ast.For | ast.AsyncFor):
+    if isinstance(loop, FORS):
         return loop.target, loop.iter, loop.body
-    if isinstance(loop, _COMPREHENSIONS):
+    if isinstance(loop, COMPREHENSIONS):
         last = loop.generators[-1]
         return last.target, last.iter, _results(loop)
     return None
@@ -245,7 +251,7 @@ def _parts(loop: ast.AST | None) -> tuple[ast.expr, ast.expr, Sequence[ast.AST]]
 def _has_items(loop: ast.AST) -> bool:
     if isinstance(loop, ast.For):
         return not _is_endless(loop.iter)
-    if isinstance(loop, _COMPREHENSIONS):
+    if isinstance(loop, COMPREHENSIONS):
         return not any(one.is_async or _is_endless(one.iter) for one in loop.generators)
     return False
 

@@ -6,17 +6,17 @@ import ast
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
-from session_tracer.where.flow import (
-    ASSIGNMENTS,
+from session_tracer.where.flow import ASSIGNMENTS, Flow, names_of, targets, used
+from session_tracer.where.syntax import (
+    COMPREHENSIONS,
+    COUNTING,
     FORS,
-    Flow,
+    FUNCTIONS,
+    function_at,
     is_at,
-    names_of,
     own_nodes,
-    targets,
-    used,
+    source_of,
 )
-from session_tracer.where.syntax import function_at, source_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -25,11 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["is_poll", "is_retry"]
 
-_FUNCTIONS: Final = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
-_COMPREHENSIONS: Final = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 _LOOPS: Final = (*FORS, ast.While)
-# What a loop goes over if it only counts, and what reads a generator up to its first answer.
-_COUNTING: Final = frozenset({"range", "count", "repeat", "cycle"})
+# What reads a generator up to its first answer.
 _ENDING: Final = frozenset({"any", "all", "next"})
 _LOGGING: Final = frozenset({"print", "log", "debug", "info", "warning", "error", "exception"})
 
@@ -143,7 +140,7 @@ def _holds(loop: ast.AST, line: int) -> bool:
     """Whether the node is a loop that runs the line again and again."""
     if isinstance(loop, FORS) and line < loop.body[0].lineno:
         return _has_sentinel(loop) and is_at(loop.iter, line)
-    is_loop = isinstance(loop, (*_LOOPS, *_COMPREHENSIONS))
+    is_loop = isinstance(loop, (*_LOOPS, *COMPREHENSIONS))
     return is_loop and is_at(loop, line)
 
 
@@ -155,7 +152,7 @@ def _leaves(nodes: Iterable[ast.AST], *, is_inner: bool = False) -> bool:
         ):
             return True
         inner = is_inner or isinstance(node, _LOOPS)
-        if not isinstance(node, _FUNCTIONS) and _leaves(ast.iter_child_nodes(node), is_inner=inner):
+        if not isinstance(node, FUNCTIONS) and _leaves(ast.iter_child_nodes(node), is_inner=inner):
             return True
     return False
 
@@ -180,7 +177,7 @@ def _has_items(loop: ast.For | ast.AsyncFor | ast.comprehension, body: Sequence[
     indices = [
         one.slice for part in body for one in ast.walk(part) if isinstance(one, ast.Subscript)
     ]
-    counts = any(_name(one) in _COUNTING for one in ast.walk(loop.iter))
+    counts = any(_name(one) in COUNTING for one in ast.walk(loop.iter))
     is_item = not counts or any(not names.isdisjoint(used(one)) for one in indices)
     return is_item and not (isinstance(loop, FORS) and _has_sentinel(loop))
 

@@ -1,13 +1,32 @@
-"""Parses the source of a file of the application."""
+"""Parses the source of a file of the application, and goes through its syntax tree."""
 
 from __future__ import annotations
 
 import ast
 import linecache
 from functools import lru_cache
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-__all__ = ["function_at", "parsed", "source_of"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = [
+    "COMPREHENSIONS",
+    "COUNTING",
+    "FORS",
+    "FUNCTIONS",
+    "function_at",
+    "is_at",
+    "own_nodes",
+    "parsed",
+    "source_of",
+]
+
+FORS: Final = (ast.For, ast.AsyncFor)
+COMPREHENSIONS: Final = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+FUNCTIONS: Final = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+# What a loop goes over if it only counts.
+COUNTING: Final = frozenset({"range", "count", "repeat", "cycle"})
 
 _MOST_FILES: Final = 64
 # The lines of each file as `linecache` has them, and their text, which is one object for all keys.
@@ -58,3 +77,18 @@ def function_at(source: str, line: int) -> ast.FunctionDef | ast.AsyncFunctionDe
         ):
             found = node
     return found
+
+
+def own_nodes(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield what is in a node and not in a function that is defined in it."""
+    nodes = [*ast.iter_child_nodes(node)]
+    for one in nodes:  # which grows as it is read
+        yield one
+        if not isinstance(one, FUNCTIONS):
+            nodes.extend(ast.iter_child_nodes(one))
+
+
+def is_at(node: ast.AST, line: int) -> bool:
+    """Return whether a node is written at the line, or around it."""
+    first = getattr(node, "lineno", None)
+    return first is not None and first <= line <= (getattr(node, "end_lineno", None) or first)

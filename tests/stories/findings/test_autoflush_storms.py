@@ -87,12 +87,12 @@ def without_autoflush(session: Session, how: Any) -> None:
 
 def test_ten_autoflushes_from_one_line(twin: Twin) -> None:
     async def story() -> None:
-        told = await tell(twin, lambda session: add_and_select(session, range(9)))
-        assert_found(told)
-        told = await tell(twin, lambda session: add_and_select(session, range(20, 40)))
+        captured = await tell(twin, lambda session: add_and_select(session, range(9)))
+        assert_found(captured)
+        captured = await tell(twin, lambda session: add_and_select(session, range(20, 40)))
         due = storm(add_and_select, 10, new={"Author": 10})
-        assert_found(told, due)
-        assert told.findings[0].message == (
+        assert_found(captured, due)
+        assert captured.findings[0].message == (
             "reads at one line caused at least 10 autoflushes in one transaction (10 Author)"
         )
 
@@ -119,8 +119,8 @@ def test_autoflushes_by(twin: Twin, what: str) -> None:
 
     async def story() -> None:
         await keep(twin, *authors(3, books_each=1))
-        told = await tell(twin, how, autoflushes_from_one_site=3)
-        assert_found(told, storm(how, 3, **written))
+        captured = await tell(twin, how, autoflushes_from_one_site=3)
+        assert_found(captured, storm(how, 3, **written))
 
     twin.run(story)
 
@@ -166,10 +166,10 @@ def test_what_a_loop_writes_by_itself_is_one_statement_after_it(twin: Twin, verb
 
     async def story() -> None:
         await keep(twin, *authors(4, books_each=1))
-        told = await tell(
+        captured = await tell(
             twin, lambda session: change_each(session, write), autoflushes_from_one_site=3
         )
-        (finding,) = told.findings
+        (finding,) = captured.findings
         assert finding.site == marked(change_each, "<- read")
         assert finding.message == (
             f"{verb}s at one line caused at least 3 autoflushes in one transaction (3 Author)"
@@ -195,12 +195,12 @@ def test_what_a_loop_writes_by_itself_is_one_statement_after_it(twin: Twin, verb
 def test_an_insert_of_no_mapped_class_is_not_called_a_read(twin: Twin, statement: Any) -> None:
     async def story() -> None:
         await keep(twin, *authors(3))
-        told = await tell(
+        captured = await tell(
             twin,
             lambda session: change_each(session, lambda _: statement),
             autoflushes_from_one_site=2,
         )
-        (finding,) = told.findings
+        (finding,) = captured.findings
         assert finding.message.startswith("INSERTs at one line caused at least 2 autoflushes")
 
     twin.run(story)
@@ -217,8 +217,8 @@ def count_and_insert(session: Session) -> None:
 def test_a_line_that_reads_before_it_inserts_flushes_by_reading(twin: Twin) -> None:
     async def story() -> None:
         await keep(twin, *authors(4))
-        told = await tell(twin, count_and_insert, autoflushes_from_one_site=3)
-        storms = [finding for finding in told.findings if finding.id == "autoflush-storm"]
+        captured = await tell(twin, count_and_insert, autoflushes_from_one_site=3)
+        storms = [finding for finding in captured.findings if finding.id == "autoflush-storm"]
         assert [finding.remedy for finding in storms] == [
             "load what the loop needs before the loop"
         ]
@@ -243,8 +243,8 @@ def merge_what_is_loaded(session: Session) -> None:
 def test_merge_flushes_also_what_the_loop_has_loaded_before(twin: Twin, how: Any) -> None:
     async def story() -> None:
         await keep(twin, *authors(4))
-        told = await tell(twin, how, autoflushes_from_one_site=3)
-        (finding,) = told.findings
+        captured = await tell(twin, how, autoflushes_from_one_site=3)
+        (finding,) = captured.findings
         assert (finding.id, finding.site) == ("autoflush-storm", marked(how, "<- read"))
         assert finding.remedy == f"{NO_AUTOFLUSH}  # around the loop"
         assert "alternatives" not in finding.evidence

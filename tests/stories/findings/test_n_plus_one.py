@@ -354,12 +354,12 @@ def test_what_is_loaded_one_by_one_and_what_to_write(twin: Twin, what: str) -> N
         async with tables(twin):
             await keep(twin, *case.kept())
             query = case.narrow(select(case.root))
-            told = await read_each(twin, query, case.read, lazy_loads_from_one_site=4)
-            assert_found(told)
+            captured = await read_each(twin, query, case.read, lazy_loads_from_one_site=4)
+            assert_found(captured)
             at_three = {"lazy_loads_from_one_site": 3}
-            told = await read_each(twin, query, case.read, **at_three)
-            assert_found(told, *case.due())
-            written = case.narrow(pasted(to_write(told.findings[-1])))
+            captured = await read_each(twin, query, case.read, **at_three)
+            assert_found(captured, *case.due())
+            written = case.narrow(pasted(to_write(captured.findings[-1])))
             assert_found(await read_each(twin, written, case.read, **at_three))
 
     twin.run(story)
@@ -414,8 +414,8 @@ def test_an_option_that_leaves_it_out_is_to_be_replaced(twin: Twin, written: str
     async def story() -> None:
         async with tables(twin):
             await keep(twin, *kept())
-            told = await read_each(twin, pasted(written), read, lazy_loads_from_one_site=3)
-            (finding,) = told.findings
+            captured = await read_each(twin, pasted(written), read, lazy_loads_from_one_site=3)
+            (finding,) = captured.findings
             assert finding.remedy == f"replace {option} by {better} in the SELECT at {SELECTED}"
             cured = pasted(written.replace(option, better))
             assert_found(await read_each(twin, cured, read, lazy_loads_from_one_site=3))
