@@ -117,20 +117,26 @@ def test_postgresql_is_used_if_the_environment_names_it(
     application: str, log: Path, soon: None, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", postgres_url)
+    before = left_open_in(postgres_url)  # other tests share the database
     with (
         load.running(application, "n-plus-one,leaked-session") as url,
         load.client_of(url) as client,
     ):
         assert client.get("/authors").is_success
         assert client.get("/catalogue").is_success
-        with psycopg.connect(postgres_url) as connection:
-            ((left_open,),) = connection.execute(LEFT_OPEN).fetchall()
+        (left_open,) = left_open_in(postgres_url) - before
         deadline = time.monotonic() + PATIENCE_SECONDS
         while "leaked-session" not in named(log) and time.monotonic() < deadline:
             time.sleep(0.1)
     assert {"n-plus-one", "leaked-session"} <= named(log)
     (leaked, *_) = (each for each in findings(log) if each["finding_id"] == "leaked-session")
     assert leaked["process_id"] == left_open
+
+
+def left_open_in(url: str) -> set[int]:
+    """The process ids of the server's connections whose transaction was left open."""
+    with psycopg.connect(url) as connection:
+        return {process_id for (process_id,) in connection.execute(LEFT_OPEN)}
 
 
 def named(log: Path) -> set[str]:
