@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
 from typing import TYPE_CHECKING, Final
 
 from session_tracer.detectors.evidence import known, life_site, live_evidence, ms
@@ -137,7 +138,7 @@ def _end_it(fact: TimePassed, live: LiveSession, report: Report) -> str:
         inside = f"try, with {remove} in its finally" if remove else f"`{with_line}`"
         return f"yield inside {inside}, and close the generator when its caller is done"
     if live.holds_connection and live.owner_stack and not fact.running:
-        return f"commit before the wait at {live.owner_stack[0]}, or open the session after it"
+        return f"commit before {_doing('wait', live, report)}, or open the session after it"
     unsaved = any(live.objects.get(state) for state in ("pending", "modified", "deleted"))
     if unsaved or (live.transaction != "none" and report.ledger.wrote):
         if remove:
@@ -248,7 +249,8 @@ def _idle(idle: int, live: LiveSession, report: Report) -> Finding:
     ledger = report.ledger
     wait = live.owner_stack[0] if live.owner_stack else None
     if wait is not None:
-        remedy = f"commit or close before the wait at {wait}, or wait outside the transaction"
+        before = _doing("wait", live, report)
+        remedy = f"commit or close before {before}, or wait outside the transaction"
     elif live.owner_state in GONE:
         closes = removal(report) or f"`{_with_line(report)}`"
         remedy = f"close the session: {_gone(live, report)}; {closes} closes it"
@@ -269,6 +271,25 @@ def _idle(idle: int, live: LiveSession, report: Report) -> Finding:
     )
 
 
+def _doing(what: str, live: LiveSession, report: Report) -> str:
+    """Return where the owner waits or works, and what called it if that has a session lent to it.
+
+    The innermost function may be a client of another service, which knows no session: the one that
+    has used the session has it, or the one that the library has called which lends it.
+    """
+    ledger, (innermost, *outer) = report.ledger, live.owner_stack
+    own = {_in(site) for site in (live.last_statement_site, ledger.first_used_site) if site}
+    if not ledger.is_lent or _in(innermost) in own:
+        return f"the {what} at {innermost}"
+    having = [site for site in outer if _in(site) in own]
+    having += list(takewhile(lambda site: not site.distance, outer))[-1:]
+    return f"the {what} at {innermost}" + (f", called from {having[0]}" if having else "")
+
+
+def _in(site: CallSite) -> tuple[str, str]:
+    return site.file, site.function
+
+
 def _with_line(report: Report) -> str:
     return with_block(report).partition("\n")[0]
 
@@ -280,7 +301,7 @@ def _long(
     if sql * 2 > age or fact.running:
         remedy = "commit in batches, so that locks are held for a short time"
     elif live.owner_stack:
-        remedy = f"commit before the work at {live.owner_stack[0]}, or begin after it"
+        remedy = f"commit before {_doing('work', live, report)}, or begin after it"
     else:
         remedy = "commit as soon as the last statement is done"
     return report.finding(

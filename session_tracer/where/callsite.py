@@ -756,16 +756,22 @@ class Locator:
         return lines
 
     def sites(self, frames: Iterable[FrameType]) -> list[CallSite]:
-        """Return the application's lines among these frames, the innermost first."""
+        """Return the application's lines among these frames, the innermost first.
+
+        Each has the distance 0 or 1.
+        """
         sites: list[CallSite] = []
-        written_in = ""
+        written_in, distance = "", 0
         for outer in frames:
             kind = self._kind(outer)
-            if kind <= _TEMPLATE:
-                site = self._site(outer, kind)
+            if kind == _LIBRARY:
+                distance = 1
+            elif kind <= _TEMPLATE:
+                site = self._at(outer, outer.f_lineno, kind, distance)
                 # A comprehension and the function it is written in are one.
                 if site.function != written_in:
                     sites.append(site)
+                distance = 0
                 in_comprehension = outer.f_code.co_name in _COMPREHENSIONS
                 written_in = site.function if in_comprehension else ""
         return sites

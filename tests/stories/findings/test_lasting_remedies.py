@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
+import sysconfig
 import threading
 import time
 from dataclasses import dataclass, field
@@ -407,7 +409,7 @@ async def lend(place: Place) -> AsyncIterator[Any]:
 async def read_and_wait(place: Place) -> None:
     async for session in lend(place):
         await session.scalar(COUNT)
-        place.wait()
+        place.wait()  # <- calls
 
 
 async def read_and_commit_before_the_wait(place: Place) -> None:
@@ -421,13 +423,47 @@ def test_with_the_remedy_a_dependencys_session_is_not_idle(twin: Twin) -> None:
     async def story() -> None:
         place = Place(twin, 6)
         (found,) = (await seen(place, read_and_wait)).findings
-        wait = marked(Place.wait, "<- waits")
+        wait, calls = marked(Place.wait, "<- waits"), marked(read_and_wait, "<- calls")
         assert found.id == "idle-in-transaction"
         assert found.remedy == (
-            f"commit or close before the wait at {wait}, or wait outside the transaction"
+            f"commit or close before the wait at {wait}, called from {calls}, "
+            "or wait outside the transaction"
         )
         assert_found(await seen(place, read_and_commit_before_the_wait))
 
+    twin.run(story)
+
+
+@only_async  # A thread may have left its generator.
+def test_the_function_that_a_session_was_lent_to_is_named(twin: Twin) -> None:
+    async def answer(session: Any) -> None:
+        del session
+        place.wait()  # <- calls
+
+    # A framework has the session from one function, and calls the others with it.
+    serve = (
+        "async def serve(sessions, *functions):\n"
+        "    async for session in sessions:\n"
+        "        for function in functions:\n"
+        "            await function(session)\n"
+    )
+    file = os.path.join(sysconfig.get_path("purelib"), "shop_web", "routing.py")
+    framework: dict[str, Any] = {"__name__": "shop_web.routing"}
+    exec(compile(serve, file, "exec"), framework)
+
+    async def respond(place: Place) -> None:
+        await framework["serve"](lend(place), read, answer)
+
+    async def story() -> None:
+        (found,) = (await seen(place, respond)).findings
+        wait, calls = marked(Place.wait, "<- waits"), marked(answer, "<- calls")
+        assert found.id == "idle-in-transaction"
+        assert found.remedy == (
+            f"commit or close before the wait at {wait}, called from {calls}, "
+            "or wait outside the transaction"
+        )
+
+    place = Place(twin, 6)
     twin.run(story)
 
 
