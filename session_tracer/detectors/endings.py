@@ -177,12 +177,16 @@ def _is_own(closed: CallSite | None, work: CallSite | None, report: Report) -> b
 
     A dependency's generator, a decorator or a framework closes the sessions of many functions at
     one line. Where a framework does, the last line known of the session stands for its own; a
-    `with` statement that opened the session and ended a savepoint in it as well is its own.
+    `with` statement that opened the session is its own, also where a library's context manager
+    opens and closes it, or where it ended a savepoint in it as well.
     """
     ledger = report.ledger
-    if closed is None or ledger.is_lent or closed.distance:
+    if closed is None or ledger.is_lent:
         return False
-    return closed == ledger.opened_site or closed not in (work, ledger.left_site)
+    is_openers = closed == ledger.opened_site
+    if closed.distance:
+        return is_openers and closed.distance == 1 and is_end_of_block(closed)
+    return is_openers or closed not in (work, ledger.left_site)
 
 
 class _Lost:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sysconfig
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +32,7 @@ def begin_nested(session: Session) -> Any:
 
 
 async def first(session: Any) -> Any:
-    return (await session.scalars(select(Essay).order_by(Essay.id))).first()
+    return (await session.scalars(select(Essay).order_by(Essay.id))).first()  # <- reads
 
 
 async def first_author(session: Any) -> Any:
@@ -367,6 +369,42 @@ def test_a_generator_that_is_closed_early_discards_on_purpose(twin: Twin) -> Non
             generator.close()
             assert len(captured.sessions) == 1
         assert_found(captured)
+
+    twin.run(story)
+
+
+# What a library opens for a block of the application's, and closes at its end.
+LIBRARY = """
+from contextlib import asynccontextmanager
+
+@asynccontextmanager
+async def reading(sessions):
+    session = sessions()
+    try:
+        yield session
+    finally:
+        await session.close()
+"""
+
+
+def test_a_block_whose_session_a_librarys_context_manager_opens(twin: Twin) -> None:
+    file = os.path.join(sysconfig.get_path("purelib"), "shop_kit", "sessions.py")
+    library: dict[str, Any] = {"__name__": "shop_kit.sessions"}
+    exec(compile(LIBRARY, file, "exec"), library)
+
+    async def rename() -> None:
+        async with library["reading"](twin.session) as session:  # <- opened # <- closed
+            (await first(session)).title = "On staying"
+
+    async def story() -> None:
+        await keep(twin, Essay(title="On going"))
+        with capture(twin.factory) as captured:
+            await rename()
+        (finding,) = captured.findings
+        assert finding.id == "discarded-changes"
+        assert finding.site == marked(rename, "<- closed")
+        assert finding.remedy.endswith("session.commit()  # before the session is closed")
+        assert finding.evidence["last_activity_at"] == str(marked(first, "<- reads"))
 
     twin.run(story)
 
