@@ -12,7 +12,7 @@ from session_tracer.detectors.protocol import BuiltIn
 from session_tracer.detectors.wording import awaited, elsewhere, listed
 from session_tracer.facts import StatementExecuted
 from session_tracer.model.totals import Tally, Total
-from session_tracer.where.iteration import asks_by_item, goes_over
+from session_tracer.where.iteration import asks_by_item, goes_over, may_write
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Mapping
@@ -323,10 +323,14 @@ def _once(fact: StatementExecuted, loop: CallSite | None, repeats: _Repeats, rep
     caller = ledger.locator.in_a_row(repeats.passed)
     if caller is not None and fact.site is not None and caller.function != fact.site.function:
         return f"run it once in {caller.function}() and pass the result on"
+    table = fact.entity or fact.collection
     if loop is not None and ledger.has_written(fact.reads):
-        table = fact.entity or fact.collection
         return f"run it once in each turn of the loop at {loop}, or until it writes {table}"
-    return f"run it once{elsewhere(loop, fact.site, 'before the loop at')} and keep the result"
+    once = f"run it once{elsewhere(loop, fact.site, 'before the loop at')} and keep the result"
+    if loop is None or fact.site is None or caller is not None:
+        return once
+    lines = ledger.locator.called_from(fact.site, loop)
+    return f"{once} until the loop writes {table}" if lines and may_write(lines, table) else once
 
 
 def _is_query(fact: StatementExecuted) -> bool:

@@ -32,6 +32,7 @@ __all__ = [
     "goes_turn_by_turn",
     "is_around_block",
     "is_over_items",
+    "may_write",
     "takes_messages",
 ]
 
@@ -47,6 +48,8 @@ _GROUPING: Final = frozenset({"items", "groupby"})
 _STEP: Final = 3
 _CHUNKS: Final = ("batch", "chunk", "islice", "partition", "slices")
 _ENDLESS: Final = frozenset({"count", "cycle"})
+# Methods by which a session takes in what it will write.
+_WRITING: Final = frozenset({"add", "add_all", "delete", "merge"})
 # Parts of the names of what hands over one message after the other.
 _QUEUES: Final = frozenset(
     {"channel", "consume", "consumer", "listen", "listener", "poll", "pubsub", "queue"}
@@ -103,6 +106,32 @@ def _asks_by_item(lines: tuple[tuple[str, int], ...]) -> bool:
         within, line = function, next_line
     flow = Flow(within, 0, names)
     return any(map(flow.has_name, chain.from_iterable(map(_arguments, _calls(within, line)))))
+
+
+def may_write(lines: Sequence[CallSite], entity: str) -> bool:
+    """Return whether the body of a loop, or a function between it and a line, writes an entity.
+
+    Where it is not written there what a session is given, that may be one.
+
+    Args:
+        lines: The line, the lines that called its function, and last that of the loop.
+        entity: The name of a mapped class.
+    """
+    *inside, around = lines
+    loop = _innermost(around)
+    within: list[ast.AST] = [] if loop is None else [loop]
+    within += [function_at(source_of(one.file), one.line) for one in inside]
+    calls = (node for one in within for node in own_nodes(one) if isinstance(node, ast.Call))
+    return any(_writes(one, entity) for one in calls)
+
+
+def _writes(call: ast.Call, entity: str) -> bool:
+    function = call.func
+    if not isinstance(function, ast.Attribute) or function.attr not in _WRITING:
+        return False
+    given = {name for one in call.args for name in _called(one)}
+    is_sessions = "session" in ast.unparse(function.value).lower()
+    return is_sessions and (not given or entity in given)
 
 
 def _calls(within: ast.AST, line: int) -> list[ast.Call]:

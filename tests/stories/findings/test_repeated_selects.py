@@ -570,6 +570,9 @@ def test_what_the_loop_may_write_is_not_read_once_before_it(twin: Twin) -> None:
             f"run it once in each turn of the loop at {loop}, or until it writes Author"
         )
         (finding,) = (await add_when_free(twin, adds_at=9)).findings
-        assert finding.remedy == f"run it once before the loop at {loop} and keep the result"
+        assert finding.remedy == (
+            f"run it once before the loop at {loop} "
+            "and keep the result until the loop writes Author"
+        )
 
     twin.run(story)
