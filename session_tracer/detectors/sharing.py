@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from session_tracer.detectors.evidence import known, life_site, ms
-from session_tracer.detectors.memory import Once
+from session_tracer.detectors.memory import MOST_REPORTED, Once
 from session_tracer.detectors.protocol import BuiltIn
 from session_tracer.detectors.wording import awaited, duration, own_session, variable, with_block
 from session_tracer.facts import (
@@ -65,10 +65,13 @@ class ConcurrentUse(BuiltIn):
     def judge(
         self, fact: SessionUsedConcurrently, report: Report, memory: Once
     ) -> Iterator[Finding]:
-        """Report each pair of lines once, in either order, and a task that goes on once."""
-        if fact.leaves and any(fact.site in pair for pair in memory if isinstance(pair, frozenset)):
+        """Report two lines once, and no third one that was at work at the same time as they."""
+        if len(memory) >= MOST_REPORTED:
             return
-        if not memory.first(frozenset((fact.site, fact.other_site))):
+        sites = {fact.site} if fact.leaves else {fact.site, fact.other_site}
+        is_known = not memory.isdisjoint(sites)
+        memory.update({fact.site, fact.other_site} - {None})
+        if is_known:
             return
         each = "task" if fact.owner.is_task else "thread"
         if fact.leaves:

@@ -186,22 +186,24 @@ def test_tasks_of_an_asyncsession_get_a_block_that_is_awaited(people: People) ->
     assert finding.remedy == "async with SessionLocal() as session:  # one for each task"
 
 
-def test_each_pair_of_lines_is_reported_once_in_either_order(people: People) -> None:
-    owners = [people.thread(f"worker-{number}") for number in range(3)]
-    first, second, third = owners
+def test_what_was_at_work_at_the_same_time_is_reported_once(people: People) -> None:
+    first, second, third = (people.thread(f"worker-{number}") for number in range(3))
     assert len(
         reported(
             ConcurrentUse(),
             met(second, first),
             met(third, first),
             met(first, second, site=FIRST, other_site=SECOND),
+            met(third, first, site=at(98)),
+            met(first, third, site=FIRST, other_site=at(97)),
             met(second, first),
         )
     ) == 1  # fmt: skip
-    elsewhere = met(second, first, site=at(99))
-    assert len(reported(ConcurrentUse(), met(second, first), elsewhere, elsewhere)) == 2
-    itself = met(second, first, other_site=SECOND)
-    assert len(reported(ConcurrentUse(), met(second, first), itself, itself)) == 2
+    others = met(second, first, site=at(99), other_site=at(100))
+    assert len(reported(ConcurrentUse(), met(second, first), others, others)) == 2
+    unknown = met(second, first, site=at(99), other_site=None)
+    again = met(second, first, site=at(100), other_site=None)
+    assert len(reported(ConcurrentUse(), unknown, unknown, again)) == 2
 
 
 def test_hand_over_is_no_concurrent_use(people: People) -> None:
