@@ -17,6 +17,7 @@ from session_tracer.detectors.wording import (
     duration,
     elsewhere,
     opening,
+    removal,
     with_block,
 )
 from session_tracer.facts import (
@@ -341,11 +342,14 @@ class SessionPerItem(BuiltIn):
                 "SELECT with other parameters"
             )
             where = f"once, and one SELECT with .in_(...), in place of the tasks at {opened.loop}"
+        remove = "" if opened.is_at_once else removal(report)
         yield report.finding(
             "session-per-item",
             "info",
             message,
-            with_block(report, where),
+            f"{remove}  # once, after the loop at {opened.loop}"
+            if remove
+            else with_block(report, where),
             ledger.opened_site,
             count=opened.sessions,
             evidence=known(loop=opened.loop, used_at=ledger.first_used_site),

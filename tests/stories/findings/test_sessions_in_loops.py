@@ -11,6 +11,7 @@ import anyio
 import flask
 import pytest
 from sqlalchemy import select
+from sqlalchemy.orm import scoped_session
 from werkzeug.test import EnvironBuilder
 
 from session_tracer.ledger import openings
@@ -115,6 +116,29 @@ def per_item(twin: Twin, loop: Any, opens: Any) -> Due:
         count=5,
         evidence={"loop": str(at), "used_at": str(marked(opens, "<- used"))},
     )
+
+
+@only_sync
+def test_a_registry_whose_session_is_removed_after_each_item(twin: Twin) -> None:
+    sessions = scoped_session(twin.factory)
+
+    def work(times: int, *, each: bool) -> None:
+        for number in range(times):
+            sessions.get(Author, number)  # <- loops
+            if each:
+                sessions.remove()
+        sessions.remove()
+
+    async def story() -> None:
+        for each in (True, False):
+            with capture(twin.factory, sessions_from_one_site=5, gets_from_one_site=99) as captured:
+                work(6, each=each)
+            found = [(one.id, one.remedy) for one in captured.findings]
+            loop = marked(work, "<- loops")
+            remedy = f"Session.remove()  # once, after the loop at {loop}"
+            assert found == ([("session-per-item", remedy)] if each else [])
+
+    twin.run(story)
 
 
 @pytest.mark.parametrize("what", LOOPS)
