@@ -24,7 +24,7 @@ from session_tracer.pytest_plugin.completeness import Completeness
 from session_tracer.pytest_plugin.configured import settings_for_tests
 from session_tracer.pytest_plugin.holders import Holders
 from session_tracer.pytest_plugin.limits import read_limits
-from session_tracer.pytest_plugin.own_files import OwnFiles
+from session_tracer.pytest_plugin.own_files import own_files_of
 from session_tracer.pytest_plugin.reports import check_writable, write_json, write_sarif
 from session_tracer.pytest_plugin.run_findings import RunFindings
 from session_tracer.pytest_plugin.summary import rows, update_lines
@@ -90,7 +90,7 @@ class Run:
         limits = read_limits(item, self._options.budgets)
         if not self.tracing.is_on:
             self.tracing.start()
-        own_files = OwnFiles(item.path, self._config.rootpath)
+        own_files = own_files_of(item.path, self._config.rootpath)
         case = Case(item.nodeid, own_files, limits, self.tracing.settle)
         self.tracing.begin(case)
         return case

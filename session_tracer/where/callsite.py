@@ -7,7 +7,7 @@ import os
 import sys
 import sysconfig
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from session_tracer.where.iteration import is_around_block, is_over_items
@@ -953,14 +953,20 @@ def writes_now() -> str:
 
 def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
     """Yield `frame`, its callers, and the frames that await the greenlet or task."""
-    yield from _stack(frame)
-    for task in awaiting_tasks(current_task()):
-        yield from suspended(task)
+    return chain(_stack(frame), _awaiting())
 
 
 def _callers(frame: FrameType | None) -> Iterator[FrameType]:
     """Yield what `_outwards` does, and then the frames of the thread that waits for this one."""
-    yield from _outwards(frame)
+    return chain(_stack(frame), _awaiting(), _waiting())
+
+
+def _awaiting() -> Iterator[FrameType]:
+    for task in awaiting_tasks(current_task()):
+        yield from suspended(task)
+
+
+def _waiting() -> Iterator[FrameType]:
     for waiting in WAITING:
         yield from waiting()
 
