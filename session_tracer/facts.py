@@ -28,6 +28,8 @@ Part: TypeAlias = Literal["", "page", "next", "window", "list", "one", "unknown"
 # first ones, the one at an OFFSET, or those that come next after a bound.
 OfKey: TypeAlias = Literal["rows", "aggregate", "first", "offset", "next"]
 LoadKind: TypeAlias = Literal["relationship", "deferred", "expired", "refresh", "detached"]
+# What a database does with the rows that refer to a row which is deleted.
+OnDelete: TypeAlias = Literal["", "CASCADE", "SET NULL", "declared"]
 Ending: TypeAlias = Literal["close", "reset", "invalidate", "collected", "exit", "shutdown"]
 # Which statement of the last flush or commit wrote an object, if one did.
 Write: TypeAlias = Literal["", "INSERT", "UPDATE"]
@@ -284,6 +286,9 @@ class AttributeLoaded(_Value):
     relationship of `root` by which the object came. `replacement` is set if that SELECT has an
     option that leaves the attribute out: `lazyload(Author.books) by selectinload(Author.books)`.
     `for_delete` is whether the object is deleted, and the rows that refer to it are looked for.
+    `on_delete` is what the database could do with these rows in place of the session: `CASCADE` or
+    `SET NULL`, `declared` if the foreign key says so already, and empty if that would not be the
+    same.
     `expired_by` and `expired_site` are the commit, rollback or `expire()` of this scope that
     expired, or may have expired, the attribute. `left_out` is whether it is a column of a subclass,
     which a SELECT of the base class does not read. `sql` is the text of the statement without its
@@ -311,6 +316,7 @@ class AttributeLoaded(_Value):
     through: str = ""
     replacement: str = ""
     for_delete: bool = False
+    on_delete: OnDelete = ""
     left_out: bool = False
     duration: int = 0
     sql: str = ""

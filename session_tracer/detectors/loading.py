@@ -53,8 +53,8 @@ class NPlusOne(BuiltIn):
         if fact.replacement and not fact.expired_by:
             few = f"select({fact.root}).where(...).options({fact.options})"
             others = [f"{few} before the loop, for the few objects that need it"]
-        if fact.for_delete:
-            passive = _DELETED.format(listed(names))
+        if fact.on_delete:
+            passive = _passive(listed(names), fact)
             if report.ledger.system == "sqlite":
                 # Unless an application asks for it, SQLite deletes no rows that refer to others.
                 others = [f"{passive} and PRAGMA foreign_keys = ON"]
@@ -90,9 +90,11 @@ def _how(fact: AttributeLoaded, count: int) -> str:
     return were if fact.left_out else f"{are} deferred, and {were}"
 
 
-_DELETED: Final = (
-    'relationship(passive_deletes=True)  # for {}, with ForeignKey(ondelete="CASCADE")'
-)
+def _passive(names: str, fact: AttributeLoaded) -> str:
+    passive = f"relationship(passive_deletes=True)  # for {names}"
+    if fact.on_delete == "declared":
+        return f"{passive}, with the ondelete that its foreign key has"
+    return f'{passive}, with ForeignKey(ondelete="{fact.on_delete}")'
 
 
 def _load_together(fact: AttributeLoaded, names: list[str], report: Report) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from session_tracer import facts
-from session_tracer.hooks import flush_contents, loader_options, sql
+from session_tracer.hooks import deletes, flush_contents, loader_options, sql
 from session_tracer.ledger import object_counter
 from session_tracer.ledger.ledger import new_tuple
 from session_tracer.ledger.loads import Load
@@ -175,6 +175,11 @@ def report_load(
             written = _written(state, ledger)
     if counts_as == "commit" and ledger.loads is not None:
         loader_options.add_loaders(state.manager.mapper, ledger.loads.attributes)
+    for_delete = (
+        load.kind == "relationship"
+        and ledger.locator.called_by(_DELETING)
+        and deletes.refers_here(state.manager.mapper, load.attribute)
+    )
     fact = facts.AttributeLoaded(
         at=at,
         site=site,
@@ -190,9 +195,8 @@ def report_load(
         root_site=selection.site,
         through=selection.through,
         replacement=selection.replacement,
-        for_delete=load.kind == "relationship"
-        and ledger.locator.called_by(_DELETING)
-        and loader_options.refers_here(state.manager.mapper, load.attribute),
+        for_delete=for_delete,
+        on_delete=deletes.on_delete(state.manager.mapper, load.attribute) if for_delete else "",
         left_out=why.is_left_out,
         duration=duration,
         sql=sql.shown(statement, ledger.system),

@@ -6,7 +6,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from sqlalchemy.orm import ColumnProperty, RelationshipProperty
-from sqlalchemy.orm.interfaces import MapperProperty, RelationshipDirection
+from sqlalchemy.orm.interfaces import MapperProperty
 
 from session_tracer.ledger import object_counter
 from session_tracer.ledger.ledger import new_tuple
@@ -33,7 +33,6 @@ __all__ = [
     "loader",
     "owner",
     "primary_key",
-    "refers_here",
     "refreshing",
     "route_to",
     "selection",
@@ -446,12 +445,6 @@ def _is_generated(prop: Any) -> bool:
         for column in prop.columns
         for name in ("computed", "onupdate", "server_default", "server_onupdate")
     )
-
-
-def refers_here(mapper: Mapper[Any], attribute: str) -> bool:
-    """Whether the rows that the relationship loads refer to those of the mapper."""
-    prop: Any = mapper.attrs.get(attribute)
-    return prop is not None and prop.direction is not RelationshipDirection.MANYTOONE
 
 
 def _is_of_own_table(column: Any) -> bool:
