@@ -6,6 +6,7 @@ import ast
 import gc
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,13 +15,12 @@ from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import StaticPool
 
 from session_tracer.testing import capture
-from session_tracer.where import blocks, except_finder, source, syntax
-from session_tracer.where.syntax import parsed, source_of
+from session_tracer.where import blocks, except_finder, syntax
+from session_tracer.where.syntax import function_at, parsed, source_of
 from tests.library import Author, Base, Book, authors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 SOURCE = "def one(session):\n" + "    session.commit(f(g(h(1))))\n" * 200
 
@@ -104,7 +104,7 @@ def test_a_file_is_parsed_once_however_many_sessions_have_a_finding_in_it(
         parses.append(source)
         return parsed(source)
 
-    for module in (syntax, source, blocks, except_finder):
+    for module in (syntax, blocks, except_finder):
         monkeypatch.setattr(module, "parsed", counted)
     for findings in ({"n-plus-one", "repeated-select", "query-in-loop"}, None):
         with capture(factory) as captured:
@@ -115,6 +115,67 @@ def test_a_file_is_parsed_once_however_many_sessions_have_a_finding_in_it(
             parses.clear()
     assert (len(captured.findings), parses) == (3, [])
     engine.dispose()
+
+
+def test_of_a_large_file_only_the_functions_that_are_asked_for_are_parsed_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    text = "".join(f"def work_{number}():\n    load()\n" for number in range(100))
+    parses: list[str] = []
+
+    def counted(source: str) -> ast.Module | None:
+        parses.append(source)
+        return parsed(source)
+
+    monkeypatch.setattr(syntax, "parsed", counted)
+    for number in range(50):
+        assert _name(function_at(text, 2 * number + 2)) == f"work_{number}"
+    whole, *parts = parses
+    assert whole == text
+    assert parts == [f"def work_{number}():\n    load()" for number in range(50)]
+
+
+# The lines that have the name of their function.
+NESTED = '''\
+x = "module"
+class Order:
+    @decorated(
+        "module"
+    )
+    def total(self, key=lambda: 1):
+        text = """
+"total"
+  "total" """
+        def tax(
+            of="total",
+        ):
+            return "tax"
+        return "total"
+    async def pay(self): await "pay"
+def last(): return "last"; "last"
+'''
+
+
+def test_the_function_of_a_line_is_as_in_the_tree_of_the_whole_source() -> None:
+    for number, line in enumerate(NESTED.splitlines(), 1):
+        names = {name for name in ("module", "total", "tax", "pay", "last") if f'"{name}"' in line}
+        if names:
+            assert {_name(function_at(NESTED, number))} == names
+    for source in (NESTED, *(Path(one).read_text() for one in (syntax.__file__, __file__))):
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                assert _lines(function_at(source, node.body[0].lineno)) == _lines(node)
+
+
+def _lines(node: ast.AST) -> list[tuple[str, object, object]]:
+    return [
+        (type(one).__name__, getattr(one, "lineno", None), getattr(one, "end_lineno", None))
+        for one in ast.walk(node)
+    ]
+
+
+def _name(node: ast.AST) -> str:
+    return getattr(node, "name", "module")
 
 
 def _read_one_by_one(factory: sessionmaker[Session]) -> None:

@@ -6,14 +6,12 @@ import ast
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from session_tracer.where.syntax import parsed, source_of
+from session_tracer.where.syntax import function_at, source_of
 
 if TYPE_CHECKING:
     from session_tracer.where.callsite import CallSite
 
 __all__ = ["calls_at", "is_for_any_class"]
-
-_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def calls_at(site: CallSite) -> frozenset[str] | None:
@@ -28,11 +26,11 @@ def calls_at(site: CallSite) -> frozenset[str] | None:
 
 @lru_cache(maxsize=256)
 def _calls(source: str, line: int) -> frozenset[str] | None:
-    tree = parsed(source)
-    if tree is None:
+    around = function_at(source, line)
+    if not around.body:
         return None
     names: set[str] = set()
-    for node in ast.walk(tree):
+    for node in ast.walk(around):
         if isinstance(node, ast.stmt) and node.lineno <= line <= (node.end_lineno or 0):
             # The innermost statement comes last; of a block, only its head counts.
             names = {
@@ -54,15 +52,9 @@ def is_for_any_class(site: CallSite) -> bool:
 
 @lru_cache(maxsize=256)
 def _selects_parameter(source: str, line: int) -> bool:
-    tree = parsed(source) if source else None
-    around = [
-        node
-        for node in ast.walk(tree or ast.Module([], []))
-        if isinstance(node, _FUNCTIONS) and node.lineno <= line <= (node.end_lineno or 0)
-    ]
-    if not around:
+    function = function_at(source, line)
+    if isinstance(function, ast.Module):
         return False
-    function = around[-1]  # the innermost
     named = function.args
     parameters = {one.arg for one in [*named.posonlyargs, *named.args, *named.kwonlyargs]}
     return any(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import linecache
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,6 +25,7 @@ __all__ = [
 FORS: Final = (ast.For, ast.AsyncFor)
 COMPREHENSIONS: Final = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 FUNCTIONS: Final = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+_NAMED: Final = (ast.FunctionDef, ast.AsyncFunctionDef)
 # What a loop goes over if it only counts.
 COUNTING: Final = frozenset({"range", "count", "repeat", "cycle"})
 
@@ -68,15 +69,50 @@ def parsed(source: str) -> ast.Module | None:
 
 @lru_cache(maxsize=256)
 def function_at(source: str, line: int) -> ast.FunctionDef | ast.AsyncFunctionDef | ast.Module:
-    """Return the innermost function with a name whose body has the line, or the module."""
+    """Return the innermost function with a name whose body has the line, or the module.
+
+    The tree of a whole source is large and is not kept, unless lines of no function are asked for:
+    of each function, only its own lines are parsed again.
+    """
+    around = [one for one in _functions(source) if one.body <= line <= one.end]
+    if not around:
+        return _module(source)
+    first, _, end = around[-1]
+    text = "\n".join(source.split("\n")[first - 1 : end])
+    # What is indented is the body of something.
+    before = "if 1:\n" if text[:1].isspace() else ""
+    tree = parsed(before + text) or _module(source)
+    found = next(one for one in ast.walk(tree) if isinstance(one, _NAMED))
+    return ast.increment_lineno(found, first - 1 - before.count("\n"))
+
+
+class _Lines(NamedTuple):
+    """The lines at which a function, its decorators included, and its body begin, and its end."""
+
+    first: int
+    body: int
+    end: int
+
+
+@lru_cache(maxsize=_MOST_FILES)
+def _functions(source: str) -> tuple[_Lines, ...]:
+    """Return the lines of each function with a name, the outer ones first."""
     tree = parsed(source) or ast.Module([], [])
-    found: ast.FunctionDef | ast.AsyncFunctionDef | ast.Module = tree
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and (
-            node.body[0].lineno <= line <= (node.end_lineno or 0)
-        ):
-            found = node
-    return found
+    found = [node for node in ast.walk(tree) if isinstance(node, _NAMED)]
+    lines = [
+        _Lines(
+            min(part.lineno for part in (node, *node.decorator_list)),
+            node.body[0].lineno,
+            node.end_lineno or 0,
+        )
+        for node in found
+    ]
+    return tuple(sorted(lines))
+
+
+@lru_cache(maxsize=4)
+def _module(source: str) -> ast.Module:
+    return parsed(source) or ast.Module([], [])
 
 
 def own_nodes(node: ast.AST) -> Iterator[ast.AST]:

@@ -142,7 +142,8 @@ def test_what_is_loaded_because_its_parent_is_deleted(
                 assert others == [f"{passive} and PRAGMA foreign_keys = ON"]
             else:
                 assert found.remedy == passive
-                assert others is not None and others[0].startswith(option)
+                assert others is not None
+                assert others[0].startswith(option)
 
     twin.run(story)
 
