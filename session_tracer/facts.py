@@ -665,9 +665,9 @@ class SessionUsedConcurrently(_Value):
 
 @dataclass(slots=True, eq=False, repr=False)
 class SessionPassed(_Value):
-    """Another task than before uses the session.
+    """Another task than before uses the session, or another thread that serves a WSGI request.
 
-    `root` is the outermost task that awaits it, `request` is not 0 if it serves an ASGI request.
+    `root` is the outermost task that awaits it, `request` is not 0 if it serves a request.
     The other fields are those of the user before. `pieces` is what each of them works at:
     its request if there is one, else its outermost task.
     """
@@ -676,10 +676,10 @@ class SessionPassed(_Value):
     site: CallSite | None
     owner: Owner
     root: Owner
-    request: int
+    request: Hashable
     other_owner: Owner
     other_root: Owner
-    other_request: int
+    other_request: Hashable
     trace: int = 0
 
     @property

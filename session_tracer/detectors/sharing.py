@@ -182,7 +182,7 @@ class _Users:
         self.traces: set[int] = set()
         self.tasks: set[Owner] = set()
         # The task that was first seen in a request, by what the request has alone while it runs.
-        self.requests: dict[int, Owner] = {}
+        self.requests: dict[Hashable, Owner] = {}
         self.served = 0
         # What has used the session in turns in this transaction.
         self.transaction = -1
@@ -200,7 +200,7 @@ class _Users:
         if owner is not None:
             self.name(owner, most)
 
-    def serve(self, request: int, user: Owner, most: int) -> None:
+    def serve(self, request: Hashable, user: Owner, most: int) -> None:
         """A task that works at a request uses the session, which may have done so before."""
         known = self.requests.get(request)
         if request and (known is None or (known != user and known.has_ended)):
@@ -308,7 +308,7 @@ class SharedSession(BuiltIn):
         memory.serve(fact.request, fact.owner, most)
         if memory.served >= most:
             return memory.served, f"was used by {memory.served} different requests", "request"
-        if not ledger.transactions_open:
+        if not (ledger.transactions_open and fact.owner.is_task):
             return None
         memory.name(fact.other_owner, most)
         memory.name(fact.owner, most)

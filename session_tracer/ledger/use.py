@@ -11,7 +11,7 @@ from session_tracer import facts
 from session_tracer.ledger import same_owner
 from session_tracer.where import owner
 from session_tracer.where.progress import Progress
-from session_tracer.where.requests import request_of, running_request
+from session_tracer.where.requests import request_of, running_request, thread_request
 from session_tracer.where.running import running_frame
 from session_tracer.where.tasks import running_loop
 
@@ -54,7 +54,7 @@ class Use:
     waiting_loop: CallSite | None = None
     # The ASGI request that the task works at which uses it, and what had left changes when another
     # one began to use it: in which transaction, and the request or the task.
-    request = 0
+    request: Hashable = 0
     changed_by: tuple[int, Hashable] | None = None
     # The first use under asyncio, and the use of its connection on another event loop since, which
     # is reported only if the driver does not allow it.
@@ -215,8 +215,9 @@ class Use:
             self.owner = user
             self.was_handed_on = True
             same_owner.hand_on(self, before)
-            if user.is_task:
-                self._passed(site, before, user)
+            request = _request(user)
+            if user.is_task or request:
+                self._passed(site, before, user, request)
         elif self.at_work is not None or (self.flush is not None and self.flush.owner is not user):
             self._check_worker(site, user)
         if not self.is_async:
@@ -230,14 +231,14 @@ class Use:
         """Code that an event loop runs uses a session which is no AsyncSession, or has used it."""
         raise NotImplementedError
 
-    def _passed(self, site: CallSite | None, before: Owner, user: Owner) -> None:
-        """A task uses the session that another one, or a thread, has used before."""
+    def _passed(self, site: CallSite | None, before: Owner, user: Owner, request: Hashable) -> None:
+        """A task, or a thread with a request, uses the session that another one has used before."""
         fact = facts.SessionPassed(
             at=self.clock(),
             site=site,
             owner=user,
             root=owner.root_of(user),
-            request=running_request(),
+            request=request,
             other_owner=before,
             other_root=owner.root_of(before),
             other_request=self.request if self.request else request_of(before),
@@ -270,7 +271,7 @@ class Use:
         if self.changed_by is None or self.changed_by[0] != self.transactions:
             return False
         user = owner.current()
-        return self.changed_by[1] != (running_request() or owner.root_of(user).key)
+        return self.changed_by[1] != (_request(user) or owner.root_of(user).key)
 
     @property
     def has_uncommitted(self) -> bool:
@@ -353,3 +354,11 @@ class Use:
             return False
         self.note_cancelled(error)
         return True
+
+
+def _request(user: Owner) -> Hashable:
+    """What the request that is running has alone, of all that this or another user serves."""
+    if user.is_task:
+        return running_request()
+    request = thread_request()
+    return (request, user) if request else 0

@@ -29,6 +29,7 @@ __all__ = [
     "is_asgi",
     "is_in",
     "is_installed",
+    "is_wsgi",
     "registry_at_work",
     "show_paths_from",
     "task_stack",
@@ -927,6 +928,11 @@ def is_in(site: CallSite | None, code: CodeType) -> bool:
 def is_asgi(code: CodeType) -> bool:
     """Return whether the function is an ASGI application."""
     return _ASGI.issubset(code.co_varnames[: code.co_argcount])
+
+
+def is_wsgi(code: CodeType) -> bool:
+    """Return whether the function is a WSGI application."""
+    return _WSGI in code.co_varnames[: code.co_argcount]
 
 
 def registry_at_work() -> Any:

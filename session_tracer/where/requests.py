@@ -6,7 +6,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Final
 
-from session_tracer.where.callsite import is_asgi, whole_stack
+from session_tracer.where.callsite import is_asgi, is_wsgi, whole_stack
 from session_tracer.where.running import locals_elsewhere
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from session_tracer.where.callsite import CallSite
     from session_tracer.where.owner import Owner
 
-__all__ = ["is_of_test", "request_of", "running_request"]
+__all__ = ["is_of_test", "request_of", "running_request", "thread_request"]
 
 # The ASGI scopes that are requests.
 _REQUESTS: Final = frozenset({"http", "websocket"})
@@ -28,6 +28,15 @@ def running_request() -> int:
     A middleware may run the rest of a request in another task: both have the same scope.
     """
     return _request(whole_stack())
+
+
+def thread_request() -> int:
+    """Return what the WSGI request that is running has alone in its thread; 0 if there is none."""
+    found = 0
+    for frame in whole_stack():
+        if is_wsgi(frame.f_code):
+            found = id(frame)
+    return found
 
 
 def request_of(owner: Owner) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import threading
 import unittest
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -514,5 +515,65 @@ def test_threads_that_hand_a_session_on(twin: Twin) -> None:
                 with ThreadPoolExecutor(1) as pool:
                     pool.submit(work, session).result()
         assert_silent(captured, sessions=1)
+
+    twin.run(story)
+
+
+# Requests of a WSGI server, each in a thread of its own.
+
+
+def add_author(session: Any) -> None:
+    session.get(Author, 1)  # <- used
+    session.add(Author(name=f"a {next(KEYS)}"))
+    session.commit()
+
+
+def in_a_thread(work: Callable[[], object]) -> None:
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+
+
+@only_sync
+def test_a_session_of_several_wsgi_requests(twin: Twin) -> None:
+    """What one request does each time is not laid to a loop of the server's."""
+
+    def application(environ: dict[str, Any], start_response: Any) -> None:
+        del environ, start_response
+        add_author(module["session"])
+
+    # What a module opens, it opens for everyone.
+    module: dict[str, Any] = {"sessions": twin.factory}
+
+    async def story() -> None:
+        with capture(twin.factory) as captured:
+            exec(compile("session = sessions()", __file__, "exec"), module)
+            for _ in range(20):
+                in_a_thread(lambda: application({}, None))
+            module["session"].close()
+        (finding,) = captured.findings
+        assert finding.id == "shared-session"
+        assert finding.message == "this session was used by 3 different requests"
+        assert finding.evidence["used_at"] == str(marked(add_author, "<- used"))
+
+    twin.run(story)
+
+
+@only_sync
+def test_threads_of_one_wsgi_request(twin: Twin) -> None:
+    """What it repeats in threads is counted, whoever of them used the session before."""
+
+    def application(environ: dict[str, Any], start_response: Any) -> None:
+        del environ, start_response
+        with twin.factory() as session:
+            for _ in range(12):
+                session.get(Author, 1)
+                in_a_thread(lambda: add_author(session))
+
+    async def story() -> None:
+        with capture(twin.factory) as captured:
+            in_a_thread(lambda: application({}, None))
+        assert "shared-session" not in [one.id for one in captured.findings]
+        assert "commit-in-loop" in [one.id for one in captured.findings]
 
     twin.run(story)
