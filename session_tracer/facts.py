@@ -287,7 +287,7 @@ class AttributeLoaded(_Value):
     option that leaves the attribute out: `lazyload(Author.books) by selectinload(Author.books)`.
     `for_delete` is whether the object is deleted, and the rows that refer to it are looked for.
     `on_delete` is what the database could do with these rows in place of the session: `CASCADE` or
-    `SET NULL`, `declared` if the foreign key says so already, and empty if that would not be the
+    `SET NULL`, `declared` if its foreign key has that already, and empty if that would not be the
     same.
     `expired_by` and `expired_site` are the commit, rollback or `expire()` of this scope that
     expired, or may have expired, the attribute. `left_out` is whether it is a column of a subclass,

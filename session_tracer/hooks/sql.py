@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -234,9 +235,25 @@ def fingerprint(statement: str, parameters: Any) -> int:
     if type(held) is not tuple:
         held = tuple(parameters.values() if type(parameters) is dict else parameters)
     if not PLAIN.issuperset(map(type, held)):
-        return 0
+        held = tuple(map(_unwrapped, held))
+        if not PLAIN.issuperset(map(type, held)):
+            return 0
     # As text, for the hashes of -1 and -2 are the same, and so are those of 1, 1.0 and True.
     return hash((statement, repr(held))) or 1
+
+
+def _unwrapped(value: Any) -> Any:
+    """What a driver's `Binary` has of a short value, such as a key; any other value as it is."""
+    if type(value) is getattr(sys.modules.get("psycopg"), "Binary", None):
+        value = value.obj
+    if type(value) in _BINARY and memoryview(value).nbytes <= _LONGEST_KEY:
+        return bytes(value)
+    return value
+
+
+_BINARY: Final = frozenset({bytearray, memoryview})
+# Bytes: a content is not compared, it would be copied for each statement.
+_LONGEST_KEY: Final = 64
 
 
 _SYSTEMS: Final = {
