@@ -13,6 +13,7 @@ from session_tracer.detectors.wording import (
     closing,
     duration,
     own_session,
+    removal,
     session,
     variable,
     with_block,
@@ -47,17 +48,19 @@ class _LastTransaction:
     abandoned = False
     last_at = 0
     last_site: CallSite | None = None
+    # What had closed the session before this scope began.
+    closed_site: CallSite | None = None
 
 
 class AbandonedSession(BuiltIn):
     """`abandoned-session`: the garbage collector, or the process's end, takes an open scope."""
 
-    candidates = (TransactionCancelled, TransactionEnded, SessionClosed)
+    candidates = (SessionOpened, TransactionCancelled, TransactionEnded, SessionClosed)
     memory = _LastTransaction
 
     def judge(
         self,
-        fact: TransactionCancelled | TransactionEnded | SessionClosed,
+        fact: SessionOpened | TransactionCancelled | TransactionEnded | SessionClosed,
         report: Report,
         memory: _LastTransaction,
     ) -> Iterator[Finding]:
@@ -67,7 +70,9 @@ class AbandonedSession(BuiltIn):
         outer transaction loses nothing: the outer transaction decides.
         """
         ledger = report.ledger
-        if isinstance(fact, TransactionCancelled):
+        if isinstance(fact, SessionOpened):
+            memory.closed_site = fact.last_closed_site
+        elif isinstance(fact, TransactionCancelled):
             memory.cancelled = True
         elif isinstance(fact, SessionClosed):
             is_excused = memory.cancelled or fact.joined
@@ -86,11 +91,15 @@ def _abandoned(fact: SessionClosed, report: Report, memory: _LastTransaction) ->
         harm = f"and held a connection for {duration(held)}"
     else:
         harm = "with an open transaction"
+    again = "" if memory.closed_site is None else ", used again after it was closed,"
+    remedy = closing(report)
+    if again and not removal(report):
+        remedy = with_block(report, "around all uses of the session")
     return report.finding(
         "abandoned-session",
         "error",
-        f"{session(report)} {NEVER_CLOSED[fact.ending]}, {harm}",
-        closing(report),
+        f"{session(report)}{again} {NEVER_CLOSED[fact.ending]}, {harm}",
+        remedy,
         life_site(report),
         entity=lost.entity(),
         count=max(lost.count(), 1),
@@ -98,6 +107,7 @@ def _abandoned(fact: SessionClosed, report: Report, memory: _LastTransaction) ->
             ending=fact.ending,
             age_ms=ms(fact.at - report.ledger.opened_at),
             held_ms=ms(held) if held else None,
+            closed_at=memory.closed_site,
             **lost.evidence(),
             last_activity_at=memory.last_site,
             last_activity_ago_ms=ms(fact.at - memory.last_at),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import select
 
 from session_tracer.testing import capture
+from tests.good_code.silence import only_sync
 from tests.library import Author, Book, authors, keep
 from tests.stories.findings.due import Above, Due, assert_found
 from tests.stories.lines import marked
@@ -123,6 +125,34 @@ def test_a_session_that_is_lost_during_a_transaction(
                 },
             ),
         )
+
+    twin.run(story)
+
+
+def read_in_a_thread(session: Any) -> None:
+    thread = threading.Thread(target=lambda: session.scalars(select(Author)).all())
+    thread.start()
+    thread.join()
+
+
+@only_sync
+def test_a_closed_session_that_another_thread_uses_again(twin: Twin) -> None:
+    """A framework ends a dependency in one thread, and runs a background task in another one."""
+
+    def respond() -> None:
+        with twin.factory() as session:  # <- closed
+            session.scalars(select(Author)).all()
+        read_in_a_thread(session)
+
+    async def story() -> None:
+        with capture(twin.factory) as captured:
+            respond()
+            gc.collect()
+        (finding,) = captured.findings
+        assert finding.id == "abandoned-session"
+        assert "used again after it was closed, was garbage collected" in finding.message
+        assert finding.evidence["closed_at"] == site_of(respond, "<- closed")
+        assert finding.remedy.endswith("  # around all uses of the session")
 
     twin.run(story)
 
