@@ -561,7 +561,8 @@ class Locator:
 
         Where a context manager of the application opens them, the loop is around the `with` that
         calls it. A loop inside of that uses one session. A worker that takes its next job is no
-        such loop, nor is one around a request that a client runs in this process.
+        such loop, nor is one around a request that a client runs in this process, nor one whose
+        turn opens them by calls at several lines.
 
         Args:
             before: What `passed()` returned at an earlier session.
@@ -572,6 +573,7 @@ class Locator:
         """
         frames = [one for one in _stack(_frame(1)) if self._kind(one) != _MACHINERY]
         own = next((n for n, one in enumerate(frames) if is_in(opened, one.f_code)), None)
+        calls = {(code, at) for (_, code), at in before.items()}
         for number, frame in enumerate(frames[own or 0 :]):
             code, at = frame.f_code, frame.f_lasti
             is_around = is_in_loop(code, at)
@@ -586,7 +588,8 @@ class Locator:
                 for one in frames[(own or 0) + number :]
             ):
                 return self._loop_over_items(frame, key)
-            if is_asgi(code) or _WSGI in code.co_varnames:
+            is_other_call = number > 0 and (id(code), at) not in calls
+            if is_other_call or is_asgi(code) or _WSGI in code.co_varnames:
                 return None
         return None
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import flask
 import pytest
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import scoped_session
 from werkzeug.test import EnvironBuilder
 
@@ -116,6 +116,34 @@ def per_item(twin: Twin, loop: Any, opens: Any) -> Due:
         count=5,
         evidence={"loop": str(at), "used_at": str(marked(opens, "<- used"))},
     )
+
+
+async def count_authors(twin: Twin) -> None:
+    async with twin.session() as session:
+        await session.scalar(select(func.count(Author.id)))
+
+
+async def validate(twin: Twin) -> None:
+    await count_authors(twin)
+
+
+async def run_a_pipeline(twin: Twin) -> None:
+    await validate(twin)
+    await count_authors(twin)
+    await count_authors(twin)
+    await validate(twin)
+
+
+def test_a_loop_whose_turn_opens_sessions_by_several_calls(twin: Twin) -> None:
+    """No session around the loop would replace them: they belong to many pieces of work."""
+
+    async def story() -> None:
+        with capture(twin.factory, sessions_from_one_site=6) as captured:
+            for _ in range(3):
+                await run_a_pipeline(twin)
+        assert_found(captured)
+
+    twin.run(story)
 
 
 @only_sync
