@@ -23,6 +23,7 @@ from session_tracer.detectors.wording import (
     counted,
     duration,
     elsewhere,
+    listed,
     objects,
 )
 from session_tracer.facts import (
@@ -33,7 +34,7 @@ from session_tracer.facts import (
 )
 from session_tracer.model.counts import add_counts, total
 from session_tracer.model.totals import Tally, Total
-from session_tracer.where.callsite import writes_now
+from session_tracer.where.autoflush import asking_now
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from session_tracer.ledger.loads import Passed
     from session_tracer.ledger.report import Report
     from session_tracer.model.findings import Finding
+    from session_tracer.where.autoflush import Asking
     from session_tracer.where.callsite import CallSite
 
 
@@ -248,11 +250,11 @@ class AutoflushStorm(BuiltIn):
             return
         objects_by_class = added_up(autoflushes.written)
         loop = looping(autoflushes.passed, report)
-        verb = writes_now()
-        what = f"{verb}s" if verb else "reads"
-        remedy, *others = _without_flushes(
-            verb, ledger.locator.called_by(_MERGING), loop, fact.site
-        )
+        new, deleted = (autoflushes.written.get(kind, {}) for kind in ("new", "deleted"))
+        asking = asking_now(objects_by_class, {*new, *deleted})
+        what = f"{asking.verb}s" if asking.verb else "reads"
+        is_merge = ledger.locator.called_by(_MERGING)
+        remedy, *others = _without_flushes(asking, new, is_merge, elsewhere(loop, fact.site))
         yield report.finding(
             "autoflush-storm",
             "warning",
@@ -279,19 +281,32 @@ _MERGING: Final = frozenset({"merge"})
 _COLLECTED: Final = {"INSERT": "rows", "UPDATE": "new values", "DELETE": "keys"}
 
 
-def _without_flushes(
-    verb: str, is_merge: bool, loop: CallSite | None, site: CallSite | None
-) -> Iterator[str]:
-    """Yield the remedies; merge() flushes also where it finds its object in the session."""
-    block, place = "with session.no_autoflush:", elsewhere(loop, site)
+def _without_flushes(asking: Asking, new: Counts, is_merge: bool, place: str) -> Iterator[str]:
+    """Yield the remedies; merge() flushes also where it finds its object in the session.
+
+    What asks for the rows that are flushed must not run without them.
+    """
+    block = "with session.no_autoflush:"
     if is_merge:
         yield f"{block}  # around the loop{place}"
-    elif verb:
-        what = f"collect the {_COLLECTED[verb]} and execute one {verb} for all of them"
-        yield f"{what} after the loop{place}"
-        yield block
-    else:
+        return
+    if asking.verb:
+        what = f"collect the {_COLLECTED[asking.verb]} and execute one {asking.verb} for all of"
+        yield f"{what} them after the loop{place}"
+    elif not asking.needs:
         yield f"load what the loop needs before the loop{place}"
+    elif asking.entity in asking.needs and asking.entity in new:
+        one = asking.entity
+        yield (
+            f"run one SELECT of {one} with .in_(...) before the loop{place}, "
+            f"and add each new {one} to its result"
+        )
+    else:
+        yield (
+            f"load what the loop needs before the loop{place}, "
+            f"and update it with each {listed(list(asking.needs))} that the loop writes"
+        )
+    if asking.needs == ():
         yield block
 
 

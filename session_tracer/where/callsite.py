@@ -34,7 +34,6 @@ __all__ = [
     "show_paths_from",
     "task_stack",
     "whole_stack",
-    "writes_now",
 ]
 
 # Functions that called one another, the innermost first, each with its instruction (`f_lasti`).
@@ -137,7 +136,6 @@ _CO_COROUTINE: Final = 0x80
 _CO_AWAITED: Final = 0x80 | 0x20 | 0x100 | 0x200  # coroutine, generator, or either's async kin
 # Their sessions outlive the function that has used one first.
 _REGISTRIES: Final = frozenset({"sqlalchemy.orm.scoping", "sqlalchemy.ext.asyncio.scoping"})
-_WRITES: Final = frozenset({"INSERT", "UPDATE", "DELETE"})
 # A test's client calls the application; its framework goes on when the application has answered.
 _CLIENTS: Final = frozenset({"flask.testing", "httpx", "starlette.testclient", "werkzeug.test"})
 # The parameters of an ASGI application, and what a WSGI application, or what calls one, has.
@@ -944,20 +942,6 @@ def registry_at_work() -> Any:
         if frame.f_globals.get("__name__") in _REGISTRIES:
             return frame.f_locals.get("self")
     return None
-
-
-def writes_now() -> str:
-    """Return the verb of the INSERT, UPDATE or DELETE that autoflushes now; empty if none does."""
-    for frame in task_stack():
-        asking = frame.f_back if frame.f_code.co_name == "_autoflush" else None
-        if asking is not None and asking.f_globals.get("__name__", "").startswith("sqlalchemy."):
-            statement: Any = asking.f_locals.get("statement")
-            words = [getattr(statement, "__visit_name__", "")]
-            if words == ["textclause"]:
-                words = str(statement.text).split(maxsplit=1)
-            verb = words[0].upper() if words else ""
-            return verb if verb in _WRITES else ""
-    return ""
 
 
 def _outwards(frame: FrameType | None) -> Iterator[FrameType]:

@@ -309,7 +309,6 @@ def test_a_loop_that_reads_and_changes_in_turns_flushes_each_time() -> None:
                 "new": {"Order": 10},
                 "dirty": {"Stock": 20},
                 "began_at": str(COMMIT),
-                "alternatives": ["with session.no_autoflush:"],
             },
             **OF_SESSION,
         )

@@ -5,7 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import Insert, __version__, delete, func, insert, select, text, update
+from sqlalchemy import (
+    Insert,
+    __version__,
+    delete,
+    func,
+    insert,
+    literal,
+    select,
+    text,
+    update,
+)
 
 from tests.library import Author, Book, authors, keep
 from tests.stories.findings.due import Due, assert_found
@@ -64,18 +74,26 @@ def write_to_a_dynamic_relationship(session: Session) -> None:
     session.commit()
 
 
-def storm(how: Any, count: int, **written: Any) -> Due:
+NEEDS_NOTHING = "load what the loop needs before the loop"
+KEEP_AUTHORS = (
+    "run one SELECT of Author with .in_(...) before the loop, and add each new Author to its result"
+)
+
+
+def storm(
+    how: Any, count: int, remedy: str, others: list[str] | None = None, **written: Any
+) -> Due:
     return Due(
         id="autoflush-storm",
         site=marked(how, "<- read"),
         opened=marked(tell, "<- opened"),
-        remedy="load what the loop needs before the loop",
+        remedy=remedy,
         entity="Author",
         count=count,
         evidence={
             **written,
             "began_at": str(marked(how, "<- began")),
-            "alternatives": [NO_AUTOFLUSH],
+            "alternatives": others,
         },
     )
 
@@ -90,7 +108,7 @@ def test_ten_autoflushes_from_one_line(twin: Twin) -> None:
         captured = await tell(twin, lambda session: add_and_select(session, range(9)))
         assert_found(captured)
         captured = await tell(twin, lambda session: add_and_select(session, range(20, 40)))
-        due = storm(add_and_select, 10, new={"Author": 10})
+        due = storm(add_and_select, 10, NEEDS_NOTHING, [NO_AUTOFLUSH], new={"Author": 10})
         assert_found(captured, due)
         assert captured.findings[0].message == (
             "reads at one line caused at least 10 autoflushes in one transaction (10 Author)"
@@ -104,23 +122,155 @@ def test_ten_autoflushes_from_one_line(twin: Twin) -> None:
     twin.run(story)
 
 
-STORMS: dict[str, tuple[Any, dict[str, Any]]] = {
-    "get()": (add_and_get, {"new": {"Author": 3}}),
-    "a lazy load": (change_and_read_lazily, {"dirty": {"Author": 3}}),
-    "refresh()": (change_and_refresh, {"dirty": {"Author": 3}}),
-    "a dynamic relationship": (write_to_a_dynamic_relationship, {"dirty": {"Author": 3}}),
-    "a select after deletes": (delete_and_select, {"deleted": {"Author": 3, "Book": 3}}),
+# What is flushed, the remedy, and whether the loop may do without its autoflushes. What refresh()
+# reads may be what the loop has changed, and the query of a dynamic relationship is not known.
+STORMS: dict[str, tuple[Any, dict[str, Any], str, list[str] | None]] = {
+    "get()": (add_and_get, {"new": {"Author": 3}}, KEEP_AUTHORS, None),
+    "a lazy load": (
+        change_and_read_lazily,
+        {"dirty": {"Author": 3}},
+        NEEDS_NOTHING,
+        [NO_AUTOFLUSH],
+    ),
+    "refresh()": (change_and_refresh, {"dirty": {"Author": 3}}, NEEDS_NOTHING, None),
+    "a dynamic relationship": (
+        write_to_a_dynamic_relationship,
+        {"dirty": {"Author": 3}},
+        NEEDS_NOTHING,
+        None,
+    ),
+    "a select after deletes": (
+        delete_and_select,
+        {"deleted": {"Author": 3, "Book": 3}},
+        f"{NEEDS_NOTHING}, and update it with each Book that the loop writes",
+        None,
+    ),
 }
 
 
 @pytest.mark.parametrize("what", STORMS)
 def test_autoflushes_by(twin: Twin, what: str) -> None:
-    how, written = STORMS[what]
+    how, written, remedy, others = STORMS[what]
 
     async def story() -> None:
         await keep(twin, *authors(3, books_each=1))
         captured = await tell(twin, how, autoflushes_from_one_site=3)
-        assert_found(captured, storm(how, 3, **written))
+        assert_found(captured, storm(how, 3, remedy, others, **written))
+
+    twin.run(story)
+
+
+# What asks for the rows that are flushed. Each of these fails if they are not written.
+
+
+def add_and_find(session: Session) -> None:
+    for number in range(3):
+        session.add(Author(name=f"new {number}"))
+        found = session.scalars(select(Author).where(Author.name == f"new {number}"))  # <- read
+        assert found.one().books == []
+    session.commit()
+
+
+def add_and_find_by_query(session: Session) -> None:
+    for number in range(3):
+        session.add(Author(name=f"new {number}"))
+        assert session.query(Author).filter_by(name=f"new {number}").one()  # <- read
+    session.commit()
+
+
+def add_and_join(session: Session) -> None:
+    for number in range(3):
+        session.add(Author(name=f"new {number}", books=[Book(title="")]))
+        books = select(Book).join(Author).where(Author.name == f"new {number}")
+        assert session.scalar(books)  # <- read
+    session.commit()
+
+
+def add_and_ask_whether_it_exists(session: Session) -> None:
+    for number in range(3):
+        session.add(Author(name=f"new {number}"))
+        is_there = select(Author.id).where(Author.name == f"new {number}").exists()
+        assert session.scalar(select(literal(1)).where(is_there))  # <- read
+    session.commit()
+
+
+def change_and_count(session: Session) -> None:
+    for number, author in enumerate(session.scalars(select(Author)).all(), 1):
+        author.biography = "known"
+        known = select(func.count(Author.id)).where(Author.biography == "known")
+        assert session.scalar(known) == number  # <- read
+    session.commit()
+
+
+def add_and_update(session: Session) -> None:
+    for number in range(3):
+        session.add(Author(name=f"new {number}"))
+        changed = update(Author).where(Author.name == f"new {number}").values(biography="known")
+        assert session.execute(changed).rowcount == 1  # type: ignore[attr-defined] # <- read
+    session.commit()
+
+
+def add_and_refer_to_it(session: Session) -> None:
+    for number in range(3):
+        session.add(Author(id=10 + number, name=f"new {number}"))
+        session.execute(insert_book(10 + number))  # <- read
+    session.flush()
+    unknown = select(Book).where(Book.author_id.not_in(select(Author.id)))
+    assert session.scalar(unknown) is None
+    session.commit()
+
+
+UPDATED = f"{NEEDS_NOTHING}, and update it with each Author that the loop writes"
+DEPENDING: dict[Any, str] = {
+    add_and_find: KEEP_AUTHORS,
+    add_and_find_by_query: KEEP_AUTHORS,
+    add_and_join: KEEP_AUTHORS.replace("Author", "Book"),
+    add_and_ask_whether_it_exists: UPDATED,
+    change_and_count: UPDATED,
+    add_and_update: "collect the new values and execute one UPDATE for all of them after the loop",
+    add_and_refer_to_it: "collect the rows and execute one INSERT for all of them after the loop",
+}
+
+
+@pytest.mark.parametrize("how", DEPENDING)
+def test_what_asks_for_the_flushed_rows_keeps_its_autoflush(twin: Twin, how: Any) -> None:
+    async def story() -> None:
+        await keep(twin, *authors(3))
+        captured = await tell(twin, how, autoflushes_from_one_site=2)
+        (finding,) = captured.findings
+        assert (finding.id, finding.site) == ("autoflush-storm", marked(how, "<- read"))
+        assert finding.remedy == DEPENDING[how]
+        assert "alternatives" not in finding.evidence
+
+    twin.run(story)
+
+
+def get_or_create(session: Session) -> None:
+    for name in ("new 1", "new 2", "author 1", "new 1", "new 2", "new 3"):
+        if session.scalar(select(Author).where(Author.name == name)) is None:  # <- read
+            session.add(Author(name=name))
+    session.commit()
+
+
+def get_or_create_from_one_select(session: Session) -> None:
+    names = ("new 4", "new 5", "author 1", "new 4", "new 5", "new 6")
+    known = {one.name: one for one in session.scalars(select(Author).where(Author.name.in_(names)))}
+    for name in names:
+        if name not in known:
+            known[name] = Author(name=name)
+            session.add(known[name])
+    session.commit()
+
+
+def test_one_select_before_the_loop_finds_what_the_loop_adds(twin: Twin) -> None:
+    async def story() -> None:
+        await keep(twin, *authors(1))
+        captured = await tell(twin, get_or_create, autoflushes_from_one_site=3)
+        (finding,) = captured.findings
+        assert (finding.id, finding.site) == ("autoflush-storm", marked(get_or_create, "<- read"))
+        assert finding.remedy == KEEP_AUTHORS
+        captured = await tell(twin, get_or_create_from_one_select, autoflushes_from_one_site=2)
+        assert_found(captured)
 
     twin.run(story)
 
