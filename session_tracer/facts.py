@@ -242,7 +242,8 @@ class StatementExecuted(_Value):
     whose values that choose no rows are the same. `is_tree` is whether rows of `entity` refer to
     other rows of it.
     `sql` is the text of a SELECT without its values, shortened. `clauses` has the methods that gave
-    an INSERT more than its values, such as `returning`, if it is judged.
+    an INSERT more than its values, such as `returning`, if it is judged, or an UPDATE more than the
+    values of the row that has a primary key.
     """
 
     at: int

@@ -9,6 +9,7 @@ from session_tracer.detectors.protocol import BuiltIn
 from session_tracer.detectors.wording import awaited, bulk_write
 from session_tracer.facts import StatementExecuted
 from session_tracer.model.totals import Total
+from session_tracer.where.iteration import reads_row_count
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -75,14 +76,9 @@ def _is_by_library(fact: StatementExecuted, rows: Rows, report: Report) -> bool:
 
 def _cause(fact: StatementExecuted, rows: Rows, report: Report) -> tuple[str, str, str]:
     """Return where the rows were written, why one by one, and the remedy."""
-    bulk = bulk_write(fact.operation, fact.entity, report, fact.clauses)
     if not fact.in_flush:
-        why = "there is one execute() for each row"
-        if fact.operation == "DELETE" or "from_select" in fact.clauses:
-            bulk = f"one {bulk} for all rows"
-        for clause in _OF_EACH_ROW.keys() & fact.clauses:
-            bulk += f"  # take the new values from {_OF_EACH_ROW[clause]}"
-        return "from one line", why, bulk
+        return "from one line", "there is one execute() for each row", _for_all(fact, report)
+    bulk = bulk_write(fact.operation, fact.entity, report)
     where = "in one flush" if rows.flushes == 1 else f"in {rows.flushes} flushes from one line"
     if rows.flushes == rows.count:
         why = "one statement can only write rows of the same flush"
@@ -98,6 +94,23 @@ def _cause(fact: StatementExecuted, rows: Rows, report: Report) -> tuple[str, st
     return where, _ONE_BY_ONE[fact.operation], bulk
 
 
+def _for_all(fact: StatementExecuted, report: Report) -> str:
+    """Return the statement that does for all rows what this one does for one."""
+    operation, clauses = fact.operation, fact.clauses
+    is_counted = operation != "INSERT" and fact.site is not None and reads_row_count(fact.site)
+    if operation == "UPDATE" and is_counted and not clauses:
+        clauses = _WITHOUT_ROWS  # there is no rowcount of a list of rows
+    bulk = bulk_write(operation, fact.entity, report, clauses)
+    if operation == "DELETE" or "from_select" in clauses:
+        bulk = f"one {bulk} for all rows"
+    elif "where" in clauses:
+        bulk = f"one {bulk} for all rows that get the same values, with the conditions they share"
+    for clause in _OF_EACH_ROW.keys() & clauses:
+        bulk += f"  # take the new values from {_OF_EACH_ROW[clause]}"
+    return f"{bulk}  # its rowcount is that of all these rows" if is_counted else bulk
+
+
+_WITHOUT_ROWS: Final = ("where", "values")
 # How the clause of one INSERT names the values of the row that it could not insert.
 _OF_EACH_ROW: Final[Mapping[str, str]] = {
     "on_conflict_do_update": "excluded",

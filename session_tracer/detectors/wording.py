@@ -214,6 +214,6 @@ def bulk_write(operation: str, entity: str, report: Report, clauses: tuple[str, 
     made += "".join([f".{clause}(...)" for clause in clauses])
     if operation == "DELETE":
         return f"{awaited(report)}session.execute({made}.where(...))"
-    if "from_select" in clauses:
+    if "from_select" in clauses or "where" in clauses:
         return f"{awaited(report)}session.execute({made})"
     return f"{awaited(report)}session.execute({made}, [{{...}}, {{...}}, ...])"

@@ -7,6 +7,7 @@ one place: so statements are timed there, and each listener executes the stateme
 
 from __future__ import annotations
 
+import operator
 import weakref
 from collections import deque
 from contextlib import suppress
@@ -735,17 +736,26 @@ def _executed(
         rows=rows,
         streamed=ledger.is_streaming,
         text=hash(statement),
-        clauses=_clauses(context.invoked_statement) if has_crossed else (),
+        clauses=_clauses(context.invoked_statement) if has_crossed and flush is None else (),
     )
     ledger.statement_executed(fact)
     if has_crossed:
         ledger.judge(fact)
 
 
-def _clauses(insert: Any) -> tuple[str, ...]:
-    """The methods that gave an INSERT more than its values, in the order of its SQL."""
-    if not getattr(insert, "is_insert", False):
+def _clauses(statement: Any) -> tuple[str, ...]:
+    """The methods that gave it more than its values, in the order of its SQL.
+
+    Of an UPDATE, it is what a list of rows with their keys could not have.
+    """
+    if getattr(statement, "is_update", False):
+        returning = bool(getattr(statement, "_returning", ()))
+        if _is_of_key(statement) and not returning:
+            return ()
+        return ("where", "values", "returning") if returning else ("where", "values")
+    if not getattr(statement, "is_insert", False):
         return ()
+    insert = statement
     conflict = getattr(insert, "_post_values_clause", None)
     is_there = {
         "prefix_with": bool(getattr(insert, "_prefixes", ())),
@@ -754,6 +764,24 @@ def _clauses(insert: Any) -> tuple[str, ...]:
         "returning": bool(getattr(insert, "_returning", ())),
     }
     return tuple([name for name, is_so in is_there.items() if is_so])
+
+
+def _is_of_key(update: Any) -> bool:
+    """Whether an UPDATE sets plain values, of the row with one primary key and no other condition.
+
+    What cannot be looked at is taken for more than that.
+    """
+    try:
+        keys = {column.name for column in update.table.primary_key}
+        asked = list(update._where_criteria)
+        if len(asked) == 1:
+            asked = list(getattr(asked[0], "clauses", asked))  # of an and_()
+        of_columns = [one.left.name for one in asked if one.operator is operator.eq]
+        values = (update._values or {}).values()
+        is_plain = all(one.__visit_name__ == "bindparam" for one in values)
+        return is_plain and len(asked) == len(keys) and set(of_columns) == keys
+    except AttributeError:
+        return False
 
 
 _ONE_ROW: Final = frozenset({"INSERT", "UPDATE", "DELETE"})

@@ -1,4 +1,4 @@
-"""Reads in the source what a loop goes over, and whether it is around a `with` block."""
+"""Reads in the source what a loop goes over, and what is around and inside of it."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ __all__ = [
     "is_around_block",
     "is_over_items",
     "may_write",
+    "reads_row_count",
     "takes_messages",
 ]
 
@@ -123,6 +124,12 @@ def may_write(lines: Sequence[CallSite], entity: str) -> bool:
     within += [function_at(source_of(one.file), one.line) for one in inside]
     calls = (node for one in within for node in own_nodes(one) if isinstance(node, ast.Call))
     return any(_writes(one, entity) for one in calls)
+
+
+def reads_row_count(site: CallSite) -> bool:
+    """Return whether the line's function asks how many rows a statement has matched."""
+    nodes = own_nodes(function_at(source_of(site.file), site.line))
+    return any(isinstance(one, ast.Attribute) and one.attr == "rowcount" for one in nodes)
 
 
 def _writes(call: ast.Call, entity: str) -> bool:

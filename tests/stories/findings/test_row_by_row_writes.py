@@ -203,6 +203,105 @@ def test_an_insert_from_a_select_takes_no_list_of_rows(twin: Twin) -> None:
     twin.run(story)
 
 
+# What a list of rows with their keys cannot have.
+
+
+async def update_if_unknown(session: Any) -> None:
+    for number in (1, 2, 3):
+        of_one = update(Author).where(Author.id == number, Author.biography == "")
+        await session.execute(of_one.values(biography="known"))  # <- written
+    await session.commit()
+
+
+async def update_by_name(session: Any) -> None:
+    for number in (1, 2, 3):
+        of_one = update(Author).where(Author.name == f"author {number - 1}")
+        await session.execute(of_one.values(biography="known"))  # <- written
+    await session.commit()
+
+
+async def update_by_an_expression(session: Any) -> None:
+    for number in (1, 2, 3):
+        of_one = update(Author).where(Author.id == number)
+        await session.execute(of_one.values(biography=Author.name + "'s life"))  # <- written
+    await session.commit()
+
+
+async def update_and_count(session: Any) -> None:
+    for number in (1, 2, 3):
+        of_one = update(Author).where(Author.id == number).values(biography="known")
+        result = await session.execute(of_one)  # <- written
+        assert result.rowcount == 1
+    await session.commit()
+
+
+async def delete_and_count(session: Any) -> None:
+    for number in (1, 2, 3):
+        result = await session.execute(delete(Author).where(Author.id == number))  # <- written
+        assert result.rowcount == 1
+    await session.commit()
+
+
+UPDATE_ALL = (
+    "one {}session.execute(update(Author).where(...).values(...)) for all rows that get the same "
+    "values, with the conditions they share"
+)
+COUNTED = "  # its rowcount is that of all these rows"
+ONE_STATEMENT: dict[Any, tuple[str, Any]] = {
+    update_if_unknown: (
+        UPDATE_ALL,
+        update(Author)
+        .where(Author.id.in_([1, 2, 3]), Author.biography == "")
+        .values(biography="known"),
+    ),
+    update_by_name: (
+        UPDATE_ALL,
+        update(Author).where(Author.name.like("author %")).values(biography="known"),
+    ),
+    update_by_an_expression: (
+        UPDATE_ALL,
+        update(Author).where(Author.id.in_([1, 2, 3])).values(biography=Author.name + "'s life"),
+    ),
+    update_and_count: (
+        UPDATE_ALL + COUNTED,
+        update(Author).where(Author.id.in_([1, 2, 3])).values(biography="known"),
+    ),
+    delete_and_count: (
+        "one {}session.execute(delete(Author).where(...)) for all rows" + COUNTED,
+        delete(Author).where(Author.id.in_([1, 2, 3])),
+    ),
+}
+
+
+@pytest.mark.parametrize("how", ONE_STATEMENT)
+def test_a_statement_for_all_rows_keeps_the_conditions(twin: Twin, how: Any) -> None:
+    remedy, for_all = ONE_STATEMENT[how]
+
+    async def cured(session: Any) -> None:
+        result = await session.execute(for_all)
+        assert result.rowcount == 3
+        await session.commit()
+
+    async def story() -> None:
+        await keep(twin, *authors(3))
+        await twin.execute(lambda connection: connection.execute(update(Author).values(BLANK)))
+        (finding,) = (await tell(twin, how, single_row_writes=3)).findings
+        assert (finding.site, finding.remedy) == (
+            marked(how, "<- written"),
+            remedy.format(awaited(twin)),
+        )
+        await twin.execute(Author.metadata.drop_all)
+        await twin.execute(Author.metadata.create_all)
+        await keep(twin, *authors(3))
+        await twin.execute(lambda connection: connection.execute(update(Author).values(BLANK)))
+        assert_found(await tell(twin, cured, single_row_writes=2))
+
+    twin.run(story)
+
+
+BLANK = {"biography": ""}
+
+
 # By flushes.
 
 
