@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from session_tracer.detectors.evidence import known
+from session_tracer.detectors.evidence import known, looping
 from session_tracer.detectors.protocol import BuiltIn
-from session_tracer.detectors.wording import awaited, bulk_write
+from session_tracer.detectors.wording import awaited, bulk_write, elsewhere
 from session_tracer.facts import StatementExecuted
 from session_tracer.model.totals import Total
 from session_tracer.where.iteration import reads_row_count
@@ -45,9 +45,9 @@ class RowByRowWrites(BuiltIn):
         passed, rows.passed = rows.passed, {}
         if _is_by_library(fact, rows, report):
             return
-        if rows.flushes > 1 or not fact.in_flush:
-            report.passed = passed  # the rows of one flush are not repeated by a loop
-        where, why, remedy = _cause(fact, rows, report)
+        # The rows of one flush are not repeated by a loop.
+        loop = looping(passed, report) if rows.flushes > 1 or not fact.in_flush else None
+        where, why, remedy = _cause(fact, rows, elsewhere(loop, fact.site), report)
         yield report.finding(
             "row-by-row-writes",
             "info",
@@ -59,6 +59,7 @@ class RowByRowWrites(BuiltIn):
             count=rows.count,
             total=Total(fact.operation, rows.tally),
             evidence=known(
+                loop=loop,
                 table=fact.collection,
                 kind=fact.operation,
                 flushes=rows.flushes if fact.in_flush else None,
@@ -74,15 +75,22 @@ def _is_by_library(fact: StatementExecuted, rows: Rows, report: Report) -> bool:
     return is_called_once and is_each_flushed and not report.ledger.locator.is_in_loop()
 
 
-def _cause(fact: StatementExecuted, rows: Rows, report: Report) -> tuple[str, str, str]:
-    """Return where the rows were written, why one by one, and the remedy."""
+def _cause(fact: StatementExecuted, rows: Rows, place: str, report: Report) -> tuple[str, str, str]:
+    """Return where the rows were written, why one by one, and the remedy.
+
+    `place` is where the loop is, if it is not at the line that writes.
+    """
     if not fact.in_flush:
-        return "from one line", "there is one execute() for each row", _for_all(fact, report)
+        remedy = _for_all(fact, report)
+        if place:
+            remedy = f"collect the rows in the loop{place}, then {remedy}"
+        return "from one line", "there is one execute() for each row", remedy
     bulk = bulk_write(fact.operation, fact.entity, report)
     where = "in one flush" if rows.flushes == 1 else f"in {rows.flushes} flushes from one line"
     if rows.flushes == rows.count:
         why = "one statement can only write rows of the same flush"
-        return where, why, f"one {awaited(report)}session.flush() after the loop, none inside it"
+        flush = f"one {awaited(report)}session.flush()"
+        return where, why, f"{flush} after the loop{place}, none inside it"
     if rows.differing == rows.count - 1:
         # SQLAlchemy groups the rows of a table by the columns they set, in their order, and makes
         # one statement of each group.

@@ -337,6 +337,112 @@ def test_a_flush_for_each_row(twin: Twin) -> None:
     twin.run(story)
 
 
+# By a helper: the loop is in the function that calls it.
+
+
+async def insert_rows(session: Any, rows: list[dict[str, Any]]) -> None:
+    await session.execute(insert(Author), rows)  # <- written
+
+
+async def delete_one(session: Any, key: int) -> None:
+    await session.execute(delete(Author).where(Author.id == key))  # <- written
+
+
+async def save(session: Any, made: Author) -> None:
+    session.add(made)
+    await session.flush()  # <- written
+
+
+async def insert_each_by_helper(session: Any) -> None:
+    for row in ROWS:
+        await insert_rows(session, [{"name": row["name"]}])  # <- loop
+    await session.commit()
+
+
+async def insert_all_by_helper(session: Any) -> None:
+    await insert_rows(session, [{"name": row["name"]} for row in ROWS])
+    await session.commit()
+
+
+async def delete_each_by_helper(session: Any) -> None:
+    for key in (1, 2, 3):
+        await delete_one(session, key)  # <- loop
+    await session.commit()
+
+
+async def delete_after_the_loop(session: Any) -> None:
+    await session.execute(delete(Author).where(Author.id.in_([1, 2, 3])))
+    await session.commit()
+
+
+async def save_each(session: Any) -> None:
+    for number in (1, 2, 3):
+        await save(session, Author(name=f"new {number}"))  # <- loop
+    await session.commit()
+
+
+HELPERS: dict[Any, tuple[Any, str, Any]] = {
+    insert_each_by_helper: (
+        insert_rows,
+        (
+            "collect the rows in the loop at {}, "
+            "then {}session.execute(insert(Author), [{{...}}, {{...}}, ...])"
+        ),
+        insert_all_by_helper,
+    ),
+    delete_each_by_helper: (
+        delete_one,
+        (
+            "collect the rows in the loop at {}, "
+            "then one {}session.execute(delete(Author).where(...)) for all rows"
+        ),
+        delete_after_the_loop,
+    ),
+    save_each: (
+        save,
+        "one {1}session.flush() after the loop at {0}, none inside it",
+        flush_after_the_loop,
+    ),
+}
+
+
+@pytest.mark.parametrize("how", HELPERS)
+def test_the_loop_around_a_helper_is_named(twin: Twin, how: Any) -> None:
+    helper, remedy, cured = HELPERS[how]
+    loop = marked(how, "<- loop")
+
+    async def story() -> None:
+        await keep(twin, *authors(3))
+        (finding,) = (await tell(twin, how, single_row_writes=3)).findings
+        assert finding.site == marked(helper, "<- written")
+        assert finding.evidence["loop"] == str(loop)
+        assert finding.remedy == remedy.format(loop, awaited(twin))
+        await twin.execute(Author.metadata.drop_all)
+        await twin.execute(Author.metadata.create_all)
+        await keep(twin, *authors(3))
+        assert_found(await tell(twin, cured, single_row_writes=2))
+
+    twin.run(story)
+
+
+async def call_in_turn(session: Any) -> None:
+    await save(session, Author(name="new 1"))
+    await save(session, Author(name="new 2"))
+    await save(session, Author(name="new 3"))
+    await session.commit()
+
+
+def test_calls_that_follow_one_another_are_no_loop(twin: Twin) -> None:
+    async def story() -> None:
+        (finding,) = (await tell(twin, call_in_turn, single_row_writes=3)).findings
+        assert "loop" not in finding.evidence
+        assert finding.remedy == (
+            f"one {awaited(twin)}session.flush() after the loop, none inside it"
+        )
+
+    twin.run(story)
+
+
 async def set_expressions(session: Any) -> None:
     for author in (await session.scalars(select(Author))).all():
         author.name = func.upper(Author.name)
