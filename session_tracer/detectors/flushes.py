@@ -245,15 +245,18 @@ class AutoflushStorm(BuiltIn):
         autoflushes.add(contents, fact.duration, ledger.transactions, enough)
         if autoflushes.count == enough - 1:
             autoflushes.passed = ledger.locator.passed()
-        # A query of each item that flushes is reported as the query: without it nothing flushes.
-        if autoflushes.count != enough or is_reported_at("query-in-loop", fact.site, report):
+        if autoflushes.count != enough:
+            return
+        # What the loop reads one by one is reported as that: where it is read once nothing flushes.
+        # But merge() flushes also what was read before.
+        is_merge = ledger.locator.called_by(_MERGING)
+        if not is_merge and any(is_reported_at(id_, fact.site, report) for id_ in _READING):
             return
         objects_by_class = added_up(autoflushes.written)
         loop = looping(autoflushes.passed, report)
         new, deleted = (autoflushes.written.get(kind, {}) for kind in ("new", "deleted"))
         asking = asking_now(objects_by_class, {*new, *deleted})
         what = f"{asking.verb}s" if asking.verb else "reads"
-        is_merge = ledger.locator.called_by(_MERGING)
         remedy, *others = _without_flushes(asking, new, is_merge, elsewhere(loop, fact.site))
         yield report.finding(
             "autoflush-storm",
@@ -275,6 +278,8 @@ class AutoflushStorm(BuiltIn):
 
 
 _MERGING: Final = frozenset({"merge"})
+# Findings whose remedies read once what a loop reads in each turn.
+_READING: Final = ("get-in-loop", "n-plus-one", "query-in-loop", "repeated-select")
 
 
 # What the loop is to collect, by the verb of the statement that it executes.

@@ -240,8 +240,10 @@ def _same(
             return
         repeats.is_reported = True
         asked = memory.asked.of((fact.site, fact.query))
-        # What runs with different parameters, too, is reported as one of both.
-        if asked.found != "query-in-loop" or not asked.is_reported(report):
+        # What runs with different parameters, too, is reported as one of both; and what flushes, as
+        # the first of both.
+        is_other = asked.found == "query-in-loop" and asked.is_reported(report)
+        if not (is_other or is_reported_at("autoflush-storm", fact.site, report)):
             asked.found = "repeated-select"
             yield _repeated(fact, repeats, report, is_poll=is_poll)
 

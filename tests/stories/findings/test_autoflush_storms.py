@@ -406,6 +406,85 @@ def test_merge_flushes_also_what_the_loop_has_loaded_before(twin: Twin, how: Any
     twin.run(story)
 
 
+# One mistake: where what the loop reads is read once, nothing flushes.
+
+
+TITLE = select(Book.title).where(Book.id == 1)
+
+
+def read_the_same_in_each_turn(session: Session) -> None:
+    for author in session.scalars(select(Author).order_by(Author.id)).all():
+        author.biography = session.scalars(TITLE).one()  # <- read
+    session.commit()
+
+
+def read_the_same_once(session: Session) -> None:
+    title = session.scalars(TITLE).one()
+    for author in session.scalars(select(Author).order_by(Author.id)).all():
+        author.biography = title
+    session.commit()
+
+
+def get_each(session: Session) -> None:
+    for author in session.scalars(select(Author).order_by(Author.id)).all():
+        author.biography = session.get_one(Book, author.id).title  # <- read
+    session.commit()
+
+
+READ_ONCE: dict[Any, tuple[str, dict[str, int]]] = {
+    read_the_same_in_each_turn: ("repeated-select", {"repeats_of_one_select": 2}),
+    get_each: ("get-in-loop", {"gets_from_one_site": 2}),
+    change_and_read_lazily: ("n-plus-one", {"lazy_loads_from_one_site": 2}),
+}
+
+
+@pytest.mark.parametrize("how", READ_ONCE)
+def test_what_is_read_one_by_one_is_no_storm_too(twin: Twin, how: Any) -> None:
+    id_, first = READ_ONCE[how]
+
+    async def story() -> None:
+        await keep(twin, *authors(6, books_each=1))
+        captured = await tell(twin, how, autoflushes_from_one_site=4, **first)
+        assert [(one.id, one.site) for one in captured.findings] == [
+            (id_, marked(how, "<- read")),
+        ]
+        # Where that is not reported, the storm is.
+        captured = await tell(twin, how, autoflushes_from_one_site=4, ignore={id_}, **first)
+        assert [one.id for one in captured.findings] == ["autoflush-storm"]
+
+    twin.run(story)
+
+
+def test_a_select_that_was_a_storm_is_not_reported_again(twin: Twin) -> None:
+    async def story() -> None:
+        await keep(twin, *authors(9, books_each=1))
+        captured = await tell(twin, read_the_same_in_each_turn, autoflushes_from_one_site=2)
+        assert [one.id for one in captured.findings] == ["autoflush-storm"]
+        assert_found(await tell(twin, read_the_same_once, autoflushes_from_one_site=2))
+
+    twin.run(story)
+
+
+def read_the_same_and_flush_elsewhere(session: Session) -> None:
+    for author in session.scalars(select(Author).order_by(Author.id)).all():
+        author.biography = "known"
+        session.scalar(select(Book.title).where(Book.id == author.id))  # <- flushes
+        session.scalars(TITLE).one()  # <- repeats
+    session.commit()
+
+
+def test_what_is_repeated_at_another_line_is_another_mistake(twin: Twin) -> None:
+    async def story() -> None:
+        await keep(twin, *authors(6, books_each=1))
+        captured = await tell(twin, read_the_same_and_flush_elsewhere, autoflushes_from_one_site=4)
+        assert {(one.id, one.site) for one in captured.findings} == {
+            ("autoflush-storm", marked(read_the_same_and_flush_elsewhere, "<- flushes")),
+            ("repeated-select", marked(read_the_same_and_flush_elsewhere, "<- repeats")),
+        }
+
+    twin.run(story)
+
+
 # Near-misses: each flushes three times, or reads so often, where two would be a storm.
 
 
