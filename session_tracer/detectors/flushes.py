@@ -15,7 +15,7 @@ from session_tracer.detectors.evidence import (
     written,
 )
 from session_tracer.detectors.flush_remedies import remedies, what_failed
-from session_tracer.detectors.memory import Recent
+from session_tracer.detectors.memory import Once, Recent
 from session_tracer.detectors.protocol import BuiltIn
 from session_tracer.detectors.wording import (
     awaited,
@@ -37,7 +37,7 @@ from session_tracer.model.totals import Tally, Total
 from session_tracer.where.autoflush import asking_now
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Hashable, Iterator, Mapping, Sequence
 
     from session_tracer.facts import Counts, FlushFailed, Trigger
     from session_tracer.ledger.loads import Passed
@@ -355,14 +355,20 @@ class UnchangedDirty(BuiltIn):
     """`unchanged-dirty`: objects are in `session.dirty` and have no net change."""
 
     candidates = (FlushCompleted,)
+    memory = Once
 
-    def judge(self, fact: FlushCompleted, report: Report, memory: None) -> Iterator[Finding]:
-        """Report each flush with too many of these objects."""
-        del memory
+    def judge(self, fact: FlushCompleted, report: Report, memory: Once) -> Iterator[Finding]:
+        """Report flushes with too many of these objects, but each attribute once.
+
+        Whichever lines flush, it was set at another line.
+        """
         count = total(fact.unchanged)
         if not count or count < report.settings.unchanged_dirty_objects:
             return
         attributes = list(fact.unchanged_attributes)
+        causes: Sequence[Hashable] = attributes or [(fact.site, *fact.unchanged)]
+        if not list(filter(memory.first, causes)):
+            return
         site, wrapper = work_site(fact.site, report)
         what = f": {', '.join(attributes)} set to the same value" if attributes else ""
         yield report.finding(

@@ -242,6 +242,48 @@ def test_objects_that_are_assigned(twin: Twin, what: str) -> None:
     twin.run(story)
 
 
+def flush_at_two_lines(session: Session) -> None:
+    for book in session.scalars(select(Book)):
+        book.title = "".join(book.title)
+    session.scalar(select(Author).where(Author.id == 1))  # <- flushed
+    for book in session.scalars(select(Book)):
+        book.title = "".join(book.title)
+    session.commit()
+
+
+def assign_another_attribute_later(session: Session) -> None:
+    for book in session.scalars(select(Book)):
+        book.title = "".join(book.title)
+    session.scalar(select(Author).where(Author.id == 1))  # <- flushed
+    for book in session.scalars(select(Book)):
+        book.title = "".join(book.title)
+        book.copies = int(book.copies)
+    session.commit()  # <- another
+
+
+def test_an_attribute_that_is_set_again_is_reported_once(twin: Twin) -> None:
+    """The lines are those that flush: the one that sets it may be the same."""
+
+    async def story() -> None:
+        await keep(twin, *authors(3, books_each=1))
+        captured = await tell(twin, flush_at_two_lines, unchanged_dirty_objects=3)
+        (session,) = captured.sessions
+        assert session.unchanged == {"Book": 6}
+        assert [(one.id, one.site) for one in captured.findings] == [
+            ("unchanged-dirty", marked(flush_at_two_lines, "<- flushed"))
+        ]
+        captured = await tell(twin, assign_another_attribute_later, unchanged_dirty_objects=3)
+        assert [(one.site, one.evidence["unchanged_attributes"]) for one in captured.findings] == [
+            (marked(assign_another_attribute_later, "<- flushed"), ["Book.title"]),
+            (
+                marked(assign_another_attribute_later, "<- another"),
+                ["Book.copies", "Book.title"],
+            ),
+        ]
+
+    twin.run(story)
+
+
 def assign_only_what_differs(session: Session) -> None:
     names = {1: "author 0", 2: "author 1", 3: "another"}
     for author in session.scalars(select(Author)):
