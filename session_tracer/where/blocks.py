@@ -5,16 +5,17 @@ from __future__ import annotations
 import ast
 import linecache
 from functools import lru_cache
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from session_tracer.where.syntax import FORS, FUNCTIONS, own_nodes, parsed, source_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from session_tracer.where.callsite import CallSite
 
-__all__ = ["blocks_of", "is_end_of_block", "is_inside_block", "took_from_generator"]
+__all__ = ["blocks_of", "head_of", "is_end_of_block", "is_inside_block", "took_from_generator"]
 
 # session_tracer's own blocks, in which sessions are traced.
 _OWN: Final = frozenset({"capture", "instrument", "silence"})
@@ -25,12 +26,12 @@ _CLOSING: Final = frozenset({"aclose", "close", "invalidate", "reset"})
 class _Block(NamedTuple):
     """The lines of a `with`, or of a `try` with a `finally`; and those of the `with` itself.
 
-    `managers` are the names of the functions that make its context managers.
+    `managers` are the functions that make its context managers, by name, and the lines that do.
     """
 
     lines: range
     head: range
-    managers: frozenset[str] = frozenset()
+    managers: Mapping[str, int] = MappingProxyType({})
 
 
 class _Generator(NamedTuple):
@@ -87,6 +88,16 @@ def blocks_of(site: CallSite, manager: str) -> int:
     return sum(site.line in block.lines and manager in block.managers for block in blocks)
 
 
+def head_of(site: CallSite, manager: str) -> int:
+    """Return the line of the outermost `with` that `blocks_of` counts, which makes its manager.
+
+    It is 0 if there is none.
+    """
+    blocks, _ = _read(site.file)
+    heads = [one.managers.get(manager, 0) for one in blocks if site.line in one.lines]
+    return next(filter(None, heads), 0)
+
+
 def took_from_generator(site: CallSite, generator: CallSite) -> bool:
     """Return whether the line takes a value from that generator, and no more of it."""
     line = linecache.getline(site.file, site.line)
@@ -118,10 +129,13 @@ def _is_own(node: ast.With | ast.AsyncWith) -> bool:
     return not _OWN.isdisjoint(_managers(node))
 
 
-def _managers(node: ast.With | ast.AsyncWith) -> frozenset[str]:
+def _managers(node: ast.With | ast.AsyncWith) -> dict[str, int]:
     calls = [item.context_expr for item in node.items]
-    names = [ast.unparse(call.func) for call in calls if isinstance(call, ast.Call)]
-    return frozenset(name.rpartition(".")[2] for name in names)
+    return {
+        ast.unparse(call.func).rpartition(".")[2]: call.lineno
+        for call in calls
+        if isinstance(call, ast.Call)
+    }
 
 
 def _yields(node: ast.AST) -> bool:

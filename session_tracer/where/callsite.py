@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from session_tracer.where.blocks import head_of
 from session_tracer.where.iteration import is_around_block, is_over_items
-from session_tracer.where.loops import is_in_loop
+from session_tracer.where.loops import can_follow, is_in_loop
 from session_tracer.where.polls import is_poll, is_retry
 from session_tracer.where.running import running_frame
+from session_tracer.where.source import removed_at
 from session_tracer.where.tasks import awaiting_tasks, current_task, suspended
 
 if TYPE_CHECKING:
@@ -336,7 +338,7 @@ class Locator:
             if frame is found:
                 is_outside = True
             elif not is_outside:
-                if frame.f_globals.get("__name__") in _REGISTRIES:
+                if _is_registrys(frame):
                     self._registered.add(self._site(found, self._kind(found)))
             else:
                 kind = self._kind(frame)
@@ -523,27 +525,40 @@ class Locator:
     ) -> Iterator[tuple[int, FrameType, int]]:
         """Yield the frames that may loop while a session is open, with their numbers from inside.
 
-        The last one is that of the function which opened it, with the line that did: a loop around
+        The last one is that of the function which opened it, or whose `with` block a generator
+        opened it for, with a line that a loop in which it stays open does not pass. A loop around
         that opens another session in each turn. The line of the others is 0.
         """
-        if self.is_registered(opened):
-            opened = None
-        for number, frame in enumerate(_outwards(start)):
-            if self._kind(frame) == _MACHINERY:
-                if frame.f_globals.get("__name__") in _REGISTRIES:
-                    # The session is the thread's or task's, whatever function used it first.
-                    opened = None
-                continue
-            code = frame.f_code
-            if (
-                opened is not None
-                and code.co_filename == opened.file
-                and _written_name(code) == opened.function
-                and code.co_name not in _COMPREHENSIONS
-            ):
-                yield number, frame, opened.line
-                return
-            yield number, frame, 0
+        frames = [*enumerate(_outwards(start))]
+        last, line = self._opening(opened, [one for _, one in frames])
+        for number, frame in frames:
+            if self._kind(frame) != _MACHINERY:
+                yield number, frame, line if frame is last else 0
+                if frame is last:
+                    return
+
+    def _opening(
+        self, opened: CallSite | None, frames: list[FrameType]
+    ) -> tuple[FrameType | None, int]:
+        if opened is None:
+            return None, 0
+        line = opened.line
+        own = next((one for one in frames if _has_opened(one, opened)), None)
+        inside = frames if own is None else frames[: frames.index(own)]
+        if self.is_registered(opened) or any(map(_is_registrys, inside)):
+            # The session is the thread's or task's, whatever function used it first, unless that
+            # function removes it again.
+            line = removed_at(opened)
+            if not line:
+                return None, 0
+        if own is None and self.is_in_generator(opened):
+            name = opened.function.rpartition(".")[2]
+            # The blocks inside of the outermost one may be of the session that is open.
+            for frame in reversed(frames):
+                head = head_of(self._site(frame, 0), name) if self.is_application(frame) else 0
+                if head:
+                    return frame, head
+        return own, line
 
     def is_in_loop(self) -> bool:
         """Return whether a function of the application that is at work now is in a loop."""
@@ -926,6 +941,23 @@ def is_in(site: CallSite | None, code: CodeType) -> bool:
     )
 
 
+def _has_opened(frame: FrameType, opened: CallSite) -> bool:
+    """Return whether a call of the function may have run the line before.
+
+    It may also pass a session on that it was given, in another branch.
+    """
+    code = frame.f_code
+    return (
+        is_in(opened, code)
+        and code.co_name not in _COMPREHENSIONS
+        and can_follow(code, frame.f_lasti, opened.line)
+    )
+
+
+def _is_registrys(frame: FrameType) -> bool:
+    return frame.f_globals.get("__name__") in _REGISTRIES
+
+
 def is_asgi(code: CodeType) -> bool:
     """Return whether the function is an ASGI application."""
     return _ASGI.issubset(code.co_varnames[: code.co_argcount])
@@ -939,7 +971,7 @@ def is_wsgi(code: CodeType) -> bool:
 def registry_at_work() -> Any:
     """Return the `scoped_session` that makes a session now, or passes a call on to its session."""
     for frame in whole_stack():
-        if frame.f_globals.get("__name__") in _REGISTRIES:
+        if _is_registrys(frame):
             return frame.f_locals.get("self")
     return None
 

@@ -1,14 +1,16 @@
-"""Whether an instruction lies in a loop of its function."""
+"""Whether an instruction lies in a loop of its function, or can follow another one."""
 
 from __future__ import annotations
 
 import dis
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Container, Iterable
     from types import CodeType
 
-__all__ = ["is_in_loop"]
+__all__ = ["can_follow", "is_in_loop"]
 
 _MOST_KNOWN: Final = 1_000
 # By the id of the code, because hashing a code object reads all of it; the code is kept, so that no
@@ -48,27 +50,72 @@ def is_in_loop(code: CodeType, offset: int, without: int = 0) -> bool:
     return known[1]
 
 
+@lru_cache(maxsize=_MOST_KNOWN)
+def can_follow(code: CodeType, offset: int, line: int) -> bool:
+    """Return whether a call of the function that has run the line can come to the instruction.
+
+    Args:
+        code: The function.
+        offset: The instruction, `f_lasti`.
+        line: A line of the function, or of a comprehension in it.
+    """
+    instructions = list(dis.get_instructions(code))
+    starts = [
+        one.offset
+        for one in instructions
+        if (at := one.positions) is not None
+        and at.lineno is not None
+        and at.lineno <= line <= (at.end_lineno or at.lineno)
+    ]
+    return _start(instructions, offset) in _reached(code, instructions, starts)
+
+
 def _is_reached_again(code: CodeType, offset: int, without: int) -> bool:
     instructions = list(dis.get_instructions(code))
-    # A frame that has called a function is at the end of the call's inline cache.
-    start = max((one.offset for one in instructions if one.offset <= offset), default=0)
-    entries: Any = getattr(dis.Bytecode(code), "exception_entries", ())
+    start = _start(instructions, offset)
+    entries = _handlers(code)
     own = {entry.target for entry in entries if entry.start <= start < entry.end}
     start = _after_await(instructions, start)
+    blocked = {
+        one.offset
+        for one in instructions
+        if without
+        and one.positions is not None
+        and one.positions.lineno == without
+        # `for book in session.scalars(...)` goes on without opening the session again.
+        and one.opname.startswith(_OPENING)
+    }
+    following = _following(instructions)[start]
+    return start in _reached(code, instructions, following, blocked, own)
+
+
+def _start(instructions: list[dis.Instruction], offset: int) -> int:
+    # A frame that has called a function is at the end of the call's inline cache.
+    return max((one.offset for one in instructions if one.offset <= offset), default=0)
+
+
+def _handlers(code: CodeType) -> Any:
+    return getattr(dis.Bytecode(code), "exception_entries", ())
+
+
+def _reached(
+    code: CodeType,
+    instructions: list[dis.Instruction],
+    starts: Iterable[int],
+    blocked: Container[int] = (),
+    own: Container[int] = (),
+) -> set[int]:
+    """Return the instructions that run from `starts` on, with no `blocked` one on the way.
+
+    An exception does not lead to the handlers at `own`.
+    """
+    entries = _handlers(code)
     following = _following(instructions)
     reached: set[int] = set()
-    passing = {
-        one.offset: not without
-        or one.positions is None
-        or one.positions.lineno != without
-        # `for book in session.scalars(...)` goes on without opening the session again.
-        or not one.opname.startswith(_OPENING)
-        for one in instructions
-    }
-    to_do = list(following[start])
+    to_do = list(starts)
     while to_do:
         at = to_do.pop()
-        if at in reached or not passing[at]:
+        if at in reached or at in blocked:
             continue
         reached.add(at)
         to_do += following[at]
@@ -77,7 +124,7 @@ def _is_reached_again(code: CodeType, offset: int, without: int) -> bool:
             for entry in entries
             if entry.start <= at < entry.end and entry.target not in own
         ]
-    return start in reached
+    return reached
 
 
 def _after_await(instructions: list[dis.Instruction], start: int) -> int:

@@ -6,12 +6,12 @@ import ast
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from session_tracer.where.syntax import function_at, source_of
+from session_tracer.where.syntax import function_at, is_at, own_nodes, source_of
 
 if TYPE_CHECKING:
     from session_tracer.where.callsite import CallSite
 
-__all__ = ["calls_at", "is_for_any_class"]
+__all__ = ["calls_at", "is_for_any_class", "removed_at"]
 
 
 def calls_at(site: CallSite) -> frozenset[str] | None:
@@ -40,6 +40,30 @@ def _calls(source: str, line: int) -> frozenset[str] | None:
                 if isinstance(call, ast.Call) and (name := _name(call.func))
             }
     return frozenset(names)
+
+
+def removed_at(site: CallSite) -> int:
+    """Return the line at which a function removes the session of the registry that `site` calls.
+
+    It is 0 if only the handler of an exception does, or the function does not: another call of it
+    has the same session.
+    """
+    return _removed_at(source_of(site.file), site.line)
+
+
+@lru_cache(maxsize=256)
+def _removed_at(source: str, line: int) -> int:
+    own = list(own_nodes(function_at(source, line)))
+    names = {ast.unparse(one) for one in own if isinstance(one, ast.expr) and is_at(one, line)}
+    in_handler = {
+        node for one in own if isinstance(one, ast.ExceptHandler) for node in ast.walk(one)
+    }
+    for one in own:
+        if isinstance(one, ast.Call) and isinstance(one.func, ast.Attribute) and not one.args:
+            is_removed = one.func.attr == "remove" and ast.unparse(one.func.value) in names
+            if is_removed and one not in in_handler:
+                return one.lineno
+    return 0
 
 
 def is_for_any_class(site: CallSite) -> bool:

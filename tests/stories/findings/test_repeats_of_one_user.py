@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +19,14 @@ from tests.stories.findings import shop
 from tests.stories.findings.due import until
 from tests.stories.findings.reading import tell
 from tests.stories.lines import marked
+from tests.twins import SyncSession
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from sqlalchemy.orm import Session
 
+    from session_tracer.testing import Captured
     from tests.twins import Twin
 
 
@@ -214,6 +219,176 @@ def test_a_worker_whose_jobs_open_a_session_each_has_no_loop_in_one_of_them(twin
             work()
         assert {one.evidence.get("loop") for one in captured.findings} == {None}
         assert [one.id for one in captured.findings] == ["query-in-loop"] * 2
+
+    twin.run(story)
+
+
+# What opens a session for each turn of a loop, and ends it.
+
+
+def registry_of(twin: Twin) -> Any:
+    if twin.is_async:
+        return async_scoped_session(twin.factory, asyncio.current_task)
+    return scoped_session(twin.factory)
+
+
+def as_async(twin: Twin, session: Any) -> Any:
+    return session if twin.is_async else SyncSession(session)
+
+
+async def by_a_registry(twin: Twin, work: Any, session: Any = None) -> None:
+    if session is not None:
+        await work(session)
+        return
+    registry = registry_of(twin)
+    session = registry()
+    try:
+        await work(as_async(twin, session))
+    finally:
+        removed = registry.remove()
+        if twin.is_async:
+            await removed
+
+
+async def by_a_factory(twin: Twin, work: Any, session: Any = None) -> None:
+    if session is not None:
+        await work(session)
+    else:
+        session = twin.session()
+        try:
+            await work(session)
+        finally:
+            await session.close()
+
+
+@asynccontextmanager
+async def session_of_its_own(twin: Twin) -> AsyncIterator[Any]:
+    registry = registry_of(twin)
+    session = registry()
+    try:
+        yield as_async(twin, session)
+    finally:
+        removed = registry.remove()
+        if twin.is_async:
+            await removed
+
+
+CURRENT: list[Any] = []
+
+
+@asynccontextmanager
+async def current_session(twin: Twin) -> AsyncIterator[Any]:
+    if CURRENT:
+        yield CURRENT[0]
+        return
+    async with twin.session() as session:
+        CURRENT.append(session)
+        yield session
+        CURRENT.clear()
+
+
+async def by_a_generator(twin: Twin, work: Any, session: Any = None) -> None:
+    async with session_of_its_own(twin) as own:
+        await work(session or own)
+
+
+async def by_the_outermost(twin: Twin, work: Any, _: Any = None) -> None:
+    async with current_session(twin) as session:
+        await work(session)
+
+
+WAYS = [by_a_registry, by_a_factory, by_a_generator, by_the_outermost]
+
+
+async def find_title(session: Any, title: str) -> None:
+    await session.scalar(select(Book).where(Book.title == title))
+
+
+def loop_of(captured: Captured) -> str:
+    (found,) = captured.findings
+    return str(found.evidence["loop"]).rpartition("/")[2].partition(" in ")[0]
+
+
+def line(function: Any, mark: str) -> str:
+    return str(marked(function, mark)).rpartition("/")[2].partition(" in ")[0]
+
+
+@pytest.mark.parametrize("own", WAYS)
+def test_calls_in_a_row_are_no_loop_where_each_turn_around_them_has_its_session(
+    twin: Twin, own: Any
+) -> None:
+    async def three_in_a_row(session: Any) -> None:
+        await find_title(session, "one")
+        await find_title(session, "two")
+        await find_title(session, "three")
+
+    async def story() -> None:
+        with capture(twin.factory, queries_from_one_site=3) as captured:
+            for _ in range(3):
+                await own(twin, three_in_a_row)
+        assert captured.findings == []
+
+    twin.run(story)
+
+
+@pytest.mark.parametrize("own", WAYS)
+def test_a_loop_in_what_has_its_session_is_named(twin: Twin, own: Any) -> None:
+    async def each(session: Any) -> None:
+        for number in range(4):
+            await find_title(session, f"title {number}")  # <- loops
+
+    async def story() -> None:
+        with capture(twin.factory, queries_from_one_site=3) as captured:
+            await own(twin, each)
+        assert loop_of(captured) == line(each, "<- loops")
+
+    twin.run(story)
+
+
+@pytest.mark.parametrize("own", WAYS)
+def test_a_loop_around_calls_that_are_given_its_session_is_named(twin: Twin, own: Any) -> None:
+    async def each(session: Any) -> None:
+        for number in range(4):
+            find = partial(find_title, title=f"title {number}")
+            await own(twin, find, session)  # <- loops
+
+    async def story() -> None:
+        with capture(twin.factory, queries_from_one_site=3) as captured:
+            await own(twin, each)
+        assert loop_of(captured) == line(each, "<- loops")
+
+    twin.run(story)
+
+
+@only_sync
+def test_a_registrys_session_that_only_an_exception_removes_is_the_next_turns_too(
+    twin: Twin,
+) -> None:
+    registry = scoped_session(twin.factory)
+
+    def find_or_fail(title: str) -> Any:
+        session = registry()
+        try:
+            return session.scalar(select(Book).where(Book.title == title))
+        except ValueError:
+            registry.remove()
+            raise
+
+    def each() -> None:
+        for number in range(4):
+            find_or_fail(f"title {number}")  # <- loops
+
+    def before_it_is_removed() -> None:
+        for number in range(4):
+            registry.scalar(select(Book).where(Book.title == f"title {number}"))  # <- loops
+        registry.remove()
+
+    async def story() -> None:
+        for work in (each, before_it_is_removed):
+            with capture(twin.factory, queries_from_one_site=3) as captured:
+                work()
+            registry.remove()
+            assert loop_of(captured) == line(work, "<- loops")
 
     twin.run(story)
 
