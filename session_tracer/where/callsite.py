@@ -510,12 +510,13 @@ class Locator:
         start: FrameType | None,
     ) -> FrameType | None:
         called_again = self._called_again(before, start)
+        advancing = {id(one.f_back) for one in _stack(start) if one.f_code.co_flags & _CO_GENERATOR}
         for number, frame, line in self._since_opening(opened, start):
-            code = frame.f_code
+            code, is_advancing = frame.f_code, id(frame) in advancing
             if (
                 (id(frame), id(code)) in before
                 and (number >= called_again or code.co_flags & _CO_GENERATOR)
-                and is_in_loop(code, frame.f_lasti, line)
+                and is_in_loop(code, frame.f_lasti, line, in_generator=is_advancing)
             ):
                 return frame
         return None

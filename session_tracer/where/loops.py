@@ -15,7 +15,7 @@ __all__ = ["can_follow", "is_in_loop"]
 _MOST_KNOWN: Final = 1_000
 # By the id of the code, because hashing a code object reads all of it; the code is kept, so that no
 # other one can have its id.
-_KNOWN: Final[dict[tuple[int, int, int], tuple[CodeType, bool]]] = {}
+_KNOWN: Final[dict[tuple[int, int, int, bool], tuple[CodeType, bool]]] = {}
 
 _JUMPS: Final = frozenset((*dis.hasjrel, *dis.hasjabs))
 # What is not followed by the next instruction.
@@ -25,11 +25,16 @@ _ENDS: Final = frozenset(
 )
 # An `await` goes back to itself until it has its result: it is no loop of the source.
 _AWAITS: Final = "JUMP_BACKWARD_NO_INTERRUPT"
+# What takes the next item in a `for`, and what makes its iterator, which comes before.
+_NEXT: Final = frozenset({"FOR_ITER", "GET_ANEXT"})
+_ITERATORS: Final = frozenset({"GET_ITER", "GET_AITER"})
 # What may run a function that opens a session.
 _OPENING: Final = ("CALL", "LOAD_ATTR", "LOAD_METHOD", "BEFORE_", "LOAD_SPECIAL", "GET_ITER")
 
 
-def is_in_loop(code: CodeType, offset: int, without: int = 0) -> bool:
+def is_in_loop(
+    code: CodeType, offset: int, without: int = 0, *, in_generator: bool = False
+) -> bool:
     """Return whether the instruction at the offset can be reached from itself.
 
     Where the instruction only runs again if it has raised an exception, a retry, it is in no loop.
@@ -40,13 +45,16 @@ def is_in_loop(code: CodeType, offset: int, without: int = 0) -> bool:
         code: The function.
         offset: The instruction, `f_lasti`.
         without: A line that must not be on the way.
+        in_generator: Whether a generator runs at the instruction. A `for` over it does not lead
+            back to what it has run before: only a loop around the `for` does, with another one.
     """
-    key = (id(code), offset, without)
+    key = (id(code), offset, without, in_generator)
     known = _KNOWN.get(key)
     if known is None:
         if len(_KNOWN) >= _MOST_KNOWN:
             _KNOWN.clear()
-        known = _KNOWN[key] = (code, _is_reached_again(code, offset, without))
+        is_again = _is_reached_again(code, offset, without, in_generator=in_generator)
+        known = _KNOWN[key] = (code, is_again)
     return known[1]
 
 
@@ -70,11 +78,13 @@ def can_follow(code: CodeType, offset: int, line: int) -> bool:
     return _start(instructions, offset) in _reached(code, instructions, starts)
 
 
-def _is_reached_again(code: CodeType, offset: int, without: int) -> bool:
+def _is_reached_again(code: CodeType, offset: int, without: int, *, in_generator: bool) -> bool:
     instructions = list(dis.get_instructions(code))
     start = _start(instructions, offset)
     entries = _handlers(code)
-    own = {entry.target for entry in entries if entry.start <= start < entry.end}
+    ends = {one.offset for one in instructions if one.opname == "END_ASYNC_FOR"}
+    own = {entry.target for entry in entries if entry.start <= start < entry.end} - ends
+    again = _iterator(instructions, start) if in_generator else None
     start = _after_await(instructions, start)
     blocked = {
         one.offset
@@ -86,7 +96,24 @@ def _is_reached_again(code: CodeType, offset: int, without: int) -> bool:
         and one.opname.startswith(_OPENING)
     }
     following = _following(instructions)[start]
-    return start in _reached(code, instructions, following, blocked, own)
+    again = start if again is None else again
+    return again in _reached(code, instructions, following, blocked, own)
+
+
+def _iterator(instructions: list[dis.Instruction], start: int) -> int | None:
+    """Return what makes the iterator that a `for` takes its next item of; None if it takes none.
+
+    It is -1 for the iterator that a comprehension has been given.
+    """
+    offsets = [one.offset for one in instructions]
+    number = offsets.index(start)
+    for one in instructions:
+        if one.opname == _AWAITS and one.argval <= start <= one.offset:
+            number = offsets.index(one.argval) - 2  # GET_ANEXT, LOAD_CONST, and the await
+    if instructions[number].opname not in _NEXT:
+        return None
+    made = (one.offset for one in reversed(instructions[:number]) if one.opname in _ITERATORS)
+    return next(made, -1)
 
 
 def _start(instructions: list[dis.Instruction], offset: int) -> int:

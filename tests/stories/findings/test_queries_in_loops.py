@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,7 +20,7 @@ from tests.stories.lines import marked
 from tests.twins import on_each_database
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
     from pathlib import Path
 
     from sqlalchemy.orm import Session
@@ -237,6 +238,147 @@ def test_the_query_of_each_streamed_object(twin: Twin) -> None:
         await keep(twin, *authors(4, books_each=2))
         (finding,) = (await tell(twin, each_of_a_stream, queries_from_one_site=3)).findings
         assert (finding.id, finding.site) == ("query-in-loop", marked(each_of_a_stream, "<- asked"))
+
+    twin.run(story)
+
+
+def titled(session: Session, title: str) -> Any:
+    return session.scalar(select(Book).where(Book.title == title))
+
+
+def three_before_its_first_item(session: Session) -> Iterator[int]:
+    titled(session, "one")
+    titled(session, "two")
+    titled(session, "three")
+    yield from range(5)
+
+
+def one_before_its_first_item(session: Session, number: int) -> Iterator[int]:
+    titled(session, f"title {number}")
+    yield from range(2)
+
+
+async def atitled(session: Any, title: str) -> Any:
+    return await session.scalar(select(Book).where(Book.title == title))
+
+
+async def athree_before_its_first_item(session: Any) -> AsyncIterator[int]:
+    await atitled(session, "one")
+    await atitled(session, "two")
+    await atitled(session, "three")
+    for number in range(5):
+        yield number
+
+
+async def aone_before_its_first_item(session: Any, number: int) -> AsyncIterator[int]:
+    await atitled(session, f"title {number}")
+    yield number
+
+
+def consumed_once(session: Session) -> None:
+    for _ in three_before_its_first_item(session):
+        pass
+
+
+def consumed_by_a_comprehension(session: Session) -> list[int]:
+    return [one for one in three_before_its_first_item(session) if one]
+
+
+def consumed_by_a_generator(session: Session) -> list[int]:
+    return [*(one for _, one in enumerate(three_before_its_first_item(session)))]
+
+
+async def awaited_once(session: Any) -> None:
+    async for _ in athree_before_its_first_item(session):
+        pass
+
+
+async def awaited_by_a_comprehension(session: Any) -> list[int]:
+    return [one async for one in athree_before_its_first_item(session)]
+
+
+async def found_in(twin: Twin, work: Any) -> list[Any]:
+    with capture(twin.factory, queries_from_one_site=3) as captured:
+        async with twin.session() as session:
+            await (work(session) if iscoroutinefunction(work) else session.run_sync(work))
+    return captured.findings
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        *(consumed_once, consumed_by_a_comprehension, consumed_by_a_generator),
+        *(awaited_once, awaited_by_a_comprehension),
+    ],
+)
+def test_a_for_does_not_repeat_what_its_generator_runs_before_the_first_item(
+    twin: Twin, work: Any
+) -> None:
+    async def story() -> None:
+        assert await found_in(twin, work) == []
+
+    twin.run(story)
+
+
+def a_generator_each(session: Session) -> None:
+    for number in range(4):
+        for _ in one_before_its_first_item(session, number):  # <- loops
+            break
+
+
+def a_generator_each_in_a_comprehension(session: Session) -> list[list[int]]:
+    return [[*one_before_its_first_item(session, number)] for number in range(4)]  # <- loops
+
+
+async def an_awaited_generator_each(session: Any) -> None:
+    for number in range(4):
+        async for _ in aone_before_its_first_item(session, number):  # <- loops
+            pass
+
+
+class Titles:
+    """Runs a SELECT for each of its items."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._number = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        if self._number == 4:
+            raise StopIteration
+        self._number += 1
+        return titled(self._session, f"title {self._number}")
+
+
+def an_iterators_items(session: Session) -> None:
+    for _ in Titles(session):  # <- loops
+        pass
+
+
+def letters_of(author: Author) -> dict[int, int]:
+    return dict((one.id, one.author_id) for one in author.letters)  # noqa: C402
+
+
+def the_letters_of_each(session: Session) -> None:
+    for author in session.scalars(select(Author)).all():
+        letters_of(author)  # <- loops
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        *(a_generator_each, a_generator_each_in_a_comprehension, an_awaited_generator_each),
+        *(an_iterators_items, the_letters_of_each),
+    ],
+)
+def test_the_loop_that_runs_another_generator_in_each_turn(twin: Twin, work: Any) -> None:
+    async def story() -> None:
+        await keep(twin, *authors(4, books_each=0))
+        (finding,) = await found_in(twin, work)
+        assert finding.evidence["loop"] == str(marked(work, "<- loops"))
 
     twin.run(story)
 
