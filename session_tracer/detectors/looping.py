@@ -16,6 +16,8 @@ __all__ = ["Due", "goes_in_chunks", "tree", "walks"]
 
 # If no loop is seen, the number has to be at least this one.
 _ENOUGH_WITHOUT_LOOP: Final = 10
+# The frames at work are noted one SELECT before the next judgement, and not in the one before.
+_LEAST_STEP: Final = 2
 
 
 class Due:
@@ -43,7 +45,10 @@ class Due:
             self.passed = locator.passed()
         if number < due:
             return False
-        self._number = _ENOUGH_WITHOUT_LOOP if number < _ENOUGH_WITHOUT_LOOP else 2 * number
+        # What ran before the loop does not count for it.
+        self._number = number + max(enough - 1, _LEAST_STEP)
+        if self._number >= _ENOUGH_WITHOUT_LOOP - 1:
+            self._number = _ENOUGH_WITHOUT_LOOP if number < _ENOUGH_WITHOUT_LOOP else 2 * number
         is_loop = locator.is_repeated(self.passed, opened)
         if is_loop is None:
             return number >= _ENOUGH_WITHOUT_LOOP or report.ledger.waiting_loop is not None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from session_tracer.where.blocks import head_of
 from session_tracer.where.iteration import is_around_block, is_over_items
-from session_tracer.where.loops import can_follow, is_in_loop
+from session_tracer.where.loops import can_follow, is_in_loop, is_one_loop
 from session_tracer.where.polls import is_poll, is_retry
 from session_tracer.where.running import running_frame
 from session_tracer.where.source import removed_at
@@ -513,10 +513,12 @@ class Locator:
         advancing = {id(one.f_back) for one in _stack(start) if one.f_code.co_flags & _CO_GENERATOR}
         for number, frame, line in self._since_opening(opened, start):
             code, is_advancing = frame.f_code, id(frame) in advancing
+            was_at = before.get((id(frame), id(code)))
             if (
-                (id(frame), id(code)) in before
+                was_at is not None
                 and (number >= called_again or code.co_flags & _CO_GENERATOR)
                 and is_in_loop(code, frame.f_lasti, line, in_generator=is_advancing)
+                and is_one_loop(code, was_at, frame.f_lasti)
             ):
                 return frame
         return None

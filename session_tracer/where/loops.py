@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Container, Iterable
     from types import CodeType
 
-__all__ = ["can_follow", "is_in_loop"]
+__all__ = ["can_follow", "is_in_loop", "is_one_loop"]
 
 _MOST_KNOWN: Final = 1_000
 # By the id of the code, because hashing a code object reads all of it; the code is kept, so that no
@@ -56,6 +56,21 @@ def is_in_loop(
         is_again = _is_reached_again(code, offset, without, in_generator=in_generator)
         known = _KNOWN[key] = (code, is_again)
     return known[1]
+
+
+def is_one_loop(code: CodeType, one: int, other: int) -> bool:
+    """Return whether each of two instructions of a function leads to the other.
+
+    One that ran before a loop does not follow what is in the loop.
+    """
+    if one == other:
+        return True
+    instructions = list(dis.get_instructions(code))
+    places = [_after_await(instructions, _start(instructions, at)) for at in (one, other)]
+    return all(
+        to in _reached(code, instructions, [at])
+        for at, to in zip(places, reversed(places), strict=True)
+    )
 
 
 @lru_cache(maxsize=_MOST_KNOWN)

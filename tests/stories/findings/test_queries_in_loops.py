@@ -383,6 +383,73 @@ def test_the_loop_that_runs_another_generator_in_each_turn(twin: Twin, work: Any
     twin.run(story)
 
 
+async def others_before_the_same_in_a_loop(session: Any) -> None:
+    await atitled(session, "one")
+    await atitled(session, "two")
+    for _ in range(6):
+        await atitled(session, "three")  # <- loops
+
+
+async def others_before_others_in_a_loop(session: Any) -> None:
+    await atitled(session, "one")
+    await atitled(session, "two")
+    for number in range(3):
+        await atitled(session, f"title {number}")  # <- loops
+
+
+async def others_at_two_lines_of_a_loop(session: Any) -> None:
+    for number in range(3):
+        if number % 2:
+            await atitled(session, f"odd {number}")
+        else:
+            await atitled(session, f"even {number}")  # <- loops
+
+
+async def others_in_a_function_with_a_loop(session: Any, number: int) -> None:
+    await atitled(session, f"title {number}")
+    for name in ["name"]:
+        await atitled(session, f"{name} {number}")
+
+
+async def others_in_a_loop_around_it(session: Any) -> None:
+    for number in range(3):
+        await others_in_a_function_with_a_loop(session, number)  # <- loops
+
+
+@pytest.mark.parametrize(
+    ("work", "id_"),
+    [
+        (others_before_the_same_in_a_loop, "repeated-select"),
+        (others_before_others_in_a_loop, "query-in-loop"),
+        (others_at_two_lines_of_a_loop, "query-in-loop"),
+        (others_in_a_loop_around_it, "query-in-loop"),
+    ],
+)
+def test_what_ran_before_a_loop_does_not_count_for_it(twin: Twin, work: Any, id_: str) -> None:
+    async def story() -> None:
+        (finding,) = await found_in(twin, work)
+        assert (finding.id, finding.evidence["loop"]) == (id_, str(marked(work, "<- loops")))
+
+    twin.run(story)
+
+
+async def the_same_before_the_loop(session: Any) -> None:
+    await atitled(session, "one")
+    await atitled(session, "two")
+    await atitled(session, "three")
+    for _ in range(6):
+        pass
+
+
+def test_the_remedy_of_what_is_the_same_in_the_loop(twin: Twin) -> None:
+    async def story() -> None:
+        (finding,) = await found_in(twin, others_before_the_same_in_a_loop)
+        assert finding.remedy.startswith("run it once before the loop at ")
+        assert await found_in(twin, the_same_before_the_loop) == []
+
+    twin.run(story)
+
+
 def test_pages_of_each_of_many(twin: Twin) -> None:
     """The pages of one author are one result; those of another are another one."""
 

@@ -220,7 +220,7 @@ def test_a_loop_after_calls_in_a_row(twin: Twin) -> None:
     async def story() -> None:
         async with chain(twin):
             (finding,) = (await tell(twin, mixed, gets_from_one_site=3)).findings
-            assert (finding.id, finding.count) == ("get-in-loop", 10)
+            assert (finding.id, finding.count) == ("get-in-loop", 5)
 
     twin.run(story)
 
