@@ -479,7 +479,9 @@ class Locator:
     def is_of_library(
         self, before: Mapping[tuple[int, int], int], opened: CallSite | None = None
     ) -> bool:
-        """Return whether a library loops which a line of the application, in no loop, has called.
+        """Return whether a library loops which a line of the application has called.
+
+        The line is in no loop, or its call has opened the session: each turn has one of its own.
 
         Args:
             before: As for `loop()`.
@@ -487,7 +489,11 @@ class Locator:
         """
         start = _frame(1)
         loop = self._looping(before, opened, start)
-        if loop is None or self.is_application(loop) or self.is_in_loop():
+        if loop is None or self.is_application(loop):
+            return False
+        caller = next(filter(self.is_application, _outwards(start)), None)
+        has_opened = caller is not None and self._site(caller, 0) == opened
+        if self.is_in_loop() and not has_opened:
             return False
         # A library may also loop around the application's function.
         return (

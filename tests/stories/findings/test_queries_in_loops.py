@@ -12,6 +12,7 @@ from sqlalchemy import func, select, text
 from sqlalchemy.orm import aliased, with_parent
 
 from session_tracer.testing import Captured, capture
+from tests.good_code.silence import only_sync
 from tests.library import Author, Book, Letter, authors, keep
 from tests.stories.findings.due import Due, assert_found
 from tests.stories.findings.mappings import Company, Visit, tables
@@ -698,6 +699,11 @@ def find_all(session, statements):
     return [find(session, one) for one in statements]
 
 
+def find_all_by(sessions, statements):
+    with sessions() as session:
+        return find_all(session, statements)
+
+
 def each(items, function):
     for item in items:
         function(item)
@@ -741,6 +747,20 @@ def test_a_loop_in_one_call_of_a_library(twin: Twin, library: Any) -> None:
         assert await found(by_the_application) == ["query-in-loop"]
         assert await found(by_both) == ["query-in-loop"]
         assert await found(around_the_applications_function) == ["query-in-loop"]
+
+    twin.run(story)
+
+
+@only_sync
+def test_calls_of_a_library_that_opens_a_session_for_each(twin: Twin, library: Any) -> None:
+    """The application's loop has no part in what one of the sessions does."""
+    asked = [select(Book).where(Book.author_id == number) for number in range(12)]
+
+    async def story() -> None:
+        with capture(twin.factory) as captured:
+            for _ in range(2):
+                library.find_all_by(twin.factory, asked)
+        assert_found(captured)
 
     twin.run(story)
 
