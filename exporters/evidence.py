@@ -63,6 +63,7 @@ LABELS: Final = (
     ("closed_at", "closed at"),
     ("dropped_at", "generator dropped at"),
     ("ended_at", "ended at"),
+    ("called_at", "called at"),
     ("other_opened_at", "other session opened at"),
     ("other_acquired_at", "it took its connection at"),
     ("other_committed_at", "it committed at"),

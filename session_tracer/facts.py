@@ -753,7 +753,7 @@ class ConnectionNested(_Value):
 
     `other` is the id of the scope that holds it. The other fields are its name, where it was
     opened, where it acquired the connection, for how long it has held it, and whether it was
-    reported as leaked.
+    reported as leaked. `called_site` is the line that called the function which opened this scope.
     """
 
     at: int
@@ -764,6 +764,7 @@ class ConnectionNested(_Value):
     other_site: CallSite | None
     held: int
     is_leaked: bool = False
+    called_site: CallSite | None = None
 
 
 @dataclass(slots=True, eq=False, repr=False)

@@ -22,7 +22,7 @@ _MOST_HOLDERS: Final = 20
 
 
 _PASS_IT: Final = (
-    "pass that session to this code, or end it first: code that waits for a second connection "
+    "pass that session {}, or end it first: code that waits for a second connection "
     "while it holds one can deadlock the pool"
 )
 _CLOSE_IT: Final = (
@@ -36,8 +36,10 @@ class NestedSessions(BuiltIn):
     candidates = (ConnectionNested,)
 
     def judge(self, fact: ConnectionNested, report: Report, memory: None) -> Iterator[Finding]:
-        """Report each pair of lines that is found: the ledger finds each of them once."""
+        """Report each set of lines that is found: the ledger finds each of them once."""
         del memory
+        called = None if fact.called_site == fact.site else fact.called_site
+        where = "to this code" if called is None else f"on at {called}"
         owner = "task" if report.ledger.is_async else "thread"
         leaked = "the leaked session" if fact.is_leaked else "session"
         yield report.finding(
@@ -45,9 +47,10 @@ class NestedSessions(BuiltIn):
             "warning",
             f"a second connection was checked out while {leaked} {fact.other[:6]} "
             f"({fact.other_name}) of the same {owner} had held one for {duration(fact.held)}",
-            _CLOSE_IT.format(fact.other_opened_site) if fact.is_leaked else _PASS_IT,
+            _CLOSE_IT.format(fact.other_opened_site) if fact.is_leaked else _PASS_IT.format(where),
             fact.site,
             evidence=known(
+                called_at=called,
                 other_session_id=fact.other,
                 other_session_name=fact.other_name,
                 other_held_ms=ms(fact.held),

@@ -63,7 +63,7 @@ class Member(Protocol):
     last_site: CallSite | None
     commit: Commit | None
     beside: tuple[Commit, ...]
-    nested_lines: frozenset[tuple[CallSite | None, CallSite | None]]
+    nested_lines: frozenset[tuple[CallSite | None, ...]]
     reports: tuple[Report, ...]
 
     @property
@@ -132,8 +132,8 @@ def forget() -> None:
 def nested_in(member: Member, connection: Connection, now: int) -> facts.ConnectionNested | None:
     """What to report if this thread or task holds another connection of the engine already.
 
-    Of several, it is that of the session that was opened first. It remembers the pairs of lines
-    that were reported: each session that takes a second one may be new. A session that was left
+    Of several, it is that of the session that was opened first. It remembers the lines that
+    were reported: each session that takes a second one may be new. A session that was left
     behind is not nested in: this thread does other work now.
     """
     together = _TOGETHER.get(member.owner.key, ALONE)
@@ -144,8 +144,11 @@ def nested_in(member: Member, connection: Connection, now: int) -> facts.Connect
         first, holding = _first_next_to(member, connection, together, left_behind)
         if first is None or holding is None:
             return None
-        lines = (member.last_site, holding.site)
-        if lines in first.nested_lines or len(first.nested_lines) >= _MOST_LINES:
+        if len(first.nested_lines) >= _MOST_LINES:
+            return None
+        called = _called_at(member, first)
+        lines = (member.last_site, holding.site, called)
+        if lines in first.nested_lines:
             return None
         if _is_at_work(first, member):
             break
@@ -162,7 +165,14 @@ def nested_in(member: Member, connection: Connection, now: int) -> facts.Connect
         other_site=holding.site,
         held=now - holding.since,
         is_leaked=any(one.was_reported("leaked-session") for one in first.reports),
+        called_site=called,
     )
+
+
+def _called_at(member: Member, first: Member) -> CallSite | None:
+    """The line that has a helper open a session, although it could pass the other one to it."""
+    opened, locator = member.scope.opened_site, cast("Use", member).locator
+    return None if opened is None else locator.called_at(opened, first.scope.opened_site)
 
 
 def _is_at_work(first: Member, member: Member) -> bool:

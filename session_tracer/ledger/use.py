@@ -66,8 +66,8 @@ class Use:
     cancelled = False
     is_joined = False
     beside: tuple[Commit, ...] = ()
-    # The pairs of lines of which it was reported that a connection was taken next to its own.
-    nested_lines: frozenset[tuple[CallSite | None, CallSite | None]] = frozenset()
+    # The lines of which it was reported that a connection was taken next to its own.
+    nested_lines: frozenset[tuple[CallSite | None, ...]] = frozenset()
 
     def __init__(
         self, tracers: tuple[Tracer, ...], *, is_async: bool, clock: Callable[[], int]

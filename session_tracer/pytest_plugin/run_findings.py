@@ -149,8 +149,8 @@ class RunFindings:
 
 def _key(finding: Finding, state: State) -> Hashable:
     about = (finding.id, finding.site, finding.entity, finding.attribute, finding.work)
-    # What one line does in several loops has to be changed in each of them.
-    return (*about, finding.evidence.get("loop"), state)
+    # What one line does in several loops, or for several calls, has to be changed in each of them.
+    return (*about, finding.evidence.get("loop"), finding.evidence.get("called_at"), state)
 
 
 def _rank(entry: Entry) -> tuple[object, ...]:

@@ -125,7 +125,8 @@ def _of_one_mistake(entries: Iterable[Entry]) -> list[list[Entry]]:
         one = group[0].finding
         # Without an entity, what it is about is in its message.
         alone = None if one.entity and one.site else id(group)
-        about = (one.id, one.severity, one.site, one.work, one.evidence.get("loop"), alone)
+        where = (one.site, one.evidence.get("loop"), one.evidence.get("called_at"))
+        about = (one.id, one.severity, *where, one.work, alone)
         alike.setdefault(about, []).extend(group)
     return list(alike.values())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import linecache
+from dataclasses import replace
 from functools import lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
@@ -15,7 +16,14 @@ if TYPE_CHECKING:
 
     from session_tracer.where.callsite import CallSite
 
-__all__ = ["blocks_of", "head_of", "is_end_of_block", "is_inside_block", "took_from_generator"]
+__all__ = [
+    "block_of",
+    "blocks_of",
+    "head_of",
+    "is_end_of_block",
+    "is_inside_block",
+    "took_from_generator",
+]
 
 # session_tracer's own blocks, in which sessions are traced.
 _OWN: Final = frozenset({"capture", "instrument", "silence"})
@@ -96,6 +104,22 @@ def head_of(site: CallSite, manager: str) -> int:
     blocks, _ = _read(site.file)
     heads = [one.managers.get(manager, 0) for one in blocks if site.line in one.lines]
     return next(filter(None, heads), 0)
+
+
+def block_of(site: CallSite, manager: str) -> CallSite | None:
+    """Return the line of the innermost `with` around the line that such a manager is made for.
+
+    Args:
+        site: The line.
+        manager: The name of the function, or of the method of the class, that is at work as the
+            block begins.
+    """
+    name = manager.removesuffix(".__enter__").removesuffix(".__aenter__").removesuffix(".__init__")
+    name = name.rpartition(".")[2]
+    blocks, _ = _read(site.file)
+    around = [one for one in blocks if site.line in one.lines and name in one.managers]
+    line = max((one.head.start for one in around), default=None)
+    return None if line is None else replace(site, line=line)
 
 
 def took_from_generator(site: CallSite, generator: CallSite) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import linecache
 import os
 import sys
 import sysconfig
@@ -10,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from session_tracer.where.blocks import head_of
+from session_tracer.where.blocks import block_of, head_of
 from session_tracer.where.iteration import is_around_block, is_over_items
 from session_tracer.where.loops import can_follow, is_in_loop, is_one_loop
 from session_tracer.where.polls import is_poll, is_retry
@@ -737,6 +738,41 @@ class Locator:
                 return False
         return False
 
+    def called_at(self, opened: CallSite, holds: CallSite | None) -> CallSite | None:
+        """Return the application's line that called the function which opens a session.
+
+        A decorator's function that opens it, or has it opened, is called where the decorated one
+        is. A context manager is called at the `with` around the line that is at work.
+
+        Args:
+            opened: The line that opened the session.
+            holds: A line of a function that works with another session. If it is that function
+                which opened this one, no call did.
+        """
+        frames = []
+        for frame in _outwards(_frame(1)):
+            if is_asgi(frame.f_code) or _WSGI in frame.f_code.co_varnames:
+                break
+            if self._kind(frame) <= _TEMPLATE and frame.f_code.co_name not in _COMPREHENSIONS:
+                frames.append(frame)
+        for number, frame in enumerate(frames):
+            site = self._site(frame, self._kind(frame))
+            is_opener = is_in(opened, frame.f_code)
+            block = None if is_opener else block_of(site, opened.function)
+            if block is None and not is_opener:
+                continue
+            outer = number + is_opener
+            while outer < len(frames) and _calls_decorated(frames[outer]):
+                outer += 1
+            if block is not None and outer == number:
+                return block
+            calls = frames[outer:]
+            is_holders = is_opener and is_in(holds, frame.f_code)
+            if not calls or (is_holders and not any(is_in(holds, one.f_code) for one in calls)):
+                return None
+            return self._site(calls[0], self._kind(calls[0]))
+        return None
+
     def frames(self, frame: FrameType | None) -> list[CallSite]:
         """Return every application line from `frame` outwards, the innermost first."""
         return self.sites(_outwards(frame))
@@ -965,6 +1001,22 @@ def _has_opened(frame: FrameType, opened: CallSite) -> bool:
 
 def _is_registrys(frame: FrameType) -> bool:
     return frame.f_globals.get("__name__") in _REGISTRIES
+
+
+def _calls_decorated(frame: FrameType) -> bool:
+    """Return whether the function calls a variable of the one around it, as a decorator's does.
+
+    It is read in the source: a look at the frame's variables would keep their objects alive.
+    """
+    names = frame.f_code.co_freevars
+    if not names:
+        return False
+    positions = islice(frame.f_code.co_positions(), frame.f_lasti // 2, None)
+    line, _, column, _ = next(positions, (None, None, None, None))
+    if line is None or column is None:
+        return False
+    call = linecache.getline(frame.f_code.co_filename, line)[column:]
+    return call.removeprefix("await ").partition("(")[0] in names
 
 
 def is_asgi(code: CodeType) -> bool:

@@ -6,6 +6,8 @@ import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import wraps
+from inspect import unwrap
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
 PASS_IT = (
-    "pass that session to this code, or end it first: code that waits for a second "
+    "pass that session {}, or end it first: code that waits for a second "
     "connection while it holds one can deadlock the pool"
 )
 
@@ -45,7 +47,7 @@ async def look_up_while_reading(twin: Twin) -> None:
     async with twin.session() as session:  # <- outer
         (await session.scalars(select(Author))).all()  # <- first
         for _ in range(2):
-            await look_up(twin)
+            await look_up(twin)  # <- calls
 
 
 def test_a_session_inside_another_ones_transaction(twin: Twin) -> None:
@@ -57,8 +59,9 @@ def test_a_session_inside_another_ones_transaction(twin: Twin) -> None:
             id="nested-sessions",
             site=marked(look_up, "<- second"),
             opened=marked(look_up, "<- inner"),
-            remedy=PASS_IT,
+            remedy=PASS_IT.format(f"on at {marked(look_up_while_reading, '<- calls')}"),
             evidence={
+                "called_at": str(marked(look_up_while_reading, "<- calls")),
                 "other_session_id": outer.id,
                 "other_session_name": "shop-db",
                 "other_held_ms": Above(0),
@@ -69,6 +72,116 @@ def test_a_session_inside_another_ones_transaction(twin: Twin) -> None:
         # Of each pair of lines, once: it is the same mistake.
         assert_found(captured, nested)
         assert captured.findings[0].session_id == inner[0].id
+
+    twin.run(story)
+
+
+# A function or a context manager that opens the sessions of many callers.
+
+
+def given_a_session(function: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(function)
+    async def new_function(twin: Twin, session: Any = None) -> Any:
+        if session is not None:
+            return await function(twin, session)
+        async with twin.session() as session:
+            return await function(twin, session)
+
+    return new_function
+
+
+def logged(function: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(function)
+    async def new_function(*args: Any, **options: Any) -> Any:
+        return await function(*args, **options)
+
+    return new_function
+
+
+@asynccontextmanager
+async def own_session(twin: Twin) -> AsyncIterator[Any]:
+    async with twin.session() as session:
+        yield session
+
+
+class OwnSession:
+    def __init__(self, twin: Twin) -> None:
+        self.twin = twin
+
+    async def __aenter__(self) -> Any:
+        self.session = self.twin.session()
+        return self.session
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.session.close()
+
+
+@logged
+@given_a_session
+async def titles(twin: Twin, session: Any) -> None:
+    (await session.scalars(select(Book))).all()
+
+
+@given_a_session
+async def call_decorated(twin: Twin, session: Any) -> None:
+    await read(session)
+    await titles(twin, session)
+    for _ in range(2):
+        await titles(twin)  # <- one
+    await titles(twin)  # <- another
+
+
+async def block(twin: Twin) -> None:
+    async with own_session(twin) as session:  # <- one
+        for _ in range(2):
+            (await session.scalars(select(Book))).all()
+            await session.commit()
+
+
+@logged
+async def block_of_a_class(twin: Twin) -> None:
+    async with (  # <- another
+        OwnSession(twin) as session,
+    ):
+        (await session.scalars(select(Book))).all()
+
+
+async def enter_blocks(twin: Twin) -> None:
+    async with own_session(twin) as session:
+        await read(session)
+        await block(twin)
+        await block_of_a_class(twin)
+
+
+@logged
+async def open_both(twin: Twin) -> None:
+    async with twin.session() as session:
+        await read(session)
+        async with twin.session() as another:
+            await read(another)
+
+
+CALLED: dict[Any, dict[Any, tuple[str, ...]]] = {
+    call_decorated: {call_decorated: ("<- one", "<- another")},
+    enter_blocks: {block: ("<- one",), block_of_a_class: ("<- another",)},
+    open_both: {},
+}
+
+
+@pytest.mark.parametrize("work", CALLED, ids=lambda story: story.__name__)
+def test_the_line_that_had_a_session_opened_is_named(twin: Twin, work: Any) -> None:
+    lines: list[str | None] = [
+        str(marked(unwrap(at), one)) for at, marks in CALLED[work].items() for one in marks
+    ]
+
+    async def story() -> None:
+        with capture(twin.factory) as captured:
+            await work(twin)
+        found = [(one.id, one.evidence.get("called_at"), one.remedy) for one in captured.findings]
+        assert found == [
+            ("nested-sessions", line, PASS_IT.format(f"on at {line}" if line else "to this code"))
+            for line in lines or [None]
+        ]
 
     twin.run(story)
 
