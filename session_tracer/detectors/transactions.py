@@ -120,7 +120,10 @@ def _commits(site: CallSite | None, commits: _Commits, report: Report) -> Findin
     each = "1 row" if rows == 1 else f"{rows:.3g} rows"
     written = f" ({counted(commits.written)})" if commits.written else ""
     loop = looping(commits.passed, report)
+    caller = None if site is None or loop else report.ledger.locator.in_a_row(commits.passed)
     after = f"once after the loop{elsewhere(loop, site)}, or once for each batch"
+    if caller is not None:
+        after = f"once, after the last of the calls at {caller}, and not at {site}"
     remedy = f"{awaited(report)}session.commit()  # {after}"
     if loop is not None and _goes_on(loop, report):
         # One commit for all would lose the items before one that fails.
@@ -136,7 +139,12 @@ def _commits(site: CallSite | None, commits: _Commits, report: Report) -> Findin
         entity=next(iter(commits.written)) if len(commits.written) == 1 else None,
         count=commits.number,
         total=Total("commit", commits.tally),
-        evidence=known(loop=loop, rows_per_commit=round(rows, 2), written=dict(commits.written)),
+        evidence=known(
+            loop=loop,
+            called_at=caller,
+            rows_per_commit=round(rows, 2),
+            written=dict(commits.written),
+        ),
     )
 
 

@@ -271,6 +271,64 @@ def test_items_that_may_fail_are_kept_apart_by_savepoints(twin: Twin) -> None:
     twin.run(story)
 
 
+async def keep(session: Any, name: str, *, commit: bool = True) -> None:
+    session.add(Author(name=name))
+    if commit:
+        await session.commit()  # <- commits
+
+
+async def keep_one_more(session: Any) -> None:
+    await keep(session, "one more")
+
+
+async def keep_all(twin: Twin) -> None:
+    async with twin.session() as session:
+        await keep(session, "Ada")
+        await keep(session, "Grace")
+        await keep_one_more(session)  # <- calls
+        await keep(session, "Barbara")
+
+
+async def keep_all_at_once(twin: Twin) -> None:
+    async with twin.session() as session:
+        await keep(session, "Ada at once", commit=False)
+        await keep(session, "Grace at once", commit=False)
+        await keep(session, "one more at once", commit=False)
+        await keep(session, "Barbara at once", commit=False)
+        await session.commit()
+
+
+async def keep_each(twin: Twin) -> None:
+    async with twin.session() as session:
+        for name in ("Ada of all", "Grace of all", "Barbara of all"):
+            await keep(session, name)  # <- loops
+
+
+def test_calls_in_a_row_are_no_loop(twin: Twin) -> None:
+    write = f"{'await ' if twin.is_async else ''}session.commit()  # once"
+
+    async def story() -> None:
+        with capture(twin.factory, commits_from_one_site=3) as captured:
+            await keep_all(twin)
+        (finding,) = captured.findings
+        line, commits = marked(keep_all, "<- calls"), marked(keep, "<- commits")
+        assert (finding.id, finding.site) == ("commit-in-loop", commits)
+        after = f", after the last of the calls at {line}, and not at {commits}"
+        assert finding.remedy == write + after
+        assert finding.evidence["called_at"] == str(line)
+        with capture(twin.factory, commits_from_one_site=3) as captured:
+            await keep_all_at_once(twin)
+        assert_found(captured)
+        with capture(twin.factory, commits_from_one_site=3) as captured:
+            await keep_each(twin)
+        (finding,) = captured.findings
+        loop = marked(keep_each, "<- loops")
+        assert finding.remedy == f"{write} after the loop at {loop}, or once for each batch"
+        assert "called_at" not in finding.evidence
+
+    twin.run(story)
+
+
 class RefusedError(Exception):
     """What the application raises itself, before it writes anything or in place of an error."""
 
