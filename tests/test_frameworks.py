@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import (
     create_async_engine,
 )
 from sqlalchemy.orm import Mapped, Session, mapped_column, scoped_session, sessionmaker
+from sqlalchemy.orm.exc import DetachedInstanceError
 from sqlmodel import Field, SQLModel
 from sqlmodel import Session as SQLModelSession
 from sqlmodel import select as sqlmodel_select
@@ -148,6 +149,38 @@ def test_a_flask_sessions_sites_are_the_views(shop: tuple[Flask, SQLAlchemy]) ->
     with capture(db) as captured:
         app.test_client().get("/orders")
     assert [opened for opened, _ in sites(captured)] == ["place_order"]
+
+
+@pytest.mark.parametrize("target", ["object", "everything"])
+def test_a_flask_applications_sessions_are_made_by_its_object(tmp_path: Path, target: str) -> None:
+    def read(**options: Any) -> list[tuple[str, str]]:
+        app = Flask("shop")
+        app.config["SQLALCHEMY_DATABASE_URI"] = f"sqlite:///{tmp_path / 'shop.db'}"
+        db = SQLAlchemy(app, **options)
+
+        class Order(db.Model):  # type: ignore[name-defined,misc] # made by the extension
+            id: Mapped[int] = mapped_column(primary_key=True)
+            note: Mapped[str]
+
+        with app.app_context():
+            db.create_all()
+            with capture(db if target == "object" else None, ignore={"row-by-row-writes"}) as found:
+                orders = [Order(note="books") for _ in range(6)]
+                db.session.add_all(orders)
+                db.session.commit()
+                assert {order.note for order in orders} == {"books"}
+                db.session.commit()
+                db.session.remove()
+                with suppress(DetachedInstanceError):
+                    assert orders[0].note == "books"
+            db.engine.dispose()
+        return [(one.id, one.remedy) for one in found.findings]
+
+    write = 'SQLAlchemy(session_options={"expire_on_commit": False})'
+    (reloaded, remedy), (detached, other) = read()
+    assert (reloaded, remedy) == ("reload-after-commit", write)
+    assert (detached, other.partition(",")[0]) == ("detached-lazy-load", f"use {write}")
+    assert read(**eval(write.replace("SQLAlchemy", "dict"))) == []
 
 
 def test_the_flask_object_and_its_session_are_one_target(shop: tuple[Flask, SQLAlchemy]) -> None:

@@ -169,6 +169,9 @@ def opening(report: Report) -> str:
 
 def maker(report: Report) -> str:
     """Return code for a session factory whose commits expire nothing."""
+    made = report.ledger.scope.kind[0].__mro__
+    if any(one.__module__.partition(".")[0] == "flask_sqlalchemy" for one in made):
+        return 'SQLAlchemy(session_options={"expire_on_commit": False})'
     return f"{'async_' if report.ledger.is_async else ''}sessionmaker(expire_on_commit=False)"
 
 

@@ -236,8 +236,6 @@ class Ledger(Use):
         self.is_beginning = True
         # What to add to a monotonic time to get nanoseconds since 1970.
         self.epoch = 0
-        # What stands for the factory: an async_sessionmaker has no class of its own.
-        self.kind: tuple[type, int] = (object, 0)
         self.handled: Callable[[BaseException], bool] | None = None
         self.opened_site: CallSite | None = None
         self.first_used_site: CallSite | None = None
@@ -394,8 +392,8 @@ class Ledger(Use):
         self.opened_site = self.last_activity_site = self.last_site = site
         self.opened_at = self.last_activity_at = at
         self.opened_by = self.owner = opened_by
-        self.kind = (type(session), id(session.bind))
         scope = self.scope = Scope(id_, site, is_async=is_async)
+        scope.kind = (type(session), id(session.bind))
         self.origin = Origin(scope)
         if not reporting.now:
             # Read one right after the other: what passes between them, spans would be late by.

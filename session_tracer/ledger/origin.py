@@ -29,6 +29,8 @@ class Scope:
     swept_by: Expiry | Literal[""] = ""
     swept_site: CallSite | None = None
     sweeps = 0
+    # What stands for the factory: an async_sessionmaker has no class of its own.
+    kind: tuple[type, int] = (object, 0)
     reports: tuple[Report, ...] = ()
     tracers: tuple[tuple[Tracer, SpanContext | None], ...] = ()
 

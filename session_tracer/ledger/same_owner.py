@@ -49,7 +49,6 @@ class Member(Protocol):
     """What has to be known of an open session."""
 
     scope: Scope
-    kind: tuple[type, int]
     # The sessions that its opener has open, including this one; set from its first use to its end.
     together: dict[Member, None]
     context: Any
@@ -267,7 +266,7 @@ def committed(member: Member, commit: Commit, now: int) -> Sequence[facts.Writes
 
 def _is_beside(member: Member, other: Member) -> bool:
     return (
-        other.kind == member.kind
+        other.scope.kind == member.scope.kind
         and not (other.was_handed_on or member.was_handed_on)
         and not (other.is_joined or member.is_joined)
         and _caller(other) == _caller(member)

@@ -38,12 +38,11 @@ class Use:
 
     __slots__ = (  # noqa: SIM905 # a list would take a line for each name
         "__dict__ __weakref__ at_work at_work_site borrowed callers clock commit connections "
-        "context flush is_async is_closing is_suspect kind last_site leaving locator opened_at "
+        "context flush is_async is_closing is_suspect last_site leaving locator opened_at "
         "opened_by owner pending_by_class reports scope together tracers transactions "
         "transactions_open"
     ).split()
 
-    kind: tuple[type, int]
     scope: Scope
 
     # What most sessions leave as it is.

@@ -440,7 +440,7 @@ class Tracing:
 def _keys(fact: facts.FlushCompleted | facts.FlushFailed, report: Report) -> Iterator[Hashable]:
     """The new objects of a flush: their class, the line, and the database they are for."""
     for entity, number in fact.new.items():
-        yield from repeat((entity, fact.site, report.ledger.kind), number)
+        yield from repeat((entity, fact.site, report.ledger.scope.kind), number)
 
 
 def _piece(report: Report, scope: Scope, case: Case) -> Hashable:
