@@ -373,7 +373,9 @@ class FlushFailed(_Value):
     `code` is the database's name or number of the error. `listener` is the line of the
     application's event listener that raised it, `added_site` where the one new object was added,
     `existing_site` where the object was loaded that has its key. `operation` is empty, but where
-    it was no flush that another transaction's lock has refused: `SELECT books`, `COMMIT`.
+    it was no flush that another transaction's lock has refused: `SELECT books`, `COMMIT`. `holder`
+    is the id of the scope that has the lock, where it is one of the same thread or task, and
+    `holder_site` where that was opened.
     """
 
     at: int
@@ -394,6 +396,8 @@ class FlushFailed(_Value):
     added_site: CallSite | None = None
     existing_site: CallSite | None = None
     operation: str = ""
+    holder: str = ""
+    holder_site: CallSite | None = None
 
 
 @dataclass(slots=True, eq=False, repr=False)

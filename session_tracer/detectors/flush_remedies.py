@@ -18,6 +18,10 @@ _RETRY: Final = "roll back and repeat the whole transaction, at most a few times
 _UPSERT: Final = "insert(...).on_conflict_do_nothing(), if the row may exist"
 _LOCK: Final = "load it with with_for_update=True, so that no other transaction can change the row"
 _SHORTER: Final = "keep transactions short: commit before waiting, and write at their end"
+_PASS_IT: Final = (
+    "pass the session that was opened at {} to this code, or commit it first: it has written and "
+    "keeps the lock for as long as this code waits or repeats"
+)
 _PING: Final = "create_engine(..., pool_pre_ping=True), if the connection was lost in the pool"
 
 # What an error means, as the end of a sentence.
@@ -39,9 +43,12 @@ _CONFLICTS: Final[Mapping[str, str]] = {
 }
 
 
-def what_failed(fact: FlushFailed, error: str) -> str:
+def what_failed(fact: FlushFailed, error: str, report: Report) -> str:
     """Return the error and, if it is known, what it means."""
     meaning = _CONFLICTS.get(fact.code) or _MEANS.get(fact.problem, "")
+    if fact.holder:
+        owner = "task" if report.ledger.is_async else "thread"
+        meaning = f"the database is locked by session {fact.holder[:6]} of the same {owner}"
     if fact.problem == "null" and fact.column:
         meaning = f"{fact.column} was not set"
     return f"failed with {error}: {meaning}" if meaning else f"failed with {error}"
@@ -54,6 +61,9 @@ def remedies(
 
     Where the application handles the error, it rolls back already: what prevents the error helps.
     """
+    if fact.holder:
+        yield _PASS_IT.format(fact.holder_site or fact.holder[:6])
+        return
     if fact.trigger == "autoflush" and fact.problem == "null":
         yield from _half_made(fact)
     if is_handled and fact.problem in _PREVENTED:

@@ -105,7 +105,7 @@ class FailedFlush(BuiltIn):
         yield report.finding(
             "failed-flush",
             "warning",
-            f"{fact.operation or _flush(fact, contents)} {what_failed(fact, error)}{often}",
+            f"{fact.operation or _flush(fact, contents)} {what_failed(fact, error, report)}{often}",
             remedy,
             fact.listener or fact.site,
             entity=largest(contents),
@@ -122,6 +122,8 @@ class FailedFlush(BuiltIn):
                 loaded_at=fact.existing_site,
                 **written(fact),
                 duration_ms=ms(fact.duration),
+                other_session_id=fact.holder or None,
+                other_opened_at=fact.holder_site,
                 alternatives=others or None,
             ),
         )

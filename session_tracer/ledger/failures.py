@@ -7,6 +7,7 @@ import weakref
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from session_tracer import facts
+from session_tracer.ledger import same_owner
 from session_tracer.where import error_handlers
 from session_tracer.where.except_finder import is_caught
 
@@ -81,6 +82,8 @@ class Failures:
         is_same: Callable[[BaseException], bool],
     ) -> None:
         """A flush failed."""
+        if fact.problem == "locked" and (holder := same_owner.lock_holder(ledger)) is not None:
+            fact.holder, fact.holder_site = holder.id, holder.opened_site
         if self.first is None:
             self.first = First(
                 what=fact.operation or "a flush",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
     from session_tracer.facts import Counts
-    from session_tracer.ledger.in_progress import Holding
+    from session_tracer.ledger.in_progress import Holding, OpenTransaction
     from session_tracer.ledger.origin import Scope
     from session_tracer.ledger.report import Report, Tracer
     from session_tracer.ledger.use import Use
@@ -33,6 +33,7 @@ __all__ = [
     "hand_on",
     "join",
     "leave",
+    "lock_holder",
     "nested_in",
 ]
 
@@ -63,6 +64,9 @@ class Member(Protocol):
     commit: Commit | None
     beside: tuple[Commit, ...]
     nested_lines: frozenset[tuple[CallSite | None, ...]]
+    transactions_open: tuple[OpenTransaction, ...]
+    committing_rows: int
+    database: facts.Database | None
     reports: tuple[Report, ...]
 
     @property
@@ -166,6 +170,25 @@ def nested_in(member: Member, connection: Connection, now: int) -> facts.Connect
         is_leaked=any(one.was_reported("leaked-session") for one in first.reports),
         called_site=called,
     )
+
+
+def lock_holder(member: Member) -> Scope | None:
+    """The session of this thread or task that has SQLite's lock, which one writer has at a time."""
+    database = member.database
+    if database is None or database.system != "sqlite":
+        return None
+    together: dict[Member, None] = _TOGETHER.get(member.owner.key, ALONE)
+    for other in tuple(together)[:_MOST_ASKED]:
+        if (
+            other is not member
+            and other.transactions_open
+            and other.committing_rows
+            and other.owner == member.owner
+            and other.database is not None
+            and other.database.namespace == database.namespace
+        ):
+            return other.scope
+    return None
 
 
 def _called_at(member: Member, first: Member) -> CallSite | None:

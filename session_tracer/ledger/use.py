@@ -44,6 +44,9 @@ class Use:
     ).split()
 
     scope: Scope
+    # What it has written and not committed, and where.
+    committing_rows: int
+    database: facts.Database | None
 
     # What most sessions leave as it is.
     was_handed_on = False

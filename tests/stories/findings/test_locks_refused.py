@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -139,6 +140,84 @@ def test_a_commit_that_waits_for_a_reader_in_vain(maker: sessionmaker[Session], 
     assert finding.message == (
         "COMMIT failed with OperationalError: the database is locked by another transaction"
     )
+
+
+# SQLite: a lock that the same thread or task has itself.
+
+
+def hurry(connection: Any, _: object) -> None:
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA busy_timeout = 10")
+    cursor.close()
+
+
+async def count_in_bulk(session: Any) -> None:
+    await session.execute(update(Author).values(biography="read"))  # <- refused
+
+
+async def count_by_flush(session: Any) -> None:
+    session.add(Author(name="counted"))
+    await session.flush()  # <- refused
+
+
+async def count_apart(twin: Twin, count: Any) -> None:
+    async with twin.session() as session:
+        await count(session)
+        await session.commit()
+
+
+async def write_and_count(twin: Twin, count: Any, *, hand_over: bool, commit: bool) -> None:
+    async with twin.session() as session:  # <- writes
+        session.add(Author(name="new"))
+        await session.flush()
+        if commit:
+            await session.commit()
+        await (count(session) if hand_over else count_apart(twin, count))
+        await session.rollback()
+
+
+@pytest.mark.parametrize("count", [count_in_bulk, count_by_flush])
+def test_a_session_that_waits_for_the_lock_of_its_own_thread(twin: Twin, count: Any) -> None:
+    async def story() -> None:
+        event.listen(getattr(twin.engine, "sync_engine", twin.engine), "connect", hurry)
+        owner, line = "task" if twin.is_async else "thread", marked(write_and_count, "<- writes")
+        for hand_over, commit in ((False, False), (True, False), (False, True)):
+            with capture(twin.factory, ignore=IGNORED) as captured, suppress(Exception):
+                await write_and_count(twin, count, hand_over=hand_over, commit=commit)
+            if hand_over or commit:
+                assert captured.findings == []
+                continue
+            (finding,) = captured.findings
+            other = finding.evidence["other_session_id"]
+            assert (finding.id, finding.site) == ("failed-flush", marked(count, "<- refused"))
+            assert finding.message.endswith(f"locked by session {other[:6]} of the same {owner}")
+            assert finding.remedy == (
+                f"pass the session that was opened at {line} to this code, or commit it first: it "
+                "has written and keeps the lock for as long as this code waits or repeats"
+            )
+            assert finding.evidence["other_opened_at"] == str(line)
+            assert "alternatives" not in finding.evidence
+
+    twin.run(story)
+
+
+IGNORED = {"nested-sessions", "split-writes"}
+
+
+def test_the_lock_of_another_thread_is_one_to_wait_for(maker: sessionmaker[Session]) -> None:
+    def leave() -> None:
+        with maker() as session:
+            session.add(Author(name="here"))
+            session.flush()
+
+    with ThreadPoolExecutor(1) as pool, capture(maker) as captured, maker() as other:
+        other.add(Author(name="there"))
+        other.flush()
+        with suppress(Exception):
+            pool.submit(leave).result()
+        other.rollback()
+    (finding,) = captured.findings
+    assert finding.remedy == RETRY.format("OperationalError")
 
 
 class Patience(Exception):
