@@ -126,6 +126,7 @@ class SessionClosed(_Value):
     where the last new one was added. `joined` is whether the connection was in an outer
     transaction, which decides whether the changes are committed. `changed_by_another` is whether
     the changes are those of another request or task than the one that closed the session.
+    `modified_attributes` are names like `Author.name`.
     """
 
     at: int
@@ -143,6 +144,7 @@ class SessionClosed(_Value):
     added_site: CallSite | None = None
     joined: bool = False
     changed_by_another: bool = False
+    modified_attributes: tuple[str, ...] = ()
 
 
 @dataclass(slots=True, eq=False, repr=False)

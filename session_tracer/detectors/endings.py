@@ -12,6 +12,7 @@ from session_tracer.detectors.wording import (
     awaited,
     closing,
     duration,
+    listed,
     own_session,
     removal,
     session,
@@ -145,24 +146,28 @@ class DiscardedChanges(BuiltIn):
         site = fact.site if is_own or work is None else work
         when = "before the session is closed" if is_own else "after the last change"
         remedy = f"{awaited(report)}session.commit()  # {when}"
+        unsaved, names = lost.unsaved(), fact.modified_attributes
+        if unsaved and not (ledger.new or ledger.dirty or ledger.deleted or ledger.writes):
+            remedy += ", if the change is to be saved"
         if fact.changed_by_another:
             # A commit there would be that of the others.
             remedy = own_session(report)
         yield report.finding(
             "discarded-changes",
             "warning",
-            f"{fact.ending}() discarded {lost}",
+            f"{fact.ending}() discarded {lost}{f': {listed(list(names))}' if unsaved else ''}",
             remedy,
             site,
             entity=lost.entity(),
             count=lost.count(),
             evidence=known(
+                attributes=list(names) or None,
                 **lost.evidence(),
                 last_activity_at=None
                 if ledger.left_site in (site, fact.site, lost.flushed_at, lost.unflushed_at)
                 else ledger.left_site,
                 closed_at=fact.site if site != fact.site else None,
-                alternatives=lost.unsaved(),
+                alternatives=unsaved,
             ),
         )
 

@@ -201,6 +201,24 @@ def change_of(state: Any) -> Literal["", "written", "left out"]:
     return "left out" if _links_outside_only(state) else "written"
 
 
+def changed_in(state: Any) -> list[str]:
+    """Return the attributes of an object that have a net change, found as in `change_of`."""
+    values = state.dict
+    return [
+        key
+        for key, before in state.committed_state.items()
+        if before is NO_VALUE or key not in values or _is_other(values[key], before)
+    ]
+
+
+def _is_other(now: Any, before: Any) -> bool:
+    if now is before:
+        return False
+    if type(now) in PLAIN and type(before) in PLAIN:
+        return bool(now != before)
+    return type(now) not in _COLLECTIONS or not _holds_same(now, before)
+
+
 def _holds_same(now: Any, before: Any) -> bool:
     """Whether a collection has the members it had, which SQLAlchemy keeps as a list."""
     if type(before) is not list or len(before) != len(now):

@@ -76,7 +76,7 @@ def _closing(ending: Ending) -> Callable[..., Ledger | None]:
             if type(handled) is GeneratorExit:
                 ledger.dropped_site = _dropped_at(ledger.locator)
             if ledger.identity_map_size and session.identity_map.check_modified():
-                ledger.modified = _modified(session)
+                ledger.modified, ledger.modified_attributes = _modified(session)
         except Exception as error:
             ledger_failed(ledger, "lifetime", error)
             return None
@@ -120,15 +120,18 @@ def _dropped_at(locator: Locator) -> CallSite | None:
     return lines[1]
 
 
-def _modified(session: Session) -> Counts:
-    """The objects with a net change that was not flushed, by mapped class."""
+def _modified(session: Session) -> tuple[Counts, tuple[str, ...]]:
+    """The objects with a net change that was not flushed, by mapped class; and what of them is."""
     counts: Counts = {}
+    names: dict[str, None] = {}
     for instance in session.dirty:
         state = attributes.instance_state(instance)
         if flush_contents.change_of(state) == "written":
             entity = state.class_.__name__
             counts[entity] = counts.get(entity, 0) + 1
-    return counts
+            if len(names) < _MOST_NAMES:
+                names |= {f"{entity}.{key}": None for key in flush_contents.changed_in(state)}
+    return counts, tuple(names)[:_MOST_NAMES]
 
 
 def _closed(ledger: Ledger) -> None:
@@ -151,6 +154,7 @@ def _is_refused(ledger: Ledger, error: BaseException) -> bool:
     return isinstance(error, IllegalStateChangeError) and error is not ledger.closed_during
 
 
+_MOST_NAMES: Final = 100
 _NOT_LEAVING: Final = (None, "", False)
 
 

@@ -213,6 +213,7 @@ class Ledger(Use):
     # Of what the session let go of as it was closed: what had changes that were not flushed, and
     # what was marked as deleted.
     modified: Counts = NOTHING
+    modified_attributes: tuple[str, ...] = ()
     removed: Counts = NOTHING
 
     def __init__(
@@ -594,6 +595,7 @@ class Ledger(Use):
             leaving=leaving,
             added=pending,
             modified=self.modified or {},
+            modified_attributes=self.modified_attributes,
             removed=self.removed or {},
             added_site=self.added_site,
             joined=self.is_joined,
@@ -610,6 +612,7 @@ class Ledger(Use):
         self.count_transition("persistent_to_detached", total(self.detached))
         self.identity_map_size = self.pending = 0
         self.detached = self.modified = self.removed = NOTHING
+        self.modified_attributes = ()
         self.nothing_pending()
         self.origin = Origin(self.scope)
         session = LIVE[self]()

@@ -131,6 +131,8 @@ async def be_closed_within_a_savepoint(twin: Twin) -> None:
         await session.flush()  # <- flushed
 
 
+# Of a session that has only read: what it has changed may be for an answer alone.
+IF = ", if the change is to be saved"
 Evidence = dict[str, Any]
 NOTHING: Evidence = dict.fromkeys(
     ("added", "modified", "removed", "flushed_new", "flushed_dirty", "flushed_deleted")
@@ -178,7 +180,7 @@ def test_changes_that_are_discarded(twin: Twin, discard: Callable[[Twin], Any]) 
                 site=marked(discard, "<- closed"),
                 opened=opened,
                 remedy=f"{'await ' if twin.is_async else ''}session.commit()  "
-                "# before the session is closed",
+                f"# before the session is closed{IF if {*evidence} == {'modified'} else ''}",
                 entity=entity,
                 count=count,
                 evidence={**NOTHING, **evidence, **sites(discard)},
@@ -403,7 +405,7 @@ def test_a_block_whose_session_a_librarys_context_manager_opens(twin: Twin) -> N
         (finding,) = captured.findings
         assert finding.id == "discarded-changes"
         assert finding.site == marked(rename, "<- closed")
-        assert finding.remedy.endswith("session.commit()  # before the session is closed")
+        assert finding.remedy.endswith(f"session.commit()  # before the session is closed{IF}")
         assert finding.evidence["last_activity_at"] == str(marked(first, "<- reads"))
 
     twin.run(story)
@@ -479,6 +481,54 @@ async def modify_for_an_answer_and_add(twin: Twin) -> None:
     async with twin.session() as session:
         (await first(session)).title = "On leaving"
         session.add(Author(name="Ada"))
+
+
+async def modify_two_of_two(twin: Twin) -> None:
+    async with twin.session() as session:
+        author = (await session.scalars(select(Author))).first()
+        essay = await first(session)
+        essay.title, author.name, author.id = "On leaving", "Grace", author.id
+
+
+async def modify_after_a_commit(twin: Twin) -> None:
+    async with twin.session() as session:
+        essay = await first(session)
+        essay.title = "On coming"
+        await session.commit()
+        await session.refresh(essay)
+        essay.title = "On leaving"
+
+
+async def modify_and_add(twin: Twin) -> None:
+    async with twin.session() as session:
+        (await first(session)).title = "On leaving"
+        session.add(Author(name="Barbara"))
+
+
+NAMED: dict[Any, tuple[list[str], str, bool]] = {
+    modify: (["Essay.title"], ": Essay.title", True),
+    modify_two_of_two: (["Author.name", "Essay.title"], ": Author.name and Essay.title", True),
+    modify_after_a_commit: (["Essay.title"], ": Essay.title", False),
+    modify_and_add: (["Essay.title"], "", False),
+}
+
+
+@pytest.mark.parametrize("work", NAMED, ids=lambda story: story.__name__)
+def test_the_attributes_that_were_modified_are_named(twin: Twin, work: Any) -> None:
+    names, named, has_only_read = NAMED[work]
+
+    async def story() -> None:
+        await keep(twin, *authors(1), Essay(title="On going"))
+        with capture(twin.factory) as captured:
+            await work(twin)
+        (finding,) = captured.findings
+        assert sorted(finding.evidence["attributes"]) == names
+        first, colon, listed = finding.message.partition(": ")
+        assert first.endswith("(never flushed)")
+        assert colon + " and ".join(sorted(filter(None, listed.split(" and ")))) == named
+        assert finding.remedy.endswith(IF) == has_only_read
+
+    twin.run(story)
 
 
 def test_what_is_not_to_be_saved_is_expunged(twin: Twin) -> None:
