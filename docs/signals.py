@@ -386,7 +386,7 @@ LOG_KEYS: Final = {
         "deleted_objects": Attribute(INT, "objects marked as deleted and not flushed"),
         "process_id": Attribute(INT, "the database server's process of the connection"),
         "earlier": Attribute(STRINGS, "findings of the session before this one"),
-        "called_at": Attribute(STRING, "the call of the function that opened the session"),
+        "called_at": Attribute(STRING, "the call of what opened the session, or commits"),
         "other_session_id": Attribute(STRING, "the other session"),
         "other_session_name": Attribute(STRING, "its factory's name"),
         "other_opened_at": Attribute(STRING, "where it was opened"),

@@ -168,11 +168,18 @@ def opening(report: Report) -> str:
 
 
 def maker(report: Report) -> str:
-    """Return code for a session factory whose commits expire nothing."""
-    made = report.ledger.scope.kind[0].__mro__
-    if any(one.__module__.partition(".")[0] == "flask_sqlalchemy" for one in made):
+    """Return code that makes sessions whose commits expire nothing, as the application does."""
+    made = report.ledger.scope.kind[0]
+    if any(one.__module__.partition(".")[0] == "flask_sqlalchemy" for one in made.__mro__):
         return 'SQLAlchemy(session_options={"expire_on_commit": False})'
-    return f"{'async_' if report.ledger.is_async else ''}sessionmaker(expire_on_commit=False)"
+    if report.ledger.is_async:
+        return "async_sessionmaker(expire_on_commit=False)"
+    # A sessionmaker makes a class with the name of its base.
+    base = made.__mro__[1] if len(made.__mro__) > 1 else made
+    is_made = made.__module__ == "sqlalchemy.orm.session" and made.__name__ == base.__name__
+    if made is object or is_made:
+        return "sessionmaker(expire_on_commit=False)"
+    return f"{made.__name__}(..., expire_on_commit=False)"
 
 
 def with_block(report: Report, comment: str = "") -> str:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from sqlalchemy import select, text
-from sqlalchemy.orm import selectinload
+from sqlalchemy.orm import Session, selectinload
 
 from session_tracer.facts import TransactionEnded
+from session_tracer.testing import capture
+from tests.good_code.silence import only_sync
 from tests.library import Author, Book, authors, keep
 from tests.stories.findings.due import Due, assert_found
 from tests.stories.findings.mappings import Manager, tables
@@ -17,9 +19,6 @@ from tests.stories.findings.reading import tell
 from tests.stories.findings.remedies import pasted, unexpiring, use
 from tests.stories.lines import marked
 from tests.twins import Twin, on_postgresql
-
-if TYPE_CHECKING:
-    from sqlalchemy.orm import Session
 
 
 def read_names(session: Session) -> None:
@@ -147,6 +146,27 @@ def test_five_objects_and_four(twin: Twin) -> None:
 
 
 # What a commit expires of relationships and deferred columns may never have been loaded. Then
+class OwnSession(Session):
+    """An application's own class, of which it makes sessions without a sessionmaker."""
+
+
+@only_sync
+@pytest.mark.parametrize("kind", [Session, OwnSession])
+def test_sessions_that_no_sessionmaker_makes(twin: Twin, kind: type[Session]) -> None:
+    engine: Any = twin.engine
+
+    async def story() -> None:
+        await keep(twin, *authors(3))
+        for options in ({}, {"expire_on_commit": False}):
+            with capture(kind, reloads_after_commit=3) as captured, kind(engine, **options) as it:
+                read_names(it)
+            remedies = [one.remedy for one in captured.findings]
+            advised = f"{kind.__name__}(..., expire_on_commit=False)"
+            assert remedies == ([] if options else [advised])
+
+    twin.run(story)
+
+
 # expire_on_commit=False keeps nothing, and another SELECT is what helps.
 
 
