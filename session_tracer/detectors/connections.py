@@ -36,7 +36,7 @@ class NestedSessions(BuiltIn):
     candidates = (ConnectionNested,)
 
     def judge(self, fact: ConnectionNested, report: Report, memory: None) -> Iterator[Finding]:
-        """Report each set of lines that is found: the ledger finds each of them once."""
+        """Report each pair of lines that is found: the ledger finds each of them once."""
         del memory
         called = None if fact.called_site == fact.site else fact.called_site
         where = "to this code" if called is None else f"on at {called}"

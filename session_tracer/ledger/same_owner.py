@@ -63,7 +63,7 @@ class Member(Protocol):
     last_site: CallSite | None
     commit: Commit | None
     beside: tuple[Commit, ...]
-    nested_lines: frozenset[tuple[CallSite | None, ...]]
+    nested_lines: frozenset[tuple[CallSite | None, CallSite | None]]
     transactions_open: tuple[OpenTransaction, ...]
     committing_rows: int
     database: facts.Database | None
@@ -150,7 +150,8 @@ def nested_in(member: Member, connection: Connection, now: int) -> facts.Connect
         if len(first.nested_lines) >= _MOST_LINES:
             return None
         called = _called_at(member, first)
-        lines = (member.last_site, holding.site, called)
+        # What is to be changed is the call, whatever the session that it opens does.
+        lines = (called or member.last_site, holding.site)
         if lines in first.nested_lines:
             return None
         if _is_at_work(first, member):

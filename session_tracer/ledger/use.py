@@ -68,8 +68,8 @@ class Use:
     cancelled = False
     is_joined = False
     beside: tuple[Commit, ...] = ()
-    # The lines of which it was reported that a connection was taken next to its own.
-    nested_lines: frozenset[tuple[CallSite | None, ...]] = frozenset()
+    # The pairs of lines of which it was reported that a connection was taken next to its own.
+    nested_lines: frozenset[tuple[CallSite | None, CallSite | None]] = frozenset()
 
     def __init__(
         self, tracers: tuple[Tracer, ...], *, is_async: bool, clock: Callable[[], int]

@@ -43,6 +43,19 @@ async def look_up(twin: Twin) -> None:
         (await session.scalars(select(Book))).all()  # <- second
 
 
+async def look_up_two(twin: Twin) -> None:
+    async with twin.session() as session:
+        (await session.scalars(select(Book))).all()
+        await session.commit()
+        (await session.scalars(select(Author))).all()
+
+
+async def look_up_two_while_reading(twin: Twin) -> None:
+    async with twin.session() as session:
+        await read(session)
+        await look_up_two(twin)
+
+
 async def look_up_while_reading(twin: Twin) -> None:
     async with twin.session() as session:  # <- outer
         (await session.scalars(select(Author))).all()  # <- first
@@ -72,6 +85,15 @@ def test_a_session_inside_another_ones_transaction(twin: Twin) -> None:
         # Of each pair of lines, once: it is the same mistake.
         assert_found(captured, nested)
         assert captured.findings[0].session_id == inner[0].id
+
+    twin.run(story)
+
+
+def test_one_call_is_one_finding_whatever_its_session_does(twin: Twin) -> None:
+    async def story() -> None:
+        with capture(twin.factory) as captured:
+            await look_up_two_while_reading(twin)
+        assert [one.id for one in captured.findings] == ["nested-sessions"]
 
     twin.run(story)
 
