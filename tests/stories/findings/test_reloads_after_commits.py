@@ -157,12 +157,13 @@ def test_sessions_that_no_sessionmaker_makes(twin: Twin, kind: type[Session]) ->
 
     async def story() -> None:
         await keep(twin, *authors(3))
-        for options in ({}, {"expire_on_commit": False}):
-            with capture(kind, reloads_after_commit=3) as captured, kind(engine, **options) as it:
-                read_names(it)
+        for expires in (True, False):
+            session = kind(engine, expire_on_commit=expires)
+            with capture(session, reloads_after_commit=3) as captured, session:
+                read_names(session)
             remedies = [one.remedy for one in captured.findings]
             advised = f"{kind.__name__}(..., expire_on_commit=False)"
-            assert remedies == ([] if options else [advised])
+            assert remedies == ([advised] if expires else [])
 
     twin.run(story)
 
