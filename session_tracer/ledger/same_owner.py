@@ -154,7 +154,7 @@ def nested_in(member: Member, connection: Connection, now: int) -> facts.Connect
         lines = (called or member.last_site, holding.site)
         if lines in first.nested_lines:
             return None
-        if _is_at_work(first, member):
+        if _is_at_work(first, member) or _has_taken(first, holding, member):
             break
         left_behind.add(first)
         if len(left_behind) >= _MOST_LEFT_BEHIND:
@@ -217,6 +217,16 @@ def _is_at_work(first: Member, member: Member) -> bool:
         return sum(frame.f_code is borrower for frame in frames) > is_called_again
     manager = site.function.rpartition(".")[2]
     return sum(blocks_of(line, manager) for line in mine.locator.sites(frames)) > 1
+
+
+def _has_taken(first: Member, holding: Holding, member: Member) -> bool:
+    """Whether a function at work has taken the connection for the session of a `scoped_session`.
+
+    That session is at hand there, also if a function that has returned used it first.
+    """
+    if not cast("Use", member).locator.is_registered(first.scope.opened_site):
+        return False
+    return any(is_in(holding.site, frame.f_code) for frame in member.owner.frames())
 
 
 def _borrower(ledger: Use, site: CallSite) -> CodeType | None:

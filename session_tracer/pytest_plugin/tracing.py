@@ -308,12 +308,21 @@ class Tracing:
     def is_beside_the_tests(self, fact: ConnectionNested | WritesSplit, report: Report) -> bool:
         """Return whether one of two sessions is a fixture's, or one of them alone is the tests'.
 
-        The application would not have that one.
+        The application would not have that one. But the session of its `scoped_session` is its own,
+        whoever used it before, if its own line has begun to hold the connection.
         """
+        if isinstance(fact, facts.ConnectionNested) and self._is_taken_by_application(fact):
+            return False
         if not self._of_fixtures.isdisjoint((report.ledger.id, fact.other)):
             return True
         case, opened = self.case, (report.ledger.opened_site, fact.other_opened_site)
         return case is not None and len(set(map(case.has_line, opened))) > 1
+
+    def _is_taken_by_application(self, fact: ConnectionNested) -> bool:
+        case, known = self.case, self._open.get(fact.other)
+        if case is None or fact.other_site is None or known is None:
+            return False
+        return known[1].registry is not None and not case.has_line(fact.other_site)
 
     def lasts_for_tests(self, finding: Finding, report: Report) -> bool:
         """Return whether tests decide how long it lasts, of a session that they opened.

@@ -1513,6 +1513,12 @@ class Application:
     def add(self):
         self.session.add(Author(name=str(id(self))))
         self.session.commit()
+
+    def nest(self, SessionLocal):
+        self.session.connection()
+        with SessionLocal() as session:
+            session.connection()
+        self.session.commit()
 """
 
 
@@ -1552,6 +1558,31 @@ def test_the_application_has_two(SessionLocal):
         "test_the_application_has_two": "failed",
     }
     assert "split-writes" in run.text
+
+
+@pytest.mark.usefixtures("sessions")
+def test_the_session_of_the_applications_registry_is_its_own(suites: Suites) -> None:
+    run = suites.run_source(
+        """
+from sessions import Application
+
+@pytest.fixture
+def application(SessionLocal):
+    application = Application(SessionLocal)
+    application.add()
+    return application
+
+def test_nests_another_one(SessionLocal, application):
+    application.nest(SessionLocal)
+
+def test_holds_it(SessionLocal, application):
+    application.session.connection()
+    application.nest(SessionLocal)
+""",
+        "--session-tracer=warning",
+    )
+    assert run.outcomes == {"test_nests_another_one": "failed", "test_holds_it": "passed"}
+    assert "nested-sessions" in run.text
 
 
 @pytest.mark.usefixtures("sessions")
