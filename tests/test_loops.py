@@ -338,7 +338,8 @@ def test_the_function_that_opened_the_session_is_the_last_one_that_is_asked() ->
         handle()
     assert watch.loop.strip() == "handle()"
     # Where handle() has opened it:
-    opened = type(opened)(opened.file, 1, "handle") if opened else None
+    line = handle.__code__.co_firstlineno + 1
+    opened = type(opened)(opened.file, line, "handle") if opened else None
     watch.loop = ""
     for _ in range(2):
         watch.calls = 0

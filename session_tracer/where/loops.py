@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dis
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable
@@ -65,12 +65,9 @@ def is_one_loop(code: CodeType, one: int, other: int) -> bool:
     """
     if one == other:
         return True
-    instructions = list(dis.get_instructions(code))
+    instructions = _flow(code).instructions
     places = [_after_await(instructions, _start(instructions, at)) for at in (one, other)]
-    return all(
-        to in _reached(code, instructions, [at])
-        for at, to in zip(places, reversed(places), strict=True)
-    )
+    return all(to in _reached(code, [at]) for at, to in zip(places, reversed(places), strict=True))
 
 
 @lru_cache(maxsize=_MOST_KNOWN)
@@ -82,7 +79,7 @@ def can_follow(code: CodeType, offset: int, line: int) -> bool:
         offset: The instruction, `f_lasti`.
         line: A line of the function, or of a comprehension in it.
     """
-    instructions = list(dis.get_instructions(code))
+    instructions = _flow(code).instructions
     starts = [
         one.offset
         for one in instructions
@@ -90,13 +87,12 @@ def can_follow(code: CodeType, offset: int, line: int) -> bool:
         and at.lineno is not None
         and at.lineno <= line <= (at.end_lineno or at.lineno)
     ]
-    return _start(instructions, offset) in _reached(code, instructions, starts)
+    return _start(instructions, offset) in _reached(code, starts)
 
 
 def _is_reached_again(code: CodeType, offset: int, without: int, *, in_generator: bool) -> bool:
-    instructions = list(dis.get_instructions(code))
+    instructions, following, entries = _flow(code)
     start = _start(instructions, offset)
-    entries = _handlers(code)
     ends = {one.offset for one in instructions if one.opname == "END_ASYNC_FOR"}
     own = {entry.target for entry in entries if entry.start <= start < entry.end} - ends
     again = _iterator(instructions, start) if in_generator else None
@@ -110,9 +106,23 @@ def _is_reached_again(code: CodeType, offset: int, without: int, *, in_generator
         # `for book in session.scalars(...)` goes on without opening the session again.
         and one.opname.startswith(_OPENING)
     }
-    following = _following(instructions)[start]
     again = start if again is None else again
-    return again in _reached(code, instructions, following, blocked, own)
+    return again in _reached(code, following[start], blocked, own)
+
+
+class _Flow(NamedTuple):
+    """The instructions of a function, those that may follow each, and its exception handlers."""
+
+    instructions: list[dis.Instruction]
+    following: dict[int, list[int]]
+    handlers: Any
+
+
+@lru_cache(maxsize=64)
+def _flow(code: CodeType) -> _Flow:
+    instructions = list(dis.get_instructions(code))
+    handlers = getattr(dis.Bytecode(code), "exception_entries", ())
+    return _Flow(instructions, _following(instructions), handlers)
 
 
 def _iterator(instructions: list[dis.Instruction], start: int) -> int | None:
@@ -136,13 +146,8 @@ def _start(instructions: list[dis.Instruction], offset: int) -> int:
     return max((one.offset for one in instructions if one.offset <= offset), default=0)
 
 
-def _handlers(code: CodeType) -> Any:
-    return getattr(dis.Bytecode(code), "exception_entries", ())
-
-
 def _reached(
     code: CodeType,
-    instructions: list[dis.Instruction],
     starts: Iterable[int],
     blocked: Container[int] = (),
     own: Container[int] = (),
@@ -151,8 +156,7 @@ def _reached(
 
     An exception does not lead to the handlers at `own`.
     """
-    entries = _handlers(code)
-    following = _following(instructions)
+    _, following, entries = _flow(code)
     reached: set[int] = set()
     to_do = list(starts)
     while to_do:
