@@ -302,6 +302,8 @@ def made(kind: type[Any], rng: random.Random) -> Fact:
         "root": rng.choice(OWNERS) if kind in _OF_TASKS else "Author",
         "other_owner": rng.choice(OWNERS),
         "other_root": rng.choice(OWNERS),
+        "request": rng.choice([0, 1, (2, OWNERS[0])]),
+        "other_request": rng.choice([0, 1]),
         "why": rng.choice(["gone", "pending", "merged", "detached"]),
         "counts": rng.choice([{"Author": 1}, {"Author": 3, "Book": 1}]),
         "attributes": rng.choice([("name",), ("name", "country")]),

@@ -31,6 +31,8 @@ __all__ = ["RUNS", "OpenedInLoop", "Run", "begin", "forget", "reached", "run_of"
 _MOST_LINES: Final = 1_000
 # A web server's sessions are opened by no loop: it is looked for more and more rarely.
 _MOST_WINDOWS: Final = 16
+# Those of a turn are opened by different calls. Many of them are many pieces of work.
+_MOST_IN_A_TURN: Final = 3
 # Sessions that are further apart on the average wait for something: work, or the next poll.
 _MOST_APART: Final = 1_000_000_000
 
@@ -139,6 +141,7 @@ class Run:
     """The sessions of one line since the loop was looked for. Of each, only its number is kept."""
 
     __slots__ = (
+        "again",
         "began_at",
         "due",
         "found",
@@ -154,8 +157,9 @@ class Run:
         self.site = site
         # The loop that was found last, by the ids of its frame and of its code.
         self.found = (0, 0)
-        # The loop is looked for after this number of sessions, of which some are left.
-        self.due = self.left = 0
+        # The loop is looked for after this number of sessions, of which some are left; and again a
+        # few times, because a turn may open some.
+        self.due = self.left = self.again = 0
         self.began_at = 0
         self.owner: Owner = NO_OWNER
         self.passed: Passed = {}
@@ -165,7 +169,7 @@ class Run:
 
     def restart(self, ledger: Ledger, due: int) -> None:
         """Count from this session on."""
-        self.due, self.left = due, due - 1
+        self.due, self.left, self.again = due, due - 1, _MOST_IN_A_TURN - 1
         self.began_at = ledger.opened_at
         self.owner = ledger.opened_by
         self.passed = ledger.locator.passed()
@@ -213,6 +217,10 @@ def reached(ledger: Ledger, run: Run) -> None:
     is_one = run.owner == ledger.opened_by and opened is ledger.opened_site
     is_quick = ledger.opened_at - run.began_at < count * _MOST_APART
     found = ledger.locator.opening_loop(run.passed, opened) if is_one and is_quick else None
+    if found is None and is_one and is_quick and run.again:
+        run.again -= 1
+        run.left = 1
+        return
     if found is not None:
         loop, key = found
         due = least

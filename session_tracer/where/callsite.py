@@ -466,7 +466,7 @@ class Locator:
         loop = self._looping(before, opened, start)
         least = self._called_again(before, start)
         inside: list[FrameType] = []
-        for number, frame, line in self._since_opening(opened, start):
+        for number, frame, line, _ in self._since_opening(opened, start):
             if self._kind(frame) <= _TEMPLATE:
                 inside.append(frame)
                 if frame is loop:
@@ -517,9 +517,8 @@ class Locator:
         start: FrameType | None,
     ) -> FrameType | None:
         called_again = self._called_again(before, start)
-        advancing = {id(one.f_back) for one in _stack(start) if one.f_code.co_flags & _CO_GENERATOR}
-        for number, frame, line in self._since_opening(opened, start):
-            code, is_advancing = frame.f_code, id(frame) in advancing
+        for number, frame, line, is_advancing in self._since_opening(opened, start):
+            code = frame.f_code
             was_at = before.get((id(frame), id(code)))
             if (
                 was_at is not None
@@ -532,20 +531,23 @@ class Locator:
 
     def _since_opening(
         self, opened: CallSite | None, start: FrameType | None
-    ) -> Iterator[tuple[int, FrameType, int]]:
+    ) -> Iterator[tuple[int, FrameType, int, bool]]:
         """Yield the frames that may loop while a session is open, with their numbers from inside.
 
         The last one is that of the function which opened it, or whose `with` block a generator
         opened it for, with a line that a loop in which it stays open does not pass. A loop around
-        that opens another session in each turn. The line of the others is 0.
+        that opens another session in each turn. The line of the others is 0. And whether each
+        advances a generator, which runs inside of it.
         """
-        frames = [*enumerate(_outwards(start))]
-        last, line = self._opening(opened, [one for _, one in frames])
-        for number, frame in frames:
+        frames = [*_outwards(start)]
+        last, line = self._opening(opened, frames)
+        is_generators = False
+        for number, frame in enumerate(frames):
             if self._kind(frame) != _MACHINERY:
-                yield number, frame, line if frame is last else 0
+                yield number, frame, line if frame is last else 0, is_generators
                 if frame is last:
                     return
+            is_generators = bool(frame.f_code.co_flags & _CO_GENERATOR)
 
     def _opening(
         self, opened: CallSite | None, frames: list[FrameType]
