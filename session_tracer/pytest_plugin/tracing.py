@@ -308,8 +308,8 @@ class Tracing:
     def is_beside_the_tests(self, fact: ConnectionNested | WritesSplit, report: Report) -> bool:
         """Return whether one of two sessions is a fixture's, or one of them alone is the tests'.
 
-        The application would not have that one. But the session of its `scoped_session` is its own,
-        whoever used it before, if its own line has begun to hold the connection.
+        The application would not have that one. But the session of its `scoped_session` is its own
+        if its own line has begun to hold the connection, also where a fixture used it before.
         """
         if isinstance(fact, facts.ConnectionNested) and self._is_taken_by_application(fact):
             return False

@@ -111,7 +111,7 @@ def _is_reached_again(code: CodeType, offset: int, without: int, *, in_generator
 
 
 class _Flow(NamedTuple):
-    """The instructions of a function, those that may follow each, and its exception handlers."""
+    """The instructions of a function, which may follow each, and its exception handlers."""
 
     instructions: list[dis.Instruction]
     following: dict[int, list[int]]
