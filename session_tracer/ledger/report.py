@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["Attached", "Attaching", "Comments", "Judge", "Publisher", "Report", "Spans", "Tracer"]
 
 _MOST_FINDINGS: Final = 1_000
+_NOTHING_PASSED: Final[Passed] = MappingProxyType({})
 # What a detector concludes.
 Verdict: TypeAlias = "Finding | Lasting | Retraction"
 # What it concludes most of the time.
@@ -255,7 +256,7 @@ class Report:
     # What is to be raised as `SessionMisuse`.
     misuses: tuple[Finding, ...] = ()
     # What was at work when what the last finding is about happened before.
-    passed: Passed = MappingProxyType({})
+    passed: Passed = _NOTHING_PASSED
     # The line that loops, of the last finding of which one was looked for.
     loop: CallSite | None = None
     # Whether what the tests themselves repeat is left out afterwards, by the pytest plugin.
@@ -382,7 +383,8 @@ class Report:
         """The verdict as the policy has it reported, or None."""
         if isinstance(verdict, Finding):
             ruled = self.tracer.policy.rule(verdict, self)
-            return None if ruled is None or self._is_repeated(ruled) else ruled
+            is_new = ruled is not None and not self._is_repeated(ruled)
+            return ruled if is_new and not self._is_of_several_requests() else None
         if not isinstance(verdict, Lasting | Retraction):
             raise TypeError(f"{type(verdict).__qualname__} is no Finding")
         reported = self.tracer.policy.as_reported(verdict.finding)
@@ -395,6 +397,17 @@ class Report:
             == (finding.id, finding.site, finding.entity, finding.attribute)
             for one in self.findings
         )
+
+    def _is_of_several_requests(self) -> bool:
+        """Whether what the last finding counts was done before for another request of this thread.
+
+        A loop of a server's is none of the application's: it is counted from zero.
+        """
+        passed, self.passed = self.passed, _NOTHING_PASSED
+        if not passed or not self.ledger.locator.is_another_request(passed):
+            return False
+        self.ledger.begin_turn()
+        return True
 
     def _conclude(self, verdict: Verdict, fact: Fact) -> None:
         later, lasts = reporting.later, 0

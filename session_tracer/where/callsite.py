@@ -7,6 +7,7 @@ import linecache
 import os
 import sys
 import sysconfig
+import weakref
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -15,7 +16,7 @@ from session_tracer.where.blocks import block_of, head_of
 from session_tracer.where.iteration import is_around_block, is_over_items
 from session_tracer.where.loops import can_follow, is_in_loop, is_one_loop
 from session_tracer.where.polls import is_poll, is_retry
-from session_tracer.where.running import running_frame
+from session_tracer.where.running import locals_elsewhere, running_frame
 from session_tracer.where.source import removed_at
 from session_tracer.where.tasks import awaiting_tasks, current_task, suspended
 
@@ -174,6 +175,17 @@ def is_installed(file: str) -> bool:
     """Return whether the file is one of an installed package, or an installed script."""
     path = os.path.abspath(file)
     return path.startswith(_INSTALLED) or not _PACKAGED.isdisjoint(path.split(os.sep))
+
+
+class AtWork(dict[tuple[int, int], int]):
+    """The instructions of the frames that are at work, by the ids of each and of its code.
+
+    Attributes:
+        request: What the WSGI request that is running has alone; None if there is none, or it has
+            nothing that can be held weakly.
+    """
+
+    request: weakref.ref[Any] | None = None
 
 
 class Locator:
@@ -399,12 +411,27 @@ class Locator:
             self._callers[key] = (*known, (distance, inner.f_code, middle, answer))
         return answer
 
-    def passed(self) -> dict[tuple[int, int], int]:
+    def passed(self) -> AtWork:
         """Return the instructions of the frames that are at work now, by their ids.
 
         To find out which are still at work when the same happens again. They are not kept alive.
         """
-        return {(id(frame), id(frame.f_code)): frame.f_lasti for frame in _callers(_frame(1))}
+        frames = [*_callers(_frame(1))]
+        passed = AtWork({(id(one), id(one.f_code)): one.f_lasti for one in frames})
+        passed.request = _request(frames)
+        return passed
+
+    def is_another_request(self, before: Mapping[tuple[int, int], int]) -> bool:
+        """Return whether the WSGI request that ran when something happened before runs no more.
+
+        A server runs one after the other in a thread, with the same functions at work.
+        """
+        request = before.request if isinstance(before, AtWork) else None
+        if request is None:
+            return False
+        begun = request()
+        now = None if begun is None else _request(_callers(_frame(1)))
+        return begun is None or (now is not None and now() is not begun)
 
     def loop(
         self, before: Mapping[tuple[int, int], int], opened: CallSite | None = None
@@ -1029,6 +1056,17 @@ def is_asgi(code: CodeType) -> bool:
 def is_wsgi(code: CodeType) -> bool:
     """Return whether the function is a WSGI application."""
     return _WSGI in code.co_varnames[: code.co_argcount]
+
+
+def _request(frames: Iterable[FrameType]) -> weakref.ref[Any] | None:
+    """Return what the outermost WSGI application at work was given to begin its response."""
+    having = [one for one in frames if _WSGI in one.f_code.co_varnames]
+    outermost = next((one for one in reversed(having) if is_wsgi(one.f_code)), None)
+    begin = None if outermost is None else locals_elsewhere(outermost).get(_WSGI)
+    try:
+        return None if begin is None else weakref.ref(begin)
+    except TypeError:
+        return None
 
 
 def registry_at_work() -> Any:

@@ -577,3 +577,31 @@ def test_threads_of_one_wsgi_request(twin: Twin) -> None:
         assert "commit-in-loop" in [one.id for one in captured.findings]
 
     twin.run(story)
+
+
+@only_sync
+def test_requests_that_a_server_runs_one_after_the_other(twin: Twin) -> None:
+    """What each of them does once is not laid to the server's loop."""
+
+    def application(environ: dict[str, Any], start_response: Any) -> None:
+        for _ in range(environ["times"]):
+            add_author(session)
+        start_response("200 OK")
+
+    def serve(times: int) -> None:
+        def begin_response(status: str) -> None:
+            del status
+
+        application({"times": times}, begin_response)
+
+    session: Any = None
+
+    async def story() -> None:
+        nonlocal session
+        for requests, times, found in ((30, 1, set()), (1, 12, {"commit-in-loop"})):
+            with capture(twin.factory) as captured, twin.factory() as session:
+                for _ in range(requests):
+                    serve(times)
+            assert {one.id for one in captured.findings} == found
+
+    twin.run(story)
