@@ -381,10 +381,11 @@ class Report:
 
     def _rule(self, verdict: Verdict) -> Verdict | None:
         """The verdict as the policy has it reported, or None."""
+        passed, self.passed = self.passed, _NOTHING_PASSED
         if isinstance(verdict, Finding):
             ruled = self.tracer.policy.rule(verdict, self)
             is_new = ruled is not None and not self._is_repeated(ruled)
-            return ruled if is_new and not self._is_of_several_requests() else None
+            return ruled if is_new and not self._is_of_several_requests(passed) else None
         if not isinstance(verdict, Lasting | Retraction):
             raise TypeError(f"{type(verdict).__qualname__} is no Finding")
         reported = self.tracer.policy.as_reported(verdict.finding)
@@ -398,13 +399,12 @@ class Report:
             for one in self.findings
         )
 
-    def _is_of_several_requests(self) -> bool:
-        """Whether what the last finding counts was done before for another request of this thread.
+    def _is_of_several_requests(self, passed: Passed) -> bool:
+        """Whether what a finding counts was done before for another request of this thread.
 
         A loop of a server's is none of the application's: it is counted from zero.
         """
-        passed, self.passed = self.passed, _NOTHING_PASSED
-        if not passed or not self.ledger.locator.is_another_request(passed):
+        if not self.ledger.locator.is_another_request(passed):
             return False
         self.ledger.begin_turn()
         return True

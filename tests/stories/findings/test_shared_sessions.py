@@ -605,3 +605,34 @@ def test_requests_that_a_server_runs_one_after_the_other(twin: Twin) -> None:
             assert {one.id for one in captured.findings} == found
 
     twin.run(story)
+
+
+@only_sync
+def test_what_a_request_found_before_does_not_hide_what_another_one_does(twin: Twin) -> None:
+    """A finding that the settings leave out was about the requests, and this one is about one."""
+
+    def application(environ: dict[str, Any], start_response: Any) -> None:
+        for _ in range(environ["times"]):
+            add_author(session)
+        if environ["unsaved"]:
+            session.add(Author(name="nobody's"))
+            session.close()
+        start_response("200 OK")
+
+    def serve(times: int, *, unsaved: bool = False) -> None:
+        def begin_response(status: str) -> None:
+            del status
+
+        application({"times": times, "unsaved": unsaved}, begin_response)
+
+    session: Any = None
+
+    async def story() -> None:
+        nonlocal session
+        with capture(twin.factory, ignore={"commit-in-loop"}) as captured:
+            session = twin.factory()
+            serve(12)
+            serve(0, unsaved=True)
+        assert [one.id for one in captured.findings] == ["discarded-changes"]
+
+    twin.run(story)
