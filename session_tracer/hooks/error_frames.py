@@ -18,7 +18,7 @@ from sqlalchemy.orm import (
 )
 from sqlalchemy.orm.interfaces import LoaderStrategy
 
-from session_tracer.where.running import locals_elsewhere
+from session_tracer.where.running import is_sqlalchemys, locals_elsewhere
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -56,11 +56,6 @@ class Read(NamedTuple):
     attribute: str
     load: Missing
     together: frozenset[str] = frozenset()
-
-
-def is_sqlalchemys(frame: FrameType) -> bool:
-    """Whether SQLAlchemy's own code runs in the frame."""
-    return str(frame.f_globals.get("__name__")).startswith("sqlalchemy.")
 
 
 def outwards(frame: FrameType | None, most: int = _FAR) -> Iterator[FrameType]:

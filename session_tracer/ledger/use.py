@@ -54,8 +54,8 @@ class Use:
     # of that function which has waited for the last of these.
     progress: Progress | None = None
     waiting_loop: CallSite | None = None
-    # The ASGI request that the task works at which uses it, and what had left changes when another
-    # one began to use it: in which transaction, and the request or the task.
+    # The request that the task or thread works at which uses it, and what had left changes when
+    # another one began to use it: in which transaction, and the request or the task.
     request: Hashable = 0
     changed_by: tuple[int, Hashable] | None = None
     # The first use under asyncio, and the use of its connection on another event loop since, which

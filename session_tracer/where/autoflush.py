@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from session_tracer.where.callsite import task_stack
+from session_tracer.where.running import is_sqlalchemys
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
-    from types import FrameType
 
 __all__ = ["Asking", "asking_now"]
 
@@ -42,20 +42,16 @@ def asking_now(changed: Collection[str], others: Collection[str]) -> Asking:
     mappers: Iterable[Any] = ()
     for frame in task_stack():
         name = frame.f_code.co_name
-        if name not in ("_flush", "_autoflush") or not _is_sqlalchemys(frame):
+        if name not in ("_flush", "_autoflush") or not is_sqlalchemys(frame):
             continue
         if name == "_flush":
             mappers = getattr(frame.f_locals.get("flush_context"), "mappers", mappers)
-        elif frame.f_back is not None and _is_sqlalchemys(frame.f_back):
+        elif frame.f_back is not None and is_sqlalchemys(frame.f_back):
             statement: Any = frame.f_back.f_locals.get("statement")
             verb = _verb(statement)
             needs = _needs(statement, mappers, {*changed, *others}, others if verb else ())
             return Asking(verb, "" if verb else _entity(statement), needs)
     return Asking()
-
-
-def _is_sqlalchemys(frame: FrameType) -> bool:
-    return str(frame.f_globals.get("__name__")).startswith("sqlalchemy.")
 
 
 def _verb(statement: Any) -> str:

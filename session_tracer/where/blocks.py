@@ -92,8 +92,7 @@ def blocks_of(site: CallSite, manager: str) -> int:
         site: The line.
         manager: The name of the function.
     """
-    blocks, _ = _read(site.file)
-    return sum(site.line in block.lines and manager in block.managers for block in blocks)
+    return len(_around(site, manager))
 
 
 def head_of(site: CallSite, manager: str) -> int:
@@ -101,9 +100,7 @@ def head_of(site: CallSite, manager: str) -> int:
 
     It is 0 if there is none.
     """
-    blocks, _ = _read(site.file)
-    heads = [one.managers.get(manager, 0) for one in blocks if site.line in one.lines]
-    return next(filter(None, heads), 0)
+    return next((one.managers[manager] for one in _around(site, manager)), 0)
 
 
 def block_of(site: CallSite, manager: str) -> CallSite | None:
@@ -116,10 +113,14 @@ def block_of(site: CallSite, manager: str) -> CallSite | None:
     """
     name = manager.removesuffix(".__enter__").removesuffix(".__aenter__").removesuffix(".__init__")
     name = name.rpartition(".")[2]
+    around = _around(site, name)
+    return replace(site, line=around[-1].head.start) if around else None
+
+
+def _around(site: CallSite, manager: str) -> list[_Block]:
+    """Return the blocks around a line that make such a manager, the outermost first."""
     blocks, _ = _read(site.file)
-    around = [one for one in blocks if site.line in one.lines and name in one.managers]
-    line = max((one.head.start for one in around), default=None)
-    return None if line is None else replace(site, line=line)
+    return [one for one in blocks if site.line in one.lines and manager in one.managers]
 
 
 def took_from_generator(site: CallSite, generator: CallSite) -> bool:

@@ -33,11 +33,11 @@ __all__ = [
     "is_asgi",
     "is_in",
     "is_installed",
-    "is_wsgi",
     "registry_at_work",
     "show_paths_from",
     "task_stack",
     "whole_stack",
+    "wsgi_application",
 ]
 
 # Functions that called one another, the innermost first, each with its instruction (`f_lasti`).
@@ -519,14 +519,13 @@ class Locator:
         loop = self._looping(before, opened, start)
         if loop is None or self.is_application(loop):
             return False
-        caller = next(filter(self.is_application, _outwards(start)), None)
-        has_opened = caller is not None and self._site(caller, 0) == opened
-        if self.is_in_loop() and not has_opened:
-            return False
+        frames = _outwards(start)
         # A library may also loop around the application's function.
-        return (
-            next(one for one in _outwards(start) if one is loop or self.is_application(one)) is loop
-        )
+        if next(one for one in frames if one is loop or self.is_application(one)) is not loop:
+            return False
+        caller = next(filter(self.is_application, frames), None)
+        has_opened = caller is not None and self._site(caller, 0) == opened
+        return has_opened or not self.is_in_loop()
 
     def is_recursive(self, loop: CallSite) -> bool:
         """Return whether the line, which loops, has called the function that it is a line of."""
@@ -1053,16 +1052,20 @@ def is_asgi(code: CodeType) -> bool:
     return _ASGI.issubset(code.co_varnames[: code.co_argcount])
 
 
-def is_wsgi(code: CodeType) -> bool:
-    """Return whether the function is a WSGI application."""
-    return _WSGI in code.co_varnames[: code.co_argcount]
+def wsgi_application(frames: Iterable[FrameType]) -> FrameType | None:
+    """Return the frame of the outermost WSGI application among these, from the inside out."""
+    outermost = None
+    for frame in frames:
+        code = frame.f_code
+        if _WSGI in code.co_varnames and _WSGI in code.co_varnames[: code.co_argcount]:
+            outermost = frame
+    return outermost
 
 
 def _request(frames: Iterable[FrameType]) -> weakref.ref[Any] | None:
     """Return what the outermost WSGI application at work was given to begin its response."""
-    having = [one for one in frames if _WSGI in one.f_code.co_varnames]
-    outermost = next((one for one in reversed(having) if is_wsgi(one.f_code)), None)
-    begin = None if outermost is None else locals_elsewhere(outermost).get(_WSGI)
+    application = wsgi_application(frames)
+    begin = None if application is None else locals_elsewhere(application).get(_WSGI)
     try:
         return None if begin is None else weakref.ref(begin)
     except TypeError:

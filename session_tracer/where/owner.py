@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from session_tracer.runtime import process
 from session_tracer.where.callsite import whole_stack
-from session_tracer.where.running import frames_of_thread
+from session_tracer.where.running import frames_of_thread, is_sqlalchemys
 from session_tracer.where.tasks import (
     awaiting_tasks,
     coroutines,
@@ -290,7 +290,7 @@ def leaver_for(owner: Owner) -> Owner | None:
     task = None if owner._task is None else owner._task()
     waiting = next(awaiting_tasks(task), None)
     frames = [] if waiting is None else suspended(waiting)
-    if not frames or not str(frames[0].f_globals.get("__name__")).startswith("sqlalchemy."):
+    if not frames or not is_sqlalchemys(frames[0]):
         return None
     return Owner(owner._thread() or threading.current_thread(), waiting, owner.loop(), None)
 

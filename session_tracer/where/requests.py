@@ -6,7 +6,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Final
 
-from session_tracer.where.callsite import is_asgi, is_wsgi, whole_stack
+from session_tracer.where.callsite import is_asgi, whole_stack, wsgi_application
 from session_tracer.where.running import locals_elsewhere
 
 if TYPE_CHECKING:
@@ -32,11 +32,8 @@ def running_request() -> int:
 
 def thread_request() -> int:
     """Return what the WSGI request that is running has alone in its thread; 0 if there is none."""
-    found = 0
-    for frame in whole_stack():
-        if is_wsgi(frame.f_code):
-            found = id(frame)
-    return found
+    application = wsgi_application(whole_stack())
+    return 0 if application is None else id(application)
 
 
 def request_of(owner: Owner) -> int:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = [
     "IS_TOLD",
     "frames_of_thread",
+    "is_sqlalchemys",
     "locals_elsewhere",
     "outwards_elsewhere",
     "running_frame",
@@ -41,6 +42,11 @@ _values: Final[Callable[[FrameType], Any]] = operator.attrgetter("f_locals")
 # returned by then, and Python reads what another one has put in its place on the stack, or waits
 # for ever where the collection needs what `sys._current_frames` holds.
 _COLLECTS: Final = sys.version_info < (3, 12)
+
+
+def is_sqlalchemys(frame: FrameType) -> bool:
+    """Return whether SQLAlchemy's own code runs in the frame."""
+    return str(frame.f_globals.get("__name__")).startswith("sqlalchemy.")
 
 
 def undisturbed(ask: Callable[[], T]) -> T:

@@ -561,7 +561,7 @@ def test_a_session_of_several_wsgi_requests(twin: Twin) -> None:
 
 @only_sync
 def test_threads_of_one_wsgi_request(twin: Twin) -> None:
-    """What it repeats in threads is counted, whoever of them used the session before."""
+    """What it repeats in threads is counted, whichever of them used the session before."""
 
     def application(environ: dict[str, Any], start_response: Any) -> None:
         del environ, start_response
@@ -579,6 +579,15 @@ def test_threads_of_one_wsgi_request(twin: Twin) -> None:
     twin.run(story)
 
 
+def serve_wsgi(application: Callable[[dict[str, Any], Any], None], **environ: Any) -> None:
+    """What a WSGI server does for a request, of which each has its own `start_response`."""
+
+    def start_response(status: str) -> None:
+        del status
+
+    application(environ, start_response)
+
+
 @only_sync
 def test_requests_that_a_server_runs_one_after_the_other(twin: Twin) -> None:
     """What each of them does once is not laid to the server's loop."""
@@ -588,12 +597,6 @@ def test_requests_that_a_server_runs_one_after_the_other(twin: Twin) -> None:
             add_author(session)
         start_response("200 OK")
 
-    def serve(times: int) -> None:
-        def begin_response(status: str) -> None:
-            del status
-
-        application({"times": times}, begin_response)
-
     session: Any = None
 
     async def story() -> None:
@@ -601,7 +604,7 @@ def test_requests_that_a_server_runs_one_after_the_other(twin: Twin) -> None:
         for requests, times, found in ((30, 1, set()), (1, 12, {"commit-in-loop"})):
             with capture(twin.factory) as captured, twin.factory() as session:
                 for _ in range(requests):
-                    serve(times)
+                    serve_wsgi(application, times=times)
             assert {one.id for one in captured.findings} == found
 
     twin.run(story)
@@ -615,15 +618,9 @@ def test_what_a_request_found_before_does_not_hide_what_another_one_does(twin: T
         for _ in range(environ["times"]):
             add_author(session)
         if environ["unsaved"]:
-            session.add(Author(name="nobody's"))
+            session.add(Author(name="unsaved"))
             session.close()
         start_response("200 OK")
-
-    def serve(times: int, *, unsaved: bool = False) -> None:
-        def begin_response(status: str) -> None:
-            del status
-
-        application({"times": times, "unsaved": unsaved}, begin_response)
 
     session: Any = None
 
@@ -631,8 +628,8 @@ def test_what_a_request_found_before_does_not_hide_what_another_one_does(twin: T
         nonlocal session
         with capture(twin.factory, ignore={"commit-in-loop"}) as captured:
             session = twin.factory()
-            serve(12)
-            serve(0, unsaved=True)
+            serve_wsgi(application, times=12, unsaved=False)
+            serve_wsgi(application, times=0, unsaved=True)
         assert [one.id for one in captured.findings] == ["discarded-changes"]
 
     twin.run(story)
