@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+from xml.etree import ElementTree as ET
 
 OLDEST = (3, 11)
 
@@ -243,11 +244,18 @@ NOT_ON_THE_OLDEST = (
     "tests/signals/test_statement_spans.py::test_the_drivers_spans_are_below_those_of_statements",
 )
 
+# Of why a test failed, the summary has no more characters than these.
+LONGEST_REASON = 200
+
 Command = Sequence[str | Path]
 
 
 class StepFailed(Exception):
-    """Why a step did not pass."""
+    """Why a step did not pass, and the lines that the summary shows below it."""
+
+    def __init__(self, why: str, *details: str) -> None:
+        super().__init__(why)
+        self.details = details
 
 
 class StepNotRun(Exception):
@@ -463,12 +471,27 @@ def mypy() -> None:
 
 
 def tests(python: Path, arguments: Sequence[str], **variables: str | Path) -> None:
-    # The caller's -n comes later, so it counts.
-    run(
-        # More than the two cores of the CI: many tests wait for a process or for time to pass.
-        [python, "-m", "pytest", "-n", "3", "--dist=worksteal", "--durations=25", *arguments],
-        **variables,
-    )
+    """Runs pytest; StepFailed names the tests that failed."""
+    # More than the two cores of the CI: many tests wait for a process or for time to pass.
+    usual = ("-n", "3", "--dist=worksteal", "--durations=25")
+    with tempfile.TemporaryDirectory(prefix="session-tracer-tests-") as temporary:
+        results = Path(temporary) / "results.xml"
+        try:
+            # The caller's options come later, so they count.
+            run([python, "-m", "pytest", f"--junitxml={results}", *usual, *arguments], **variables)
+        except StepFailed as failure:
+            failed = failed_tests(results.read_bytes()) if results.exists() else []
+            raise StepFailed(str(failure), *failed) from failure
+
+
+def failed_tests(results: bytes) -> list[str]:
+    """The tests that failed, each with the first line of the reason, from pytest's JUnit XML."""
+    failed = []
+    for test in ET.fromstring(results).iter("testcase"):
+        for problem in (*test.iter("failure"), *test.iter("error")):
+            reason = (problem.get("message") or "").partition("\n")[0]
+            failed.append(f"{test.get('classname')}::{test.get('name')}: {reason[:LONGEST_REASON]}")
+    return sorted(failed)
 
 
 def tests_on_2_1(arguments: Sequence[str]) -> None:
@@ -587,16 +610,18 @@ def carry_out(steps: Sequence[Step]) -> int:
         say(f"\n==> {step.heading}")
         since = time.monotonic()
         outcome, why = "passed", ""
+        details: Sequence[str] = ()
         try:
             step.do()
         except StepFailed as failure:
-            outcome, why = "FAILED", f"  ({failure})"
+            outcome, why, details = "FAILED", f"  ({failure})", failure.details
             failed, stopped = True, step.needed_by_the_rest
         except StepNotRun as lack:
             outcome, why = "not run", f"  ({lack})"
         except KeyboardInterrupt:
             outcome, failed, stopped = "STOPPED", True, True
         results.append(f"  {outcome:7}  {step.heading:<45} {time.monotonic() - since:6.1f} s{why}")
+        results += [f"    {line}" for line in details]
     say("\n==> Summary")
     say("\n".join(results))
     verdict = "Something failed" if failed else "Everything passed"

@@ -193,8 +193,42 @@ def test_the_tests_find_the_other_tracers_and_print_the_slowest(
     monkeypatch.setattr(tasks, "neighbours", lambda: Path("neighbours/python"))
     tasks.tests_on_2_1(["-x"])
     ((command, variables),) = ran
-    assert command[1:] == ["-m", "pytest", "-n", "3", "--dist=worksteal", "--durations=25", "-x"]
+    assert command[1:3] == ["-m", "pytest"]
+    assert command[4:] == ["-n", "3", "--dist=worksteal", "--durations=25", "-x"]
     assert variables == {"SESSION_TRACER_TEST_NEIGHBOURS": Path("neighbours/python")}
+
+
+def test_the_summary_names_the_tests_that_failed(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    program = tmp_path / "test_of_three.py"
+    program.write_text(
+        "import pytest\n"
+        "def test_right(): pass\n"
+        "@pytest.mark.parametrize('number', [1])\n"
+        "def test_wrong(number): assert number == 2, 'no two'\n"
+        "@pytest.fixture\n"
+        "def broken(): raise ValueError('not there')\n"
+        "def test_without_its_fixture(broken): pass\n"
+    )
+    options = ("-n", "0", "-p", "no:cacheprovider", "-p", "no:asyncio", "-c", os.devnull)
+    arguments = [*options, f"--rootdir={tmp_path}", str(program)]
+    step = Step("three", lambda: tasks.tests(Path(sys.executable), arguments))
+    assert tasks.carry_out([step]) == 1
+    told = _told(capsys)
+    assert told[told.index("==> Summary") + 1 : -1] == [
+        "FAILED three 0.0 s (exit code 1)",
+        'test_of_three::test_without_its_fixture: failed on setup with "ValueError: not there"',
+        "test_of_three::test_wrong[1]: AssertionError: no two",
+    ]
+
+
+def test_tests_that_could_not_begin_fail_without_names(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with pytest.raises(StepFailed, match="exit code") as raised:
+        tasks.tests(Path(sys.executable), ["--an-option-that-does-not-exist"])
+    assert raised.value.details == ()
 
 
 def test_a_command_gets_the_variables_it_is_given(capfd: pytest.CaptureFixture[str]) -> None:
