@@ -25,9 +25,7 @@ _PASS_IT: Final = (
     "pass that session {}, or end it first: code that waits for a second connection "
     "while it holds one can deadlock the pool"
 )
-_CLOSE_IT: Final = (
-    "end the leaked session that was opened at {}: it keeps a connection that this code may need"
-)
+_CLOSE_IT: Final = "end the leaked session{}: it keeps a connection that this code may need"
 
 
 class NestedSessions(BuiltIn):
@@ -42,12 +40,14 @@ class NestedSessions(BuiltIn):
         where = "to this code" if called is None else f"on at {called}"
         owner = "task" if report.ledger.is_async else "thread"
         leaked = "the leaked session" if fact.is_leaked else "session"
+        site = fact.other_opened_site
+        opened = "" if site is None else f" that was opened at {site}"
         yield report.finding(
             "nested-sessions",
             "warning",
             f"a second connection was checked out while {leaked} {fact.other[:6]} "
             f"({fact.other_name}) of the same {owner} had held one for {duration(fact.held)}",
-            _CLOSE_IT.format(fact.other_opened_site) if fact.is_leaked else _PASS_IT.format(where),
+            _CLOSE_IT.format(opened) if fact.is_leaked else _PASS_IT.format(where),
             fact.site,
             evidence=known(
                 called_at=called,

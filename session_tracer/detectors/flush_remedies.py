@@ -19,7 +19,7 @@ _UPSERT: Final = "insert(...).on_conflict_do_nothing(), if the row may exist"
 _LOCK: Final = "load it with with_for_update=True, so that no other transaction can change the row"
 _SHORTER: Final = "keep transactions short: commit before waiting, and write at their end"
 _PASS_IT: Final = (
-    "pass the session that was opened at {} to this code, or commit it first: it has written and "
+    "pass {} to this code, or commit it first: it has written and "
     "keeps the lock for as long as this code waits or repeats"
 )
 _PING: Final = "create_engine(..., pool_pre_ping=True), if the connection was lost in the pool"
@@ -62,7 +62,10 @@ def remedies(
     Where the application handles the error, it rolls back already: what prevents the error helps.
     """
     if fact.holder:
-        yield _PASS_IT.format(fact.holder_site or fact.holder[:6])
+        opened = fact.holder_site
+        yield _PASS_IT.format(
+            "that session" if opened is None else f"the session that was opened at {opened}"
+        )
         return
     if fact.trigger == "autoflush" and fact.problem == "null":
         yield from _half_made(fact)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import pytest
 
 from session_tracer import Finding
 from session_tracer.detectors.connections import NestedSessions, PoolExhausted
 from session_tracer.facts import CheckoutTimedOut, ConnectionNested, SessionOpened
 from session_tracer.model.live_session import LiveSession
 from tests.detectors.feeding import MS, SECOND, at, reported
+
+if TYPE_CHECKING:
+    from session_tracer import CallSite
 
 OPENED, TAKEN = at(12, "get_db", "/srv/shop/db.py"), at(20)
 OTHER_OPENED, OTHER_TAKEN, WAITING = at(31, "report"), at(32, "report"), at(120, "upload")
@@ -48,14 +53,19 @@ def test_a_session_takes_a_second_connection() -> None:
     ]
 
 
-def test_a_leaked_session_that_holds_the_other_connection_is_named_as_leaked() -> None:
+@pytest.mark.parametrize(
+    ("opened", "where"), [(OTHER_OPENED, f" that was opened at {OTHER_OPENED}"), (None, "")]
+)
+def test_a_leaked_session_that_holds_the_other_connection_is_named_as_leaked(
+    opened: CallSite | None, where: str
+) -> None:
     leaked = ConnectionNested(
-        3, TAKEN, "4f1c9a0000000000", "reports", OTHER_OPENED, OTHER_TAKEN, 35 * MS, is_leaked=True
+        3, TAKEN, "4f1c9a0000000000", "reports", opened, OTHER_TAKEN, 35 * MS, is_leaked=True
     )
     [finding] = reported(NestedSessions(), OPENING, leaked)
     assert isinstance(finding, Finding)
     assert "was checked out while the leaked session 4f1c9a (reports)" in finding.message
-    assert finding.remedy.startswith(f"end the leaked session that was opened at {OTHER_OPENED}: ")
+    assert finding.remedy.startswith(f"end the leaked session{where}: it keeps a connection")
     assert finding.evidence["other_findings"] == ["leaked-session"]
 
 

@@ -201,6 +201,28 @@ def test_a_session_that_waits_for_the_lock_of_its_own_thread(twin: Twin, count: 
     twin.run(story)
 
 
+def test_it_was_opened_before_it_was_traced(maker: sessionmaker[Session]) -> None:
+    def count() -> None:
+        with maker() as session:
+            session.add(Author(name="counted"))
+            session.flush()
+
+    with maker() as other:
+        other.add(Author(name="new"))
+        with capture(maker, ignore=IGNORED) as captured:
+            other.flush()
+            with suppress(Exception):
+                count()
+        other.rollback()
+    (finding,) = captured.findings
+    session = finding.evidence["other_session_id"][:6]
+    assert finding.message.endswith(
+        f"the database is locked by session {session} of the same thread"
+    )
+    assert finding.remedy.startswith("pass that session to this code, or commit it first: ")
+    assert "other_opened_at" not in finding.evidence
+
+
 IGNORED = {"nested-sessions", "split-writes"}
 
 
