@@ -65,7 +65,7 @@ def _reloaded(
         names = list(attributes)
         were = "were" if len(names) > 1 else "was"
         other = f"{remedy}  # if {listed(names)} {were} loaded before the commit"
-        remedy = _selected_again(fact, reloads, names)
+        remedy = _selected_again(fact, reloads, names, _last_expiry(fact, report))
         if reloads.refreshed_site is not None:
             # refresh() expires relationships, and does not load them again.
             remedy = f"remove refresh() at {reloads.refreshed_site}, and run {remedy}"
@@ -92,7 +92,15 @@ def _reloaded(
     )
 
 
-def _selected_again(fact: AttributeLoaded, reloads: Loads, names: list[str]) -> str:
+def _last_expiry(fact: AttributeLoaded, report: Report) -> str:
+    """Return what expired the objects: a SELECT between the commits of one line would not last."""
+    first, by = report.ledger.first_commit, expiry(fact)
+    if first is None or first[0] != fact.expired_site or report.ledger.commits == 1:
+        return by
+    return by.replace("the commit", "the last commit", 1)
+
+
+def _selected_again(fact: AttributeLoaded, reloads: Loads, names: list[str], by: str) -> str:
     """Return the statements that bring objects that have expired, with what was read of them."""
     selects: dict[str, list[str]] = {}
     of: set[str] = set()
@@ -103,13 +111,13 @@ def _selected_again(fact: AttributeLoaded, reloads: Loads, names: list[str]) -> 
         if (entity, attribute) == (fact.entity, fact.attribute) and fact.options:
             continue
         if not option:
-            return f"load {listed(names)} for all objects with one SELECT after {expiry(fact)}"
+            return f"load {listed(names)} for all objects with one SELECT after {by}"
         options = selects.setdefault(root, [])
         if not any(longer.startswith(option) for longer in options):
             options.append(option)
     statements = [f"select({root}).options({', '.join(them)})" for root, them in selects.items()]
     statements += [f"select({entity})" for entity in reloads.entities if entity not in of]
-    return f"{' and '.join(statements)} after {expiry(fact)}"
+    return f"{' and '.join(statements)} after {by}"
 
 
 class _Refreshes:

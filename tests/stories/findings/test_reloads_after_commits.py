@@ -248,6 +248,35 @@ def test_what_may_not_have_been_loaded_before_is_selected_again(twin: Twin, what
     twin.run(story)
 
 
+def keep_one(session: Session, name: str) -> Author:
+    author = Author(name=name, books=[Book(title="one")])
+    session.add(author)
+    session.commit()  # <- kept
+    return author
+
+
+def keep_each_and_read(session: Session, names: str, *statements: Any) -> None:
+    kept = [keep_one(session, name) for name in names]
+    again = [session.scalars(statement).unique().all() for statement in statements]
+    names_and_books(kept)
+    assert len(again) == len(statements)
+
+
+def test_they_are_selected_after_the_last_commit_of_one_line(twin: Twin) -> None:
+    few = {"reloads_after_commit": 3, "commits_from_one_site": 9, "lazy_loads_from_one_site": 9}
+
+    async def story() -> None:
+        told = await tell(twin, lambda one: keep_each_and_read(one, "abcd"), **few)
+        (finding,) = told.findings
+        code, _, where = finding.remedy.partition(" after ")
+        assert where == f"the last commit at {marked(keep_one, '<- kept')}"
+        few["reloads_after_commit"] = 2
+        select = pasted(code)
+        assert_found(await tell(twin, lambda one: keep_each_and_read(one, "efgh", select), **few))
+
+    twin.run(story)
+
+
 def read_two_classes(session: Session, *statements: Any) -> None:
     kept = [*session.scalars(select(Book).limit(2)), *session.scalars(select(Author))]
     session.commit()
