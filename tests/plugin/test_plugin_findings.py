@@ -1173,12 +1173,15 @@ def test_creates_many(session):
 """,
         "--session-tracer=report",
     )
-    assert [steady(line) for line in run.summary if line.startswith("commit-in-loop")] == [
-        "commit-in-loop service.py:5 Author 12 commits, TIME of TIME 2 tests"
-    ]
-    assert [steady(line) for line in run.summary if line.startswith("    also")] == [
-        " also refresh-after-write service.py:6 Author 12 SELECTs, TIME of TIME"
-    ]
+    # Each has the number of the test in which it took longest: on a busy machine, of either.
+    row, also = (steady(line) for line in run.summary if "service.py:" in line)
+    number, time = r"(4|12)", "TIME of TIME"
+    assert re.fullmatch(
+        rf"commit-in-loop service.py:5 Author {number} commits, {time} 2 tests", row
+    )
+    assert re.fullmatch(
+        rf" also refresh-after-write service.py:6 Author {number} SELECTs, {time}", also
+    )
     assert run.summary[-1] == "1 finding in 3 sessions"
 
 
@@ -1426,8 +1429,9 @@ def test_adds_many_elsewhere(traced_session):
         "--session-tracer=report",
     )
     assert set(run.outcomes.values()) == {"passed"}
+    # The one that took longer comes first.
     found = [line for line in run.summary if line.startswith("row-by-row-writes")]
-    assert ["3 tests (" in line for line in found] == [True, False]
+    assert sorted("3 tests (" in line for line in found) == [False, True]
 
 
 def test_what_a_fixture_wrote_is_no_commit_of_the_tests(
