@@ -169,22 +169,35 @@ def opening(report: Report) -> str:
 
 def maker(report: Report) -> str:
     """Return code that makes sessions whose commits expire nothing, as the application does."""
-    made = report.ledger.scope.kind[0]
-    if any(one.__module__.partition(".")[0] == "flask_sqlalchemy" for one in made.__mro__):
+    if _is_by_flask_sqlalchemy(report):
         return 'SQLAlchemy(session_options={"expire_on_commit": False})'
     if report.ledger.is_async:
         return "async_sessionmaker(expire_on_commit=False)"
+    made = _constructed(report)
+    return (
+        f"{made}(..., expire_on_commit=False)" if made else "sessionmaker(expire_on_commit=False)"
+    )
+
+
+def _is_by_flask_sqlalchemy(report: Report) -> bool:
+    made = report.ledger.scope.kind[0]
+    return any(one.__module__.partition(".")[0] == "flask_sqlalchemy" for one in made.__mro__)
+
+
+def _constructed(report: Report) -> str:
+    """Return the name of the class that the application calls, or "" if a sessionmaker does."""
+    made = report.ledger.scope.kind[0]
     # A sessionmaker makes a class with the name of its base.
     base = made.__mro__[1] if len(made.__mro__) > 1 else made
     is_made = made.__module__ == "sqlalchemy.orm.session" and made.__name__ == base.__name__
-    if made is object or is_made:
-        return "sessionmaker(expire_on_commit=False)"
-    return f"{made.__name__}(..., expire_on_commit=False)"
+    return "" if made is object or is_made else made.__name__
 
 
 def with_block(report: Report, comment: str = "") -> str:
     """Return the code that closes a session in all cases."""
-    head = f"{opening(report)} SessionLocal() as session:"
+    is_by_maker = report.ledger.is_async or _is_by_flask_sqlalchemy(report)
+    made = "" if is_by_maker else _constructed(report)
+    head = f"{opening(report)} {f'{made}(...)' if made else 'SessionLocal()'} as session:"
     return f"{head}  # {comment}" if comment else f"{head}\n    ..."
 
 

@@ -90,7 +90,8 @@ def blocks_of(site: CallSite, manager: str) -> int:
 
     Args:
         site: The line.
-        manager: The name of the function.
+        manager: The name of the function, or of the method of the class, that is at work as the
+            block begins.
     """
     return len(_around(site, manager))
 
@@ -100,7 +101,7 @@ def head_of(site: CallSite, manager: str) -> int:
 
     It is 0 if there is none.
     """
-    return next((one.managers[manager] for one in _around(site, manager)), 0)
+    return next((one.managers[_called(manager)] for one in _around(site, manager)), 0)
 
 
 def block_of(site: CallSite, manager: str) -> CallSite | None:
@@ -108,19 +109,23 @@ def block_of(site: CallSite, manager: str) -> CallSite | None:
 
     Args:
         site: The line.
-        manager: The name of the function, or of the method of the class, that is at work as the
-            block begins.
+        manager: As for `blocks_of()`.
     """
-    name = manager.removesuffix(".__enter__").removesuffix(".__aenter__").removesuffix(".__init__")
-    name = name.rpartition(".")[2]
-    around = _around(site, name)
+    around = _around(site, manager)
     return replace(site, line=around[-1].head.start) if around else None
 
 
 def _around(site: CallSite, manager: str) -> list[_Block]:
     """Return the blocks around a line that make such a manager, the outermost first."""
     blocks, _ = _read(site.file)
-    return [one for one in blocks if site.line in one.lines and manager in one.managers]
+    name = _called(manager)
+    return [one for one in blocks if site.line in one.lines and name in one.managers]
+
+
+def _called(manager: str) -> str:
+    """Return the name by which a `with` calls a function, or the class of a method."""
+    name = manager.removesuffix(".__enter__").removesuffix(".__aenter__").removesuffix(".__init__")
+    return name.rpartition(".")[2]
 
 
 def took_from_generator(site: CallSite, generator: CallSite) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from session_tracer.where.blocks import block_of, head_of
+from session_tracer.where.blocks import block_of, blocks_of, head_of
 from session_tracer.where.iteration import is_around_block, is_over_items
 from session_tracer.where.loops import can_follow, is_in_loop, is_one_loop
 from session_tracer.where.polls import is_poll, is_retry
@@ -146,6 +146,8 @@ _CLIENTS: Final = frozenset({"flask.testing", "httpx", "starlette.testclient", "
 _ASGI: Final = frozenset({"scope", "receive", "send"})
 _WSGI: Final = "start_response"
 _CO_GENERATOR: Final = 0x20 | 0x200
+# The names that parameters for sessions have most often; others end with `_session`.
+_SESSIONS: Final = frozenset({"db", "session"})
 _COMPREHENSIONS: Final = frozenset({"<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>"})
 _MOST_JUMPS: Final = 8
 _MOST_CALLERS: Final = 4
@@ -767,15 +769,17 @@ class Locator:
         return False
 
     def called_at(self, opened: CallSite, holds: CallSite | None) -> CallSite | None:
-        """Return the application's line that called the function which opens a session.
+        """Return the application's line that had a session opened although it has another one.
 
-        A decorator's function that opens it, or has it opened, is called where the decorated one
-        is. A context manager is called at the `with` around the line that is at work.
+        That is the call which led to the function that opens it, in a function that was given a
+        session or opened the other one; if none is seen, what called the function that opens it. A
+        decorator's function that opens it, or has it opened, is called where the decorated one is.
+        A context manager is called at the `with` around the line that is at work.
 
         Args:
             opened: The line that opened the session.
-            holds: A line of a function that works with another session. If it is that function
-                which opened this one, no call did.
+            holds: The line that opened the other session. If it is one of the function that opened
+                this one, no call did.
         """
         frames = []
         for frame in _outwards(_frame(1)):
@@ -793,13 +797,33 @@ class Locator:
             while outer < len(frames) and _calls_decorated(frames[outer]):
                 outer += 1
             if block is not None and outer == number:
-                return block
+                own = 1 if holds is not None and holds.function == opened.function else 0
+                if _is_given_session(frame) or self._keeps(frame, holds, besides=own):
+                    return block
+                outer += 1
             calls = frames[outer:]
             is_holders = is_opener and is_in(holds, frame.f_code)
-            if not calls or (is_holders and not any(is_in(holds, one.f_code) for one in calls)):
+            if is_holders and not any(is_in(holds, one.f_code) for one in calls):
                 return None
+            for caller in calls:
+                if _is_given_session(caller) or self._keeps(caller, holds):
+                    return self._site(caller, self._kind(caller))
+            if block is not None or not calls:
+                return block
             return self._site(calls[0], self._kind(calls[0]))
         return None
+
+    def _keeps(self, frame: FrameType, opened: CallSite | None, *, besides: int = 0) -> bool:
+        """Return whether the call has opened a session, or has it in a `with` block it is in.
+
+        Args:
+            frame: The call.
+            opened: The line that opened the session.
+            besides: Number of blocks of the same context manager that have another session.
+        """
+        if opened is None or is_in(opened, frame.f_code):
+            return opened is not None
+        return blocks_of(self._site(frame, self._kind(frame)), opened.function) > besides
 
     def frames(self, frame: FrameType | None) -> list[CallSite]:
         """Return every application line from `frame` outwards, the innermost first."""
@@ -1029,6 +1053,13 @@ def _has_opened(frame: FrameType, opened: CallSite) -> bool:
 
 def _is_registrys(frame: FrameType) -> bool:
     return frame.f_globals.get("__name__") in _REGISTRIES
+
+
+def _is_given_session(frame: FrameType) -> bool:
+    """Return whether a function has a parameter for a session, as its name says."""
+    code = frame.f_code
+    parameters = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    return any(name in _SESSIONS or name.endswith("_session") for name in parameters)
 
 
 def _calls_decorated(frame: FrameType) -> bool:

@@ -154,7 +154,7 @@ async def call_decorated(twin: Twin, session: Any) -> None:
 
 
 async def block(twin: Twin) -> None:
-    async with own_session(twin) as session:  # <- one
+    async with own_session(twin) as session:
         for _ in range(2):
             (await session.scalars(select(Book))).all()
             await session.commit()
@@ -162,17 +162,44 @@ async def block(twin: Twin) -> None:
 
 @logged
 async def block_of_a_class(twin: Twin) -> None:
-    async with (  # <- another
-        OwnSession(twin) as session,
-    ):
+    async with OwnSession(twin) as session:
         (await session.scalars(select(Book))).all()
 
 
 async def enter_blocks(twin: Twin) -> None:
     async with own_session(twin) as session:
         await read(session)
-        await block(twin)
-        await block_of_a_class(twin)
+        await block(twin)  # <- one
+        await block_of_a_class(twin)  # <- another
+
+
+async def enter_blocks_of_blocks(twin: Twin) -> None:
+    async with own_session(twin) as session:
+        await read(session)
+        async with (  # <- one
+            OwnSession(twin) as another,
+        ):
+            await read(another)
+        async with own_session(twin) as another:  # <- another
+            await read(another)
+
+
+async def look_up_for(twin: Twin) -> None:
+    await look_up(twin)
+
+
+async def look_up_with(twin: Twin, db: Any) -> None:
+    await read(db)
+    await look_up_for(twin)  # <- one
+    async with own_session(twin) as another:  # <- another
+        await read(another)
+
+
+async def call_in_a_row(twin: Twin) -> None:
+    async with twin.session() as session:
+        await read(session)
+        await look_up_for(twin)  # <- one
+        await look_up_with(twin, session)
 
 
 @logged
@@ -185,7 +212,9 @@ async def open_both(twin: Twin) -> None:
 
 CALLED: dict[Any, dict[Any, tuple[str, ...]]] = {
     call_decorated: {call_decorated: ("<- one", "<- another")},
-    enter_blocks: {block: ("<- one",), block_of_a_class: ("<- another",)},
+    enter_blocks: {enter_blocks: ("<- one", "<- another")},
+    enter_blocks_of_blocks: {enter_blocks_of_blocks: ("<- one", "<- another")},
+    call_in_a_row: {call_in_a_row: ("<- one",), look_up_with: ("<- one", "<- another")},
     open_both: {},
 }
 
