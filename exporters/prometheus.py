@@ -118,7 +118,14 @@ class _Endpoint:
 
 def prometheus_exporter(registry: CollectorRegistry) -> Exporter:
     """Puts the metrics into a registry, e.g. `prometheus_client.REGISTRY`, until it is closed."""
-    provider = MeterProvider([PrometheusMetricReader(registry=registry)], shutdown_on_exit=False)
+    try:
+        reader = PrometheusMetricReader(registry=registry)
+    except TypeError as refused:
+        raise ImportError(
+            "The prometheus exporter needs a newer opentelemetry-exporter-prometheus, which can "
+            f"use a registry ({refused}): pip install --upgrade 'session-tracer[prometheus]'"
+        ) from refused
+    provider = MeterProvider([reader], shutdown_on_exit=False)
     histograms = new_histograms()
     if histograms is None:
         return Exporter(meter_provider=provider, close=provider.shutdown)

@@ -72,7 +72,9 @@ _INTERNAL: Final = SpanKind.INTERNAL
 _SAMPLED: Final = Decision.RECORD_AND_SAMPLE
 # By whether the span is sampled.
 _FLAGS: Final = (TraceFlags(TraceFlags.DEFAULT), TraceFlags(TraceFlags.SAMPLED))
-_RANDOM_FLAGS: Final = tuple(TraceFlags(one | TraceFlags.RANDOM_TRACE_ID) for one in _FLAGS)
+# Where a release does not have this flag, spans are live.
+_RANDOM: Final[int] = getattr(TraceFlags, "RANDOM_TRACE_ID", 0)
+_RANDOM_FLAGS: Final = tuple(TraceFlags(one | _RANDOM) for one in _FLAGS)
 
 _new = tuple.__new__
 
@@ -133,11 +135,7 @@ def _is_known_layout() -> bool:
     """Whether a SpanContext is the tuple that `child()` makes without the checks of its class."""
     try:
         made = SpanContext(*_PROBE)
-        return (
-            tuple(made) == (*_PROBE, True)
-            and hasattr(TraceFlags, "RANDOM_TRACE_ID")
-            and vars(made) == {}
-        )
+        return tuple(made) == (*_PROBE, True) and _RANDOM != 0 and vars(made) == {}
     except TypeError:
         return False
 
@@ -178,7 +176,7 @@ class _SpanRecorder:
         if context and (parent := trace.get_current_span(context).get_span_context()).is_valid:
             above = parent
             trace_id, _, _, flags, state, _ = parent
-            is_random = flags & TraceFlags.RANDOM_TRACE_ID
+            is_random = flags & _RANDOM
             is_sampled = flags & TraceFlags.SAMPLED if self._follows_parent else self.samples_roots
         else:
             trace_id, state = self._ids.generate_trace_id(), trace.DEFAULT_TRACE_STATE

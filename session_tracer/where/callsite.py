@@ -798,7 +798,7 @@ class Locator:
                 outer += 1
             if block is not None and outer == number:
                 own = 1 if holds is not None and holds.function == opened.function else 0
-                if _is_given_session(frame) or self._keeps(frame, holds, besides=own):
+                if _is_given_session(frame) or self._keeps(frame, holds, others=own):
                     return block
                 outer += 1
             calls = frames[outer:]
@@ -813,17 +813,17 @@ class Locator:
             return self._site(calls[0], self._kind(calls[0]))
         return None
 
-    def _keeps(self, frame: FrameType, opened: CallSite | None, *, besides: int = 0) -> bool:
+    def _keeps(self, frame: FrameType, opened: CallSite | None, *, others: int = 0) -> bool:
         """Return whether the call has opened a session, or has it in a `with` block it is in.
 
         Args:
             frame: The call.
             opened: The line that opened the session.
-            besides: Number of blocks of the same context manager that have another session.
+            others: Number of blocks of the same context manager that have another session.
         """
         if opened is None or is_in(opened, frame.f_code):
             return opened is not None
-        return blocks_of(self._site(frame, self._kind(frame)), opened.function) > besides
+        return blocks_of(self._site(frame, self._kind(frame)), opened.function) > others
 
     def frames(self, frame: FrameType | None) -> list[CallSite]:
         """Return every application line from `frame` outwards, the innermost first."""
@@ -1056,7 +1056,7 @@ def _is_registrys(frame: FrameType) -> bool:
 
 
 def _is_given_session(frame: FrameType) -> bool:
-    """Return whether a function has a parameter for a session, as its name says."""
+    """Return whether a function has a parameter that is named like a session."""
     code = frame.f_code
     parameters = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
     return any(name in _SESSIONS or name.endswith("_session") for name in parameters)
