@@ -796,7 +796,8 @@ class Locator:
             outer = number + is_opener
             while outer < len(frames) and _calls_decorated(frames[outer]):
                 outer += 1
-            if block is not None and outer == number:
+            is_block = block is not None and outer == number
+            if is_block:
                 own = 1 if holds is not None and holds.function == opened.function else 0
                 if _is_given_session(frame) or self._keeps(frame, holds, others=own):
                     return block
@@ -808,8 +809,8 @@ class Locator:
             for caller in calls:
                 if _is_given_session(caller) or self._keeps(caller, holds):
                     return self._site(caller, self._kind(caller))
-            if block is not None or not calls:
-                return block
+            if is_block or not calls:
+                return block if is_block else None
             return self._site(calls[0], self._kind(calls[0]))
         return None
 

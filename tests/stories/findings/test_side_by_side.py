@@ -138,6 +138,39 @@ class OwnSession:
         await self.session.close()
 
 
+def in_a_block(function: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(function)
+    async def new_function(twin: Twin) -> Any:
+        async with own_session(twin) as own:
+            return await function(twin, own)
+
+    return new_function
+
+
+@in_a_block
+async def names(twin: Twin, own: Any) -> None:
+    (await own.scalars(select(Author))).all()
+
+
+async def call_names(twin: Twin) -> None:
+    await names(twin)  # <- one
+
+
+@asynccontextmanager
+async def hold(twin: Twin) -> AsyncIterator[None]:
+    """Another session is open in the block, which no line of it can see."""
+    async with twin.session() as session:
+        await read(session)
+        yield
+
+
+async def call_while_another_is_held(twin: Twin) -> None:
+    held = hold(twin)
+    await held.__aenter__()
+    await call_names(twin)
+    await held.__aexit__(None, None, None)
+
+
 @logged
 @given_a_session
 async def titles(twin: Twin, session: Any) -> None:
@@ -215,6 +248,7 @@ CALLED: dict[Any, dict[Any, tuple[str, ...]]] = {
     enter_blocks: {enter_blocks: ("<- one", "<- another")},
     enter_blocks_of_blocks: {enter_blocks_of_blocks: ("<- one", "<- another")},
     call_in_a_row: {call_in_a_row: ("<- one",), look_up_with: ("<- one", "<- another")},
+    call_while_another_is_held: {call_names: ("<- one",)},
     open_both: {},
 }
 
