@@ -471,7 +471,7 @@ def lower_bounds() -> list[str]:
         named += requirements_of(group, groups)
     highest: dict[str, str] = {}
     for one in named:
-        bound = re.match(r"([\w.-]+(?:\[[\w,-]+\])?)>=([\w.]+)", one)
+        bound = re.match(r"([\w.-]+(?:\[[\w,-]+\])?)[>=]=([\w.]+)", one)
         if bound is not None:
             versions = (bound[2], highest.get(bound[1], bound[2]))
             highest[bound[1]] = max(versions, key=_numbers)

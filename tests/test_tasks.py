@@ -383,7 +383,7 @@ def test_the_lower_bounds_become_versions(monkeypatch: pytest.MonkeyPatch, tmp_p
         [project]
         dependencies = ["a>=2.0.30,<2.2", "b>=1"]
         [project.optional-dependencies]
-        extra = ["c[d]>=0.63b0; python_version < '3.14'", "h>=10"]
+        extra = ["c[d]>=0.63b0; python_version < '3.14'", "f>=5", "h>=10"]
         all = ["project[extra]"]
         [dependency-groups]
         more = ["e>=5"]
@@ -392,7 +392,7 @@ def test_the_lower_bounds_become_versions(monkeypatch: pytest.MonkeyPatch, tmp_p
         other = ["i>=9"]
         """
     )
-    assert tasks.lower_bounds() == ["a==2.0.30", "b==1", "c[d]==0.63b0", "e==5", "h==10"]
+    assert tasks.lower_bounds() == ["a==2.0.30", "b==1", "c[d]==0.63b0", "e==5", "f==6", "h==10"]
 
 
 def test_the_smoke_tests_are_there() -> None:

@@ -396,6 +396,7 @@ _FIRST: Final = "func.row_number().over(partition_by=...)"
 _FOR_ALL: Final[Mapping[OfKey, str]] = {
     "rows": "with .in_(...) or a join",
     "aggregate": "with .group_by(...) for all keys",
+    "one": f"with .in_(...), and {_FIRST} if a key has several rows,",
     "first": f"with {_FIRST}",
     "offset": "without .offset(...)",
     "next": f"with a join and {_FIRST}",

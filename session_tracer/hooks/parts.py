@@ -111,7 +111,9 @@ class Query(NamedTuple):
             return "rows"
         if self.ranged:
             return "next"
-        return "first" if limit > 1 or self.is_ordered else "rows"
+        if limit > 1:
+            return "first"
+        return "one" if self.is_ordered else "rows"
 
     def part(self, parameters: Any) -> tuple[int, Part]:
         """Return a hash that is equal for the parts of one result, and what kind of part is read.

@@ -123,6 +123,7 @@ SPELLINGS: dict[str, tuple[Callable[[Any, Author], Awaitable[Any]], str | None]]
 
 IN_A_LIST = "with .in_(...) or a join"
 FIRST = "func.row_number().over(partition_by=...)"
+ONE = f"with .in_(...), and {FIRST} if a key has several rows,"
 # What reads for all keys at once something else than all of their rows.
 FOR_ALL = {
     count: "with .group_by(...) for all keys",
@@ -809,6 +810,17 @@ async def the_first_of_all(session: Any) -> Any:
     return {row[0]: row[1] for row in await session.execute(first)}
 
 
+async def the_one_of_each(session: Any, author: Author) -> Any:
+    named = select(Author).where(Author.name == author.name).order_by(Author.id)
+    return await session.scalar(named.limit(1))
+
+
+async def the_ones_of_all(session: Any) -> Any:
+    names = (await session.scalars(select(Author.name))).all()
+    found = await session.scalars(select(Author).where(Author.name.in_(names)))
+    return {author.name: author for author in found}
+
+
 async def the_author_after_each(session: Any, author: Author) -> Any:
     after = select(Author).where(Author.name > author.name).order_by(Author.name)
     return await session.scalar(after.limit(1))
@@ -833,7 +845,8 @@ async def all_rows(session: Any) -> Any:
     [
         (by_foreign_key, IN_A_LIST, all_before_the_loop),
         (count, FOR_ALL[count], a_join),
-        (the_first_of_each, f"with {FIRST}", the_first_of_all),
+        (the_first_of_each, ONE, the_first_of_all),
+        (the_one_of_each, ONE, the_ones_of_all),
         (the_author_after_each, f"with a join and {FIRST}", the_author_after_all),
         (one_row_after_the_other, "without .offset(...)", all_rows),
     ],
