@@ -112,6 +112,12 @@ def test_a_program_runs_as_python_runs_it(folder: Path, program: list[str], argu
     assert traceback_in(run.stderr) == traceback_in(bare.stderr)
 
 
+def test_two_dashes_may_precede_the_program(folder: Path) -> None:
+    bare, run = python(folder, "app.py", "--", "a"), traced(folder, "--", "app.py", "--", "a")
+    assert (run.returncode, run.stdout) == (bare.returncode, bare.stdout)
+    assert run.stdout.startswith("['--', 'a'] ")
+
+
 def traceback_in(text: str) -> str:
     """The traceback without the frames of `runpy`, which runs a module for Python too."""
     found = re.search(r"^Traceback .*?^\w[^\n]*$", text, re.MULTILINE | re.DOTALL)

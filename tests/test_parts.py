@@ -105,7 +105,7 @@ def test_comments_and_casts_are_no_part_of_the_query() -> None:
 
 @pytest.mark.parametrize("parameters", [(), None, {}])
 def test_what_cannot_be_known_of_a_part(parameters: Any) -> None:
-    assert asked("SELECT id FROM a LIMIT ? OFFSET ?", parameters) == (0, "")
+    assert asked("SELECT id FROM a LIMIT ? OFFSET ?", parameters) == (0, "unknown")
 
 
 @pytest.mark.parametrize(

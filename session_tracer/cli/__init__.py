@@ -88,6 +88,8 @@ def _parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
 
 
 def _run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    if options.program[:1] == ["--"]:
+        del options.program[0]
     if not options.program:
         parser.error(f"expected {'a module after -m' if options.module else 'a script or -m'}")
     program, *arguments = options.program

@@ -164,7 +164,8 @@ class _Asked:
         self.tally.add(fact.duration)
         self.subject = fact.entity or fact.collection
         before, steps = self.number, self.most_steps
-        self.unknown += fact.part == "unknown"
+        # What was not known may have been other pages of one result.
+        self.unknown = 0 if fact.part == "page" else self.unknown + (fact.part == "unknown")
         if fact.part_of and before < _MOST_SELECTS and len(self.parts) < _MOST_SELECTS:
             keys = self.parts.setdefault(fact.group, set())
             keys.add(fact.part_of)

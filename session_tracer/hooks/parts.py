@@ -124,7 +124,7 @@ class Query(NamedTuple):
         try:
             return self._part(parameters)
         except (LookupError, TypeError):
-            return 0, WHOLE if self.listed or self.ranged or self.offset else "unknown"
+            return 0, WHOLE if self.listed or self.ranged else "unknown"
 
     def _part(self, parameters: Any) -> tuple[int, Part]:
         limit, offset = _whole(self.limit, parameters), _whole(self.offset, parameters)
