@@ -25,7 +25,7 @@ Trigger: TypeAlias = Literal["explicit", "autoflush", "commit", "savepoint"]
 # bound, a window between bounds, those of a list, or of a list of one.
 Part: TypeAlias = Literal["", "page", "next", "window", "list", "one", "unknown"]
 # What a SELECT reads of the rows of one key: all of them, what is counted or added up of them, the
-# first one in an order, the first ones, the one at an OFFSET, or those that come next after a bound.
+# first one or ones in an order, the one at an OFFSET, or those that come next after a bound.
 OfKey: TypeAlias = Literal["rows", "aggregate", "one", "first", "offset", "next"]
 LoadKind: TypeAlias = Literal["relationship", "deferred", "expired", "refresh", "detached"]
 # What a database does with the rows that refer to a row which is deleted.
