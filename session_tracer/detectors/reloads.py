@@ -182,7 +182,9 @@ def _refreshed(
 ) -> Finding:
     (what, site), count, entities = write, refreshes.count, refreshes.entities
     is_any = len(entities) > 1  # one helper writes and refreshes objects of any class
-    remedy = "remove refresh()"
+    loop = looping(refreshes.passed, report)
+    # Other callers of a shared function may need it.
+    remedy = f"remove refresh(){elsewhere(loop, fact.site, 'or leave it out in the loop at')}"
     if fact.expired_by == "commit":
         remedy = f"{remedy}, and use {maker(report)}"
     return report.finding(
@@ -197,7 +199,7 @@ def _refreshed(
         total=Total("SELECT", refreshes.tally),
         evidence={
             **known(
-                loop=looping(refreshes.passed, report),
+                loop=loop,
                 entities=entities if is_any else None,
                 committed_at=site if what == "commit" else None,
                 flushed_at=site if what == "flush" else None,

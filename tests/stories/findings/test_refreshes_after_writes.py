@@ -124,6 +124,35 @@ def test_a_helper_that_refreshes_objects_of_any_class(twin: Twin) -> None:
     twin.run(story)
 
 
+def save(session: Session, author: Author, *, refresh: bool) -> None:
+    session.add(author)
+    session.flush()
+    if refresh:
+        session.refresh(author)
+
+
+def update_each(session: Session, *, refresh: bool = True) -> None:
+    for number in range(3):
+        save(session, Author(name=f"new {number}"), refresh=refresh)  # <- loops
+    session.commit()
+
+
+def test_a_helper_that_others_call_too_keeps_its_refresh(twin: Twin) -> None:
+    async def story() -> None:
+        (finding,) = (await tell(twin, update_each, refreshes_from_one_site=3)).findings
+        assert finding.remedy == (
+            f"remove refresh() or leave it out in the loop at {marked(update_each, '<- loops')}"
+        )
+        await twin.execute(Author.metadata.drop_all)
+        await twin.execute(Author.metadata.create_all)
+        told = await tell(
+            twin, lambda one: update_each(one, refresh=False), refreshes_from_one_site=2
+        )
+        assert_found(told)
+
+    twin.run(story)
+
+
 def change_each(session: Session, *, refresh: bool = True) -> None:
     for number, author in enumerate(session.scalars(select(Author)).all()):
         author.name = f"changed {number}"
