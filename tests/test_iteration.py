@@ -55,6 +55,7 @@ def test_the_loop_of_another_function_is_none(tmp_path: Path) -> None:
     assert goes_over(CallSite(str(file), 3, "f")) == ""
 
 
+SCOPE = frozenset({"scope"})
 BLOCKS = {
     "for x in xs:\n    with scope() as s:\n        ask(s)": True,
     "for x in xs:\n    with db.scope() as s, other():\n        ask(s)": True,
@@ -69,12 +70,12 @@ def test_whether_a_loop_is_around_a_block(tmp_path: Path, source: str) -> None:
     file = tmp_path / "app.py"
     file.write_text(source)
     line = len(source.splitlines())
-    assert is_around_block(CallSite(str(file), line, "<module>"), "Db.scope") is BLOCKS[source]
+    assert is_around_block(CallSite(str(file), line, "<module>"), SCOPE) is BLOCKS[source]
 
 
 def test_nothing_is_known_without_the_source() -> None:
     assert goes_over(CallSite("/gone.py", 1, "f")) == ""
-    assert not is_around_block(CallSite("/gone.py", 1, "f"), "scope")
+    assert not is_around_block(CallSite("/gone.py", 1, "f"), SCOPE)
     assert not is_over_items(CallSite("/gone.py", 1, "f"))
 
 

@@ -805,11 +805,11 @@ def _rows(context: Any, operation: str, size: int) -> int:
             return -1
     try:
         rows = context.cursor.rowcount
-        if isinstance(rows, int) and rows > 0:
+        # With RETURNING, SQLite does not know before the rows are fetched.
+        if isinstance(rows, int) and (rows > 0 or (rows == 0 and not context.cursor.description)):
             return rows
     except AttributeError:  # not every driver has it
         pass
-    # With RETURNING, SQLite does not know before the rows are fetched.
     return 1 if operation == "INSERT" else -1
 
 

@@ -215,8 +215,7 @@ def _is_at_work(first: Member, member: Member) -> bool:
     if borrower is not None:
         is_called_again = borrower is _borrower(mine, site)
         return sum(frame.f_code is borrower for frame in frames) > is_called_again
-    manager = site.function.rpartition(".")[2]
-    return sum(blocks_of(line, manager) for line in mine.locator.sites(frames)) > 1
+    return sum(blocks_of(line, site) for line in mine.locator.sites(frames)) > 1
 
 
 def _has_taken(first: Member, holding: Holding, member: Member) -> bool:

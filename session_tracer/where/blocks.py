@@ -22,6 +22,7 @@ __all__ = [
     "head_of",
     "is_end_of_block",
     "is_inside_block",
+    "managers_of",
     "took_from_generator",
 ]
 
@@ -85,47 +86,75 @@ def is_inside_block(lines: Sequence[CallSite], closed: CallSite) -> bool:
     return False
 
 
-def blocks_of(site: CallSite, manager: str) -> int:
-    """Return the number of `with` blocks around the line whose context manager a function creates.
+def blocks_of(site: CallSite, opened: CallSite) -> int:
+    """Return the number of `with` blocks around the line that a session was opened for.
 
     Args:
         site: The line.
-        manager: The name of the function, or of the method of the class, that is at work as the
-            block begins.
+        opened: The line that opens such sessions, in the function, or in the method of the class,
+            that makes the context manager of the block.
     """
-    return len(_around(site, manager))
+    return len(_around(site, opened))
 
 
-def head_of(site: CallSite, manager: str) -> int:
+def head_of(site: CallSite, opened: CallSite) -> int:
     """Return the line of the outermost `with` that `blocks_of` counts, which makes its manager.
 
     It is 0 if there is none.
     """
-    return next((one.managers[_called(manager)] for one in _around(site, manager)), 0)
+    names = managers_of(opened)
+    outermost = next(iter(_around(site, opened)), None)
+    made = {} if outermost is None else outermost.managers
+    return next((line for name, line in made.items() if name in names), 0)
 
 
-def block_of(site: CallSite, manager: str) -> CallSite | None:
-    """Return the line of the innermost `with` around the line that such a manager is made for.
+def block_of(site: CallSite, opened: CallSite) -> CallSite | None:
+    """Return the line of the innermost `with` that `blocks_of` counts.
 
     Args:
         site: The line.
-        manager: As for `blocks_of()`.
+        opened: As for `blocks_of()`.
     """
-    around = _around(site, manager)
+    around = _around(site, opened)
     return replace(site, line=around[-1].head.start) if around else None
 
 
-def _around(site: CallSite, manager: str) -> list[_Block]:
+def managers_of(opened: CallSite) -> frozenset[str]:
+    """Return the names of what makes a context manager whose session is opened at the line.
+
+    Other functions of the file may hand on what the first one makes: `with get_db() as session:
+    yield session`, and `return get_db()`.
+    """
+    return _managers_of(opened.file, opened.function)
+
+
+@lru_cache(maxsize=256)
+def _managers_of(file: str, function: str) -> frozenset[str]:
+    name = function.removesuffix(".__enter__").removesuffix(".__aenter__").removesuffix(".__init__")
+    names = {name.rpartition(".")[2]}
+    tree = parsed(source_of(file))
+    nodes = [] if tree is None else ast.walk(tree)
+    others = [one for one in nodes if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef)]
+    while found := {one.name for one in others if _hands_on(one, names)} - names:
+        names |= found
+    return frozenset(names)
+
+
+def _hands_on(function: ast.FunctionDef | ast.AsyncFunctionDef, names: set[str]) -> bool:
+    for one in own_nodes(function):
+        if isinstance(one, ast.With | ast.AsyncWith):
+            if _has_yield(one.body) and not names.isdisjoint(_managers(one)):
+                return True
+        elif isinstance(one, ast.Return) and not names.isdisjoint(_made(one.value)):
+            return True
+    return False
+
+
+def _around(site: CallSite, opened: CallSite) -> list[_Block]:
     """Return the blocks around a line that make such a manager, the outermost first."""
     blocks, _ = _read(site.file)
-    name = _called(manager)
-    return [one for one in blocks if site.line in one.lines and name in one.managers]
-
-
-def _called(manager: str) -> str:
-    """Return the name by which a `with` calls a function, or the class of a method."""
-    name = manager.removesuffix(".__enter__").removesuffix(".__aenter__").removesuffix(".__init__")
-    return name.rpartition(".")[2]
+    names = managers_of(opened)
+    return [one for one in blocks if site.line in one.lines and not names.isdisjoint(one.managers)]
 
 
 def took_from_generator(site: CallSite, generator: CallSite) -> bool:
@@ -160,11 +189,15 @@ def _is_own(node: ast.With | ast.AsyncWith) -> bool:
 
 
 def _managers(node: ast.With | ast.AsyncWith) -> dict[str, int]:
-    calls = [item.context_expr for item in node.items]
+    return _made(*[item.context_expr for item in node.items])
+
+
+def _made(*expressions: ast.expr | None) -> dict[str, int]:
+    """Return the names of the functions whose results these are, and the lines of the calls."""
     return {
-        ast.unparse(call.func).rpartition(".")[2]: call.lineno
-        for call in calls
-        if isinstance(call, ast.Call)
+        ast.unparse(one.func).rpartition(".")[2]: one.lineno
+        for one in expressions
+        if isinstance(one, ast.Call)
     }
 
 

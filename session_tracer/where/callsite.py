@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from session_tracer.where.blocks import block_of, blocks_of, head_of
+from session_tracer.where.blocks import block_of, blocks_of, head_of, managers_of
 from session_tracer.where.iteration import is_around_block, is_over_items
 from session_tracer.where.loops import can_follow, is_in_loop, is_one_loop
 from session_tracer.where.polls import is_poll, is_retry
@@ -592,10 +592,9 @@ class Locator:
             if not line:
                 return None, 0
         if own is None and self.is_in_generator(opened):
-            name = opened.function.rpartition(".")[2]
             # The blocks inside of the outermost one may be of the session that is open.
             for frame in reversed(frames):
-                head = head_of(self._site(frame, 0), name) if self.is_application(frame) else 0
+                head = head_of(self._site(frame, 0), opened) if self.is_application(frame) else 0
                 if head:
                     return frame, head
         return own, line
@@ -631,7 +630,7 @@ class Locator:
             code, at = frame.f_code, frame.f_lasti
             is_around = is_in_loop(code, at)
             if number == 0 and own is None:
-                is_around = is_around and is_around_block(self._site(frame, 0), opened.function)
+                is_around = is_around and is_around_block(self._site(frame, 0), managers_of(opened))
             elif number == 0:
                 is_around = is_around and not is_in_loop(code, at, opened.line)
             key = (id(frame), id(code))
@@ -781,7 +780,7 @@ class Locator:
             holds: The line that opened the other session. If it is one of the function that opened
                 this one, no call did.
         """
-        frames = []
+        frames, names = [], managers_of(opened)
         for frame in _outwards(_frame(1)):
             if is_asgi(frame.f_code) or _WSGI in frame.f_code.co_varnames:
                 break
@@ -790,7 +789,7 @@ class Locator:
         for number, frame in enumerate(frames):
             site = self._site(frame, self._kind(frame))
             is_opener = is_in(opened, frame.f_code)
-            block = None if is_opener else block_of(site, opened.function)
+            block = None if is_opener else block_of(site, opened)
             if block is None and not is_opener:
                 continue
             outer = number + is_opener
@@ -798,7 +797,7 @@ class Locator:
                 outer += 1
             is_block = block is not None and outer == number
             if is_block:
-                own = 1 if holds is not None and holds.function == opened.function else 0
+                own = int(holds is not None and not managers_of(holds).isdisjoint(names))
                 if _is_given_session(frame) or self._keeps(frame, holds, others=own):
                     return block
                 outer += 1
@@ -824,7 +823,7 @@ class Locator:
         """
         if opened is None or is_in(opened, frame.f_code):
             return opened is not None
-        return blocks_of(self._site(frame, self._kind(frame)), opened.function) > others
+        return blocks_of(self._site(frame, self._kind(frame)), opened) > others
 
     def frames(self, frame: FrameType | None) -> list[CallSite]:
         """Return every application line from `frame` outwards, the innermost first."""

@@ -58,13 +58,12 @@ _QUEUES: Final = frozenset(
 )
 
 
-def is_around_block(site: CallSite, function: str) -> bool:
-    """Return whether a loop is around the `with` that calls the function and has the line in it."""
-    name = function.rpartition(".")[2]
+def is_around_block(site: CallSite, managers: frozenset[str]) -> bool:
+    """Return whether a loop is around the `with` that calls one of these and has the line in it."""
     is_in_loop = False
     for node in _around(source_of(site.file), site.line):
         if isinstance(node, _BLOCKS):
-            if is_in_loop and any(name in _called(item.context_expr) for item in node.items):
+            if is_in_loop and any(managers & _called(item.context_expr) for item in node.items):
                 return True
         else:
             is_in_loop = True

@@ -86,10 +86,10 @@ STATEMENTS: dict[str, tuple[Any, list[tuple[str, str, int]]]] = {
     ),
     "an UPDATE of none": (
         update(Book).where(Book.id == 404).values(copies=2),
-        [("UPDATE", "Book", -1)],
+        [("UPDATE", "Book", 0)],
     ),
     "a DELETE": (delete(Book).where(Book.id < 3), [("DELETE", "Book", 2)]),
-    "a DELETE of none": (delete(Essay), [("DELETE", "Essay", -1)]),
+    "a DELETE of none": (delete(Essay), [("DELETE", "Essay", 0)]),
     "a SELECT": (select(Book), [("SELECT", "Book", -1)]),
     "text": (text("UPDATE books SET copies = 4"), [("UPDATE", "", 3)]),
     "a table's UPDATE": (

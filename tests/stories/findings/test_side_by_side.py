@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
-from sqlalchemy import StaticPool, create_engine, select, text
+from sqlalchemy import StaticPool, create_engine, delete, select, text, update
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from session_tracer.testing import capture
@@ -126,6 +126,16 @@ async def own_session(twin: Twin) -> AsyncIterator[Any]:
         yield session
 
 
+@asynccontextmanager
+async def wrapped_session(twin: Twin) -> AsyncIterator[Any]:
+    async with own_session(twin) as session:
+        yield session
+
+
+def handed_on_session(twin: Twin) -> Any:
+    return wrapped_session(twin)
+
+
 class OwnSession:
     def __init__(self, twin: Twin) -> None:
         self.twin = twin
@@ -217,6 +227,18 @@ async def enter_blocks_of_blocks(twin: Twin) -> None:
             await read(another)
 
 
+async def titles_in_a_wrapped_block(twin: Twin) -> None:
+    async with handed_on_session(twin) as session:
+        (await session.scalars(select(Book))).all()
+
+
+async def enter_wrapped_blocks(twin: Twin) -> None:
+    async with wrapped_session(twin) as session:
+        await read(session)
+        await titles_in_a_wrapped_block(twin)  # <- one
+    await titles_in_a_wrapped_block(twin)
+
+
 async def look_up_for(twin: Twin) -> None:
     await look_up(twin)
 
@@ -247,6 +269,7 @@ CALLED: dict[Any, dict[Any, tuple[str, ...]]] = {
     call_decorated: {call_decorated: ("<- one", "<- another")},
     enter_blocks: {enter_blocks: ("<- one", "<- another")},
     enter_blocks_of_blocks: {enter_blocks_of_blocks: ("<- one", "<- another")},
+    enter_wrapped_blocks: {enter_wrapped_blocks: ("<- one",)},
     call_in_a_row: {call_in_a_row: ("<- one",), look_up_with: ("<- one", "<- another")},
     call_while_another_is_held: {call_names: ("<- one",)},
     open_both: {},
@@ -670,6 +693,15 @@ async def save_in_one_and_roll_back_the_other(twin: Twin) -> None:
         await another.rollback()
 
 
+async def save_in_one_and_write_nothing_in_the_other(twin: Twin) -> None:
+    async with twin.session() as session, twin.session() as another:
+        session.add_all(authors(2))
+        await session.commit()
+        await another.execute(delete(Book).where(Book.title == "Notes"))
+        await another.execute(update(Book).values(copies=2))
+        await another.commit()
+
+
 async def save_in_two_factories(twin: Twin) -> None:
     other = Twin(twin.url, twin.is_async)
     async with twin.session() as session, other.session() as another:
@@ -695,6 +727,7 @@ NOT_SPLIT = (
     save_one_after_the_other,
     save_in_one_and_read_in_the_other,
     save_in_one_and_roll_back_the_other,
+    save_in_one_and_write_nothing_in_the_other,
     save_in_two_factories,
     save_for_two_requests,
 )
