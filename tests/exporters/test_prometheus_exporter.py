@@ -15,6 +15,7 @@ import pytest
 from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 
 from session_tracer.exporter import Exporter
+from session_tracer.exporters import prometheus
 from session_tracer.exporters.prometheus import open_exporter, prometheus_exporter
 from session_tracer.settings import Settings
 from session_tracer.signals import names
@@ -175,3 +176,9 @@ def test_the_metrics_may_live_in_the_applications_own_registry() -> None:
 def test_the_default_registry_is_left_alone(served: tuple[Exporter, str]) -> None:
     measure(served[0])
     assert b"sqlalchemy_" not in generate_latest(REGISTRY)
+
+
+def test_an_older_exporter_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prometheus, "PrometheusMetricReader", lambda: None)
+    with pytest.raises(ImportError, match="needs a newer opentelemetry-exporter-prometheus"):
+        prometheus_exporter(CollectorRegistry())

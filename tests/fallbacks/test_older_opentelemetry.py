@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-import pytest
-from prometheus_client import CollectorRegistry
-
-from session_tracer.exporters import prometheus
+if TYPE_CHECKING:
+    import pytest
 
 # In a process of its own: the modules look at OpenTelemetry when they are imported.
 OLDER: Final = """
@@ -81,9 +79,3 @@ def test_otlp_sends_spans_that_are_live_and_metrics(monkeypatch: pytest.MonkeyPa
     printed, logged = run(BY_OTLP)
     assert printed == "False None MeterProvider"
     assert "therefore log events are not sent by OTLP" in logged
-
-
-def test_an_older_prometheus_exporter_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prometheus, "PrometheusMetricReader", lambda: None)
-    with pytest.raises(ImportError, match="needs a newer opentelemetry-exporter-prometheus"):
-        prometheus.prometheus_exporter(CollectorRegistry())
