@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from session_tracer.detectors.wording import awaited, opening, variable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from session_tracer.facts import FlushFailed, FlushProblem
+    from session_tracer.facts import FlushFailed, FlushFailureDecided, FlushProblem
     from session_tracer.ledger.report import Report
 
 __all__ = ["remedies", "what_failed"]
@@ -54,13 +54,13 @@ def what_failed(fact: FlushFailed, error: str, report: Report) -> str:
     return f"failed with {error}: {meaning}" if meaning else f"failed with {error}"
 
 
-def remedies(
-    fact: FlushFailed, error: str, report: Report, *, is_handled: bool = False
-) -> Iterator[str]:
+def remedies(decided: FlushFailureDecided, error: str, report: Report) -> Iterator[str]:
     """Yield what to do, the best first.
 
     Where the application handles the error, it rolls back already: what prevents the error helps.
+    Where the error has left the session, its end has rolled back.
     """
+    fact = decided.failed
     if fact.holder:
         opened = fact.holder_site
         yield _PASS_IT.format(
@@ -69,18 +69,33 @@ def remedies(
         return
     if fact.trigger == "autoflush" and fact.problem == "null":
         yield from _half_made(fact)
-    if is_handled and fact.problem in _PREVENTED:
+    if not decided.unhandled and fact.problem in _PREVENTED:
         yield from _PREVENTED[fact.problem](fact, error)
-    else:
-        yield from _BY_PROBLEM.get(fact.problem, _handle)(fact, error, report)
-
-
-def _handle(fact: FlushFailed, error: str, report: Report) -> Iterator[str]:
-    if fact.in_savepoint:
-        yield f"catch {error} outside of the savepoint's block: only the savepoint is rolled back"
         return
-    yield f"{awaited(report) or 'call '}session.rollback() where {error} is caught"
-    yield f"{opening(report)} session.begin_nested(): around the code that may fail"
+    caught = f"{awaited(report) or 'call '}session.rollback() where {error} is caught"
+    if decided.unhandled == "left":
+        caught = f"catch {error} outside of the session's block, which rolls back"
+    yield from _BY_PROBLEM.get(fact.problem, _handle)(_Failed(fact, error, caught, report))
+
+
+class _Failed(NamedTuple):
+    """A flush that failed, the name of its error, and what the code that catches it should do."""
+
+    fact: FlushFailed
+    error: str
+    caught: str
+    report: Report
+
+
+def _handle(failed: _Failed) -> Iterator[str]:
+    if failed.fact.in_savepoint:
+        yield (
+            f"catch {failed.error} outside of the savepoint's block: "
+            "only the savepoint is rolled back"
+        )
+        return
+    yield failed.caught
+    yield f"{opening(failed.report)} session.begin_nested(): around the code that may fail"
 
 
 def _half_made(fact: FlushFailed) -> Iterator[str]:
@@ -89,14 +104,14 @@ def _half_made(fact: FlushFailed) -> Iterator[str]:
     yield f"call session.add(){where} only after the object is complete"
 
 
-def _null(fact: FlushFailed, error: str, report: Report) -> Iterator[str]:
-    if fact.column:
-        yield f"set {fact.column} before the flush"
-    yield from _handle(fact, error, report)
+def _null(failed: _Failed) -> Iterator[str]:
+    if failed.fact.column:
+        yield f"set {failed.fact.column} before the flush"
+    yield from _handle(failed)
 
 
-def _blank_key(fact: FlushFailed, error: str, report: Report) -> Iterator[str]:
-    del error, report
+def _blank_key(failed: _Failed) -> Iterator[str]:
+    fact = failed.fact
     yield (
         f'relationship(cascade="all, delete-orphan") for {fact.relationship}: a child is deleted '
         "with its parent, or when it is taken out of the collection"
@@ -109,50 +124,47 @@ def _blank_key(fact: FlushFailed, error: str, report: Report) -> Iterator[str]:
         yield f"allow NULL in {fact.column}, if a child may be without a parent"
 
 
-def _same_key(fact: FlushFailed, error: str, report: Report) -> Iterator[str]:
-    del error
+def _same_key(failed: _Failed) -> Iterator[str]:
+    fact = failed.fact
     entity = next(iter(fact.new), "")
     loaded = "" if fact.existing_site is None else f", which was loaded at {fact.existing_site}"
     name = variable(entity) if entity else "..."
-    yield f"{awaited(report)}session.merge({name}) in place of session.add({name})"
+    yield f"{awaited(failed.report)}session.merge({name}) in place of session.add({name})"
     yield f"change the object that the session has{loaded}"
 
 
-def _duplicate(fact: FlushFailed, error: str, report: Report) -> Iterator[str]:
-    yield from _handle(fact, error, report)
+def _duplicate(failed: _Failed) -> Iterator[str]:
+    yield from _handle(failed)
     yield _UPSERT
 
 
-def _stale(fact: FlushFailed, error: str, report: Report) -> Iterator[str]:
-    del fact
+def _stale(failed: _Failed) -> Iterator[str]:
     yield (
-        f"{awaited(report) or 'call '}session.rollback() where {error} is caught, then load the "
-        "object again: another transaction has changed or deleted its row"
+        f"{failed.caught}, then load the object again: another transaction has changed or "
+        "deleted its row"
     )
     yield _LOCK
     yield "version_id_col, if the change of another transaction must not be overwritten"
 
 
-def _locked(fact: FlushFailed, error: str, report: Report) -> Iterator[str]:
-    del fact, report
-    yield f"{_RETRY}, where {error} is caught"
+def _locked(failed: _Failed) -> Iterator[str]:
+    yield f"{_RETRY}, where {failed.error} is caught"
     yield _SHORTER
 
 
-def _lost(fact: FlushFailed, error: str, report: Report) -> Iterator[str]:
-    del fact, report
-    yield f"{_RETRY}, where {error} is caught"
+def _lost(failed: _Failed) -> Iterator[str]:
+    yield f"{_RETRY}, where {failed.error} is caught"
     yield _PING
 
 
-def _listener(fact: FlushFailed, error: str, report: Report) -> Iterator[str]:
-    del error, report
-    where = "" if fact.listener is None else f" at {fact.listener}"
+def _listener(failed: _Failed) -> Iterator[str]:
+    listener = failed.fact.listener
+    where = "" if listener is None else f" at {listener}"
     yield f"use the connection that the listener{where} is given, and not the session"
     yield "use the session in a before_flush listener, which runs before the flush begins"
 
 
-_BY_PROBLEM: Final[Mapping[FlushProblem, Callable[[FlushFailed, str, Report], Iterator[str]]]] = {
+_BY_PROBLEM: Final[Mapping[FlushProblem, Callable[[_Failed], Iterator[str]]]] = {
     "null": _null,
     "blank_key": _blank_key,
     "same_key": _same_key,

@@ -100,7 +100,7 @@ class FailedFlush(BuiltIn):
         contents = added_up(written(fact))
         error = _class_name(fact.error)
         is_handled = not decided.unhandled
-        remedy, *others = remedies(fact, error, report, is_handled=is_handled)
+        remedy, *others = remedies(decided, error, report)
         often = f", for the {decided.repeats}th time in a minute" if is_handled else ""
         yield report.finding(
             "failed-flush",

@@ -77,6 +77,11 @@ def left(flush: FlushFailed, repeats: int = 1) -> Fact:
     return FlushFailureDecided(flush.at, flush.site, flush, "left", repeats)
 
 
+def used_on(flush: FlushFailed) -> Fact:
+    """The error was caught, and the session is used on without a rollback."""
+    return FlushFailureDecided(flush.at, flush.site, flush, "used_again", 1)
+
+
 def handled(flush: FlushFailed, repeats: int = 1) -> Fact:
     return FlushFailureDecided(flush.at, flush.site, flush, "", repeats)
 
@@ -87,7 +92,7 @@ def test_a_failed_flush_is_reported_with_its_contents() -> None:
             id="failed-flush",
             severity="warning",
             message="a commit's flush of 2 Author, 1 Book failed with IntegrityError",
-            remedy="call session.rollback() where IntegrityError is caught",
+            remedy="catch IntegrityError outside of the session's block, which rolls back",
             site=COMMIT,
             entity="Author",
             evidence={
@@ -105,7 +110,7 @@ def test_a_failed_flush_is_reported_with_its_contents() -> None:
 
 
 def test_the_remedy_of_a_failed_flush_awaits_under_asyncio() -> None:
-    found = reported(FailedFlush(), left(failed()), is_async=True)
+    found = reported(FailedFlush(), used_on(failed()), is_async=True)
     assert remedies(found) == ["await session.rollback() where IntegrityError is caught"]
     assert evidence(found, "alternatives") == [
         ["async with session.begin_nested(): around the code that may fail"]
@@ -125,7 +130,7 @@ def test_the_trigger_of_the_flush_is_reported(trigger: Trigger, message: str) ->
 
 
 def test_the_remedy_in_a_savepoint_does_not_propose_one() -> None:
-    found = reported(FailedFlush(), left(failed(in_savepoint=True)), left(failed()))
+    found = reported(FailedFlush(), left(failed(in_savepoint=True)), used_on(failed()))
     assert remedies(found) == [
         "catch IntegrityError outside of the savepoint's block: only the savepoint is rolled back",
         "call session.rollback() where IntegrityError is caught",

@@ -114,6 +114,9 @@ FAILED: dict[str, tuple[Any, str, str, dict[str, Any]]] = {
 }
 
 
+OUTSIDE = "catch IntegrityError outside of the session's block, which rolls back"
+
+
 @on_each_database
 @pytest.mark.parametrize("what", FAILED)
 def test_a_flush_that_fails_by(twin: Twin, what: str) -> None:
@@ -122,14 +125,14 @@ def test_a_flush_that_fails_by(twin: Twin, what: str) -> None:
     async def story() -> None:
         await keep(twin, *authors(1, books_each=1))
         captured = await tell(twin, how)
-        awaited, block = ("await ", "async with") if twin.is_async else ("", "with")
-        rollback = f"{awaited or 'call '}session.rollback() where IntegrityError is caught"
+        block = "async with" if twin.is_async else "with"
+        remedy = OUTSIDE
         others = [f"{block} session.begin_nested(): around the code that may fail"]
         if constraint == "authors_name_key":
             others.append("insert(...).on_conflict_do_nothing(), if the row may exist")
         elif constraint == "name" or how is delete:
-            others.insert(0, rollback)
-            rollback = "set Author.name before the flush"
+            others.insert(0, remedy)
+            remedy = "set Author.name before the flush"
         evidence = {
             "error_type": "sqlalchemy.exc.IntegrityError",
             **held,
@@ -140,7 +143,7 @@ def test_a_flush_that_fails_by(twin: Twin, what: str) -> None:
             id="failed-flush",
             site=marked(books_of if how is read_lazily else how, "<- flushed"),
             opened=marked(tell, "<- opened"),
-            remedy=rollback,
+            remedy=remedy,
             entity=entity,
             evidence=evidence,
         )
