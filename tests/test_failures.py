@@ -264,7 +264,7 @@ def faulty(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> Any:
         raise RuntimeError("a failure of session_tracer")
 
-    for name in ("is_sqlalchemys", "session_near", "refused_read", "detached_read"):
+    for name in ("is_sqlalchemys", "session_near", "attribute_read", "detached_read"):
         monkeypatch.setattr(error_frames, name, fail)
 
 

@@ -8,12 +8,11 @@ from session_tracer.detectors.evidence import known, looping
 from session_tracer.detectors.looping import Due, tree, walks
 from session_tracer.detectors.memory import Recent
 from session_tracer.detectors.protocol import BuiltIn
-from session_tracer.detectors.selecting import selecting, selecting_with
+from session_tracer.detectors.selecting import selecting_with
 from session_tracer.detectors.wording import (
     dotted_each,
     elsewhere,
     expired_by,
-    expiry,
     listed,
 )
 from session_tracer.facts import AttributeLoaded, StatementExecuted
@@ -103,10 +102,7 @@ def _load_together(fact: AttributeLoaded, names: list[str], report: Report) -> s
         options = ", ".join(f"undefer({name})" for name in names)
     if not options:
         return f"load {listed(names)} for all objects with one SELECT before the loop"
-    root = fact.root or fact.entity
-    if fact.expired_by:
-        return f"{selecting(root, options, None, report)} after {expiry(fact)}"
-    return selecting_with(root, options, fact, report)
+    return selecting_with(fact.root or fact.entity, options, fact, report)
 
 
 def _is_lookup(fact: StatementExecuted) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-from session_tracer.detectors.wording import awaited
+from session_tracer.detectors.wording import awaited, expiry
 from session_tracer.where.source import calls_at, is_for_any_class
 
 if TYPE_CHECKING:
@@ -57,7 +57,12 @@ def selecting(
 
 
 def selecting_with(root: str, options: str, fact: AttributeLoaded, report: Report) -> str:
-    """Return the SELECT that brought the object, so that it loads more, and its line if known."""
+    """Return the SELECT that brought the object, so that it loads more, and its line if known.
+
+    Of an object that was expired since, it is one that follows.
+    """
+    if fact.expired_by:
+        return f"{selecting(root, options, None, report)} after {expiry(fact)}"
     site, replacement = fact.root_site or fact.loaded_site, fact.replacement
     if site in report.ledger.locked_at:
         # The join would be an outer one, whose rows PostgreSQL refuses to lock.

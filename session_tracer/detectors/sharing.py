@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Final
 from session_tracer.detectors.evidence import known, life_site, ms
 from session_tracer.detectors.memory import MOST_REPORTED, Once
 from session_tracer.detectors.protocol import BuiltIn
-from session_tracer.detectors.wording import awaited, duration, own_session, variable, with_block
+from session_tracer.detectors.selecting import selecting_with
+from session_tracer.detectors.wording import (
+    awaited,
+    dotted,
+    duration,
+    listed,
+    maker,
+    own_session,
+    variable,
+    with_block,
+)
 from session_tracer.facts import (
     ConnectionOnOtherLoop,
     EventLoopBlocked,
@@ -17,11 +27,13 @@ from session_tracer.facts import (
     SessionUsedConcurrently,
     TransactionBegan,
 )
+from session_tracer.where.callsite import is_in, task_stack
 from session_tracer.where.requests import is_of_test
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator
 
+    from session_tracer.facts import AttributeLoaded
     from session_tracer.ledger.report import Report
     from session_tracer.model.findings import Finding
     from session_tracer.where.owner import Owner
@@ -73,21 +85,33 @@ class ConcurrentUse(BuiltIn):
         memory.update({fact.site, fact.other_site} - {None})
         if is_known:
             return
-        each = "task" if fact.owner.is_task else "thread"
         if fact.leaves:
             yield self._outlives(fact, report)
             return
+        each = "task" if fact.owner.is_task else "thread"
+        names: list[str] = []
+        remedy, others = with_block(report, f"one for each {each}"), None
+        loads = _loads(fact, report)
+        if loads:
+            names = list(dict.fromkeys(dotted(one.entity, one.attribute) for one in loads))
+            remedy, *others = _loaded_before(loads, names, each, report)
         yield report.finding(
             "concurrent-use",
             "error",
             f"{fact.owner.name} used this session while {fact.other_owner.name} "
             "was inside an operation of the same session",
-            with_block(report, f"one for each {each}"),
+            remedy,
             fact.site,
+            entity=loads[0].entity if loads else None,
+            attribute=loads[0].attribute if len(names) == 1 else None,
             evidence=known(
                 used_by=fact.owner.name,
                 in_use_by=fact.other_owner.name,
                 in_use_at=fact.other_site,
+                loaded_at=loads[0].loaded_site if loads else None,
+                attributes=names if len(names) > 1 else None,
+                why=_OF_ITS_SESSION if loads else None,
+                alternatives=others,
             ),
         )
 
@@ -103,6 +127,45 @@ class ConcurrentUse(BuiltIn):
                 used_by=fact.owner.name, closed_by=fact.other_owner.name, closed_at=fact.other_site
             ),
         )
+
+
+_OF_ITS_SESSION: Final = "the attributes of an object can be loaded by its own session alone"
+
+
+def _loads(fact: SessionUsedConcurrently, report: Report) -> list[AttributeLoaded]:
+    """Return the attributes that the two load, if these keep a session of its own from each.
+
+    An object that a function at work has loaded can be loaded by another session as well.
+    """
+    load = report.ledger.read_by(fact.owner)
+    if load is None:
+        return []
+    other = report.ledger.read_by(fact.other_owner)
+    if other is not None:
+        return [load, other]
+    is_own = any(is_in(load.loaded_site, frame.f_code) for frame in task_stack())
+    return [] if is_own else [load]
+
+
+def _loaded_before(
+    loads: list[AttributeLoaded], names: list[str], each: str, report: Report
+) -> Iterator[str]:
+    """Yield what loads the attributes before the tasks or threads begin, then alternatives."""
+    load, all_of_them = loads[0], f"all that the {each}s load"
+    same = [one for one in loads if (one.entity, one.kind) == (load.entity, load.kind)]
+    options = ", ".join(dict.fromkeys(one.options for one in same if one.root == load.root))
+    attributes = ", ".join(dict.fromkeys(f'"{one.attribute}"' for one in same))
+    if load.kind == "expired" and load.expired_by == "commit":
+        yield maker(report)
+    elif load.options and (load.root_site or load.loaded_site) and not load.expired_by:
+        yield f"{selecting_with(load.root, options, load, report)}  # with {all_of_them}"
+    if load.options or load.kind == "expired":
+        refresh = f"{awaited(report)}session.refresh({variable(load.entity)}, [{attributes}])"
+        yield f"{refresh}  # before the {each}s begin, with {all_of_them}"
+    if each == "task":
+        yield f"await {listed(names)} one after the other"
+    else:
+        yield f"read {listed(names)} before the threads begin"
 
 
 class ForeignLoop(BuiltIn):

@@ -21,18 +21,18 @@ from sqlalchemy.orm.interfaces import LoaderStrategy
 from session_tracer.where.running import is_sqlalchemys, locals_elsewhere
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from types import FrameType
 
     from session_tracer.facts import Missing
 
 __all__ = [
     "Read",
+    "attribute_read",
     "detached_read",
     "is_inside",
     "is_sqlalchemys",
     "outwards",
-    "refused_read",
     "session_near",
 ]
 
@@ -102,19 +102,20 @@ def is_inside(frame: FrameType, session: Session) -> bool:
     return False
 
 
-def refused_read(frame: FrameType) -> Read | None:
-    """The attribute whose load was refused: the outermost, for what it needed may be another.
+def attribute_read(frames: Iterable[FrameType]) -> Read | None:
+    """The attribute that is loaded in these frames, the innermost first, of any thread or task.
 
-    None where it was not an attribute that wanted to be loaded.
+    It is the outermost one, which may need another one to be loaded. None where it was not an
+    attribute that wanted to be loaded.
     """
     found: tuple[InstanceState[Any], str] | None = None
     expired: frozenset[str] = frozenset()
-    for outer in outwards(frame):
+    for outer in frames:
         if not is_sqlalchemys(outer):
             if found is not None:
                 break
             continue  # a method of the application's own Session, perhaps
-        values = outer.f_locals
+        values = locals_elsewhere(outer)
         if _is(values.get("self"), Session):
             found, expired = None, frozenset()  # this is what has asked for the rest
         else:

@@ -18,6 +18,7 @@ from session_tracer.hooks import (
     exhausted_pools,
     links,
     loader_options,
+    reads,
     rows,
 )
 from session_tracer.hooks.scopes import ledger_of, resumed
@@ -228,17 +229,12 @@ _UNAWAITED: Final = (
 
 def _implicit(error: Any, frame: FrameType) -> tuple[Ledger | None, Fact | None]:
     del error
-    read = error_frames.refused_read(frame)
+    read = error_frames.attribute_read(error_frames.outwards(frame))
     ledger = None if read is None else _ledger_of_state(read.state)
     if read is None or ledger is None:
         return None, None
     state = read.state
-    by, expired_site = object_counter.expiry_of(state, ledger.scope)
-    load = read.load
-    if load == "expired" and loader_options.column_kind(state, read.together) == "generated":
-        by, expired_site = "flush", None
-    if load == "expired" and by != "flush" and loader_options.is_left_out(state, (read.attribute,)):
-        load = "left_out"
+    load, by, expired_site = reads.missing(read, ledger)
     mark = object_counter.mark_of(state)
     selected = loader_options.selection(state, read.attribute)
     # A framework may read what the application has returned to it.

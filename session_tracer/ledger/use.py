@@ -27,9 +27,12 @@ if TYPE_CHECKING:
     from session_tracer.where.callsite import Callers, CallSite, Locator
     from session_tracer.where.owner import Owner
 
-__all__ = ["NO_OWNER", "Use"]
+__all__ = ["NO_OWNER", "READS", "Use"]
 
 _frame: Final[Any] = running_frame
+# What returns the attribute that a thread or task reads now, if SQLAlchemy loads it. The hooks add
+# it, which know SQLAlchemy's frames.
+READS: Final[list[Callable[[Use, Owner], facts.AttributeLoaded | None]]] = []
 NO_OWNER: Final = owner.Owner(threading.main_thread(), None, None, object())
 
 
@@ -318,6 +321,10 @@ class Use:
                 leaves=leaver is not None,
             )
         )
+
+    def read_by(self, user: Owner) -> facts.AttributeLoaded | None:
+        """The attribute that a thread or task reads now, and the session loads; None if none."""
+        return next((found for read in READS if (found := read(self, user)) is not None), None)
 
     def check_loop(self, site: CallSite | None) -> None:
         """Note the use of the connection on another event loop than the first use."""

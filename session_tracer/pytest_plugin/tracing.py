@@ -63,7 +63,12 @@ _COUNTED: Final = (
 _LASTING: Final = frozenset({"leaked-session", "long-transaction", "idle-in-transaction"})
 
 # What is about an object that one SELECT could have loaded.
-_LOADING: Final = (facts.AttributeLoaded, facts.DetachedLoadFailed, facts.ImplicitLoadFailed)
+_LOADING: Final = (
+    facts.AttributeLoaded,
+    facts.DetachedLoadFailed,
+    facts.ImplicitLoadFailed,
+    facts.SessionUsedConcurrently,
+)
 
 
 class _Current(threading.local):
