@@ -393,6 +393,7 @@ LOG_KEYS: Final = {
         "other_acquired_at": Attribute(STRING, "where it took its connection"),
         "other_held_ms": Attribute(MILLISECONDS, "how long it has held it"),
         "other_committed_at": Attribute(STRING, "where it committed"),
+        "other_called_at": Attribute(STRING, "the call of what committed"),
         "other_written": Attribute(INT, "objects that it wrote"),
         "other_findings": Attribute(STRINGS, "what was reported of it"),
         "timeout_ms": Attribute(MILLISECONDS, "how long the session waited for a connection"),

@@ -67,6 +67,7 @@ LABELS: Final = (
     ("other_opened_at", "other session opened at"),
     ("other_acquired_at", "it took its connection at"),
     ("other_committed_at", "it committed at"),
+    ("other_called_at", "which was called at"),
     ("pool_size", "pool"),
     ("holders", "held by"),
     ("waiters", "waited for at"),

@@ -778,7 +778,9 @@ class WritesSplit(_Value):
     """Two scopes that overlap in one thread or task have both committed writes.
 
     This scope's commit is the second one; `written` is what it wrote, `other_written` what the
-    other one did.
+    other one did. `called_site` and `other_called_site` are the lines by which the function that
+    runs both of them got to the two commits, if they are known. `is_inner` is whether this scope
+    was opened after the other one.
     """
 
     at: int
@@ -788,6 +790,9 @@ class WritesSplit(_Value):
     other_opened_site: CallSite | None
     other_site: CallSite | None
     other_written: Counts
+    called_site: CallSite | None = None
+    other_called_site: CallSite | None = None
+    is_inner: bool = False
 
 
 @dataclass(slots=True, eq=False, repr=False)

@@ -294,27 +294,42 @@ class SplitWrites(BuiltIn):
     memory = Once
 
     def judge(self, fact: WritesSplit, report: Report, memory: Once) -> Iterator[Finding]:
-        """Report each pair of lines that commit once."""
+        """Report each pair of lines that commit once, and of shared ones each pair of calls."""
         site, wrapper = work_site(fact.site, report)
-        if not memory.first((site, fact.site, fact.other_opened_site, fact.other_site)):
+        called = _call(fact.called_site, site)
+        other_called = _call(fact.other_called_site, fact.other_site)
+        lines = (site, fact.site, fact.other_opened_site, fact.other_site, called, other_called)
+        if not memory.first(lines):
             return
+        inner = called if fact.is_inner else other_called
+        also = "" if inner is None else f", also for the call at {inner}"
         yield report.finding(
             "split-writes",
             "warning",
             f"this session committed {counted(fact.written)}, and session {fact.other[:6]}, open "
             f"at the same time, {counted(fact.other_written)}: one of the commits can fail alone",
-            f"{opening(report)} SessionLocal.begin() as session:  # one session for all of it",
+            f"{opening(report)} SessionLocal.begin() as session:  "
+            f"# one session for all of it{also}",
             site,
             evidence=known(
+                called_at=called,
                 committed_at=wrapper,
                 written=dict(fact.written),
                 other_session_id=fact.other,
                 other_written=dict(fact.other_written),
                 other_opened_at=fact.other_opened_site,
                 other_committed_at=fact.other_site,
+                other_called_at=other_called,
                 alternatives=[_APART],
             ),
         )
+
+
+def _call(called: CallSite | None, site: CallSite | None) -> CallSite | None:
+    """Return the line that called the function of a line, if it is another function's."""
+    if called is None or site is None:
+        return called
+    return None if (called.file, called.function) == (site.file, site.function) else called
 
 
 # Such as the status of a job, which is seen while that goes on, and has to survive its rollback.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, cast
 from session_tracer import facts
 from session_tracer.ledger.owner_state import owner_state
 from session_tracer.where.blocks import blocks_of
-from session_tracer.where.callsite import is_in
+from session_tracer.where.callsite import called_before, is_in
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
@@ -21,13 +21,14 @@ if TYPE_CHECKING:
     from session_tracer.ledger.origin import Scope
     from session_tracer.ledger.report import Report, Tracer
     from session_tracer.ledger.use import Use
-    from session_tracer.where.callsite import CallSite
+    from session_tracer.where.callsite import Callers, CallSite
     from session_tracer.where.owner import Owner
 
 __all__ = [
     "ALONE",
     "Commit",
     "Member",
+    "Neighbour",
     "committed",
     "forget",
     "hand_on",
@@ -46,6 +47,14 @@ class Commit(NamedTuple):
     written: Counts
 
 
+class Neighbour(NamedTuple):
+    """The first commit of a session next to this one, when that was opened, and its first use."""
+
+    commit: Commit
+    opened_at: int
+    callers: Callers
+
+
 class Member(Protocol):
     """What has to be known of an open session."""
 
@@ -62,7 +71,8 @@ class Member(Protocol):
     opened_at: int
     last_site: CallSite | None
     commit: Commit | None
-    beside: tuple[Commit, ...]
+    beside: tuple[Neighbour, ...]
+    callers: Callers
     nested_lines: frozenset[tuple[CallSite | None, CallSite | None]]
     transactions_open: tuple[OpenTransaction, ...]
     committing_rows: int
@@ -279,22 +289,35 @@ def committed(member: Member, commit: Commit, now: int) -> Sequence[facts.Writes
             continue
         if other.commit is None:
             if len(other.beside) < _MOST_COMMITS:
-                other.beside = (*other.beside, commit)
-        elif member.commit is None and all(one.scope is not other.scope for one in earlier):
-            earlier.append(other.commit)
+                other.beside = (*other.beside, _as_neighbour(member, commit))
+        elif member.commit is None and all(one.commit.scope is not other.scope for one in earlier):
+            earlier.append(_as_neighbour(other, other.commit))
     member.commit = commit
-    return [
-        facts.WritesSplit(
-            at=now,
-            site=commit.site,
-            written=commit.written,
-            other=one.scope.id,
-            other_opened_site=one.scope.opened_site,
-            other_site=one.site,
-            other_written=one.written,
-        )
-        for one in earlier
-    ]
+    return [_split(member, commit, one, now) for one in earlier]
+
+
+def _as_neighbour(member: Member, commit: Commit) -> Neighbour:
+    return Neighbour(commit, member.opened_at, member.callers)
+
+
+def _split(member: Member, commit: Commit, other: Neighbour, now: int) -> facts.WritesSplit:
+    before, opened, locator = other.commit, member.scope.opened_site, cast("Use", member).locator
+    called, is_inner = None, other.opened_at < member.opened_at
+    if opened is not None:
+        other_opened = before.scope.opened_site
+        called = locator.called_at(opened, other_opened) if is_inner else locator.held_at(opened)
+    return facts.WritesSplit(
+        at=now,
+        site=commit.site,
+        written=commit.written,
+        other=before.scope.id,
+        other_opened_site=before.scope.opened_site,
+        other_site=before.site,
+        other_written=before.written,
+        called_site=called,
+        other_called_site=called_before(called, before.site, other.callers),
+        is_inner=is_inner,
+    )
 
 
 def _is_beside(member: Member, other: Member) -> bool:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from session_tracer.ledger.in_progress import Flush, Holding, OpenTransaction
     from session_tracer.ledger.origin import Scope
     from session_tracer.ledger.report import Report, Tracer
-    from session_tracer.ledger.same_owner import Commit
+    from session_tracer.ledger.same_owner import Commit, Neighbour
     from session_tracer.where.callsite import Callers, CallSite, Locator
     from session_tracer.where.owner import Owner
 
@@ -70,7 +70,7 @@ class Use:
     blocking: Blocking | None = None
     cancelled = False
     is_joined = False
-    beside: tuple[Commit, ...] = ()
+    beside: tuple[Neighbour, ...] = ()
     # The pairs of lines of which it was reported that a connection was taken next to its own.
     nested_lines: frozenset[tuple[CallSite | None, CallSite | None]] = frozenset()
 

@@ -30,6 +30,7 @@ __all__ = [
     "CallSite",
     "Callers",
     "Locator",
+    "called_before",
     "is_asgi",
     "is_in",
     "is_installed",
@@ -780,12 +781,7 @@ class Locator:
             holds: The line that opened the other session. If it is one of the function that opened
                 this one, no call did.
         """
-        frames, names = [], managers_of(opened)
-        for frame in _outwards(_frame(1)):
-            if is_asgi(frame.f_code) or _WSGI in frame.f_code.co_varnames:
-                break
-            if self._kind(frame) <= _TEMPLATE and frame.f_code.co_name not in _COMPREHENSIONS:
-                frames.append(frame)
+        frames, names = self._functions(_frame(1)), managers_of(opened)
         for number, frame in enumerate(frames):
             site = self._site(frame, self._kind(frame))
             is_opener = is_in(opened, frame.f_code)
@@ -793,7 +789,9 @@ class Locator:
             if block is None and not is_opener:
                 continue
             outer = number + is_opener
-            while outer < len(frames) and _calls_decorated(frames[outer]):
+            while outer < len(frames) and _calls_decorated(
+                frames[outer].f_code, frames[outer].f_lasti
+            ):
                 outer += 1
             is_block = block is not None and outer == number
             if is_block:
@@ -812,6 +810,34 @@ class Locator:
                 return block if is_block else None
             return self._site(calls[0], self._kind(calls[0]))
         return None
+
+    def held_at(self, opened: CallSite) -> CallSite | None:
+        """Return the line at work in the function that has a session, which it opened.
+
+        Or in one that has it in a `with` block of a context manager, which opened it. A decorator's
+        function has it for the decorated one.
+
+        Args:
+            opened: The line that opened the session.
+        """
+        frames = self._functions(_frame(1))
+        for number, frame in enumerate(frames):
+            is_manager = is_in(opened, frame.f_code) and frame.f_code.co_flags & _CO_GENERATOR
+            if not is_manager and self._keeps(frame, opened):
+                is_decorators = number and _calls_decorated(frame.f_code, frame.f_lasti)
+                has_it = frames[number - 1] if is_decorators else frame
+                return self._site(has_it, self._kind(has_it))
+        return None
+
+    def _functions(self, start: FrameType | None) -> list[FrameType]:
+        """Return the application's functions that are at work, up to what a server calls."""
+        frames = []
+        for frame in _outwards(start):
+            if is_asgi(frame.f_code) or _WSGI in frame.f_code.co_varnames:
+                break
+            if self._kind(frame) <= _TEMPLATE and frame.f_code.co_name not in _COMPREHENSIONS:
+                frames.append(frame)
+        return frames
 
     def _keeps(self, frame: FrameType, opened: CallSite | None, *, others: int = 0) -> bool:
         """Return whether the call has opened a session, or has it in a `with` block it is in.
@@ -1062,20 +1088,54 @@ def _is_given_session(frame: FrameType) -> bool:
     return any(name in _SESSIONS or name.endswith("_session") for name in parameters)
 
 
-def _calls_decorated(frame: FrameType) -> bool:
+def _calls_decorated(code: CodeType, at: int) -> bool:
     """Return whether the function calls a variable of the one around it, as a decorator's does.
 
     It is read in the source: a look at the frame's variables would keep their objects alive.
     """
-    names = frame.f_code.co_freevars
+    names = code.co_freevars
     if not names:
         return False
-    positions = islice(frame.f_code.co_positions(), frame.f_lasti // 2, None)
-    line, _, column, _ = next(positions, (None, None, None, None))
+    line, column = _position(code, at)
     if line is None or column is None:
         return False
-    call = linecache.getline(frame.f_code.co_filename, line)[column:]
+    call = linecache.getline(code.co_filename, line)[column:]
     return call.removeprefix("await ").partition("(")[0] in names
+
+
+def _position(code: CodeType, at: int) -> tuple[int | None, int | None]:
+    """Return the line and the column of an instruction, where they are known."""
+    positions = islice(code.co_positions(), at // 2, None)
+    line, _, column, _ = next(positions, (None, None, None, None))
+    return line, column
+
+
+def called_before(
+    called: CallSite | None, site: CallSite | None, callers: Callers
+) -> CallSite | None:
+    """Return the line by which the function of `called` got to another line before.
+
+    Args:
+        called: A line of the function, which is at work now.
+        site: The line that it got to.
+        callers: What was at work then, or a little before in the same function. It is not known by
+            which call the function got to the line if this does not have the line's function, nor a
+            block of it.
+    """
+    if called is None or site is None:
+        return None
+    passed: list[CallSite] = []
+    for code, at in callers:
+        line = CallSite(code.co_filename, _position(code, at)[0] or 0, _written_name(code))
+        if is_in(called, code):
+            if _calls_decorated(code, at) and passed:
+                line = passed.pop()
+            is_on_the_way = any(is_in(site, code) for code, _ in callers[: len(passed)]) or any(
+                blocks_of(one, site) for one in passed
+            )
+            return line if is_on_the_way and line.line else None
+        passed.append(line)
+    return None
 
 
 def is_asgi(code: CodeType) -> bool:

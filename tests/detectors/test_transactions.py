@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -272,6 +273,9 @@ SPLIT = WritesSplit(
 APART = 'session_tracer.silence("split-writes", reason="...")  # if each may be committed alone'
 
 
+OF_CALL = "# one session for all of it, also for the call at {}"
+
+
 def test_writes_are_committed_by_two_sessions() -> None:
     assert reported(SplitWrites(), OPENING, SPLIT) == [
         Finding(
@@ -292,6 +296,24 @@ def test_writes_are_committed_by_two_sessions() -> None:
             },
         )
     ]
+
+
+def test_the_calls_of_commits_are_named_where_these_are_other_functions() -> None:
+    calls: Any = {"called_site": BEGAN, "other_called_site": CLOSED}
+    (split,) = reported(SplitWrites(), OPENING, replace(SPLIT, **calls))
+    assert isinstance(split, Finding)
+    assert split.remedy.endswith(OF_CALL.format(CLOSED))
+    assert (split.evidence["called_at"], split.evidence["other_called_at"]) == (
+        str(BEGAN),
+        str(CLOSED),
+    )
+    (split,) = reported(SplitWrites(), OPENING, replace(SPLIT, **calls, is_inner=True))
+    assert isinstance(split, Finding)
+    assert split.remedy.endswith(OF_CALL.format(BEGAN))
+    own: Any = {"called_site": COMMITTED, "other_called_site": ELSEWHERE}
+    assert reported(SplitWrites(), OPENING, replace(SPLIT, **own)) == reported(
+        SplitWrites(), OPENING, SPLIT
+    )
 
 
 def test_two_lines_that_split_writes_are_named_once() -> None:

@@ -612,7 +612,7 @@ async def save_both(twin: Twin) -> None:
     async with twin.session() as session:  # <- outer
         session.add_all(authors(2))
         await session.commit()  # <- first
-        await save_a_book(twin)
+        await save_a_book(twin)  # <- calls
 
 
 async def save_both_the_other_way_round(twin: Twin) -> None:
@@ -639,11 +639,14 @@ SPLIT: dict[Any, Any] = {
     save_both_the_other_way_round: save_both_the_other_way_round,
     save_both_in_blocks: save_both_in_blocks,
 }
+ONE_FOR_ALL = "SessionLocal.begin() as session:  # one session for all of it"
 
 
 @pytest.mark.parametrize("save", SPLIT, ids=lambda story: story.__name__)
 def test_two_sessions_that_share_the_writing(twin: Twin, save: Callable[[Twin], Any]) -> None:
     second = SPLIT[save]
+    call = None if save is second else str(marked(save, "<- calls"))
+    also = "" if call is None else f", also for the call at {call}"
 
     async def story() -> None:
         with capture(twin.factory) as captured:
@@ -654,9 +657,10 @@ def test_two_sessions_that_share_the_writing(twin: Twin, save: Callable[[Twin], 
                 id="split-writes",
                 site=marked(second, "<- second"),
                 opened=marked(second, "<- inner"),
-                remedy=f"{'async with' if twin.is_async else 'with'} SessionLocal.begin() "
-                "as session:  # one session for all of it",
+                remedy=f"{'async with' if twin.is_async else 'with'} {ONE_FOR_ALL}{also}",
                 evidence={
+                    "called_at": call,
+                    "other_called_at": None,
                     "written": {"Book": 1},
                     "other_written": {"Author": 2},
                     "other_opened_at": str(marked(save, "<- outer")),
@@ -664,6 +668,151 @@ def test_two_sessions_that_share_the_writing(twin: Twin, save: Callable[[Twin], 
                 },
             ),
         )
+
+    twin.run(story)
+
+
+# Writes in sessions that one helper opens and another one commits.
+
+
+async def create(session: Any, one: Any) -> None:
+    session.add(one)
+    await session.commit()  # <- commits
+
+
+@asynccontextmanager
+async def committing(twin: Twin) -> AsyncIterator[Any]:
+    async with twin.session() as session:
+        yield session
+        await session.commit()
+
+
+async def create_a_book(twin: Twin) -> None:
+    async with committing(twin) as session:
+        await create(session, Book(title="Notes", author_id=1))
+
+
+async def add_a_book(twin: Twin) -> None:
+    async with OwnSession(twin) as session:
+        session.add(Book(title="Notes", author_id=1))
+        await session.commit()
+
+
+async def create_before(twin: Twin) -> None:
+    async with committing(twin) as session:
+        await create(session, Author(name="Ada"))  # <- outer
+        await create_a_book(twin)  # <- inner
+
+
+async def create_after(twin: Twin) -> None:
+    async with committing(twin) as session:
+        await read(session)
+        await session.commit()
+        await create_a_book(twin)  # <- inner
+        await create(session, Author(name="Ada"))  # <- outer
+
+
+async def add_after(twin: Twin) -> None:
+    """The context manager commits: the line of the block is the finding's own."""
+    async with committing(twin) as session:
+        await session.execute(text("SELECT 1"))
+        await session.commit()
+        await create_a_book(twin)  # <- inner
+        session.add(Author(name="Ada"))
+
+
+async def create_in_own_blocks(twin: Twin) -> None:
+    async with OwnSession(twin) as session:
+        await create(session, Author(name="Ada"))  # <- outer
+        await add_a_book(twin)  # <- inner
+
+
+@given_a_session
+async def create_decorated(twin: Twin, session: Any) -> None:
+    await create(session, Author(name="Ada"))  # <- outer
+    await create_a_book(twin)  # <- inner
+
+
+@given_a_session
+async def create_decorated_after(twin: Twin, session: Any) -> None:
+    await read(session)
+    await session.commit()
+    await create_a_book(twin)  # <- inner
+    await create(session, Author(name="Ada"))  # <- outer
+
+
+@logged
+async def save_logged(session: Any) -> None:
+    await create(session, Author(name="Ada"))
+
+
+async def create_far_away(twin: Twin) -> None:
+    """More functions are between its line and the first use than the ledger knows of."""
+    async with committing(twin) as session:
+        await logged(save_logged)(session)
+        await create_a_book(twin)  # <- inner
+
+
+# The calls of the second commit and of the first one.
+CALLS: dict[Any, tuple[str, str]] = {
+    create_before: ("<- inner", "<- outer"),
+    create_after: ("<- outer", "<- inner"),
+    add_after: ("", "<- inner"),
+    create_in_own_blocks: ("<- inner", "<- outer"),
+    create_decorated: ("<- inner", "<- outer"),
+    create_decorated_after: ("<- outer", "<- inner"),
+    create_far_away: ("<- inner", ""),
+}
+
+
+@pytest.mark.parametrize("save", CALLS, ids=lambda story: story.__name__)
+def test_the_calls_that_led_to_two_commits_are_named(twin: Twin, save: Any) -> None:
+    second, first = (str(marked(unwrap(save), mark)) if mark else None for mark in CALLS[save])
+    inner = str(marked(unwrap(save), "<- inner"))
+
+    async def story() -> None:
+        with capture(twin.factory) as captured:
+            await save(twin)
+        (found,) = [one for one in captured.findings if one.id == "split-writes"]
+        evidence = found.evidence
+        assert (evidence.get("called_at"), evidence.get("other_called_at")) == (second, first)
+        assert found.remedy.endswith(f"{ONE_FOR_ALL}, also for the call at {inner}")
+
+    twin.run(story)
+
+
+async def create_two(twin: Twin) -> None:
+    async with committing(twin) as session:
+        await read(session)
+        await session.commit()
+        await create_a_book(twin)  # <- inner
+        await create_a_book(twin)  # <- another
+        await create(session, Author(name="Ada"))
+
+
+def test_each_call_of_a_helper_is_a_finding(twin: Twin) -> None:
+    async def story() -> None:
+        with capture(twin.factory) as captured:
+            await create_two(twin)
+        calls = [
+            one.evidence["other_called_at"] for one in captured.findings if one.id == "split-writes"
+        ]
+        assert calls == [str(marked(create_two, mark)) for mark in ("<- inner", "<- another")]
+
+    twin.run(story)
+
+
+async def share_one(twin: Twin) -> None:
+    async with committing(twin) as session:
+        await create(session, Author(name="Ada"))
+        await create(session, Book(title="Notes", author_id=1))
+
+
+def test_one_session_for_both_calls_is_the_remedy(twin: Twin) -> None:
+    async def story() -> None:
+        with capture(twin.factory) as captured:
+            await share_one(twin)
+        assert_found(captured)
 
     twin.run(story)
 
