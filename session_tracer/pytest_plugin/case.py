@@ -16,7 +16,7 @@ from session_tracer.where.frameworks import is_test_setup, is_test_teardown
 
 if TYPE_CHECKING:
     import weakref
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from session_tracer.facts import Fact
     from session_tracer.ledger.loads import Passed
@@ -61,6 +61,7 @@ class Scope:
         left_open: Whether it was reported that its test left it open.
         registry: The `scoped_session` that has made its session.
         opened_for: The line of the tests that led to its first use.
+        opened_by: The lines at work when it was opened, the innermost first.
         is_tests: Whether the tests' own code has used it.
         is_of_a_fixture: Whether a fixture made its session.
         last: The test that used it last.
@@ -75,6 +76,7 @@ class Scope:
     left_open: bool = False
     registry: weakref.ref[Any] | None = None
     opened_for: CallSite | None = None
+    opened_by: Sequence[CallSite] = ()
     is_tests: bool = False
     is_of_a_fixture: bool = False
     last: Case | None = None
@@ -174,6 +176,11 @@ class Case:
                 session = self._sessions[id_] = SessionCounts(report, fact.at)
             session.add(fact)
             self.counts.add(fact, id_)
+
+    def scope_of(self, id_: str) -> Scope | None:
+        """Return the scope with this id if the test opened it, also if it is closed."""
+        _, scope = self._opened.get(id_, (None, None))
+        return scope
 
     def repeats(self, report: Report, passed: Passed) -> bool:
         """Return whether the test's own code repeats what happens now, or led to both.

@@ -22,6 +22,7 @@ from session_tracer.pytest_plugin.case import Case, Reported, Scope
 from session_tracer.pytest_plugin.client_threads import ClientThreads
 from session_tracer.runtime import process
 from session_tracer.verdicts.policy import Policy
+from session_tracer.where.blocks import block_around
 from session_tracer.where.callsite import registry_at_work, task_stack
 from session_tracer.where.tasks import is_ready, suspended
 
@@ -292,6 +293,7 @@ class Tracing:
         scope.registry = self._registry_of(session)
         if scope.case is not None:
             scope.opened_for = report.ledger.locator.innermost(scope.case.own_files.begins)
+        scope.opened_by = report.ledger.locator.sites(report.ledger.owner.frames())
         self.sessions += self.is_on  # sessions that were open before are not counted
         if session is not None and (
             self._sharing or self.case is None or self.case.phase != "call"
@@ -320,8 +322,18 @@ class Tracing:
             return False
         if not self._of_fixtures.isdisjoint((report.ledger.id, fact.other)):
             return True
-        case, opened = self.case, (report.ledger.opened_site, fact.other_opened_site)
-        return case is not None and len(set(map(case.has_line, opened))) > 1
+        mine = self._opened_by_tests(report.ledger.id, report.ledger.opened_site)
+        others = self._opened_by_tests(fact.other, fact.other_opened_site)
+        return (mine is None) != (others is None)
+
+    def _opened_by_tests(self, id_: str, opened: CallSite | None) -> CallSite | None:
+        """Return the line of the tests that opened a session, or whose `with` block has it."""
+        case, known = self.case, self._open.get(id_)
+        if case is None:
+            return None
+        scope = case.scope_of(id_) if known is None else known[1]
+        lines = opened, None if scope is None else block_around(scope.opened_by)
+        return next(filter(case.has_line, lines), None)
 
     def _is_taken_by_application(self, fact: ConnectionNested) -> bool:
         case, known = self.case, self._open.get(fact.other)

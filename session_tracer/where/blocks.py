@@ -6,6 +6,7 @@ import ast
 import linecache
 from dataclasses import replace
 from functools import lru_cache
+from itertools import pairwise
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from session_tracer.where.callsite import CallSite
 
 __all__ = [
+    "block_around",
     "block_of",
     "blocks_of",
     "head_of",
@@ -117,6 +119,23 @@ def block_of(site: CallSite, opened: CallSite) -> CallSite | None:
     """
     around = _around(site, opened)
     return replace(site, line=around[-1].head.start) if around else None
+
+
+def block_around(lines: Sequence[CallSite]) -> CallSite | None:
+    """Return the line of the `with` for which a context manager opens a session, if one does.
+
+    If that block is in another context manager, which is called by a `with` too, it is that one.
+
+    Args:
+        lines: The lines that are at work when the session is opened, the innermost first.
+    """
+    around = None
+    for inner, line in pairwise(lines):
+        block = block_of(line, inner)
+        if block is None:
+            break
+        around = block
+    return around
 
 
 def managers_of(opened: CallSite) -> frozenset[str]:
