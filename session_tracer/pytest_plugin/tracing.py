@@ -359,12 +359,9 @@ class Tracing:
 
     def with_line_of_tests(self, finding: Finding, report: Report) -> Finding:
         """Return the finding with the line of the tests that opened the session used by several."""
-        if finding.id != "concurrent-use" or self.case is None:
+        if finding.id != "concurrent-use":
             return finding
-        opened, known = report.ledger.opened_site, self._open.get(report.ledger.id)
-        if not self.case.has_line(opened):
-            is_fixtures = known is not None and known[1].is_of_a_fixture
-            opened = known[1].opened_for if known is not None and is_fixtures else None
+        opened = self._opened_by_tests(report.ledger.id, report.ledger.opened_site)
         if opened is None:
             return finding
         where = f"the tests opened the session at {opened}"

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 SERVICE: Final = """
 import asyncio
+from contextlib import asynccontextmanager
 from sqlalchemy import select, text
 from tests.library import Author
 from tests.stories.findings.due import look_ahead
@@ -20,6 +21,16 @@ async def handle(session):
 
 async def handle_both(session):
     await asyncio.gather(handle(session), handle(session))
+
+@asynccontextmanager
+async def lent(maker):
+    async with maker() as session:
+        await session.connection()
+        yield session
+
+async def prepare(maker):
+    async with lent(maker) as session:
+        await handle_both(session)
 
 class Application:
     async def start(self, maker):
@@ -47,7 +58,7 @@ def read_in_its_own(SessionLocal):
 
 TASKS: Final = """
 import pytest_asyncio
-from service import Application, handle, handle_both
+from service import Application, handle, handle_both, lent, prepare
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 
 @pytest_asyncio.fixture
@@ -63,9 +74,25 @@ async def shared(maker):
         yield session
 
 @pytest_asyncio.fixture
+async def borrowed(maker):
+    async with lent(maker) as session:  # borrows
+        yield session
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def borrowed_for_all():
+    engine = create_async_engine("sqlite+aiosqlite://")
+    async with lent(async_sessionmaker(engine)) as session:  # borrows for all
+        yield session
+    await engine.dispose()
+
+@pytest_asyncio.fixture
+async def prepared(maker):
+    await prepare(maker)
+
+@pytest_asyncio.fixture
 async def application(maker):
     application = Application()
-    await application.start(maker)  # starts
+    await application.start(maker)
     yield application
     await application.session.close()
 """
@@ -88,20 +115,47 @@ async def test_of_a_fixture(shared):
 async def test_of_requests(shared):
     await asyncio.gather(handle_both(shared), asyncio.sleep(0))
 
+async def test_of_a_fixtures_block(borrowed):
+    await handle_both(borrowed)
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_of_a_wider_fixtures_block(borrowed_for_all):
+    await handle_both(borrowed_for_all)
+
+async def test_of_its_own_block(maker):
+    async with lent(maker) as session:  # borrows itself
+        await handle_both(session)
+
 async def test_of_the_application(application):
     await asyncio.gather(application.request(), application.request())
+
+async def test_of_a_function_of_the_application(maker):
+    await prepare(maker)
+
+async def test_of_what_a_fixture_calls(prepared):
+    pass
 """,
         "--session-tracer=error",
     )
-    assert set(run.outcomes.values()) == {"failed"}, run.text
+    expected = dict.fromkeys(run.outcomes, "failed")
+    expected["test_of_what_a_fixture_calls"] = "teardown error"
+    assert run.outcomes == expected, run.text
     for test, words in {
         "test_of_a_fixture": "# opens a fixture's",
         "test_of_requests": "# opens a fixture's",
-        "test_of_the_application": "# starts",
+        "test_of_a_fixtures_block": "# borrows",
+        "test_of_a_wider_fixtures_block": "# borrows for all",
+        "test_of_its_own_block": "# borrows itself",
+        "test_of_the_application": "",
+        "test_of_a_function_of_the_application": "",
+        "test_of_what_a_fixture_calls": "",
     }.items():
-        text = " ".join(run.reports[test]["call"].longreprtext.split())
+        phase = "teardown" if test == "test_of_what_a_fixture_calls" else "call"
+        text = " ".join(run.reports[test][phase].longreprtext.split())
         assert f"({service.at('# handles', 'service')})" in text
-        assert f"; the tests opened the session at {service.at(words)} in " in text
+        before, found, line = text.partition("; the tests opened the session at ")
+        assert bool(found) == bool(words), before
+        assert line.startswith(f"{service.at(words)} in " if words else "")
 
 
 def test_how_long_a_transaction_of_the_tests_is_open(service: Suites) -> None:
